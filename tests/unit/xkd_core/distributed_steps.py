@@ -1,0 +1,65 @@
+"""Two training steps as one of several workers; a program that a test starts.
+
+Arguments: rank, number of workers, a file to meet at, a file for the result of rank 0.
+"""
+
+import sys
+
+import torch
+import torch.distributed as dist
+from micro_model import micro_config, micro_model, micro_views, train_state
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from xkd_core.config import ObjectiveConfig, OptimizerConfig
+from xkd_core.train_step import train_step
+from xkd_core.views import Views
+from xkd_core.xkd import model_tensors
+
+NUM_CLIPS = 4
+
+
+def main(rank: int, num_workers: int, meeting_file: str, result_file: str) -> None:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{meeting_file}", rank=rank, world_size=num_workers
+    )
+    result = run_steps(rank, num_workers, DistributedDataParallel)
+    if rank == 0:
+        save_file(result, result_file)
+    dist.destroy_process_group()
+
+
+def run_steps(rank: int, num_workers: int, wrap) -> dict[str, Tensor]:
+    """Weights and centres after two steps on a worker's share of one batch."""
+    config = micro_config(
+        # MMD compares the clips of one worker, so it alone depends on how clips are shared out.
+        objective=ObjectiveConfig(alignment_weight=0.0),
+        # With a large eps AdamW does not turn the rounding of a tiny gradient into a whole step.
+        optimizer=OptimizerConfig(warmup_epochs=0.0, learning_rate=0.1, eps=1.0),
+    )
+    torch.manual_seed(0)
+    views, model = micro_views(NUM_CLIPS), micro_model()
+    state = train_state(model, config)
+    state.forward = wrap(model)
+    for _ in range(2):
+        train_step(
+            state, share_of(views, rank, num_workers), config, total_steps=9, steps_per_epoch=3.0
+        )
+    centers = {f"center.{name}": center for name, center in state.centers._asdict().items()}
+    return {**model_tensors(model), **centers}
+
+
+def share_of(views: Views, rank: int, num_workers: int) -> Views:
+    """The clips of one worker; they are on the second axis of local views."""
+    mine = slice(rank * NUM_CLIPS // num_workers, (rank + 1) * NUM_CLIPS // num_workers)
+    return Views(
+        *(
+            tensor[:, mine] if name.endswith("_locals") else tensor[mine]
+            for name, tensor in views._asdict().items()
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])

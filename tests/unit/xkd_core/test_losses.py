@@ -1,0 +1,150 @@
+"""Facts about the objective; each loss is its formula again in NumPy."""
+
+import numpy as np
+import pytest
+import torch
+from micro_model import micro_model, micro_views
+
+from xkd_core.config import ObjectiveConfig, TemperatureConfig
+from xkd_core.losses import (
+    distillation_loss,
+    initial_centers,
+    losses,
+    mmd,
+    reconstruction_loss,
+    teacher_temperature,
+    update_centers,
+)
+
+GAMMAS = ObjectiveConfig().mmd_gammas
+
+
+def kernel_mean(x, y):
+    distances = ((x[:, None, :] - y[None, :, :]) ** 2).sum(axis=-1)
+    return sum(np.exp(-gamma * distances) for gamma in GAMMAS).mean()
+
+
+def normed_rows(num_rows, width, spread=1.0):
+    """Rows as the head gives them: a common direction and `spread` of their own."""
+    rows = torch.randn(1, width) + spread * torch.randn(num_rows, width)
+    return torch.nn.functional.layer_norm(rows, (width,))
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.1, 0.01, 0.001])
+def test_mmd_is_the_formula_in_float64(spread):
+    rows = normed_rows(12, 256, spread)
+    x, y = rows[:5], rows[5:]
+    x64, y64 = x.double().numpy(), y.double().numpy()
+    expected = kernel_mean(x64, x64) + kernel_mean(y64, y64) - 2 * kernel_mean(x64, y64)
+    assert mmd(x, y, GAMMAS).item() == pytest.approx(expected, rel=1e-6, abs=1e-7)
+
+
+def test_mmd_of_a_set_with_itself_is_0():
+    rows = normed_rows(8, 256, 0.1)
+    assert mmd(rows, rows, GAMMAS).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_mmd_of_32_and_32_decorrelated_rows_is_0_4375():
+    assert mmd(torch.randn(32, 8192), torch.randn(32, 8192), GAMMAS).item() == 0.4375
+
+
+def test_identical_rows_give_finite_gradients():
+    x = normed_rows(1, 64).expand(4, -1).clone().requires_grad_()
+    mmd(x, normed_rows(4, 64), GAMMAS).backward()
+    assert x.grad.isfinite().all()
+
+
+def test_mmd_is_the_same_under_autocast():
+    x, y = normed_rows(4, 256, 0.01), normed_rows(4, 256, 0.01)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = mmd(x, y, GAMMAS)
+    assert torch.equal(inside, mmd(x, y, GAMMAS))
+
+
+def test_distillation_is_the_formula_in_float64():
+    student = torch.randn(2, 3, 10, dtype=torch.float64)
+    teacher, center = torch.randn(3, 10).double(), torch.randn(10).double()
+
+    def log_softmax(logits):
+        return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+    target = np.exp(log_softmax((teacher.float().numpy() - center.numpy()) / 0.07))
+    expected = -(target * log_softmax(student.float().numpy() / 0.1)).sum(axis=-1).mean()
+    loss = distillation_loss(
+        student, teacher, center, student_temperature=0.1, teacher_temperature=0.07
+    )
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_no_gradient_reaches_the_teacher():
+    student, teacher = torch.randn(2, 3, 10, requires_grad=True), torch.randn(3, 10)
+    teacher.requires_grad_()
+    loss = distillation_loss(
+        student, teacher, torch.zeros(10), student_temperature=0.1, teacher_temperature=0.07
+    )
+    loss.backward()
+    assert teacher.grad is None
+    assert student.grad.abs().sum() > 0
+
+
+def test_reconstruction_counts_hidden_patches_alone():
+    reconstruction, target = torch.randn(3, 6, 4), torch.randn(3, 6, 4)
+    hidden = torch.rand(3, 6) < 0.5
+    expected = ((reconstruction - target)[hidden] ** 2).mean()
+    torch.testing.assert_close(reconstruction_loss(reconstruction, target, hidden), expected)
+
+
+def test_centers_move_a_tenth_of_the_way_to_the_batch():
+    video, audio = torch.randn(4, 6), torch.randn(4, 6)
+    centers = update_centers(initial_centers(6), video, audio, 0.9)
+    centers = update_centers(centers, audio, video, 0.9)
+    expected = 0.09 * video.mean(dim=0) + 0.1 * audio.mean(dim=0)
+    torch.testing.assert_close(centers.video, expected)
+
+
+def test_a_teacher_temperature_follows_its_epoch():
+    warming = TemperatureConfig(start=0.04, end=0.06, warmup_epochs=30.0)
+    assert teacher_temperature(warming, 29.5) == pytest.approx(0.06)
+    assert teacher_temperature(warming, 0.5) == pytest.approx(0.04)
+
+
+def test_the_total_is_the_weighted_mean_of_three_half_sums():
+    output = micro_model()(micro_views())
+    total, terms, _ = losses(output, initial_centers(96), ObjectiveConfig(), 0.0)
+    for name, first, second in (
+        ("reconstruction", "video", "audio"),
+        ("alignment", "student", "teacher"),
+        ("distillation", "video_to_audio", "audio_to_video"),
+    ):
+        half_sum = 0.5 * (terms[f"loss/{name}/{first}"] + terms[f"loss/{name}/{second}"])
+        torch.testing.assert_close(terms[f"loss/{name}"], half_sum)
+    expected = (
+        terms["loss/alignment"] + terms["loss/distillation"] + 5 * terms["loss/reconstruction"]
+    ) / 7
+    torch.testing.assert_close(total, expected)
+    assert terms["loss/total"] is total
+
+
+def test_alignment_of_the_teachers_is_a_constant():
+    output = micro_model()(micro_views())
+    _, terms, _ = losses(output, initial_centers(96), ObjectiveConfig(), 0.0)
+    assert not terms["loss/alignment/teacher"].requires_grad
+    assert terms["loss/alignment/student"].requires_grad
+
+
+def test_distillation_from_video_uses_the_video_center_and_temperature():
+    output = micro_model()(micro_views(num_audio_locals=2))
+    objective = ObjectiveConfig(
+        video_teacher_temperature=TemperatureConfig(start=0.2, end=0.2),
+        audio_student_temperature=0.3,
+    )
+    centers = initial_centers(96)._replace(video=torch.randn(96))
+    _, terms, _ = losses(output, centers, objective, 0.0)
+    expected = distillation_loss(
+        output.audio_student_logits,
+        output.video_teacher_logits,
+        centers.video,
+        student_temperature=0.3,
+        teacher_temperature=0.2,
+    )
+    assert torch.equal(terms["loss/distillation/video_to_audio"], expected)

@@ -1,0 +1,162 @@
+"""Facts about the networks."""
+
+import pytest
+import torch
+from micro_model import VARIANTS, micro_config, micro_model, micro_views
+
+from xkd_core.config import ModelConfig
+from xkd_core.losses import initial_centers, losses
+from xkd_core.xkd import build_xkd, load_model_tensors, model_tensors
+
+# Published totals count the fixed lengths of the heads' last layers, which are not stored here.
+FIXED_LENGTHS = 4 * 8192
+TEACHERS = ("video_teacher", "audio_teacher", "video_teacher_head", "audio_teacher_head")
+
+
+@pytest.mark.parametrize(
+    ("variant", "total_millions", "trainable_millions"),
+    [
+        ("modality_specific", 396.37, 206.35),
+        ("modality_agnostic_student", 311.35, 121.32),
+        ("modality_agnostic_teacher_student", 226.32, 121.32),
+    ],
+)
+def test_a_vit_b_has_the_published_number_of_parameters(
+    variant, total_millions, trainable_millions
+):
+    with torch.device("meta"):
+        model = build_xkd(ModelConfig(variant=variant))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert round((total + FIXED_LENGTHS) / 1e6, 2) == total_millions
+    assert round(trainable / 1e6, 2) == trainable_millions
+
+
+@pytest.mark.parametrize(
+    ("variant", "students_share", "teachers_share"),
+    [
+        ("modality_specific", False, False),
+        ("modality_agnostic_student", True, False),
+        ("modality_agnostic_teacher_student", True, True),
+    ],
+)
+def test_a_variant_is_who_shares_blocks(variant, students_share, teachers_share):
+    model = micro_model(variant)
+    assert (model.video_student.blocks is model.audio_student.blocks) == students_share
+    assert (model.video_teacher.blocks is model.audio_teacher.blocks) == teachers_share
+    assert model.video_student.blocks is not model.video_teacher.blocks
+    assert model.video_student.norm is not model.audio_student.norm
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_teachers_begin_as_copies_of_the_students(variant):
+    model = micro_model(variant)
+    for name in TEACHERS:
+        teacher = getattr(model, name)
+        student = getattr(model, name.replace("teacher", "student"))
+        assert not any(parameter.requires_grad for parameter in teacher.parameters())
+        for ours, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_trainable_parameter_gets_a_gradient_and_no_teacher_does(variant):
+    model, config = micro_model(variant), micro_config(variant)
+    output = model(micro_views())
+    losses(output, initial_centers(96), config.objective, 0.0)[0].backward()
+    for name, parameter in model.named_parameters():
+        if name.split(".")[0] in TEACHERS:
+            assert parameter.grad is None, name
+        else:
+            assert parameter.grad.abs().sum() > 0, name
+
+
+def test_one_seed_gives_one_model():
+    torch.manual_seed(3)
+    first = model_tensors(micro_model())
+    torch.manual_seed(3)
+    second = model_tensors(micro_model())
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_initialisation_leaves_no_parameter_unset(variant):
+    model = micro_model(variant)
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, float("nan"))
+    model.init_weights()
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_the_output_has_a_row_of_logits_for_each_view_and_clip():
+    output = micro_model()(micro_views(num_clips=4, num_video_locals=3, num_audio_locals=2))
+    assert output.video_student_logits.shape == (4, 4, 96)
+    assert output.audio_student_logits.shape == (3, 4, 96)
+    assert output.video_teacher_logits.shape == (4, 96)
+    assert output.video_reconstruction.shape == output.video_target.shape == (4, 64, 384)
+    assert output.audio_reconstruction.shape == output.audio_target.shape == (4, 32, 32)
+
+
+def test_logits_of_a_clip_do_not_depend_on_its_batch():
+    model, views = micro_model(), micro_views(num_clips=4)
+    whole = model(views)
+    half = model(
+        views._replace(
+            video_global=views.video_global[2:],
+            video_locals=views.video_locals[:, 2:],
+            audio_global=views.audio_global[2:],
+            audio_locals=views.audio_locals[:, 2:],
+            video_mask_noise=views.video_mask_noise[2:],
+            audio_mask_noise=views.audio_mask_noise[2:],
+        )
+    )
+    close = {"atol": 1e-4, "rtol": 1e-4}
+    torch.testing.assert_close(
+        half.video_student_logits, whole.video_student_logits[:, 2:], **close
+    )
+    torch.testing.assert_close(half.audio_teacher_logits, whole.audio_teacher_logits[2:], **close)
+
+
+def test_the_student_does_not_see_hidden_patches():
+    model, views = micro_model(), micro_views()
+    before = model(views)
+    hidden = before.video_mask.reshape(-1, 1, 4, 4, 4)
+    pixels = hidden.repeat_interleave(2, 2).repeat_interleave(8, 3).repeat_interleave(8, 4)
+    after = model(views._replace(video_global=views.video_global.masked_fill(pixels, 9.0)))
+    assert torch.equal(after.video_reconstruction, before.video_reconstruction)
+    assert torch.equal(after.video_student_logits, before.video_student_logits)
+    assert not torch.equal(after.video_teacher_logits, before.video_teacher_logits)
+
+
+def test_teachers_see_the_global_view_or_the_first_local_one():
+    model, views = micro_model(), micro_views(num_video_locals=2, num_audio_locals=2)
+    changed = views._replace(
+        video_locals=views.video_locals + torch.tensor([0.0, 1.0])[:, None, None, None, None, None]
+    )
+    for teacher_view in ("global", "first_local"):
+        before, after = (model(v, teacher_view=teacher_view) for v in (views, changed))
+        assert torch.equal(after.video_teacher_logits, before.video_teacher_logits)
+    local = model(views._replace(video_global=views.video_global + 1.0), teacher_view="first_local")
+    assert torch.equal(local.video_teacher_logits, before.video_teacher_logits)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_tensors_without_aliases_restore_a_model(variant):
+    saved = {name: tensor.clone() for name, tensor in model_tensors(micro_model(variant)).items()}
+    model = micro_model(variant)
+    load_model_tensors(model, saved)
+    restored = model_tensors(model)
+    assert all(torch.equal(restored[name], tensor) for name, tensor in saved.items())
+    storages = [tensor.untyped_storage().data_ptr() for tensor in restored.values()]
+    assert len(set(storages)) == len(storages)
+    assert len(saved) == len(list(model.parameters()))
+
+
+def test_loading_names_what_does_not_fit():
+    model = micro_model()
+    tensors = model_tensors(model)
+    norm = tensors.pop("video_student.norm.bias")
+    with pytest.raises(ValueError, match=r"missing: video_student\.norm\.bias; unexpected: extra"):
+        load_model_tensors(model, {**tensors, "extra": norm})
+    with pytest.raises(ValueError, match=r"shape: video_student\.norm\.bias \(1,\) instead of"):
+        load_model_tensors(model, {**tensors, "video_student.norm.bias": torch.ones(1)})

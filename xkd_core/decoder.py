@@ -1,0 +1,66 @@
+"""The decoder of the masked-autoencoding branch: visible tokens in, all patches out.
+
+It is used in pretraining alone. It has no final norm, and a projection between equal widths is
+left out, as published.
+
+Paper: XKD, arXiv:2211.13929; MAE, arXiv:2111.06377.
+"""
+
+import torch
+from torch import nn
+
+from xkd_core.masking import restore_tokens
+from xkd_core.shapes import Float, Int, Tensor
+from xkd_core.transformer import init_transformer, transformer_blocks
+
+
+class Decoder(nn.Module):
+    """Predicts the normalised patches of a clip from the tokens that stayed visible.
+
+    Args:
+        encoder_width: Width of the encoder's tokens.
+        width: Width of the decoder's tokens.
+        depth: Number of blocks.
+        num_heads: Attention heads of a block.
+        num_tokens: Patches of a whole clip.
+        patch_dim: Numbers in one patch.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder_width: int,
+        width: int,
+        depth: int,
+        num_heads: int,
+        num_tokens: int,
+        patch_dim: int,
+    ) -> None:
+        super().__init__()
+        self.input_projection = _projection(encoder_width, width)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        self.position_table = nn.Parameter(torch.empty(1, 1 + num_tokens, width))
+        self.blocks = transformer_blocks(width, depth, num_heads)
+        self.output_projection = _projection(width, patch_dim)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Sets every parameter."""
+        init_transformer(self)
+        nn.init.normal_(self.mask_token, std=0.02)
+        nn.init.trunc_normal_(self.position_table, std=0.02)
+
+    def forward(
+        self, tokens: Float[Tensor, "B N_visible D"], restore: Int[Tensor, "B N"]
+    ) -> Float[Tensor, "B N P"]:
+        """Patches at every position, from CLS and the visible tokens of the encoder."""
+        tokens = self.input_projection(tokens)
+        patch_tokens = restore_tokens(tokens[:, 1:], self.mask_token, restore)
+        tokens = torch.cat([tokens[:, :1], patch_tokens], dim=1) + self.position_table
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.output_projection(tokens[:, 1:])
+
+
+def _projection(width_in: int, width_out: int) -> nn.Module:
+    return nn.Identity() if width_in == width_out else nn.Linear(width_in, width_out)

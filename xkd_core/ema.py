@@ -1,0 +1,40 @@
+"""Teachers follow their students: theta_teacher <- m theta_teacher + (1 - m) theta_student.
+
+A teacher is its encoder and its head. Video comes first, then audio; blocks that both teachers
+share are updated in both calls, so their momentum is the product of the two, as published.
+
+Paper: XKD, arXiv:2211.13929; Mean Teacher, arXiv:1703.01780.
+"""
+
+import torch
+from torch import nn
+
+from xkd_core.shapes import Tensor
+from xkd_core.xkd import XKD
+
+
+def update_teachers(model: XKD, video_momentum: float, audio_momentum: float) -> None:
+    """Moves both teachers towards their students."""
+    _follow(
+        [model.video_teacher, model.video_teacher_head],
+        [model.video_student, model.video_student_head],
+        video_momentum,
+    )
+    _follow(
+        [model.audio_teacher, model.audio_teacher_head],
+        [model.audio_student, model.audio_student_head],
+        audio_momentum,
+    )
+
+
+def _follow(teachers: list[nn.Module], students: list[nn.Module], momentum: float) -> None:
+    """One multi-tensor update of all parameters."""
+    teacher_tensors = _tensors(teachers)
+    student_tensors = _tensors(students)
+    assert len(teacher_tensors) == len(student_tensors)
+    with torch.no_grad():
+        torch._foreach_lerp_(teacher_tensors, student_tensors, 1.0 - momentum)
+
+
+def _tensors(modules: list[nn.Module]) -> list[Tensor]:
+    return [parameter for module in modules for parameter in module.parameters()]

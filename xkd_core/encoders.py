@@ -1,0 +1,136 @@
+"""The encoder of one modality: patches to tokens, a CLS token, positions, transformer blocks.
+
+Patches are projected only where they are visible, which gives the same tokens as projecting all
+of them first. Blocks are handed in from outside, so two encoders can share them.
+
+Paper: XKD, arXiv:2211.13929; ViT, arXiv:2010.11929.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import nn
+
+from xkd_core.config import ModelConfig
+from xkd_core.masking import take_tokens
+from xkd_core.patches import patch_grid, to_patches
+from xkd_core.positions import PositionInterpolation, resize_positions
+from xkd_core.shapes import Float, Int, Tensor
+from xkd_core.transformer import block_with_attention, init_transformer, transformer_blocks
+
+Modality = Literal["video", "audio"]
+VIDEO_CHANNELS = 3
+AUDIO_CHANNELS = 1
+
+
+class Encoder(nn.Module):
+    """A ViT over the patches of a video or of a spectrogram.
+
+    Args:
+        patch_size: Sides of a patch: (frames, rows, columns), or (mel bins, frames).
+        num_channels: Channels of a clip.
+        grid: Patches along each axis of the clip that the position table is made for.
+        width: Width of a token.
+        blocks: The transformer blocks, possibly those of another encoder too.
+        position_interpolation: How the position table is resized for other clips.
+    """
+
+    def __init__(
+        self,
+        *,
+        patch_size: tuple[int, ...],
+        num_channels: int,
+        grid: tuple[int, ...],
+        width: int,
+        blocks: nn.ModuleList,
+        position_interpolation: PositionInterpolation,
+    ) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.grid = grid
+        self.position_interpolation: PositionInterpolation = position_interpolation
+        self.patch_projection = nn.Linear(math.prod(patch_size) * num_channels, width)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.position_table = nn.Parameter(torch.empty(1, 1 + math.prod(grid), width))
+        self.blocks = blocks
+        self.norm = nn.LayerNorm(width)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Sets every parameter, the blocks' included."""
+        init_transformer(self)
+        nn.init.normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.position_table, std=0.02)
+
+    def forward(
+        self, clip: Float[Tensor, "B C *size"], keep: Int[Tensor, "B N_keep"] | None = None
+    ) -> Float[Tensor, "B N_out D"]:
+        """Tokens after the final norm, CLS first; with `keep`, of those patches alone."""
+        tokens = self._embed_patches(clip, keep)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+    def tokens_and_attention(
+        self, clip: Float[Tensor, "B C *size"]
+    ) -> tuple[Float[Tensor, "B N_out D"], Float[Tensor, "B A N"]]:
+        """Tokens as `forward`, and the CLS attention of the last block to each patch token."""
+        tokens = self._embed_patches(clip, None)
+        for block in self.blocks[:-1]:
+            tokens = block(tokens)
+        tokens, attention = block_with_attention(self.blocks[-1], tokens)
+        return self.norm(tokens), attention
+
+    def embed(self, clip: Float[Tensor, "B C *size"]) -> Float[Tensor, "B D"]:
+        """The embedding of a clip that is used downstream: the mean of its patch tokens."""
+        return pool_patches(self.forward(clip))
+
+    def _embed_patches(
+        self, clip: Float[Tensor, "B C *size"], keep: Int[Tensor, "B N_keep"] | None
+    ) -> Float[Tensor, "B N_out D"]:
+        positions = self._patch_positions(patch_grid(tuple(clip.shape[2:]), self.patch_size))
+        patches = to_patches(clip, self.patch_size)
+        if keep is not None:
+            patches = take_tokens(patches, keep)
+            positions = take_tokens(positions.expand(clip.shape[0], -1, -1), keep)
+        cls_token = self.cls_token + self.position_table[:, :1]
+        tokens = self.patch_projection(patches) + positions
+        return torch.cat([cls_token.expand(clip.shape[0], -1, -1), tokens], dim=1)
+
+    def _patch_positions(self, grid: tuple[int, ...]) -> Float[Tensor, "1 N D"]:
+        positions = self.position_table[:, 1:]
+        if grid == self.grid:
+            return positions
+        return resize_positions(positions[0], self.grid, grid, self.position_interpolation)[None]
+
+
+def pool_patches(tokens: Float[Tensor, "B N_all D"]) -> Float[Tensor, "B D"]:
+    """Mean of the patch tokens in float32; the CLS token, which is first, is left out."""
+    return tokens[:, 1:].float().mean(dim=1)
+
+
+def build_encoder(
+    model: ModelConfig, modality: Modality, blocks: nn.ModuleList | None = None
+) -> Encoder:
+    """An encoder by itself, or one that uses the `blocks` of another."""
+    video, audio, size = model.video, model.audio, model.encoder
+    if blocks is None:
+        blocks = transformer_blocks(size.width, size.depth, size.num_heads)
+    if modality == "video":
+        return Encoder(
+            patch_size=(video.tubelet_size, video.patch_size, video.patch_size),
+            num_channels=VIDEO_CHANNELS,
+            grid=video.grid,
+            width=size.width,
+            blocks=blocks,
+            position_interpolation=model.position_interpolation,
+        )
+    return Encoder(
+        patch_size=(audio.patch_bins, audio.patch_frames),
+        num_channels=AUDIO_CHANNELS,
+        grid=audio.grid,
+        width=size.width,
+        blocks=blocks,
+        position_interpolation=model.position_interpolation,
+    )

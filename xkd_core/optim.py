@@ -1,0 +1,71 @@
+"""The optimizer: AdamW with two groups, and clipping of each tensor by itself.
+
+Tensors of two or more dimensions decay, CLS and mask tokens and position tables included;
+biases and LayerNorms do not. Only the students' encoders and heads are clipped, never a decoder.
+
+Paper: XKD, arXiv:2211.13929.
+"""
+
+import torch
+from torch import nn
+
+from xkd_core.config import OptimizerConfig
+from xkd_core.shapes import Float, Tensor
+from xkd_core.xkd import XKD
+
+CLIP_EPS = 1e-6
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters, each once; the schedule sets the learning rate."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {
+            "params": [parameter for parameter in trainable if parameter.ndim >= 2],
+            "weight_decay": config.weight_decay,
+        },
+        {
+            "params": [parameter for parameter in trainable if parameter.ndim < 2],
+            "weight_decay": 0.0,
+        },
+    ]
+    return torch.optim.AdamW(
+        groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Gives every group the same learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def clipped_parameters(model: XKD) -> list[nn.Parameter]:
+    """Parameters of the students' encoders and heads, each once."""
+    parameters = {
+        id(parameter): parameter
+        for module in (
+            model.video_student,
+            model.audio_student,
+            model.video_student_head,
+            model.audio_student_head,
+        )
+        for parameter in module.parameters()
+    }
+    return list(parameters.values())
+
+
+def clip_each_gradient(parameters: list[nn.Parameter], max_norm: float) -> None:
+    """Scales down each gradient whose own norm is above `max_norm`."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return
+    norms = torch.stack(torch._foreach_norm(gradients))
+    scales = (max_norm / (norms + CLIP_EPS)).clamp_max(1.0)
+    torch._foreach_mul_(gradients, list(scales.unbind()))
+
+
+def total_gradient_norm(model: nn.Module) -> Float[Tensor, ""]:
+    """Norm of all gradients of a model taken together."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return torch.stack(torch._foreach_norm(gradients)).norm()

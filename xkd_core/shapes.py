@@ -1,0 +1,16 @@
+"""The letters that shapes are written with, and the array types; read this before any signature.
+
+    B   clips in a batch                 C   channels of a video (3, RGB)
+    J   views of one kind                T   frames of a video or of a spectrogram
+    N   tokens without the CLS token     H W rows and columns of a frame
+    D   width of a token                 M   mel bins of a spectrogram
+    K   width of a head's output         S   samples of a waveform
+    P   numbers in one patch             A   attention heads
+
+Annotations are jaxtyping's and are checked in tests alone, so training pays nothing for them.
+"""
+
+from jaxtyping import Bool, Float, Int, Int16, UInt8
+from torch import Tensor
+
+__all__ = ["Bool", "Float", "Int", "Int16", "Tensor", "UInt8"]

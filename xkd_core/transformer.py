@@ -1,0 +1,67 @@
+"""Pre-norm transformer blocks, the one place that knows timm.
+
+Blocks have no dropout and no bias on queries, keys and values. `block_with_attention` runs a block
+as timm does and also returns what its CLS token attends to, without making the whole map.
+
+Paper: ViT, arXiv:2010.11929.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from timm.models.vision_transformer import Block
+from torch import nn
+
+from xkd_core.shapes import Float, Tensor
+
+
+def transformer_blocks(width: int, depth: int, num_heads: int) -> nn.ModuleList:
+    """A stack of blocks with an MLP of four times the width and the exact GELU."""
+    return nn.ModuleList(
+        # PyTorch's LayerNorm has the published eps of 1e-5; timm's own default has another.
+        Block(width, num_heads, mlp_ratio=4.0, qkv_bias=False, norm_layer=nn.LayerNorm)
+        for _ in range(depth)
+    )
+
+
+def block_with_attention(
+    block: nn.Module, tokens: Float[Tensor, "B N_all D"]
+) -> tuple[Float[Tensor, "B N_all D"], Float[Tensor, "B A N"]]:
+    """Runs one block; also returns the attention of its CLS query to each patch token.
+
+    The attention to CLS itself is left out and the rest is not renormalised, so a row sums to one
+    minus that attention. It is computed in float32.
+    """
+    attention = block.get_submodule("attn")
+    num_heads = attention.num_heads
+    assert isinstance(num_heads, int)
+    query, key, value = rearrange(
+        attention.get_submodule("qkv")(block.get_submodule("norm1")(tokens)),
+        "b n (qkv a d) -> qkv b a n d",
+        qkv=3,
+        a=num_heads,
+    )
+    mixed = rearrange(F.scaled_dot_product_attention(query, key, value), "b a n d -> b n (a d)")
+    tokens = tokens + attention.get_submodule("proj")(mixed)
+    tokens = tokens + block.get_submodule("mlp")(block.get_submodule("norm2")(tokens))
+    return tokens, _class_attention(query[:, :, 0], key)
+
+
+def init_transformer(module: nn.Module) -> None:
+    """Every linear layer Xavier-uniform with bias 0, every LayerNorm 1 and 0."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.LayerNorm):
+            layer.reset_parameters()
+
+
+def _class_attention(
+    query: Float[Tensor, "B A d"], key: Float[Tensor, "B A N_all d"]
+) -> Float[Tensor, "B A N"]:
+    with torch.autocast(query.device.type, enabled=False):
+        scale = query.shape[-1] ** -0.5
+        scores = torch.einsum("bad,band->ban", query.float() * scale, key.float())
+        return scores.softmax(dim=-1)[:, :, 1:]

@@ -1,0 +1,299 @@
+"""The networks of XKD: students, teachers, heads and decoders of both modalities.
+
+`XKD.forward` runs everything and computes no loss. The three published variants are one setting:
+who shares transformer blocks. Shared blocks are one module object, so a `state_dict` names their
+tensors twice; `model_tensors` names each tensor once.
+
+Paper: XKD, arXiv:2211.13929.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from xkd_core.config import ModelConfig, num_visible
+from xkd_core.decoder import Decoder
+from xkd_core.encoders import Encoder, build_encoder, pool_patches
+from xkd_core.heads import ProjectionHead
+from xkd_core.masking import random_mask
+from xkd_core.patches import normalize_patches, to_patches
+from xkd_core.refinement import Refinement, refine_and_pool
+from xkd_core.shapes import Bool, Float, Tensor
+from xkd_core.views import Views
+
+TeacherView = Literal["global", "first_local"]
+
+
+class StudentOutput(NamedTuple):
+    """One modality's student on all its views."""
+
+    reconstruction: Float[Tensor, "B N P"]
+    target: Float[Tensor, "B N P"]
+    mask: Bool[Tensor, "B N"]
+    logits: Float[Tensor, "J B K"]
+    features: Float[Tensor, "B D"]
+
+
+class XKDOutput(NamedTuple):
+    """What one forward pass gives; the objective and the health measures are made from it."""
+
+    video_reconstruction: Float[Tensor, "B N P"]
+    audio_reconstruction: Float[Tensor, "B N_audio P_audio"]
+    video_target: Float[Tensor, "B N P"]
+    """Normalised patches of the global view."""
+    audio_target: Float[Tensor, "B N_audio P_audio"]
+    video_mask: Bool[Tensor, "B N"]
+    """True where the student did not see the patch."""
+    audio_mask: Bool[Tensor, "B N_audio"]
+    video_student_logits: Float[Tensor, "J B K"]
+    """Of the masked global view first, then of the local views."""
+    audio_student_logits: Float[Tensor, "J_audio B K"]
+    video_teacher_logits: Float[Tensor, "B K"]
+    """Without gradient, as everything of a teacher."""
+    audio_teacher_logits: Float[Tensor, "B K"]
+    video_student_features: Float[Tensor, "B D"]
+    """Pooled tokens of the masked global view."""
+    audio_student_features: Float[Tensor, "B D"]
+    video_teacher_features: Float[Tensor, "B D"]
+    """Pooled refined tokens: what the teacher's head gets."""
+    audio_teacher_features: Float[Tensor, "B D"]
+
+
+class XKD(nn.Module):
+    """Two students that learn and two teachers that follow them; see `build_xkd`."""
+
+    def __init__(
+        self,
+        *,
+        video_student: Encoder,
+        audio_student: Encoder,
+        video_student_head: ProjectionHead,
+        audio_student_head: ProjectionHead,
+        video_decoder: Decoder,
+        audio_decoder: Decoder,
+        video_teacher: Encoder,
+        audio_teacher: Encoder,
+        video_teacher_head: ProjectionHead,
+        audio_teacher_head: ProjectionHead,
+        num_visible_video: int,
+        num_visible_audio: int,
+    ) -> None:
+        super().__init__()
+        self.video_student = video_student
+        self.audio_student = audio_student
+        self.video_student_head = video_student_head
+        self.audio_student_head = audio_student_head
+        self.video_decoder = video_decoder
+        self.audio_decoder = audio_decoder
+        self.video_teacher = video_teacher
+        self.audio_teacher = audio_teacher
+        self.video_teacher_head = video_teacher_head
+        self.audio_teacher_head = audio_teacher_head
+        self.num_visible_video = num_visible_video
+        self.num_visible_audio = num_visible_audio
+        self.copy_students_to_teachers()
+
+    def init_weights(self) -> None:
+        """Sets every parameter anew; teachers become copies of the students."""
+        for module in (self.video_student, self.audio_student):
+            module.init_weights()
+        for head in (self.video_student_head, self.audio_student_head):
+            head.init_weights()
+        for decoder in (self.video_decoder, self.audio_decoder):
+            decoder.init_weights()
+        self.copy_students_to_teachers()
+
+    def copy_students_to_teachers(self) -> None:
+        """Makes teachers equal to students and fixed but for their moving average."""
+        pairs: tuple[tuple[nn.Module, nn.Module], ...] = (
+            (self.video_teacher, self.video_student),
+            (self.audio_teacher, self.audio_student),
+            (self.video_teacher_head, self.video_student_head),
+            (self.audio_teacher_head, self.audio_student_head),
+        )
+        for teacher, student in pairs:
+            teacher.load_state_dict(student.state_dict())
+            teacher.requires_grad_(False)
+
+    def forward(
+        self,
+        views: Views,
+        *,
+        teacher_view: TeacherView = "global",
+        refinement: Refinement = "mean",
+    ) -> XKDOutput:
+        """Runs students, decoders and teachers on one batch of views."""
+        video = run_student(
+            self.video_student,
+            self.video_student_head,
+            self.video_decoder,
+            views.video_global,
+            views.video_locals,
+            views.video_mask_noise,
+            self.num_visible_video,
+        )
+        audio = run_student(
+            self.audio_student,
+            self.audio_student_head,
+            self.audio_decoder,
+            views.audio_global,
+            views.audio_locals,
+            views.audio_mask_noise,
+            self.num_visible_audio,
+        )
+        with torch.no_grad():
+            video_features, audio_features = self._teacher_features(views, teacher_view, refinement)
+            video_teacher_logits = self.video_teacher_head(video_features)
+            audio_teacher_logits = self.audio_teacher_head(audio_features)
+        return XKDOutput(
+            video_reconstruction=video.reconstruction,
+            audio_reconstruction=audio.reconstruction,
+            video_target=video.target,
+            audio_target=audio.target,
+            video_mask=video.mask,
+            audio_mask=audio.mask,
+            video_student_logits=video.logits,
+            audio_student_logits=audio.logits,
+            video_teacher_logits=video_teacher_logits,
+            audio_teacher_logits=audio_teacher_logits,
+            video_student_features=video.features,
+            audio_student_features=audio.features,
+            video_teacher_features=video_features,
+            audio_teacher_features=audio_features,
+        )
+
+    def _teacher_features(
+        self, views: Views, teacher_view: TeacherView, refinement: Refinement
+    ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
+        video, audio = views.video_global, views.audio_global
+        if teacher_view == "first_local":
+            video, audio = views.video_locals[0], views.audio_locals[0]
+        video_tokens, video_attention = self.video_teacher.tokens_and_attention(video)
+        audio_tokens, audio_attention = self.audio_teacher.tokens_and_attention(audio)
+        return (
+            refine_and_pool(video_tokens[:, 1:], video_attention, audio_attention, refinement),
+            refine_and_pool(audio_tokens[:, 1:], audio_attention, video_attention, refinement),
+        )
+
+
+def run_student(
+    encoder: Encoder,
+    head: ProjectionHead,
+    decoder: Decoder,
+    global_view: Float[Tensor, "B C *size"],
+    local_views: Float[Tensor, "J B C *local_size"],
+    mask_noise: Float[Tensor, "B N"],
+    num_visible: int,
+) -> StudentOutput:
+    """One modality: the masked global view is reconstructed, and all views are projected.
+
+    The tokens that the decoder gets are also the student's view of the whole clip.
+    """
+    mask = random_mask(mask_noise, num_visible)
+    tokens = encoder(global_view, mask.keep)
+    reconstruction = decoder(tokens, mask.restore)
+    features = pool_patches(tokens)
+    num_locals, num_clips = local_views.shape[:2]
+    local_features = pool_patches(encoder(local_views.flatten(0, 1)))
+    logits = head(torch.cat([features, local_features]))
+    target = normalize_patches(to_patches(global_view, encoder.patch_size))
+    return StudentOutput(
+        reconstruction,
+        target,
+        mask.hidden,
+        logits.unflatten(0, (1 + num_locals, num_clips)),
+        features.detach(),
+    )
+
+
+def build_xkd(model: ModelConfig) -> XKD:
+    """All networks with new weights, drawn from PyTorch's global generator."""
+    video_student, audio_student = _build_encoders(
+        model, share_blocks=model.variant != "modality_specific"
+    )
+    video_teacher, audio_teacher = _build_encoders(
+        model, share_blocks=model.variant == "modality_agnostic_teacher_student"
+    )
+    return XKD(
+        video_student=video_student,
+        audio_student=audio_student,
+        video_student_head=_build_head(model),
+        audio_student_head=_build_head(model),
+        video_decoder=_build_decoder(model, model.video.num_tokens, model.video.patch_dim),
+        audio_decoder=_build_decoder(model, model.audio.num_tokens, model.audio.patch_dim),
+        video_teacher=video_teacher,
+        audio_teacher=audio_teacher,
+        video_teacher_head=_build_head(model),
+        audio_teacher_head=_build_head(model),
+        num_visible_video=num_visible(model.video.num_tokens, model.video.mask_ratio),
+        num_visible_audio=num_visible(model.audio.num_tokens, model.audio.mask_ratio),
+    )
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer that a `state_dict` holds, each under its first name alone."""
+    names: dict[int, str] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if names.setdefault(id(tensor), name) == name:
+            tensors[name] = tensor.detach()
+    return tensors
+
+
+def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copies what `model_tensors` gave into a model of the same shape.
+
+    Raises:
+        ValueError: If names or shapes differ; the message says which.
+    """
+    own = model_tensors(model)
+    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    wrong = [
+        f"{name} {tuple(tensors[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in sorted(own.keys() & tensors.keys())
+        if tensors[name].shape != own[name].shape
+    ]
+    problems = [
+        f"{kind}: {_shorten(names)}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("shape", wrong))
+        if names
+    ]
+    if problems:
+        raise ValueError(f"tensors do not fit the model; {'; '.join(problems)}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
+def _shorten(names: list[str], limit: int = 5) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def _build_encoders(model: ModelConfig, *, share_blocks: bool) -> tuple[Encoder, Encoder]:
+    video = build_encoder(model, "video")
+    return video, build_encoder(model, "audio", video.blocks if share_blocks else None)
+
+
+def _build_head(model: ModelConfig) -> ProjectionHead:
+    return ProjectionHead(
+        width=model.encoder.width,
+        hidden_width=model.head.hidden_width,
+        bottleneck_width=model.head.bottleneck_width,
+        output_width=model.head.output_width,
+        share_hidden_norm=model.head.share_hidden_norm,
+        normalize_output=model.head.normalize_output,
+    )
+
+
+def _build_decoder(model: ModelConfig, num_tokens: int, patch_dim: int) -> Decoder:
+    return Decoder(
+        encoder_width=model.encoder.width,
+        width=model.decoder.width,
+        depth=model.decoder.depth,
+        num_heads=model.decoder.num_heads,
+        num_tokens=num_tokens,
+        patch_dim=patch_dim,
+    )
