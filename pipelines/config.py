@@ -1,0 +1,294 @@
+"""Settings of every stage and every job; the schema of the files in `conf/`.
+
+A stage's `...Settings` say how it works; the job's `...Config` adds what it reads and writes, so
+that the main job can hold all stages' settings and fill in the places itself. Paths that are not
+absolute are taken from `XKD_HOME`, or from the working directory without it.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from pipelines.places import absolute_place
+from xkd_core.config import Config, MethodConfig
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
+Place = Annotated[str, Field(min_length=1), AfterValidator(absolute_place)]
+"""A path, made absolute when the settings are read."""
+
+
+class TrackingConfig(Config):
+    """Where MLflow keeps what a job measures."""
+
+    uri: str | None = None
+    """Tracking server or `sqlite:///FILE`; by default MLFLOW_TRACKING_URI, else an sqlite file
+    `mlflow.db` in XKD_HOME or the working directory."""
+    experiment: str = Field("xkd", min_length=1)
+
+
+class RayConfig(Config):
+    """Which Ray a job runs on."""
+
+    address: str | None = None
+    """A running cluster (`auto`, `host:port`, `ray://host:port`); by default RAY_ADDRESS, else a
+    Ray of this process's own."""
+    num_cpus: PositiveInt | None = None
+    """CPUs of a Ray of its own; by default all there are."""
+    object_store_bytes: PositiveInt = 500_000_000
+    """Shared memory of a Ray of its own."""
+
+
+class JobConfig(Config):
+    """What every job has."""
+
+    tracking: TrackingConfig = TrackingConfig()
+    ray: RayConfig = RayConfig()
+
+
+class MadeClipsConfig(Config):
+    """The clips that are made on the spot when no input is given."""
+
+    num_clips: Annotated[int, Field(ge=16)] = 300
+    """Whole clips over all classes; two broken files come on top."""
+    heldout_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
+    seed: NonNegativeInt = 0
+
+
+class LimitsConfig(Config):
+    """What one source may cost; above it the source goes to the rejects."""
+
+    max_bytes: PositiveInt = 50_000_000_000
+    max_pixels: PositiveInt = 8192 * 4320
+    """Of one frame."""
+    max_seconds: PositiveFloat = 6 * 3600.0
+    """Length of a source."""
+    max_decode_seconds: PositiveFloat = 600.0
+    """Wall time without a segment coming out of the decoder."""
+    max_memory_bytes: PositiveInt = 4_000_000_000
+    """Address space of a decoder beyond what it has when idle."""
+
+
+class IngestSettings(Config):
+    """How sources become segments."""
+
+    labels: Literal["auto", "folder", "none"] = "auto"
+    """For a folder: the folder a file lies in is its label (`auto`: if there is more than one
+    such folder). A list brings its own labels."""
+    segment_seconds: PositiveFloat = 5.0
+    min_segment_seconds: PositiveFloat = 1.1
+    """A shorter rest of a source is dropped, a shorter source is rejected."""
+    frame_rate: PositiveFloat = 8.0
+    short_side: PositiveInt = 128
+    """Pixels of the shorter side of a stored frame; sources that are smaller keep their size."""
+    sample_rate: PositiveInt = 16_000
+    heldout_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    """Share of the sources put into the split `test` where the input names no splits; by content,
+    so it never changes for a file."""
+    limits: LimitsConfig = LimitsConfig()
+    sources_per_shard: PositiveInt = 32
+    rows_per_group: PositiveInt = 16
+    """Rows of a Parquet row group, which is what a reader reads at once."""
+    num_workers: PositiveInt | None = None
+    """Decoders at a time; by default one for each CPU that Ray has."""
+    max_reject_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    """The job fails if a larger share of the sources is rejected."""
+
+
+class IngestConfig(IngestSettings, JobConfig):
+    """`ray_jobs.ingest`: a folder or list of media becomes a clip dataset."""
+
+    name: Name = "ingest"
+    input: Place | None = None
+    """Folder of media, or a CSV or Parquet list with the columns path, label, split and group (all
+    but path optional); without it clips are made on the spot."""
+    output: Place
+    """Folder of the clip dataset."""
+    made: MadeClipsConfig = MadeClipsConfig()
+
+
+class PretrainSettings(MethodConfig):
+    """The method, and how it is trained."""
+
+    epochs: PositiveFloat
+    batch_size: PositiveInt
+    """Clips of one step over all workers."""
+    splits: tuple[str, ...] = ("train",)
+    """Splits trained on; rows without a split always are."""
+    seed: NonNegativeInt = 0
+    num_workers: PositiveInt = 1
+    use_gpu: bool = False
+    cpus_per_worker: PositiveFloat | None = None
+    """By default all CPUs of Ray shared out among the workers, or 1 with a GPU."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto` is bfloat16 autocast on a GPU that has it, else float32."""
+    compile: bool = False
+    """Compile the networks with torch.compile."""
+    shuffle_window: PositiveInt = 16
+    """Row groups whose rows are shuffled together."""
+    log_every: PositiveInt = 10
+    """Steps between two records of the losses."""
+    checkpoint_every: PositiveInt = 200
+    """Steps between two checkpoints; the last step always leaves one."""
+    checkpoints_kept: PositiveInt = 2
+    max_failures: NonNegativeInt = 2
+    """Times that the worker group is started again after a worker died."""
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "PretrainSettings":
+        if self.batch_size % self.num_workers:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of "
+                f"num_workers ({self.num_workers})"
+            )
+        if self.batch_size // self.num_workers < 2:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be at least 2 for each of "
+                f"num_workers ({self.num_workers})"
+            )
+        if self.optimizer.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"optimizer.warmup_epochs ({self.optimizer.warmup_epochs:g}) must not be above "
+                f"epochs ({self.epochs:g})"
+            )
+        return self
+
+
+class PretrainConfig(PretrainSettings, JobConfig):
+    """`ray_jobs.pretrain`: a clip dataset becomes encoders."""
+
+    name: Name
+    """Name of the run; a run that exists goes on from its last checkpoint."""
+    dataset: Place
+    """Folder of the clip dataset."""
+    output: Place
+    """Folder that gets one folder of checkpoints for each name."""
+    resume: Place | None = None
+    """A checkpoint to begin from, of this run or of another one with the same networks."""
+
+
+class EvaluateSettings(Config):
+    """How frozen features are scored."""
+
+    train_splits: tuple[str, ...] = ("train",)
+    test_splits: tuple[str, ...] = ("test", "val")
+    """Splits scored on: the first of these that the dataset has."""
+    num_windows: PositiveInt = 2
+    """Windows of a segment whose features are averaged, evenly spread."""
+    neighbors: PositiveInt = 5
+    knn_temperature: PositiveFloat = 0.07
+    linear_l2: tuple[PositiveFloat, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+    """Candidates for the linear probe's penalty, chosen by cross-validation on the train split."""
+    batch_size: PositiveInt = 32
+    untrained_baseline: bool = True
+    """Score the same network before training as well."""
+    role: Literal["teacher", "student"] = "teacher"
+    use_gpu: bool = False
+    seed: NonNegativeInt = 0
+
+
+class EvaluateConfig(EvaluateSettings, JobConfig):
+    """`ray_jobs.evaluate`: how good the features of a checkpoint are."""
+
+    name: Name = "evaluate"
+    checkpoint: Place
+    """A checkpoint, or the folder of a run, whose last checkpoint is taken."""
+    dataset: Place
+    output: Place
+    """Folder for the scores, features and the report."""
+
+
+class PromoteSettings(Config):
+    """How encoders enter the registry."""
+
+    model_prefix: Name = "xkd"
+    """Registered names are `<prefix>-video` and `<prefix>-audio`."""
+    alias: Name = "champion"
+    metric: Literal["knn", "linear"] = "linear"
+    """The alias moves only if the new version beats the present one on this metric, measured on
+    the same dataset."""
+    role: Literal["teacher", "student"] = "teacher"
+
+    @field_validator("alias")
+    @classmethod
+    def _not_a_version(cls, alias: str) -> str:
+        if alias == "latest" or (alias[0] == "v" and alias[1:].isdigit()) or alias.isdigit():
+            raise ValueError(f"alias ({alias}) must not be 'latest' or a version number")
+        return alias
+
+
+class PromoteConfig(PromoteSettings, JobConfig):
+    """`ray_jobs.promote`: registers the encoders of a checkpoint; better ones get the alias."""
+
+    name: Name = "promote"
+    checkpoint: Place
+    scores: Place | None = None
+    """`scores.json` of an evaluation of this checkpoint; without it nothing is compared and the
+    alias moves only where there is none yet."""
+
+
+class EmbedConfig(JobConfig):
+    """`ray_jobs.embed`: a registered model over any media becomes a Parquet of embeddings."""
+
+    name: Name = "embed"
+    model: str
+    """Of the registry: `models:/xkd-video@champion`, `models:/xkd-audio/3`."""
+    input: Place
+    """Folder of media, a list, or a clip dataset."""
+    output: Place
+    """Folder of the embeddings."""
+    batch_size: PositiveInt = 16
+    """Clips that go through the encoder at once."""
+    num_workers: PositiveInt | None = None
+    """By default one for each CPU that Ray has."""
+    limits: LimitsConfig = LimitsConfig()
+
+
+class RunConfig(JobConfig):
+    """`ray_jobs.run`: the main job, from media to registered encoders and a report."""
+
+    name: Name
+    """Name of the run; a run that exists goes on where it stopped."""
+    input: Place | None = None
+    """As for `ingest`: without it clips are made on the spot."""
+    output: Place
+    """Folder that gets one folder for each name."""
+    made: MadeClipsConfig = MadeClipsConfig()
+    ingest: IngestSettings = IngestSettings()
+    pretrain: PretrainSettings
+    evaluate: EvaluateSettings = EvaluateSettings()
+    promote: PromoteSettings = PromoteSettings()
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> "RunConfig":
+        problem = clip_mismatch(
+            self.pretrain,
+            frame_rate=self.ingest.frame_rate,
+            sample_rate=self.ingest.sample_rate,
+        )
+        if problem:
+            raise ValueError(problem)
+        return self
+
+
+def clip_mismatch(method: MethodConfig, *, frame_rate: float, sample_rate: int) -> str | None:
+    """Says why clips stored at these rates do not fit the method, or None if they do."""
+    video, audio = method.model.video, method.model.audio
+    if video.frame_rate != frame_rate:
+        return (
+            f"model.video.frame_rate ({video.frame_rate:g}) must equal "
+            f"the clips' frame_rate ({frame_rate:g})"
+        )
+    if audio.sample_rate != sample_rate:
+        return (
+            f"model.audio.sample_rate ({audio.sample_rate}) must equal "
+            f"the clips' sample_rate ({sample_rate})"
+        )
+    return None

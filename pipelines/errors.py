@@ -1,0 +1,9 @@
+"""The two exceptions that a program prints as one line instead of a traceback."""
+
+
+class UserError(ValueError):
+    """Something the user can mend (exit code 2): names the value, the rule and a way out."""
+
+
+class JobFailed(RuntimeError):  # noqa: N818 - what it says is not an error of the program
+    """The work failed for a reason that is known (exit code 1): says what is left and what to do."""

@@ -1,0 +1,192 @@
+"""One unit of an ingest, from sources to shards, inside a Ray actor.
+
+The actor keeps one decoder process for all its units. Nothing is raised because of a source: what
+cannot be decoded becomes a row of the rejects. A source that fails half-way leaves no clip: its
+rows are taken back, and if some are in the file already the shard is written anew without it.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.config import IngestSettings
+from pipelines.decoder_process import DecoderProcess
+from pipelines.ingest_plan import Unit, UnitSource
+from pipelines.media import DecodeError, Segment
+from pipelines.schema import CLIPS, CLIPS_FOLDER, REJECTS, REJECTS_FOLDER, clip_id
+from pipelines.shards import ShardWriter
+
+
+class UnitIngester:
+    """Writes the shards of units; a generator of one small row for each source."""
+
+    def __init__(self, output: str, settings: dict[str, Any]) -> None:
+        self._output = Path(output)
+        self._settings = IngestSettings.model_validate(settings)
+        limits = self._settings.limits
+        self._decoder = DecoderProcess(
+            max_memory_bytes=limits.max_memory_bytes, timeout_seconds=limits.max_decode_seconds
+        )
+
+    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Ingests a unit; the rows say how far it is, and `failed` why it cannot go on."""
+        unit = Unit.from_json(row["unit"])
+        failed: dict[str, DecodeError] = {}
+        told = 0
+        try:
+            while True:
+                attempt = _Attempt(self._output, unit, self._settings, self._decoder, failed)
+                for number, outcome in enumerate(attempt.run()):
+                    if number >= told:
+                        told += 1
+                        yield outcome
+                if attempt.is_complete:
+                    return
+        except OSError as error:
+            yield _outcome(failed=error.strerror or str(error))
+
+
+def _outcome(
+    *, clips: int = 0, seconds: float = 0.0, reason: str = "", failed: str = ""
+) -> dict[str, Any]:
+    return {"clips": clips, "seconds": seconds, "reason": reason, "failed": failed}
+
+
+class _Attempt:
+    """Goes through a unit once; `failed` remembers what the next attempt must leave out."""
+
+    def __init__(
+        self,
+        output: Path,
+        unit: Unit,
+        settings: IngestSettings,
+        decoder: DecoderProcess,
+        failed: dict[str, DecodeError],
+    ) -> None:
+        self._output, self._unit, self._settings = output, unit, settings
+        self._decoder = decoder
+        self._failed = failed
+        self._rejects: list[dict[str, Any]] = []
+        self.is_complete = False
+
+    def run(self) -> Iterator[dict[str, Any]]:
+        """Decodes the sources and commits the shards, unless it has to be done again."""
+        name = f"{self._unit.name}.parquet"
+        rows_per_group = self._settings.rows_per_group
+        clips = ShardWriter(
+            self._output / CLIPS_FOLDER / name, CLIPS, rows_per_group=rows_per_group
+        )
+        try:
+            for source in self._unit.sources:
+                outcome, is_spoilt = self._ingest(source, clips)
+                if is_spoilt:
+                    return
+                yield outcome
+            if self._rejects:
+                self._write_rejects(self._output / REJECTS_FOLDER / name)
+            clips.commit()
+            self.is_complete = True
+        finally:
+            if not self.is_complete:
+                clips.discard()
+
+    def _ingest(self, source: UnitSource, clips: ShardWriter) -> tuple[dict[str, Any], bool]:
+        """Adds a source's rows; also says whether a part of a rejected source is in the file."""
+        if source.reason is not None:
+            return self._reject(source, source.reason, source.message), False
+        if source.path in self._failed:
+            error = self._failed[source.path]
+            return self._reject(source, error.reason, error.message), False
+        num_clips = num_waiting = 0
+        seconds = 0.0
+        is_flushed = False
+        try:
+            for segment in self._decoder.segments(source.path, **self._decode_settings()):
+                num_clips += 1
+                num_waiting += 1
+                seconds += segment.duration_seconds
+                if clips.add(clip_row(source, segment, self._settings)):
+                    num_waiting, is_flushed = 0, True
+        except DecodeError as error:
+            clips.drop_last(num_waiting)
+            self._failed[source.path] = error
+            return self._reject(source, error.reason, error.message), is_flushed
+        return _outcome(clips=num_clips, seconds=seconds), False
+
+    def _decode_settings(self) -> dict[str, float]:
+        settings = self._settings
+        return {
+            "segment_seconds": settings.segment_seconds,
+            "min_segment_seconds": settings.min_segment_seconds,
+            "frame_rate": settings.frame_rate,
+            "short_side": settings.short_side,
+            "sample_rate": settings.sample_rate,
+            "max_pixels": settings.limits.max_pixels,
+            "max_seconds": settings.limits.max_seconds,
+        }
+
+    def _reject(self, source: UnitSource, reason: str, message: str) -> dict[str, Any]:
+        self._rejects.append(
+            {
+                "source": source.uri,
+                "source_hash": source.source_hash,
+                "byte_size": source.byte_size,
+                "reason": reason,
+                "message": message,
+                "label": source.label,
+                "split": source.split,
+            }
+        )
+        return _outcome(reason=reason)
+
+    def _write_rejects(self, place: Path) -> None:
+        writer = ShardWriter(place, REJECTS, rows_per_group=len(self._rejects))
+        try:
+            for row in self._rejects:
+                writer.add(row)
+            writer.commit()
+        except BaseException:
+            writer.discard()
+            raise
+
+
+def clip_row(source: UnitSource, segment: Segment, settings: IngestSettings) -> dict[str, Any]:
+    """Makes the row of a segment."""
+    assert source.source_hash is not None
+    frames, waveform, info = segment.frames, segment.waveform, segment.info
+    num_frames, height, width = (0, 0, 0) if frames is None else frames.shape[:3]
+    return {
+        "clip_id": clip_id(source.source_hash, segment.start_seconds),
+        "source": source.uri,
+        "source_hash": source.source_hash,
+        "start_seconds": segment.start_seconds,
+        "duration_seconds": segment.duration_seconds,
+        "frames": _raw(frames),
+        "num_frames": num_frames,
+        "height": height,
+        "width": width,
+        "frame_rate": settings.frame_rate,
+        "waveform": _raw(waveform),
+        "num_samples": 0 if waveform is None else len(waveform),
+        "sample_rate": settings.sample_rate,
+        "has_audio": waveform is not None,
+        "label": source.label,
+        "split": source.split,
+        "group": source.group,
+        "container": info.container,
+        "video_codec": info.video_codec,
+        "audio_codec": info.audio_codec,
+        "native_width": info.native_width,
+        "native_height": info.native_height,
+        "native_rate": info.native_rate,
+        "rotation": info.rotation,
+        "stream_offset_seconds": info.stream_offset_seconds,
+        "decode_errors": segment.decode_errors,
+    }
+
+
+def _raw(array: NDArray[np.uint8] | NDArray[np.int16] | None) -> memoryview | None:
+    return None if array is None else array.data.cast("B")

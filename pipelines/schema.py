@@ -1,0 +1,75 @@
+"""The Arrow schemas of the clip dataset, in one place.
+
+Tensors are raw bytes: `frames` is uint8 of shape (num_frames, height, width, 3), `waveform` int16
+of shape (num_samples,), both little-endian and in C order. Ray's tensor type is not used on disk:
+it reads many times slower, and its metadata has been a way to run code.
+"""
+
+import hashlib
+
+import pyarrow as pa
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+CLIPS_FOLDER = "clips"
+REJECTS_FOLDER = "rejects"
+
+_METADATA = {
+    "xkd.format_version": str(FORMAT_VERSION),
+    "xkd.frames": "uint8, C order, shape (num_frames, height, width, 3), RGB; null without picture",
+    "xkd.waveform": "int16 little-endian, shape (num_samples,), mono; null without sound",
+}
+
+CLIPS = pa.schema(
+    [
+        pa.field("clip_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("source_hash", pa.string(), nullable=False),
+        pa.field("start_seconds", pa.float64(), nullable=False),
+        pa.field("duration_seconds", pa.float64(), nullable=False),
+        pa.field("frames", pa.large_binary()),
+        pa.field("num_frames", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("frame_rate", pa.float64(), nullable=False),
+        pa.field("waveform", pa.large_binary()),
+        pa.field("num_samples", pa.int32(), nullable=False),
+        pa.field("sample_rate", pa.int32(), nullable=False),
+        pa.field("has_audio", pa.bool_(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("split", pa.string()),
+        pa.field("group", pa.string()),
+        # What the decoder saw of the source.
+        pa.field("container", pa.string()),
+        pa.field("video_codec", pa.string()),
+        pa.field("audio_codec", pa.string()),
+        pa.field("native_width", pa.int32()),
+        pa.field("native_height", pa.int32()),
+        pa.field("native_rate", pa.float64()),
+        pa.field("rotation", pa.int32()),
+        pa.field("stream_offset_seconds", pa.float64()),
+        pa.field("decode_errors", pa.int32(), nullable=False),
+    ],
+    metadata=_METADATA,
+)
+"""One row is one segment of a source."""
+
+REJECTS = pa.schema(
+    [
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("source_hash", pa.string()),
+        pa.field("byte_size", pa.int64()),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("message", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("split", pa.string()),
+    ],
+    metadata={"xkd.format_version": str(FORMAT_VERSION)},
+)
+"""One row is one source that gave no clips, and why."""
+
+
+def clip_id(source_hash: str, start_seconds: float) -> str:
+    """Names a segment by what its source holds and where it starts, not by the file's name."""
+    key = f"{source_hash}:{round(start_seconds * 1_000_000)}"
+    return hashlib.sha256(key.encode()).hexdigest()[:32]

@@ -1,0 +1,135 @@
+"""Shards of Parquet that are either whole or not there.
+
+A shard is written under a temporary name, row group by row group, and renamed when it is complete;
+Ray Data's own writer is not atomic. What a killed writer leaves begins with a dot, ends with
+`.tmp`, and is removed by the next run.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.errors import UserError
+
+MAX_GROUP_BYTES = 64_000_000
+"""A row group ends here even if it has few rows, so that memory does not follow their size."""
+
+
+class ShardWriter:
+    """Writes one shard; nothing is visible before `commit`, nothing remains after `discard`."""
+
+    def __init__(self, place: Path, schema: pa.Schema, *, rows_per_group: int) -> None:
+        self._place = place
+        self._schema = schema
+        self._rows_per_group = rows_per_group
+        self._temporary = temporary_name(place)
+        self._waiting: list[Mapping[str, Any]] = []
+        self._waiting_bytes = 0
+        binary = [field.name for field in schema if pa.types.is_large_binary(field.type)]
+        small = [name for name in schema.names if name not in binary]
+        # LZ4 of raw bytes without a dictionary: cheapest to write and to read of what was measured.
+        self._writer = pq.ParquetWriter(
+            self._temporary,
+            schema,
+            compression="lz4",
+            use_dictionary=small,
+            write_statistics=small,
+        )
+
+    def add(self, row: Mapping[str, Any]) -> bool:
+        """Takes a row; says whether rows went to the file, from where they cannot be taken back."""
+        self._waiting.append(row)
+        self._waiting_bytes += sum(
+            memoryview(value).nbytes for value in row.values() if _is_bytes(value)
+        )
+        is_full = len(self._waiting) >= self._rows_per_group
+        if is_full or self._waiting_bytes >= MAX_GROUP_BYTES:
+            self._flush()
+            return True
+        return False
+
+    def drop_last(self, num_rows: int) -> None:
+        """Takes back rows that did not go to the file yet."""
+        for row in self._waiting[len(self._waiting) - num_rows :]:
+            self._waiting_bytes -= sum(
+                memoryview(value).nbytes for value in row.values() if _is_bytes(value)
+            )
+        del self._waiting[len(self._waiting) - num_rows :]
+
+    def commit(self) -> None:
+        """Makes the shard visible."""
+        self._flush()
+        self._writer.close()
+        os.replace(self._temporary, self._place)
+
+    def discard(self) -> None:
+        """Removes what was written."""
+        with contextlib.suppress(OSError):  # closing writes, and the disk may be full
+            self._writer.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def _flush(self) -> None:
+        if self._waiting:
+            columns = [
+                pa.array([row[field.name] for row in self._waiting], field.type)
+                for field in self._schema
+            ]
+            self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
+        self._waiting, self._waiting_bytes = [], 0
+
+
+def _is_bytes(value: object) -> bool:
+    return isinstance(value, bytes | bytearray | memoryview)
+
+
+def temporary_name(place: Path) -> Path:
+    """A name beside a file under which it is written."""
+    return place.with_name(f".{place.name}.{uuid.uuid4().hex[:12]}.tmp")
+
+
+def write_json(place: Path, values: object) -> None:
+    """Writes a small file atomically."""
+    temporary = temporary_name(place)
+    try:
+        temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        os.replace(temporary, place)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_leftovers(*folders: Path) -> None:
+    """Removes what killed writers left."""
+    for folder in folders:
+        for file in folder.glob(".*.tmp"):
+            file.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(file: Path, what: str) -> Iterator[None]:
+    """Holds a lock that the system releases when the process ends, however it ends.
+
+    Raises:
+        UserError: If another process holds it.
+    """
+    with open(file, "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            owner = lock.read().strip() or "another process"
+            raise UserError(f"{what} is being written by {owner}; wait for it or end it") from error
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+        yield
