@@ -1,0 +1,200 @@
+"""What an embedding job has to do and what it has done: units, the identity of its output, counts.
+
+Sources become units as in an ingest; of a clip dataset, each shard is a unit.
+"""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.clip_dataset import ClipDataset
+from pipelines.config import EmbedConfig, IngestSettings
+from pipelines.embed_unit import EMBEDDINGS_FOLDER
+from pipelines.errors import UserError
+from pipelines.fingerprints import fingerprint_sources
+from pipelines.ingest_plan import SETTINGS_FILE, STATE_FOLDER, Done, plan_units
+from pipelines.model_uri import EncoderVersion
+from pipelines.progress import OnProgress
+from pipelines.schema import CLIPS_FOLDER, MANIFEST, REJECTS_FOLDER
+from pipelines.sources import list_sources
+
+
+@dataclass(frozen=True)
+class EmbedSummary:
+    """What a folder of embeddings holds, and what this call added."""
+
+    sources: int
+    accepted: int
+    rejected: int
+    rejects_by_reason: dict[str, int]
+    clips: int
+    new_clips: int
+    model: str
+    """URI with the version."""
+    output: str
+
+
+def open_dataset(place: str) -> ClipDataset | None:
+    """Opens the input if it is a clip dataset; media may lie beside a manifest of their own.
+
+    Raises:
+        UserError: if it is one that cannot be read or was not finished.
+    """
+    folder = Path(place)
+    is_dataset = (folder / MANIFEST).exists() and (folder / CLIPS_FOLDER).is_dir()
+    is_begun = (folder / STATE_FOLDER).is_dir()
+    return ClipDataset.open(place) if is_dataset or is_begun else None
+
+
+def check_rates(config: EmbedConfig, dataset: ClipDataset | None, version: EncoderVersion) -> None:
+    """Makes sure that stored clips have the rate that the model takes.
+
+    Raises:
+        UserError: if they have not.
+    """
+    if dataset is None:
+        return
+    rates = (
+        ("frame_rate", dataset.frame_rate, version.frame_rate)
+        if version.modality == "video"
+        else ("sample_rate", dataset.sample_rate, version.sample_rate)
+    )
+    name, there, needed = rates
+    if there != needed:
+        raise UserError(
+            f"input ({config.input}) has clips of {name} {there:g}, "
+            f"but {version.uri} takes {needed:g}"
+        )
+
+
+def identity_of(
+    config: EmbedConfig, dataset: ClipDataset | None, version: EncoderVersion
+) -> dict[str, Any]:
+    """What a folder of embeddings is made of."""
+    return {
+        "model": version.uri,
+        "input": config.input,
+        "dataset_id": dataset.dataset_id if dataset else None,
+        **{f"limits.{name}": value for name, value in config.limits.model_dump().items()},
+    }
+
+
+def check_same_output(output: Path, identity: dict[str, Any]) -> None:
+    """Makes sure that a folder is empty or holds embeddings of the same model and input.
+
+    Raises:
+        UserError: if it holds anything else.
+    """
+    file = output / STATE_FOLDER / SETTINGS_FILE
+    if not file.exists():
+        entries = sorted(entry.name for entry in output.iterdir()) if output.is_dir() else []
+        if others := [name for name in entries if name != STATE_FOLDER]:
+            raise UserError(
+                f"output ({output}) must be empty or hold embeddings, but holds {others[0]}"
+            )
+        return
+    there = json.loads(file.read_text())
+    changed = [
+        f"{name} is {there.get(name)} there and {value} here"
+        for name, value in identity.items()
+        if there.get(name) != value
+    ]
+    if changed:
+        raise UserError(
+            f"output ({output}) holds something else: {'; '.join(changed)}. "
+            "Take another output or the same settings"
+        )
+
+
+def remove_incomplete(output: Path) -> None:
+    """Removes rejects of units that were killed before their embeddings were in place."""
+    for file in (output / REJECTS_FOLDER).glob("*.parquet"):
+        if not (output / EMBEDDINGS_FOLDER / file.name).exists():
+            file.unlink()
+
+
+def stored_units(dataset: ClipDataset, output: Path) -> list[dict[str, Any]]:
+    """One unit for each shard that has no embeddings yet."""
+    return [
+        {"name": shard.stem, "shard": str(shard), "unit": "", "sources": _num_sources(shard)}
+        for shard in dataset.shards
+        if not (output / EMBEDDINGS_FOLDER / shard.name).exists()
+    ]
+
+
+def _num_sources(shard: Path) -> int:
+    return len(set(_read(shard, ["source"])["source"].to_pylist()))
+
+
+def media_units(
+    config: EmbedConfig, version: EncoderVersion, on_progress: OnProgress
+) -> tuple[list[dict[str, Any]], int]:
+    """Units of the sources that are in no shard yet, and the number of all sources."""
+    output = Path(config.output)
+    listed = list_sources(config.input, "none")
+    on_progress(0, len(listed.sources), "listing")
+    fingerprints = fingerprint_sources(listed, output, config.limits, on_progress)
+    settings = IngestSettings(
+        segment_seconds=version.clips.segment_seconds,
+        min_segment_seconds=version.clips.min_segment_seconds,
+        frame_rate=version.frame_rate,
+        short_side=version.clips.short_side,
+        sample_rate=version.sample_rate,
+        limits=config.limits,
+    )
+    units = [
+        {"name": unit.name, "shard": "", "unit": unit.to_json(), "sources": len(unit.sources)}
+        for unit in plan_units(listed, fingerprints, _read_done(output), settings)
+    ]
+    return units, len(listed.sources)
+
+
+def _read_done(output: Path) -> Done:
+    """Reads which sources the complete shards hold."""
+    shards = tuple(sorted(file.name for file in (output / EMBEDDINGS_FOLDER).glob("*.parquet")))
+    accepted = {}
+    rejected = {}
+    for name in shards:
+        for row in _read(output / EMBEDDINGS_FOLDER / name, ["source", "source_hash"]).to_pylist():
+            accepted[row["source_hash"]] = row["source"]
+        rejects = output / REJECTS_FOLDER / name
+        if rejects.exists():
+            for row in _read(rejects, ["source", "source_hash"]).to_pylist():
+                rejected[row["source"]] = row["source_hash"]
+    return Done(shards, accepted, rejected)
+
+
+def _read(file: Path, columns: list[str]) -> pa.Table:
+    return pq.read_table(file, columns=columns, partitioning=None)
+
+
+def summarize(output: Path, version: EncoderVersion, new_clips: int) -> EmbedSummary:
+    """Counts what the shards hold; nothing is taken from what the run believes to have done."""
+    num_clips = 0
+    accepted: set[str] = set()
+    rejected: set[str] = set()
+    reasons: Counter[str] = Counter()
+    for file in sorted((output / EMBEDDINGS_FOLDER).glob("*.parquet")):
+        sources = _read(file, ["source"])["source"].to_pylist()
+        num_clips += len(sources)
+        accepted.update(sources)
+    for file in sorted((output / REJECTS_FOLDER).glob("*.parquet")):
+        table = _read(file, ["source", "reason"])
+        rejected.update(table["source"].to_pylist())
+        reasons.update(table["reason"].to_pylist())
+    assert not accepted & rejected
+    return EmbedSummary(
+        sources=len(accepted) + len(rejected),
+        accepted=len(accepted),
+        rejected=len(rejected),
+        rejects_by_reason=dict(sorted(reasons.items())),
+        clips=num_clips,
+        new_clips=new_clips,
+        model=version.uri,
+        output=str(output),
+    )

@@ -1,0 +1,266 @@
+"""One unit of an embedding job, from media or stored clips to shards, inside a Ray actor.
+
+The actor loads the model once, and decodes in one process of its own. Nothing is raised because of
+a source: what cannot be decoded, or lacks what the model looks at, becomes a row of the rejects.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipelines.config import LimitsConfig
+from pipelines.decoder_process import DecoderProcess
+from pipelines.ingest_plan import Unit, UnitSource
+from pipelines.media import DecodeError
+from pipelines.model_inputs import ARRAY_COLUMN, RATE_COLUMN
+from pipelines.model_uri import EncoderVersion
+from pipelines.schema import REJECTS, REJECTS_FOLDER, clip_id
+from pipelines.shards import ShardWriter
+
+EMBEDDINGS_FOLDER = "embeddings"
+ROWS_PER_GROUP = 1024
+EMBEDDINGS = pa.schema(
+    [
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("source_hash", pa.string(), nullable=False),
+        pa.field("clip_id", pa.string(), nullable=False),
+        pa.field("start_seconds", pa.float64(), nullable=False),
+        pa.field("duration_seconds", pa.float64(), nullable=False),
+        pa.field("embedding", pa.list_(pa.float32()), nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("model_version", pa.string(), nullable=False),
+    ],
+    metadata={"xkd.format_version": "1"},
+)
+"""One row is one segment of a source."""
+
+Array = NDArray[Any]
+CLIP_COLUMNS = ("source", "source_hash", "clip_id", "start_seconds", "duration_seconds")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A segment to embed."""
+
+    source: str
+    source_hash: str
+    clip_id: str
+    start_seconds: float
+    duration_seconds: float
+    array: Array
+    """Frames or waveform."""
+
+
+class UnitEmbedder:
+    """Writes the shards of units; a generator of one small row for each source."""
+
+    def __init__(
+        self,
+        output: str,
+        tracking_uri: str,
+        version: EncoderVersion,
+        limits: dict[str, Any],
+        batch_size: int,
+    ) -> None:
+        # Models of this project hold no pickles; another one is refused.
+        os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        mlflow.set_tracking_uri(tracking_uri)
+        self._model = mlflow.pyfunc.load_model(version.uri)
+        self._output = Path(output)
+        self._version = version
+        self._batch_size = batch_size
+        self._limits = LimitsConfig.model_validate(limits)
+        self._decoder = DecoderProcess(
+            max_memory_bytes=self._limits.max_memory_bytes,
+            timeout_seconds=self._limits.max_decode_seconds,
+        )
+
+    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Embeds a unit; the rows say how far it is, and `failed` why it cannot go on."""
+        work = _Work()
+        try:
+            if row["shard"]:
+                yield from self._stored(Path(row["shard"]), work)
+            else:
+                for source in Unit.from_json(row["unit"]).sources:
+                    yield self._source(source, work)
+            self._embed(work)
+            self._write(f"{row['name']}.parquet", work)
+        except OSError as error:
+            yield _outcome(failed=error.strerror or str(error))
+
+    def _source(self, source: UnitSource, work: "_Work") -> dict[str, Any]:
+        """Decodes and embeds one source; if it fails half-way, none of its rows stay."""
+        if source.reason is not None:
+            return self._reject(work, source, source.reason, source.message)
+        assert source.source_hash is not None
+        num_rows, num_clips = len(work.rows), 0
+        try:
+            for segment in self._decoder.segments(source.path, **self._decode_settings()):
+                array = segment.frames if self._version.modality == "video" else segment.waveform
+                if array is None:
+                    continue
+                num_clips += 1
+                start, seconds = segment.start_seconds, segment.duration_seconds
+                name = clip_id(source.source_hash, start)
+                clip = Clip(source.uri, source.source_hash, name, start, seconds, array)
+                self._add(clip, work)
+        except DecodeError as error:
+            # Rows of earlier sources come before it, those of this one are the last.
+            work.waiting = [clip for clip in work.waiting if clip.source != source.uri]
+            work.rows[num_rows:] = [
+                row for row in work.rows[num_rows:] if row["source"] != source.uri
+            ]
+            return self._reject(work, source, error.reason, error.message)
+        if not num_clips:
+            return self._reject(work, source, *self._missing())
+        return _outcome(clips=num_clips)
+
+    def _decode_settings(self) -> dict[str, float]:
+        clips = self._version.clips
+        return {
+            "segment_seconds": clips.segment_seconds,
+            "min_segment_seconds": clips.min_segment_seconds,
+            "frame_rate": self._version.frame_rate,
+            "short_side": clips.short_side,
+            "sample_rate": self._version.sample_rate,
+            "max_pixels": self._limits.max_pixels,
+            "max_seconds": self._limits.max_seconds,
+        }
+
+    def _stored(self, shard: Path, work: "_Work") -> Iterator[dict[str, Any]]:
+        """Embeds the clips of a shard, a row group at a time."""
+        sources: dict[str, int] = {}
+        hashes: dict[str, str] = {}
+        with pq.ParquetFile(shard) as file:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=_stored_columns(self._version.modality))
+                for row in table.to_pylist():
+                    hashes[row["source"]] = row["source_hash"]
+                    sources.setdefault(row["source"], 0)
+                    array = _stored_array(row, self._version.modality)
+                    if array is None:
+                        continue
+                    sources[row["source"]] += 1
+                    self._add(Clip(**{name: row[name] for name in CLIP_COLUMNS}, array=array), work)
+        for uri, num_clips in sources.items():
+            if num_clips:
+                yield _outcome(clips=num_clips)
+            else:
+                source = UnitSource(uri, uri, hashes[uri], None, None, None, None)
+                yield self._reject(work, source, *self._missing())
+
+    def _missing(self) -> tuple[str, str]:
+        if self._version.modality == "video":
+            return "no_picture", "the video encoder needs a picture"
+        return "no_sound", "the audio encoder needs sound"
+
+    def _reject(
+        self, work: "_Work", source: UnitSource, reason: str, message: str
+    ) -> dict[str, Any]:
+        work.rejects.append(
+            {
+                "source": source.uri,
+                "source_hash": source.source_hash,
+                "byte_size": source.byte_size,
+                "reason": reason,
+                "message": message,
+                "label": source.label,
+                "split": source.split,
+            }
+        )
+        return _outcome(reason=reason)
+
+    def _add(self, clip: Clip, work: "_Work") -> None:
+        work.waiting.append(clip)
+        if len(work.waiting) == self._batch_size:
+            self._embed(work)
+
+    def _embed(self, work: "_Work") -> None:
+        """Sends the waiting clips through the model."""
+        if not work.waiting:
+            return
+        clips, work.waiting = work.waiting, []
+        for clip, embedding in zip(clips, self._predict(clips), strict=True):
+            work.rows.append(
+                {
+                    "source": clip.source,
+                    "source_hash": clip.source_hash,
+                    "clip_id": clip.clip_id,
+                    "start_seconds": clip.start_seconds,
+                    "duration_seconds": clip.duration_seconds,
+                    "embedding": embedding,
+                    "model": self._version.uri,
+                    "model_version": str(self._version.version),
+                }
+            )
+
+    def _predict(self, clips: Sequence[Clip]) -> NDArray[np.float32]:
+        modality = self._version.modality
+        video = modality == "video"
+        rate = self._version.frame_rate if video else float(self._version.sample_rate)
+        inputs = pd.DataFrame(
+            {
+                ARRAY_COLUMN[modality]: pd.Series([clip.array for clip in clips], dtype=object),
+                RATE_COLUMN[modality]: rate,
+            }
+        )
+        windows = self._batch_size * self._version.clips.num_windows
+        embeddings: NDArray[np.float32] = self._model.predict(inputs, {"batch_size": windows})
+        return embeddings
+
+    def _write(self, name: str, work: "_Work") -> None:
+        """Writes the shards, the rejects first."""
+        if work.rejects:
+            _write_shard(self._output / REJECTS_FOLDER / name, REJECTS, work.rejects)
+        _write_shard(self._output / EMBEDDINGS_FOLDER / name, EMBEDDINGS, work.rows)
+
+
+@dataclass
+class _Work:
+    """What a unit has come to."""
+
+    waiting: list[Clip] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    rejects: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _outcome(*, clips: int = 0, reason: str = "", failed: str = "") -> dict[str, Any]:
+    return {"clips": clips, "reason": reason, "failed": failed}
+
+
+def _stored_columns(modality: str) -> list[str]:
+    if modality == "video":
+        return [*CLIP_COLUMNS, "frames", "num_frames", "height", "width"]
+    return [*CLIP_COLUMNS, "waveform"]
+
+
+def _stored_array(row: Mapping[str, Any], modality: str) -> Array | None:
+    data = row["frames"] if modality == "video" else row["waveform"]
+    if data is None:
+        return None
+    if modality == "audio":
+        return np.frombuffer(data, np.int16)
+    shape = (row["num_frames"], row["height"], row["width"], 3)
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def _write_shard(place: Path, schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> None:
+    writer = ShardWriter(place, schema, rows_per_group=ROWS_PER_GROUP)
+    try:
+        for row in rows:
+            writer.add(row)
+        writer.commit()
+    except BaseException:
+        writer.discard()
+        raise

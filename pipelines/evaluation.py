@@ -1,0 +1,201 @@
+"""How good frozen features are: k-NN and a linear probe per modality, beside the untrained network.
+
+`evaluate` extracts features in a Ray task and scores them in the driver. Scores carry the id of
+the dataset they were measured on; two scores are comparable only if these ids are equal.
+
+Protocol: XKD, arXiv:2211.13929, section 5 (frozen encoder, mean of patch tokens, windows averaged).
+"""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from xkd_core.probes import accuracy, fit_linear_probe, knn_predict, per_class_accuracy
+
+from pipelines.checkpoints import find_checkpoint, read_info
+from pipelines.clip_dataset import ClipDataset
+from pipelines.config import EvaluateConfig, EvaluateSettings
+from pipelines.errors import UserError
+from pipelines.features import Features, extract
+from pipelines.progress import OnProgress, watched_board
+from pipelines.tracking import RunRef, log_dataset, open_run, tracked
+
+SCORES_FILE = "scores.json"
+FEATURES_FILE = "features.npz"
+MODALITIES = ("video", "audio")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found."""
+
+    scores: dict[str, Any]
+    """Ready for JSON; `modalities` is empty, and `reason` says why, where nothing can be scored."""
+    features: Features
+    run: RunRef
+    scores_file: Path
+
+
+def check_evaluate(config: EvaluateConfig) -> list[str]:
+    """All that stands in the way of an evaluation, found without starting anything."""
+    mistakes = []
+    for look in (
+        lambda: read_info(find_checkpoint(config.checkpoint)),
+        lambda: ClipDataset.open(config.dataset),
+    ):
+        try:
+            look()
+        except UserError as error:
+            mistakes.append(str(error))
+    return mistakes
+
+
+def evaluate(
+    config: EvaluateConfig, *, on_progress: OnProgress, parent: RunRef | None = None
+) -> Evaluation:
+    """Scores a checkpoint; Ray is connected and `check_evaluate` found nothing."""
+    checkpoint = find_checkpoint(config.checkpoint)
+    info = read_info(checkpoint)
+    dataset = ClipDataset.open(config.dataset)
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    with tracked(open_run(config, "evaluate", config.name, parent=parent)) as run:
+        log_dataset(
+            run,
+            dataset_id=dataset.dataset_id,
+            path=config.dataset,
+            num_clips=dataset.num_clips,
+            context="evaluation",
+        )
+        features = _extract(checkpoint, config, on_progress)
+        scores = {
+            "checkpoint": str(checkpoint),
+            "step": info.next_step,
+            "pretrain_run_id": info.run_id,
+            "evaluate_run_id": run.run_id,
+            "dataset_id": dataset.dataset_id,
+            "role": config.role,
+            **score(features, config),
+        }
+        _write_json(output / SCORES_FILE, scores)
+        np.savez(output / FEATURES_FILE, allow_pickle=False, **features.arrays())
+        client = run.client()
+        for name, value in flat_scores(scores).items():
+            client.log_metric(run.run_id, name, value)
+        client.log_artifact(run.run_id, str(output / SCORES_FILE))
+    return Evaluation(scores, features, run, output / SCORES_FILE)
+
+
+def _extract(checkpoint: Path, config: EvaluateConfig, on_progress: OnProgress) -> Features:
+    settings = EvaluateSettings.model_validate(
+        config.model_dump(include=set(EvaluateSettings.model_fields))
+    )
+    task = (
+        ray.remote(num_gpus=1)(extract)
+        if config.use_gpu
+        else ray.remote(num_cpus=_all_cpus())(extract)
+    )
+    with watched_board(on_progress) as board:
+        return ray.get(task.remote(str(checkpoint), config.dataset, settings, board))
+
+
+def _all_cpus() -> int:
+    """CPUs of the largest node: a task lies on one node."""
+    return max(1, int(max(node["Resources"].get("CPU", 1) for node in ray.nodes())))
+
+
+def score(features: Features, settings: EvaluateSettings) -> dict[str, Any]:
+    """Scores of both modalities, trained and untrained, with the classes and the splits."""
+    reason = _why_no_scores(features)
+    result: dict[str, Any] = {
+        "classes": list(features.classes),
+        "num_train": int(features.is_train.sum()),
+        "num_test": int(features.is_test.sum()),
+        "reason": reason,
+        "modalities": {},
+    }
+    if reason:
+        return result
+    for modality in MODALITIES:
+        networks = {
+            network: _score_network(features, matrix, settings)
+            for network, matrix in features.of(modality).items()
+        }
+        if all(networks.values()):
+            result["modalities"][modality] = networks
+    return result
+
+
+def _why_no_scores(features: Features) -> str:
+    if not features.classes:
+        return "no clip has a label"
+    if not (features.is_test & (features.labels >= 0)).any():
+        return "no labelled clip is held out"
+    num_classes = len(set(features.labels[features.is_train & (features.labels >= 0)].tolist()))
+    if num_classes < 2:
+        return f"the clips trained on have {num_classes} class, and a probe needs two"
+    return ""
+
+
+def _score_network(
+    features: Features, matrix: NDArray[np.float32], settings: EvaluateSettings
+) -> dict[str, Any]:
+    """k-NN and linear probe of one network; empty if the modality is missing on either side."""
+    there = np.isfinite(matrix).all(axis=1) & (features.labels >= 0)
+    train, test = there & features.is_train, there & features.is_test
+    num_classes = len(features.classes)
+    labels = torch.from_numpy(features.labels)
+    if len(set(features.labels[train].tolist())) < 2 or not test.any():
+        return {}
+    x_train, y_train = torch.from_numpy(matrix[train]), labels[torch.from_numpy(train)]
+    x_test, y_test = torch.from_numpy(matrix[test]), labels[torch.from_numpy(test)]
+    knn = knn_predict(
+        x_train,
+        y_train,
+        x_test,
+        num_classes=num_classes,
+        neighbors=min(settings.neighbors, len(x_train)),
+        temperature=settings.knn_temperature,
+    )
+    probe = fit_linear_probe(
+        x_train, y_train, num_classes=num_classes, l2=settings.linear_l2, seed=settings.seed
+    )
+    linear = probe.predict(x_test)
+    counts = np.bincount(y_test.numpy(), minlength=num_classes)
+    return {
+        "knn": accuracy(knn, y_test),
+        "linear": accuracy(linear, y_test),
+        "knn_per_class": _without_nan(per_class_accuracy(knn, y_test, num_classes)),
+        "linear_per_class": _without_nan(per_class_accuracy(linear, y_test, num_classes)),
+        "linear_l2": probe.l2,
+        "majority": float(counts.max() / counts.sum()),
+        "num_train": int(train.sum()),
+        "num_test": int(test.sum()),
+    }
+
+
+def _without_nan(values: list[float]) -> list[float | None]:
+    return [None if math.isnan(value) else value for value in values]
+
+
+def flat_scores(scores: dict[str, Any]) -> dict[str, float]:
+    """`evaluation/video/trained/knn` and so on: accuracies from 0 to 1."""
+    return {
+        f"evaluation/{modality}/{network}/{measure}": values[measure]
+        for modality, networks in scores["modalities"].items()
+        for network, values in networks.items()
+        for measure in ("knn", "linear")
+    }
+
+
+def _write_json(file: Path, values: dict[str, Any]) -> None:
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(values, indent=1))
+    os.replace(temporary, file)

@@ -1,0 +1,213 @@
+"""Pretraining on Ray Train, the driver's side: a clip dataset becomes a run of checkpoints.
+
+A run is its name: the same name with the same settings goes on from the last checkpoint, in the
+same MLflow run, with the clips it would have seen; with other settings it is refused. What each
+worker does is in `train_loop.py`.
+
+Method: XKD, arXiv:2211.13929, sections 3 and 4.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import train
+from ray.train.torch import TorchTrainer
+
+from pipelines.checkpoints import TrainingInfo, find_checkpoint, read_info
+from pipelines.clip_dataset import ClipDataset
+from pipelines.config import PretrainConfig, clip_mismatch
+from pipelines.errors import JobFailed, UserError
+from pipelines.progress import OnProgress, watched_board
+from pipelines.tracking import RunRef, flat, log_dataset, open_run, tracked
+from pipelines.train_loop import make_feed, train_loop_per_worker
+
+RUN_FILE = "run.json"
+FREE_TO_CHANGE = (
+    "tracking",
+    "ray",
+    "num_workers",
+    "use_gpu",
+    "cpus_per_worker",
+    "resume",
+    "log_every",
+    "checkpoint_every",
+    "checkpoints_kept",
+    "max_failures",
+)
+"""Settings that may differ when a run goes on: they change nothing in what is computed."""
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """What came out of a training."""
+
+    checkpoint: Path
+    run: RunRef
+    total_steps: int
+    first_step: int
+    clips_per_second: float
+    """Over the steps of this call; NaN if none was left to do."""
+
+
+def check_pretrain(config: PretrainConfig) -> list[str]:
+    """All that stands in the way of a training, found without starting anything."""
+    mistakes = []
+    try:
+        dataset = ClipDataset.open(config.dataset)
+        mistakes += _dataset_mistakes(config, dataset)
+    except UserError as error:
+        mistakes.append(str(error))
+    if config.resume is not None:
+        try:
+            mistakes += _resume_mistakes(config, read_info(find_checkpoint(config.resume)))
+        except UserError as error:
+            mistakes.append(str(error))
+    mistakes += run_mistakes(config)
+    return mistakes
+
+
+def _dataset_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[str]:
+    problem = clip_mismatch(config, frame_rate=dataset.frame_rate, sample_rate=dataset.sample_rate)
+    if problem:
+        return [problem]
+    if not make_feed(config, dataset, rank=0, world_size=1).num_clips:
+        splits = ", ".join(config.splits)
+        return [f"dataset ({config.dataset}) has no clip with picture and sound in split {splits}"]
+    return []
+
+
+def _resume_mistakes(config: PretrainConfig, info: TrainingInfo) -> list[str]:
+    there, here = info.config["model"], config.model_dump(mode="json")["model"]
+    return [f"resume ({config.resume}) has another model: {text}" for text in _changes(there, here)]
+
+
+def run_mistakes(config: PretrainConfig) -> list[str]:
+    """Why a run of this name cannot go on with these settings."""
+    file = Path(config.output) / config.name / RUN_FILE
+    if not file.exists():
+        return []
+    there = json.loads(file.read_text())["config"]
+    changes = _changes(there, config.model_dump(mode="json"))
+    if not changes:
+        return []
+    return [
+        f"name ({config.name}) is a run in {config.output} with other settings: "
+        f"{'; '.join(changes)}. Take another name or the same settings"
+    ]
+
+
+def _changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    old, new = flat(there), flat(here)
+    return [
+        f"{name} is {old.get(name)} there and {new.get(name)} here"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and name.split(".")[0] not in FREE_TO_CHANGE
+    ]
+
+
+def pretrain(
+    config: PretrainConfig, *, on_progress: OnProgress, parent: RunRef | None = None
+) -> PretrainResult:
+    """Trains, or goes on training; Ray is connected and `check_pretrain` found nothing.
+
+    Raises:
+        UserError: if the workers ask for more than Ray has.
+        JobFailed: if workers died more often than `max_failures`, or the loss was not finite.
+    """
+    folder = Path(config.output) / config.name
+    folder.mkdir(parents=True, exist_ok=True)
+    dataset = ClipDataset.open(config.dataset)
+    scaling = _scaling(config)
+    with tracked(_open_run(config, folder, parent)) as run:
+        log_dataset(
+            run,
+            dataset_id=dataset.dataset_id,
+            path=config.dataset,
+            num_clips=dataset.num_clips,
+            context="training",
+        )
+        with watched_board(on_progress) as board:
+            values = {"config": config.model_dump(mode="json"), "run": asdict(run), "board": board}
+            result: Any = _fit(config, scaling, values)
+        outcome = result.return_value or {}
+        if terms := outcome.get("not_finite"):
+            raise JobFailed(_not_finite_message(outcome["step"], terms, folder))
+        return PretrainResult(
+            checkpoint=find_checkpoint(str(folder)),
+            run=run,
+            total_steps=outcome["total_steps"],
+            first_step=outcome["first_step"],
+            clips_per_second=outcome["clips_per_second"],
+        )
+
+
+def _not_finite_message(step: int, terms: list[str], folder: Path) -> str:
+    try:
+        last = f"the last good checkpoint is {find_checkpoint(str(folder))}"
+    except UserError:
+        last = "there is no checkpoint yet"
+    return (
+        f"step {step} has a loss that is not finite ({', '.join(terms)}); {last}. "
+        "A lower optimizer.learning_rate or precision=float32 is the usual remedy"
+    )
+
+
+def _open_run(config: PretrainConfig, folder: Path, parent: RunRef | None) -> RunRef:
+    file = folder / RUN_FILE
+    run_id = json.loads(file.read_text())["run_id"] if file.exists() else ""
+    if not run_id and config.resume:
+        run_id = read_info(find_checkpoint(config.resume)).run_id
+    run = open_run(config, "pretrain", config.name, parent=parent, run_id=run_id)
+    values = {"run_id": run.run_id, "config": config.model_dump(mode="json")}
+    file.write_text(json.dumps(values, indent=1))
+    return run
+
+
+def _scaling(config: PretrainConfig) -> train.ScalingConfig:
+    have = ray.cluster_resources()
+    cpus = config.cpus_per_worker
+    if cpus is None:
+        cpus = 1.0 if config.use_gpu else max(1.0, have.get("CPU", 1.0) // config.num_workers)
+    needs = {"CPU": cpus * config.num_workers}
+    if config.use_gpu:
+        needs["GPU"] = float(config.num_workers)
+    for kind, amount in needs.items():
+        if amount > have.get(kind, 0.0):
+            raise UserError(
+                f"num_workers ({config.num_workers}) needs {amount:g} {kind}s, "
+                f"but Ray has {have.get(kind, 0.0):g}"
+            )
+    return train.ScalingConfig(
+        num_workers=config.num_workers,
+        use_gpu=config.use_gpu,
+        resources_per_worker={"CPU": cpus} | ({"GPU": 1} if config.use_gpu else {}),
+    )
+
+
+def _fit(
+    config: PretrainConfig, scaling: train.ScalingConfig, values: dict[str, Any]
+) -> train.Result:
+    # Typed by Ray as without a result; what rank 0 returns is the result's `return_value`.
+    loop: Any = train_loop_per_worker
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config=values,
+        scaling_config=scaling,
+        run_config=train.RunConfig(
+            name=config.name,
+            storage_path=config.output,
+            failure_config=train.FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=train.CheckpointConfig(num_to_keep=config.checkpoints_kept),
+        ),
+    )
+    try:
+        return trainer.fit()
+    except train.TrainingFailedError as error:
+        reason = str(error).strip().splitlines()[-1][:300]
+        raise JobFailed(
+            f"training failed more than max_failures ({config.max_failures}) times: {reason}. "
+            "The same command goes on from the last checkpoint"
+        ) from error

@@ -1,0 +1,282 @@
+"""The model registry: encoders become versions, and the alias goes to the one that is better.
+
+A version says in its tags what it was scored on and with what result, so that two versions can be
+compared without their runs. The alias moves only to a version that beats the present one on the
+same dataset. Registering the same encoder again finds the version that is there.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
+
+from pipelines.alias import alias_rule
+from pipelines.checkpoints import TrainingInfo, read_info
+from pipelines.clip_dataset import ClipDataset
+from pipelines.config import EvaluateSettings, IngestSettings, PromoteSettings
+from pipelines.encoder_files import ClipSettings, EncoderInfo
+from pipelines.errors import JobFailed, UserError
+from pipelines.features import load_model
+from pipelines.model_card import EncoderScores, encoder_scores, model_card
+from pipelines.model_package import save_package, stage
+from pipelines.tracking import RunRef, code_version
+from xkd_core.encoders import Encoder, Modality
+
+MODALITIES: tuple[Modality, ...] = ("video", "audio")
+MAX_DESCRIPTION = 5000
+"""Characters that the registry's database takes."""
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version in the registry."""
+
+    name: str
+    version: str
+    alias_moved: bool
+    reason: str
+    """Why the alias moved or not, in one line."""
+
+
+def check_scores(scores: Mapping[str, Any], info: TrainingInfo, settings: PromoteSettings) -> None:
+    """Makes sure that scores are those of a checkpoint.
+
+    Raises:
+        UserError: if they are of another one.
+    """
+    there = (scores.get("pretrain_run_id"), scores.get("step"), scores.get("role"))
+    here = (info.run_id, info.next_step, settings.role)
+    for name, old, new in zip(("run", "step", "role"), there, here, strict=True):
+        if old != new:
+            raise UserError(
+                f"scores are of {name} {old}, but the checkpoint is of {name} {new}: "
+                "evaluate this checkpoint first"
+            )
+
+
+def promote(
+    checkpoint: Path, scores: Mapping[str, Any] | None, settings: PromoteSettings, run: RunRef
+) -> list[Registered]:
+    """Registers both encoders of a checkpoint and moves the alias to those that are better.
+
+    Args:
+        checkpoint: A complete checkpoint.
+        scores: What an evaluation of it wrote; without it the alias goes only where there is none.
+        settings: Names, the alias and the metric.
+        run: The run that the models are logged to.
+
+    Raises:
+        UserError: if the scores are of another checkpoint.
+        JobFailed: if MLflow refuses.
+    """
+    training = read_info(checkpoint)
+    if scores is not None:
+        check_scores(scores, training, settings)
+    model, config = load_model(checkpoint)
+    clips = _clip_settings(config.dataset, scores)
+    try:
+        return [
+            _register(
+                model.get_submodule(f"{modality}_{settings.role}"),
+                EncoderInfo(
+                    modality=modality,
+                    model=config.model,
+                    clips=clips,
+                    provenance=_provenance(training, checkpoint, settings.role, scores),
+                ),
+                encoder_scores(scores, modality),
+                settings,
+                run,
+            )
+            for modality in MODALITIES
+        ]
+    except MlflowException as error:
+        raise JobFailed(
+            f"MLflow did not register the encoders of {checkpoint}: "
+            f"{str(error).splitlines()[0][:300]}. The same command tries again"
+        ) from error
+
+
+def _clip_settings(dataset: str, scores: Mapping[str, Any] | None) -> ClipSettings:
+    """As the clips were made that the encoder was trained on, which must still be there."""
+    ingest = IngestSettings.model_validate(ClipDataset.open(dataset).manifest["settings"])
+    num_windows = (scores or {}).get("num_windows", EvaluateSettings().num_windows)
+    return ClipSettings(
+        segment_seconds=ingest.segment_seconds,
+        min_segment_seconds=ingest.min_segment_seconds,
+        short_side=ingest.short_side,
+        num_windows=num_windows,
+    )
+
+
+def _provenance(
+    training: TrainingInfo, checkpoint: Path, role: str, scores: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    return {
+        "role": role,
+        "pretrain_run_id": training.run_id,
+        "dataset_id": training.dataset_id,
+        "step": training.next_step,
+        "checkpoint": str(checkpoint),
+        "code_version": training.code_version,
+        "evaluate_run_id": scores["evaluate_run_id"] if scores else "",
+    }
+
+
+def _register(
+    encoder: Any,
+    info: EncoderInfo,
+    scores: EncoderScores | None,
+    settings: PromoteSettings,
+    run: RunRef,
+) -> Registered:
+    """Finds or makes the version of an encoder, tags it with its scores, decides on the alias."""
+    assert isinstance(encoder, Encoder)
+    name = f"{settings.model_prefix}-{info.modality}"
+    card = model_card(name, settings.alias, info, scores)
+    client = run.client()
+    registered = _registered_model(client, name, info)
+    with tempfile.TemporaryDirectory(prefix="xkd-model-") as folder:
+        content = stage(encoder, info, Path(folder))
+        version = _version_with(client, name, content)
+        if version is None:
+            version = _make_version(client, name, content, info, card, Path(folder), run)
+    _tag_scores(client, version, card, scores, run)
+    return _decide(client, registered, version, scores, settings)
+
+
+def _registered_model(client: MlflowClient, name: str, info: EncoderInfo) -> RegisteredModel:
+    """The model as it was before; it is made if it is not there."""
+    try:
+        client.create_registered_model(
+            name, description=f"Embeds {info.modality}; pretrained with XKD, arXiv:2211.13929."
+        )
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    return client.get_registered_model(name)
+
+
+def _version_with(client: MlflowClient, name: str, content: str) -> ModelVersion | None:
+    found = client.search_model_versions(f"name = '{name}' AND tags.`xkd.content` = '{content}'")
+    return max(found, key=lambda version: int(version.version), default=None)
+
+
+def _make_version(
+    client: MlflowClient,
+    name: str,
+    content: str,
+    info: EncoderInfo,
+    card: str,
+    staged: Path,
+    run: RunRef,
+) -> ModelVersion:
+    """Logs the model with the run, then makes a version of it."""
+    step = int(info.provenance["step"])
+    logged = client.create_logged_model(
+        run.experiment_id,
+        name=name.replace(".", "-"),  # no dots in names of logged models
+        source_run_id=run.run_id,
+        params={key: str(value) for key, value in info.provenance.items()},
+        model_type="encoder",
+    )
+    try:
+        model = Model(
+            artifact_path=logged.artifact_location,
+            run_id=run.run_id,
+            model_uuid=logged.model_id,
+            model_id=logged.model_id,
+        )
+        save_package(staged, info, card, staged / "model", model)
+        client.log_model_artifacts(logged.model_id, str(staged / "model"))
+    except BaseException:
+        client.finalize_logged_model(logged.model_id, LoggedModelStatus.FAILED)
+        raise
+    client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+    client.log_outputs(run.run_id, [LoggedModelOutput(logged.model_id, step)])
+    tags = {
+        "content": content,
+        "modality": info.modality,
+        "clips": json.dumps(asdict(info.clips)),
+        "frame_rate": info.model.video.frame_rate,
+        "sample_rate": info.model.audio.sample_rate,
+        "registered_with": code_version(),
+        "model_id": logged.model_id,
+        **info.provenance,
+    }
+    version = client.create_model_version(
+        name,
+        # Not models:/ID, which an sqlite store would look up at the global tracking URI.
+        logged.artifact_location,
+        run_id=run.run_id,
+        tags={f"xkd.{key}": value for key, value in tags.items()},
+        description=card[:MAX_DESCRIPTION],
+        model_id=logged.model_id,
+    )
+    versions = json.dumps([{"name": name, "version": version.version}])
+    client.set_logged_model_tags(logged.model_id, {MLFLOW_MODEL_VERSIONS: versions})
+    return version
+
+
+def _tag_scores(
+    client: MlflowClient,
+    version: ModelVersion,
+    card: str,
+    scores: EncoderScores | None,
+    run: RunRef,
+) -> None:
+    """Records the scores with the version, and with the logged model that it was made from."""
+    if scores is None or version.tags.get("xkd.evaluation.run_id") == scores.run_id:
+        return
+    client.update_model_version(version.name, version.version, card[:MAX_DESCRIPTION])
+    tags = {"dataset_id": scores.dataset_id, "run_id": scores.run_id}
+    tags |= {measure: repr(value) for measure, value in scores.trained.items()}
+    for key, value in tags.items():
+        client.set_model_version_tag(version.name, version.version, f"xkd.evaluation.{key}", value)
+    now = int(time.time() * 1000)
+    metrics = [
+        Metric(
+            f"evaluation/{version.tags['xkd.modality']}/{network}/{measure}",
+            accuracy,
+            now,
+            0,
+            model_id=version.tags["xkd.model_id"],
+            dataset_name="clips",
+            dataset_digest=scores.dataset_id[:36],
+            run_id=run.run_id,
+        )
+        for network, values in (("trained", scores.trained), ("untrained", scores.untrained))
+        for measure, accuracy in values.items()
+    ]
+    client.log_batch(run.run_id, metrics=metrics)
+
+
+def _decide(
+    client: MlflowClient,
+    registered: RegisteredModel,
+    version: ModelVersion,
+    scores: EncoderScores | None,
+    settings: PromoteSettings,
+) -> Registered:
+    name, number, alias = version.name, str(version.version), settings.alias
+    present_number = registered.aliases.get(alias)
+    if present_number is not None and str(present_number) == number:
+        return Registered(name, number, False, f"keeps the alias {alias}")
+    present = None
+    if present_number is not None:
+        present = client.get_model_version(name, str(present_number))
+    moves, reason = alias_rule(present, scores, settings)
+    if moves:
+        client.set_registered_model_alias(name, alias, number)
+    verdict = f"gets the alias {alias}" if moves else f"registered without the alias {alias}"
+    return Registered(name, number, moves, f"{verdict}: {reason}")

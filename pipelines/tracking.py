@@ -1,0 +1,309 @@
+"""MLflow: one run per job, metrics that never hold up training, and lineage.
+
+A job opens its run in the driver (`open_run`) and hands the run's id on; whoever measures logs
+through a `Tracker`, whose thread sends, and sends again while the server is away. What could not
+be sent at the end is written to a file, so nothing that was measured is lost.
+"""
+
+import json
+import logging
+import os
+import queue
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from pipelines.config import JobConfig, TrackingConfig
+from pipelines.errors import UserError
+from pipelines.places import home
+
+# Before mlflow is imported: no telemetry, and a server that is away fails in seconds.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.tracking import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+SQLITE = "sqlite:///"
+RETRY_SECONDS = 2.0
+CONNECT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class RunRef:
+    """A run of MLflow: all that a worker needs to log to it."""
+
+    uri: str
+    experiment_id: str
+    run_id: str
+
+    def client(self) -> MlflowClient:
+        """A client for the run's server."""
+        return MlflowClient(self.uri)
+
+
+def tracking_uri(config: TrackingConfig) -> str:
+    """Where MLflow is: the setting, else MLFLOW_TRACKING_URI, else an sqlite file at home."""
+    given = config.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    return given or f"{SQLITE}{home('mlflow.db') / 'mlflow.db'}"
+
+
+def redacted(uri: str) -> str:
+    """The URI without its password, for logs and pages."""
+    parts = urlsplit(uri)
+    if parts.password is None and parts.username is None:
+        return uri
+    host = parts.hostname or ""
+    if parts.port:
+        host += f":{parts.port}"
+    return urlunsplit(parts._replace(netloc=f"***@{host}"))
+
+
+def check_tracking(config: TrackingConfig) -> None:
+    """Makes sure that MLflow can be reached, before any work starts.
+
+    Raises:
+        UserError: if the address is of a kind that is not supported or nothing answers there.
+    """
+    try:
+        uri = tracking_uri(config)
+    except ValueError as error:
+        raise UserError(f"tracking.uri {error}") from error
+    scheme = urlsplit(uri).scheme
+    if scheme == "sqlite":
+        _check_sqlite(Path(uri.removeprefix(SQLITE)))
+    elif scheme in ("http", "https"):
+        _check_server(uri)
+    else:
+        raise UserError(
+            f"tracking.uri ({redacted(uri)}) must be http(s)://HOST:PORT or sqlite:////FILE"
+        )
+
+
+def _check_sqlite(file: Path) -> None:
+    if not file.is_absolute():
+        raise UserError(f"tracking.uri (sqlite:///{file}) must name an absolute file")
+    parent = file.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(file if file.exists() else parent, os.W_OK):
+        raise UserError(f"tracking.uri (sqlite:///{file}) is not writable")
+
+
+def _check_server(uri: str) -> None:
+    parts = urlsplit(uri)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), CONNECT_SECONDS).close()
+        MlflowClient(uri).search_experiments(max_results=1)
+    except (OSError, MlflowException) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(
+            f"tracking.uri ({redacted(uri)}) does not answer as an MLflow server: {reason}"
+        ) from error
+
+
+def open_run(
+    config: JobConfig, job: str, name: str, *, parent: RunRef | None = None, run_id: str = ""
+) -> RunRef:
+    """Opens a run, or goes on in the run `run_id` if MLflow still has it."""
+    uri = tracking_uri(config.tracking)
+    if uri.startswith(SQLITE):
+        Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+    client = MlflowClient(uri)
+    experiment_id = _experiment(client, config.tracking.experiment, uri)
+    if run_id and _exists(client, run_id):
+        client.update_run(run_id, status="RUNNING")
+        return RunRef(uri, client.get_run(run_id).info.experiment_id, run_id)
+    tags = {"xkd.job": job, "xkd.code_version": code_version()}
+    if parent is not None:
+        tags["mlflow.parentRunId"] = parent.run_id
+    run = client.create_run(experiment_id, run_name=name, tags=tags)
+    reference = RunRef(uri, experiment_id, run.info.run_id)
+    _log_settings(client, reference.run_id, config)
+    return reference
+
+
+def _experiment(client: MlflowClient, name: str, uri: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None and found.lifecycle_stage != "active":
+        raise UserError(
+            f"tracking.experiment ({name}) was deleted in MLflow: restore it or name another one"
+        )
+    if found is not None:
+        return str(found.experiment_id)
+    # Without a server the artifacts lie beside the sqlite file, wherever the job was started.
+    beside = Path(uri.removeprefix(SQLITE)).parent / "mlartifacts" if uri.startswith(SQLITE) else ""
+    try:
+        return str(client.create_experiment(name, artifact_location=str(beside) or None))
+    except MlflowException:
+        created = client.get_experiment_by_name(name)  # by another job in the meantime
+        if created is None:
+            raise
+        return str(created.experiment_id)
+
+
+def _exists(client: MlflowClient, run_id: str) -> bool:
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
+    except MlflowException:
+        return False
+
+
+def _log_settings(client: MlflowClient, run_id: str, config: JobConfig) -> None:
+    values = config.model_dump(mode="json")
+    if values["tracking"]["uri"]:
+        values["tracking"]["uri"] = redacted(values["tracking"]["uri"])
+    client.log_dict(run_id, values, "config.json")
+    parameters = [Param(key, str(value)[:500]) for key, value in flat(values).items()]
+    client.log_batch(run_id, params=parameters)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as `section.key: value`."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[prefix + key] = value
+    return result
+
+
+def close_run(run: RunRef, status: str) -> None:
+    """Ends a run as FINISHED, FAILED or KILLED; a server that is away only leaves a warning."""
+    try:
+        run.client().set_terminated(run.run_id, status)
+    except MlflowException as error:
+        logger.warning("MLflow did not hear that run %s is %s: %s", run.run_id, status, error)
+
+
+@contextmanager
+def tracked(run: RunRef) -> Iterator[RunRef]:
+    """Ends the run as the block ends: FINISHED, KILLED on Ctrl-C, FAILED on any other exception."""
+    try:
+        yield run
+    except KeyboardInterrupt:
+        close_run(run, "KILLED")
+        raise
+    except BaseException:
+        close_run(run, "FAILED")
+        raise
+    close_run(run, "FINISHED")
+
+
+def code_version() -> str:
+    """The commit of this checkout, else the version of the installed package."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+        return done.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return f"xkd {version('xkd')}"
+
+
+class Tracker:
+    """Logs metrics to a run from a thread of its own.
+
+    `log` only queues. While MLflow is away the queue grows and is sent when it is back; what is
+    left at `close` goes to `unsent_file` as JSON lines.
+    """
+
+    def __init__(
+        self, run: RunRef, unsent_file: Path, *, system_metrics: bool = False, resumed: bool = False
+    ) -> None:
+        self._run = run
+        self._unsent_file = unsent_file
+        self._queue: queue.SimpleQueue[list[Metric] | None] = queue.SimpleQueue()
+        self._give_up_at = float("inf")
+        self._thread = threading.Thread(target=self._send_all, daemon=True, name="tracker")
+        self._thread.start()
+        self._system = (
+            SystemMetricsMonitor(run.run_id, resume_logging=resumed, tracking_uri=run.uri)
+            if system_metrics
+            else None
+        )
+        if self._system:
+            self._system.start()
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Queues numbers under their names for one step."""
+        now = int(time.time() * 1000)
+        self._queue.put([Metric(name, value, now, step) for name, value in metrics.items()])
+
+    def close(self, patience_seconds: float = 60.0) -> None:
+        """Waits until everything is sent, at most `patience_seconds`."""
+        if self._system:
+            self._system.finish()
+        self._give_up_at = time.monotonic() + patience_seconds
+        self._queue.put(None)
+        self._thread.join()
+
+    def _send_all(self) -> None:
+        client = self._run.client()
+        while (metrics := self._queue.get()) is not None:
+            while not self._sent(client, metrics):
+                if time.monotonic() > self._give_up_at:
+                    self._keep(metrics)
+                    break
+                time.sleep(RETRY_SECONDS)
+
+    def _sent(self, client: MlflowClient, metrics: list[Metric]) -> bool:
+        try:
+            client.log_batch(self._run.run_id, metrics=metrics)
+        except (MlflowException, OSError) as error:
+            logger.warning("MLflow does not take metrics, trying again: %s", error)
+            return False
+        return True
+
+    def _keep(self, metrics: list[Metric]) -> None:
+        self._unsent_file.parent.mkdir(parents=True, exist_ok=True)
+        with self._unsent_file.open("a") as file:
+            for metric in metrics:
+                file.write(json.dumps(dict(metric)) + "\n")
+        logger.warning("kept metrics that MLflow did not take in %s", self._unsent_file)
+
+
+def metric_histories(run: RunRef) -> dict[str, tuple[list[int], list[float]]]:
+    """All metrics of a run as steps and values, system metrics left out."""
+    client = run.client()
+    histories = {}
+    for name in client.get_run(run.run_id).data.metrics:
+        if not name.startswith("system/"):
+            history = sorted(client.get_metric_history(run.run_id, name), key=lambda m: m.step)
+            histories[name] = ([m.step for m in history], [m.value for m in history])
+    return histories
+
+
+def log_dataset(run: RunRef, *, dataset_id: str, path: str, num_clips: int, context: str) -> None:
+    """Records which clip dataset a run read."""
+    client = run.client()
+    client.set_tag(run.run_id, f"xkd.dataset.{context}", dataset_id)
+    dataset = Dataset(
+        name="clips",
+        digest=dataset_id[:36],
+        source_type="local",
+        source=json.dumps({"uri": path}),
+        profile=json.dumps({"num_clips": num_clips}),
+    )
+    tag = InputTag("mlflow.data.context", context)
+    client.log_inputs(run.run_id, [DatasetInput(dataset, [tag])])

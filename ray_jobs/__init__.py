@@ -1,0 +1,1 @@
+"""The programs: `python -m ray_jobs.<name> conf/<name>/<file>.yaml [key=value ...]`."""

@@ -1,0 +1,147 @@
+"""The one command-line form of every job: `CONFIG.yaml [key=value ...] [--dry-run]`.
+
+A job's module defines `JOB`; this file reads the settings, checks the surroundings, connects to
+Ray and runs it. A user's mistake is one line on stderr and exit code 2; Ctrl-C is exit code 130.
+"""
+
+import argparse
+import importlib
+import logging
+import os
+import signal
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+
+from pipelines.config import JobConfig
+from pipelines.errors import UserError
+from ray_jobs.settings import described, load_settings
+
+JOBS = ("run", "ingest", "pretrain", "evaluate", "promote", "embed")
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job would read and write, and what stands in its way."""
+
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    mistakes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A program: its settings, its plan and its work."""
+
+    name: str
+    about: str
+    schema: type[JobConfig]
+    plan: Callable[[Any], Plan]
+    work: Callable[[Any], None]
+    how_to_go_on: str = "The same command goes on from there."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The installed command: `xkd JOB CONFIG.yaml [key=value ...]`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if arguments[0] not in JOBS:
+        print(f"xkd: no job {arguments[0]!r}; jobs: {', '.join(JOBS)}", file=sys.stderr)
+        return USER_ERROR
+    return run_job(importlib.import_module(f"ray_jobs.{arguments[0]}").JOB, arguments[1:])
+
+
+def _overview() -> str:
+    lines = ["xkd JOB CONFIG.yaml [key=value ...] [--dry-run]", ""]
+    for name in JOBS:
+        lines.append(f"  {name:10} {importlib.import_module(f'ray_jobs.{name}').JOB.about}")
+    return "\n".join([*lines, "", "xkd JOB --help lists a job's settings."])
+
+
+def run_job(job: Job, argv: Sequence[str] | None = None) -> int:
+    """Runs one job; returns the exit code."""
+    arguments = _parser(job).parse_args(argv)
+    logging.basicConfig(
+        level=logging.INFO if arguments.verbose else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+    )
+    # What a scheduler sends before it kills is handled as Ctrl-C is.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        config = load_settings(job.schema, arguments.config, arguments.overrides)
+        plan = job.plan(config)
+        if arguments.dry_run:
+            print(_dry_run(config, plan))
+        if plan.mistakes:
+            raise UserError("\n  ".join(_counted(plan.mistakes)))
+        if not arguments.dry_run:
+            job.work(config)
+    except UserError as error:
+        print(f"{job.name}: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print(f"\n{job.name}: interrupted. {job.how_to_go_on}", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _counted(mistakes: Sequence[str]) -> list[str]:
+    return list(mistakes) if len(mistakes) == 1 else [f"{len(mistakes)} mistakes", *mistakes]
+
+
+def _parser(job: Job) -> argparse.ArgumentParser:
+    settings = [
+        textwrap.fill(
+            f"{name} ({default}) {meaning}".rstrip(),
+            width=100,
+            initial_indent="  ",
+            subsequent_indent="      ",
+        )
+        for name, default, meaning in described(job.schema)
+    ]
+    parser = argparse.ArgumentParser(
+        prog=f"python -m ray_jobs.{job.name}",
+        description=job.about,
+        epilog="settings (default) and what they mean:\n" + "\n".join(settings),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that go first")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the settings and places, do nothing"
+    )
+    parser.add_argument("--verbose", action="store_true", help="show the log as well")
+    return parser
+
+
+def _dry_run(config: JobConfig, plan: Plan) -> str:
+    from pipelines.tracking import redacted, tracking_uri
+
+    settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
+    if config.tracking.uri:
+        settings = settings.replace(config.tracking.uri, redacted(config.tracking.uri))
+    lines = [settings, *(f"would read   {place}" for place in plan.reads)]
+    lines += [f"would write  {place}" for place in plan.writes]
+    lines.append(f"would log to {redacted(tracking_uri(config.tracking))}")
+    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    lines.append(f"would run on {address or 'a Ray of its own'}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""The Ray that a job runs on: its own, one at an address, or the one that it was submitted to."""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from pipelines.config import RayConfig
+from pipelines.errors import UserError
+
+CONNECT_SECONDS = 5.0
+PACKAGES = Path(__file__).resolve().parents[1]
+SURROUNDINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Every report of a worker waits for the controller to look, by default every 2 s.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+}
+
+
+@contextmanager
+def connected(config: RayConfig) -> Iterator[None]:
+    """Connects to Ray for the length of the block."""
+    for name, value in SURROUNDINGS.items():
+        os.environ.setdefault(name, value)
+    # Ray Data tells on the console what a job's own progress tells better.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    address = ray_address(config)
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address is None:
+        # A harmless line about each pool of actors would be all that its core logs to the console.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        ray.init(
+            address="local",
+            num_cpus=config.num_cpus,
+            object_store_memory=config.object_store_bytes,
+            include_dashboard=False,
+            **options,
+        )
+    else:
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+            # The cluster's workers get the code from here; a submitted job has brought its own.
+            modules = [str(PACKAGES / name) for name in ("xkd_core", "pipelines", "ray_jobs")]
+            options["runtime_env"] = {"py_modules": modules}
+        ray.init(address=address, **options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def ray_address(config: RayConfig) -> str | None:
+    """The address asked for, or None for a Ray of this process's own."""
+    return config.address or os.environ.get("RAY_ADDRESS") or None
+
+
+def check_ray(config: RayConfig) -> None:
+    """Makes sure that something answers at the address, before any work starts.
+
+    Raises:
+        UserError: if nothing does.
+    """
+    address = ray_address(config)
+    if address in (None, "local"):
+        return
+    if address == "auto":
+        if not Path("/tmp/ray/ray_current_cluster").exists():
+            raise UserError("ray.address (auto) found no running Ray on this machine")
+        return
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"ray.address ({address}) must be auto, HOST:PORT or ray://HOST:PORT")
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UserError(f"ray.address ({address}) does not answer: {error}") from error

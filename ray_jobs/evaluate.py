@@ -1,0 +1,62 @@
+"""`python -m ray_jobs.evaluate CONFIG.yaml`: how good the features of a checkpoint are."""
+
+import sys
+from typing import Any
+
+from pipelines.config import EvaluateConfig
+from pipelines.evaluation import Evaluation, check_evaluate, evaluate
+from pipelines.tracking import RunRef
+from ray_jobs.checks import surroundings
+from ray_jobs.cli import Job, Plan, run_job
+from ray_jobs.cluster import connected
+from ray_jobs.console import StageProgress, table
+
+
+def plan(config: EvaluateConfig) -> Plan:
+    """What evaluation reads and writes."""
+    return Plan(
+        reads=(config.checkpoint, config.dataset),
+        writes=(config.output,),
+        mistakes=(*check_evaluate(config), *surroundings(config, config.output)),
+    )
+
+
+def evaluate_stage(config: EvaluateConfig, parent: RunRef | None = None) -> Evaluation:
+    """Evaluates with progress."""
+    progress = StageProgress("evaluate", "clips")
+    evaluation = evaluate(config, on_progress=progress, parent=parent)
+    progress.finish(f"{len(evaluation.features.clip_ids)} clips; {evaluation.scores_file}")
+    return evaluation
+
+
+def score_table(scores: dict[str, Any]) -> str:
+    """Accuracies of trained and untrained encoders, or why there are none."""
+    if not scores["modalities"]:
+        return f"  no scores: {scores['reason'] or 'no split has the modality'}"
+    rows = [("held-out accuracy", "k-NN", "linear probe", "most frequent class")]
+    for modality, networks in scores["modalities"].items():
+        for network, values in networks.items():
+            majority = f"{values['majority']:.1%}" if network == "trained" else ""
+            measures = (f"{values['knn']:.1%}", f"{values['linear']:.1%}")
+            rows.append((f"{modality}, {network}", *measures, majority))
+    return table(rows)
+
+
+def work(config: EvaluateConfig) -> None:
+    """Evaluates and prints the scores."""
+    with connected(config.ray):
+        evaluation = evaluate_stage(config)
+    print(score_table(evaluation.scores))
+    print(f"scores: {evaluation.scores_file}")
+
+
+JOB = Job(
+    name="evaluate",
+    about="How good the features of a checkpoint are: k-NN and linear probe, per modality.",
+    schema=EvaluateConfig,
+    plan=plan,
+    work=work,
+)
+
+if __name__ == "__main__":
+    sys.exit(run_job(JOB))

@@ -1,0 +1,110 @@
+"""`python -m ray_jobs.ingest CONFIG.yaml`: a folder or list of media becomes a clip dataset."""
+
+import sys
+from pathlib import Path
+
+from pipelines.config import IngestConfig, IngestSettings
+from pipelines.ingest import IngestSummary, check_ingest, ingest
+from pipelines.made_clips import make_clips
+from pipelines.progress import OnProgress
+from pipelines.tracking import RunRef, log_dataset, open_run, tracked
+from ray_jobs.checks import messages, surroundings
+from ray_jobs.cli import Job, Plan, run_job
+from ray_jobs.cluster import connected
+from ray_jobs.console import StageProgress
+
+
+def plan(config: IngestConfig) -> Plan:
+    """What ingest reads and writes."""
+    source = config.input or str(made_folder(config))
+    mistakes = messages(lambda: check_ingest(config.input, config.output, config))
+    return Plan(
+        reads=(source,),
+        writes=(config.output,) if config.input else (source, config.output),
+        mistakes=(*mistakes, *surroundings(config, config.output)),
+    )
+
+
+def made_folder(config: IngestConfig) -> Path:
+    """Where the made clips lie: beside the dataset made of them."""
+    return Path(config.output).parent / "videos"
+
+
+def work(config: IngestConfig) -> None:
+    """Makes the clips if there is no input, and ingests."""
+    with connected(config.ray):
+        ingest_stage(config)
+
+
+def ingest_stage(config: IngestConfig, parent: RunRef | None = None) -> IngestSummary:
+    """Ingests under a run of MLflow, with progress."""
+    source = config.input
+    if source is None:
+        folder = made_folder(config)
+        progress = StageProgress("make", "clips")
+        make_clips(folder, config.made, lambda done, total: progress(done, total, ""))
+        progress.finish(f"{config.made.num_clips} clips and 2 broken files in {folder}")
+        source = str(folder)
+    progress = StageProgress("ingest", "sources")
+    with tracked(open_run(config, "ingest", config.name, parent=parent)) as run:
+        summary = ingest(source, config.output, settings_of(config), on_progress=progress)
+        log_summary(run, config, summary)
+    progress.finish(in_words(summary))
+    return summary
+
+
+def settings_of(config: IngestConfig) -> IngestSettings:
+    """The part of a job's settings that says how sources become segments."""
+    return IngestSettings.model_validate(
+        config.model_dump(include=set(IngestSettings.model_fields))
+    )
+
+
+def log_summary(run: RunRef, config: IngestConfig, summary: IngestSummary) -> None:
+    """Records the counts and the dataset."""
+    client = run.client()
+    for name in ("sources", "accepted", "rejected", "clips"):
+        client.log_metric(run.run_id, f"ingest/{name}", getattr(summary, name))
+    for reason, count in summary.rejects_by_reason.items():
+        client.log_metric(run.run_id, f"ingest/rejects/{reason}", count)
+    log_dataset(
+        run,
+        dataset_id=summary.dataset_id,
+        path=config.output,
+        num_clips=summary.clips,
+        context="written",
+    )
+
+
+def in_words(summary: IngestSummary) -> str:
+    """The counts in one line."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in summary.rejects_by_reason.items())
+    text = (
+        f"{summary.clips} clips of {summary.accepted} sources, {summary.new_clips} of them new; "
+        f"{summary.sources} sources = {summary.accepted} accepted + {summary.rejected} rejected"
+    )
+    if reasons:
+        text += f" ({reasons})"
+    if summary.ignored:
+        names = ", ".join(f"{count} {suffix}" for suffix, count in summary.ignored.items())
+        text += f"; no media by name: {names}"
+    return text
+
+
+def report(config: IngestConfig) -> None:
+    """Runs the job and says where the dataset is."""
+    work(config)
+    print(f"clip dataset: {config.output}")
+
+
+JOB = Job(
+    name="ingest",
+    about="A folder or list of media becomes a clip dataset.",
+    schema=IngestConfig,
+    plan=plan,
+    work=report,
+    how_to_go_on="Finished shards stay; the same command does only what is missing.",
+)
+
+if __name__ == "__main__":
+    sys.exit(run_job(JOB))

@@ -1,0 +1,168 @@
+"""`python -m ray_jobs.run CONFIG.yaml`: the main job, from media to registered encoders.
+
+Ingest, pretrain, evaluate, register, report, each in a run of MLflow under one parent. The same
+command goes on where an earlier one stopped.
+"""
+
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+
+from pipelines.config import (
+    EvaluateConfig,
+    IngestConfig,
+    PretrainConfig,
+    PromoteConfig,
+    RunConfig,
+)
+from pipelines.gallery import RunRecord, write_run_report
+from pipelines.ingest import check_ingest
+from pipelines.pretrain import run_mistakes
+from pipelines.tracking import SQLITE, RunRef, open_run, redacted, tracked
+from ray_jobs.checks import messages, surroundings
+from ray_jobs.cli import Job, Plan, run_job
+from ray_jobs.cluster import connected
+from ray_jobs.console import StageProgress, duration
+from ray_jobs.evaluate import evaluate_stage, score_table
+from ray_jobs.ingest import in_words as ingest_in_words
+from ray_jobs.ingest import ingest_stage, made_folder
+from ray_jobs.pretrain import pretrain_stage
+from ray_jobs.promote import in_words as registered_in_words
+from ray_jobs.promote import promote_stage
+
+RUN_FILE = "run.json"
+
+
+def folder_of(config: RunConfig) -> Path:
+    """Everything that a run leaves lies here."""
+    return Path(config.output) / config.name
+
+
+def ingest_config(config: RunConfig) -> IngestConfig:
+    """The first stage's settings."""
+    return IngestConfig(
+        **config.ingest.model_dump(),
+        input=config.input,
+        output=str(folder_of(config) / "clips"),
+        made=config.made,
+        tracking=config.tracking,
+        ray=config.ray,
+    )
+
+
+def pretrain_config(config: RunConfig) -> PretrainConfig:
+    """The second stage's settings."""
+    return PretrainConfig(
+        **config.pretrain.model_dump(),
+        name=config.name,
+        dataset=str(folder_of(config) / "clips"),
+        output=str(folder_of(config) / "pretrain"),
+        tracking=config.tracking,
+        ray=config.ray,
+    )
+
+
+def evaluate_config(config: RunConfig, checkpoint: Path) -> EvaluateConfig:
+    """The third stage's settings."""
+    return EvaluateConfig(
+        **config.evaluate.model_dump(),
+        checkpoint=str(checkpoint),
+        dataset=str(folder_of(config) / "clips"),
+        output=str(folder_of(config) / "evaluate"),
+        tracking=config.tracking,
+        ray=config.ray,
+    )
+
+
+def promote_config(config: RunConfig, checkpoint: Path, scores: Path) -> PromoteConfig:
+    """The fourth stage's settings."""
+    return PromoteConfig(
+        **config.promote.model_dump(),
+        checkpoint=str(checkpoint),
+        scores=str(scores),
+        tracking=config.tracking,
+        ray=config.ray,
+    )
+
+
+def plan(config: RunConfig) -> Plan:
+    """What the main job reads and writes."""
+    ingest = ingest_config(config)
+    folder = folder_of(config)
+    return Plan(
+        reads=(config.input or str(made_folder(ingest)),),
+        writes=(
+            f"{folder}/{{clips,pretrain,evaluate,report.html}}",
+            f"models:/{config.promote.model_prefix}-{{video,audio}}@{config.promote.alias}",
+        ),
+        mistakes=(
+            *messages(lambda: check_ingest(config.input, ingest.output, config.ingest)),
+            *run_mistakes(pretrain_config(config)),
+            *surroundings(config, str(folder)),
+        ),
+    )
+
+
+def work(config: RunConfig) -> None:
+    """All stages, then what came out."""
+    started = time.monotonic()
+    folder = folder_of(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    with connected(config.ray), tracked(_parent_run(config, folder)) as parent:
+        summary = ingest_stage(ingest_config(config), parent)
+        training = pretrain_stage(pretrain_config(config), parent)
+        evaluation = evaluate_stage(evaluate_config(config, training.checkpoint), parent)
+        promotion = promote_config(config, training.checkpoint, evaluation.scores_file)
+        registered = promote_stage(promotion, parent)
+        progress = StageProgress("report", "pages")
+        report = write_run_report(
+            folder / "report.html",
+            RunRecord(
+                config,
+                summary,
+                training,
+                evaluation,
+                tuple(registered),
+                parent,
+                time.monotonic() - started,
+            ),
+        )
+        parent.client().log_artifact(parent.run_id, str(report))
+        progress.finish(str(report))
+    print(f"\n{config.name} is complete after {duration(time.monotonic() - started)}")
+    print(f"  {ingest_in_words(summary)}")
+    print(score_table(evaluation.scores))
+    print(registered_in_words(registered))
+    print(f"  report: {report}")
+    print(f"  MLflow: {mlflow_page(parent)}")
+
+
+def _parent_run(config: RunConfig, folder: Path) -> RunRef:
+    file = folder / RUN_FILE
+    run_id = json.loads(file.read_text())["run_id"] if file.exists() else ""
+    run = open_run(config, "run", config.name, run_id=run_id)
+    file.write_text(json.dumps({"run_id": run.run_id}))
+    return run
+
+
+def mlflow_page(run: RunRef) -> str:
+    """How to look at a run: its address on a server, or the command that opens the sqlite file."""
+    if not run.uri.startswith(SQLITE):
+        return f"{redacted(run.uri)}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+    program = Path(sys.executable).with_name("mlflow")
+    return f"{shlex.quote(str(program))} ui --backend-store-uri {shlex.quote(run.uri)}"
+
+
+JOB = Job(
+    name="run",
+    about="The main job: media in, registered encoders and a report out.",
+    schema=RunConfig,
+    plan=plan,
+    work=work,
+    how_to_go_on="Finished shards, checkpoints and stages stay; the same command goes on from there.",
+)
+
+if __name__ == "__main__":
+    sys.exit(run_job(JOB))
