@@ -80,11 +80,11 @@ def _to_nearest(offset: Floats, spacing: float) -> Floats:
 
 
 def _two_colors(rng: Generator) -> tuple[Floats, Floats]:
-    """Any two colours that are told apart at a glance."""
+    """A dark and a light colour of any hue."""
     while True:
-        first, second = rng.uniform(0.0, 255.0, (2, 3)).astype(np.float32)
-        if np.abs(first - second).mean() > 70.0 and abs(float((first - second).mean())) > 40.0:
-            return first, second
+        dark, light = rng.uniform(0.0, 255.0, (2, 3)).astype(np.float32)
+        if float((light - dark).mean()) > 60.0:
+            return dark, light
 
 
 def _background(u: Floats, v: Floats, color: Floats, rng: Generator) -> Floats:
@@ -102,7 +102,7 @@ def _background(u: Floats, v: Floats, color: Floats, rng: Generator) -> Floats:
         np.sin(frequency * along + phase),
         np.sin(frequency * along + phase) * np.sin(frequency * across),
     )
-    texture = textures[rng.integers(len(textures))] * rng.uniform(10.0, 30.0)
+    texture = textures[rng.integers(len(textures))] * rng.uniform(5.0, 20.0)
     return (color + texture[..., None]).clip(0.0, 255.0).astype(np.float32)
 
 
@@ -111,7 +111,7 @@ def _with_bystander(
 ) -> Floats:
     shape = list(SHAPES)[rng.integers(len(SHAPES))]
     x, y = rng.uniform(-1.0, 1.0, 2).astype(np.float32)
-    color = rng.uniform(0.0, 255.0, 3).astype(np.float32)
+    color = rng.uniform(0.0, 150.0, 3).astype(np.float32)
     radius = np.full((1, 1), rng.uniform(0.15, 0.45), np.float32)
     turns = np.full((1, 1), rng.uniform(), np.float32)
     cover = _cover(shape, u - x, v - y, radius, turns, unit)[..., None]
