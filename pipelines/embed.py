@@ -5,6 +5,7 @@ The graph, the fingerprints, the plan of units, the shards and the rules for goi
 """
 
 import errno
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -151,28 +152,25 @@ def _outcomes(
     """The graph: one row for each source as it is done."""
     num_cpus = int(ray.cluster_resources().get("CPU", 1))
     num_workers = max(1, min(config.num_workers or num_cpus, len(units)))
-    rows = ray.data.from_items(list(units), override_num_blocks=len(units))
-    # 1:N, CPU-bound: decoder and encoder share a core; an actor, because the model loads once. One
-    # unit at a time in an actor, so that none waits behind a long one.
-    outcomes = rows.flat_map(
-        UnitEmbedder,
-        fn_constructor_args=(
-            config.output,
-            tracking_uri(config.tracking),
-            version,
-            config.limits.model_dump(mode="json"),
-            config.batch_size,
-        ),
-        compute=ray.data.ActorPoolStrategy(
-            min_size=1,
-            max_size=num_workers,
-            initial_size=num_workers,
-            max_tasks_in_flight_per_actor=1,
-        ),
-        num_cpus=1,
-        max_restarts=MAX_ACTOR_RESTARTS,
-        max_task_retries=MAX_ACTOR_RESTARTS,
-    )
+    with warnings.catch_warnings():
+        # Ray wants to rename how `max_restarts` is given and has no other name for it yet.
+        warnings.filterwarnings("ignore", message=".*ray_remote_args")
+        # 1:N, CPU-bound: decoder and encoder share a core; an actor, because the model loads once.
+        # One unit at a time in an actor, so that none waits behind a long one.
+        outcomes = ray.data.from_items(list(units), override_num_blocks=len(units)).flat_map(
+            UnitEmbedder,
+            fn_constructor_args=(
+                config.output,
+                tracking_uri(config.tracking),
+                version,
+                config.limits.model_dump(mode="json"),
+                config.batch_size,
+            ),
+            compute=ray.data.ActorPoolStrategy(size=num_workers, max_tasks_in_flight_per_actor=1),
+            num_cpus=1,
+            max_restarts=MAX_ACTOR_RESTARTS,
+            max_task_retries=MAX_ACTOR_RESTARTS,
+        )
     # The rows are news of a few bytes: each leaves its worker at once, not with its unit.
     outcomes.context.target_max_block_size = 1
     outcomes.context.enable_progress_bars = False

@@ -96,7 +96,7 @@ def _blink(rng: Generator) -> Pattern:
 def _orbit(rng: Generator) -> Pattern:
     """Runs on a circle; the voice wavers six times a round."""
     period, start, way = rng.uniform(0.9, 1.4), rng.uniform(), rng.choice((-1.0, 1.0))
-    depth = rng.uniform(1.5, 2.5)
+    depth = rng.uniform(2.0, 3.5)
 
     def at(time: Floats) -> State:
         angle = 2.0 * np.pi * (time / period + start)

@@ -16,6 +16,7 @@ from pipelines.made_patterns import KINDS, Floats, State
 
 FRAME_SIZES = ((128, 96), (160, 120), (144, 108), (112, 112), (96, 128), (160, 96))
 FRAME_RATES = (16, 20, 24, 25, 30)
+WAVE_SAMPLES = 4096
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def _two_colors(rng: Generator) -> tuple[Floats, Floats]:
 
 
 def _background(u: Floats, v: Floats, color: Floats, rng: Generator) -> Floats:
-    """A plain colour, a gradient, stripes or blotches."""
+    """A colour with a gradient, stripes or blotches."""
     angle, frequency, phase = (
         rng.uniform(0.0, 2.0 * np.pi),
         rng.uniform(1.5, 4.0),
@@ -97,12 +98,11 @@ def _background(u: Floats, v: Floats, color: Floats, rng: Generator) -> Floats:
     along = np.float32(np.cos(angle)) * u + np.float32(np.sin(angle)) * v
     across = np.float32(np.cos(angle)) * v - np.float32(np.sin(angle)) * u
     textures = (
-        np.zeros_like(u),
         along,
         np.sin(frequency * along + phase),
         np.sin(frequency * along + phase) * np.sin(frequency * across),
     )
-    texture = textures[rng.integers(len(textures))] * rng.uniform(5.0, 20.0)
+    texture = textures[rng.integers(len(textures))] * rng.uniform(15.0, 30.0)
     return (color + texture[..., None]).clip(0.0, 255.0).astype(np.float32)
 
 
@@ -145,42 +145,38 @@ SHAPES: dict[str, Callable[[Floats, Floats], Floats]] = {
 def _camera_noise(shape: tuple[int, ...], rng: Generator) -> Floats:
     """Grain: one noisy sheet, shifted from frame to frame, as fresh noise is slow to draw."""
     num_frames, height, width, _ = shape
-    sheet = rng.standard_normal((height + 32, width + 32), dtype=np.float32) * rng.uniform(0.0, 8.0)
+    sheet = rng.standard_normal((height + 32, width + 32), dtype=np.float32) * rng.uniform(0.0, 3.0)
     shifts = rng.integers(32, size=(num_frames, 2))
     grain = [sheet[y : y + height, x : x + width] for y, x in shifts]
     return np.stack(grain)[..., None]
 
 
 def _voice(state: State, num_samples: int, sample_rate: int, rng: Generator) -> NDArray[np.int16]:
-    """The sound: the object's voice and a background noise, at some loudness, mono or stereo."""
-    base = 2.0 ** rng.uniform(np.log2(220.0), np.log2(880.0))
+    """The sound: the object's voice and a faint noise, at some loudness, mono or stereo."""
+    base = 2.0 ** rng.uniform(np.log2(130.0), np.log2(330.0))
     semitones = np.broadcast_to(np.asarray(state.semitones, np.float64), num_samples)
-    frequency = base * 2.0 ** (semitones / 12.0)
-    phase = 2.0 * np.pi * (np.cumsum(frequency) / sample_rate + rng.uniform())
-    tone = np.zeros(num_samples, np.float32)
-    timbre = TIMBRES[rng.integers(len(TIMBRES))]
-    for ratio, strength in timbre:
-        if base * ratio * 1.6 < sample_rate / 2.0:
-            tone += np.float32(strength) * np.sin(ratio * phase).astype(np.float32)
-    tone /= np.abs(tone).max()
-    breath = rng.uniform(0.0, 0.5)
-    hiss = rng.standard_normal(num_samples, dtype=np.float32)
-    voice = (tone * (1.0 - breath) + 0.5 * breath * hiss * tone) * state.loudness
-    noise = _colored_noise(num_samples, rng) * 10.0 ** rng.uniform(-2.2, -1.2)
-    level = 10.0 ** rng.uniform(-1.1, -0.3)
-    mono = level * (voice + noise)
+    cycles = np.cumsum(base * 2.0 ** (semitones / 12.0)) / sample_rate + rng.uniform()
+    highest = min(7500.0, 0.45 * sample_rate) / (base * 2.0 ** (semitones.max() / 12.0))
+    wave = _timbre(int(highest), rng)
+    voice = wave[(cycles % 1.0 * len(wave)).astype(np.int32)] * state.loudness
+    noise = _colored_noise(num_samples, rng) * 10.0 ** rng.uniform(-3.3, -2.3)
+    mono = 10.0 ** rng.uniform(-1.1, -0.3) * (voice + noise)
     gains = np.ones(1) if rng.uniform() < 0.5 else rng.uniform(0.6, 1.0, 2)
     return (mono[:, None] * gains * 32767.0).clip(-32768.0, 32767.0).astype(np.int16)
 
 
-# Partials as (multiple of the base, strength): pure, hollow, full, reedy, bell.
-TIMBRES = (
-    ((1.0, 1.0),),
-    ((1.0, 1.0), (3.0, 0.5), (5.0, 0.3), (7.0, 0.2)),
-    ((1.0, 1.0), (2.0, 0.6), (3.0, 0.4), (4.0, 0.3), (5.0, 0.2)),
-    ((1.0, 0.3), (2.0, 0.6), (3.0, 1.0), (4.0, 0.8), (6.0, 0.5)),
-    ((1.0, 1.0), (2.76, 0.7), (5.4, 0.4)),
-)
+def _timbre(num_partials: int, rng: Generator) -> Floats:
+    """One cycle of a voice of peak 1: dull or bright, hollow or full, with two formants."""
+    partial = np.arange(1, num_partials + 1)
+    strength = partial ** -rng.uniform(0.3, 1.2)
+    for center in rng.uniform(1.0, num_partials, 2):
+        strength *= 1.0 + 3.0 * np.exp(-(((partial - center) / 2.0) ** 2))
+    if rng.uniform() < 0.3:
+        strength[1::2] *= 0.1
+    spectrum = np.zeros(WAVE_SAMPLES // 2 + 1, np.complex128)
+    spectrum[1 : num_partials + 1] = strength * np.exp(2j * np.pi * rng.uniform(size=num_partials))
+    wave = np.fft.irfft(spectrum)
+    return (wave / np.abs(wave).max()).astype(np.float32)
 
 
 def _colored_noise(num_samples: int, rng: Generator) -> Floats:

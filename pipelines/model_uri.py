@@ -73,6 +73,9 @@ def _encoder_version(client: MlflowClient, uri: str, name: str, number: str) -> 
     tags = version.tags
     if "xkd.clips" not in tags:
         raise UserError(f"model ({uri}) is not an encoder that `promote` registered")
+    files = client.list_logged_model_artifacts(tags["xkd.model_id"])
+    if "MLmodel" not in {file.path for file in files}:
+        raise UserError(f"model ({uri}): the files of version {number} are gone: {version.source}")
     return EncoderVersion(
         name=name,
         version=int(number),

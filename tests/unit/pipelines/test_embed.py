@@ -35,6 +35,7 @@ def tracking(tmp_path_factory):
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000)
     yield config
     ray.shutdown()
+    mlflow.set_tracking_uri(None)
 
 
 @pytest.fixture(scope="module")

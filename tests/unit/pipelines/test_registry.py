@@ -1,5 +1,6 @@
 """Encoders enter the registry, and the alias goes to the better one on the same dataset."""
 
+import shutil
 import socket
 
 import mlflow
@@ -21,7 +22,8 @@ def store(tmp_path_factory):
     """A run in an sqlite store; tests share it under names of their own."""
     folder = tmp_path_factory.mktemp("mlflow")
     config = JobConfig(tracking=TrackingConfig(uri=f"sqlite:///{folder / 'mlflow.db'}"))
-    return config, open_run(config, "promote", "test")
+    yield config, open_run(config, "promote", "test")
+    mlflow.set_tracking_uri(None)
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +164,14 @@ def test_a_uri_is_resolved_to_the_version_it_means_now(store, known):
 def test_a_model_that_is_not_there_is_named(store, known, uri, message):
     with pytest.raises(UserError, match=message):
         resolve_model(uri, store[0].tracking)
+
+
+def test_files_that_are_gone_are_named(store, checkpoints):
+    promote(checkpoints[0], None, settings("gone"), store[1])
+    version = MlflowClient(store[1].uri).get_model_version("gone-video", "1")
+    shutil.rmtree(version.source)
+    with pytest.raises(UserError, match=r"the files of version 1 are gone: /"):
+        resolve_model("models:/gone-video/1", store[0].tracking)
 
 
 def test_a_server_that_does_not_answer_is_one_line():
