@@ -11,7 +11,7 @@ The format is in `schema`; plain pyarrow and NumPy read it as well:
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ _INDEX_COLUMNS = [
     "num_samples",
     "has_audio",
 ]
-_OPEN_SHARDS = 64
 
 
 @dataclass(frozen=True)
@@ -159,9 +158,9 @@ class ClipDataset:
     def read_group(self, group: int) -> "ClipGroup":
         """Reads the tensors of a row group."""
         shard, number = self._groups[group]
-        table = _open_shard(shard).read_row_group(
-            number, columns=["frames", "waveform"], use_threads=False
-        )
+        # Opened anew each time: an open file must not be read by two threads at once.
+        with pq.ParquetFile(shard, memory_map=True) as file:
+            table = file.read_row_group(number, columns=["frames", "waveform"], use_threads=False)
         first = int(np.searchsorted(self.index.group, group))
         return ClipGroup(table, self.index, first)
 
@@ -214,11 +213,6 @@ class ClipGroup:
 
     def _buffer(self, column: str, row: int) -> Any:
         return self.table[column][row - self.first_row].as_buffer()
-
-
-@lru_cache(maxsize=_OPEN_SHARDS)
-def _open_shard(shard: Path) -> pq.ParquetFile:
-    return pq.ParquetFile(shard, memory_map=True)
 
 
 def _group_sizes(file: pq.ParquetFile) -> list[int]:

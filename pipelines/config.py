@@ -275,6 +275,11 @@ class RunConfig(JobConfig):
         )
         if problem:
             raise ValueError(problem)
+        if self.evaluate.role != self.promote.role:
+            raise ValueError(
+                f"promote.role ({self.promote.role}) must equal "
+                f"evaluate.role ({self.evaluate.role}): what is registered is what was scored"
+            )
         return self
 
 

@@ -17,7 +17,6 @@ import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
-from xkd_core.probes import accuracy, fit_linear_probe, knn_predict, per_class_accuracy
 
 from pipelines.checkpoints import find_checkpoint, read_info
 from pipelines.clip_dataset import ClipDataset
@@ -26,6 +25,7 @@ from pipelines.errors import UserError
 from pipelines.features import Features, extract
 from pipelines.progress import OnProgress, watched_board
 from pipelines.tracking import RunRef, log_dataset, open_run, tracked
+from xkd_core.probes import accuracy, fit_linear_probe, knn_predict, per_class_accuracy
 
 SCORES_FILE = "scores.json"
 FEATURES_FILE = "features.npz"
@@ -82,6 +82,7 @@ def evaluate(
             "evaluate_run_id": run.run_id,
             "dataset_id": dataset.dataset_id,
             "role": config.role,
+            "num_windows": config.num_windows,
             **score(features, config),
         }
         _write_json(output / SCORES_FILE, scores)
@@ -151,7 +152,7 @@ def _score_network(
     there = np.isfinite(matrix).all(axis=1) & (features.labels >= 0)
     train, test = there & features.is_train, there & features.is_test
     num_classes = len(features.classes)
-    labels = torch.from_numpy(features.labels)
+    labels = torch.tensor(features.labels)
     if len(set(features.labels[train].tolist())) < 2 or not test.any():
         return {}
     x_train, y_train = torch.from_numpy(matrix[train]), labels[torch.from_numpy(train)]

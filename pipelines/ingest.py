@@ -5,7 +5,6 @@ written exactly once however the run ends. The manifest is written last: a folde
 not a dataset yet, and the same call completes it.
 """
 
-import errno
 import hashlib
 import json
 import warnings
@@ -36,7 +35,7 @@ from pipelines.ingest_plan import (
 from pipelines.ingest_unit import UnitIngester
 from pipelines.progress import OnProgress
 from pipelines.schema import CLIPS_FOLDER, FORMAT_VERSION, MANIFEST, REJECTS_FOLDER
-from pipelines.shards import locked, remove_leftovers, write_json
+from pipelines.shards import locked, remove_leftovers, write_failure, write_json
 from pipelines.sources import SourceList, list_sources
 
 MAX_ACTOR_RESTARTS = 3
@@ -89,23 +88,25 @@ def ingest(
         listed = list_sources(input_path, settings.labels)
         check_same(folder, listed.input, settings)
         state = folder / STATE_FOLDER
-        for part in (folder / CLIPS_FOLDER, folder / REJECTS_FOLDER, state):
+        for part in _parts(folder):
             part.mkdir(parents=True, exist_ok=True)
         with locked(state / "lock", f"output ({output})"):
-            remove_leftovers(folder, folder / CLIPS_FOLDER, folder / REJECTS_FOLDER, state)
-            write_json(
-                state / SETTINGS_FILE,
-                {"input": listed.input, "settings": fixed_settings(settings)},
-            )
-            return _ingest(listed, folder, settings, on_progress)
+            try:
+                remove_leftovers(*_parts(folder))
+                write_json(
+                    state / SETTINGS_FILE,
+                    {"input": listed.input, "settings": fixed_settings(settings)},
+                )
+                return _ingest(listed, folder, settings, on_progress)
+            finally:
+                # Of units that were given up; what is left by a kill, the next run removes.
+                remove_leftovers(*_parts(folder))
     except OSError as error:
-        raise UserError(f"output ({output}) cannot be written: {_cause(error)}") from error
+        raise UserError(f"output ({output}) cannot be written: {write_failure(error)}") from error
 
 
-def _cause(error: OSError) -> str:
-    if error.errno == errno.ENOSPC:
-        return "the disk is full; what is complete stays, make room and run the same again"
-    return error.strerror or str(error)
+def _parts(folder: Path) -> tuple[Path, ...]:
+    return folder, folder / CLIPS_FOLDER, folder / REJECTS_FOLDER, folder / STATE_FOLDER
 
 
 def _ingest(

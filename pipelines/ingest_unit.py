@@ -17,7 +17,7 @@ from pipelines.decoder_process import DecoderProcess
 from pipelines.ingest_plan import Unit, UnitSource
 from pipelines.media import DecodeError, Segment
 from pipelines.schema import CLIPS, CLIPS_FOLDER, REJECTS, REJECTS_FOLDER, clip_id
-from pipelines.shards import ShardWriter
+from pipelines.shards import ShardWriter, write_failure
 
 
 class UnitIngester:
@@ -46,7 +46,11 @@ class UnitIngester:
                 if attempt.is_complete:
                     return
         except OSError as error:
-            yield _outcome(failed=error.strerror or str(error))
+            yield _outcome(failed=write_failure(error))
+
+    def close(self) -> None:
+        """Ends the decoder."""
+        self._decoder.close()
 
 
 def _outcome(

@@ -1,8 +1,9 @@
 """Scenes of the made clips: a pattern, drawn and sounded as frames and a waveform.
 
-All that a single frame or a mean spectrum shows (colours, shape, size, place, background,
-bystanders, noise, loudness, base pitch, timbre) is drawn alike for every kind of pattern, so that
-a kind is known only by how a clip changes in time.
+A kind has its pattern in time and the surface of its object, and it shares the object's shape and
+the voice with some other kinds, as kinds of scenes in the world do. All else that a frame or a mean
+spectrum shows (colours, size, place, background, bystanders, noise, loudness, base pitch) is drawn
+alike for every kind.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,9 @@ from pipelines.made_patterns import KINDS, Floats, State
 FRAME_SIZES = ((128, 96), (160, 120), (144, 108), (112, 112), (96, 128), (160, 96))
 FRAME_RATES = (16, 20, 24, 25, 30)
 WAVE_SAMPLES = 4096
+Surface = Callable[[Floats, Floats], Floats]
+"""From places on an object to marks between -1 and 1."""
+HIGHEST_PARTIAL = 4700.0
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,18 @@ def make_scene(kind: str, rng: Generator, *, sample_rate: int) -> Scene:
     frame_rate = int(rng.choice(FRAME_RATES))
     frame_times = np.arange(round(seconds * frame_rate), dtype=np.float32) / frame_rate
     sample_times = np.arange(round(seconds * sample_rate), dtype=np.float32) / sample_rate
-    frames = _draw_frames(pattern(frame_times), len(frame_times), rng)
-    waveform = _voice(pattern(sample_times), len(sample_times), sample_rate, rng)
+    number = list(KINDS).index(kind)
+    shape = list(SHAPES)[number % len(SHAPES)]
+    formants = VOICES[number % len(VOICES)]
+    look = (shape, SURFACES[number % len(SURFACES)])
+    frames = _draw_frames(pattern(frame_times), len(frame_times), look, rng)
+    waveform = _voice(pattern(sample_times), len(sample_times), sample_rate, formants, rng)
     return Scene(frames, frame_rate, waveform, sample_rate)
 
 
-def _draw_frames(state: State, num_frames: int, rng: Generator) -> NDArray[np.uint8]:
+def _draw_frames(
+    state: State, num_frames: int, look: tuple[str, Surface], rng: Generator
+) -> NDArray[np.uint8]:
     """The picture: a still background with bystanders, the object, and a camera's noise."""
     width, height = FRAME_SIZES[rng.integers(len(FRAME_SIZES))]
     unit = min(width, height) / 2.0  # half of what a square crop about the centre leaves
@@ -55,22 +65,24 @@ def _draw_frames(state: State, num_frames: int, rng: Generator) -> NDArray[np.ui
         background = _with_bystander(background, u, v, unit, rng)
 
     # The object and its copies in step with it on a lattice, so that any part of the picture moves.
-    shape = list(SHAPES)[rng.integers(len(SHAPES))]
-    spacing, tilt = rng.uniform(0.85, 1.15), rng.uniform()
-    radius, reach = spacing * rng.uniform(0.18, 0.25), spacing * rng.uniform(0.24, 0.3)
+    shape, surface = look
+    spacing, tilt = rng.uniform(1.2, 1.6), rng.uniform()
+    radius, reach = spacing * rng.uniform(0.26, 0.34), spacing * rng.uniform(0.24, 0.3)
+    contrast = rng.uniform(40.0, 80.0, 3).astype(np.float32) * rng.choice((-1.0, 1.0))
     left, top = rng.uniform(0.0, spacing, 2).astype(np.float32)
     x, y, size, turns, visible = (
         np.broadcast_to(np.asarray(value, np.float32), num_frames)[:, None, None]
         for value in (state.x, state.y, state.size, state.turns, state.visible)
     )
-    cover = np.zeros((), np.float32)
+    cover, marks = np.zeros((), np.float32), np.zeros((), np.float32)
     for side in (1.0, -1.0) if state.has_twin else (1.0,):
         near_u = _to_nearest(u - left - side * reach * x, spacing)
         near_v = _to_nearest(v - top - side * reach * y, spacing)
         one = _cover(shape, near_u, near_v, radius * size, turns + side * tilt, unit)
+        marks = np.where(one > cover, surface(near_u, near_v), marks)
         cover = np.maximum(cover, one)
     cover = (cover * visible)[..., None]
-    frames = background + cover * (color - background)
+    frames = background + cover * (color + marks[..., None] * contrast - background)
     frames += _camera_noise(frames.shape, rng)
     return frames.clip(0.0, 255.0).astype(np.uint8)
 
@@ -81,11 +93,11 @@ def _to_nearest(offset: Floats, spacing: float) -> Floats:
 
 
 def _two_colors(rng: Generator) -> tuple[Floats, Floats]:
-    """A dark and a light colour of any hue."""
-    while True:
-        dark, light = rng.uniform(0.0, 255.0, (2, 3)).astype(np.float32)
-        if float((light - dark).mean()) > 60.0:
-            return dark, light
+    """A dark and a light colour of any hue, muted as most of the world is."""
+    tints = rng.uniform(-30.0, 30.0, (2, 3))
+    levels = np.array([[rng.uniform(40.0, 90.0)], [rng.uniform(140.0, 200.0)]])
+    dark, light = (levels + tints).astype(np.float32)
+    return dark, light
 
 
 def _background(u: Floats, v: Floats, color: Floats, rng: Generator) -> Floats:
@@ -111,7 +123,7 @@ def _with_bystander(
 ) -> Floats:
     shape = list(SHAPES)[rng.integers(len(SHAPES))]
     x, y = rng.uniform(-1.0, 1.0, 2).astype(np.float32)
-    color = rng.uniform(0.0, 150.0, 3).astype(np.float32)
+    color = (rng.uniform(30.0, 130.0) + rng.uniform(-30.0, 30.0, 3)).astype(np.float32)
     radius = np.full((1, 1), rng.uniform(0.15, 0.45), np.float32)
     turns = np.full((1, 1), rng.uniform(), np.float32)
     cover = _cover(shape, u - x, v - y, radius, turns, unit)[..., None]
@@ -142,6 +154,37 @@ SHAPES: dict[str, Callable[[Floats, Floats], Floats]] = {
 }
 
 
+def _waves(along_u: float, along_v: float) -> Surface:
+    """Stripes; the two numbers are cycles over half the picture."""
+    return lambda u, v: np.sign(np.sin(2.0 * np.pi * (along_u * u + along_v * v))).astype(
+        np.float32
+    )
+
+
+def _squares(cycles: float) -> Surface:
+    rows, columns = _waves(0.0, cycles), _waves(cycles, 0.0)
+    return lambda u, v: rows(u, v) * columns(u, v)
+
+
+def _rings(cycles: float) -> Surface:
+    return lambda u, v: np.sign(np.sin(2.0 * np.pi * cycles * np.hypot(u, v))).astype(np.float32)
+
+
+# A mirror image stays the same kind: diagonals go both ways.
+SURFACES: tuple[Surface, ...] = (
+    _waves(0.0, 2.0),
+    _waves(2.0, 0.0),
+    _squares(2.0),
+    _rings(2.0),
+    lambda u, v: np.ones_like(u + v),
+    _waves(0.0, 4.0),
+    _waves(4.0, 0.0),
+    _squares(4.0),
+    _rings(4.0),
+    lambda u, v: _waves(1.5, 1.5)(np.abs(u), v),
+)
+
+
 def _camera_noise(shape: tuple[int, ...], rng: Generator) -> Floats:
     """Grain: one noisy sheet, shifted from frame to frame, as fresh noise is slow to draw."""
     num_frames, height, width, _ = shape
@@ -151,13 +194,18 @@ def _camera_noise(shape: tuple[int, ...], rng: Generator) -> Floats:
     return np.stack(grain)[..., None]
 
 
-def _voice(state: State, num_samples: int, sample_rate: int, rng: Generator) -> NDArray[np.int16]:
+def _voice(
+    state: State,
+    num_samples: int,
+    sample_rate: int,
+    formants: tuple[float, float],
+    rng: Generator,
+) -> NDArray[np.int16]:
     """The sound: the object's voice and a faint noise, at some loudness, mono or stereo."""
     base = 2.0 ** rng.uniform(np.log2(130.0), np.log2(330.0))
     semitones = np.broadcast_to(np.asarray(state.semitones, np.float64), num_samples)
     cycles = np.cumsum(base * 2.0 ** (semitones / 12.0)) / sample_rate + rng.uniform()
-    highest = min(7500.0, 0.45 * sample_rate) / (base * 2.0 ** (semitones.max() / 12.0))
-    wave = _timbre(int(highest), rng)
+    wave = _timbre(base, formants, rng)
     voice = wave[(cycles % 1.0 * len(wave)).astype(np.int32)] * state.loudness
     noise = _colored_noise(num_samples, rng) * 10.0 ** rng.uniform(-3.3, -2.3)
     mono = 10.0 ** rng.uniform(-1.1, -0.3) * (voice + noise)
@@ -165,14 +213,17 @@ def _voice(state: State, num_samples: int, sample_rate: int, rng: Generator) -> 
     return (mono[:, None] * gains * 32767.0).clip(-32768.0, 32767.0).astype(np.int16)
 
 
-def _timbre(num_partials: int, rng: Generator) -> Floats:
-    """One cycle of a voice of peak 1: dull or bright, hollow or full, with two formants."""
+# Of each voice the two places in its spectrum, in Hz, where it is strong: its vowel.
+VOICES = ((400.0, 900.0), (700.0, 2600.0), (300.0, 2200.0), (1100.0, 3400.0), (1800.0, 4200.0))
+
+
+def _timbre(base: float, formants: tuple[float, float], rng: Generator) -> Floats:
+    """One cycle of a voice of peak 1, dull or bright, with a vowel."""
+    num_partials = int(HIGHEST_PARTIAL / base)
     partial = np.arange(1, num_partials + 1)
-    strength = partial ** -rng.uniform(0.3, 1.2)
-    for center in rng.uniform(1.0, num_partials, 2):
-        strength *= 1.0 + 3.0 * np.exp(-(((partial - center) / 2.0) ** 2))
-    if rng.uniform() < 0.3:
-        strength[1::2] *= 0.1
+    strength = partial ** -rng.uniform(0.4, 1.2)
+    for formant in formants:
+        strength *= 1.0 + 3.0 * np.exp(-(((partial * base - formant) / 200.0) ** 2))
     spectrum = np.zeros(WAVE_SAMPLES // 2 + 1, np.complex128)
     spectrum[1 : num_partials + 1] = strength * np.exp(2j * np.pi * rng.uniform(size=num_partials))
     wave = np.fft.irfft(spectrum)

@@ -6,6 +6,7 @@ Ray Data's own writer is not atomic. What a killed writer leaves begins with a d
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -106,6 +107,13 @@ def write_json(place: Path, values: object) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_failure(error: OSError) -> str:
+    """Says in a few words why the system refused to write."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full; what is complete stays, make room and run the same again"
+    return os.strerror(error.errno) if error.errno else str(error)
 
 
 def remove_leftovers(*folders: Path) -> None:

@@ -1,7 +1,8 @@
 """The one command-line form of every job: `CONFIG.yaml [key=value ...] [--dry-run]`.
 
 A job's module defines `JOB`; this file reads the settings, checks the surroundings, connects to
-Ray and runs it. A user's mistake is one line on stderr and exit code 2; Ctrl-C is exit code 130.
+Ray and runs it. A user's mistake is one line on stderr and exit code 2, a known
+failure one line and 1, Ctrl-C 130.
 """
 
 import argparse
@@ -20,11 +21,12 @@ from typing import Any
 import yaml
 
 from pipelines.config import JobConfig
-from pipelines.errors import UserError
+from pipelines.errors import JobFailed, UserError
 from ray_jobs.settings import described, load_settings
 
 JOBS = ("run", "ingest", "pretrain", "evaluate", "promote", "embed")
 
+FAILED = 1
 USER_ERROR = 2
 INTERRUPTED = 130
 
@@ -90,6 +92,9 @@ def run_job(job: Job, argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"{job.name}: {error}", file=sys.stderr)
         return USER_ERROR
+    except JobFailed as failure:
+        print(f"{job.name}: {failure}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print(f"\n{job.name}: interrupted. {job.how_to_go_on}", file=sys.stderr)
         return INTERRUPTED

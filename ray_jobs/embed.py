@@ -30,7 +30,9 @@ def work(config: EmbedConfig) -> None:
         client = run.client()
         for name in ("sources", "accepted", "rejected", "clips"):
             client.log_metric(run.run_id, f"embed/{name}", getattr(summary, name))
-    progress.finish(f"{summary.clips} embeddings of {summary.accepted} sources, {summary.new_clips} new")
+    progress.finish(
+        f"{summary.clips} embeddings of {summary.accepted} sources, {summary.new_clips} new"
+    )
     for reason, count in summary.rejects_by_reason.items():
         print(f"  rejected: {count} {reason}")
     print(f"embeddings: {config.output}")

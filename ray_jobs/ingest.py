@@ -6,7 +6,6 @@ from pathlib import Path
 from pipelines.config import IngestConfig, IngestSettings
 from pipelines.ingest import IngestSummary, check_ingest, ingest
 from pipelines.made_clips import make_clips
-from pipelines.progress import OnProgress
 from pipelines.tracking import RunRef, log_dataset, open_run, tracked
 from ray_jobs.checks import messages, surroundings
 from ray_jobs.cli import Job, Plan, run_job

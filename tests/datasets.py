@@ -23,10 +23,10 @@ def write_dataset(
     num_frames: int = 8,
     rows_per_group: int = 3,
     clips_per_shard: int = 8,
-    size=lambda clip: (6, 8),
-    has_audio=lambda clip: True,
-    has_video=lambda clip: True,
-    split=lambda clip: "train",
+    size=lambda _: (6, 8),
+    has_audio=lambda _: True,
+    has_video=lambda _: True,
+    split=lambda _: "train",
 ) -> Path:
     """Writes clips whose frames say (clip, frame) and whose samples count in thousandths."""
     settings = IngestSettings(frame_rate=FRAME_RATE, sample_rate=SAMPLE_RATE)
@@ -51,7 +51,9 @@ def write_dataset(
                 0.0,
                 seconds,
                 made_frames(clip, num_frames, size(clip)) if has_video(clip) else None,
-                np.arange(round(seconds * SAMPLE_RATE), dtype=np.int16) if has_audio(clip) else None,
+                np.arange(round(seconds * SAMPLE_RATE), dtype=np.int16)
+                if has_audio(clip)
+                else None,
                 0,
                 INFO,
             )

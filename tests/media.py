@@ -58,6 +58,7 @@ def write_media(
     rotation: int = 0,
     pixel_aspect: int = 1,
     options: dict[str, str] | None = None,
+    video_options: dict[str, str] | None = None,
 ) -> Path:
     """Writes frames and mono sound; `frame_times` makes the frame rate variable."""
     video_codec, audio_codec = codecs or CODECS[path.suffix]
@@ -65,7 +66,7 @@ def write_media(
         video = audio = None
         if len(frames):
             video = container.add_stream(
-                video_codec, rate=frame_rate, options=FAST.get(video_codec, {})
+                video_codec, rate=frame_rate, options=video_options or FAST.get(video_codec, {})
             )
             video.height, video.width = frames[0].shape[:2]
             video.pix_fmt = "yuvj420p" if video_codec == "mjpeg" else "yuv420p"

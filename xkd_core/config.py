@@ -9,9 +9,8 @@ Paper: XKD, arXiv:2211.13929.
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 from pydantic import NonNegativeFloat as NonNegative
-from pydantic import PositiveFloat, PositiveInt
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 MaskRatio = Annotated[float, Field(gt=0.0, lt=1.0)]

@@ -1,8 +1,8 @@
+import threading
 import time
 from collections import Counter
-from itertools import islice
+from itertools import islice, pairwise
 
-import numpy as np
 import pytest
 from datasets import FRAME_RATE, SAMPLE_RATE, write_dataset
 from hypothesis import HealthCheck, given, settings
@@ -42,7 +42,9 @@ def make(dataset, *, rank=0, world_size=1, batch_size=6, **changes):
 
 def global_batches(dataset, *, world_size, first, count, **changes):
     """What all workers together see, batch by batch."""
-    feeds = [make(dataset, rank=rank, world_size=world_size, **changes) for rank in range(world_size)]
+    feeds = [
+        make(dataset, rank=rank, world_size=world_size, **changes) for rank in range(world_size)
+    ]
     parts = [list(islice(feed.batches(first), count)) for feed in feeds]
     for feed in feeds:
         feed.close()
@@ -52,7 +54,7 @@ def global_batches(dataset, *, world_size, first, count, **changes):
     ]
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     stops=st.lists(
         st.tuples(st.sampled_from([1, 2, 3]), st.integers(min_value=1, max_value=7)),
@@ -91,7 +93,7 @@ def test_rows_of_one_row_group_are_spread(dataset):
     )
     group = dict(zip(dataset.index.clip_id.tolist(), dataset.index.group.tolist(), strict=True))
     groups = [group[clip] for clip, _ in batch]
-    neighbours = sum(one == other for one, other in zip(groups, groups[1:], strict=False))
+    neighbours = sum(one == other for one, other in pairwise(groups))
     assert neighbours < NUM_CLIPS // 2
 
 
@@ -167,13 +169,14 @@ def test_only_clips_of_the_splits_with_both_streams_are_fed(tmp_path):
     assert feed.num_clips == len(wanted)
     assert feed.steps_per_epoch == 3.5
     assert {str(dataset.index.source[dataset.index.clip_id == clip][0]) for clip in seen} <= names
+
+
+def test_a_dataset_without_a_clip_to_train_on_is_refused(tmp_path):
+    folder = write_dataset(tmp_path / "silent", 3, has_audio=lambda _: False)
+    feed = make(ClipDataset.open(folder))
+    assert feed.num_clips == 0
     with pytest.raises(UserError, match="has no clip with picture and sound"):
-        make(dataset, splits=("val",), batch_size=2).batches(0) if False else make(
-            ClipDataset.open(
-                write_dataset(tmp_path / "silent", 3, has_audio=lambda clip: False)
-            ),
-            batch_size=2,
-        ).batches(0)
+        feed.batches(0)
 
 
 def test_other_rates_than_the_models_are_refused(dataset):
@@ -181,7 +184,9 @@ def test_other_rates_than_the_models_are_refused(dataset):
         make(dataset, frame_rate=8.0)
     with pytest.raises(UserError, match=r"has sample_rate 800, but the model needs 16000"):
         make(dataset, sample_rate=16_000)
-    with pytest.raises(ValueError, match=r"batch_size \(6\) must be a multiple of world_size \(4\)"):
+    with pytest.raises(
+        ValueError, match=r"batch_size \(6\) must be a multiple of world_size \(4\)"
+    ):
         make(dataset, world_size=4)
 
 
@@ -197,8 +202,6 @@ def test_a_damaged_shard_is_an_error_where_the_batch_is_asked_for(tmp_path):
 
 
 def test_a_closed_feed_leaves_no_thread(dataset):
-    import threading
-
     before = threading.active_count()
     feed = make(dataset)
     next(feed.batches(0))
@@ -208,11 +211,3 @@ def test_a_closed_feed_leaves_no_thread(dataset):
             return
         time.sleep(0.1)
     raise AssertionError([thread.name for thread in threading.enumerate()])
-
-
-def test_batches_can_be_written_to(dataset):
-    feed = make(dataset)
-    batch = next(feed.batches(0))
-    batch.clips.frames += 1
-    assert np.isfinite(batch.clips.waveform.float()).all()
-    feed.close()

@@ -1,0 +1,303 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import ray
+from media import frame_number, tone, write_media, write_numbered
+
+from pipelines.clip_dataset import ClipDataset
+from pipelines.config import IngestSettings
+from pipelines.errors import UserError
+from pipelines.ingest import check_ingest, ingest
+from pipelines.ingest_unit import UnitIngester
+from pipelines.media import REASONS
+
+pytestmark = pytest.mark.ray
+SETTINGS = IngestSettings(short_side=32, segment_seconds=2.0, sources_per_shard=2)
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=200_000_000)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Eight good files in two classes, and one of each kind that is rejected."""
+    folder = tmp_path_factory.mktemp("videos")
+    for number in range(8):
+        place = folder / ("cat" if number % 2 else "dog")
+        place.mkdir(exist_ok=True)
+        suffix = (".mp4", ".mkv", ".avi", ".ts")[number % 4]
+        write_numbered(place / f"{number}{suffix}", 60 + 10 * number)
+    shutil.copy(folder / "dog/0.mp4", folder / "dog/copy.mp4")
+    write_numbered(folder / "cat/short.mp4", 5)
+    (folder / "cat/text.mp4").write_text("no media")
+    (folder / "cat/empty.mp4").touch()
+    (folder / "cat/broken.mp4").symlink_to("nowhere.mp4")
+    (folder / "notes.txt").touch()
+    return folder
+
+
+def run(videos, output, settings=SETTINGS, on_progress=lambda *_: None):
+    return ingest(str(videos), str(output), settings, on_progress=on_progress)
+
+
+def clip_ids(output):
+    return sorted(pq.read_table(output / "clips", columns=["clip_id"])["clip_id"].to_pylist())
+
+
+def files(output):
+    return sorted(str(path.relative_to(output)) for path in output.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def made(videos, tmp_path_factory, local_ray):
+    """A complete dataset, its summary and the news on the way."""
+    output = tmp_path_factory.mktemp("made") / "clips"
+    news = []
+    summary = run(videos, output, on_progress=lambda *what: news.append(what))
+    return output, summary, news
+
+
+def test_every_source_ends_in_one_place_and_says_why(made):
+    output, summary, _ = made
+    assert summary.sources == 13 == summary.accepted + summary.rejected
+    assert summary.accepted == 8
+    assert summary.rejects_by_reason == {
+        "duplicate": 1,
+        "empty_file": 1,
+        "not_media": 1,
+        "too_short": 1,
+        "unreadable": 1,
+    }
+    assert set(summary.rejects_by_reason) <= set(REASONS)
+    assert summary.ignored == {".txt": 1}
+    rejects = {os.path.basename(row["source"]): row for row in ClipDataset.open(output).rejects()}
+    assert rejects["copy.mp4"]["message"].endswith("dog/0.mp4")
+    assert rejects["text.mp4"]["byte_size"] == 8
+    assert all(row["message"] for row in rejects.values())
+
+
+def test_rows_hold_the_frames_and_the_sound_of_their_time(made):
+    output, summary, _ = made
+    table = pq.read_table(output / "clips")
+    assert len(table) == summary.clips == summary.new_clips
+    rows = sorted(table.to_pylist(), key=lambda row: (row["source"], row["start_seconds"]))
+    (row,) = (r for r in rows if r["source"].endswith("/5.mkv") and r["start_seconds"] == 2.0)
+    frames = np.frombuffer(row["frames"], np.uint8)
+    frames = frames.reshape(row["num_frames"], row["height"], row["width"], 3)
+    numbers = [frame_number(frame) for frame in frames]
+    assert numbers == [(2 * tick + 1) * 25 // 16 for tick in range(16, 32)]
+    assert row["num_samples"] == 32_000 == len(np.frombuffer(row["waveform"], np.int16))
+    assert (row["label"], row["video_codec"], row["native_rate"]) == ("cat", "h264", 25.0)
+    assert {row["split"] for row in rows} <= {"train", "test"}
+
+
+def test_the_manifest_says_what_there_is(made):
+    output, summary, _ = made
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert manifest["dataset_id"] == summary.dataset_id
+    assert manifest["sources"] == manifest["accepted"] + manifest["rejected"] == 13
+    assert manifest["settings"]["segment_seconds"] == 2.0
+    assert ClipDataset.open(output).num_clips == summary.clips
+
+
+def test_progress_comes_with_each_source(made):
+    _, summary, news = made
+    done = [done for done, _, note in news if "rejected" in note]
+    assert done == list(range(1, 14))
+    assert {total for _, total, _ in news} == {13}
+    assert news[-1][2] == f"{summary.clips} clips, 5 rejected"
+
+
+def test_a_second_run_changes_nothing(made, videos):
+    output, summary, _ = made
+    before = {name: (output / name).stat().st_mtime_ns for name in files(output)}
+    again = run(videos, output)
+    assert again.new_clips == 0
+    assert again.dataset_id == summary.dataset_id
+    changed = {
+        name for name in files(output) if before.get(name) != (output / name).stat().st_mtime_ns
+    }
+    assert changed <= {".ingest/lock", ".ingest/settings.json"}
+
+
+def test_new_files_are_added_and_renamed_ones_stay(local_ray, videos, tmp_path):
+    media, output = tmp_path / "media", tmp_path / "clips"
+    media.mkdir()
+    shutil.copy(videos / "dog/0.mp4", media / "a.mp4")
+    first = run(media, output)
+    (media / "a.mp4").rename(media / "b.mp4")
+    assert run(media, output).new_clips == 0
+    shutil.copy(videos / "cat/1.mkv", media / "c.mkv")
+    second = run(media, output)
+    assert second.new_clips == second.clips - first.clips > 0
+    assert second.dataset_id != first.dataset_id
+    write_numbered(media / "c.mkv", 60)
+    with pytest.raises(UserError, match=r"c\.mkv\) has changed since it was ingested"):
+        run(media, output)
+
+
+def test_other_settings_and_other_folders_are_refused(made, videos, tmp_path):
+    output, _, _ = made
+    changed = SETTINGS.model_copy(update={"frame_rate": 4.0})
+    for refuse in (check_ingest, lambda *arguments: run(*arguments)):
+        with pytest.raises(UserError, match=r"frame_rate is 8.0 there and 4.0 here"):
+            refuse(str(videos), output, changed)
+        with pytest.raises(UserError, match=r"input is .* there and .*cat here"):
+            refuse(str(videos / "cat"), output, SETTINGS)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="must be empty or a clip dataset, but holds file"):
+        run(videos, tmp_path)
+    with pytest.raises(UserError, match="cannot be written: Not a directory"):
+        run(videos, tmp_path / "file" / "clips")
+
+
+def test_too_many_rejects_fail_but_stay_to_be_looked_at(local_ray, videos, tmp_path):
+    output = tmp_path / "clips"
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/a.mp4").write_text("no media")
+    with pytest.raises(UserError, match=r"gives no clip: all 1 sources .*not_media"):
+        run(tmp_path / "bad", output)
+    assert pq.read_table(output / "rejects").num_rows == 1
+    strict = SETTINGS.model_copy(update={"max_reject_fraction": 0.5})
+    (tmp_path / "half").mkdir()
+    shutil.copy(videos / "dog/0.mp4", tmp_path / "half/a.mp4")
+    shutil.copy(videos / "cat/text.mp4", tmp_path / "half/b.mp4")
+    run(tmp_path / "half", tmp_path / "half_clips", strict)
+    (tmp_path / "half/c.mp4").write_text("no media either")
+    with pytest.raises(UserError, match=r"2 of 3 sources .* more than max_reject_fraction \(0.5\)"):
+        run(tmp_path / "half", tmp_path / "half_clips", strict)
+
+
+def test_a_source_that_fails_half_way_leaves_no_clip(local_ray, tmp_path):
+    media, output = tmp_path / "media", tmp_path / "clips"
+    media.mkdir()
+    write_numbered(media / "good.mp4", 100)
+    write_numbered(media / "long.mp4", 250)
+    settings = SETTINGS.model_copy(
+        update={
+            "rows_per_group": 1,
+            "limits": SETTINGS.limits.model_copy(update={"max_seconds": 7.0}),
+        }
+    )
+    summary = run(media, output, settings)
+    assert (summary.accepted, summary.rejects_by_reason) == (1, {"too_long": 1})
+    sources = set(pq.read_table(output / "clips", columns=["source"])["source"].to_pylist())
+    assert sources == {str(media / "good.mp4")}
+
+
+def test_what_cannot_be_written_ends_the_run(local_ray, videos, tmp_path):
+    unit = UnitIngester(str(tmp_path / "gone"), SETTINGS.model_dump(mode="json"))
+    assert [row["failed"] for row in unit({"unit": '{"name": "u", "sources": []}'})] == [
+        "No such file or directory"
+    ]
+
+
+def test_a_list_brings_splits_and_groups(local_ray, videos, tmp_path):
+    table = tmp_path / "list.csv"
+    table.write_text(
+        "path,label,split,group\n"
+        f"{videos}/dog/0.mp4,hound,train,a\n{videos}/cat/1.mkv,cat,heldout,b\n"
+        f"{tmp_path}/gone.mp4,cat,train,c\n"
+    )
+    summary = run(table, tmp_path / "clips")
+    assert summary.rejects_by_reason == {"unreadable": 1}
+    rows = pq.read_table(tmp_path / "clips/clips", columns=["label", "split", "group"]).to_pylist()
+    assert {tuple(row.values()) for row in rows} == {("hound", "train", "a"), ("cat", "test", "b")}
+
+
+def test_sound_alone_and_picture_alone_are_accepted(local_ray, tmp_path):
+    media = tmp_path / "media"
+    media.mkdir()
+    write_media(media / "sound.wav", waveform=tone(2.0), codecs=("", "pcm_s16le"))
+    write_numbered(media / "picture.mp4", 50, waveform=None)
+    summary = run(media, tmp_path / "clips")
+    assert (summary.accepted, summary.clips) == (2, 2)
+    index = ClipDataset.open(tmp_path / "clips").index
+    assert sorted(zip(index.num_frames.tolist(), index.has_audio.tolist(), strict=True)) == [
+        (0, True),
+        (16, False),
+    ]
+
+
+def test_a_killed_run_is_completed_by_the_next_one(made, videos, tmp_path):
+    """The driver is killed when some units are complete and others are being written."""
+    _, expected, _ = made
+    output = tmp_path / "clips"
+    program = (
+        "import ray\n"
+        "from pipelines.config import IngestSettings\n"
+        "from pipelines.ingest import ingest\n"
+        "ray.init(address='local', num_cpus=2, include_dashboard=False, "
+        "object_store_memory=200_000_000)\n"
+        f"settings = IngestSettings.model_validate({SETTINGS.model_dump(mode='json')!r})\n"
+        f"ingest({str(videos)!r}, {str(output)!r}, settings, on_progress=lambda *_: None)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as driver:
+        for _ in range(800):
+            if len(list(output.glob("clips/*.parquet"))) >= 2 or driver.poll() is not None:
+                break
+            time.sleep(0.05)
+        os.killpg(driver.pid, signal.SIGKILL)
+    assert not (output / "manifest.json").exists()
+    (output / "clips/.0123.parquet.abc.tmp").touch()
+    (output / "rejects/incomplete.parquet").touch()
+    summary = run(videos, output)
+    assert 0 < summary.new_clips < summary.clips
+    assert summary.dataset_id == expected.dataset_id
+    assert clip_ids(output) == clip_ids(made[0])
+    assert [name for name in files(output) if name.endswith(".tmp")] == []
+    assert {name for name in files(output) if "parquet" in name} == {
+        name for name in files(made[0]) if "parquet" in name
+    }
+
+
+def test_ctrl_c_leaves_a_dataset_that_the_next_run_completes(made, videos, tmp_path):
+    def interrupt(done, total, note):
+        if done == 6:
+            raise KeyboardInterrupt
+
+    output = tmp_path / "clips"
+    with pytest.raises(KeyboardInterrupt):
+        run(videos, output, on_progress=interrupt)
+    with pytest.raises(UserError, match="did not finish"):
+        ClipDataset.open(output)
+    summary = run(videos, output)
+    assert summary.dataset_id == made[1].dataset_id
+    assert clip_ids(output) == clip_ids(made[0])
+    assert [name for name in files(output) if name.endswith(".tmp")] == []
+
+
+def test_a_worker_that_dies_is_replaced_and_its_unit_done_again(made, videos, tmp_path):
+    killed = []
+
+    def kill_workers(done, total, note):
+        for process in psutil.Process().children(recursive=True) if done == 3 else []:
+            if any("UnitIngester" in word for word in process.cmdline()):
+                killed.append(process.pid)
+                process.kill()
+
+    summary = run(videos, tmp_path / "clips", on_progress=kill_workers)
+    assert killed
+    assert summary.dataset_id == made[1].dataset_id
+    assert clip_ids(tmp_path / "clips") == clip_ids(made[0])

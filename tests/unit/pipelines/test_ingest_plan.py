@@ -1,0 +1,154 @@
+import hashlib
+import os
+
+import pytest
+
+from pipelines.config import IngestSettings
+from pipelines.errors import UserError
+from pipelines.ingest_plan import (
+    Done,
+    Fingerprint,
+    Unit,
+    check_same,
+    fixed_settings,
+    plan_units,
+)
+from pipelines.shards import write_json
+from pipelines.sources import Source, SourceList
+
+NOTHING = Done((), {}, {})
+
+
+def source(name, **changes):
+    values = {"label": None, "split": None, "group": None, "byte_size": 10, "modified": 0}
+    return Source(f"/in/{name}", f"/in/{name}", **(values | changes))
+
+
+def plan(names, *, hashes=None, done=NOTHING, settings=None, **changes):
+    """Plans sources whose bytes are their name unless other hashes are given."""
+    listed = SourceList("/in", [source(name, **changes) for name in names])
+    hashed = {name: hashlib.sha256(name.encode()).hexdigest() for name in names} | (hashes or {})
+    fingerprints = [Fingerprint(hashed[name]) for name in names]
+    return plan_units(listed, fingerprints, done, settings or IngestSettings())
+
+
+def planned(units):
+    return [source for unit in units for source in unit.sources]
+
+
+def finished(units):
+    """What the shards hold when these units are complete."""
+    rejected = {source.uri: source.source_hash for source in planned(units) if source.reason}
+    accepted = {source.source_hash: source.uri for source in planned(units) if not source.reason}
+    return Done(tuple(f"{unit.name}.parquet" for unit in units), accepted, rejected)
+
+
+NAMES = [f"{number:03}.mp4" for number in range(100)]
+
+
+def test_each_source_is_in_one_unit(tmp_path):
+    units = plan(NAMES, settings=IngestSettings(sources_per_shard=8))
+    assert sorted(source.uri for source in planned(units)) == [f"/in/{name}" for name in NAMES]
+    assert max(len(unit.sources) for unit in units) == 8
+    assert len({unit.name for unit in units}) == len(units)
+
+
+def test_neighbours_in_a_folder_are_spread_over_the_shards():
+    first = {
+        os.path.basename(source.uri) for source in plan([f"{n}" for n in range(400)])[0].sources
+    }
+    assert max(int(name) for name in first) > 200
+
+
+def test_a_few_sources_become_several_units():
+    assert len(plan(NAMES[:16])) == 8
+    assert len(plan(NAMES[:3])) == 3
+
+
+def test_large_sources_fill_a_unit_alone():
+    assert {len(unit.sources) for unit in plan(NAMES, byte_size=300_000_000)} == {1}
+
+
+def test_complete_units_are_left_out_and_the_others_keep_their_names():
+    units = plan(NAMES)
+    rest = plan(NAMES, done=finished(units[:2]))
+    assert rest == units[2:]
+    assert plan(NAMES, done=finished(units)) == []
+
+
+def test_new_sources_are_added_to_what_is_complete():
+    done = finished(plan(NAMES[:60]))
+    assert sorted(source.uri for source in planned(plan(NAMES, done=done))) == [
+        f"/in/{name}" for name in NAMES[60:]
+    ]
+
+
+def test_the_same_bytes_twice_are_a_duplicate_of_the_first():
+    hashes = {"a.mp4": "same", "b.mp4": "same", "c.mp4": "same"}
+    sources = {s.uri: s for s in planned(plan(list(hashes), hashes=hashes))}
+    assert sources["/in/a.mp4"].reason is None
+    for name in ("/in/b.mp4", "/in/c.mp4"):
+        assert sources[name].reason == "duplicate"
+        assert sources[name].message == "same bytes as /in/a.mp4"
+
+
+def test_a_copy_that_comes_later_and_sorts_first_is_the_duplicate():
+    done = finished(plan(["b.mp4"], hashes={"b.mp4": "same"}))
+    hashes = {"a.mp4": "same", "b.mp4": "same"}
+    (copy,) = planned(plan(["a.mp4", "b.mp4"], hashes=hashes, done=done))
+    assert (copy.uri, copy.reason) == ("/in/a.mp4", "duplicate")
+
+
+def test_a_renamed_source_is_done():
+    done = finished(plan(["old.mp4"], hashes={"old.mp4": "same"}))
+    assert plan(["new.mp4"], hashes={"new.mp4": "same"}, done=done) == []
+
+
+def test_a_source_that_changed_is_refused():
+    done = finished(plan(["a.mp4"], hashes={"a.mp4": "before"}))
+    with pytest.raises(UserError, match=r"source \(/in/a.mp4\) has changed since"):
+        plan(["a.mp4"], hashes={"a.mp4": "after"}, done=done)
+
+
+def test_splits_follow_the_content_and_groups_stay_together():
+    settings = IngestSettings(heldout_fraction=0.3)
+    names = [f"{number}" for number in range(300)]
+    split = {s.uri: s.split for s in planned(plan(names, settings=settings))}
+    more = {s.uri: s.split for s in planned(plan([*names, "x"], settings=settings))}
+    assert split.items() <= more.items()
+    assert 60 < list(split.values()).count("test") < 120
+    assert {s.split for s in planned(plan(names, settings=settings, group="g"))} in (
+        {"train"},
+        {"test"},
+    )
+
+
+def test_given_splits_are_kept_and_none_is_drawn():
+    listed = SourceList("/in", [source("a", split="val"), source("b")])
+    units = plan_units(listed, [Fingerprint("1"), Fingerprint("2")], NOTHING, IngestSettings())
+    assert {s.uri: s.split for s in planned(units)} == {"/in/a": "val", "/in/b": None}
+
+
+def test_a_unit_survives_json():
+    (unit, *_) = plan(["\u00e9.mp4", "b.mp4"])
+    assert Unit.from_json(unit.to_json()) == unit
+
+
+def test_only_an_empty_folder_or_the_same_dataset_is_taken(tmp_path):
+    settings = IngestSettings()
+    check_same(tmp_path / "nowhere", "/in", settings)
+    check_same(tmp_path, "/in", settings)
+    (tmp_path / "thesis.doc").touch()
+    with pytest.raises(UserError, match=r"must be empty or a clip dataset, but holds thesis\.doc"):
+        check_same(tmp_path, "/in", settings)
+    (tmp_path / ".ingest").mkdir()
+    state = {"input": "/in", "settings": fixed_settings(settings)}
+    write_json(tmp_path / ".ingest/settings.json", state)
+    check_same(tmp_path, "/in", settings)
+    check_same(tmp_path, None, settings)
+    check_same(tmp_path, "/in", IngestSettings(num_workers=7, max_reject_fraction=0.1))
+    with pytest.raises(UserError, match="input is /in there and /other here"):
+        check_same(tmp_path, "/other", settings)
+    other = IngestSettings(frame_rate=16, limits={"max_pixels": 5})
+    with pytest.raises(UserError, match=r"frame_rate is 8.0 there and 16.0 here; limits.max_pix"):
+        check_same(tmp_path, "/in", other)
