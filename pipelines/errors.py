@@ -6,4 +6,4 @@ class UserError(ValueError):
 
 
 class JobFailed(RuntimeError):  # noqa: N818 - what it says is not an error of the program
-    """The work failed for a reason that is known (exit code 1): says what is left and what to do."""
+    """The work failed for a known reason (exit code 1): says what is left and what to do."""

@@ -161,7 +161,7 @@ JOB = Job(
     schema=RunConfig,
     plan=plan,
     work=work,
-    how_to_go_on="Finished shards, checkpoints and stages stay; the same command goes on from there.",
+    how_to_go_on="Finished shards and checkpoints stay; the same command goes on from there.",
 )
 
 if __name__ == "__main__":

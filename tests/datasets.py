@@ -27,8 +27,9 @@ def write_dataset(
     has_audio=lambda _: True,
     has_video=lambda _: True,
     split=lambda _: "train",
+    frames=None,
 ) -> Path:
-    """Writes clips whose frames say (clip, frame) and whose samples count in thousandths."""
+    """Writes clips whose frames say clip and tick, and whose samples count up."""
     settings = IngestSettings(frame_rate=FRAME_RATE, sample_rate=SAMPLE_RATE)
     for part in (CLIPS_FOLDER, REJECTS_FOLDER):
         (folder / part).mkdir(parents=True)
@@ -50,7 +51,7 @@ def write_dataset(
             segment = Segment(
                 0.0,
                 seconds,
-                made_frames(clip, num_frames, size(clip)) if has_video(clip) else None,
+                (frames or made_frames)(clip, num_frames, size(clip)) if has_video(clip) else None,
                 np.arange(round(seconds * SAMPLE_RATE), dtype=np.int16)
                 if has_audio(clip)
                 else None,

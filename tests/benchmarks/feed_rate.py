@@ -1,18 +1,25 @@
 """How fast does the feed give clips, against a bare pyarrow read of the same bytes?
 
-    python tests/benchmarks/feed_rate.py DATASET
+    python tests/benchmarks/feed_rate.py [DATASET]
 
-Both read the columns of tensors row group by row group from local disk with one thread; the feed
+Without a dataset it makes 192 clips of 20 frames of 128 x 170 pixels. Both read the columns of tensors row group by row group from local disk with one thread; the feed
 also shuffles, cuts and stacks. Measured in CPU seconds, in turns.
 """
 
 import json
 import statistics
 import sys
+import tempfile
 import time
 from importlib.metadata import version
+from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from datasets import write_dataset
 
 from pipelines.clip_dataset import ClipDataset
 from pipelines.feed import Feed
@@ -23,7 +30,27 @@ BATCH_SIZE = 16
 
 def main() -> None:
     """Prints a table, and one JSON line last."""
-    dataset = ClipDataset.open(sys.argv[1])
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(sys.argv[1]) if len(sys.argv) > 1 else make(Path(temporary) / "clips")
+        measure(ClipDataset.open(folder))
+
+
+def make(folder: Path) -> Path:
+    """Writes clips of a smoothed noise, which compresses as badly as real frames."""
+    noise = np.random.default_rng(0).integers(0, 255, (20, 128, 170, 3))
+    base = ((noise + np.roll(noise, 1, 1)) // 2).astype(np.uint8)
+    return write_dataset(
+        folder,
+        192,
+        num_frames=20,
+        rows_per_group=16,
+        clips_per_shard=64,
+        frames=lambda clip, *_: np.roll(base, clip, 2),
+    )
+
+
+def measure(dataset: ClipDataset) -> None:
+    """Takes turns and prints what came out."""
     feed = Feed(
         dataset,
         splits=("train", "test", "val"),
