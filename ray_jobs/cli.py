@@ -78,6 +78,8 @@ def run_job(job: Job, argv: Sequence[str] | None = None) -> int:
         level=logging.INFO if arguments.verbose else logging.WARNING,
         format="%(levelname)s %(name)s: %(message)s",
     )
+    if not arguments.verbose:
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
     # What a scheduler sends before it kills is handled as Ctrl-C is.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
