@@ -4,7 +4,7 @@ Times are seconds on the clock of `media.decode_segments`. Both tracks keep what
 is taken, and both forget what lies before the segment that was taken last.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from av.audio.fifo import AudioFifo
@@ -23,6 +23,11 @@ MAX_ELONGATION = 8
 """The longer side of a stored frame is at most this many short sides."""
 AUDIO_DRIFT_SECONDS = 0.03
 """Sound that is further from where its timestamp says is moved there."""
+ROUNDING_TICKS = 0.02
+"""Containers round timestamps, Matroska to a millisecond."""
+SKIPPABLE_CODECS = frozenset({"h264", "hevc"})
+TIMED_CONTAINERS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "flv"})
+"""Containers that keep presentation timestamps; those that FFmpeg guesses (AVI) can be wrong."""
 DRAIN_SAMPLES = 8192
 """Samples that are resampled at once (measured: cheaper than single frames, and than seconds)."""
 MIN_NATIVE_SAMPLE_RATE = 100
@@ -74,9 +79,16 @@ class VideoTrack:
         self._size: tuple[int, int] | None = None
         self._held: VideoFrame | None = None
         self._next_tick = 0
+        self._may_skip = (
+            stream.codec_context.name in SKIPPABLE_CODECS
+            and stream.container.format.name in TIMED_CONTAINERS
+        )
+        self._skip: Literal["DEFAULT", "NONREF"] = "DEFAULT"
 
     def decode(self, packet: "Packet[Any] | None") -> int:
         """Decodes a packet, or without one what the decoder still holds; counts damaged frames."""
+        if packet is not None and self._may_skip:
+            self._spare_decoder(packet)
         num_corrupt = 0
         for frame in self.stream.decode(packet):
             num_corrupt += frame.is_corrupt
@@ -108,6 +120,20 @@ class VideoTrack:
             duration = min(self._period, MAX_HOLD_SECONDS)
         self._held, self.position = None, start + duration
         self._sample(last, start, start + duration)
+
+    def _spare_decoder(self, packet: "Packet[Any]") -> None:
+        """Lets the decoder drop a frame that no tick shows and no other frame needs.
+
+        It saves a quarter of the decoding of usual H.264 (measured).
+        """
+        skip: Literal["DEFAULT", "NONREF"] = "DEFAULT"
+        if packet.pts is not None and packet.duration:
+            start = (packet.pts * self._time_base - self._origin) * self._frame_rate - 0.5
+            end = start + packet.duration * self._time_base * self._frame_rate
+            if _ceil(start - ROUNDING_TICKS) >= end + ROUNDING_TICKS:
+                skip = "NONREF"
+        if skip != self._skip:
+            self.stream.codec_context.skip_frame = self._skip = skip
 
     def skip_to(self, tick: int) -> None:
         """Forgets what is before a tick."""

@@ -53,6 +53,17 @@ def test_a_stored_frame_is_the_one_shown_at_its_time(tmp_path):
     assert numbers(segment) == shown_numbers(24)
 
 
+def test_frames_that_the_decoder_may_leave_out_change_nothing(tmp_path):
+    options = {"preset": "medium", "bf": "3", "crf": "12"}
+    for suffix in (".mp4", ".mkv", ".ts"):
+        path = write_numbered(tmp_path / f"clip{suffix}", 77, video_options=options)
+        with av.open(str(path)) as container:
+            kinds = {frame.pict_type for frame in container.decode(video=0)}
+        assert av.video.frame.PictureType.B in kinds
+        (segment,) = decode(path)
+        assert numbers(segment)[:24] == shown_numbers(24)
+
+
 def test_slow_sources_repeat_frames(tmp_path):
     path = write_numbered(tmp_path / "clip.mkv", 6, frame_rate=2)
     (segment,) = decode(path)
