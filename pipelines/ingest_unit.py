@@ -192,5 +192,6 @@ def clip_row(source: UnitSource, segment: Segment, settings: IngestSettings) -> 
     }
 
 
-def _raw(array: NDArray[np.uint8] | NDArray[np.int16] | None) -> memoryview | None:
-    return None if array is None else array.data.cast("B")
+def _raw(array: NDArray[np.uint8] | NDArray[np.int16] | None) -> bytes | None:
+    # Not a memoryview, which would spare a copy: pyarrow 25 never lets go of one.
+    return None if array is None else array.tobytes()

@@ -50,9 +50,7 @@ class ShardWriter:
     def add(self, row: Mapping[str, Any]) -> bool:
         """Takes a row; says whether rows went to the file, from where they cannot be taken back."""
         self._waiting.append(row)
-        self._waiting_bytes += sum(
-            memoryview(value).nbytes for value in row.values() if _is_bytes(value)
-        )
+        self._waiting_bytes += _num_bytes(row)
         is_full = len(self._waiting) >= self._rows_per_group
         if is_full or self._waiting_bytes >= MAX_GROUP_BYTES:
             self._flush()
@@ -61,11 +59,8 @@ class ShardWriter:
 
     def drop_last(self, num_rows: int) -> None:
         """Takes back rows that did not go to the file yet."""
-        for row in self._waiting[len(self._waiting) - num_rows :]:
-            self._waiting_bytes -= sum(
-                memoryview(value).nbytes for value in row.values() if _is_bytes(value)
-            )
-        del self._waiting[len(self._waiting) - num_rows :]
+        for _ in range(num_rows):
+            self._waiting_bytes -= _num_bytes(self._waiting.pop())
 
     def commit(self) -> None:
         """Makes the shard visible."""
@@ -89,8 +84,8 @@ class ShardWriter:
         self._waiting, self._waiting_bytes = [], 0
 
 
-def _is_bytes(value: object) -> bool:
-    return isinstance(value, bytes | bytearray | memoryview)
+def _num_bytes(row: Mapping[str, Any]) -> int:
+    return sum(len(value) for value in row.values() if isinstance(value, bytes))
 
 
 def temporary_name(place: Path) -> Path:

@@ -18,6 +18,7 @@ from pipelines.clip_dataset import ClipDataset
 from pipelines.config import IngestSettings
 from pipelines.errors import UserError
 from pipelines.ingest import check_ingest, ingest
+from pipelines.ingest_plan import Unit, UnitSource
 from pipelines.ingest_unit import UnitIngester
 from pipelines.media import REASONS
 
@@ -197,6 +198,28 @@ def test_a_source_that_fails_half_way_leaves_no_clip(local_ray, tmp_path):
     assert (summary.accepted, summary.rejects_by_reason) == (1, {"too_long": 1})
     sources = set(pq.read_table(output / "clips", columns=["source"])["source"].to_pylist())
     assert sources == {str(media / "good.mp4")}
+
+
+def test_memory_does_not_grow_with_the_length_of_a_source(tmp_path):
+    def growth(seconds):
+        noise = np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8)
+        frames = [np.roll(noise, i, 0) for i in range(4)] * seconds
+        path = write_media(tmp_path / f"{seconds}.avi", frames, frame_rate=4)
+        output = tmp_path / f"clips{seconds}"
+        for part in ("clips", "rejects"):
+            (output / part).mkdir(parents=True)
+        source = UnitSource(str(path), str(path), "hash", 1, None, None, None)
+        settings = SETTINGS.model_copy(update={"short_side": 96})
+        ingester = UnitIngester(str(output), settings.model_dump(mode="json"))
+        before = psutil.Process().memory_info().rss
+        (outcome,) = ingester({"unit": Unit("unit", (source,)).to_json()})
+        ingester.close()
+        assert outcome["clips"] == seconds / 2
+        return psutil.Process().memory_info().rss - before
+
+    growth(60)
+    # The clips of the second one are 235 MB.
+    assert growth(800) < 80_000_000
 
 
 def test_what_cannot_be_written_ends_the_run(local_ray, videos, tmp_path):
