@@ -3,8 +3,8 @@
     python tests/benchmarks/feed_rate.py [DATASET]
 
 Without a dataset it makes 192 clips of 20 frames of 128 x 170 pixels. Both read the columns of
-tensors row group by row group from local disk with one thread; the feed
-also shuffles, cuts and stacks. Measured in CPU seconds, in turns.
+tensors row group by row group from local disk with one thread; the feed also shuffles, cuts and
+stacks. Measured in CPU seconds, in turns.
 """
 
 import json
