@@ -1,4 +1,4 @@
-"""Ten kinds of motion with the sound that belongs to them: what tells made clips apart.
+"""Ten kinds of motion with the sound that belongs to them; `made_scenes` adds how they look.
 
 A kind is a pattern in time. One function of time gives the place, size, angle and visibility of an
 object together with the loudness and pitch of its voice, so picture and sound cannot drift apart.
