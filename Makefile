@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test install lint clean
+.PHONY: run test test-slow install lint clean
 
 run: install
 	$(BIN)/python -m ray_jobs.run conf/run/smoke.yaml
 
 test: install lint
 	$(BIN)/python -m pytest
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
 
 lint: install
 	$(BIN)/ruff format --check .
