@@ -29,7 +29,7 @@ from pipelines.errors import UserError
 from pipelines.made_patterns import KINDS
 from pipelines.made_scenes import Scene, make_scene
 
-VERSION = 1
+VERSION = 2
 """Goes up whenever the same settings would give other clips."""
 STAMP = ".made_clips.json"
 NUM_BROKEN = 2

@@ -68,7 +68,7 @@ def _draw_frames(
     shape, surface = look
     spacing, tilt = rng.uniform(1.2, 1.6), rng.uniform()
     radius, reach = spacing * rng.uniform(0.26, 0.34), spacing * rng.uniform(0.24, 0.3)
-    contrast = rng.uniform(40.0, 80.0, 3).astype(np.float32) * rng.choice((-1.0, 1.0))
+    contrast = rng.uniform(-80.0, -50.0, 3).astype(np.float32)
     left, top = rng.uniform(0.0, spacing, 2).astype(np.float32)
     x, y, size, turns, visible = (
         np.broadcast_to(np.asarray(value, np.float32), num_frames)[:, None, None]
@@ -94,8 +94,8 @@ def _to_nearest(offset: Floats, spacing: float) -> Floats:
 
 def _two_colors(rng: Generator) -> tuple[Floats, Floats]:
     """A dark and a light colour of any hue, muted as most of the world is."""
-    tints = rng.uniform(-30.0, 30.0, (2, 3))
-    levels = np.array([[rng.uniform(40.0, 90.0)], [rng.uniform(140.0, 200.0)]])
+    tints = rng.uniform(-15.0, 15.0, (2, 3))
+    levels = np.array([[rng.uniform(50.0, 75.0)], [rng.uniform(150.0, 185.0)]])
     dark, light = (levels + tints).astype(np.float32)
     return dark, light
 
@@ -114,7 +114,7 @@ def _background(u: Floats, v: Floats, color: Floats, rng: Generator) -> Floats:
         np.sin(frequency * along + phase),
         np.sin(frequency * along + phase) * np.sin(frequency * across),
     )
-    texture = textures[rng.integers(len(textures))] * rng.uniform(15.0, 30.0)
+    texture = textures[rng.integers(len(textures))] * rng.uniform(6.0, 14.0)
     return (color + texture[..., None]).clip(0.0, 255.0).astype(np.float32)
 
 
@@ -123,8 +123,8 @@ def _with_bystander(
 ) -> Floats:
     shape = list(SHAPES)[rng.integers(len(SHAPES))]
     x, y = rng.uniform(-1.0, 1.0, 2).astype(np.float32)
-    color = (rng.uniform(30.0, 130.0) + rng.uniform(-30.0, 30.0, 3)).astype(np.float32)
-    radius = np.full((1, 1), rng.uniform(0.15, 0.45), np.float32)
+    color = (rng.uniform(50.0, 110.0) + rng.uniform(-15.0, 15.0, 3)).astype(np.float32)
+    radius = np.full((1, 1), rng.uniform(0.15, 0.35), np.float32)
     turns = np.full((1, 1), rng.uniform(), np.float32)
     cover = _cover(shape, u - x, v - y, radius, turns, unit)[..., None]
     return background + cover * (color - background)

@@ -339,8 +339,11 @@ class OptimizerConfig(Config):
     max_grad_norm: PositiveFloat = 0.3
     """Each tensor of a student is clipped to this norm by itself."""
     video_momentum: Share = 0.997
-    """Momentum of the video teacher at step 0; it rises to 1 along a cosine."""
+    """Momentum of the video teacher at step 0; it goes to `final_momentum` along a cosine."""
     audio_momentum: Share = 0.997
+    final_momentum: Share = 1.0
+    """Momentum of both teachers at the last step; below 1 a short run's teachers still catch up
+    with what its students learn last."""
 
 
 class MethodConfig(Config):

@@ -126,10 +126,16 @@ def step_schedule(
             warmup_steps=round(optimizer.warmup_epochs * steps_per_epoch),
         ),
         video_momentum=cosine(
-            step, start=optimizer.video_momentum, end=1.0, total_steps=total_steps
+            step,
+            start=optimizer.video_momentum,
+            end=optimizer.final_momentum,
+            total_steps=total_steps,
         ),
         audio_momentum=cosine(
-            step, start=optimizer.audio_momentum, end=1.0, total_steps=total_steps
+            step,
+            start=optimizer.audio_momentum,
+            end=optimizer.final_momentum,
+            total_steps=total_steps,
         ),
         video_teacher_temperature=teacher_temperature(objective.video_teacher_temperature, epoch),
         audio_teacher_temperature=teacher_temperature(objective.audio_teacher_temperature, epoch),

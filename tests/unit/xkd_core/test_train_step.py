@@ -133,6 +133,15 @@ def test_schedules_depend_on_the_step_alone():
     assert schedule.audio_teacher_temperature == 0.07
 
 
+def test_momenta_go_to_their_final_value():
+    optimizer = OptimizerConfig(video_momentum=0.99, audio_momentum=0.9, final_momentum=0.98)
+    config = micro_config(optimizer=optimizer)
+    last = step_schedule(100, config, total_steps=100, steps_per_epoch=10.0)
+    assert last.video_momentum == pytest.approx(0.98)
+    assert last.audio_momentum == pytest.approx(0.98)
+    assert step_schedule(0, config, 100, 10.0).audio_momentum == pytest.approx(0.9)
+
+
 def test_the_model_compiles_to_one_graph():
     """In a process of its own, since the type checks of these tests cannot be compiled."""
     program = Path(__file__).with_name("compiled_model.py")
