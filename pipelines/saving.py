@@ -22,7 +22,7 @@ from torch import Tensor
 from pipelines.agreement import Agreement
 from pipelines.checkpoints import TrainingInfo, checkpoint_name, save_checkpoint
 from pipelines.stopping import Stop
-from xkd_core.sharding import optimizer_state_whole, whole
+from xkd_core.sharding import mapped_moments, whole
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ class CheckpointWriter:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._host = _HostCopy()
         self._copied = threading.Event()
         self._copied.set()
         self._writing: Future[Path] | None = None
@@ -91,11 +92,11 @@ class CheckpointWriter:
         ready: torch.cuda.Event | None,
     ) -> Path:
         try:
-            tensors, optimizer_state = _on_host((tensors, optimizer_state), ready)
+            _check_room(self._folder, tensors, optimizer_state)
+            tensors, optimizer_state = self._host.take((tensors, optimizer_state), ready)
         finally:
             self._copied.set()
         place = self._folder / checkpoint_name(info.next_step)
-        _check_room(self._folder, tensors, optimizer_state)
         save_checkpoint(place, tensors, optimizer_state, info, unsent)
         return place
 
@@ -109,21 +110,34 @@ def _recorded_event(tensors: Mapping[str, Tensor]) -> torch.cuda.Event | None:
     return event
 
 
-def _on_host(tree: Any, ready: torch.cuda.Event | None) -> Any:
-    """A copy of nested tensors in the host's memory, made beside the device's own work."""
-    if ready is None:
-        return _mapped(tree, lambda tensor: tensor.detach().to("cpu", copy=True))
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        stream.wait_event(ready)
-        copy = _mapped(tree, _to_pinned)
-    stream.synchronize()
-    return copy
+class _HostCopy:
+    """Copies nested tensors into memory of the host that it keeps for the next time.
 
+    Memory that is touched for the first time costs several times the copying.
+    """
 
-def _to_pinned(tensor: Tensor) -> Tensor:
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return host.copy_(tensor.detach(), non_blocking=True)
+    def __init__(self) -> None:
+        self._buffers: list[Tensor] = []
+
+    def take(self, tree: Any, ready: torch.cuda.Event | None) -> Any:
+        """Makes the copy, beside the device's own work after `ready`; returns when it is there."""
+        earlier, self._buffers = iter(self._buffers), []
+
+        def copy(tensor: Tensor) -> Tensor:
+            buffer = next(earlier, None)
+            if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):
+                buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self._buffers.append(buffer)
+            return buffer.copy_(tensor.detach(), non_blocking=True)
+
+        if ready is None:
+            return _mapped(tree, copy)
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            stream.wait_event(ready)
+            result = _mapped(tree, copy)
+        stream.synchronize()
+        return result
 
 
 def _mapped(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
@@ -177,10 +191,17 @@ class Saver:
         unsent: Unsent,
     ) -> None:
         """Begins a checkpoint; sharded tensors are gathered here, by all workers."""
-        gathered = {name: whole(tensor) for name, tensor in tensors.items()}
-        optimizer_state = optimizer_state_whole(optimizer_state)
+        gathered = {name: self._gathered(tensor) for name, tensor in tensors.items()}
+        optimizer_state = mapped_moments(optimizer_state, self._gathered)
         if self._writer is not None:
             self._writer.save(gathered, optimizer_state, info, unsent())
+
+    def _gathered(self, tensor: Tensor) -> Tensor:
+        """A whole tensor; of sharded ones no worker holds more than one on its device at a time."""
+        full = whole(tensor)
+        if full is tensor or self._writer is None:
+            return tensor
+        return full.cpu()
 
     def before_update(self) -> None:
         """Waits until weights may change."""

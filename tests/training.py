@@ -2,10 +2,17 @@
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import yaml
 from datasets import write_dataset
 from mlflow.tracking import MlflowClient
 
@@ -13,6 +20,7 @@ from pipelines.checkpoints import find_checkpoint, load_optimizer_state, load_te
 from pipelines.config import PretrainConfig
 from pipelines.tracking import RunRef
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 NUM_CLIPS = 24
 
 MODEL = {
@@ -124,3 +132,57 @@ def kill_worker(of: int | None = None, number: int = 0, how: int = signal.SIGKIL
     """Sends a signal to one of the workers."""
     workers = sorted(train_workers(of), key=lambda process: process.pid)
     os.kill(workers[number].pid, how)
+
+
+def start_program(job: str, config: PretrainConfig, home: Path) -> subprocess.Popen:
+    """Starts `python -m ray_jobs.<job>` with these settings."""
+    file = home / f"{config.name}.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", f"ray_jobs.{job}", str(file)],
+        cwd=REPOSITORY,
+        env=inherited | {"XKD_HOME": str(home)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def unused_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def serving_mlflow(folder: Path, port: int) -> Iterator[str]:
+    """An MLflow server over what lies in the folder, up while the block runs."""
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/server.db"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (folder / "server.log").open("a") as log:
+        server = subprocess.Popen(
+            command, env=os.environ | quiet, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        wait_until(lambda: _answers(port))
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def _answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as reply:
+            return bool(reply.status == 200)
+    except OSError:
+        return False

@@ -7,7 +7,7 @@ checkpoint does not depend on the number of workers.
 Source: FSDP2, `torch.distributed.fsdp.fully_shard`.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -78,10 +78,13 @@ def _without_reduction(model: FSDPModule) -> Iterator[None]:
         model.set_requires_gradient_sync(True)
 
 
-def optimizer_state_whole(state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's `state_dict` with whole tensors; every worker must ask for it."""
+def mapped_moments(state: dict[str, Any], function: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """An optimizer's `state_dict` with `function` of each of its tensors."""
     moments = {
-        index: {name: _mapped(value, whole) for name, value in values.items()}
+        index: {
+            name: function(value) if isinstance(value, Tensor) else value
+            for name, value in values.items()
+        }
         for index, values in state["state"].items()
     }
     return {**state, "state": moments}
@@ -102,7 +105,3 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
         for index, values in state["state"].items()
     }
     optimizer.load_state_dict({**state, "state": moments})
-
-
-def _mapped(value: Any, function: Any) -> Any:
-    return function(value) if isinstance(value, Tensor) else value

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from xkd_core.config import ObjectiveConfig, OptimizerConfig
 from xkd_core.losses import Centers
-from xkd_core.sharding import load_optimizer_state, optimizer_state_whole, shard, whole
+from xkd_core.sharding import load_optimizer_state, mapped_moments, shard, whole
 from xkd_core.train_step import TrainState, train_step
 from xkd_core.transformer import checkpoint_activations
 from xkd_core.views import split_views
@@ -79,7 +79,7 @@ def run_steps(
             torch.stack([mean(metrics[name]) for name in ("loss/total", "loss/distillation")])
         )
         curve.append(metrics["grad_norm/total"].reshape(1))
-    moments = optimizer_state_whole(state.optimizer.state_dict())["state"]
+    moments = mapped_moments(state.optimizer.state_dict(), whole)["state"]
     return {
         "curve": torch.cat(curve),
         **{f"moment.{index}": values["exp_avg"] for index, values in moments.items()},
@@ -111,7 +111,7 @@ def build(config, wrap: str, recompute: bool) -> TrainState:
 def reloaded(state: TrainState, config) -> TrainState:
     """Another sharded model that goes on from what a checkpoint would hold."""
     tensors = {name: whole(tensor) for name, tensor in model_tensors(state.model).items()}
-    moments = optimizer_state_whole(state.optimizer.state_dict())
+    moments = mapped_moments(state.optimizer.state_dict(), whole)
     fresh = build(config, "fsdp", False)
     load_model_tensors(fresh.model, tensors)
     load_optimizer_state(fresh.optimizer, moments)
