@@ -100,7 +100,7 @@ def last_step(config: PretrainConfig) -> int:
     return read_info(find_checkpoint(str(folder_of(config)))).next_step
 
 
-def wait_for_checkpoint(config: PretrainConfig, at_least: int, timeout: float = 120.0) -> None:
+def wait_for_checkpoint(config: PretrainConfig, at_least: int, timeout: float = 600.0) -> None:
     """Waits until a checkpoint of so many steps is on disk."""
     wait_until(lambda: _steps(folder_of(config)) >= at_least, timeout)
 
@@ -109,7 +109,7 @@ def _steps(folder: Path) -> int:
     return max((int(path.name.split("_")[1]) for path in folder.glob("step_*")), default=-1)
 
 
-def wait_until(is_true, timeout: float = 120.0) -> None:
+def wait_until(is_true, timeout: float = 600.0) -> None:
     end = time.monotonic() + timeout
     while not is_true():
         assert time.monotonic() < end, "waited too long"
@@ -134,8 +134,9 @@ def kill_worker(of: int | None = None, number: int = 0, how: int = signal.SIGKIL
     os.kill(workers[number].pid, how)
 
 
-def start_program(job: str, config: PretrainConfig, home: Path) -> subprocess.Popen:
-    """Starts `python -m ray_jobs.<job>` with these settings."""
+@contextmanager
+def program(job: str, config: PretrainConfig, home: Path) -> Iterator[subprocess.Popen]:
+    """`python -m ray_jobs.<job>` with these settings, which ends with the block at the latest."""
     file = home / f"{config.name}.yaml"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     inherited = {
@@ -143,7 +144,7 @@ def start_program(job: str, config: PretrainConfig, home: Path) -> subprocess.Po
         for name, value in os.environ.items()
         if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")
     }
-    return subprocess.Popen(
+    started = subprocess.Popen(
         [sys.executable, "-m", f"ray_jobs.{job}", str(file)],
         cwd=REPOSITORY,
         env=inherited | {"XKD_HOME": str(home)},
@@ -151,6 +152,11 @@ def start_program(job: str, config: PretrainConfig, home: Path) -> subprocess.Po
         stderr=subprocess.PIPE,
         text=True,
     )
+    try:
+        yield started
+    finally:
+        started.kill()
+        started.wait()
 
 
 def unused_port() -> int:

@@ -24,8 +24,8 @@ from training import (
     folder_of,
     kill_worker,
     last_step,
+    program,
     serving_mlflow,
-    start_program,
     tiny_config,
     tiny_dataset,
     train_workers,
@@ -40,7 +40,7 @@ from pipelines.errors import JobFailed, Stopped
 from pipelines.pretrain import PretrainResult, check_pretrain, pretrain
 from ray_jobs.cluster import SURROUNDINGS
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
 NUM_STEPS = 60
 ALONE = {"objective": {"alignment_weight": 0.0}}
@@ -296,11 +296,11 @@ def test_a_server_that_is_away_for_a_while_misses_nothing(local_ray, dataset, tm
 )
 def test_a_stopped_driver_goes_on_to_the_bit(how, code, says, undisturbed, dataset, tmp_path):
     config = tiny_config(tmp_path, dataset)
-    driver = start_program("pretrain", config, tmp_path)
-    wait_for_checkpoint(config, 15)
-    children = psutil.Process(driver.pid).children(recursive=True)
-    os.kill(driver.pid, how)
-    _, errors = driver.communicate(timeout=200)
+    with program("pretrain", config, tmp_path) as driver:
+        wait_for_checkpoint(config, 15)
+        children = psutil.Process(driver.pid).children(recursive=True)
+        os.kill(driver.pid, how)
+        _, errors = driver.communicate(timeout=600)
     assert driver.returncode == code, errors
     wait_until(lambda: not any(child.is_running() for child in children))
     assert "Traceback" not in errors
@@ -309,8 +309,8 @@ def test_a_stopped_driver_goes_on_to_the_bit(how, code, says, undisturbed, datas
     if says:
         assert f"{says}{step} of 60 steps are done and saved. " in errors
         assert "the same command goes on from the last one" in errors
-    again = start_program("pretrain", config, tmp_path)
-    out, errors = again.communicate(timeout=200)
+    with program("pretrain", config, tmp_path) as again:
+        out, errors = again.communicate(timeout=600)
     assert again.returncode == 0, errors
     assert f"{step} of them done before" in out + errors
     run = read_info(find_checkpoint(str(folder_of(config)))).run_id
