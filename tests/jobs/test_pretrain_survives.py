@@ -57,7 +57,11 @@ def local_ray() -> Iterator[None]:
     """A Ray of this process with two CPUs."""
     with _surroundings():
         ray.init(
-            address="local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=100_000_000,
+            log_to_driver=False,
         )
         yield
         ray.shutdown()
@@ -268,17 +272,17 @@ def _mount(folder: Path, num_bytes: int, *options: str) -> None:
 def test_a_server_that_is_away_for_a_while_misses_nothing(local_ray, dataset, tmp_path):
     port = unused_port()
     with serving_mlflow(tmp_path / "server", port) as uri:
-        config = tiny_config(tmp_path, dataset, tracking={"uri": uri}, epochs=100)
+        config = tiny_config(tmp_path, dataset, tracking={"uri": uri}, epochs=40)
         results = []
         training = threading.Thread(target=lambda: results.append(train(config)))
         training.start()
-        wait_for_checkpoint(config, 50)
+        wait_for_checkpoint(config, 20)
     # The server is gone. Training goes on meanwhile.
     step = last_step(config)
-    wait_for_checkpoint(config, step + 100)
+    wait_for_checkpoint(config, step + 80)
     with serving_mlflow(tmp_path / "server", port):
         training.join()
-        assert list(curve(results[0].run)) == list(range(600))
+        assert list(curve(results[0].run)) == list(range(240))
         run = results[0].run.client().get_run(results[0].run.run_id)
         assert run.info.status == "FINISHED"
         assert any(name.startswith("system/") for name in run.data.metrics)
@@ -330,22 +334,24 @@ def test_a_stopped_driver_goes_on_to_the_bit(how, code, says, undisturbed, datas
 def test_a_lost_node_shrinks_an_elastic_group(dataset, tmp_path):
     if ray.is_initialized():
         ray.shutdown()
-    expected_config = tiny_config(tmp_path, dataset, name="one", **ALONE, epochs=50)
-    config = tiny_config(tmp_path, dataset, name="elastic", num_workers=(1, 2), **ALONE, epochs=50)
+    expected_config = tiny_config(tmp_path, dataset, name="one", **ALONE, epochs=20)
+    config = tiny_config(tmp_path, dataset, name="elastic", num_workers=(1, 2), **ALONE, epochs=20)
     with _surroundings(), _two_node_cluster() as (cluster, node):
         expected = train(expected_config)
-        result = train(config, lambda: cluster.remove_node(node, allow_graceful=False), after=50)
-    assert 0 < result.first_step < 300
+        result = train(config, lambda: cluster.remove_node(node, allow_graceful=False), after=20)
+    assert 0 < result.first_step < 120
     assert read_info(result.checkpoint).config["num_workers"] == [1, 2]
     found = curve(result.run)
-    assert list(found) == list(range(300))
+    assert list(found) == list(range(120))
     assert found == pytest.approx(curve(expected.run), rel=1e-2)
 
 
 @contextlib.contextmanager
 def _two_node_cluster() -> Iterator[tuple[Cluster, object]]:
     options = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args={**options, "port": unused_port()})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={**options, "gcs_server_port": unused_port()}
+    )
     try:
         node = cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
         ray.init(address=cluster.address)
