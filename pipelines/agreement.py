@@ -6,6 +6,7 @@ So all act on a signal that reached one of them, at the same step.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import distributed
@@ -16,7 +17,7 @@ class Agreement:
 
     def __init__(self) -> None:
         self._is_shared = distributed.is_initialized() and distributed.get_world_size() > 1
-        self._group = distributed.new_group(backend="gloo") if self._is_shared else None
+        self._group: Any = distributed.new_group(backend="gloo") if self._is_shared else None
         self._coming: tuple[torch.Tensor, distributed.Work] | None = None
 
     def exchange(self, values: Sequence[int]) -> list[int]:

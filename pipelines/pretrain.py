@@ -257,8 +257,9 @@ def _scaling(config: PretrainConfig) -> train.ScalingConfig:
                 f"num_workers ({least}) needs {amount:g} {kind}s, "
                 f"but Ray has {have.get(kind, 0.0):g}"
             )
+    num_workers: Any = config.num_workers  # a pair is Ray Train's, of which its types know nothing
     return train.ScalingConfig(
-        num_workers=config.num_workers,
+        num_workers=num_workers,
         use_gpu=config.use_gpu,
         resources_per_worker={"CPU": cpus} | ({"GPU": 1} if config.use_gpu else {}),
     )

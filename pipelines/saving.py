@@ -105,7 +105,7 @@ def _recorded_event(tensors: Mapping[str, Tensor]) -> torch.cuda.Event | None:
     """What a device reaches when all that was asked of it so far is done."""
     if not any(tensor.is_cuda for tensor in tensors.values()):
         return None
-    event = torch.cuda.Event()
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record()
     return event
 
@@ -132,7 +132,7 @@ class _HostCopy:
 
         if ready is None:
             return _mapped(tree, copy)
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream):
             stream.wait_event(ready)
             result = _mapped(tree, copy)
@@ -151,11 +151,17 @@ def _mapped(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _check_room(folder: Path, tensors: Any, optimizer_state: Any) -> None:
-    sizes: list[int] = []
-    _mapped((tensors, optimizer_state), lambda tensor: (sizes.append(tensor.nbytes), tensor)[1])
+    needed = 0
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal needed
+        needed += tensor.nbytes
+        return tensor
+
+    _mapped((tensors, optimizer_state), count)
     free = shutil.disk_usage(folder).free
-    if sum(sizes) > free:
-        raise OSError(f"the disk is full: {_gigabytes(sum(sizes))} needed, {_gigabytes(free)} free")
+    if needed > free:
+        raise OSError(f"the disk is full: {_gigabytes(needed)} needed, {_gigabytes(free)} free")
 
 
 def _gigabytes(num_bytes: int) -> str:

@@ -56,7 +56,7 @@ def checkpoint_activations(block: nn.Module) -> None:
         output: Tensor = checkpoint(forward, tokens, use_reentrant=False, preserve_rng_state=False)
         return output
 
-    block.forward = recomputed  # type: ignore[method-assign]
+    block.forward = recomputed
 
 
 def init_transformer(module: nn.Module) -> None:
