@@ -151,6 +151,7 @@ def program(job: str, config: PretrainConfig, home: Path) -> Iterator[subprocess
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     try:
         yield started

@@ -303,7 +303,9 @@ def test_a_stopped_driver_goes_on_to_the_bit(how, code, says, undisturbed, datas
     with program("pretrain", config, tmp_path) as driver:
         wait_for_checkpoint(config, 15)
         children = psutil.Process(driver.pid).children(recursive=True)
-        os.kill(driver.pid, how)
+        # Ctrl-C in a terminal reaches the driver and all that it started.
+        send = os.killpg if how == signal.SIGINT else os.kill
+        send(driver.pid, how)
         _, errors = driver.communicate(timeout=600)
     assert driver.returncode == code, errors
     wait_until(lambda: not any(child.is_running() for child in children))
