@@ -2,26 +2,34 @@
 
     model.safetensors   students, teachers, heads, decoders, centres
     optimizer.pt        the optimizer (tensors and numbers only, read with weights_only)
+    unsent.json         metrics that MLflow did not have yet, if there were any
     training.json       step, settings, dataset, MLflow run, and the size of each file
 
 The feed's state is the step: a step takes one global batch. No random state is kept because all
-random numbers follow from (seed, epoch, clip id). A folder whose files have not the sizes that
-`training.json` names is incomplete and never loaded.
+random numbers follow from (seed, epoch, clip id). A checkpoint is written under another name,
+synced and renamed, so it is whole or not there; a folder whose files have not the sizes that
+`training.json` names is incomplete all the same and never loaded.
 """
 
 import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pipelines.errors import UserError
+from pipelines.shards import temporary_name
 
 FORMAT_VERSION = 1
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.pt"
+UNSENT_FILE = "unsent.json"
 TRAINING_FILE = "training.json"
 VIDEO_CENTER = "centers.video"
 AUDIO_CENTER = "centers.audio"
@@ -43,18 +51,62 @@ class TrainingInfo:
     format_version: int = FORMAT_VERSION
 
 
+def checkpoint_name(next_step: int) -> str:
+    """Folder of the checkpoint after which the step `next_step` follows."""
+    return f"step_{next_step:09d}"
+
+
 def save_checkpoint(
     folder: Path,
     tensors: dict[str, torch.Tensor],
     optimizer_state: dict[str, Any],
     info: TrainingInfo,
+    unsent: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Writes a checkpoint into an empty folder; `training.json` comes last."""
+    """Writes a checkpoint, in place of one that is there.
+
+    Raises:
+        OSError: if it cannot be written; nothing of it remains.
+    """
+    partial = temporary_name(folder)
+    try:
+        partial.mkdir(parents=True)
+        _write_files(partial, tensors, optimizer_state, info, unsent)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(partial, folder)
+        _sync(folder.parent)
+    except (SafetensorError, RuntimeError) as error:  # what these libraries make of an OSError
+        raise OSError(str(error)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_files(
+    folder: Path,
+    tensors: dict[str, torch.Tensor],
+    optimizer_state: dict[str, Any],
+    info: TrainingInfo,
+    unsent: Sequence[Mapping[str, Any]],
+) -> None:
     save_file({name: t.contiguous() for name, t in tensors.items()}, folder / MODEL_FILE)
-    torch.save(optimizer_state, folder / OPTIMIZER_FILE)
-    sizes = {name: (folder / name).stat().st_size for name in (MODEL_FILE, OPTIMIZER_FILE)}
+    with (folder / OPTIMIZER_FILE).open("wb") as file:
+        torch.save(optimizer_state, file)
+    if unsent:
+        (folder / UNSENT_FILE).write_text(json.dumps(list(unsent)))
+    sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
     values = {**asdict(info), "files": sizes}
     (folder / TRAINING_FILE).write_text(json.dumps(values, indent=1))
+    for place in (*folder.iterdir(), folder):
+        _sync(place)
+
+
+def _sync(place: Path) -> None:
+    descriptor = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def is_complete(folder: Path) -> bool:
@@ -78,10 +130,25 @@ def find_checkpoint(place: str) -> Path:
         return folder
     if not folder.is_dir():
         raise UserError(f"checkpoint ({place}) does not exist")
-    found = [path for path in folder.iterdir() if path.is_dir() and is_complete(path)]
-    if not found:
+    found = newest_checkpoint(folder)
+    if found is None:
         raise UserError(f"checkpoint ({place}) holds no complete checkpoint")
-    return max(found, key=lambda path: read_info(path).next_step)
+    return found
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The complete checkpoint of a run's folder that has the most steps."""
+    found = [path for path in folder.glob("[!.]*") if is_complete(path)]
+    return max(found, key=lambda path: read_info(path).next_step, default=None)
+
+
+def remove_other_checkpoints(folder: Path, keep: set[Path]) -> None:
+    """Removes what killed trainings left: partial checkpoints, and whole ones nobody knows."""
+    for path in folder.glob("step_*"):
+        if path not in keep:
+            shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(".step_*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def read_info(folder: Path) -> TrainingInfo:
@@ -98,6 +165,12 @@ def read_info(folder: Path) -> TrainingInfo:
             f"but this version reads format {FORMAT_VERSION}"
         )
     return TrainingInfo(**values)
+
+
+def read_unsent(folder: Path) -> list[dict[str, Any]]:
+    """Metrics from before the checkpoint that MLflow did not have yet."""
+    file = folder / UNSENT_FILE
+    return json.loads(file.read_text()) if file.exists() else []
 
 
 def load_tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -123,10 +123,19 @@ class PretrainSettings(MethodConfig):
     splits: tuple[str, ...] = ("train",)
     """Splits trained on; rows without a split always are."""
     seed: NonNegativeInt = 0
-    num_workers: PositiveInt = 1
+    num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
+    """A number, or the least and the most: training then goes on with the workers there are, fewer
+    after a node is lost and more when one comes; `batch_size` stays that of all of them."""
     use_gpu: bool = False
     cpus_per_worker: PositiveFloat | None = None
     """By default all CPUs of Ray shared out among the workers, or 1 with a GPU."""
+    parallelism: Literal["ddp", "fsdp"] = "ddp"
+    """`ddp`: each worker has all weights; `fsdp`: they are spread over the workers."""
+    accumulation_steps: PositiveInt = 1
+    """Parts in which a worker takes its share of a batch; the alignment is then the mean over
+    parts, all else is as for the whole."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto` is bfloat16 autocast on a GPU that has it, else float32."""
     compile: bool = False
@@ -140,19 +149,40 @@ class PretrainSettings(MethodConfig):
     checkpoints_kept: PositiveInt = 2
     max_failures: NonNegativeInt = 2
     """Times that the worker group is started again after a worker died."""
+    max_seconds: PositiveFloat | None = None
+    """Seconds after which one call leaves a checkpoint and ends with exit code 75; the same
+    command goes on."""
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """The least and the most workers."""
+        if isinstance(self.num_workers, int):
+            return self.num_workers, self.num_workers
+        return self.num_workers
 
     @model_validator(mode="after")
     def _batch_divides(self) -> "PretrainSettings":
-        if self.batch_size % self.num_workers:
+        least, most = self.worker_range
+        if least > most:
+            raise ValueError(f"num_workers ({least}, {most}) must begin with the smaller number")
+        for num_workers in range(least, most + 1):
+            self._check_parts(num_workers)
+        return self
+
+    def _check_parts(self, num_workers: int) -> None:
+        parts = num_workers * self.accumulation_steps
+        of_what = f"num_workers ({num_workers})"
+        if self.accumulation_steps > 1:
+            of_what += f" times accumulation_steps ({self.accumulation_steps})"
+        if self.batch_size % parts:
+            raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of {of_what}")
+        if self.batch_size // parts < 2:
             raise ValueError(
-                f"batch_size ({self.batch_size}) must be a multiple of "
-                f"num_workers ({self.num_workers})"
+                f"batch_size ({self.batch_size}) must be at least 2 for each of {of_what}"
             )
-        if self.batch_size // self.num_workers < 2:
-            raise ValueError(
-                f"batch_size ({self.batch_size}) must be at least 2 for each of "
-                f"num_workers ({self.num_workers})"
-            )
+
+    @model_validator(mode="after")
+    def _schedules_fit(self) -> "PretrainSettings":
         if self.optimizer.warmup_epochs > self.epochs:
             raise ValueError(
                 f"optimizer.warmup_epochs ({self.optimizer.warmup_epochs:g}) must not be above "

@@ -1,13 +1,18 @@
 """Pretraining on Ray Train, the driver's side: a clip dataset becomes a run of checkpoints.
 
 A run is its name: the same name with the same settings goes on from the last checkpoint, in the
-same MLflow run, with the clips it would have seen; with other settings it is refused. What each
-worker does is in `train_loop.py`.
+same MLflow run, with the clips it would have seen; with other settings it is refused. Whatever
+stops a training in order (SIGTERM, Ctrl-C, `max_seconds`) leaves a checkpoint of the last step
+done. What each worker does is in `train_loop.py`.
 
 Method: XKD, arXiv:2211.13929, sections 3 and 4.
 """
 
 import json
+import logging
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +24,22 @@ from ray.train.torch import TorchTrainer
 from pipelines.checkpoints import TrainingInfo, find_checkpoint, read_info
 from pipelines.clip_dataset import ClipDataset
 from pipelines.config import PretrainConfig, clip_mismatch
-from pipelines.errors import JobFailed, UserError
+from pipelines.errors import JobFailed, Stopped, UserError
 from pipelines.progress import OnProgress, watched_board
+from pipelines.shards import write_json
+from pipelines.stopping import Stop, StoppableTorchConfig
 from pipelines.tracking import RunRef, flat, log_dataset, open_run, tracked
 from pipelines.train_loop import make_feed, train_loop_per_worker
+
+logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 FREE_TO_CHANGE = (
     "tracking",
     "ray",
     "num_workers",
+    "parallelism",
+    "activation_checkpointing",
     "use_gpu",
     "cpus_per_worker",
     "resume",
@@ -36,6 +47,7 @@ FREE_TO_CHANGE = (
     "checkpoint_every",
     "checkpoints_kept",
     "max_failures",
+    "max_seconds",
 )
 """Settings that may differ when a run goes on: they change nothing in what is computed."""
 
@@ -115,8 +127,13 @@ def pretrain(
 
     Raises:
         UserError: if the workers ask for more than Ray has.
-        JobFailed: if workers died more often than `max_failures`, or the loss was not finite.
+        JobFailed: if workers died more often than `max_failures`, the loss was not finite, or a
+            checkpoint could not be written.
+        Stopped: if SIGTERM at a worker or `max_seconds` ended it early.
+        KeyboardInterrupt: after Ctrl-C, once the workers have stopped with a checkpoint; a second
+            one does not wait for them.
     """
+    started = time.time()
     folder = Path(config.output) / config.name
     folder.mkdir(parents=True, exist_ok=True)
     dataset = ClipDataset.open(config.dataset)
@@ -130,11 +147,16 @@ def pretrain(
             context="training",
         )
         with watched_board(on_progress) as board:
-            values = {"config": config.model_dump(mode="json"), "run": asdict(run), "board": board}
-            result: Any = _fit(config, scaling, values)
-        outcome = result.return_value or {}
-        if terms := outcome.get("not_finite"):
-            raise JobFailed(_not_finite_message(outcome["step"], terms, folder))
+            values = {
+                "config": config.model_dump(mode="json"),
+                "run": asdict(run),
+                "board": board,
+                "deadline": started + config.max_seconds if config.max_seconds else None,
+            }
+            outcome = _fit_unless_interrupted(
+                lambda: _fit(config, scaling, values), board.ask_to_stop.remote
+            )
+        _check_outcome(outcome, config, folder)
         return PretrainResult(
             checkpoint=find_checkpoint(str(folder)),
             run=run,
@@ -144,13 +166,67 @@ def pretrain(
         )
 
 
-def _not_finite_message(step: int, terms: list[str], folder: Path) -> str:
+def _fit_unless_interrupted(
+    fit: Callable[[], dict[str, Any]], ask_to_stop: Callable[[], object]
+) -> dict[str, Any]:
+    """Fits in a thread of its own, since Ray Train takes Ctrl-C away from the main thread.
+
+    The first interrupt asks the workers to stop and waits for them; the second one ends the wait.
+    """
+    outcome: dict[str, Any] = {}
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.update(fit())
+        except BaseException as error:  # raised again in the main thread
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True, name="fit")
+    thread.start()
     try:
-        last = f"the last good checkpoint is {find_checkpoint(str(folder))}"
+        thread.join()
+    except KeyboardInterrupt as interrupt:
+        logger.warning("stopping after this step, with a checkpoint; once more stops at once")
+        ask_to_stop()
+        thread.join()
+        if outcome and not outcome["not_finite"] and not outcome["has_failed"]:
+            raise type(interrupt)(_in_words(outcome)) from None
+    if errors:
+        raise errors[0]
+    return outcome
+
+
+def _check_outcome(outcome: dict[str, Any], config: PretrainConfig, folder: Path) -> None:
+    if bad := outcome["not_finite"]:
+        raise JobFailed(_not_finite_message(bad[0], bad[1], folder))
+    if outcome["has_failed"]:
+        raise JobFailed(
+            f"a checkpoint could not be written to {folder}: {outcome['failure']}; "
+            f"{_last_checkpoint(folder)}. With room to write, the same command goes on from there"
+        )
+    if outcome["next_step"] < outcome["total_steps"]:
+        reason = "a worker got SIGTERM"
+        if outcome["stop"] == Stop.TIME_IS_UP:
+            reason = f"max_seconds ({config.max_seconds:g}) are over"
+        raise Stopped(f"{reason}: {_in_words(outcome)}. The same command goes on from there")
+
+
+def _in_words(outcome: dict[str, Any]) -> str:
+    return f"{outcome['next_step']} of {outcome['total_steps']} steps are done and saved"
+
+
+def _last_checkpoint(folder: Path) -> str:
+    try:
+        return f"the last good checkpoint is {find_checkpoint(str(folder))}"
     except UserError:
-        last = "there is no checkpoint yet"
+        return "there is no checkpoint yet"
+
+
+def _not_finite_message(step: int, terms: list[str], folder: Path) -> str:
     return (
-        f"step {step} has a loss that is not finite ({', '.join(terms)}); {last}. "
+        f"step {step} has a loss that is not finite ({', '.join(terms)}); "
+        f"{_last_checkpoint(folder)}. "
         "A lower optimizer.learning_rate or precision=float32 is the usual remedy"
     )
 
@@ -162,26 +238,28 @@ def _open_run(config: PretrainConfig, folder: Path, parent: RunRef | None) -> Ru
         run_id = read_info(find_checkpoint(config.resume)).run_id
     run = open_run(config, "pretrain", config.name, parent=parent, run_id=run_id)
     values = {"run_id": run.run_id, "config": config.model_dump(mode="json")}
-    file.write_text(json.dumps(values, indent=1))
+    write_json(file, values)
     return run
 
 
 def _scaling(config: PretrainConfig) -> train.ScalingConfig:
     have = ray.cluster_resources()
+    least, most = config.worker_range
     cpus = config.cpus_per_worker
     if cpus is None:
-        cpus = 1.0 if config.use_gpu else max(1.0, have.get("CPU", 1.0) // config.num_workers)
-    needs = {"CPU": cpus * config.num_workers}
+        cpus = 1.0 if config.use_gpu else max(1.0, have.get("CPU", 1.0) // most)
+    needs = {"CPU": cpus * least}
     if config.use_gpu:
-        needs["GPU"] = float(config.num_workers)
+        needs["GPU"] = float(least)
     for kind, amount in needs.items():
         if amount > have.get(kind, 0.0):
             raise UserError(
-                f"num_workers ({config.num_workers}) needs {amount:g} {kind}s, "
+                f"num_workers ({least}) needs {amount:g} {kind}s, "
                 f"but Ray has {have.get(kind, 0.0):g}"
             )
+    num_workers: Any = config.num_workers  # a pair is Ray Train's, of which its types know nothing
     return train.ScalingConfig(
-        num_workers=config.num_workers,
+        num_workers=num_workers,
         use_gpu=config.use_gpu,
         resources_per_worker={"CPU": cpus} | ({"GPU": 1} if config.use_gpu else {}),
     )
@@ -189,12 +267,13 @@ def _scaling(config: PretrainConfig) -> train.ScalingConfig:
 
 def _fit(
     config: PretrainConfig, scaling: train.ScalingConfig, values: dict[str, Any]
-) -> train.Result:
+) -> dict[str, Any]:
     # Typed by Ray as without a result; what rank 0 returns is the result's `return_value`.
     loop: Any = train_loop_per_worker
     trainer = TorchTrainer(
         loop,
         train_loop_config=values,
+        torch_config=StoppableTorchConfig(),
         scaling_config=scaling,
         run_config=train.RunConfig(
             name=config.name,
@@ -204,10 +283,12 @@ def _fit(
         ),
     )
     try:
-        return trainer.fit()
+        result: Any = trainer.fit()
     except train.TrainingFailedError as error:
         reason = str(error).strip().splitlines()[-1][:300]
         raise JobFailed(
             f"training failed more than max_failures ({config.max_failures}) times: {reason}. "
             "The same command goes on from the last checkpoint"
         ) from error
+    outcome: dict[str, Any] = result.return_value
+    return outcome

@@ -8,12 +8,12 @@ be sent at the end is written to a file, so nothing that was measured is lost.
 import json
 import logging
 import os
-import queue
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from pipelines.config import JobConfig, TrackingConfig
-from pipelines.errors import UserError
+from pipelines.errors import Stopped, UserError
 from pipelines.places import home
 
 # Before mlflow is imported: no telemetry, and a server that is away fails in seconds.
@@ -30,7 +30,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
@@ -39,6 +39,9 @@ logger = logging.getLogger(__name__)
 
 SQLITE = "sqlite:///"
 RETRY_SECONDS = 2.0
+MAX_BATCH = 1000
+"""Metrics that MLflow takes at once."""
+MAX_TAG_CHARACTERS = 5000
 CONNECT_SECONDS = 5.0
 
 
@@ -193,10 +196,10 @@ def close_run(run: RunRef, status: str) -> None:
 
 @contextmanager
 def tracked(run: RunRef) -> Iterator[RunRef]:
-    """Ends the run as the block ends: FINISHED, KILLED on Ctrl-C, FAILED on any other exception."""
+    """Ends the run as the block ends: FINISHED, KILLED if it was stopped, FAILED on an error."""
     try:
         yield run
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         close_run(run, "KILLED")
         raise
     except BaseException:
@@ -225,62 +228,139 @@ class Tracker:
     """Logs metrics to a run from a thread of its own.
 
     `log` only queues. While MLflow is away the queue grows and is sent when it is back; what is
-    left at `close` goes to `unsent_file` as JSON lines.
+    left at `close` goes to `unsent_file` as JSON lines, which the next tracker sends.
+
+    Args:
+        run: Where to.
+        unsent_file: See above.
+        system_metrics: Log the machine's load as well.
+        resumed: Whether the run has system metrics already.
+        unsent: Metrics that an earlier tracker queued and may not have sent.
     """
 
     def __init__(
-        self, run: RunRef, unsent_file: Path, *, system_metrics: bool = False, resumed: bool = False
+        self,
+        run: RunRef,
+        unsent_file: Path,
+        *,
+        system_metrics: bool = False,
+        resumed: bool = False,
+        unsent: Iterable[Mapping[str, Any]] = (),
     ) -> None:
         self._run = run
         self._unsent_file = unsent_file
-        self._queue: queue.SimpleQueue[list[Metric] | None] = queue.SimpleQueue()
+        self._system_metrics, self._resumed = system_metrics, resumed
+        self._system: SystemMetricsMonitor | None = None
+        self._waiting: deque[_Record] = deque()
+        self._change = threading.Condition()
+        self._is_closing = False
         self._give_up_at = float("inf")
+        earlier = [_metric(values) for values in (*unsent, *_read_lines(unsent_file))]
+        if earlier:
+            self._waiting.append(_Record(earlier, []))
         self._thread = threading.Thread(target=self._send_all, daemon=True, name="tracker")
         self._thread.start()
-        self._system = (
-            SystemMetricsMonitor(run.run_id, resume_logging=resumed, tracking_uri=run.uri)
-            if system_metrics
-            else None
-        )
-        if self._system:
-            self._system.start()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Queues numbers under their names for one step."""
         now = int(time.time() * 1000)
-        self._queue.put([Metric(name, value, now, step) for name, value in metrics.items()])
+        self._add(_Record([Metric(name, value, now, step) for name, value in metrics.items()], []))
+
+    def tag(self, name: str, value: str) -> None:
+        """Queues a tag of the run."""
+        self._add(_Record([], [RunTag(name, value[:MAX_TAG_CHARACTERS])]))
+
+    def unsent(self) -> list[dict[str, Any]]:
+        """Metrics that MLflow may not have yet."""
+        with self._change:
+            return [dict(metric) for record in self._waiting for metric in record.metrics]
 
     def close(self, patience_seconds: float = 60.0) -> None:
         """Waits until everything is sent, at most `patience_seconds`."""
-        if self._system:
-            self._system.finish()
-        self._give_up_at = time.monotonic() + patience_seconds
-        self._queue.put(None)
+        with self._change:
+            self._give_up_at = time.monotonic() + patience_seconds
+            self._is_closing = True
+            self._change.notify()
         self._thread.join()
+
+    def _add(self, record: "_Record") -> None:
+        with self._change:
+            self._waiting.append(record)
+            self._change.notify()
 
     def _send_all(self) -> None:
         client = self._run.client()
-        while (metrics := self._queue.get()) is not None:
-            while not self._sent(client, metrics):
+        self._watch_system()
+        while (record := self._next()) is not None:
+            was_away = False
+            while not self._sent(client, record):
+                was_away = True
                 if time.monotonic() > self._give_up_at:
-                    self._keep(metrics)
-                    break
-                time.sleep(RETRY_SECONDS)
+                    self._keep()
+                    return
+                with self._change:
+                    self._change.wait_for(lambda: self._is_closing, timeout=RETRY_SECONDS)
+            with self._change:
+                self._waiting.popleft()
+            if was_away:
+                self._watch_system()  # MLflow's monitor ends for good when the server is away
+        if self._system is not None:
+            self._system.finish()
 
-    def _sent(self, client: MlflowClient, metrics: list[Metric]) -> bool:
+    def _next(self) -> "_Record | None":
+        """The next record, which stays in the queue, or None if all is sent and none will come."""
+        with self._change:
+            self._change.wait_for(lambda: self._waiting or self._is_closing)
+            return self._waiting[0] if self._waiting else None
+
+    def _sent(self, client: MlflowClient, record: "_Record") -> bool:
         try:
-            client.log_batch(self._run.run_id, metrics=metrics)
+            for first in range(0, max(len(record.metrics), 1), MAX_BATCH):
+                metrics = record.metrics[first : first + MAX_BATCH]
+                client.log_batch(self._run.run_id, metrics=metrics, tags=record.tags)
         except (MlflowException, OSError) as error:
             logger.warning("MLflow does not take metrics, trying again: %s", error)
             return False
         return True
 
-    def _keep(self, metrics: list[Metric]) -> None:
+    def _watch_system(self) -> None:
+        if not self._system_metrics:
+            return
+        if self._system is not None:
+            self._system.finish()
+        resumed, self._resumed = self._resumed, True
+        self._system = SystemMetricsMonitor(
+            self._run.run_id, resume_logging=resumed, tracking_uri=self._run.uri
+        )
+        self._system.start()
+
+    def _keep(self) -> None:
         self._unsent_file.parent.mkdir(parents=True, exist_ok=True)
         with self._unsent_file.open("a") as file:
-            for metric in metrics:
-                file.write(json.dumps(dict(metric)) + "\n")
+            for metric in self.unsent():
+                file.write(json.dumps(metric) + "\n")
         logger.warning("kept metrics that MLflow did not take in %s", self._unsent_file)
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What is sent at once."""
+
+    metrics: list[Metric]
+    tags: list[RunTag]
+
+
+def _metric(values: Mapping[str, Any]) -> Metric:
+    return Metric(values["key"], values["value"], values["timestamp"], values["step"])
+
+
+def _read_lines(file: Path) -> list[dict[str, Any]]:
+    """What a tracker kept; its file goes, since the values are queued again."""
+    if not file.exists():
+        return []
+    values = [json.loads(line) for line in file.read_text().splitlines()]
+    file.unlink()
+    return values
 
 
 def metric_histories(run: RunRef) -> dict[str, tuple[list[int], list[float]]]:

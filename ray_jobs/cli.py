@@ -1,8 +1,9 @@
 """The one command-line form of every job: `CONFIG.yaml [key=value ...] [--dry-run]`.
 
 A job's module defines `JOB`; this file reads the settings, checks the surroundings, connects to
-Ray and runs it. A user's mistake is one line on stderr and exit code 2, a known
-failure one line and 1, Ctrl-C 130.
+Ray and runs it. A user's mistake is one line on stderr and exit code 2, a known failure one line
+and 1, Ctrl-C 130. What ends in order before its time and can go on (SIGTERM, a time budget) is one
+line and 75, EX_TEMPFAIL of sysexits.h: run the same command again.
 """
 
 import argparse
@@ -21,13 +22,14 @@ from typing import Any
 import yaml
 
 from pipelines.config import JobConfig
-from pipelines.errors import JobFailed, UserError
+from pipelines.errors import JobFailed, Stopped, Terminated, UserError
 from ray_jobs.settings import described, load_settings
 
 JOBS = ("run", "ingest", "pretrain", "evaluate", "promote", "embed")
 
 FAILED = 1
 USER_ERROR = 2
+RESUMABLE = os.EX_TEMPFAIL
 INTERRUPTED = 130
 
 
@@ -81,7 +83,7 @@ def run_job(job: Job, argv: Sequence[str] | None = None) -> int:
     if not arguments.verbose:
         logging.getLogger("mlflow").setLevel(logging.WARNING)
     # What a scheduler sends before it kills is handled as Ctrl-C is.
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         config = load_settings(job.schema, arguments.config, arguments.overrides)
         plan = job.plan(config)
@@ -96,15 +98,21 @@ def run_job(job: Job, argv: Sequence[str] | None = None) -> int:
         return USER_ERROR
     except JobFailed as failure:
         print(f"{job.name}: {failure}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        print(f"\n{job.name}: interrupted. {job.how_to_go_on}", file=sys.stderr)
-        return INTERRUPTED
+        return RESUMABLE if isinstance(failure, Stopped) else FAILED
+    except KeyboardInterrupt as interrupt:
+        is_terminated = isinstance(interrupt, Terminated)
+        kind = "terminated" if is_terminated else "interrupted"
+        print(f"\n{job.name}: {kind}. {_sentence(interrupt)}{job.how_to_go_on}", file=sys.stderr)
+        return RESUMABLE if is_terminated else INTERRUPTED
     return 0
 
 
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _sentence(interrupt: KeyboardInterrupt) -> str:
+    return f"{interrupt}. " if str(interrupt) else ""
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise Terminated
 
 
 def _counted(mistakes: Sequence[str]) -> list[str]:

@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +33,7 @@ def connected(config: RayConfig) -> Iterator[None]:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     address = ray_address(config)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    on_termination = signal.getsignal(signal.SIGTERM)
     if address is None:
         # A harmless line about each pool of actors would be all that its core logs to the console.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -47,6 +50,8 @@ def connected(config: RayConfig) -> Iterator[None]:
             modules = [str(PACKAGES / name) for name in ("xkd_core", "pipelines", "ray_jobs")]
             options["runtime_env"] = {"py_modules": modules}
         ray.init(address=address, **options)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_termination)  # Ray's own would exit on the spot
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from xkd_core.shapes import Tensor
+from xkd_core.sharding import local_part
 from xkd_core.xkd import XKD
 
 
@@ -29,12 +30,12 @@ def update_teachers(model: XKD, video_momentum: float, audio_momentum: float) ->
 
 def _follow(teachers: list[nn.Module], students: list[nn.Module], momentum: float) -> None:
     """One multi-tensor update of all parameters."""
-    teacher_tensors = _tensors(teachers)
-    student_tensors = _tensors(students)
-    assert len(teacher_tensors) == len(student_tensors)
     with torch.no_grad():
+        teacher_tensors = _tensors(teachers)
+        student_tensors = _tensors(students)
+        assert len(teacher_tensors) == len(student_tensors)
         torch._foreach_lerp_(teacher_tensors, student_tensors, 1.0 - momentum)
 
 
 def _tensors(modules: list[nn.Module]) -> list[Tensor]:
-    return [parameter for module in modules for parameter in module.parameters()]
+    return [local_part(parameter) for module in modules for parameter in module.parameters()]

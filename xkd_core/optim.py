@@ -11,6 +11,7 @@ from torch import nn
 
 from xkd_core.config import OptimizerConfig
 from xkd_core.shapes import Float, Tensor
+from xkd_core.sharding import gradient_norms, local_part
 from xkd_core.xkd import XKD
 
 CLIP_EPS = 1e-6
@@ -60,12 +61,11 @@ def clip_each_gradient(parameters: list[nn.Parameter], max_norm: float) -> None:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
         return
-    norms = torch.stack(torch._foreach_norm(gradients))
-    scales = (max_norm / (norms + CLIP_EPS)).clamp_max(1.0)
-    torch._foreach_mul_(gradients, list(scales.unbind()))
+    scales = (max_norm / (gradient_norms(gradients) + CLIP_EPS)).clamp_max(1.0)
+    torch._foreach_mul_([local_part(gradient) for gradient in gradients], list(scales.unbind()))
 
 
 def total_gradient_norm(model: nn.Module) -> Float[Tensor, ""]:
     """Norm of all gradients of a model taken together."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    return torch.stack(torch._foreach_norm(gradients)).norm()
+    return gradient_norms(gradients).norm()

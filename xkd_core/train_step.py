@@ -3,11 +3,17 @@
 Nothing here waits for the device: every metric stays a tensor, and whoever reads it waits. A
 non-finite loss is therefore not caught here; `non_finite` names the metrics that are.
 
+A batch may be taken in parts (`accumulation_steps`). Reconstruction, distillation, centres and
+gradients are then those of the whole batch, since they are means over clips. The alignment is the
+mean of the parts' MMDs: an MMD compares clips that are in memory together, so parts see fewer
+pairs, just as workers do, and its constant (2 / clips for each kernel) is that of a part.
+
 Paper: XKD, arXiv:2211.13929.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +29,8 @@ from xkd_core.optim import (
 )
 from xkd_core.schedules import cosine
 from xkd_core.shapes import Tensor
-from xkd_core.views import Views
+from xkd_core.sharding import later_sync
+from xkd_core.views import Views, split_views
 from xkd_core.xkd import XKD, XKDOutput
 
 Measure = Callable[[XKDOutput, Centers, ObjectiveConfig, float], Mapping[str, Tensor]]
@@ -69,6 +76,8 @@ def train_step(
     steps_per_epoch: float,
     autocast_dtype: torch.dtype | None = None,
     measure: Measure | None = None,
+    accumulation_steps: int = 1,
+    before_update: Callable[[], None] | None = None,
 ) -> dict[str, Tensor]:
     """Learns from one batch.
 
@@ -81,6 +90,8 @@ def train_step(
         autocast_dtype: `torch.bfloat16`, or None for float32 throughout.
         measure: Called with the output, the centres, the objective and the epoch, before the
             weights change; its measures join the metrics.
+        accumulation_steps: Parts of equally many clips in which the batch is taken.
+        before_update: Called once the gradients are there and before any weight changes.
 
     Returns:
         Metrics by name: tensors without dimensions, detached and not waited for.
@@ -91,21 +102,28 @@ def train_step(
     if autocast_dtype not in (None, torch.bfloat16):
         raise ValueError(f"autocast_dtype ({autocast_dtype}) must be torch.bfloat16 or None")
     schedule = step_schedule(state.step, config, total_steps, steps_per_epoch)
-    device_type = views.video_global.device.type
-    with torch.autocast(device_type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-        output = state.forward(
-            views,
-            teacher_view=config.objective.teacher_view,
-            refinement=config.objective.refinement,
-        )
-    total, terms, new_centers = losses(output, state.centers, config.objective, schedule.epoch)
-    metrics = {name: term.detach() for name, term in terms.items()}
-    if measure is not None:
-        metrics.update(measure(output, state.centers, config.objective, schedule.epoch))
-
-    total.backward()  # type: ignore[no-untyped-call]
+    parts = []
+    new_centers = []
+    for part, part_views in enumerate(split_views(views, accumulation_steps), start=1):
+        is_last = part == accumulation_steps
+        with nullcontext() if is_last else later_sync(state.forward):
+            metrics, centers = _backward(
+                state,
+                part_views,
+                config.objective,
+                schedule.epoch,
+                autocast_dtype=autocast_dtype,
+                measure=measure,
+                share=1.0 / accumulation_steps,
+            )
+        parts.append(metrics)
+        new_centers.append(centers)
+    if before_update is not None:
+        before_update()
+    metrics = _mean_metrics(parts)
     metrics["grad_norm/total"] = _update_weights(state, config.optimizer, schedule)
-    state.centers = new_centers
+    # Linear in the teachers' mean logits, so that the mean over parts is that of the whole batch.
+    state.centers = Centers(*(torch.stack(c).mean(dim=0) for c in zip(*new_centers, strict=True)))
     state.step += 1
     return {**metrics, **schedule.metrics()}
 
@@ -145,6 +163,36 @@ def step_schedule(
 def non_finite(metrics: Mapping[str, Tensor]) -> list[str]:
     """Names of the metrics that are infinite or not a number; waits for the device."""
     return [name for name, value in metrics.items() if not math.isfinite(value.item())]
+
+
+def _backward(
+    state: TrainState,
+    views: Views,
+    objective: ObjectiveConfig,
+    epoch: float,
+    *,
+    autocast_dtype: torch.dtype | None,
+    measure: Measure | None,
+    share: float,
+) -> tuple[dict[str, Tensor], Centers]:
+    """Adds `share` of the gradients of one part; returns its metrics and the centres after it."""
+    device_type = views.video_global.device.type
+    with torch.autocast(device_type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
+        output = state.forward(
+            views, teacher_view=objective.teacher_view, refinement=objective.refinement
+        )
+    total, terms, new_centers = losses(output, state.centers, objective, epoch)
+    metrics = {name: term.detach() for name, term in terms.items()}
+    if measure is not None:
+        metrics.update(measure(output, state.centers, objective, epoch))
+    (total * share).backward()  # type: ignore[no-untyped-call]
+    return metrics, new_centers
+
+
+def _mean_metrics(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    if len(parts) == 1:
+        return dict(parts[0])
+    return {name: torch.stack([part[name] for part in parts]).mean(dim=0) for name in parts[0]}
 
 
 def _update_weights(state: TrainState, config: OptimizerConfig, schedule: StepSchedule) -> Tensor:

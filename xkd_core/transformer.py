@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from timm.models.vision_transformer import Block
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from xkd_core.shapes import Float, Tensor
 
@@ -45,6 +46,17 @@ def block_with_attention(
     tokens = tokens + attention.get_submodule("proj")(mixed)
     tokens = tokens + block.get_submodule("mlp")(block.get_submodule("norm2")(tokens))
     return tokens, _class_attention(query[:, :, 0], key)
+
+
+def checkpoint_activations(block: nn.Module) -> None:
+    """Makes a block compute its activations again in the backward pass instead of keeping them."""
+    forward = block.forward
+
+    def recomputed(tokens: Tensor) -> Tensor:
+        output: Tensor = checkpoint(forward, tokens, use_reentrant=False, preserve_rng_state=False)
+        return output
+
+    block.forward = recomputed
 
 
 def init_transformer(module: nn.Module) -> None:

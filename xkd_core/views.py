@@ -71,6 +71,16 @@ class Views(NamedTuple):
     audio_mask_noise: Float[Tensor, "B N_audio"]
 
 
+def split_views(views: Views, num_parts: int) -> list[Views]:
+    """Cuts a batch into parts of equally many clips, in order."""
+    # The clips of local views are on the second axis.
+    parts = [
+        tensor.chunk(num_parts, dim=1 if name.endswith("_locals") else 0)
+        for name, tensor in views._asdict().items()
+    ]
+    return [Views(*tensors) for tensors in zip(*parts, strict=True)]
+
+
 @torch.no_grad()
 def make_views(
     batch: ClipBatch, parameters: ViewParameters, config: MethodConfig, log_mel: LogMel

@@ -7,7 +7,7 @@ tensors twice; `model_tensors` names each tensor once.
 Paper: XKD, arXiv:2211.13929.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from xkd_core.masking import random_mask
 from xkd_core.patches import normalize_patches, to_patches
 from xkd_core.refinement import Refinement, refine_and_pool
 from xkd_core.shapes import Bool, Float, Tensor
+from xkd_core.sharding import cut_like, local_part
 from xkd_core.views import Views
 
 TeacherView = Literal["global", "first_local"]
@@ -116,6 +117,16 @@ class XKD(nn.Module):
         for teacher, student in pairs:
             teacher.load_state_dict(student.state_dict())
             teacher.requires_grad_(False)
+
+    def learning_blocks(self) -> list[nn.Module]:
+        """The transformer blocks of students and decoders, each once."""
+        learning = (self.video_student, self.audio_student, self.video_decoder, self.audio_decoder)
+        return _each_once(block for module in learning for block in module.blocks)
+
+    def teaching_blocks(self) -> list[nn.Module]:
+        """The teachers' transformer blocks, each once, but for the last, which runs in pieces."""
+        teachers = (self.video_teacher, self.audio_teacher)
+        return _each_once(block for module in teachers for block in module.blocks[:-1])
 
     def forward(
         self,
@@ -264,7 +275,11 @@ def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         raise ValueError(f"tensors do not fit the model; {'; '.join(problems)}")
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+            local_part(tensor).copy_(local_part(cut_like(tensors[name], tensor)))
+
+
+def _each_once(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    return list(dict.fromkeys(modules))
 
 
 def _shorten(names: list[str], limit: int = 5) -> str:

@@ -1,0 +1,43 @@
+"""Which step was the first whose loss or gradient is not finite, without waiting for the device.
+
+Numbers are only read every few steps. Until then the device remembers, for each metric, the first
+step at which it was infinite or not a number.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, distributed
+
+WATCHED = ("loss/", "grad_norm/")
+NEVER = 2**62
+
+
+class FiniteWatch:
+    """Sees the metrics of every step; all workers must read it at the same steps."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._first_steps: Tensor | None = None
+
+    def see(self, step: int, metrics: Mapping[str, Tensor]) -> None:
+        """Takes in the metrics of a step."""
+        self._names = [name for name in metrics if name.startswith(WATCHED)]
+        values = torch.stack([metrics[name].detach().float() for name in self._names])
+        steps = torch.where(values.isfinite(), NEVER, step)
+        if self._first_steps is not None:
+            steps = torch.minimum(self._first_steps, steps)
+        self._first_steps = steps
+
+    def first(self) -> tuple[int, list[str]] | None:
+        """The first bad step of any worker with the names of its bad metrics; waits for both."""
+        if self._first_steps is None:
+            return None
+        steps = self._first_steps.clone()
+        if distributed.is_initialized():
+            distributed.all_reduce(steps, distributed.ReduceOp.MIN)
+        first = int(steps.min())
+        if first == NEVER:
+            return None
+        bad = (steps == first).tolist()
+        return first, [name for name, is_bad in zip(self._names, bad, strict=True) if is_bad]

@@ -1,0 +1,128 @@
+"""How fast a training goes, what holds it up, and when to say so.
+
+Waiting for clips above `MAX_WAIT` of the time, or a pace far below what the run had before, is
+told once each time it begins, with what to do about it.
+"""
+
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+MAX_WAIT = 0.1
+"""Share of the time spent waiting for clips above which a run is called slow."""
+MIN_PACE = 0.7
+"""Share of the usual throughput under which a run is called slowed down."""
+JUDGED_SECONDS = 30.0
+"""Time over which a run is judged; a single step says little."""
+USUAL_TIMES = 20
+"""Judged times whose median is the usual throughput."""
+MIN_TIMES = 5
+"""Judged times before there is a usual throughput."""
+
+WAIT_REMEDY = (
+    "put the clip dataset on a faster disk, or give workers more CPUs (cpus_per_worker) to read it"
+)
+PACE_REMEDY = (
+    "look for other programs on the machine, a device that is too hot, or a slow worker "
+    "(system metrics in MLflow)"
+)
+
+
+class Clock:
+    """Throughput, the share of the time spent waiting for clips, and stalls at checkpoints."""
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._started = self._lap_started = time.monotonic()
+        self._steps = self._lap_steps = 0
+        self._waited = self._stalled = 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time of the block as waiting for clips."""
+        begun = time.monotonic()
+        yield
+        self._waited += time.monotonic() - begun
+
+    @contextmanager
+    def stalling(self) -> Iterator[None]:
+        """Counts the time of the block as a stall at a checkpoint."""
+        begun = time.monotonic()
+        yield
+        self._stalled += time.monotonic() - begun
+
+    def step_ends(self) -> None:
+        """Counts a step; the first one is not timed, since it pays for warming up."""
+        self._steps += 1
+        if self._steps == 1:
+            self._started = self._lap_started = time.monotonic()
+            self._waited = 0.0
+        else:
+            self._lap_steps += 1
+
+    def lap(self) -> dict[str, float]:
+        """The measures since the last lap; none if no step was timed."""
+        numbers: dict[str, float] = {}
+        if self._lap_steps:
+            seconds = max(time.monotonic() - self._lap_started, 1e-9)
+            numbers |= {
+                "time/clips_per_second": self._lap_steps * self._batch_size / seconds,
+                "time/step_seconds": seconds / self._lap_steps,
+                "time/lap_seconds": seconds,
+                "time/data_wait_share": min(self._waited / seconds, 1.0),
+                "time/checkpoint_stall_seconds": self._stalled,
+            }
+        self._lap_started, self._lap_steps = time.monotonic(), 0
+        self._waited = self._stalled = 0.0
+        return numbers
+
+    def clips_per_second(self) -> float:
+        """Over all steps but the first; NaN if there were none."""
+        if self._steps < 2:
+            return math.nan
+        return (self._steps - 1) * self._batch_size / (time.monotonic() - self._started)
+
+
+class SlowWatch:
+    """Judges a run by its laps, and compares it with how it went before."""
+
+    def __init__(self, judged_seconds: float = JUDGED_SECONDS) -> None:
+        self._judged_seconds = judged_seconds
+        self._paces: deque[float] = deque(maxlen=USUAL_TIMES)
+        self._is_slow = {"data_wait": False, "pace": False}
+        self._seconds = self._waited = self._clips = 0.0
+
+    def new_warnings(self, numbers: Mapping[str, float], step: int) -> dict[str, str]:
+        """Warnings that begin with this lap, by kind."""
+        if "time/lap_seconds" not in numbers:
+            return {}
+        seconds = numbers["time/lap_seconds"]
+        self._seconds += seconds
+        self._waited += seconds * numbers["time/data_wait_share"]
+        self._clips += seconds * numbers["time/clips_per_second"]
+        if self._seconds < self._judged_seconds:
+            return {}
+        found = {
+            "data_wait": _data_wait(self._waited / self._seconds, step),
+            "pace": self._pace(self._clips / self._seconds, step),
+        }
+        self._seconds = self._waited = self._clips = 0.0
+        begun = {kind: text for kind, text in found.items() if text and not self._is_slow[kind]}
+        self._is_slow = {kind: bool(text) for kind, text in found.items()}
+        return begun
+
+    def _pace(self, pace: float, step: int) -> str:
+        usual = statistics.median(self._paces) if len(self._paces) >= MIN_TIMES else 0.0
+        self._paces.append(pace)
+        if pace >= MIN_PACE * usual:
+            return ""
+        return f"step {step}: {pace:.3g} clips/s, and it was {usual:.3g} before; {PACE_REMEDY}"
+
+
+def _data_wait(share: float, step: int) -> str:
+    if share <= MAX_WAIT:
+        return ""
+    return f"step {step}: {share:.0%} of the time is spent waiting for clips; {WAIT_REMEDY}"

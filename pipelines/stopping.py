@@ -1,0 +1,95 @@
+"""Why a training stops before its end, and how each worker hears of it.
+
+A stop leaves a checkpoint of the last step done. It is asked for by SIGTERM at a worker, by the
+driver (Ctrl-C, or SIGTERM there), or by the clock; `Agreement` makes all workers stop together.
+"""
+
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from enum import IntEnum
+from types import FrameType
+from typing import Any
+
+import ray
+from ray.train.torch import TorchConfig
+
+ASK_SECONDS = 0.5
+"""Time between two questions to the driver."""
+
+_TERMINATED = threading.Event()
+
+
+class Stop(IntEnum):
+    """Why to stop; where there are several reasons the largest counts."""
+
+    NO = 0
+    TIME_IS_UP = 1
+    ASKED = 2
+    """The driver wants it."""
+    TERMINATED = 3
+    """A worker got SIGTERM: its machine is about to be taken away."""
+
+
+class StopSignal:
+    """What one worker has heard; asking never waits."""
+
+    def __init__(self, board: Any = None, deadline: float | None = None) -> None:
+        self._board = board
+        self._deadline = deadline
+        self._answer: Any = None
+        self._ask_at = 0.0
+        self._asked = False
+
+    def now(self) -> Stop:
+        """The reason to stop, if there is one."""
+        if _TERMINATED.is_set():
+            return Stop.TERMINATED
+        if self._driver_wants_it():
+            return Stop.ASKED
+        if self._deadline is not None and time.time() >= self._deadline:
+            return Stop.TIME_IS_UP
+        return Stop.NO
+
+    def _driver_wants_it(self) -> bool:
+        if self._asked or self._board is None:
+            return self._asked
+        if self._answer is None:
+            if time.monotonic() >= self._ask_at:
+                self._answer = self._board.stop_asked.remote()
+                self._ask_at = time.monotonic() + ASK_SECONDS
+        elif ray.wait([self._answer], timeout=0)[0]:
+            try:
+                self._asked = ray.get(self._answer)
+            except ray.exceptions.RayError:
+                self._board = None  # gone with its node: the driver cannot be heard any more
+            self._answer = None
+        return self._asked
+
+
+@dataclass
+class StoppableTorchConfig(TorchConfig):
+    """Ray Train's set-up of PyTorch, after which workers take SIGTERM as a wish to stop."""
+
+    @property
+    def backend_cls(self) -> Any:
+        """What sets up the workers."""
+        return _StoppableBackend
+
+
+class _StoppableBackend(TorchConfig().backend_cls):  # type: ignore[misc]  # Ray's is private
+    def on_training_start(self, worker_group: Any, backend_config: Any) -> None:
+        super().on_training_start(worker_group, backend_config)
+        # Handlers can only be set in a main thread, and training runs in another one.
+        worker_group.execute(hear_termination)
+
+
+def hear_termination() -> None:
+    """Makes SIGTERM at this process a wish to stop."""
+    _TERMINATED.clear()
+    signal.signal(signal.SIGTERM, _terminated)
+
+
+def _terminated(_signal: int, _frame: FrameType | None) -> None:
+    _TERMINATED.set()

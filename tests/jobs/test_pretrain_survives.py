@@ -1,0 +1,374 @@
+"""A training that is killed, stopped or cut short ends as if nothing had happened.
+
+All of it is done for real: signals to processes, a node that goes, a server that goes, a disk
+that is full. Trainings are of seconds (`tests/training.py`).
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+import torch
+from ray.cluster_utils import Cluster
+from training import (
+    curve,
+    final_state,
+    folder_of,
+    kill_worker,
+    last_step,
+    program,
+    serving_mlflow,
+    tiny_config,
+    tiny_dataset,
+    train_workers,
+    unused_port,
+    wait_for_checkpoint,
+    wait_until,
+)
+
+from pipelines.checkpoints import find_checkpoint, is_complete, load_tensors, read_info
+from pipelines.config import PretrainConfig
+from pipelines.errors import JobFailed, Stopped
+from pipelines.pretrain import PretrainResult, check_pretrain, pretrain
+from ray_jobs.cluster import SURROUNDINGS
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
+
+NUM_STEPS = 60
+ALONE = {"objective": {"alignment_weight": 0.0}}
+"""MMD compares the clips of one worker, so with it the number of workers changes the loss."""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_dataset(tmp_path_factory.mktemp("data") / "clips")
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """A Ray of this process with two CPUs."""
+    with _surroundings():
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=100_000_000,
+            log_to_driver=False,
+        )
+        yield
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _surroundings() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in SURROUNDINGS.items():
+            patch.setenv(name, value)
+        patch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
+        yield
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    local_ray: None, dataset: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[PretrainConfig, PretrainResult]:
+    """What one worker gives that nobody disturbs."""
+    config = tiny_config(tmp_path_factory.mktemp("home"), dataset)
+    return config, train(config)
+
+
+def train(config: PretrainConfig, disturb=None, *, after: int = 15) -> PretrainResult:
+    """Trains; `disturb` is called once a checkpoint of `after` steps is on disk."""
+    assert check_pretrain(config) == []
+    threads = []
+    if disturb is not None:
+
+        def wait_and_disturb() -> None:
+            wait_for_checkpoint(config, after)
+            disturb()
+
+        threads.append(threading.Thread(target=wait_and_disturb))
+    for thread in threads:
+        thread.start()
+    try:
+        return pretrain(config, on_progress=lambda *_: None)
+    finally:
+        for thread in threads:
+            thread.join()
+
+
+def assert_equal_to_the_bit(config, result, undisturbed) -> None:
+    expected_config, expected = undisturbed
+    assert curve(result.run) == curve(expected.run)
+    assert list(curve(result.run)) == list(range(NUM_STEPS))
+    state, expected_state = final_state(config), final_state(expected_config)
+    assert state.keys() == expected_state.keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected_state.items())
+
+
+def assert_close(one: PretrainResult, other: PretrainResult) -> None:
+    expected = curve(other.run)
+    assert curve(one.run) == pytest.approx(expected, rel=1e-3)
+    assert list(expected) == list(range(NUM_STEPS))
+
+
+def test_a_killed_worker_changes_no_bit(undisturbed, dataset, tmp_path):
+    config = tiny_config(tmp_path, dataset)
+    result = train(config, kill_worker)
+    assert 0 < result.first_step < NUM_STEPS
+    assert_equal_to_the_bit(config, result, undisturbed)
+    run = result.run.client().get_run(result.run.run_id)
+    assert run.info.status == "FINISHED"
+    # What is kept is what Ray Train knows: nothing is left over from the worker that died.
+    kept = sorted(path.name for path in folder_of(config).iterdir() if path.is_dir())
+    assert kept == ["step_000000050", "step_000000060"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["SIGTERM at a worker", "max_seconds"])
+def test_a_stop_in_order_goes_on_to_the_bit(how, undisturbed, dataset, tmp_path):
+    config = tiny_config(tmp_path, dataset)
+    if how == "max_seconds":
+        stopped = config.model_copy(update={"max_seconds": 1e-3})
+        match = r"max_seconds \(0.001\) are over: 1 of 60 steps are done and saved. The same"
+        with pytest.raises(Stopped, match=match):
+            train(stopped)
+    else:
+        with pytest.raises(Stopped, match=r"a worker got SIGTERM: \d+ of 60 steps are done"):
+            train(config, lambda: kill_worker(how=signal.SIGTERM))
+    step = last_step(config)
+    assert 0 < step < NUM_STEPS
+    run_id = read_info(find_checkpoint(str(folder_of(config)))).run_id
+    result = train(config)
+    assert result.first_step == step
+    assert result.run.run_id == run_id
+    assert_equal_to_the_bit(config, result, undisturbed)
+
+
+@pytest.mark.slow
+def test_two_workers_of_which_one_is_killed(local_ray, dataset, tmp_path):
+    calm = tiny_config(tmp_path, dataset, name="calm", num_workers=2)
+    killed = tiny_config(tmp_path, dataset, name="killed", num_workers=2)
+    expected = train(calm)
+    result = train(killed, lambda: kill_worker(number=1))
+    assert 0 < result.first_step < NUM_STEPS
+    assert_close(result, expected)
+    state, expected_state = final_state(killed), final_state(calm)
+    for name, tensor in expected_state.items():
+        torch.testing.assert_close(state[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.slow
+def test_every_number_of_workers_and_way_to_share_sees_the_same_clips(local_ray, dataset, tmp_path):
+    """Two workers, stopped, one, stopped, two sharded ones in parts: the curve of one worker."""
+    expected = train(tiny_config(tmp_path, dataset, name="one", **ALONE))
+    config = tiny_config(tmp_path, dataset, name="many", num_workers=2, **ALONE)
+    changed = [
+        {"num_workers": 2},
+        {"num_workers": 1, "activation_checkpointing": True},
+        {"num_workers": 2, "parallelism": "fsdp"},
+    ]
+    for number, settings in enumerate(changed[:-1], start=1):
+        with pytest.raises(Stopped):
+            train(
+                config.model_copy(update=settings),
+                lambda: kill_worker(how=signal.SIGTERM),
+                after=number * 15,
+            )
+        assert last_step(config) < NUM_STEPS
+    result = train(config.model_copy(update=changed[-1]))
+    assert result.first_step > 0
+    assert_close(result, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_workers": 2, "accumulation_steps": 1, "parallelism": "fsdp"},
+        {"num_workers": 1, "accumulation_steps": 2, "activation_checkpointing": True},
+    ],
+    ids=["fsdp", "accumulation"],
+)
+def test_each_way_gives_the_losses_of_one_worker(settings, local_ray, dataset, tmp_path):
+    expected = train(tiny_config(tmp_path, dataset, name="one", **ALONE))
+    result = train(tiny_config(tmp_path, dataset, name="other", **ALONE, **settings))
+    assert_close(result, expected)
+
+
+@pytest.mark.slow
+def test_bfloat16_runs_on_a_cpu(undisturbed, dataset, tmp_path):
+    result = train(tiny_config(tmp_path, dataset, precision="bfloat16"))
+    found, expected = curve(result.run), curve(undisturbed[1].run)
+    assert found.keys() == expected.keys()
+    assert found != expected
+    assert found[0] == pytest.approx(expected[0], rel=0.02)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_names_step_and_terms(local_ray, dataset, tmp_path):
+    optimizer = {"warmup_epochs": 0.5, "learning_rate": 1e30}  # step 0 has a rate of 0
+    config = tiny_config(tmp_path, dataset, optimizer=optimizer, checkpoint_every=1, log_every=50)
+    with pytest.raises(JobFailed, match=r"step 2 has a loss that is not finite \(loss/total, "):
+        train(config)
+    good = find_checkpoint(str(folder_of(config)))
+    assert read_info(good).next_step == 2
+    assert all(tensor.isfinite().all() for tensor in load_tensors(good).values())
+
+
+@pytest.mark.slow
+def test_a_full_disk_fails_in_words_and_keeps_the_last_checkpoint(local_ray, dataset, tmp_path):
+    small = tmp_path / "runs"
+    small.mkdir()
+    with _small_disk(small, num_bytes=4_000_000):
+        config = tiny_config(tmp_path, dataset, checkpoints_kept=50)
+        with pytest.raises(JobFailed) as failure:
+            train(config)
+        text = str(failure.value)
+        assert "a checkpoint could not be written" in text
+        assert "the disk is full" in text or "No space left" in text
+        good = find_checkpoint(str(folder_of(config)))
+        assert str(good) in text
+        assert not list(folder_of(config).glob(".step_*"))
+        # Room again: the same command goes on.
+        for path in folder_of(config).glob("step_*"):
+            assert is_complete(path)
+        step = last_step(config)
+        _mount(small, 40_000_000, "remount")
+        result = train(config)
+        assert result.first_step == step
+
+
+@contextlib.contextmanager
+def _small_disk(folder: Path, num_bytes: int) -> Iterator[None]:
+    if os.geteuid() != 0 or not shutil.which("mount"):
+        pytest.skip("only root can mount a small disk")
+    try:
+        _mount(folder, num_bytes)
+    except subprocess.CalledProcessError:
+        pytest.skip("this system lets nobody mount a small disk")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def _mount(folder: Path, num_bytes: int, *options: str) -> None:
+    text = ",".join([f"size={num_bytes}", *options])
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", text, "tmpfs", folder], check=True, capture_output=True
+    )
+
+
+@pytest.mark.slow
+def test_a_server_that_is_away_for_a_while_misses_nothing(local_ray, dataset, tmp_path):
+    port = unused_port()
+    with serving_mlflow(tmp_path / "server", port) as uri:
+        config = tiny_config(tmp_path, dataset, tracking={"uri": uri}, epochs=40)
+        results = []
+        training = threading.Thread(target=lambda: results.append(train(config)))
+        training.start()
+        wait_for_checkpoint(config, 20)
+    # The server is gone. Training goes on meanwhile.
+    step = last_step(config)
+    wait_for_checkpoint(config, step + 80)
+    with serving_mlflow(tmp_path / "server", port):
+        training.join()
+        assert list(curve(results[0].run)) == list(range(240))
+        run = results[0].run.client().get_run(results[0].run.run_id)
+        assert run.info.status == "FINISHED"
+        assert any(name.startswith("system/") for name in run.data.metrics)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "code", "says"),
+    [
+        (signal.SIGKILL, -signal.SIGKILL, ""),
+        (signal.SIGTERM, 75, "pretrain: terminated. "),
+        (signal.SIGINT, 130, "pretrain: interrupted. "),
+    ],
+    ids=["SIGKILL", "SIGTERM", "Ctrl-C"],
+)
+def test_a_stopped_driver_goes_on_to_the_bit(how, code, says, undisturbed, dataset, tmp_path):
+    config = tiny_config(tmp_path, dataset)
+    with program("pretrain", config, tmp_path) as driver:
+        wait_for_checkpoint(config, 15)
+        children = psutil.Process(driver.pid).children(recursive=True)
+        # Ctrl-C in a terminal reaches the driver and all that it started.
+        send = os.killpg if how == signal.SIGINT else os.kill
+        send(driver.pid, how)
+        _, errors = driver.communicate(timeout=600)
+    assert driver.returncode == code, errors
+    wait_until(lambda: not any(child.is_running() for child in children))
+    assert "Traceback" not in errors
+    step = last_step(config)
+    assert 0 < step < NUM_STEPS
+    if says:
+        assert f"{says}{step} of 60 steps are done and saved. " in errors
+        assert "the same command goes on from the last one" in errors
+    with program("pretrain", config, tmp_path) as again:
+        out, errors = again.communicate(timeout=600)
+    assert again.returncode == 0, errors
+    assert f"{step} of them done before" in out + errors
+    run = read_info(find_checkpoint(str(folder_of(config)))).run_id
+    reference = undisturbed[1].run
+    result = PretrainResult(
+        find_checkpoint(str(folder_of(config))),
+        type(reference)(config.tracking.uri, reference.experiment_id, run),
+        NUM_STEPS,
+        step,
+        0.0,
+    )
+    assert len(result.run.client().search_runs([reference.experiment_id])) == 1
+    assert_equal_to_the_bit(config, result, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_lost_node_shrinks_an_elastic_group(dataset, tmp_path):
+    if ray.is_initialized():
+        ray.shutdown()
+    expected_config = tiny_config(tmp_path, dataset, name="one", **ALONE, epochs=20)
+    config = tiny_config(tmp_path, dataset, name="elastic", num_workers=(1, 2), **ALONE, epochs=20)
+    with _surroundings(), _two_node_cluster() as (cluster, node):
+        expected = train(expected_config)
+        result = train(config, lambda: cluster.remove_node(node, allow_graceful=False), after=20)
+    assert 0 < result.first_step < 120
+    assert read_info(result.checkpoint).config["num_workers"] == [1, 2]
+    found = curve(result.run)
+    assert list(found) == list(range(120))
+    assert found == pytest.approx(curve(expected.run), rel=1e-2)
+
+
+@contextlib.contextmanager
+def _two_node_cluster() -> Iterator[tuple[Cluster, object]]:
+    options = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}
+    cluster = Cluster(
+        initialize_head=True, head_node_args={**options, "gcs_server_port": unused_port()}
+    )
+    try:
+        node = cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+        ray.init(address=cluster.address)
+        cluster.wait_for_nodes()
+        yield cluster, node
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def test_sizes_that_do_not_divide_are_refused_before_work(dataset, tmp_path):
+    with pytest.raises(ValueError, match=r"batch_size \(4\) must be a multiple of num_workers \(3"):
+        tiny_config(tmp_path, dataset, num_workers=(1, 3))
+    with pytest.raises(ValueError, match=r"num_workers \(2, 1\) must begin with the smaller"):
+        tiny_config(tmp_path, dataset, num_workers=(2, 1))
+    with pytest.raises(ValueError, match=r"at least 2 for each of num_workers \(2\) times accum"):
+        tiny_config(tmp_path, dataset, num_workers=2, accumulation_steps=2)
+    assert train_workers() == []

@@ -1,0 +1,47 @@
+"""What is measured reaches MLflow, however long it is away."""
+
+import json
+from pathlib import Path
+
+from training import wait_until
+
+from pipelines.config import IngestConfig
+from pipelines.tracking import RunRef, Tracker, metric_histories, open_run
+
+
+def run_at(home: Path) -> RunRef:
+    config = IngestConfig.model_validate(
+        {"output": str(home / "clips"), "tracking": {"uri": f"sqlite:///{home}/mlflow.db"}}
+    )
+    return open_run(config, "ingest", "test")
+
+
+def test_metrics_arrive_in_their_order(tmp_path):
+    run = run_at(tmp_path)
+    tracker = Tracker(run, tmp_path / "unsent.jsonl")
+    for step in range(20):
+        tracker.log({"loss/total": float(step)}, step)
+    tracker.tag("xkd.warning.pace", "slow")
+    tracker.close()
+    assert metric_histories(run) == {"loss/total": (list(range(20)), [float(s) for s in range(20)])}
+    assert run.client().get_run(run.run_id).data.tags["xkd.warning.pace"] == "slow"
+    assert tracker.unsent() == []
+
+
+def test_what_mlflow_did_not_take_is_sent_by_the_next_tracker(tmp_path):
+    run = run_at(tmp_path)
+    unsent = tmp_path / "unsent.jsonl"
+    nowhere = RunRef("http://127.0.0.1:9", run.experiment_id, run.run_id)
+    away = Tracker(nowhere, unsent)
+    away.log({"loss/total": 0.25}, 1)
+    away.log({"loss/total": 0.5}, 2)
+    wait_until(lambda: len(away.unsent()) == 2)
+    from_checkpoint = away.unsent()
+    away.close(patience_seconds=0.0)
+    assert [json.loads(line)["step"] for line in unsent.read_text().splitlines()] == [1, 2]
+    # A checkpoint may hold the same ones: nothing is doubled.
+    back = Tracker(run, unsent, unsent=from_checkpoint)
+    back.log({"loss/total": 0.75}, 3)
+    back.close()
+    assert metric_histories(run) == {"loss/total": ([1, 2, 3], [0.25, 0.5, 0.75])}
+    assert not unsent.exists()

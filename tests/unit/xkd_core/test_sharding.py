@@ -1,0 +1,115 @@
+"""Every way to use several devices learns what one process learns."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from micro_model import micro_config, micro_model, micro_views, train_state
+from parallel_steps import WAYS, run_steps
+from safetensors.torch import load_file
+
+from xkd_core.config import ObjectiveConfig
+from xkd_core.train_step import train_step
+from xkd_core.transformer import checkpoint_activations
+from xkd_core.views import split_views
+from xkd_core.xkd import model_tensors
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """What two workers, in processes of their own, learn in each way."""
+    folder = tmp_path_factory.mktemp("workers")
+    program = Path(__file__).with_name("parallel_steps.py")
+    workers = [
+        subprocess.Popen(
+            [sys.executable, program, str(rank), folder / "meeting", folder / "result"],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [worker.communicate(timeout=200)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], errors
+    return load_file(folder / "result")
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """What one process learns, by variant."""
+    variants = {way.get("variant", "modality_specific") for way in WAYS.values()}
+    return {variant: run_steps(0, 1, variant=variant) for variant in variants}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_workers_learn_what_one_process_learns(way, together, alone):
+    expected = alone[WAYS[way].get("variant", "modality_specific")]
+    found = {
+        name.removeprefix(f"{way}: "): tensor
+        for name, tensor in together.items()
+        if name.startswith(f"{way}: ")
+    }
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=2e-4, msg=name)
+
+
+def test_parts_of_a_batch_give_the_gradients_of_the_whole(alone):
+    parts = run_steps(0, 1, accumulation_steps=4)
+    for name, tensor in alone["modality_specific"].items():
+        torch.testing.assert_close(parts[name], tensor, atol=1e-6, rtol=2e-4, msg=name)
+
+
+def test_recomputed_activations_change_no_bit(alone):
+    recomputed = run_steps(0, 1, recompute=True)
+    for name, tensor in alone["modality_specific"].items():
+        assert torch.equal(recomputed[name], tensor), name
+
+
+def test_alignment_of_parts_is_their_mean():
+    config = micro_config(objective=ObjectiveConfig(alignment_weight=1.0))
+    views = micro_views(4)
+    model = micro_model()
+    tensors = {name: tensor.clone() for name, tensor in model_tensors(model).items()}
+
+    def alignment(some_views, parts):
+        model.load_state_dict(tensors, strict=False)
+        state = train_state(model, config)
+        schedule = {"total_steps": 9, "steps_per_epoch": 3.0}
+        return train_step(state, some_views, config, accumulation_steps=parts, **schedule)[
+            "loss/alignment"
+        ]
+
+    halves = [alignment(half, 1) for half in split_views(views, 2)]
+    torch.testing.assert_close(alignment(views, 2), torch.stack(halves).mean())
+
+
+def test_a_recomputed_block_keeps_its_tensors_names():
+    model = micro_model()
+    names = set(model_tensors(model))
+    for block in model.learning_blocks():
+        checkpoint_activations(block)
+    assert set(model_tensors(model)) == names
+
+
+def test_weights_change_only_after_the_last_call_before_the_update():
+    config, model = micro_config(), micro_model()
+    before = {name: tensor.clone() for name, tensor in model_tensors(model).items()}
+    seen = []
+
+    def compare():
+        now = model_tensors(model)
+        seen.append(all(torch.equal(now[name], before[name]) for name in before))
+
+    train_step(
+        train_state(model, config),
+        micro_views(),
+        config,
+        total_steps=9,
+        steps_per_epoch=3.0,
+        before_update=compare,
+    )
+    assert seen == [True]
+    after = model_tensors(model)
+    assert not all(torch.equal(after[name], before[name]) for name in before)

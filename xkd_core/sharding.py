@@ -1,0 +1,107 @@
+"""Weights spread over several devices (FSDP2), and gradients that are summed late.
+
+A sharded parameter is a DTensor. What changes weights in place works on `local_part`, since a
+teacher's tensor is cut as its student's is; what is saved is made `whole` first, so that a
+checkpoint does not depend on the number of workers.
+
+Source: FSDP2, `torch.distributed.fsdp.fully_shard`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from xkd_core.shapes import Float, Tensor
+
+
+def shard(model: nn.Module, blocks: Iterable[nn.Module]) -> None:
+    """Spreads a model's parameters over all workers, in place, one group for each of its `blocks`.
+
+    A block is called as a whole; all that is in none of them is one more group.
+    """
+    for block in blocks:
+        fully_shard(block)
+    fully_shard(model)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """This worker's part of a tensor; the tensor itself where nothing is sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor; every worker must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def cut_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """A whole tensor cut as `other` is."""
+    if not isinstance(other, DTensor):
+        return tensor
+    return distribute_tensor(
+        tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None
+    )
+
+
+def gradient_norms(gradients: Sequence[Tensor]) -> Float[Tensor, " n"]:
+    """The norm of each gradient over all its shards."""
+    norms = torch.stack(torch._foreach_norm([local_part(gradient) for gradient in gradients]))
+    first = gradients[0]
+    if isinstance(first, DTensor):
+        squares = norms.square()
+        dist.all_reduce(squares, group=first.device_mesh.get_group())
+        norms = squares.sqrt()
+    return norms
+
+
+def later_sync(forward: Any) -> AbstractContextManager[None]:
+    """Within it, backward passes add up gradients and leave the sum over workers to a later one."""
+    if isinstance(forward, FSDPModule):
+        return _without_reduction(forward)
+    # DistributedDataParallel has it, also inside a compiled module; a bare module sums nothing.
+    without_sync = getattr(forward, "no_sync", None)
+    return without_sync() if without_sync else nullcontext()
+
+
+@contextmanager
+def _without_reduction(model: FSDPModule) -> Iterator[None]:
+    model.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        model.set_requires_gradient_sync(True)
+
+
+def mapped_moments(state: dict[str, Any], function: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """An optimizer's `state_dict` with `function` of each of its tensors."""
+    moments = {
+        index: {
+            name: function(value) if isinstance(value, Tensor) else value
+            for name, value in values.items()
+        }
+        for index, values in state["state"].items()
+    }
+    return {**state, "state": moments}
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Loads a `state_dict` with whole tensors, cut as the parameters are."""
+    parameters: list[nn.Parameter] = [
+        parameter for group in optimizer.param_groups for parameter in group["params"]
+    ]
+    moments = {
+        index: {
+            name: cut_like(value, parameters[index])
+            if isinstance(value, Tensor) and value.shape == parameters[index].shape
+            else value
+            for name, value in values.items()
+        }
+        for index, values in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": moments})
