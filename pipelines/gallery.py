@@ -27,7 +27,7 @@ from pipelines.pretrain import PretrainResult
 from pipelines.registry import Registered
 from pipelines.report import write_report
 from pipelines.report_map import EmbeddingMap, map_embeddings
-from pipelines.tracking import RunRef, code_version, metric_histories, redacted
+from pipelines.tracking import RunRef, code_version, metric_histories, redacted, warnings_of
 from pipelines.windows import audio_windows, video_windows
 from xkd_core.audio import LogMel
 from xkd_core.masking import random_mask
@@ -66,6 +66,7 @@ def write_run_report(path: Path, record: RunRecord) -> Path:
     data = report_data.ReportData(
         name=record.config.name,
         created=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
+        warnings=warnings_of(record.training.run),
         duration_seconds=record.seconds,
         ingest=_ingest_counts(record.ingest, dataset),
         metrics=_curves(record.training.run),

@@ -39,6 +39,9 @@ LOSSES = {
 }
 
 HEALTH = {
+    "collapsed": "1 while the measures below say that the run has collapsed.",
+    "information": "What the teacher's targets tell about the clip, as a share of the most they "
+    "could. Bad: below 0.15, where they are nearly the same for all clips (collapse).",
     "rank": "How many directions the teacher's features really use, at most the clips of a batch. "
     "Bad: falling towards 1, where all clips look alike (collapse).",
     "std": "Spread of the teacher's features over clips, about 1 if they point everywhere alike. "

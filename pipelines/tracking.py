@@ -42,6 +42,8 @@ RETRY_SECONDS = 2.0
 MAX_BATCH = 1000
 """Metrics that MLflow takes at once."""
 MAX_TAG_CHARACTERS = 5000
+WARNING_TAG = "xkd.warning."
+"""Start of the tags under which a run keeps what its user must know."""
 CONNECT_SECONDS = 5.0
 
 
@@ -372,6 +374,12 @@ def metric_histories(run: RunRef) -> dict[str, tuple[list[int], list[float]]]:
             history = sorted(client.get_metric_history(run.run_id, name), key=lambda m: m.step)
             histories[name] = ([m.step for m in history], [m.value for m in history])
     return histories
+
+
+def warnings_of(run: RunRef) -> list[str]:
+    """What a run's user must know, such as a collapse or a feed that is too slow."""
+    tags = run.client().get_run(run.run_id).data.tags
+    return [text for name, text in sorted(tags.items()) if name.startswith(WARNING_TAG)]
 
 
 def log_dataset(run: RunRef, *, dataset_id: str, path: str, num_clips: int, context: str) -> None:

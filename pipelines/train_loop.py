@@ -27,7 +27,7 @@ from pipelines.finite_watch import FiniteWatch
 from pipelines.pace import MAX_WAIT, WAIT_REMEDY, Clock, SlowWatch
 from pipelines.saving import Saver, Signals
 from pipelines.stopping import Stop, StopSignal
-from pipelines.tracking import RunRef, Tracker, code_version
+from pipelines.tracking import WARNING_TAG, RunRef, Tracker, code_version
 from pipelines.train_state import (
     autocast_dtype,
     build_state,
@@ -36,12 +36,14 @@ from pipelines.train_state import (
     saved_tensors,
 )
 from xkd_core.audio import LogMel
-from xkd_core.health import measure_health
+from xkd_core.health import CollapseWatch, measure_health
 from xkd_core.train_step import TrainState, train_step
 from xkd_core.views import Views, draw_view_parameters, make_views
 
-HEALTH_EVERY = 5
-"""Records of the losses for one record of the health."""
+COLLAPSE_CAUSES = (
+    "usual causes: temperatures, objective.center_momentum of 1, model.head.normalize_output off, "
+    "alignment too weak, clips that are all alike (README, Health)"
+)
 
 
 def make_feed(config: PretrainConfig, dataset: ClipDataset, *, rank: int, world_size: int) -> Feed:
@@ -86,7 +88,8 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
                 resumed=state.step > 0,
                 unsent=read_unsent(checkpoint) if checkpoint is not None and is_own else (),
             )
-            log = _Log(stack.enter_context(closing(tracker)), values["board"], SlowWatch())
+            tracker = stack.enter_context(closing(tracker))
+            log = _Log(tracker, values["board"], SlowWatch(), CollapseWatch())
         # Closed first: what is being written becomes whole, and then the last metrics go out.
         saver = stack.enter_context(closing(Saver(folder, rank)))
         info = TrainingInfo(
@@ -109,13 +112,20 @@ class _Log:
     tracker: Tracker
     board: Any
     slow_watch: SlowWatch
+    collapse_watch: CollapseWatch
 
     def step(self, numbers: Mapping[str, float], step: int, total_steps: int) -> None:
         """Logs what was measured at a step, and warnings that it gives rise to."""
-        self.tracker.log(numbers, step)
-        self.board.post.remote(step + 1, total_steps, _note(numbers))
-        for kind, text in self.slow_watch.new_warnings(numbers, step).items():
-            self.tracker.tag(f"xkd.warning.{kind}", text)
+        warnings = self.slow_watch.new_warnings(numbers, step)
+        begins = self.collapse_watch.see(numbers)
+        signs = self.collapse_watch.signs
+        if begins:
+            warnings["collapse"] = f"step {step}: collapse: {'; '.join(signs)}; {COLLAPSE_CAUSES}"
+        self.tracker.log({**numbers, "health/collapsed": float(bool(signs))}, step)
+        note = _note(numbers) + ("  collapsed" if signs else "")
+        self.board.post.remote(step + 1, total_steps, note)
+        for kind, text in warnings.items():
+            self.tracker.tag(f"{WARNING_TAG}{kind}", text)
             self.board.warn.remote(text)
 
 
@@ -143,10 +153,6 @@ class _Training:
         """Whether a checkpoint follows a step, stops aside."""
         return self.is_last(step) or (step + 1) % self.config.checkpoint_every == 0
 
-    def measures_health(self, step: int) -> bool:
-        is_turn = step // self.config.log_every % HEALTH_EVERY == 0
-        return self.is_due(step) and (self.is_last(step) or is_turn)
-
     def save(self) -> None:
         """Begins a checkpoint of the present state."""
         self.saver.save(
@@ -167,7 +173,7 @@ def _train(training: _Training) -> dict[str, Any]:
     for step, views in enumerate(_all_views(training, clock), first_step):
         if step >= info.total_steps:
             break
-        metrics = _step(training, views, clock, has_health=training.measures_health(step))
+        metrics = _step(training, views, clock, has_health=training.is_due(step))
         clock.step_ends()
         watch.see(step, metrics)
         signals = saver.after_step(training.stop_signal.now())

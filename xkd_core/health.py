@@ -1,14 +1,18 @@
 """Signs of collapse, measured on what a training step computes anyway.
 
-Distillation across modalities fails in known ways: all clips get one answer (rank and spread fall,
-cosines within a modality rise to 1), targets become certain or empty (entropy), the students never
-meet (cosine between modalities, MMD). Every measure is finite for any batch of finite outputs, one
-clip included, because a training run stops at a number that is not.
+Distillation across modalities fails in known ways: targets stop telling clips apart (information),
+whether they name one output with certainty or none at all (entropy), all clips get one answer
+(rank and spread fall, cosines within a modality rise to 1), the students never meet (cosine between
+modalities, MMD). Every measure is finite for any batch of finite outputs, one clip included,
+because a training run stops at a number that is not.
 
-Paper: XKD, arXiv:2211.13929; effective rank as in RankMe, arXiv:2210.02885.
+Paper: XKD, arXiv:2211.13929; effective rank as in RankMe, arXiv:2210.02885; information as in RIM,
+Krause et al., NeurIPS 2010.
 """
 
-from collections.abc import Sequence
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +21,18 @@ from xkd_core.config import ObjectiveConfig
 from xkd_core.losses import Centers, mmd, teacher_temperature
 from xkd_core.shapes import Float, Tensor
 from xkd_core.xkd import XKDOutput
+
+MIN_CLIPS = 4
+"""A batch of fewer clips says too little about how targets differ."""
+MIN_INFORMATION = 0.15
+"""Information of targets below which they are called collapsed. Over 200 steps of the smoke recipe
+healthy runs stay above 0.3; untrained heads without an output norm have 0.04, and 0.13 at best."""
+MAX_COSINE = 0.98
+"""Cosine of a student's outputs for different clips above which they are called alike."""
+MIN_RANK = 1.5
+"""Effective rank of a teacher's features below which they are called alike."""
+JUDGED_RECORDS = 3
+"""Records whose mean is judged: a single batch says little."""
 
 
 @torch.no_grad()
@@ -88,6 +104,21 @@ def distribution_entropy(
     )
 
 
+def target_information(
+    centered_logits: Float[Tensor, "B K"], temperature: float
+) -> Float[Tensor, ""]:
+    """What targets tell about the clip: from 0, the same for all, to 1, certain and all different.
+
+    Mutual information of clip and output, H(mean q) - mean H(q), as a share of log min(B, K), the
+    most it can be; 0 for one clip.
+    """
+    targets = F.softmax(centered_logits.float() / temperature, dim=-1)
+    information = (
+        torch.special.entr(targets.mean(dim=0)).sum() - torch.special.entr(targets).sum(-1).mean()
+    )
+    return information / math.log(max(min(targets.shape), 2))
+
+
 def target_kl(
     centered_logits: Float[Tensor, "B K"],
     student_logits: Float[Tensor, "J B K"],
@@ -122,6 +153,67 @@ def mmd_without_constant(
     return mmd(x, y, gammas) - len(gammas) * (1.0 / len(x) + 1.0 / len(y))
 
 
+def collapse_signs(numbers: Mapping[str, float]) -> list[str]:
+    """Says in words what has collapsed, one sentence for each sign; none if healthy.
+
+    Args:
+        numbers: Measures by metric name, of one step or means over some; a modality without
+            `target_information` (a batch below `MIN_CLIPS`) is not judged.
+    """
+    signs = []
+    for modality in ("video", "audio"):
+        prefix = f"health/{modality}/"
+        measures = {
+            name.removeprefix(prefix): value
+            for name, value in numbers.items()
+            if name.startswith(prefix)
+        }
+        if "target_information" in measures:
+            signs += _signs(modality, measures)
+    return signs
+
+
+def _signs(modality: str, measures: Mapping[str, float]) -> list[str]:
+    information, entropy = measures["target_information"], measures["target_entropy"]
+    cosine, rank = measures["cosine_within"], measures["effective_rank"]
+    signs = []
+    if information < MIN_INFORMATION:
+        signs.append(
+            f"{modality} targets hardly differ between clips "
+            f"(information {information:.2g} < {MIN_INFORMATION:g}, entropy {entropy:.2g})"
+        )
+    if cosine > MAX_COSINE:
+        signs.append(
+            f"{modality} outputs are alike for all clips (cosine {cosine:.3g} > {MAX_COSINE:g})"
+        )
+    if rank < MIN_RANK:
+        signs.append(
+            f"{modality} features are alike for all clips (rank {rank:.3g} < {MIN_RANK:g})"
+        )
+    return signs
+
+
+class CollapseWatch:
+    """Judges a run by the mean of its last `JUDGED_RECORDS` records of health."""
+
+    def __init__(self) -> None:
+        self._records: deque[dict[str, float]] = deque(maxlen=JUDGED_RECORDS)
+        self.signs: list[str] = []
+        """The present signs of collapse; none while there are too few records."""
+
+    def see(self, numbers: Mapping[str, float]) -> bool:
+        """Takes in a record of metrics, other measures included; says if a collapse begins."""
+        self._records.append({k: v for k, v in numbers.items() if k.startswith("health/")})
+        if len(self._records) < JUDGED_RECORDS:
+            return False
+        was_healthy = not self.signs
+        names = set.intersection(*(set(record) for record in self._records))
+        self.signs = collapse_signs(
+            {name: sum(r[name] for r in self._records) / JUDGED_RECORDS for name in names}
+        )
+        return was_healthy and bool(self.signs)
+
+
 def _measure_features(
     teacher_features: Float[Tensor, "B D"],
     student_logits: Float[Tensor, "B K"],
@@ -142,7 +234,11 @@ def _measure_targets(
     student_temperature: float,
 ) -> dict[str, Tensor]:
     """What the teacher of one modality asks of the other's student, and how far that is."""
+    information = {}
+    if len(centered_logits) >= MIN_CLIPS:
+        information["target_information"] = target_information(centered_logits, teacher_temperature)
     return {
+        **information,
         "target_entropy": distribution_entropy(centered_logits, teacher_temperature),
         "target_kl": target_kl(
             centered_logits,

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from xkd_core.config import ObjectiveConfig, TemperatureConfig
 from xkd_core.health import (
+    CollapseWatch,
+    collapse_signs,
     distribution_entropy,
     effective_rank,
     feature_std,
@@ -18,6 +20,7 @@ from xkd_core.health import (
     mean_cosine_within,
     measure_health,
     mmd_without_constant,
+    target_information,
     target_kl,
 )
 from xkd_core.losses import Centers, distillation_loss, losses
@@ -155,3 +158,64 @@ def test_mmd_of_rows_that_are_far_from_all_others_is_zero():
     far = 1000.0 * torch.eye(6)
     gammas = ObjectiveConfig().mmd_gammas
     assert float(mmd_without_constant(far[:3], far[3:], gammas)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_information_is_0_for_equal_targets_and_1_for_certain_different_ones():
+    same = torch.randn(1, 16).expand(8, 16)
+    for temperature in (1e-3, 0.1, 10.0):
+        assert target_information(same, temperature).item() == pytest.approx(0.0, abs=1e-5)
+    certain = 100.0 * torch.eye(8, 16)
+    assert target_information(certain, 0.1).item() == pytest.approx(1.0)
+    assert target_information(certain[:1], 0.1).item() == pytest.approx(0.0, abs=1e-6)
+    # Two answers for eight clips: log 2 of log 8.
+    assert target_information(certain[[0, 1] * 4], 0.1).item() == pytest.approx(1 / 3)
+
+
+HEALTHY = {
+    "target_information": 0.5,
+    "target_entropy": 1.0,
+    "cosine_within": 0.8,
+    "effective_rank": 7.0,
+}
+
+
+def record(**changes):
+    values = {"video": HEALTHY, "audio": HEALTHY | changes}
+    return {f"health/{m}/{name}": v for m in values for name, v in values[m].items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "sign"),
+    [
+        (
+            {"target_information": 0.02, "target_entropy": 5.94},
+            "audio targets hardly differ between clips (information 0.02 < 0.15, entropy 5.9)",
+        ),
+        ({"cosine_within": 0.9912}, "audio outputs are alike for all clips (cosine 0.991 > 0.98)"),
+        ({"effective_rank": 1.02}, "audio features are alike for all clips (rank 1.02 < 1.5)"),
+    ],
+)
+def test_each_sign_names_its_modality_and_figures(change, sign):
+    assert collapse_signs(record()) == []
+    assert collapse_signs(record(**change)) == [sign]
+
+
+def test_a_batch_of_few_clips_is_not_judged():
+    for num_clips, is_judged in ((3, False), (4, True)):
+        health = measure_health(make_output(num_clips, alike=True), CENTERS, OBJECTIVE, 0.0)
+        signs = collapse_signs({name: value.item() for name, value in health.items()})
+        assert bool(signs) == is_judged
+    healthy = measure_health(make_output(4), CENTERS, OBJECTIVE, 0.0)
+    assert not collapse_signs({name: value.item() for name, value in healthy.items()})
+
+
+def test_the_watch_judges_three_records_and_tells_once():
+    watch = CollapseWatch()
+    collapsed = record(target_information=0.0) | {"loss/total": 1.0}
+    assert [watch.see(collapsed) for _ in range(4)] == [False, False, True, False]
+    assert watch.signs
+    # One bad record among three is not a collapse.
+    assert not any(watch.see(record()) for _ in range(3))
+    assert not watch.signs
+    assert not watch.see(collapsed)
+    assert not watch.signs
