@@ -12,16 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from pipelines.clip_dataset import ClipDataset
 from pipelines.config import PretrainConfig
 from pipelines.train_loop import make_feed
-from pipelines.train_state import build_state
 from xkd_core.audio import LogMel
 from xkd_core.health import CollapseWatch, measure_health
-from xkd_core.train_step import train_step
+from xkd_core.losses import initial_centers
+from xkd_core.optim import build_optimizer
+from xkd_core.train_step import TrainState, train_step
 from xkd_core.views import draw_view_parameters, make_views
+from xkd_core.xkd import build_xkd
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -46,7 +49,11 @@ def watched(clips, changes, *, is_one_clip=False):
     settings = OmegaConf.merge(recipe, OmegaConf.from_dotlist([*changes, f"dataset={clips}"]))
     config = PretrainConfig.model_validate(OmegaConf.to_container(settings))
     feed = make_feed(config, ClipDataset.open(str(clips)), rank=0, world_size=1)
-    state, log_mel, watch = build_state(config), LogMel(config.model.audio), CollapseWatch()
+    torch.manual_seed(config.seed)
+    model = build_xkd(config.model)
+    centers = initial_centers(config.model.head.output_width)
+    state = TrainState(model, model, build_optimizer(model, config.optimizer), centers)
+    log_mel, watch = LogMel(config.model.audio), CollapseWatch()
     with closing(feed):
         batches = feed.batches(0)
         for step in range(STEPS):
