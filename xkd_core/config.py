@@ -313,8 +313,22 @@ class ObjectiveConfig(Config):
     video_teacher_temperature: TemperatureConfig = TemperatureConfig(start=0.1, end=0.1)
     audio_teacher_temperature: TemperatureConfig = TemperatureConfig(start=0.07, end=0.07)
     center_momentum: Share = 0.9
+    alignment: Literal["mmd", "coral"] = "mmd"
+    """How the outputs of the modalities are compared: by maximum mean discrepancy, or by their
+    means and covariances."""
+    alignment_over_workers: bool = True
+    """Alignment compares the clips of all workers; False, as in the published code, those of each
+    worker by themselves."""
     mmd_gammas: tuple[PositiveFloat, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
-    """Inverse widths of the Gaussian kernels whose sum MMD uses."""
+    """Inverse squared widths of the Gaussian kernels whose sum MMD uses. At the paper's width the
+    widest sees nothing below a cosine of .5, and the others nothing below .98."""
+    mmd_bandwidth: Literal["fixed", "median"] = "fixed"
+    """Whether gammas are taken as they are, or in units of one over the median squared distance of
+    the batch, so that the kernels see rows however far apart they are. Not the paper's."""
+    mmd_unit_sphere: bool = False
+    """MMD of the directions of rows, whose squared distances lie in 0 to 4. Not the paper's."""
+    mmd_unbiased: bool = False
+    """Leaves each row out of its own mean; the paper's form rewards alike rows in small batches."""
 
     @model_validator(mode="after")
     def _something_to_minimise(self) -> "ObjectiveConfig":

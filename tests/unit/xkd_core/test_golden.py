@@ -13,13 +13,13 @@ import torch
 from micro_model import VARIANTS, micro_config, micro_model, train_state
 from safetensors.torch import load_file
 
+from xkd_core.alignment import coral, mmd
 from xkd_core.config import ObjectiveConfig, OptimizerConfig
 from xkd_core.losses import (
     Centers,
     distillation_loss,
     initial_centers,
     losses,
-    mmd,
     update_centers,
 )
 from xkd_core.optim import clip_each_gradient, clipped_parameters
@@ -193,6 +193,14 @@ def test_at_8192_columns_the_published_mmd_loses_up_to_the_two_largest_kernels(g
     assert exact == pytest.approx(7 / 8 + 7 / 8, abs=1e-6)  # the rows are far from each other
     assert exact - (2 / 8 + 2 / 8) <= components["mmd2.gaussian"].item() <= exact
     assert sum(rounded) < exact
+
+
+@pytest.mark.parametrize("pair", [0, 1, 2])
+def test_coral_is_published(golden_dir, pair):
+    components = load_file(golden_dir / "components.safetensors")
+    published = components[f"mmd{pair}.coral"].item()
+    ours = coral(components[f"mmd{pair}.x"], components[f"mmd{pair}.y"]).item()
+    assert ours == pytest.approx(published, rel=1e-5)
 
 
 def test_three_consecutive_distillation_losses_and_centers_are_published(golden_dir):
