@@ -73,6 +73,9 @@ class VideoConfig(Config):
     """Height and width in pixels covered by one token."""
     mask_ratio: MaskRatio = 0.85
     """Share of the global view's tokens that the student does not see."""
+    masking: Literal["random", "tube"] = "random"
+    """Whether any tokens are hidden, or the same places at all times, which leaves no earlier or
+    later picture of a hidden place to copy from. Tubes are not the paper's but VideoMAE's."""
 
     @model_validator(mode="after")
     def _divides(self) -> "VideoConfig":
@@ -85,7 +88,7 @@ class VideoConfig(Config):
                 f"local_num_frames ({self.local_num_frames}) must not be above "
                 f"num_frames ({self.num_frames})"
             )
-        _must_leave_visible(self.num_tokens, self.mask_ratio)
+        _must_leave_visible(self._num_maskable, self.mask_ratio)
         return self
 
     @property
@@ -114,6 +117,17 @@ class VideoConfig(Config):
     def patch_dim(self) -> int:
         """Numbers in one patch."""
         return self.tubelet_size * self.patch_size**2 * 3
+
+    @property
+    def num_visible(self) -> int:
+        """Tokens of the global view that the student sees."""
+        tokens_each = self.num_tokens // self._num_maskable
+        return tokens_each * num_visible(self._num_maskable, self.mask_ratio)
+
+    @property
+    def _num_maskable(self) -> int:
+        """Tokens, or tubes of them, that are hidden by themselves."""
+        return self.num_tokens // (self.grid[0] if self.masking == "tube" else 1)
 
 
 class AudioConfig(Config):
@@ -202,6 +216,11 @@ class AudioConfig(Config):
         """Numbers in one patch."""
         return self.patch_bins * self.patch_frames
 
+    @property
+    def num_visible(self) -> int:
+        """Tokens of the global view that the student sees."""
+        return num_visible(self.num_tokens, self.mask_ratio)
+
 
 class TransformerConfig(Config):
     """A stack of pre-norm transformer blocks."""
@@ -267,6 +286,10 @@ class ModelConfig(Config):
 class ViewsConfig(Config):
     """Random views of a clip; drawn once per view, so a view is consistent in time (section 4)."""
 
+    num_video_globals: PositiveInt = 1
+    """Global views of one clip, each with its own mask, to reconstruct and to compare; teachers see
+    the first alone, so another view costs a student that sees little of it. The paper's is 1."""
+    num_audio_globals: PositiveInt = 1
     num_video_locals: PositiveInt = 1
     num_audio_locals: PositiveInt = 1
     global_crop_area: Range = Range(low=0.2, high=1.0)
@@ -306,8 +329,11 @@ class ObjectiveConfig(Config):
     distillation_weight: NonNegative = 1.0
     teacher_view: Literal["global", "first_local"] = "global"
     """What teachers see: the global view (the paper) or the first local one (published code)."""
-    refinement: Literal["mean", "softmax", "none"] = "mean"
-    """How teacher tokens are weighted before pooling; `none` pools them plainly."""
+    refinement: Literal["mean", "softmax", "cross", "none"] = "mean"
+    """How teacher tokens are weighted before they are pooled and projected: by the published
+    cross-modal attention (`mean`, or `softmax` of it), which comes out as each modality's own; by
+    that and how far each token agrees with the other modality (`cross`, not the paper's); or not
+    at all. The paper draws it after the head, where there are no patches to weight."""
     video_student_temperature: PositiveFloat = 0.1
     audio_student_temperature: PositiveFloat = 0.1
     video_teacher_temperature: TemperatureConfig = TemperatureConfig(start=0.1, end=0.1)
@@ -349,7 +375,9 @@ class OptimizerConfig(Config):
     betas: tuple[Share, Share] = (0.9, 0.95)
     eps: PositiveFloat = 1.0e-8
     weight_decay: NonNegative = 0.3
-    """For tensors of two or more dimensions, tokens and position tables included, as published."""
+    """For tensors of two or more dimensions."""
+    decay_tokens_and_positions: bool = True
+    """CLS and mask tokens and position tables decay too, as published."""
     max_grad_norm: PositiveFloat = 0.3
     """Each tensor of a student is clipped to this norm by itself."""
     video_momentum: Share = 0.997

@@ -116,7 +116,7 @@ def test_float16_is_refused():
         run(state, config, micro_views(), 1, autocast_dtype=torch.float16)
 
 
-@pytest.mark.parametrize("refinement", ["mean", "softmax", "none"])
+@pytest.mark.parametrize("refinement", ["mean", "softmax", "cross", "none"])
 @pytest.mark.parametrize("teacher_view", ["global", "first_local"])
 def test_every_setting_of_the_teachers_trains(refinement, teacher_view):
     objective = ObjectiveConfig(refinement=refinement, teacher_view=teacher_view)
