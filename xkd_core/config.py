@@ -144,7 +144,8 @@ class AudioConfig(Config):
     n_fft: PositiveInt = 1024
     """Samples of the Fourier window (Hann, whole)."""
     hop_length: PositiveInt = 143
-    """Samples between two spectrogram frames; 143 gives 448 frames for 4 s."""
+    """Samples between two spectrogram frames; 143 gives 448 frames, 28 tokens, for 4 s. The "10 ms"
+    of the published code would be 160, which is not what it uses."""
     mean: float = -5.3688107
     """Mean of the log-mel spectrogram that normalisation removes."""
     std: PositiveFloat = 4.410007
@@ -305,7 +306,8 @@ class ViewsConfig(Config):
     local_gray_probability: Share = 0.2
     local_blur_probability: Share = 0.5
     local_blur_sigma: Literal["random", "fixed"] = "random"
-    """An isotropic sigma from U(0.1, 2), or the published fixed pair (0.1, 2): vertical blur."""
+    """An isotropic sigma from U(0.1, 2), as meant, or the fixed pair (0.1, 2) that the published
+    code makes of it: a vertical blur."""
     global_volume: NonNegative = 0.1
     """The global waveform is multiplied by U(1 - v, 1 + v)."""
     local_volume: NonNegative = 0.2
@@ -326,17 +328,27 @@ class ObjectiveConfig(Config):
 
     reconstruction_weight: NonNegative = 5.0
     alignment_weight: NonNegative = 1.0
+    """Half of it goes to the distance between teachers, as in the paper and the code. They have no
+    gradient, so students feel the other half."""
     distillation_weight: NonNegative = 1.0
+    divide_by_weights: bool = True
+    """The total is divided by the sum of the weights, as in the published code; False leaves the
+    paper's sum. Gradients are clipped at an absolute norm, so this is not the learning rate."""
     teacher_view: Literal["global", "first_local"] = "global"
-    """What teachers see: the global view (the paper) or the first local one (published code)."""
+    """What teachers see: the global view (the paper) or the first local one (published code), which
+    costs a third less."""
     refinement: Literal["mean", "softmax", "cross", "none"] = "mean"
     """How teacher tokens are weighted before they are pooled and projected: by the published
     cross-modal attention (`mean`, or `softmax` of it), which comes out as each modality's own; by
     that and how far each token agrees with the other modality (`cross`, not the paper's); or not
     at all. The paper draws it after the head, where there are no patches to weight."""
     video_student_temperature: PositiveFloat = 0.1
+    """Of the video student's distributions. The published code takes the audio student's for both,
+    which are equal there: for parity set both alike."""
     audio_student_temperature: PositiveFloat = 0.1
     video_teacher_temperature: TemperatureConfig = TemperatureConfig(start=0.1, end=0.1)
+    """Above the audio teacher's, since that is the sharper one. As published for XKD and XKD-MATS;
+    XKD-MAS goes from .09 to .11, and from .04 to .06 for audio, over 30 epochs."""
     audio_teacher_temperature: TemperatureConfig = TemperatureConfig(start=0.07, end=0.07)
     center_momentum: Share = 0.9
     alignment: Literal["mmd", "coral"] = "mmd"
@@ -346,8 +358,9 @@ class ObjectiveConfig(Config):
     """Alignment compares the clips of all workers; False, as in the published code, those of each
     worker by themselves."""
     mmd_gammas: tuple[PositiveFloat, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
-    """Inverse squared widths of the Gaussian kernels whose sum MMD uses. At the paper's width the
-    widest sees nothing below a cosine of .5, and the others nothing below .98."""
+    """Inverse squared widths of the Gaussian kernels whose sum MMD uses; the seven are those of the
+    published code, the paper's text names none. At the paper's width of outputs the widest sees
+    nothing below a cosine of .5, and the others nothing below .95."""
     mmd_bandwidth: Literal["fixed", "median"] = "fixed"
     """Whether gammas are taken as they are, or in units of one over the median squared distance of
     the batch, so that the kernels see rows however far apart they are. Not the paper's."""

@@ -2,10 +2,10 @@
 
     L = (w_da L_da + w_kd L_kd + w_rec L_rec) / (w_da + w_kd + w_rec)
 
-Each term is the half sum of two, and each function is one formula. Everything here is computed in
-float32 or better, under any autocast: distances between logits need it.
+Each term is the half sum of two, and each function is one formula; the distance that alignment
+minimises is in `alignment`. Everything is computed in float32 or better, under any autocast.
 
-Paper: XKD, arXiv:2211.13929; MMD, Gretton et al. 2012; DINO, arXiv:2104.14294.
+Paper: XKD, arXiv:2211.13929; DINO, arXiv:2104.14294.
 """
 
 from typing import NamedTuple
@@ -50,7 +50,9 @@ def losses(
         "loss/reconstruction": objective.reconstruction_weight,
     }
     weighted = [weight * terms[name] for name, weight in weights.items()]
-    total = torch.stack(weighted).sum() / sum(weights.values())
+    total = torch.stack(weighted).sum()
+    if objective.divide_by_weights:
+        total = total / sum(weights.values())
     new_centers = update_centers(
         centers, output.video_teacher_logits, output.audio_teacher_logits, objective.center_momentum
     )

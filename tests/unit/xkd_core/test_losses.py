@@ -78,6 +78,10 @@ def test_the_total_is_the_weighted_mean_of_three_half_sums():
     ) / 7
     torch.testing.assert_close(total, expected)
     assert terms["loss/total"] is total
+    undivided, _, _ = losses(
+        output, initial_centers(96), ObjectiveConfig(divide_by_weights=False), 0.0
+    )
+    torch.testing.assert_close(undivided, 7.0 * expected)
 
 
 def test_alignment_of_the_teachers_is_a_constant():
