@@ -84,7 +84,8 @@ class IngestSettings(Config):
     such folder). A list brings its own labels."""
     segment_seconds: PositiveFloat = 5.0
     min_segment_seconds: PositiveFloat = 1.1
-    """A shorter rest of a source is dropped, a shorter source is rejected."""
+    """A shorter rest of a source is dropped, a shorter source is rejected. Training loops pictures
+    and pads sound that are shorter than a clip; the published code never uses them, as at 4.0."""
     frame_rate: PositiveFloat = 8.0
     short_side: PositiveInt = 128
     """Pixels of the shorter side of a stored frame; sources that are smaller keep their size."""

@@ -30,7 +30,7 @@ from pipelines.report_map import EmbeddingMap, map_embeddings
 from pipelines.tracking import RunRef, code_version, metric_histories, redacted, warnings_of
 from pipelines.windows import audio_windows, video_windows
 from xkd_core.audio import LogMel
-from xkd_core.masking import random_mask
+from xkd_core.masking import random_mask, video_mask_noise
 from xkd_core.reconstruction import reconstruct_audio, reconstruct_video
 from xkd_core.views import ClipBatch, clip_generator, denormalize_video, plain_views
 from xkd_core.xkd import XKD
@@ -184,21 +184,22 @@ class _Pictures:
         """The clips, what was hidden of them and what the students make of that."""
         if not self._ids:
             return []
-        video_noise = self._noise(self._config.model.video.num_tokens)
+        video = self._config.model.video
+        video_noise = video_mask_noise(self._noise(video.num_tokens), video)
         audio_noise = self._noise(self._config.model.audio.num_tokens)
-        video = reconstruct_video(self._model, self._video, video_noise)
-        audio = reconstruct_audio(self._model, self._audio, audio_noise)
+        filled_video = reconstruct_video(self._model, self._video, video_noise).reconstructed
+        filled_audio = reconstruct_audio(self._model, self._audio, audio_noise).reconstructed
         video_hidden = random_mask(video_noise, self._model.num_visible_video).hidden
         audio_hidden = random_mask(audio_noise, self._model.num_visible_audio).hidden
         return [
             report_data.Reconstruction(
                 title=title,
                 frames=_pixels(self._video[i]),
-                frames_hidden=video_hidden[i].reshape(self._config.model.video.grid).numpy(),
-                frames_filled=_pixels(video.reconstructed[i]),
+                frames_hidden=video_hidden[i].reshape(video.grid).numpy(),
+                frames_filled=_pixels(filled_video[i]),
                 spectrogram=self._audio[i, 0].numpy(),
                 spectrogram_hidden=audio_hidden[i].reshape(self._config.model.audio.grid).numpy(),
-                spectrogram_filled=audio.reconstructed[i, 0].numpy(),
+                spectrogram_filled=filled_audio[i, 0].numpy(),
             )
             for i, title in enumerate(self._titles)
         ]

@@ -1,7 +1,8 @@
 """Fixtures of all tests: where outside data lies, random numbers that no test leaks."""
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,36 @@ import torch
 from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+OWN_GOLDEN = Path(__file__).with_name("golden.json")
 
 settings.register_profile("deterministic", deadline=None, derandomize=True)
 settings.load_profile("deterministic")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden",
+        action="store_true",
+        help="renew the numbers in tests/golden.json instead of comparing with them",
+    )
+
+
+@pytest.fixture
+def own_golden(request: pytest.FixtureRequest) -> Callable[[str, dict[str, float]], None]:
+    """Compares numbers with those kept under a name; with `--update-golden` keeps them instead."""
+
+    def check(name: str, numbers: dict[str, float]) -> None:
+        kept = json.loads(OWN_GOLDEN.read_text(encoding="utf-8")) if OWN_GOLDEN.exists() else {}
+        if request.config.getoption("--update-golden"):
+            kept[name] = {key: float(f"{value:.7g}") for key, value in numbers.items()}
+            text = json.dumps(dict(sorted(kept.items())), indent=1)
+            OWN_GOLDEN.write_text(text + "\n", encoding="utf-8")
+            return
+        assert name in kept, f"{name} is not in {OWN_GOLDEN.name}; --update-golden puts it there"
+        # Float32 on another processor: sums in another order, three steps long.
+        assert numbers == pytest.approx(kept[name], rel=1e-4, abs=1e-6)
+
+    return check
 
 
 def _outside(variable: str, default: str) -> Path:

@@ -73,6 +73,9 @@ class VideoConfig(Config):
     """Height and width in pixels covered by one token."""
     mask_ratio: MaskRatio = 0.85
     """Share of the global view's tokens that the student does not see."""
+    masking: Literal["random", "tube"] = "random"
+    """Whether any tokens are hidden, or the same places at all times, which leaves no earlier or
+    later picture of a hidden place to copy from. Tubes are not the paper's but VideoMAE's."""
 
     @model_validator(mode="after")
     def _divides(self) -> "VideoConfig":
@@ -85,7 +88,7 @@ class VideoConfig(Config):
                 f"local_num_frames ({self.local_num_frames}) must not be above "
                 f"num_frames ({self.num_frames})"
             )
-        _must_leave_visible(self.num_tokens, self.mask_ratio)
+        _must_leave_visible(self._num_maskable, self.mask_ratio)
         return self
 
     @property
@@ -115,6 +118,17 @@ class VideoConfig(Config):
         """Numbers in one patch."""
         return self.tubelet_size * self.patch_size**2 * 3
 
+    @property
+    def num_visible(self) -> int:
+        """Tokens of the global view that the student sees."""
+        tokens_each = self.num_tokens // self._num_maskable
+        return tokens_each * num_visible(self._num_maskable, self.mask_ratio)
+
+    @property
+    def _num_maskable(self) -> int:
+        """Tokens, or tubes of them, that are hidden by themselves."""
+        return self.num_tokens // (self.grid[0] if self.masking == "tube" else 1)
+
 
 class AudioConfig(Config):
     """The sound side: waveform, log-mel spectrogram and tokens (section 3.1)."""
@@ -130,7 +144,8 @@ class AudioConfig(Config):
     n_fft: PositiveInt = 1024
     """Samples of the Fourier window (Hann, whole)."""
     hop_length: PositiveInt = 143
-    """Samples between two spectrogram frames; 143 gives 448 frames for 4 s."""
+    """Samples between two spectrogram frames; 143 gives 448 frames, 28 tokens, for 4 s. The "10 ms"
+    of the published code would be 160, which is not what it uses."""
     mean: float = -5.3688107
     """Mean of the log-mel spectrogram that normalisation removes."""
     std: PositiveFloat = 4.410007
@@ -202,6 +217,11 @@ class AudioConfig(Config):
         """Numbers in one patch."""
         return self.patch_bins * self.patch_frames
 
+    @property
+    def num_visible(self) -> int:
+        """Tokens of the global view that the student sees."""
+        return num_visible(self.num_tokens, self.mask_ratio)
+
 
 class TransformerConfig(Config):
     """A stack of pre-norm transformer blocks."""
@@ -267,6 +287,10 @@ class ModelConfig(Config):
 class ViewsConfig(Config):
     """Random views of a clip; drawn once per view, so a view is consistent in time (section 4)."""
 
+    num_video_globals: PositiveInt = 1
+    """Global views of one clip, each with its own mask, to reconstruct and to compare; teachers see
+    the first alone, so another view costs a student that sees little of it. The paper's is 1."""
+    num_audio_globals: PositiveInt = 1
     num_video_locals: PositiveInt = 1
     num_audio_locals: PositiveInt = 1
     global_crop_area: Range = Range(low=0.2, high=1.0)
@@ -282,7 +306,8 @@ class ViewsConfig(Config):
     local_gray_probability: Share = 0.2
     local_blur_probability: Share = 0.5
     local_blur_sigma: Literal["random", "fixed"] = "random"
-    """An isotropic sigma from U(0.1, 2), or the published fixed pair (0.1, 2): vertical blur."""
+    """An isotropic sigma from U(0.1, 2), as meant, or the fixed pair (0.1, 2) that the published
+    code makes of it: a vertical blur."""
     global_volume: NonNegative = 0.1
     """The global waveform is multiplied by U(1 - v, 1 + v)."""
     local_volume: NonNegative = 0.2
@@ -303,18 +328,46 @@ class ObjectiveConfig(Config):
 
     reconstruction_weight: NonNegative = 5.0
     alignment_weight: NonNegative = 1.0
+    """Half of it goes to the distance between teachers, as in the paper and the code. They have no
+    gradient, so students feel the other half."""
     distillation_weight: NonNegative = 1.0
+    divide_by_weights: bool = True
+    """The total is divided by the sum of the weights, as in the published code; False leaves the
+    paper's sum. Gradients are clipped at an absolute norm, so this is not the learning rate."""
     teacher_view: Literal["global", "first_local"] = "global"
-    """What teachers see: the global view (the paper) or the first local one (published code)."""
-    refinement: Literal["mean", "softmax", "none"] = "mean"
-    """How teacher tokens are weighted before pooling; `none` pools them plainly."""
+    """What teachers see: the global view (the paper) or the first local one (published code), which
+    costs a third less."""
+    refinement: Literal["mean", "softmax", "cross", "none"] = "mean"
+    """How teacher tokens are weighted before they are pooled and projected: by the published
+    cross-modal attention (`mean`, or `softmax` of it), which comes out as each modality's own; by
+    that and how far each token agrees with the other modality (`cross`, not the paper's); or not
+    at all. The paper draws it after the head, where there are no patches to weight."""
     video_student_temperature: PositiveFloat = 0.1
+    """Of the video student's distributions. The published code takes the audio student's for both,
+    which are equal there: for parity set both alike."""
     audio_student_temperature: PositiveFloat = 0.1
     video_teacher_temperature: TemperatureConfig = TemperatureConfig(start=0.1, end=0.1)
+    """Above the audio teacher's, since that is the sharper one. As published for XKD and XKD-MATS;
+    XKD-MAS goes from .09 to .11, and from .04 to .06 for audio, over 30 epochs."""
     audio_teacher_temperature: TemperatureConfig = TemperatureConfig(start=0.07, end=0.07)
     center_momentum: Share = 0.9
+    alignment: Literal["mmd", "coral"] = "mmd"
+    """How the outputs of the modalities are compared: by maximum mean discrepancy, or by their
+    means and covariances."""
+    alignment_over_workers: bool = True
+    """Alignment compares the clips of all workers; False, as in the published code, those of each
+    worker by themselves."""
     mmd_gammas: tuple[PositiveFloat, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
-    """Inverse widths of the Gaussian kernels whose sum MMD uses."""
+    """Inverse squared widths of the Gaussian kernels whose sum MMD uses; the seven are those of the
+    published code, the paper's text names none. At the paper's width of outputs the widest sees
+    nothing below a cosine of .5, and the others nothing below .95."""
+    mmd_bandwidth: Literal["fixed", "median"] = "fixed"
+    """Whether gammas are taken as they are, or in units of one over the median squared distance of
+    the batch, so that the kernels see rows however far apart they are. Not the paper's."""
+    mmd_unit_sphere: bool = False
+    """MMD of the directions of rows, whose squared distances lie in 0 to 4. Not the paper's."""
+    mmd_unbiased: bool = False
+    """Leaves each row out of its own mean; the paper's form rewards alike rows in small batches."""
 
     @model_validator(mode="after")
     def _something_to_minimise(self) -> "ObjectiveConfig":
@@ -335,7 +388,9 @@ class OptimizerConfig(Config):
     betas: tuple[Share, Share] = (0.9, 0.95)
     eps: PositiveFloat = 1.0e-8
     weight_decay: NonNegative = 0.3
-    """For tensors of two or more dimensions, tokens and position tables included, as published."""
+    """For tensors of two or more dimensions."""
+    decay_tokens_and_positions: bool = True
+    """CLS and mask tokens and position tables decay too, as published."""
     max_grad_norm: PositiveFloat = 0.3
     """Each tensor of a student is clipped to this norm by itself."""
     video_momentum: Share = 0.997

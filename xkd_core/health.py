@@ -12,13 +12,14 @@ Krause et al., NeurIPS 2010.
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 
+from xkd_core.alignment import mmd
 from xkd_core.config import ObjectiveConfig
-from xkd_core.losses import Centers, mmd, teacher_temperature
+from xkd_core.losses import Centers, teacher_temperature
 from xkd_core.shapes import Float, Tensor
 from xkd_core.xkd import XKDOutput
 
@@ -63,7 +64,7 @@ def measure_health(
         between = {
             "cosine_between": mean_cosine_between(video_logits[0], audio_logits[0]),
             "mmd": mmd_without_constant(
-                video_logits.flatten(0, 1), audio_logits.flatten(0, 1), objective.mmd_gammas
+                video_logits.flatten(0, 1), audio_logits.flatten(0, 1), objective
             ),
         }
     return {
@@ -147,10 +148,20 @@ def mean_cosine_between(a: Float[Tensor, "n D"], b: Float[Tensor, "m D"]) -> Flo
 
 
 def mmd_without_constant(
-    x: Float[Tensor, "n K"], y: Float[Tensor, "m K"], gammas: Sequence[float]
+    x: Float[Tensor, "n K"], y: Float[Tensor, "m K"], objective: ObjectiveConfig
 ) -> Float[Tensor, ""]:
-    """MMD less what its diagonals add: 0 for sets in which no row is near any other."""
-    return mmd(x, y, gammas) - len(gammas) * (1.0 / len(x) + 1.0 / len(y))
+    """The biased MMD less what its diagonals add: with the paper's kernel 0 where no row is near.
+
+    Of this worker's rows, whatever estimator or measure of alignment the objective has.
+    """
+    distance = mmd(
+        x,
+        y,
+        objective.mmd_gammas,
+        bandwidth=objective.mmd_bandwidth,
+        unit_sphere=objective.mmd_unit_sphere,
+    )
+    return distance - len(objective.mmd_gammas) * (1.0 / len(x) + 1.0 / len(y))
 
 
 def collapse_signs(numbers: Mapping[str, float]) -> list[str]:

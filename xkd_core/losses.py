@@ -2,25 +2,23 @@
 
     L = (w_da L_da + w_kd L_kd + w_rec L_rec) / (w_da + w_kd + w_rec)
 
-Each term is the half sum of two, and each function is one formula. Everything here is computed in
-float32 or better, under any autocast: distances between logits need it.
+Each term is the half sum of two, and each function is one formula; the distance that alignment
+minimises is in `alignment`. Everything is computed in float32 or better, under any autocast.
 
-Paper: XKD, arXiv:2211.13929; MMD, Gretton et al. 2012; DINO, arXiv:2104.14294.
+Paper: XKD, arXiv:2211.13929; DINO, arXiv:2104.14294.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from xkd_core.alignment import alignment_distance, gather_rows
 from xkd_core.config import ObjectiveConfig, TemperatureConfig
 from xkd_core.schedules import linear_by_epoch
 from xkd_core.shapes import Bool, Float, Tensor
 from xkd_core.xkd import XKDOutput
-
-MIN_SQUARED_DISTANCE = 1e-30
 
 
 class Centers(NamedTuple):
@@ -43,7 +41,7 @@ def losses(
     """The total, its terms by metric name, and the centres for the next step."""
     terms = {
         **_reconstruction_terms(output),
-        **_alignment_terms(output, objective.mmd_gammas),
+        **_alignment_terms(output, objective),
         **_distillation_terms(output, centers, objective, epoch),
     }
     weights = {
@@ -52,7 +50,9 @@ def losses(
         "loss/reconstruction": objective.reconstruction_weight,
     }
     weighted = [weight * terms[name] for name, weight in weights.items()]
-    total = torch.stack(weighted).sum() / sum(weights.values())
+    total = torch.stack(weighted).sum()
+    if objective.divide_by_weights:
+        total = total / sum(weights.values())
     new_centers = update_centers(
         centers, output.video_teacher_logits, output.audio_teacher_logits, objective.center_momentum
     )
@@ -67,31 +67,6 @@ def reconstruction_loss(
     """Mean squared error of the hidden patches."""
     error = (reconstruction.float() - target.float()).square().mean(dim=-1)
     return (error * hidden).sum() / hidden.sum()
-
-
-def mmd(
-    x: Float[Tensor, "n K"], y: Float[Tensor, "m K"], gammas: Sequence[float]
-) -> Float[Tensor, ""]:
-    """Squared maximum mean discrepancy, with a sum of Gaussian kernels; biased, diagonal included.
-
-        MMD(X, Y) = mean k(X, X) + mean k(Y, Y) - 2 mean k(X, Y)
-        k(x, y) = sum over gammas of exp(-gamma |x - y|^2)
-
-    Squared distances come from one product in float64: rows have a squared norm of thousands, and
-    the largest gamma sees differences of a thousandth.
-    """
-    num_x = x.shape[0]
-    with torch.autocast(x.device.type, enabled=False):
-        rows = torch.cat([x, y]).double()
-        squared_norms = rows.square().sum(dim=-1)
-        distances = squared_norms[:, None] + squared_norms[None, :] - 2.0 * rows @ rows.T
-        same = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
-        distances = distances.clamp_min(MIN_SQUARED_DISTANCE).masked_fill(same, 0.0)
-        kernel = sum(
-            (torch.exp(-gamma * distances) for gamma in gammas), torch.zeros_like(distances)
-        )
-        within_x, within_y = kernel[:num_x, :num_x].mean(), kernel[num_x:, num_x:].mean()
-        return (within_x + within_y - 2.0 * kernel[:num_x, num_x:].mean()).float()
 
 
 def distillation_loss(
@@ -150,12 +125,17 @@ def _reconstruction_terms(output: XKDOutput) -> dict[str, Tensor]:
     }
 
 
-def _alignment_terms(output: XKDOutput, gammas: Sequence[float]) -> dict[str, Tensor]:
-    student = mmd(
-        output.video_student_logits.flatten(0, 1), output.audio_student_logits.flatten(0, 1), gammas
+def _alignment_terms(output: XKDOutput, objective: ObjectiveConfig) -> dict[str, Tensor]:
+    def distance(video: Tensor, audio: Tensor) -> Tensor:
+        if objective.alignment_over_workers:
+            video, audio = gather_rows(video), gather_rows(audio)
+        return alignment_distance(video, audio, objective)
+
+    student = distance(
+        output.video_student_logits.flatten(0, 1), output.audio_student_logits.flatten(0, 1)
     )
     with torch.no_grad():  # a constant, which still halves the student's weight, as published
-        teacher = mmd(output.video_teacher_logits, output.audio_teacher_logits, gammas)
+        teacher = distance(output.video_teacher_logits, output.audio_teacher_logits)
     return {
         "loss/alignment": 0.5 * (student + teacher),
         "loss/alignment/student": student,

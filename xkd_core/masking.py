@@ -3,13 +3,14 @@
 A student encodes only the tokens that stay visible; the decoder is asked for the rest. The random
 numbers come from the caller, one per token, so a clip's mask does not depend on its batch.
 
-Paper: XKD, arXiv:2211.13929; MAE, arXiv:2111.06377.
+Paper: XKD, arXiv:2211.13929; MAE, arXiv:2111.06377; tubes, VideoMAE, arXiv:2203.12602.
 """
 
 from typing import NamedTuple
 
 import torch
 
+from xkd_core.config import VideoConfig
 from xkd_core.shapes import Bool, Float, Int, Tensor
 
 
@@ -36,6 +37,18 @@ def random_mask(noise: Float[Tensor, "B N"], num_visible: int) -> TokenMask:
     order = noise.argsort(dim=1, stable=True)
     restore = order.argsort(dim=1, stable=True)
     return TokenMask(order[:, :num_visible], restore >= num_visible, restore)
+
+
+def video_mask_noise(noise: Float[Tensor, "B N"], video: VideoConfig) -> Float[Tensor, "B N"]:
+    """Arranges noise as the masking of videos asks: for tubes that of the first tokens in time.
+
+    Tokens of one place then have equal noise, and `random_mask`, whose order is stable, keeps or
+    hides them together.
+    """
+    if video.masking == "random":
+        return noise
+    num_times = video.grid[0]
+    return noise[:, : video.num_tokens // num_times].repeat(1, num_times)
 
 
 def take_tokens(

@@ -1,7 +1,8 @@
 """The optimizer: AdamW with two groups, and clipping of each tensor by itself.
 
-Tensors of two or more dimensions decay, CLS and mask tokens and position tables included;
-biases and LayerNorms do not. Only the students' encoders and heads are clipped, never a decoder.
+Tensors of two or more dimensions decay, as published CLS and mask tokens and position tables
+included; biases and LayerNorms do not. Only the students' encoders and heads are clipped, never a
+decoder.
 
 Paper: XKD, arXiv:2211.13929.
 """
@@ -15,20 +16,21 @@ from xkd_core.sharding import gradient_norms, local_part
 from xkd_core.xkd import XKD
 
 CLIP_EPS = 1e-6
+TOKENS_AND_POSITIONS = {"cls_token", "mask_token", "position_table"}
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW over the trainable parameters, each once; the schedule sets the learning rate."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decaying: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_spared = name.rpartition(".")[2] in TOKENS_AND_POSITIONS
+            decays = parameter.ndim >= 2 and (config.decay_tokens_and_positions or not is_spared)
+            (decaying if decays else plain).append(parameter)
     groups = [
-        {
-            "params": [parameter for parameter in trainable if parameter.ndim >= 2],
-            "weight_decay": config.weight_decay,
-        },
-        {
-            "params": [parameter for parameter in trainable if parameter.ndim < 2],
-            "weight_decay": 0.0,
-        },
+        {"params": decaying, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
         groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True

@@ -6,6 +6,7 @@
     D   width of a token                 M   mel bins of a spectrogram
     K   width of a head's output         S   samples of a waveform
     P   numbers in one patch             A   attention heads
+    GB  global views of all clips: the first view of every clip, then the second
 
 Annotations are jaxtyping's and are checked in tests alone, so training pays nothing for them.
 """

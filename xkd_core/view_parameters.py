@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from xkd_core.config import AudioConfig, MethodConfig, Range, VideoConfig, ViewsConfig
+from xkd_core.masking import video_mask_noise
 from xkd_core.shapes import Bool, Float, Int, Tensor
 
 CROP_TRIES = 10
@@ -68,12 +69,13 @@ class AudioViewParameters(NamedTuple):
 class ViewParameters(NamedTuple):
     """Everything random about the views of a batch, one row a clip, on the CPU."""
 
-    video_global: VideoViewParameters
+    video_globals: tuple[VideoViewParameters, ...]
     video_locals: tuple[VideoViewParameters, ...]
-    audio_global: AudioViewParameters
+    audio_globals: tuple[AudioViewParameters, ...]
     audio_locals: tuple[AudioViewParameters, ...]
-    video_mask_noise: Float[Tensor, "B N_video"]
-    audio_mask_noise: Float[Tensor, "B N_audio"]
+    video_mask_noise: Float[Tensor, "GB_video N_video"]
+    """Of the first global view of all clips, then of the second."""
+    audio_mask_noise: Float[Tensor, "GB_audio N_audio"]
 
 
 def clip_generator(
@@ -99,27 +101,35 @@ def draw_view_parameters(
         )
     views, video, audio = config.views, config.model.video, config.model.audio
     count = (
-        (1 + views.num_video_locals) * _VIDEO_NUMBERS
-        + (1 + views.num_audio_locals) * _AUDIO_NUMBERS
-        + video.num_tokens
-        + audio.num_tokens
+        (views.num_video_globals + views.num_video_locals) * _VIDEO_NUMBERS
+        + (views.num_audio_globals + views.num_audio_locals) * _AUDIO_NUMBERS
+        + views.num_video_globals * video.num_tokens
+        + views.num_audio_globals * audio.num_tokens
     )
     rows = np.empty((len(clip_ids), count))
     for row, clip_id, epoch in zip(rows, clip_ids, epochs, strict=True):
         clip_generator(seed, epoch, clip_id).random(out=row)
     uniforms = _Uniforms(torch.from_numpy(rows))
+    video_globals = [_global_video(uniforms, views)]
+    video_locals = [_local_video(uniforms, views, video) for _ in range(views.num_video_locals)]
+    audio_globals = [_global_audio(uniforms, views)]
+    audio_locals = [_local_audio(uniforms, views, audio) for _ in range(views.num_audio_locals)]
+    video_noise = [uniforms.take(video.num_tokens)]
+    audio_noise = [uniforms.take(audio.num_tokens)]
+    # Further global views are drawn last, so that they move no other draw.
+    for _ in range(1, views.num_video_globals):
+        video_globals.append(_global_video(uniforms, views))
+        video_noise.append(uniforms.take(video.num_tokens))
+    for _ in range(1, views.num_audio_globals):
+        audio_globals.append(_global_audio(uniforms, views))
+        audio_noise.append(uniforms.take(audio.num_tokens))
     return ViewParameters(
-        video_global=_global_video(uniforms, views),
-        video_locals=tuple(
-            _local_video(uniforms, views, video) for _ in range(views.num_video_locals)
-        ),
-        audio_global=_audio(uniforms, views, volume=views.global_volume, num_starts=1),
-        audio_locals=tuple(
-            _audio(uniforms, views, volume=views.local_volume, num_starts=_num_audio_starts(audio))
-            for _ in range(views.num_audio_locals)
-        ),
-        video_mask_noise=uniforms.take(video.num_tokens).float(),
-        audio_mask_noise=uniforms.take(audio.num_tokens).float(),
+        tuple(video_globals),
+        tuple(video_locals),
+        tuple(audio_globals),
+        tuple(audio_locals),
+        video_mask_noise(torch.cat(video_noise).float(), video),
+        torch.cat(audio_noise).float(),
     )
 
 
@@ -142,10 +152,6 @@ class _Uniforms:
 
     def take_one(self) -> Tensor:
         return self.take(1)[:, 0]
-
-
-def _num_audio_starts(audio: AudioConfig) -> int:
-    return (audio.num_samples - audio.local_num_samples) // LOCAL_AUDIO_STEP + 1
 
 
 def _between(uniform: Tensor, low: float, high: float) -> Tensor:
@@ -205,6 +211,17 @@ def _blur_sigma(uniforms: _Uniforms, views: ViewsConfig) -> Tensor:
     else:
         sigma = drawn.unsqueeze(1).expand(-1, 2)
     return sigma * blurred.unsqueeze(1)
+
+
+def _global_audio(uniforms: _Uniforms, views: ViewsConfig) -> AudioViewParameters:
+    return _audio(uniforms, views, volume=views.global_volume, num_starts=1)
+
+
+def _local_audio(
+    uniforms: _Uniforms, views: ViewsConfig, audio: AudioConfig
+) -> AudioViewParameters:
+    num_starts = (audio.num_samples - audio.local_num_samples) // LOCAL_AUDIO_STEP + 1
+    return _audio(uniforms, views, volume=views.local_volume, num_starts=num_starts)
 
 
 def _audio(

@@ -62,22 +62,26 @@ class ClipBatch(NamedTuple):
 class Views(NamedTuple):
     """What one training step sees of a batch: normalised views and the noise that draws masks."""
 
-    video_global: Float[Tensor, "B 3 T H W"]
+    video_global: Float[Tensor, "GB 3 T H W"]
+    """The first global view of all clips; where there are more, then the second of all clips."""
     video_locals: Float[Tensor, "J B 3 T_local H_local W_local"]
-    audio_global: Float[Tensor, "B 1 M T_audio"]
+    audio_global: Float[Tensor, "GB_audio 1 M T_audio"]
     audio_locals: Float[Tensor, "J_audio B 1 M T_audio_local"]
-    video_mask_noise: Float[Tensor, "B N_video"]
-    """A uniform number per token; the tokens with the lowest stay visible."""
-    audio_mask_noise: Float[Tensor, "B N_audio"]
+    video_mask_noise: Float[Tensor, "GB N_video"]
+    """A uniform number per token of a global view; the tokens with the lowest stay visible."""
+    audio_mask_noise: Float[Tensor, "GB_audio N_audio"]
 
 
 def split_views(views: Views, num_parts: int) -> list[Views]:
     """Cuts a batch into parts of equally many clips, in order."""
-    # The clips of local views are on the second axis.
-    parts = [
-        tensor.chunk(num_parts, dim=1 if name.endswith("_locals") else 0)
-        for name, tensor in views._asdict().items()
-    ]
+    num_clips = views.video_locals.shape[1]
+    parts = []
+    for name, tensor in views._asdict().items():
+        if name.endswith("_locals"):
+            parts.append(tensor.chunk(num_parts, dim=1))
+        else:
+            chunks = tensor.unflatten(0, (-1, num_clips)).chunk(num_parts, dim=1)
+            parts.append([chunk.flatten(0, 1) for chunk in chunks])
     return [Views(*tensors) for tensors in zip(*parts, strict=True)]
 
 
@@ -96,15 +100,23 @@ def make_views(
     waveform = batch.waveform / LARGEST_SAMPLE
     with torch.autocast(device.type, enabled=False):
         return Views(
-            video_global=video_view_of(parameters.video_global, video.num_frames, video.size),
+            video_global=torch.cat(
+                [
+                    video_view_of(view, video.num_frames, video.size)
+                    for view in parameters.video_globals
+                ]
+            ),
             video_locals=torch.stack(
                 [
                     video_view_of(view, video.local_num_frames, video.local_size)
                     for view in parameters.video_locals
                 ]
             ),
-            audio_global=log_mel(
-                _window(waveform, parameters.audio_global, audio.num_samples)
+            audio_global=torch.cat(
+                [
+                    log_mel(_window(waveform, view, audio.num_samples))
+                    for view in parameters.audio_globals
+                ]
             ).unsqueeze(1),
             audio_locals=torch.stack(
                 [

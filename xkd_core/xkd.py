@@ -13,13 +13,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import nn
 
-from xkd_core.config import ModelConfig, num_visible
+from xkd_core.config import ModelConfig
 from xkd_core.decoder import Decoder
 from xkd_core.encoders import Encoder, build_encoder, pool_patches
 from xkd_core.heads import ProjectionHead
 from xkd_core.masking import random_mask
 from xkd_core.patches import normalize_patches, to_patches
-from xkd_core.refinement import Refinement, refine_and_pool
+from xkd_core.refinement import Refinement, agreement, refine_and_pool
 from xkd_core.shapes import Bool, Float, Tensor
 from xkd_core.sharding import cut_like, local_part
 from xkd_core.views import Views
@@ -30,9 +30,9 @@ TeacherView = Literal["global", "first_local"]
 class StudentOutput(NamedTuple):
     """One modality's student on all its views."""
 
-    reconstruction: Float[Tensor, "B N P"]
-    target: Float[Tensor, "B N P"]
-    mask: Bool[Tensor, "B N"]
+    reconstruction: Float[Tensor, "GB N P"]
+    target: Float[Tensor, "GB N P"]
+    mask: Bool[Tensor, "GB N"]
     logits: Float[Tensor, "J B K"]
     features: Float[Tensor, "B D"]
 
@@ -40,22 +40,22 @@ class StudentOutput(NamedTuple):
 class XKDOutput(NamedTuple):
     """What one forward pass gives; the objective and the health measures are made from it."""
 
-    video_reconstruction: Float[Tensor, "B N P"]
-    audio_reconstruction: Float[Tensor, "B N_audio P_audio"]
-    video_target: Float[Tensor, "B N P"]
-    """Normalised patches of the global view."""
-    audio_target: Float[Tensor, "B N_audio P_audio"]
-    video_mask: Bool[Tensor, "B N"]
+    video_reconstruction: Float[Tensor, "GB N P"]
+    audio_reconstruction: Float[Tensor, "GB_audio N_audio P_audio"]
+    video_target: Float[Tensor, "GB N P"]
+    """Normalised patches of the global views."""
+    audio_target: Float[Tensor, "GB_audio N_audio P_audio"]
+    video_mask: Bool[Tensor, "GB N"]
     """True where the student did not see the patch."""
-    audio_mask: Bool[Tensor, "B N_audio"]
+    audio_mask: Bool[Tensor, "GB_audio N_audio"]
     video_student_logits: Float[Tensor, "J B K"]
-    """Of the masked global view first, then of the local views."""
+    """Of the masked global views first, then of the local views."""
     audio_student_logits: Float[Tensor, "J_audio B K"]
     video_teacher_logits: Float[Tensor, "B K"]
     """Without gradient, as everything of a teacher."""
     audio_teacher_logits: Float[Tensor, "B K"]
     video_student_features: Float[Tensor, "B D"]
-    """Pooled tokens of the masked global view."""
+    """Pooled tokens of the first masked global view."""
     audio_student_features: Float[Tensor, "B D"]
     video_teacher_features: Float[Tensor, "B D"]
     """Pooled refined tokens: what the teacher's head gets."""
@@ -178,14 +178,24 @@ class XKD(nn.Module):
     def _teacher_features(
         self, views: Views, teacher_view: TeacherView, refinement: Refinement
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
-        video, audio = views.video_global, views.audio_global
-        if teacher_view == "first_local":
-            video, audio = views.video_locals[0], views.audio_locals[0]
+        video, audio = views.video_locals[0], views.audio_locals[0]
+        if teacher_view == "global":
+            video, audio = views.video_global[: len(video)], views.audio_global[: len(audio)]
         video_tokens, video_attention = self.video_teacher.tokens_and_attention(video)
         audio_tokens, audio_attention = self.audio_teacher.tokens_and_attention(audio)
+        video_agreement = audio_agreement = None
+        if refinement == "cross":
+            video_logits = self.video_teacher_head(pool_patches(video_tokens))
+            audio_logits = self.audio_teacher_head(pool_patches(audio_tokens))
+            video_agreement = agreement(self.video_teacher_head(video_tokens[:, 1:]), audio_logits)
+            audio_agreement = agreement(self.audio_teacher_head(audio_tokens[:, 1:]), video_logits)
         return (
-            refine_and_pool(video_tokens[:, 1:], video_attention, audio_attention, refinement),
-            refine_and_pool(audio_tokens[:, 1:], audio_attention, video_attention, refinement),
+            refine_and_pool(
+                video_tokens[:, 1:], video_attention, audio_attention, refinement, video_agreement
+            ),
+            refine_and_pool(
+                audio_tokens[:, 1:], audio_attention, video_attention, refinement, audio_agreement
+            ),
         )
 
 
@@ -193,29 +203,29 @@ def run_student(
     encoder: Encoder,
     head: ProjectionHead,
     decoder: Decoder,
-    global_view: Float[Tensor, "B C *size"],
+    global_views: Float[Tensor, "GB C *size"],
     local_views: Float[Tensor, "J B C *local_size"],
-    mask_noise: Float[Tensor, "B N"],
+    mask_noise: Float[Tensor, "GB N"],
     num_visible: int,
 ) -> StudentOutput:
-    """One modality: the masked global view is reconstructed, and all views are projected.
+    """One modality: masked global views are reconstructed, and all views are projected.
 
     The tokens that the decoder gets are also the student's view of the whole clip.
     """
     mask = random_mask(mask_noise, num_visible)
-    tokens = encoder(global_view, mask.keep)
+    tokens = encoder(global_views, mask.keep)
     reconstruction = decoder(tokens, mask.restore)
     features = pool_patches(tokens)
-    num_locals, num_clips = local_views.shape[:2]
+    num_clips = local_views.shape[1]
     local_features = pool_patches(encoder(local_views.flatten(0, 1)))
     logits = head(torch.cat([features, local_features]))
-    target = normalize_patches(to_patches(global_view, encoder.patch_size))
+    target = normalize_patches(to_patches(global_views, encoder.patch_size))
     return StudentOutput(
         reconstruction,
         target,
         mask.hidden,
-        logits.unflatten(0, (1 + num_locals, num_clips)),
-        features.detach(),
+        logits.unflatten(0, (-1, num_clips)),
+        features[:num_clips].detach(),
     )
 
 
@@ -238,8 +248,8 @@ def build_xkd(model: ModelConfig) -> XKD:
         audio_teacher=audio_teacher,
         video_teacher_head=_build_head(model),
         audio_teacher_head=_build_head(model),
-        num_visible_video=num_visible(model.video.num_tokens, model.video.mask_ratio),
-        num_visible_audio=num_visible(model.audio.num_tokens, model.audio.mask_ratio),
+        num_visible_video=model.video.num_visible,
+        num_visible_audio=model.audio.num_visible,
     )
 
 

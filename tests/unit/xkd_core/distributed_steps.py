@@ -1,6 +1,6 @@
-"""Two training steps as one of several workers; a program that a test starts.
+"""Two training steps, and alignment by itself, as one of several workers; a test starts this.
 
-Arguments: rank, number of workers, a file to meet at, a file for the result of rank 0.
+Arguments: rank, number of workers, a file to meet at, a file for the result.
 """
 
 import sys
@@ -12,29 +12,37 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from xkd_core.alignment import alignment_distance, gather_rows
 from xkd_core.config import ObjectiveConfig, OptimizerConfig
 from xkd_core.train_step import train_step
 from xkd_core.views import Views
 from xkd_core.xkd import model_tensors
 
 NUM_CLIPS = 4
+NUM_ROWS = 8
+ALIGNMENTS = {
+    "paper": {"mmd_gammas": (0.01, 0.1)},
+    "median": {"mmd_bandwidth": "median"},
+    "unit_sphere": {"mmd_unit_sphere": True},
+    "unbiased": {"mmd_bandwidth": "median", "mmd_unbiased": True},
+    "coral": {"alignment": "coral"},
+}
 
 
 def main(rank: int, num_workers: int, meeting_file: str, result_file: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{meeting_file}", rank=rank, world_size=num_workers
     )
-    result = run_steps(rank, num_workers, DistributedDataParallel)
-    if rank == 0:
-        save_file(result, result_file)
+    steps = run_steps(rank, num_workers, DistributedDataParallel)
+    save_file({**steps, **run_alignment(rank, num_workers)}, result_file)
     dist.destroy_process_group()
 
 
 def run_steps(rank: int, num_workers: int, wrap) -> dict[str, Tensor]:
     """Weights and centres after two steps on a worker's share of one batch."""
     config = micro_config(
-        # MMD compares the clips of one worker, so it alone depends on how clips are shared out.
-        objective=ObjectiveConfig(alignment_weight=0.0),
+        # Rows at any distance pull on each other, so the gradient of MMD is not all but 0.
+        objective=ObjectiveConfig(mmd_bandwidth="median"),
         # With a large eps AdamW does not turn the rounding of a tiny gradient into a whole step.
         optimizer=OptimizerConfig(warmup_epochs=0.0, learning_rate=0.1, eps=1.0),
     )
@@ -48,6 +56,26 @@ def run_steps(rank: int, num_workers: int, wrap) -> dict[str, Tensor]:
         )
     centers = {f"center.{name}": center for name, center in state.centers._asdict().items()}
     return {**model_tensors(model), **centers}
+
+
+def run_alignment(rank: int, num_workers: int) -> dict[str, Tensor]:
+    """Each distance between all workers' rows, and its gradient as DDP would average it.
+
+    Also the value without asking the others.
+    """
+    torch.manual_seed(0)
+    mine = slice(rank * NUM_ROWS // num_workers, (rank + 1) * NUM_ROWS // num_workers)
+    x, y = (rows[mine] for rows in torch.randn(2, NUM_ROWS, 16))
+    result = {}
+    for name, settings in ALIGNMENTS.items():
+        objective = ObjectiveConfig(**settings)
+        own = x.clone().requires_grad_()
+        distance = alignment_distance(gather_rows(own), gather_rows(y), objective)
+        (gradient,) = torch.autograd.grad(distance, own)
+        result[f"value.{name}"] = distance.detach()
+        result[f"gradient.{name}"] = gradient / num_workers
+        result[f"own.{name}"] = alignment_distance(x, y, objective)
+    return result
 
 
 def share_of(views: Views, rank: int, num_workers: int) -> Views:

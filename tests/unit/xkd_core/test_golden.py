@@ -13,15 +13,16 @@ import torch
 from micro_model import VARIANTS, micro_config, micro_model, train_state
 from safetensors.torch import load_file
 
-from xkd_core.config import ObjectiveConfig, OptimizerConfig
+from xkd_core.alignment import coral, mmd
+from xkd_core.config import MethodConfig, ObjectiveConfig, OptimizerConfig
 from xkd_core.losses import (
     Centers,
     distillation_loss,
     initial_centers,
     losses,
-    mmd,
     update_centers,
 )
+from xkd_core.masking import random_mask
 from xkd_core.optim import clip_each_gradient, clipped_parameters
 from xkd_core.patches import spectrogram_to_patches, video_to_patches
 from xkd_core.published import load_published, published_name
@@ -46,6 +47,8 @@ DIAGONAL_ROUNDING = 0.01
 GAMMAS = ObjectiveConfig().mmd_gammas
 TEACHER_VIEWS = ("global", "first_local")
 VIEW_NAMES = {"video": "frames", "audio": "spec"}
+GLOBAL_LOCAL = ("global", "local")
+MODES = ("mean", "softmax")
 
 
 @pytest.fixture(params=VARIANTS)
@@ -80,18 +83,54 @@ def assert_close(ours, published):
     torch.testing.assert_close(ours, published, atol=1e-5 * scale, rtol=1e-5)
 
 
+def test_every_published_tensor_is_compared_here(golden):
+    of_a_modality = {
+        *(f"teacher_{what}_{view}" for what in ("tokens", "attention") for view in GLOBAL_LOCAL),
+        *(f"{what}_{mode}" for what in ("cross_attention", "refined") for mode in MODES),
+        "mask",
+        "patch_target",
+        "reconstruction",
+        "student_visible_tokens",
+        "teacher_logits_local",
+    }
+    compared = {f"{modality}_{name}" for modality in VIEW_NAMES for name in of_a_modality}
+    for view in TEACHER_VIEWS:
+        for modality in VIEW_NAMES:
+            compared |= {f"{view}.center_{modality}_teacher_step{step}" for step in range(3)}
+    in_tests_of_gradients = ("grad_norm", "clipped_grad_norm")
+    others = {
+        name
+        for name in golden["outputs"]
+        if name.partition(".")[2].partition(".")[0] not in in_tests_of_gradients
+    }
+    assert others == compared
+
+
 @pytest.mark.parametrize("modality", ["video", "audio"])
-@pytest.mark.parametrize("view", ["global", "local"])
+@pytest.mark.parametrize("view", GLOBAL_LOCAL)
 def test_teacher_tokens_and_attention_are_published(golden, modality, view):
     teacher = golden["model"].get_submodule(f"{modality}_teacher")
     clip = golden["inputs"][f"{VIEW_NAMES[modality]}_{view}"]
+    block_inputs = []
+    teacher.blocks[-1].norm1.register_forward_hook(
+        lambda _module, _inputs, normed: block_inputs.append(normed)
+    )
     tokens, attention = teacher.tokens_and_attention(clip)
-    whole_map = golden["outputs"][f"{modality}_teacher_attention_{view}"]
+    published = golden["outputs"][f"{modality}_teacher_attention_{view}"]
     assert_close(tokens, golden["outputs"][f"{modality}_teacher_tokens_{view}"])
-    assert_close(attention, whole_map[:, :, 0, 1:])
+    assert_close(attention, published[:, :, 0, 1:])
+    assert_close(1.0 - attention.sum(dim=-1), published[:, :, 0, 0])
+    # The rest of the map, which the method has no use for, from the same queries and keys.
+    layer = teacher.blocks[-1].attn
+    query, key, _ = (
+        part.unflatten(2, (layer.num_heads, -1)).transpose(1, 2)
+        for part in layer.qkv(block_inputs[0]).chunk(3, dim=-1)
+    )
+    whole_map = (query @ key.mT * query.shape[-1] ** -0.5).softmax(dim=-1)
+    assert_close(whole_map, published)
 
 
-@pytest.mark.parametrize("mode", ["mean", "softmax"])
+@pytest.mark.parametrize("mode", MODES)
 def test_refined_tokens_are_published(golden, mode):
     model, inputs, outputs = golden["model"], golden["inputs"], golden["outputs"]
     video = model.video_teacher.tokens_and_attention(inputs["frames_local"])
@@ -113,7 +152,11 @@ def test_masks_targets_reconstructions_and_logits_are_published(golden, modality
     assert torch.equal(result[f"{modality}_mask"], outputs[f"{modality}_mask"].bool())
     assert_close(result[f"{modality}_reconstruction"], outputs[f"{modality}_reconstruction"])
     assert_close(result[f"{modality}_teacher_logits"], outputs[f"{modality}_teacher_logits_local"])
-    visible = outputs[f"{modality}_student_visible_tokens"]
+    student = golden["model"].get_submodule(f"{modality}_student")
+    num_visible = getattr(golden["model"], f"num_visible_{modality}")
+    keep = random_mask(inputs[f"{modality}_mask_noise"], num_visible).keep
+    visible = student(inputs[f"{VIEW_NAMES[modality]}_global"], keep)
+    assert_close(visible, outputs[f"{modality}_student_visible_tokens"])
     assert_close(result[f"{modality}_student_features"], visible[:, 1:].mean(dim=1))
 
 
@@ -195,6 +238,14 @@ def test_at_8192_columns_the_published_mmd_loses_up_to_the_two_largest_kernels(g
     assert sum(rounded) < exact
 
 
+@pytest.mark.parametrize("pair", [0, 1, 2])
+def test_coral_is_published(golden_dir, pair):
+    components = load_file(golden_dir / "components.safetensors")
+    published = components[f"mmd{pair}.coral"].item()
+    ours = coral(components[f"mmd{pair}.x"], components[f"mmd{pair}.y"]).item()
+    assert ours == pytest.approx(published, rel=1e-5)
+
+
 def test_three_consecutive_distillation_losses_and_centers_are_published(golden_dir):
     components = load_file(golden_dir / "components.safetensors")
     centers = initial_centers(96)
@@ -216,6 +267,34 @@ def test_schedules_are_published(golden_dir):
     momenta = [cosine(s, start=0.997, end=1.0, total_steps=140) for s in steps]
     np.testing.assert_allclose(rates, curves["lr"], rtol=1e-12, atol=1e-18)
     np.testing.assert_allclose(momenta, curves["ema"], rtol=1e-12)
+    assert (curves["wd"] == OptimizerConfig().weight_decay).all()
+
+
+def test_the_settings_defaults_are_the_published_hyperparameters(golden):
+    given, defaults = golden["losses"]["hyperparameters"], MethodConfig()
+    objective, optimizer = defaults.objective, defaults.optimizer
+    temperatures = {
+        "video": objective.video_teacher_temperature.end,
+        "audio": objective.audio_teacher_temperature.end,
+    }
+    weights = {
+        "reconstruction": objective.reconstruction_weight,
+        "alignment": objective.alignment_weight,
+        "distillation": objective.distillation_weight,
+    }
+    assert given == {
+        "lr": optimizer.learning_rate,
+        "betas": list(optimizer.betas),
+        "weight_decay": optimizer.weight_decay,
+        "clip_per_tensor": optimizer.max_grad_norm,
+        "ema_momentum": optimizer.video_momentum,
+        "video_mask_ratio": defaults.model.video.mask_ratio,
+        "audio_mask_ratio": defaults.model.audio.mask_ratio,
+        "teacher_temperature": temperatures,
+        "student_temperature": objective.video_student_temperature,
+        "loss_weights": weights,
+        "center_momentum": objective.center_momentum,
+    }
 
 
 def test_centers_of_the_golden_model_start_at_0(golden):

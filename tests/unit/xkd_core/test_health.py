@@ -156,8 +156,9 @@ def test_cosines_are_means_over_pairs():
 
 def test_mmd_of_rows_that_are_far_from_all_others_is_zero():
     far = 1000.0 * torch.eye(6)
-    gammas = ObjectiveConfig().mmd_gammas
-    assert float(mmd_without_constant(far[:3], far[3:], gammas)) == pytest.approx(0.0, abs=1e-6)
+    assert float(mmd_without_constant(far[:3], far[3:], ObjectiveConfig())) == pytest.approx(
+        0.0, abs=1e-6
+    )
 
 
 def test_information_is_0_for_equal_targets_and_1_for_certain_different_ones():

@@ -10,55 +10,10 @@ from xkd_core.losses import (
     distillation_loss,
     initial_centers,
     losses,
-    mmd,
     reconstruction_loss,
     teacher_temperature,
     update_centers,
 )
-
-GAMMAS = ObjectiveConfig().mmd_gammas
-
-
-def kernel_mean(x, y):
-    distances = ((x[:, None, :] - y[None, :, :]) ** 2).sum(axis=-1)
-    return sum(np.exp(-gamma * distances) for gamma in GAMMAS).mean()
-
-
-def normed_rows(num_rows, width, spread=1.0):
-    """Rows as the head gives them: a common direction and `spread` of their own."""
-    rows = torch.randn(1, width) + spread * torch.randn(num_rows, width)
-    return torch.nn.functional.layer_norm(rows, (width,))
-
-
-@pytest.mark.parametrize("spread", [1.0, 0.1, 0.01, 0.001])
-def test_mmd_is_the_formula_in_float64(spread):
-    rows = normed_rows(12, 256, spread)
-    x, y = rows[:5], rows[5:]
-    x64, y64 = x.double().numpy(), y.double().numpy()
-    expected = kernel_mean(x64, x64) + kernel_mean(y64, y64) - 2 * kernel_mean(x64, y64)
-    assert mmd(x, y, GAMMAS).item() == pytest.approx(expected, rel=1e-6, abs=1e-7)
-
-
-def test_mmd_of_a_set_with_itself_is_0():
-    rows = normed_rows(8, 256, 0.1)
-    assert mmd(rows, rows, GAMMAS).item() == pytest.approx(0.0, abs=1e-6)
-
-
-def test_mmd_of_32_and_32_decorrelated_rows_is_0_4375():
-    assert mmd(torch.randn(32, 8192), torch.randn(32, 8192), GAMMAS).item() == 0.4375
-
-
-def test_identical_rows_give_finite_gradients():
-    x = normed_rows(1, 64).expand(4, -1).clone().requires_grad_()
-    mmd(x, normed_rows(4, 64), GAMMAS).backward()
-    assert x.grad.isfinite().all()
-
-
-def test_mmd_is_the_same_under_autocast():
-    x, y = normed_rows(4, 256, 0.01), normed_rows(4, 256, 0.01)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = mmd(x, y, GAMMAS)
-    assert torch.equal(inside, mmd(x, y, GAMMAS))
 
 
 def test_distillation_is_the_formula_in_float64():
@@ -123,6 +78,10 @@ def test_the_total_is_the_weighted_mean_of_three_half_sums():
     ) / 7
     torch.testing.assert_close(total, expected)
     assert terms["loss/total"] is total
+    undivided, _, _ = losses(
+        output, initial_centers(96), ObjectiveConfig(divide_by_weights=False), 0.0
+    )
+    torch.testing.assert_close(undivided, 7.0 * expected)
 
 
 def test_alignment_of_the_teachers_is_a_constant():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from micro_model import VARIANTS, micro_config, micro_model
 
+from xkd_core.config import OptimizerConfig
 from xkd_core.optim import (
     build_optimizer,
     clip_each_gradient,
@@ -38,6 +39,21 @@ def test_tokens_and_tables_decay_but_biases_and_norms_do_not():
     } <= decaying_names
     assert all(name.endswith(".bias") or "norm" in name for name in plain_names)
     assert not any(name.endswith(".bias") or "norm" in name for name in decaying_names)
+
+
+def test_tokens_and_tables_can_be_spared_from_decay():
+    model = micro_model()
+    config = OptimizerConfig(decay_tokens_and_positions=False)
+    decaying, plain = build_optimizer(model, config).param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    spared = {names[id(p)] for p in plain["params"] if p.ndim >= 2}
+    networks = ("video_student", "audio_student", "video_decoder", "audio_decoder")
+    tokens = ("cls_token", "cls_token", "mask_token", "mask_token")
+    tables = {f"{network}.position_table" for network in networks}
+    assert spared == tables | {".".join(pair) for pair in zip(networks, tokens, strict=True)}
+    assert len(decaying["params"]) + len(plain["params"]) == len(
+        [p for p in model.parameters() if p.requires_grad]
+    )
 
 
 def test_each_gradient_is_clipped_by_its_own_norm():

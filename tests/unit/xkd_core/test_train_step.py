@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed_steps import run_steps
+from distributed_steps import ALIGNMENTS, run_alignment, run_steps
 from micro_model import micro_config, micro_model, micro_views, train_state
 from safetensors.torch import load_file
 
@@ -116,7 +116,7 @@ def test_float16_is_refused():
         run(state, config, micro_views(), 1, autocast_dtype=torch.float16)
 
 
-@pytest.mark.parametrize("refinement", ["mean", "softmax", "none"])
+@pytest.mark.parametrize("refinement", ["mean", "softmax", "cross", "none"])
 @pytest.mark.parametrize("teacher_view", ["global", "first_local"])
 def test_every_setting_of_the_teachers_trains(refinement, teacher_view):
     objective = ObjectiveConfig(refinement=refinement, teacher_view=teacher_view)
@@ -151,22 +151,39 @@ def test_the_model_compiles_to_one_graph():
     assert result.returncode == 0, result.stderr
 
 
-def test_two_workers_learn_what_one_worker_learns(tmp_path):
-    """In processes of their own, which meet through a file."""
+@pytest.fixture(scope="module")
+def of_two_workers(tmp_path_factory):
+    """What each of two workers gets, in processes of their own, which meet through a file."""
     program = Path(__file__).with_name("distributed_steps.py")
-    meeting, result = tmp_path / "meeting", tmp_path / "result.safetensors"
+    folder = tmp_path_factory.mktemp("workers")
+    results = [folder / f"{rank}.safetensors" for rank in range(2)]
     workers = [
         subprocess.Popen(
-            [sys.executable, program, str(rank), "2", meeting, result],
+            [sys.executable, program, str(rank), "2", folder / "meeting", result],
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(2)
+        for rank, result in enumerate(results)
     ]
     errors = [worker.communicate(timeout=200)[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], errors
-    together = load_file(result)
+    return [load_file(result) for result in results]
+
+
+def test_two_workers_learn_what_one_worker_learns(of_two_workers):
+    """MMD over the rows of both, centres and weights."""
     alone = run_steps(0, 1, lambda model: model)
-    assert together.keys() == alone.keys()
-    for name, tensor in alone.items():
-        torch.testing.assert_close(together[name], tensor, atol=1e-6, rtol=1e-4, msg=name)
+    for together in of_two_workers:
+        for name, tensor in alone.items():
+            torch.testing.assert_close(together[name], tensor, atol=1e-6, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("name", ALIGNMENTS)
+def test_alignment_over_two_workers_is_that_of_one_with_all_rows(of_two_workers, name):
+    alone, (first, second) = run_alignment(0, 1), of_two_workers
+    for worker in (first, second):
+        torch.testing.assert_close(worker[f"value.{name}"], alone[f"value.{name}"])
+        assert abs(worker[f"own.{name}"] - alone[f"value.{name}"]) > 1e-3
+    gradient = torch.cat([first[f"gradient.{name}"], second[f"gradient.{name}"]])
+    torch.testing.assert_close(gradient, alone[f"gradient.{name}"], atol=1e-7, rtol=1e-5)
+    assert gradient.abs().max() > 1e-4

@@ -68,7 +68,7 @@ def test_numbers_stay_the_same_between_versions():
 
 
 def test_global_crops_and_jitter_follow_the_method():
-    view = draw(3000).video_global
+    view = draw(3000).video_globals[0]
     assert_uniform(view.crop_area, 0.2, 1.0)
     assert_uniform(view.crop_ratio.log(), math.log(3 / 4), math.log(4 / 3))
     assert_uniform(view.crop_position, 0.0, 1.0)
@@ -99,7 +99,7 @@ def test_fixed_blur_is_the_published_vertical_one():
 
 
 def test_all_orders_of_colour_operations_are_equally_likely():
-    orders = draw(4800).video_global.color_order
+    orders = draw(4800).video_globals[0].color_order
     assert torch.equal(orders.sort(dim=1).values, torch.arange(4).expand(4800, 4))
     _, counts = orders.unique(dim=0, return_counts=True)
     assert len(counts) == 24
@@ -108,8 +108,8 @@ def test_all_orders_of_colour_operations_are_equally_likely():
 
 def test_sound_windows_and_volumes_follow_the_method():
     parameters = draw(4000)
-    assert not parameters.audio_global.start.any()
-    assert_uniform(parameters.audio_global.volume, 0.9, 1.1)
+    assert not parameters.audio_globals[0].start.any()
+    assert_uniform(parameters.audio_globals[0].volume, 0.9, 1.1)
     local = parameters.audio_locals[0]
     assert not (local.start % 100).any()
     assert (local.start.min(), local.start.max()) == (0, 48_000)
@@ -131,7 +131,7 @@ def test_a_probability_moves_no_other_draw():
         num_video_locals=2, num_audio_locals=2, flip_probability=0.0, local_blur_probability=0.0
     )
     plain, changed = draw(8), draw(8, MethodConfig(views=views))
-    assert not changed.video_global.flip.any()
+    assert not changed.video_globals[0].flip.any()
     assert torch.equal(plain.video_locals[1].crop_area, changed.video_locals[1].crop_area)
     assert torch.equal(plain.audio_mask_noise, changed.audio_mask_noise)
 

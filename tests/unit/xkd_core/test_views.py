@@ -28,6 +28,7 @@ from xkd_core.views import (
     plain_audio_view,
     plain_video_view,
     plain_views,
+    split_views,
 )
 
 VIDEO = VideoConfig(
@@ -106,7 +107,7 @@ def test_video_views_are_torchvisions(monkeypatch, as_on_a_gpu):
     for epoch in range(3):
         parameters = parameters_of(len(SIZES), epoch=epoch)
         views = make_views(batch, parameters, CONFIG, log_mel)
-        made = [(parameters.video_global, denormalize_video(views.video_global), 8, 32)]
+        made = [(parameters.video_globals[0], denormalize_video(views.video_global), 8, 32)]
         for view, video in zip(parameters.video_locals, views.video_locals, strict=True):
             made.append((view, denormalize_video(video), 4, 24))
         for view, video, num_frames, size in made:
@@ -164,6 +165,25 @@ def test_views_have_the_sizes_of_the_model():
     assert all(view.dtype == torch.float32 for view in views)
 
 
+def test_further_global_views_follow_the_first_and_move_no_other_draw():
+    views = ViewsConfig(
+        num_video_globals=2, num_audio_globals=3, num_video_locals=2, num_audio_locals=2
+    )
+    config = MethodConfig(model=CONFIG.model, views=views)
+    batch, log_mel = make_batch(((20, 30), (40, 25))), LogMel(AUDIO)
+    single = make_views(batch, parameters_of(2), CONFIG, log_mel)
+    several = make_views(batch, parameters_of(2, config), config, log_mel)
+    assert several.video_global.shape == (4, 3, 8, 32, 32)
+    assert several.audio_global.shape == (6, 1, 80, 112)
+    assert several.video_mask_noise.shape == (4, VIDEO.num_tokens)
+    assert several.audio_mask_noise.shape == (6, AUDIO.num_tokens)
+    for name, view in single._asdict().items():
+        assert torch.equal(getattr(several, name)[: len(view)], view), name
+    for view in several:
+        halves = view.unflatten(0, (-1, 2)) if len(view) > 2 else view
+        assert all(not torch.equal(halves[0], later) for later in halves[1:])
+
+
 def test_autocast_changes_nothing():
     batch, log_mel = make_batch(((20, 30),)), LogMel(AUDIO)
     expected = make_views(batch, parameters_of(1), CONFIG, log_mel)
@@ -178,7 +198,7 @@ def test_sound_of_views_is_windowed_and_scaled_before_the_spectrogram():
     parameters = parameters_of(len(SIZES))
     views = make_views(batch, parameters, CONFIG, log_mel)
     waveform = batch.waveform / 32_767
-    louder = waveform * parameters.audio_global.volume.float().unsqueeze(1)
+    louder = waveform * parameters.audio_globals[0].volume.float().unsqueeze(1)
     torch.testing.assert_close(views.audio_global[:, 0], log_mel(louder))
     for view, spectrograms in zip(parameters.audio_locals, views.audio_locals, strict=True):
         for clip, spectrogram in enumerate(spectrograms):
@@ -205,7 +225,7 @@ def crop_by_byol_a(spectrogram, size, position):
 
 def draw_crops(height, width, config=CONFIG, num_clips=4000, local=False):
     parameters = parameters_of(num_clips, config)
-    view = parameters.video_locals[0] if local else parameters.video_global
+    view = parameters.video_locals[0] if local else parameters.video_globals[0]
     heights, widths = torch.full((num_clips,), height), torch.full((num_clips,), width)
     return resolve_crops(view, heights, widths, config.views.crop_ratio)
 
@@ -301,3 +321,21 @@ def test_views_are_the_same_on_a_gpu(monkeypatch):
     plain_video, plain_audio = plain_views(batch, CONFIG, log_mel.cpu())
     torch.testing.assert_close(video.cpu(), plain_video, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(audio.cpu(), plain_audio, atol=1e-3, rtol=1e-3)
+
+
+def test_parts_of_a_batch_hold_all_views_of_their_clips():
+    config = CONFIG.model_copy(update={"views": ViewsConfig(num_video_globals=2)})
+    batch = make_batch()
+    names = [f"clip{i}" for i in range(len(batch.heights))]
+    log_mel = LogMel(AUDIO)
+
+    def views_of(part):
+        parameters = draw_view_parameters(names[part], [0] * len(names[part]), 0, config)
+        clips = ClipBatch(*(tensor[part] for tensor in batch))
+        return make_views(clips, parameters, config, log_mel)
+
+    whole = views_of(slice(None))
+    for index, part in enumerate(split_views(whole, 2)):
+        alone = views_of(slice(3 * index, 3 * index + 3))
+        for name, tensor in part._asdict().items():
+            torch.testing.assert_close(tensor, getattr(alone, name), msg=name)

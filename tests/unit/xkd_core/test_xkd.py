@@ -6,6 +6,7 @@ from micro_model import VARIANTS, micro_config, micro_model, micro_views
 
 from xkd_core.config import ModelConfig
 from xkd_core.losses import initial_centers, losses
+from xkd_core.refinement import agreement, refine_and_pool
 from xkd_core.xkd import build_xkd, load_model_tensors, model_tensors
 
 # Published totals count the fixed lengths of the heads' last layers, which are not stored here.
@@ -138,6 +139,55 @@ def test_teachers_see_the_global_view_or_the_first_local_one():
         assert torch.equal(after.video_teacher_logits, before.video_teacher_logits)
     local = model(views._replace(video_global=views.video_global + 1.0), teacher_view="first_local")
     assert torch.equal(local.video_teacher_logits, before.video_teacher_logits)
+
+
+def test_with_cross_refinement_the_other_modality_decides_which_tokens_count():
+    """Of two sounds that a video comes with; the published map gives it the same features."""
+    model, views = micro_model(), micro_views()
+    other = views._replace(audio_global=torch.randn_like(views.audio_global))
+    for parameter in model.audio_teacher_head.parameters():
+        parameter.copy_(torch.randn_like(parameter))
+    model.video_teacher_head.load_state_dict(model.audio_teacher_head.state_dict())
+
+    def weights_moved(refinement):
+        """Features are one direction per clip; how far two sounds turn it."""
+        first, second = (
+            model(v, refinement=refinement).video_teacher_features for v in (views, other)
+        )
+        return 1.0 - torch.nn.functional.cosine_similarity(first, second, dim=-1)
+
+    assert (weights_moved("cross") > 10.0 * weights_moved("mean")).all()
+
+
+def test_cross_refinement_weighs_by_what_the_heads_make_of_tokens():
+    model, views = micro_model(), micro_views()
+    with torch.no_grad():
+        video, video_attention = model.video_teacher.tokens_and_attention(views.video_global)
+        audio, audio_attention = model.audio_teacher.tokens_and_attention(views.audio_global)
+        agreed = agreement(
+            model.video_teacher_head(video[:, 1:]),
+            model.audio_teacher_head(audio[:, 1:].mean(dim=1)),
+        )
+        expected = refine_and_pool(video[:, 1:], video_attention, audio_attention, "cross", agreed)
+        output = model(views, refinement="cross")
+    torch.testing.assert_close(output.video_teacher_features, expected)
+
+
+def test_further_global_views_are_reconstructed_and_projected_but_the_teacher_sees_the_first():
+    model, first, second = micro_model(), micro_views(num_audio_locals=2), micro_views()
+    both = first._replace(
+        video_global=torch.cat([first.video_global, second.video_global]),
+        video_mask_noise=torch.cat([first.video_mask_noise, second.video_mask_noise]),
+    )
+    one, other, together = (model(views) for views in (first, second, both))
+    close = {"atol": 1e-4, "rtol": 1e-4}
+    rows = [one.video_student_logits[0], other.video_student_logits[0], one.video_student_logits[1]]
+    torch.testing.assert_close(together.video_student_logits, torch.stack(rows), **close)
+    for name in ("video_reconstruction", "video_target", "video_mask"):
+        expected = torch.cat([getattr(one, name), getattr(other, name)])
+        torch.testing.assert_close(getattr(together, name), expected, **close)
+    for name in ("video_teacher_logits", "video_student_features", "audio_student_logits"):
+        torch.testing.assert_close(getattr(together, name), getattr(one, name), **close)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
