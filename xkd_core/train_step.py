@@ -6,7 +6,7 @@ non-finite loss is therefore not caught here; `non_finite` names the metrics tha
 A batch may be taken in parts (`accumulation_steps`). Reconstruction, distillation, centres and
 gradients are then those of the whole batch, since they are means over clips. The alignment is the
 mean of the parts' MMDs: an MMD compares clips that are in memory together, so parts see fewer
-pairs, just as workers do, and its constant (2 / clips for each kernel) is that of a part.
+pairs (workers see all, by `alignment_over_workers`), and its constant is that of a part.
 
 Paper: XKD, arXiv:2211.13929.
 """
