@@ -8,6 +8,7 @@ Method: XKD, arXiv:2211.13929, sections 3 and 4.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pipelines.clip_dataset import ClipDataset
 from pipelines.config import PretrainConfig, clip_mismatch
 from pipelines.errors import JobFailed, UserError
 from pipelines.progress import OnProgress, watched_board
+from pipelines.rungs import RungPlan
 from pipelines.tracking import RunRef, flat, log_dataset, open_run, tracked
 from pipelines.train_loop import make_feed, train_loop_per_worker
 
@@ -109,9 +111,21 @@ def _changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
 
 
 def pretrain(
-    config: PretrainConfig, *, on_progress: OnProgress, parent: RunRef | None = None
+    config: PretrainConfig,
+    *,
+    on_progress: OnProgress,
+    parent: RunRef | None = None,
+    rungs: RungPlan | None = None,
+    callbacks: Sequence[train.UserCallback] = (),
 ) -> PretrainResult:
     """Trains, or goes on training; Ray is connected and `check_pretrain` found nothing.
+
+    Args:
+        config: What to train.
+        on_progress: Called as it goes on.
+        parent: The MLflow run that this one is part of.
+        rungs: When to score the features on the way, for a sweep.
+        callbacks: Ray Train's, called at each checkpoint.
 
     Raises:
         UserError: if the workers ask for more than Ray has.
@@ -130,8 +144,13 @@ def pretrain(
             context="training",
         )
         with watched_board(on_progress) as board:
-            values = {"config": config.model_dump(mode="json"), "run": asdict(run), "board": board}
-            result: Any = _fit(config, scaling, values)
+            values = {
+                "config": config.model_dump(mode="json"),
+                "run": asdict(run),
+                "board": board,
+                "rungs": asdict(rungs) if rungs else None,
+            }
+            result: Any = _fit(config, scaling, values, callbacks)
         outcome = result.return_value or {}
         if terms := outcome.get("not_finite"):
             raise JobFailed(_not_finite_message(outcome["step"], terms, folder))
@@ -188,7 +207,10 @@ def _scaling(config: PretrainConfig) -> train.ScalingConfig:
 
 
 def _fit(
-    config: PretrainConfig, scaling: train.ScalingConfig, values: dict[str, Any]
+    config: PretrainConfig,
+    scaling: train.ScalingConfig,
+    values: dict[str, Any],
+    callbacks: Sequence[train.UserCallback],
 ) -> train.Result:
     # Typed by Ray as without a result; what rank 0 returns is the result's `return_value`.
     loop: Any = train_loop_per_worker
@@ -201,6 +223,7 @@ def _fit(
             storage_path=config.output,
             failure_config=train.FailureConfig(max_failures=config.max_failures),
             checkpoint_config=train.CheckpointConfig(num_to_keep=config.checkpoints_kept),
+            callbacks=list(callbacks),
         ),
     )
     try:

@@ -233,7 +233,7 @@ class Tracker:
     ) -> None:
         self._run = run
         self._unsent_file = unsent_file
-        self._queue: queue.SimpleQueue[list[Metric] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[Metric] | threading.Event | None] = queue.SimpleQueue()
         self._give_up_at = float("inf")
         self._thread = threading.Thread(target=self._send_all, daemon=True, name="tracker")
         self._thread.start()
@@ -250,6 +250,12 @@ class Tracker:
         now = int(time.time() * 1000)
         self._queue.put([Metric(name, value, now, step) for name, value in metrics.items()])
 
+    def flush(self, patience_seconds: float = 60.0) -> bool:
+        """Waits until all that was logged so far is sent; says whether it was in time."""
+        sent = threading.Event()
+        self._queue.put(sent)
+        return sent.wait(patience_seconds)
+
     def close(self, patience_seconds: float = 60.0) -> None:
         """Waits until everything is sent, at most `patience_seconds`."""
         if self._system:
@@ -261,6 +267,9 @@ class Tracker:
     def _send_all(self) -> None:
         client = self._run.client()
         while (metrics := self._queue.get()) is not None:
+            if isinstance(metrics, threading.Event):
+                metrics.set()
+                continue
             while not self._sent(client, metrics):
                 if time.monotonic() > self._give_up_at:
                     self._keep(metrics)

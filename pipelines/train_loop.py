@@ -36,6 +36,7 @@ from pipelines.config import PretrainConfig
 from pipelines.errors import UserError
 from pipelines.feed import Feed, FeedBatch
 from pipelines.progress import OnProgress, poster
+from pipelines.rungs import RungScorer
 from pipelines.tracking import RunRef, Tracker, code_version
 from xkd_core.audio import LogMel
 from xkd_core.health import measure_health
@@ -90,14 +91,17 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
     first_step = state.step
     clock = _Clock(config.batch_size)
     post: OnProgress = poster(values["board"]) if rank == 0 else _nobody
+    rungs = RungScorer(values.get("rungs"), info.total_steps, info.steps_per_epoch)
     with _tracker(config, run, rank, resumed=first_step > 0) as tracker, closing(feed):
+        _score(rungs, state, config, tracker, {})
         for step, views in enumerate(_all_views(config, feed, clock, first_step), first_step):
             if step >= info.total_steps:
                 break
             last = step + 1 == info.total_steps
-            save = last or (step + 1) % config.checkpoint_every == 0
-            due = last or step % config.log_every == 0
-            healthy = due and (last or step // config.log_every % HEALTH_EVERY == 0)
+            is_rung = rungs.is_due(step + 1)
+            save = last or is_rung or (step + 1) % config.checkpoint_every == 0
+            due = last or is_rung or step % config.log_every == 0
+            healthy = due and (last or is_rung or step // config.log_every % HEALTH_EVERY == 0)
             metrics = train_step(
                 state,
                 views,
@@ -118,7 +122,8 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
                     tracker.log(numbers, step)
                 post(step + 1, info.total_steps, _note(numbers))
             if save:
-                _checkpoint(state, replace(info, next_step=step + 1), rank)
+                scored = _score(rungs, state, config, tracker, numbers)
+                _checkpoint(state, replace(info, next_step=step + 1), rank, scored)
     return {
         "first_step": first_step,
         "total_steps": info.total_steps,
@@ -208,7 +213,29 @@ def _note(numbers: Mapping[str, float]) -> str:
     return f"{note}  data wait {wait:.0%}, too much: put the clip dataset on a faster disk"
 
 
-def _checkpoint(state: TrainState, info: TrainingInfo, rank: int) -> None:
+def _score(
+    rungs: RungScorer,
+    state: TrainState,
+    config: PretrainConfig,
+    tracker: Tracker | None,
+    numbers: Mapping[str, float],
+) -> dict[str, Any]:
+    """Scores the networks if this is rank 0 at a rung; what was logged so far is sent first.
+
+    A training that goes on from a rung has no numbers yet, and its score from before.
+    """
+    goes_on = state.step > 0 and not numbers
+    if tracker is None or goes_on or not rungs.is_due(state.step):
+        return {}
+    scored = rungs.score(state.model, config, state.step, numbers)
+    tracker.log({f"score/{name}": value for name, value in scored["scores"].items()}, state.step)
+    tracker.flush()
+    return scored
+
+
+def _checkpoint(
+    state: TrainState, info: TrainingInfo, rank: int, scored: Mapping[str, Any]
+) -> None:
     """Hands a checkpoint to Ray Train, which stores it while training goes on."""
     if rank != 0:
         train.report({"step": info.next_step})
@@ -218,7 +245,7 @@ def _checkpoint(state: TrainState, info: TrainingInfo, rank: int) -> None:
     folder = Path(tempfile.mkdtemp(prefix="xkd-checkpoint-"))
     save_checkpoint(folder, tensors, state.optimizer.state_dict(), info)
     train.report(
-        {"step": info.next_step},
+        {"step": info.next_step, **scored},
         checkpoint=train.Checkpoint.from_directory(folder),
         checkpoint_upload_mode=train.CheckpointUploadMode.ASYNC,
         delete_local_checkpoint_after_upload=True,
