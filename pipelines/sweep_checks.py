@@ -71,7 +71,7 @@ def _scoring_mistakes(config: SweepConfig) -> list[str]:
     ]
 
 
-def test_split(config: SweepConfig) -> str:
+def scored_split(config: SweepConfig) -> str:
     """The split that trials are scored on: the first that the dataset has."""
     index = ClipDataset.open(config.scoring.dataset or config.dataset).index
     return next((name for name in config.scoring.test_splits if (index.split == name).any()), "")

@@ -11,7 +11,7 @@ from typing import Any
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from pipelines.config import EvaluateSettings, PretrainConfig
+from pipelines.config import EvaluateSettings, PretrainConfig, PretrainSettings
 from pipelines.errors import JobFailed, UserError
 from pipelines.pretrain import pretrain
 from pipelines.rungs import RungPlan, unheard
@@ -25,9 +25,9 @@ FAILURE = "failure"
 
 
 def pretrain_values(config: SweepConfig, trial: Trial) -> dict[str, Any]:
-    """The settings of a trial's training, as its user would write them."""
-    base = config.pretrain.model_dump(mode="json", exclude_unset=True)
-    if config.pretrain.cpus_per_worker is None:
+    """All settings of a trial's training, not yet checked."""
+    base = config.pretrain.model_dump(mode="json")
+    if base["cpus_per_worker"] is None:
         base["cpus_per_worker"] = 1.0
     return merged(base, settings_of(config.space, trial.values))
 
@@ -45,11 +45,13 @@ def trial_config(config: SweepConfig, folder: Path, trial: Trial) -> PretrainCon
 
 
 def best_values(config: SweepConfig, best: Trial) -> dict[str, Any]:
-    """The best settings at full length, as a user would write them."""
+    """The best settings at full length, those that differ from the defaults."""
     settings = settings_of(config.space, best.values)
     if config.final is not None and config.final.epochs is not None:
         settings["epochs"] = config.final.epochs
-    return merged(config.pretrain.model_dump(mode="json", exclude_unset=True), settings)
+    values = merged(config.pretrain.model_dump(mode="json"), settings)
+    checked = PretrainSettings.model_validate(values)
+    return checked.model_dump(mode="json", exclude_defaults=True)
 
 
 def rung_plan(config: SweepConfig, folder: Path, number: int) -> RungPlan:

@@ -20,7 +20,7 @@ from pipelines.config import EvaluateConfig, PretrainConfig, PretrainSettings, P
 from pipelines.pretrain import RUN_FILE
 from pipelines.registry import Registered
 from pipelines.sweep import SweepResult, sweep
-from pipelines.sweep_checks import check_sweep, sweep_folder, test_split, trials_at_once
+from pipelines.sweep_checks import check_sweep, scored_split, sweep_folder, trials_at_once
 from pipelines.sweep_config import SweepConfig
 from pipelines.sweep_report import SweepRecord, write_sweep_report, write_winner
 from pipelines.sweep_results import by_score, last_objective, shown, side_score
@@ -134,7 +134,7 @@ def work(config: SweepConfig) -> None:
             winner,
             time.monotonic() - started,
             ClipDataset.open(config.scoring.dataset or config.dataset).dataset_id,
-            test_split(config),
+            scored_split(config),
         )
         report = write_sweep_report(folder / "report.html", record)
         run.client().log_artifact(run.run_id, str(report))

@@ -7,7 +7,7 @@ from pipelines.sweep import SweepResult
 from pipelines.sweep_config import SweepConfig
 from pipelines.sweep_report import SweepRecord, write_winner
 from pipelines.sweep_results import best_trial
-from pipelines.sweep_search import suggestion
+from pipelines.sweep_search import num_trials, suggestion
 from pipelines.sweep_trials import Rung, Trial
 from pipelines.tracking import RunRef
 
@@ -85,7 +85,7 @@ def example_trials(config: SweepConfig, count: int = 14) -> list[Trial]:
 
 def example_record(folder: Path, **changes: Any) -> SweepRecord:
     config = sweep_config(folder, **changes)
-    trials = example_trials(config)
+    trials = example_trials(config, min(14, num_trials(config)))
     best = best_trial(config, trials)
     assert best is not None
     result = SweepResult(folder, tuple(trials), best)
