@@ -20,6 +20,25 @@ PRETRAIN: dict[str, Any] = {
     },
     "optimizer": {"warmup_epochs": 1},
 }
+TINY_MODEL: dict[str, Any] = {
+    **PRETRAIN["model"],
+    "video": {
+        "num_frames": 4,
+        "frame_rate": 4.0,
+        "size": 32,
+        "local_size": 16,
+        "local_num_frames": 4,
+    },
+    "audio": {
+        "num_samples": 800,
+        "sample_rate": 800,
+        "local_num_samples": 400,
+        "n_fft": 64,
+        "hop_length": 53,
+        "patch_frames": 8,
+    },
+}
+"""For clips of `datasets.py`."""
 SPACE: dict[str, Any] = {
     "objective.refinement": {"choice": ["mean", "none"]},
     "objective.distillation_weight": {"loguniform": [0.01, 1.0]},

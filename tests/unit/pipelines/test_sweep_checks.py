@@ -4,29 +4,10 @@ import json
 
 import pytest
 from datasets import write_dataset
-from sweep_example import PRETRAIN, sweep_config
+from sweep_example import PRETRAIN, TINY_MODEL, sweep_config
 
 from pipelines.errors import UserError
 from pipelines.sweep_checks import check_sweep, scored_split, sweep_folder, trials_at_once
-
-MODEL = {
-    **PRETRAIN["model"],
-    "video": {
-        "num_frames": 4,
-        "frame_rate": 4.0,
-        "size": 32,
-        "local_size": 16,
-        "local_num_frames": 4,
-    },
-    "audio": {
-        "num_samples": 800,
-        "sample_rate": 800,
-        "local_num_samples": 400,
-        "n_fft": 64,
-        "hop_length": 53,
-        "patch_frames": 8,
-    },
-}
 
 
 def asking(tmp_path, workers, cpus, **changes):
@@ -66,7 +47,7 @@ def test_too_many_at_once_is_told_with_what_fits(tmp_path):
 
 def checked(tmp_path, clips, **changes):
     config = sweep_config(
-        tmp_path, dataset=str(clips), pretrain={**PRETRAIN, "model": MODEL}, **changes
+        tmp_path, dataset=str(clips), pretrain={**PRETRAIN, "model": TINY_MODEL}, **changes
     )
     return config, check_sweep(config)
 
