@@ -223,7 +223,7 @@ def _fit(
             storage_path=config.output,
             failure_config=train.FailureConfig(max_failures=config.max_failures),
             checkpoint_config=train.CheckpointConfig(num_to_keep=config.checkpoints_kept),
-            callbacks=list(callbacks),
+            callbacks=list[Any](callbacks),  # typed by Ray as Tune's
         ),
     )
     try:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ def _run_trials(
     ).fit()
 
 
-def _has_collapsed(_trial_id: str, result: dict[str, Any]) -> bool:
+def _has_collapsed(_trial_id: str, result: Mapping[Any, Any]) -> bool:
     return bool(result.get("collapse"))
 
 

@@ -56,7 +56,7 @@ class SweepSearch(Searcher):
         self._config, self._folder = config, folder
         self._waiting = [t.number for t in read_trials(folder) if t.status == "running"]
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # Ray's own
         """The number of the next trial, which is written down before Tune knows of it."""
         del trial_id
         if self._waiting:
@@ -173,7 +173,7 @@ def make_scheduler(config: SweepConfig, trials: Sequence[Trial]) -> TrialSchedul
             grace_period=stopping.grace_rungs,
             min_samples_required=stopping.min_trials,
             # Trials never pause: a paused one would pay for starting Ray Train again.
-            min_time_slice=float("inf"),
+            min_time_slice=float("inf"),  # type: ignore[arg-type]  # no int is long enough
         )
     for trial in trials:
         if trial.status == "running":

@@ -100,7 +100,7 @@ class _RungReport(TuneReportCallback):
     ) -> None:
         """Passes on what rank 0 scored; checkpoints without scores are not Tune's concern."""
         del checkpoint  # Ray Train keeps them
-        scored = {name: metrics[0].get(name) for name in Rung.__dataclass_fields__}
-        if scored[RUNG] is None or scored[RUNG] == self._config.scoring.num_rungs:
+        if metrics[0].get(RUNG) in (None, self._config.scoring.num_rungs):
             return
+        scored = {name: metrics[0][name] for name in Rung.__dataclass_fields__}
         super().after_report(run_context, [tune_result(self._config, Rung(**scored))], None)

@@ -214,13 +214,13 @@ def _trial_table(config: SweepConfig, trials: Sequence[Trial]) -> str:
     rows = [("trial", "status", "rungs", "video", "audio", "objective", "values")]
     for trial in by_score(config, trials):
         values = ", ".join(f"{key.split('.')[-1]} {shown(v)}" for key, v in trial.values.items())
-        scores = [
+        video, audio = (
             f"{side_score(config, trial.rungs[-1], side):.1%}" if trial.rungs else ""
             for side in ("video", "audio")
-        ]
+        )
         score = f"{last_objective(config, trial):.1%}" if trial.rungs else ""
         rungs = f"{max(len(trial.rungs) - 1, 0)}"
-        rows.append((trial.name, trial.status, rungs, *scores, score, values[:100]))
+        rows.append((trial.name, trial.status, rungs, video, audio, score, values[:100]))
     return table(rows)
 
 
