@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipelines.checkpoints import AUDIO_CENTER, VIDEO_CENTER, load_tensors, read_info
 from pipelines.clip_dataset import Clip, ClipDataset
 from pipelines.config import EvaluateSettings, PretrainConfig
-from pipelines.progress import poster
+from pipelines.progress import OnProgress, poster
 from pipelines.windows import audio_windows, video_windows
 from xkd_core.audio import LogMel
 from xkd_core.encoders import pool_patches
@@ -80,20 +80,29 @@ def load_model(checkpoint: Path, *, trained: bool = True) -> tuple[XKD, Pretrain
     return model.eval(), config
 
 
-@torch.no_grad()
 def extract(checkpoint: str, dataset_path: str, settings: EvaluateSettings, board: Any) -> Features:
     """Computes the features of the train and test splits of a dataset."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dataset = ClipDataset.open(dataset_path)
-    chosen = _choose(dataset, settings)
     networks = {"trained": load_model(Path(checkpoint))}
     if settings.untrained_baseline:
         networks["untrained"] = load_model(Path(checkpoint), trained=False)
+    for model, _ in networks.values():
+        model.to(device)
+    return features_of(networks, ClipDataset.open(dataset_path), settings, poster(board))
+
+
+@torch.no_grad()
+def features_of(
+    networks: Mapping[str, tuple[XKD, PretrainConfig]],
+    dataset: ClipDataset,
+    settings: EvaluateSettings,
+    post: OnProgress,
+) -> Features:
+    """Computes the features of networks in memory, each where it is."""
+    chosen = _choose(dataset, settings)
     embedders = {
-        name: _Embedder(model.to(device), config, settings)
-        for name, (model, config) in networks.items()
+        name: _Embedder(model, config, settings) for name, (model, config) in networks.items()
     }
-    post = poster(board)
     parts: dict[str, list[Array]] = {}
     heads: dict[str, list[Array]] = {}
     in_retrieval = _retrieval_clips(dataset, chosen)

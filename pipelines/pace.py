@@ -54,6 +54,15 @@ class Clock:
         yield
         self._stalled += time.monotonic() - begun
 
+    @contextmanager
+    def pausing(self) -> Iterator[None]:
+        """Leaves the time of the block out of all measures."""
+        begun = time.monotonic()
+        yield
+        paused = time.monotonic() - begun
+        self._started += paused
+        self._lap_started += paused
+
     def step_ends(self) -> None:
         """Counts a step; the first one is not timed, since it pays for warming up."""
         self._steps += 1

@@ -12,7 +12,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from pipelines.clip_dataset import ClipDataset
 from pipelines.config import PretrainConfig, clip_mismatch
 from pipelines.errors import JobFailed, Stopped, UserError
 from pipelines.progress import OnProgress, watched_board
+from pipelines.rungs import RungPlan
 from pipelines.shards import write_json
 from pipelines.stopping import Stop, StoppableTorchConfig
 from pipelines.tracking import RunRef, flat, log_dataset, open_run, tracked
@@ -121,9 +122,21 @@ def _changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
 
 
 def pretrain(
-    config: PretrainConfig, *, on_progress: OnProgress, parent: RunRef | None = None
+    config: PretrainConfig,
+    *,
+    on_progress: OnProgress,
+    parent: RunRef | None = None,
+    rungs: RungPlan | None = None,
+    callbacks: Sequence[train.UserCallback] = (),
 ) -> PretrainResult:
     """Trains, or goes on training; Ray is connected and `check_pretrain` found nothing.
+
+    Args:
+        config: What to train.
+        on_progress: Called as it goes on.
+        parent: The MLflow run that this one is part of.
+        rungs: When to score the features on the way, for a sweep.
+        callbacks: Ray Train's, called at each checkpoint.
 
     Raises:
         UserError: if the workers ask for more than Ray has.
@@ -152,9 +165,10 @@ def pretrain(
                 "run": asdict(run),
                 "board": board,
                 "deadline": started + config.max_seconds if config.max_seconds else None,
+                "rungs": asdict(rungs) if rungs else None,
             }
             outcome = _fit_unless_interrupted(
-                lambda: _fit(config, scaling, values), board.ask_to_stop.remote
+                lambda: _fit(config, scaling, values, callbacks), board.ask_to_stop.remote
             )
         _check_outcome(outcome, config, folder)
         return PretrainResult(
@@ -266,7 +280,10 @@ def _scaling(config: PretrainConfig) -> train.ScalingConfig:
 
 
 def _fit(
-    config: PretrainConfig, scaling: train.ScalingConfig, values: dict[str, Any]
+    config: PretrainConfig,
+    scaling: train.ScalingConfig,
+    values: dict[str, Any],
+    callbacks: Sequence[train.UserCallback],
 ) -> dict[str, Any]:
     # Typed by Ray as without a result; what rank 0 returns is the result's `return_value`.
     loop: Any = train_loop_per_worker
@@ -280,6 +297,7 @@ def _fit(
             storage_path=config.output,
             failure_config=train.FailureConfig(max_failures=config.max_failures),
             checkpoint_config=train.CheckpointConfig(num_to_keep=config.checkpoints_kept),
+            callbacks=list[Any](callbacks),  # typed by Ray as Tune's
         ),
     )
     try:

@@ -55,8 +55,17 @@ def write_report(path: Path, data: ReportData) -> Path:
     Raises:
         UserError: if the file cannot be written.
     """
+    return write_page(path, render(data))
+
+
+def write_page(path: Path, text: str) -> Path:
+    """Writes a page to `path`, whole or not at all.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
     # A name that is no UTF-8 comes from the file system as lone surrogates: write them escaped.
-    page = render(data).encode("utf-8", "backslashreplace")
+    page = text.encode("utf-8", "backslashreplace")
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,8 +82,8 @@ def write_report(path: Path, data: ReportData) -> Path:
     return path
 
 
-def render(data: ReportData) -> str:
-    """Returns the report as HTML."""
+def page_environment() -> Environment:
+    """Templates of pages, which take every text as hostile."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -90,28 +99,41 @@ def render(data: ReportData) -> str:
         "words": lambda code: code.replace("_", " "),
         "quoted": lambda text: json.dumps(text, ensure_ascii=False),
     }
+    return environment
+
+
+def render(data: ReportData) -> str:
+    """Returns the report as HTML."""
     signs = class_signs([label for plane in data.maps for label in plane.labels])
-    return environment.get_template("report_template.html").render(
-        data=data,
-        headline=headline(data),
-        curves=make_cards(data.metrics),
-        last_loss=last_finite(data.metrics["loss/total"]) if "loss/total" in data.metrics else None,
-        num_steps=_last_step(data.metrics),
-        class_panels=[
-            class_panel(score, data.classes) for score in data.scores if len(score.trained_by_class)
-        ],
-        reconstructions=[_reconstruction(item) for item in data.reconstructions],
-        attention=[_attention(item) for item in data.attention],
-        head_scores=head_scores(data.scores),
-        maps=[_map(plane, signs) for plane in data.maps],
-        legend=[(label, draw_marker(*sign)) for label, sign in signs.items()],
-        max_classes=MAX_CLASSES,
-        measures=MEASURES,
-        retrievals=_retrievals(data.retrievals),
-        examples=_examples(data.ingest),
-        settings=without_passwords(data.settings),
-        tracking_uri=without_passwords(data.tracking_uri),
-        **{tool.__name__: tool for tool in (described, gain, verdict, standard_error)},
+    return (
+        page_environment()
+        .get_template("report_template.html")
+        .render(
+            data=data,
+            headline=headline(data),
+            curves=make_cards(data.metrics),
+            last_loss=last_finite(data.metrics["loss/total"])
+            if "loss/total" in data.metrics
+            else None,
+            num_steps=_last_step(data.metrics),
+            class_panels=[
+                class_panel(score, data.classes)
+                for score in data.scores
+                if len(score.trained_by_class)
+            ],
+            reconstructions=[_reconstruction(item) for item in data.reconstructions],
+            attention=[_attention(item) for item in data.attention],
+            head_scores=head_scores(data.scores),
+            maps=[_map(plane, signs) for plane in data.maps],
+            legend=[(label, draw_marker(*sign)) for label, sign in signs.items()],
+            max_classes=MAX_CLASSES,
+            measures=MEASURES,
+            retrievals=_retrievals(data.retrievals),
+            examples=_examples(data.ingest),
+            settings=without_passwords(data.settings),
+            tracking_uri=without_passwords(data.tracking_uri),
+            **{tool.__name__: tool for tool in (described, gain, verdict, standard_error)},
+        )
     )
 
 

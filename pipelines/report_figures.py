@@ -1,6 +1,6 @@
 """The report's drawings: curves and maps as inline SVG.
 
-Colors are drawn as stand-in hex values that `_to_markup` turns into CSS variables, so that one
+Colors are drawn as stand-in hex values that `to_markup` turns into CSS variables, so that one
 drawing serves a light and a dark page. The page has no script and no font of its own.
 """
 
@@ -33,10 +33,12 @@ NUM_CLASS_COLORS = 8
 
 _INK, _GRID, _BAD = "#010101", "#020202", "#030303"
 _STAND_INS = {_INK: "--muted", _GRID: "--line", _BAD: "--bad"}
-_SERIES = {"video": "#040401", "audio": "#040402", "plain": "#040403"} | {
+COLORS = {"video": "#040401", "audio": "#040402", "plain": "#040403"} | {
     f"class-{i}": f"#0505{i:02x}" for i in range(NUM_CLASS_COLORS)
 }
-_STAND_INS |= {color: f"--{name}" for name, color in _SERIES.items()}
+_STAND_INS |= {color: f"--{name}" for name, color in COLORS.items()}
+COLORS |= {"muted": _INK, "line": _GRID, "bad": _BAD}
+"""Colors of the page by their names."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def draw_lines(
     series: Sequence[Series], *, alt: str, width: int = 320, height: int = 170
 ) -> Markup:
     """Draws values over steps; values that are not finite become red ticks at the foot."""
-    figure, axes = _canvas(width, height, left=48, bottom=24, top=8, right=10)
+    figure, axes = canvas(width, height, left=48, bottom=24, top=8, right=10)
     for i, line in enumerate(series):
         # Two curves that are the same must both be seen.
         hides = any(np.array_equal(line.values, other.values) for other in series[:i])
@@ -80,18 +82,18 @@ def draw_lines(
         axes.set_yticks([])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
     axes.yaxis.set_major_formatter(FuncFormatter(_tick_text(axes)))
-    return _to_markup(figure, alt)
+    return to_markup(figure, alt)
 
 
 def draw_map(groups: Sequence[MapGroup], *, alt: str) -> Markup:
     """Draws points of a plane; the axes of such a map have no unit and get no numbers."""
-    figure, axes = _canvas(460, 400, left=6, bottom=6, top=6, right=6)
+    figure, axes = canvas(460, 400, left=6, bottom=6, top=6, right=6)
     for group in groups:
         axes.scatter(
             group.points[:, 0],
             group.points[:, 1],
             s=22,
-            color=_SERIES[group.color],
+            color=COLORS[group.color],
             marker=group.marker,
             alpha=0.8,
             linewidths=0,
@@ -101,15 +103,48 @@ def draw_map(groups: Sequence[MapGroup], *, alt: str) -> Markup:
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.spines["bottom"].set_visible(False)
-    return _to_markup(figure, alt)
+    return to_markup(figure, alt)
 
 
 def draw_marker(color: str, marker: str) -> Markup:
     """Draws the sign of a class for a legend."""
-    figure, axes = _canvas(14, 14, left=0, bottom=0, top=0, right=0)
-    axes.scatter([0], [0], s=90, color=_SERIES[color], marker=marker, linewidths=0)
+    figure, axes = canvas(14, 14, left=0, bottom=0, top=0, right=0)
+    axes.scatter([0], [0], s=90, color=COLORS[color], marker=marker, linewidths=0)
     axes.axis("off")
-    return _to_markup(figure, "")
+    return to_markup(figure, "")
+
+
+def canvas(
+    width: int, height: int, *, left: int, bottom: int, top: int, right: int
+) -> tuple[Figure, Axes]:
+    """An empty drawing in the page's look; margins in pixels."""
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72, facecolor="none")
+    box = (left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height)
+    axes = figure.add_axes(box, facecolor="none")
+    axes.tick_params(colors=_INK, labelsize=11, length=0, pad=5)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(_GRID)
+    return figure, axes
+
+
+def to_markup(figure: Figure, alt: str) -> Markup:
+    """A drawing as inline SVG whose colors are those of the page."""
+    written, alt = io.StringIO(), visible(alt)
+    # Ids are salted with what the figure says, because all figures share one page.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": alt or "legend"}):
+        FigureCanvasSVG(figure).print_svg(  # type: ignore[no-untyped-call]
+            written, metadata={"Date": None}
+        )
+    svg = written.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    svg = re.sub(r"#0[1-5]0[1-5][0-9a-f]{2}", lambda hit: _css_color(hit[0]), svg)
+    box = re.search(r'viewBox="[^"]*"', svg)
+    name = f'role="img" aria-label="{escape(alt)}"' if alt else 'aria-hidden="true"'
+    head = f"<svg {box[0] if box else ''} {name}>"
+    return Markup(head + svg[svg.index(">") + 1 :])
 
 
 def spread(count: int, most: int) -> NDArray[np.intp]:
@@ -174,7 +209,7 @@ def visible(text: str) -> str:
 
 def _draw_line(axes: Axes, line: Series, dashes: str) -> None:
     finite = np.isfinite(line.values)
-    steps, values, color = line.steps[finite], line.values[finite], _SERIES[line.color]
+    steps, values, color = line.steps[finite], line.values[finite], COLORS[line.color]
     if len(values) == 1:
         axes.plot(steps, values, "o", color=color, markersize=5)
         return
@@ -206,19 +241,6 @@ def _is_rough(values: Array) -> bool:
     return turns > len(values) / 10
 
 
-def _canvas(
-    width: int, height: int, *, left: int, bottom: int, top: int, right: int
-) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width / 72, height / 72), dpi=72, facecolor="none")
-    box = (left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height)
-    axes = figure.add_axes(box, facecolor="none")
-    axes.tick_params(colors=_INK, labelsize=11, length=0, pad=5)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(_GRID)
-    return figure, axes
-
-
 def _tick_text(axes: Axes) -> Any:
     def text(value: float, _: int | None) -> str:
         ticks = axes.get_yticks()
@@ -232,24 +254,6 @@ def _tick_text(axes: Axes) -> Any:
         return f"{value:.{decimals}f}"
 
     return text
-
-
-def _to_markup(figure: Figure, alt: str) -> Markup:
-    written, alt = io.StringIO(), visible(alt)
-    # Ids are salted with what the figure says, because all figures share one page.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": alt or "legend"}):
-        FigureCanvasSVG(figure).print_svg(  # type: ignore[no-untyped-call]
-            written, metadata={"Date": None}
-        )
-    svg = written.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    svg = re.sub(r"#0[1-5]0[1-5][0-9a-f]{2}", lambda hit: _css_color(hit[0]), svg)
-    box = re.search(r'viewBox="[^"]*"', svg)
-    name = f'role="img" aria-label="{escape(alt)}"' if alt else 'aria-hidden="true"'
-    head = f"<svg {box[0] if box else ''} {name}>"
-    return Markup(head + svg[svg.index(">") + 1 :])
 
 
 def _css_color(stand_in: str) -> str:

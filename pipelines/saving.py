@@ -187,6 +187,7 @@ class Saver:
     def __init__(self, folder: Path, rank: int) -> None:
         self._writer = CheckpointWriter(folder) if rank == 0 else None
         self._agreement = Agreement()
+        self._scores: list[Mapping[str, Any]] = []
         self._num_reported = 0
 
     def save(
@@ -195,8 +196,13 @@ class Saver:
         optimizer_state: dict[str, Any],
         info: TrainingInfo,
         unsent: Unsent,
+        scores: Mapping[str, Any],
     ) -> None:
-        """Begins a checkpoint; sharded tensors are gathered here, by all workers."""
+        """Begins a checkpoint; sharded tensors are gathered here, by all workers.
+
+        Ray Train hears of it, with its scores, once it is whole.
+        """
+        self._scores.append(scores)
         gathered = {name: self._gathered(tensor) for name, tensor in tensors.items()}
         optimizer_state = mapped_moments(optimizer_state, self._gathered)
         if self._writer is not None:
@@ -248,13 +254,17 @@ class Saver:
             if self._writer is not None:
                 place = self._writer.written[self._num_reported]
                 checkpoint = train.Checkpoint.from_directory(place)
-            report_checkpoint(checkpoint)
+            report_checkpoint(checkpoint, self._scores[self._num_reported])
             self._num_reported += 1
         return Signals(Stop(stop), bool(has_failed))
 
 
-def report_checkpoint(checkpoint: train.Checkpoint | None) -> None:
+def report_checkpoint(
+    checkpoint: train.Checkpoint | None, scores: Mapping[str, Any] | None = None
+) -> None:
     """Makes a checkpoint that lies in the run's folder known to Ray Train."""
     train.report(
-        {}, checkpoint=checkpoint, checkpoint_upload_mode=train.CheckpointUploadMode.NO_UPLOAD
+        dict(scores or {}),
+        checkpoint=checkpoint,
+        checkpoint_upload_mode=train.CheckpointUploadMode.NO_UPLOAD,
     )

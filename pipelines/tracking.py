@@ -277,18 +277,26 @@ class Tracker:
         with self._change:
             return [dict(metric) for record in self._waiting for metric in record.metrics]
 
+    def flush(self, patience_seconds: float = 60.0) -> bool:
+        """Waits until all that was logged so far is sent; says whether it was in time."""
+        with self._change:
+            last = self._waiting[-1] if self._waiting else None
+            return self._change.wait_for(
+                lambda: all(record is not last for record in self._waiting), patience_seconds
+            )
+
     def close(self, patience_seconds: float = 60.0) -> None:
         """Waits until everything is sent, at most `patience_seconds`."""
         with self._change:
             self._give_up_at = time.monotonic() + patience_seconds
             self._is_closing = True
-            self._change.notify()
+            self._change.notify_all()
         self._thread.join()
 
     def _add(self, record: "_Record") -> None:
         with self._change:
             self._waiting.append(record)
-            self._change.notify()
+            self._change.notify_all()
 
     def _send_all(self) -> None:
         client = self._run.client()
@@ -304,6 +312,7 @@ class Tracker:
                     self._change.wait_for(lambda: self._is_closing, timeout=RETRY_SECONDS)
             with self._change:
                 self._waiting.popleft()
+                self._change.notify_all()
             if was_away:
                 self._watch_system()  # MLflow's monitor ends for good when the server is away
         if self._system is not None:

@@ -25,6 +25,7 @@ from pipelines.config import PretrainConfig
 from pipelines.feed import Feed, FeedBatch
 from pipelines.finite_watch import FiniteWatch
 from pipelines.pace import MAX_WAIT, WAIT_REMEDY, Clock, SlowWatch
+from pipelines.rungs import RungScorer
 from pipelines.saving import Saver, Signals
 from pipelines.stopping import Stop, StopSignal
 from pipelines.tracking import WARNING_TAG, RunRef, Tracker, code_version
@@ -102,7 +103,11 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
             code_version=code_version(),
         )
         stop_signal = StopSignal(values["board"] if rank == 0 else None, values["deadline"])
-        return _train(_Training(config, feed, state, saver, stop_signal, info, log))
+        rungs = RungScorer(values["rungs"], info.total_steps, info.steps_per_epoch)
+        training = _Training(config, feed, state, saver, stop_signal, rungs, info, log)
+        if state.step == 0:
+            training.score()
+        return _train(training)
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,7 @@ class _Training:
     state: TrainState
     saver: Saver
     stop_signal: StopSignal
+    rungs: RungScorer
     info: TrainingInfo
     log: _Log | None
     """Of rank 0."""
@@ -147,19 +153,34 @@ class _Training:
 
     def is_due(self, step: int) -> bool:
         """Whether the losses of a step are recorded."""
-        return self.is_last(step) or step % self.config.log_every == 0
+        is_rung = self.rungs.is_due(step + 1)
+        return self.is_last(step) or is_rung or step % self.config.log_every == 0
 
     def is_saved(self, step: int) -> bool:
         """Whether a checkpoint follows a step, stops aside."""
-        return self.is_last(step) or (step + 1) % self.config.checkpoint_every == 0
+        is_rung = self.rungs.is_due(step + 1)
+        return self.is_last(step) or is_rung or (step + 1) % self.config.checkpoint_every == 0
 
-    def save(self) -> None:
-        """Begins a checkpoint of the present state."""
+    def score(self) -> dict[str, Any]:
+        """Scores the networks if this is rank 0 at a rung; what was logged so far is sent first."""
+        step = self.state.step
+        if self.log is None or not self.rungs.is_due(step):
+            return {}
+        collapse = self.log.collapse_watch.signs
+        scored = self.rungs.score(self.state.model, self.config, step, collapse)
+        scores = {f"score/{name}": value for name, value in scored["scores"].items()}
+        self.log.tracker.log(scores, step)
+        self.log.tracker.flush()
+        return scored
+
+    def save(self, scored: Mapping[str, Any]) -> None:
+        """Begins a checkpoint of the present state, which Ray Train hears of with its scores."""
         self.saver.save(
             saved_tensors(self.state),
             self.state.optimizer.state_dict(),
             replace(self.info, next_step=self.state.step),
             self.log.tracker.unsent if self.log is not None else list,
+            scored,
         )
 
 
@@ -186,8 +207,10 @@ def _train(training: _Training) -> dict[str, Any]:
         if bad is not None or signals.has_failed:
             break
         if is_saved:
+            with clock.pausing():
+                scored = training.score()
             with clock.stalling():
-                training.save()
+                training.save(scored)
         if signals.stop:
             break
     end = saver.finish()

@@ -25,7 +25,7 @@ from pipelines.config import JobConfig
 from pipelines.errors import JobFailed, Stopped, Terminated, UserError
 from ray_jobs.settings import described, load_settings
 
-JOBS = ("run", "ingest", "pretrain", "evaluate", "promote", "embed")
+JOBS = ("run", "ingest", "pretrain", "sweep", "evaluate", "promote", "embed")
 
 FAILED = 1
 USER_ERROR = 2

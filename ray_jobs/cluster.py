@@ -25,8 +25,14 @@ SURROUNDINGS = {
 
 
 @contextmanager
-def connected(config: RayConfig) -> Iterator[None]:
-    """Connects to Ray for the length of the block."""
+def connected(config: RayConfig, *, dashboard: bool = False) -> Iterator[None]:
+    """Connects to Ray for the length of the block.
+
+    Args:
+        config: Which Ray.
+        dashboard: Start one in a Ray of its own: Ray Train gives back the resources of a trial that
+            Tune has ended only if it can ask the dashboard whether the trial still lives.
+    """
     for name, value in SURROUNDINGS.items():
         os.environ.setdefault(name, value)
     # Ray Data tells on the console what a job's own progress tells better.
@@ -41,7 +47,7 @@ def connected(config: RayConfig) -> Iterator[None]:
             address="local",
             num_cpus=config.num_cpus,
             object_store_memory=config.object_store_bytes,
-            include_dashboard=False,
+            include_dashboard=dashboard,
             **options,
         )
     else:

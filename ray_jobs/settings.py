@@ -91,6 +91,9 @@ def _is_union(annotation: Any) -> bool:
 def _annotation(schema: type[BaseModel], path: Sequence[str]) -> Any:
     found: Any = schema
     for part in path:
+        if get_origin(found) is dict:
+            found = get_args(found)[1]
+            continue
         if not (isinstance(found, type) and issubclass(found, BaseModel)):
             return None
         field = found.model_fields.get(part)
@@ -99,6 +102,15 @@ def _annotation(schema: type[BaseModel], path: Sequence[str]) -> Any:
     if _is_union(found):
         return Union[tuple(get_args(a)[0] if get_origin(a) else a for a in get_args(found))]  # noqa: UP007 - built at run time
     return found
+
+
+def mistakes_in(values: dict[str, Any], schema: type[BaseModel]) -> list[str]:
+    """What is wrong with plain values, in words; nothing if they fit the schema."""
+    try:
+        schema.model_validate(values)
+    except ValidationError as error:
+        return [_mistake(mistake, schema) for mistake in error.errors(include_url=False)]
+    return []
 
 
 def _in_words(error: ValidationError, schema: type[BaseModel], file: Path) -> str:

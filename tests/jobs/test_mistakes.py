@@ -47,6 +47,7 @@ def test_every_kind_of_bad_input_is_told_at_once(tmp_path: Path):
         ("run", ["conf/run/smok.yaml"], "does not exist; conf/run has smoke.yaml"),
         ("run", [SMOKE, "pretrain.epoch=3"], "did you mean pretrain.epochs?"),
         ("pretrain", ["conf/pretrain/smoke.yaml"], "is no clip dataset: it does not exist"),
+        ("sweep", ["conf/sweep/smoke.yaml"], "is no clip dataset: it does not exist"),
         ("evaluate", ["conf/evaluate/smoke.yaml"], "does not exist"),
         ("embed", ["conf/embed/smoke.yaml"], "xkd-video"),
     ],

@@ -60,3 +60,16 @@ def test_waiting_and_stalls_are_shares_of_the_lap():
     assert 0.0 <= numbers["time/data_wait_share"] <= 1.0
     stall = numbers["time/checkpoint_stall_seconds"]
     assert stall == pytest.approx(0.0, abs=numbers["time/lap_seconds"])
+
+
+def test_a_pause_is_left_out(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("pipelines.pace.time.monotonic", lambda: now[0])
+    clock = Clock(batch_size=4)
+    clock.step_ends()
+    with clock.pausing():
+        now[0] += 100.0
+    now[0] += 2.0
+    clock.step_ends()
+    assert clock.clips_per_second() == 2.0
+    assert clock.lap()["time/lap_seconds"] == 2.0

@@ -13,6 +13,7 @@ from pipelines.config import (
     RunConfig,
 )
 from pipelines.errors import UserError
+from pipelines.sweep_config import SweepConfig
 from ray_jobs.settings import described, load_settings
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
@@ -22,6 +23,7 @@ SCHEMAS = {
     "pretrain": PretrainConfig,
     "evaluate": EvaluateConfig,
     "promote": PromoteConfig,
+    "sweep": SweepConfig,
     "embed": EmbedConfig,
 }
 FILES = sorted(CONF.rglob("*.yaml"))

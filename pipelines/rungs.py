@@ -1,0 +1,81 @@
+"""Scores of frozen features while training goes on, on the same clips each time.
+
+Rank 0 scores the networks that it has in memory; nothing is drawn from global random state, so a
+training that is scored computes what it would have computed anyway.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.clip_dataset import ClipDataset
+from pipelines.config import EvaluateSettings, PretrainConfig
+from pipelines.evaluation import MODALITIES, score
+from pipelines.features import features_of
+from pipelines.sweep_trials import Rung, add_rung
+from xkd_core.xkd import XKD
+
+
+@dataclass(frozen=True)
+class RungPlan:
+    """How often a training is scored, on what, and where the scores go."""
+
+    num_rungs: int
+    dataset: str
+    settings: dict[str, Any]
+    """`EvaluateSettings` as JSON."""
+    folder: str
+
+
+def rung_steps(total_steps: int, num_rungs: int) -> dict[int, int]:
+    """Steps after which a training is scored, with the number of the rung.
+
+    >>> rung_steps(10, 4)
+    {0: 0, 3: 1, 5: 2, 8: 3, 10: 4}
+    """
+    return {-(-total_steps * rung // num_rungs): rung for rung in range(num_rungs + 1)}
+
+
+class RungScorer:
+    """Scores a training at its rungs; every worker has one, so that all agree on the steps."""
+
+    def __init__(
+        self, plan: Mapping[str, Any] | None, total_steps: int, steps_per_epoch: float
+    ) -> None:
+        self._plan = RungPlan(**plan) if plan else None
+        self._steps = rung_steps(total_steps, self._plan.num_rungs) if self._plan else {}
+        self._steps_per_epoch = steps_per_epoch
+
+    def is_due(self, steps_done: int) -> bool:
+        """Whether there is a rung after so many steps."""
+        return steps_done in self._steps
+
+    def score(
+        self, model: XKD, config: PretrainConfig, steps_done: int, collapse: Sequence[str]
+    ) -> dict[str, Any]:
+        """Scores the networks, writes the rung down, with signs of collapse, and returns it."""
+        assert self._plan is not None
+        settings = EvaluateSettings.model_validate(self._plan.settings)
+        dataset = ClipDataset.open(self._plan.dataset)
+        features = features_of({"trained": (model, config)}, dataset, settings, unheard)
+        found = score(features, settings)["modalities"]
+        rung = Rung(
+            rung=self._steps[steps_done],
+            step=steps_done,
+            epoch=steps_done / self._steps_per_epoch,
+            scores={
+                f"{modality}/{measure}": found[modality]["trained"][measure]
+                for modality in MODALITIES
+                if modality in found
+                for measure in ("knn", "linear")
+            },
+            num_test=min((side["trained"]["num_test"] for side in found.values()), default=0),
+            collapse=tuple(collapse),
+        )
+        add_rung(Path(self._plan.folder), rung)
+        return asdict(rung)
+
+
+def unheard(_done: float, _total: float, _note: str) -> None:
+    """Where progress goes that nobody follows."""

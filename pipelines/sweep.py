@@ -1,0 +1,215 @@
+"""A sweep on Ray Tune, the driver's side: many short trainings, scored on the way, the worst ended.
+
+A sweep is its name: the same name with the same settings goes on with the trials that did not end,
+each in its own MLflow run, under the sweep's. What has happened is read from the trials' folders
+(`sweep_trials.py`), never from Tune, whose own state may be seconds old when a driver is killed.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from mlflow.exceptions import MlflowException
+from ray import tune
+
+from pipelines.clip_dataset import ClipDataset
+from pipelines.errors import JobFailed
+from pipelines.pretrain import RUN_FILE
+from pipelines.progress import OnProgress
+from pipelines.sweep_checks import sweep_folder, trials_at_once
+from pipelines.sweep_config import SweepConfig
+from pipelines.sweep_results import best_trial, last_objective
+from pipelines.sweep_search import SweepSearch, make_scheduler, num_trials
+from pipelines.sweep_trial import FAILURE, run_trial
+from pipelines.sweep_trials import Status, Trial, end_trial, read_trial, read_trials, trial_folder
+from pipelines.tracking import RunRef, close_run, log_dataset
+
+logger = logging.getLogger(__name__)
+
+TRIAL_BYTES = 400_000_000
+"""Memory of a trial's driver, beside its workers."""
+SURROUNDINGS = {
+    # Ctrl-C is the job's to handle, as everywhere else.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # Scores are in MLflow and in the trials' folders.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep found."""
+
+    folder: Path
+    trials: tuple[Trial, ...]
+    best: Trial
+    """Of the completed trials; with several seeds, of the settings that are best on average."""
+
+
+def sweep(config: SweepConfig, run: RunRef, *, on_progress: OnProgress) -> SweepResult:
+    """Runs the trials that are left; Ray is connected and nothing was found wrong.
+
+    Args:
+        config: What to search.
+        run: The MLflow run of the sweep, which gets one child for each trial.
+        on_progress: Called as trials end.
+
+    Raises:
+        UserError: if Ray has too little for the trials.
+        JobFailed: if no trial completed.
+    """
+    folder = sweep_folder(config)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    at_once = trials_at_once(config, nodes)
+    folder.mkdir(parents=True, exist_ok=True)
+    place = config.scoring.dataset or config.dataset
+    dataset = ClipDataset.open(place)
+    log_dataset(
+        run,
+        dataset_id=dataset.dataset_id,
+        path=place,
+        num_clips=dataset.num_clips,
+        context="evaluation",
+    )
+    try:
+        _run_trials(config, folder, run, at_once, on_progress)
+    finally:
+        _close_strays(run, folder)
+    trials = tuple(read_trials(folder))
+    best = best_trial(config, trials)
+    if best is None:
+        reasons = "; ".join(f"{trial.name} {trial.status}: {trial.reason}" for trial in trials)
+        raise JobFailed(f"no trial completed: {reasons[:1000]}")
+    return SweepResult(folder, trials, best)
+
+
+def _run_trials(
+    config: SweepConfig, folder: Path, run: RunRef, at_once: int, on_progress: OnProgress
+) -> None:
+    trials = read_trials(folder)
+    ended = [trial for trial in trials if trial.status != "running"]
+    left = num_trials(config) - len(ended)
+    if left <= 0:
+        return
+    for name, value in SURROUNDINGS.items():
+        os.environ.setdefault(name, value)
+    trainable = tune.with_parameters(
+        run_trial, sweep=config.model_dump(mode="json", exclude_unset=True), parent=asdict(run)
+    )
+    tune.Tuner(
+        tune.with_resources(trainable, {"CPU": 0, "memory": TRIAL_BYTES}),
+        tune_config=tune.TuneConfig(
+            num_samples=left,
+            max_concurrent_trials=at_once,
+            search_alg=SweepSearch(config, folder),
+            scheduler=make_scheduler(config, trials),
+        ),
+        run_config=tune.RunConfig(
+            name=time.strftime("%Y%m%d-%H%M%S"),
+            storage_path=str(folder / "tune"),
+            stop=_has_collapsed if config.stopping.collapsed else None,
+            callbacks=[_Bookkeeper(config, folder, run, on_progress)],
+            failure_config=tune.FailureConfig(max_failures=config.pretrain.max_failures),
+            verbose=0,
+        ),
+    ).fit()
+
+
+def _has_collapsed(_trial_id: str, result: Mapping[Any, Any]) -> bool:
+    return bool(result.get("collapse"))
+
+
+class _Bookkeeper(tune.Callback):
+    """Writes down how trials end, closes their MLflow runs, and says how far the sweep is."""
+
+    def __init__(
+        self, config: SweepConfig, folder: Path, run: RunRef, on_progress: OnProgress
+    ) -> None:
+        self._config, self._folder, self._run = config, folder, run
+        self._on_progress = on_progress
+
+    def on_trial_result(self, *_: Any, **_info: Any) -> None:
+        """A trial has reached a rung."""
+        self._say()
+
+    def on_trial_complete(self, *_: Any, **info: Any) -> None:
+        """A trial has trained to its end, or was stopped."""
+        trial = info["trial"]
+        self._end(trial.config["number"], *how_it_ended(self._config, trial.last_result))
+
+    def on_trial_error(self, *_: Any, **info: Any) -> None:
+        """A trial has died more often than it may."""
+        trial = info["trial"]
+        error = str(trial.get_error() or "it died").strip()
+        self._end(trial.config["number"], "failed", error.splitlines()[-1][:300])
+
+    def _end(self, number: int, status: Status, reason: str) -> None:
+        end_trial(self._folder, number, status, reason)
+        _close_trial(self._run, self._folder, read_trial(self._folder, number))
+        self._say()
+
+    def _say(self) -> None:
+        trials = read_trials(self._folder)
+        best = best_trial(self._config, trials)
+        ended = sum(trial.status != "running" for trial in trials)
+        note = ""
+        if best is not None:
+            note = f"best {best.name}: {last_objective(self._config, best):.1%}"
+        self._on_progress(ended, num_trials(self._config), note)
+
+
+def how_it_ended(config: SweepConfig, last_result: dict[str, Any]) -> tuple[Status, str]:
+    """Status and reason of a trial that Tune has done with."""
+    if FAILURE in last_result:
+        return "failed", last_result[FAILURE]
+    rung = last_result.get("rung", 0)
+    if rung == config.scoring.num_rungs:
+        return "completed", ""
+    if config.stopping.collapsed and last_result.get("collapse"):
+        return "collapsed", f"at rung {rung}: {last_result['collapse']}"
+    return "stopped", f"at rung {rung} of {config.scoring.num_rungs} by {config.stopping.kind}"
+
+
+def trial_run(run: RunRef, folder: Path, number: int) -> RunRef | None:
+    """The MLflow run of a trial, if it has got one."""
+    file = trial_folder(folder, number) / RUN_FILE
+    if not file.exists():
+        return None
+    return RunRef(run.uri, run.experiment_id, json.loads(file.read_text())["run_id"])
+
+
+def _close_trial(run: RunRef, folder: Path, trial: Trial) -> None:
+    """Ends a trial's MLflow run, which a trial that was stopped could not do itself."""
+    child = trial_run(run, folder, trial.number)
+    if child is None:
+        return
+    tags = {"trial": str(trial.number), "status": trial.status, "reason": trial.reason}
+    tags |= {f"values.{key}": json.dumps(value) for key, value in trial.values.items()}
+    try:
+        client = child.client()
+        for name, value in tags.items():
+            client.set_tag(child.run_id, f"xkd.sweep.{name}", value)
+    except MlflowException as error:
+        logger.warning("MLflow did not take the tags of %s: %s", trial.name, error)
+    ends = {"completed": "FINISHED", "failed": "FAILED"}
+    close_run(child, ends.get(trial.status, "KILLED"))
+
+
+def _close_strays(run: RunRef, folder: Path) -> None:
+    """Ends child runs that still count as running: of trials cut off in between."""
+    try:
+        children = run.client().search_runs(
+            [run.experiment_id],
+            f"tags.`mlflow.parentRunId` = '{run.run_id}' AND attributes.status = 'RUNNING'",
+        )
+    except MlflowException as error:
+        logger.warning("MLflow does not say which runs of %s are open: %s", folder.name, error)
+        return
+    for child in children:
+        close_run(RunRef(run.uri, run.experiment_id, child.info.run_id), "KILLED")

@@ -1,0 +1,129 @@
+"""What can be found wrong with a sweep before it starts: its clips, its scores, its resources."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from pipelines.clip_dataset import ClipDataset
+from pipelines.config import EvaluateSettings
+from pipelines.errors import UserError
+from pipelines.pretrain import RUN_FILE, check_pretrain
+from pipelines.sweep_config import SweepConfig
+from pipelines.sweep_search import num_trials
+from pipelines.sweep_trial import trial_config
+from pipelines.sweep_trials import Trial
+from pipelines.tracking import flat
+
+FREE_TO_CHANGE = (
+    "tracking",
+    "ray",
+    "max_concurrent_trials",
+    "final",
+    "search.num_trials",
+    "pretrain.max_failures",
+    "pretrain.log_every",
+)
+"""Settings that may differ when a sweep goes on: they change no trial."""
+
+
+def sweep_folder(config: SweepConfig) -> Path:
+    """Everything that a sweep leaves lies here."""
+    return Path(config.output) / config.name
+
+
+def check_sweep(config: SweepConfig) -> list[str]:
+    """All that stands in the way of a sweep but its space, found without starting anything."""
+    folder = sweep_folder(config)
+    # Under a name of no trial, since trials that are there have other settings.
+    base = trial_config(config, folder, Trial(0, {})).model_copy(update={"name": "base"})
+    mistakes = check_pretrain(base)
+    mistakes += _scoring_mistakes(config)
+    file = folder / RUN_FILE
+    if file.exists():
+        there = flat(json.loads(file.read_text())["config"])
+        here = flat(config.model_dump(mode="json"))
+        changes = [
+            f"{name} is {there.get(name)} there and {here.get(name)} here"
+            for name in sorted(there.keys() | here.keys())
+            if there.get(name) != here.get(name) and not name.startswith(FREE_TO_CHANGE)
+        ]
+        if changes:
+            mistakes.append(
+                f"name ({config.name}) is a sweep in {config.output} with other settings: "
+                f"{'; '.join(changes)}. Take another name or the same settings"
+            )
+    return mistakes
+
+
+def _scoring_mistakes(config: SweepConfig) -> list[str]:
+    """Why the clips for scoring give no objective."""
+    place = config.scoring.dataset or config.dataset
+    try:
+        dataset = ClipDataset.open(place)
+    except UserError as error:
+        return [str(error)] if config.scoring.dataset else []
+    modality = config.objective.modality
+    sides = ("video", "audio") if modality in ("mean", "both") else (modality,)
+    return [
+        f"dataset ({place}) gives no {side} score: {problem}"
+        for side in sides
+        if (problem := _unscorable(dataset, config.scoring, side))
+    ]
+
+
+def scored_split(config: SweepConfig) -> str:
+    """The split that trials are scored on: the first that the dataset has."""
+    index = ClipDataset.open(config.scoring.dataset or config.dataset).index
+    return next((name for name in config.scoring.test_splits if (index.split == name).any()), "")
+
+
+def _unscorable(dataset: ClipDataset, settings: EvaluateSettings, side: str) -> str:
+    index = dataset.index
+    has_side = index.has_audio if side == "audio" else index.num_frames > 0
+    labelled = {
+        split: {str(name) for name in index.label[has_side & (index.split == split)] if name}
+        for split in (*settings.train_splits, *settings.test_splits)
+    }
+    classes = set().union(*(labelled[split] for split in settings.train_splits))
+    if len(classes) < 2:
+        splits = ", ".join(settings.train_splits)
+        return f"split {splits} has labelled clips of {len(classes)} classes, and two are needed"
+    if not any(labelled[split] for split in settings.test_splits):
+        return f"split {', '.join(settings.test_splits)} has no labelled clip"
+    return ""
+
+
+def trials_at_once(config: SweepConfig, nodes: Iterable[Mapping[str, float]]) -> int:
+    """How many trials run side by side on nodes with these resources.
+
+    Raises:
+        UserError: if not one fits, or fewer than asked for.
+    """
+    nodes = list(nodes)
+    cpus = config.pretrain.cpus_per_worker or 1.0
+    workers = config.pretrain.worker_range[1]
+    places = sum(
+        int(
+            min(
+                node.get("CPU", 0.0) // cpus,
+                node.get("GPU", 0.0) if config.pretrain.use_gpu else float("inf"),
+            )
+        )
+        for node in nodes
+    )
+    fit = places // workers
+    kinds = {"CPU": cpus} | ({"GPU": 1.0} if config.pretrain.use_gpu else {})
+    have = ", ".join(f"{sum(node.get(kind, 0.0) for node in nodes):g} {kind}s" for kind in kinds)
+    one = " and ".join(f"{workers} x {amount:g} {kind}s" for kind, amount in kinds.items())
+    if not fit:
+        raise UserError(f"a trial needs {one}, but Ray has {have}")
+    wanted = config.max_concurrent_trials
+    if wanted is not None and wanted > fit:
+        needs = " and ".join(
+            f"{wanted} x {workers * amount:g} {kind}s" for kind, amount in kinds.items()
+        )
+        raise UserError(
+            f"max_concurrent_trials ({wanted}) needs {needs}, has {have}: "
+            f"at most {fit} trial{'s' if fit > 1 else ''} at once"
+        )
+    return min(fit, wanted or fit, num_trials(config))

@@ -1,0 +1,145 @@
+"""The space of a sweep: what trials may be, drawn, counted, and turned into settings.
+
+The values of a trial are keyed by the entries of the space; an entry whose condition does not hold
+has none. `settings_of` turns them into dotted settings, `merged` puts these over the base.
+"""
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import BaseTrial
+
+from pipelines.sweep_config import Domain, wanted_values
+
+Space = Mapping[str, Domain]
+Values = dict[str, Any]
+
+
+def is_searched(domain: Domain, values: Mapping[str, Any]) -> bool:
+    """Whether the conditions of a domain hold for the values of the entries before it."""
+    return all(
+        parent in values and values[parent] in wanted_values(wanted)
+        for parent, wanted in domain.when.items()
+    )
+
+
+def distribution(domain: Domain) -> BaseDistribution:
+    """A domain in Optuna's terms."""
+    if domain.uniform is not None:
+        return FloatDistribution(*domain.uniform)
+    if domain.loguniform is not None:
+        return FloatDistribution(*domain.loguniform, log=True)
+    if domain.integer is not None:
+        return IntDistribution(*domain.integer)
+    return CategoricalDistribution(_as_json(domain.options or ()))
+
+
+def draw(space: Space, trial: BaseTrial) -> Values:
+    """Asks an Optuna trial for the value of each entry that is searched."""
+    values: Values = {}
+    for key, domain in space.items():
+        if is_searched(domain, values):
+            values[key] = _drawn(trial, key, domain)
+    return values
+
+
+def _drawn(trial: BaseTrial, key: str, domain: Domain) -> Any:
+    if domain.uniform is not None:
+        return trial.suggest_float(key, *domain.uniform)
+    if domain.loguniform is not None:
+        return trial.suggest_float(key, *domain.loguniform, log=True)
+    if domain.integer is not None:
+        return trial.suggest_int(key, *domain.integer)
+    return json.loads(trial.suggest_categorical(key, _as_json(domain.options or ())))
+
+
+def _as_json(options: Sequence[Any]) -> list[str]:
+    """Optuna takes only plain values as categories."""
+    return [json.dumps(option) for option in options]
+
+
+def parameters(space: Space, values: Values) -> tuple[Values, dict[str, BaseDistribution]]:
+    """Values as Optuna keeps them, with the distributions that they were drawn from."""
+    plain = {
+        key: json.dumps(value) if space[key].kind in ("choice", "bundles") else value
+        for key, value in values.items()
+    }
+    return plain, {key: distribution(space[key]) for key in values}
+
+
+def grid(space: Space) -> list[Values]:
+    """Every combination once; the first entry changes slowest."""
+    found: list[Values] = [{}]
+    for key, domain in space.items():
+        found = [longer for values in found for longer in _with_options(values, key, domain)]
+    return found
+
+
+def _with_options(values: Values, key: str, domain: Domain) -> list[Values]:
+    if not is_searched(domain, values):
+        return [values]
+    return [{**values, key: option} for option in domain.options or ()]
+
+
+def edge_cases(space: Space) -> Iterator[tuple[str, Any, Values]]:
+    """Each end and option of each entry, alone but for what its conditions ask."""
+    for key, domain in space.items():
+        needed = _parents(space, key)
+        for value in domain.ends:
+            yield key, value, {**needed, key: value}
+
+
+def _parents(space: Space, key: str) -> Values:
+    values: Values = {}
+    for parent, wanted in space[key].when.items():
+        values |= _parents(space, parent) | {parent: wanted_values(wanted)[0]}
+    return values
+
+
+def settings_of(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a trial as dotted settings of pretraining."""
+    settings: dict[str, Any] = {}
+    for key, value in values.items():
+        bundles = space[key].bundles
+        settings |= {key: value} if bundles is None else bundles[value]
+    return settings
+
+
+def merged(base: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings with dotted ones put over them.
+
+    >>> merged({"objective": {"alignment_weight": 1.0}}, {"objective.refinement": "none"})
+    {'objective': {'alignment_weight': 1.0, 'refinement': 'none'}}
+    """
+    result = deepcopy(dict(base))
+    for name, value in settings.items():
+        *sections, last = name.split(".")
+        section = result
+        for part in sections:
+            inner = section.setdefault(part, {})
+            if not isinstance(inner, dict):
+                section[part] = inner = {}
+            section = inner
+        section[last] = value
+    return result
+
+
+def combinations(space: Space, count: int, seed: int) -> Iterator[Values]:
+    """Combinations to try out: of a space that can be counted the first, else random ones."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if all(domain.options is not None for domain in space.values()):
+        yield from itertools.islice(grid(space), count)
+        return
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    for _ in range(count):
+        yield draw(space, study.ask())

@@ -1,0 +1,237 @@
+"""`python -m ray_jobs.sweep CONFIG.yaml`: many short trainings find the settings of a long one.
+
+The sweep, its report, and with `final` the best settings at full length, scored and registered,
+all under one run of MLflow. The same command goes on where an earlier one stopped.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.clip_dataset import ClipDataset
+from pipelines.config import EvaluateConfig, PretrainConfig, PretrainSettings, PromoteConfig
+from pipelines.pretrain import RUN_FILE
+from pipelines.registry import Registered
+from pipelines.sweep import SweepResult, sweep
+from pipelines.sweep_checks import check_sweep, scored_split, sweep_folder, trials_at_once
+from pipelines.sweep_config import SweepConfig
+from pipelines.sweep_report import SweepRecord, write_sweep_report, write_winner
+from pipelines.sweep_results import by_score, last_objective, shown, side_score
+from pipelines.sweep_search import num_trials
+from pipelines.sweep_space import combinations, edge_cases
+from pipelines.sweep_trial import best_values, pretrain_values
+from pipelines.sweep_trials import Trial
+from pipelines.tracking import RunRef, open_run, tracked
+from ray_jobs.checks import messages, surroundings
+from ray_jobs.cli import Job, Plan, run_job
+from ray_jobs.cluster import connected, ray_address
+from ray_jobs.console import StageProgress, duration, table
+from ray_jobs.evaluate import evaluate_stage, score_table
+from ray_jobs.pretrain import pretrain_stage
+from ray_jobs.promote import in_words as registered_in_words
+from ray_jobs.promote import promote_stage
+from ray_jobs.settings import mistakes_in
+
+NUM_COMBINATIONS = 200
+"""Combinations of the space that are tried out before anything starts."""
+FIXED = ("num_workers", "use_gpu", "cpus_per_worker")
+"""Settings of resources: trials run side by side, so all ask for the same."""
+FINAL = "final"
+
+
+def plan(config: SweepConfig) -> Plan:
+    """What a sweep reads and writes."""
+    folder = sweep_folder(config)
+    writes = [f"{folder}/{{trials,report.html,best.yaml}}"]
+    if config.final:
+        prefix, alias = config.final.promote.model_prefix, config.final.promote.alias
+        writes += [f"{folder}/{FINAL}", f"models:/{prefix}-{{video,audio}}@{alias}"]
+    problems = space_mistakes(config)
+    return Plan(
+        reads=tuple({config.dataset: 0, config.scoring.dataset or config.dataset: 0}),
+        writes=tuple(writes),
+        mistakes=(
+            *problems,
+            *(() if problems else check_sweep(config)),
+            *messages(lambda: _check_resources(config)),
+            *surroundings(config, str(folder)),
+        ),
+    )
+
+
+def _check_resources(config: SweepConfig) -> None:
+    """Of a Ray of its own, whose resources are known before it starts."""
+    if ray_address(config.ray) is None:
+        cpus = config.ray.num_cpus or os.cpu_count() or 1
+        trials_at_once(config, [{"CPU": cpus, "GPU": torch.cuda.device_count()}])
+
+
+def space_mistakes(config: SweepConfig) -> list[str]:
+    """Everything in the space that gives no valid training, each once."""
+    found = _fixed_mistakes(config) + _edge_mistakes(config)
+    found = found or _combination_mistakes(config)
+    if not found and config.final and config.final.epochs:
+        values = _values(config, {}) | {"epochs": config.final.epochs}
+        found = [f"final.epochs: {mistake}" for mistake in mistakes_in(values, PretrainSettings)]
+    return list(dict.fromkeys(found))
+
+
+def _fixed_mistakes(config: SweepConfig) -> list[str]:
+    return [
+        f"space.{key}: {name} must be set under pretrain, the same for all trials"
+        for key, domain in config.space.items()
+        for name in chain((key,), *(domain.bundles or {}).values())
+        if name in FIXED
+    ]
+
+
+def _edge_mistakes(config: SweepConfig) -> list[str]:
+    """Of each end and option by itself."""
+    found = []
+    for key, value, values in edge_cases(config.space):
+        for mistake in mistakes_in(_values(config, values), PretrainSettings):
+            at = "" if "is not a setting" in mistake else f" at {value}"
+            found.append(f"space.{key}{at}: {mistake}")
+    return found
+
+
+def _combination_mistakes(config: SweepConfig) -> list[str]:
+    """Of the first combination that is not valid, as two settings that do not go together."""
+    for values in combinations(config.space, NUM_COMBINATIONS, config.search.seed):
+        mistakes = mistakes_in(_values(config, values), PretrainSettings)
+        if mistakes:
+            return [f"space has combinations that are not valid, as {values}: {mistakes[0]}"]
+    return []
+
+
+def _values(config: SweepConfig, values: dict[str, Any]) -> dict[str, Any]:
+    return pretrain_values(config, Trial(0, values))
+
+
+def work(config: SweepConfig) -> None:
+    """Sweeps, reports, and trains the best settings if asked to; says what came out."""
+    started = time.monotonic()
+    folder = sweep_folder(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    final: tuple[dict[str, Any], Sequence[Registered]] | None = None
+    with connected(config.ray, dashboard=True), tracked(_sweep_run(config, folder)) as run:
+        result = _sweep_stage(config, run)
+        winner = write_winner(config, result)
+        run.client().log_artifact(run.run_id, str(winner))
+        if config.final:
+            final = _final_stage(config, result, run)
+        record = SweepRecord(
+            config,
+            result,
+            run,
+            winner,
+            time.monotonic() - started,
+            ClipDataset.open(config.scoring.dataset or config.dataset).dataset_id,
+            scored_split(config),
+        )
+        report = write_sweep_report(folder / "report.html", record)
+        run.client().log_artifact(run.run_id, str(report))
+    print(f"\n{config.name} is complete after {duration(time.monotonic() - started)}")
+    print(_trial_table(config, result.trials))
+    if final:
+        print(score_table(final[0]))
+        print(registered_in_words(final[1]))
+    print(f"  best: {result.best.name}, {winner}")
+    print(f"  report: {report}")
+
+
+def _sweep_run(config: SweepConfig, folder: Path) -> RunRef:
+    file = folder / RUN_FILE
+    run_id = json.loads(file.read_text())["run_id"] if file.exists() else ""
+    run = open_run(config, "sweep", config.name, run_id=run_id)
+    values = {"run_id": run.run_id, "config": config.model_dump(mode="json")}
+    file.write_text(json.dumps(values, indent=1))
+    return run
+
+
+def _sweep_stage(config: SweepConfig, run: RunRef) -> SweepResult:
+    progress = StageProgress("sweep", "trials")
+    result = sweep(config, run, on_progress=progress)
+    counts: dict[str, int] = {}
+    for trial in result.trials:
+        counts[trial.status] = counts.get(trial.status, 0) + 1
+    said = ", ".join(f"{count} {status}" for status, count in counts.items())
+    progress.finish(f"{num_trials(config)} trials: {said}")
+    return result
+
+
+def _final_stage(
+    config: SweepConfig, result: SweepResult, run: RunRef
+) -> tuple[dict[str, Any], Sequence[Registered]]:
+    """The best settings at full length, scored and registered."""
+    assert config.final is not None
+    folder = result.folder / FINAL
+    shared = {"tracking": config.tracking, "ray": config.ray}
+    training = pretrain_stage(final_config(config, result.best, folder), run)
+    evaluation = evaluate_stage(
+        EvaluateConfig(
+            **config.final.evaluate.model_dump(),
+            **shared,
+            checkpoint=str(training.checkpoint),
+            dataset=config.scoring.dataset or config.dataset,
+            output=str(folder / "evaluate"),
+        ),
+        run,
+    )
+    registered = promote_stage(
+        PromoteConfig(
+            **config.final.promote.model_dump(),
+            **shared,
+            checkpoint=str(training.checkpoint),
+            scores=str(evaluation.scores_file),
+        ),
+        run,
+    )
+    return evaluation.scores, registered
+
+
+def final_config(config: SweepConfig, best: Trial, folder: Path) -> PretrainConfig:
+    """The training of the best settings at full length."""
+    return PretrainConfig(
+        **best_values(config, best),
+        name="best",
+        dataset=config.dataset,
+        output=str(folder / "pretrain"),
+        tracking=config.tracking,
+        ray=config.ray,
+    )
+
+
+def _trial_table(config: SweepConfig, trials: Sequence[Trial]) -> str:
+    """The trials by what they came to, the best first."""
+    rows = [("trial", "status", "rungs", "video", "audio", "objective", "values")]
+    for trial in by_score(config, trials):
+        values = ", ".join(f"{key.split('.')[-1]} {shown(v)}" for key, v in trial.values.items())
+        video, audio = (
+            f"{side_score(config, trial.rungs[-1], side):.1%}" if trial.rungs else ""
+            for side in ("video", "audio")
+        )
+        score = f"{last_objective(config, trial):.1%}" if trial.rungs else ""
+        rungs = f"{max(len(trial.rungs) - 1, 0)}"
+        rows.append((trial.name, trial.status, rungs, video, audio, score, values[:100]))
+    return table(rows)
+
+
+JOB = Job(
+    name="sweep",
+    about="Many short trainings find the settings of a long one: Ray Tune over Ray Train.",
+    schema=SweepConfig,
+    plan=plan,
+    work=work,
+    how_to_go_on="Trials and their checkpoints stay; the same command goes on with those left.",
+)
+
+if __name__ == "__main__":
+    sys.exit(run_job(JOB))

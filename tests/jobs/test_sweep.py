@@ -1,0 +1,262 @@
+"""Sweeps as a user runs them: killed in the middle, and with trials that log side by side."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from datasets import FRAME_RATE, SAMPLE_RATE, write_dataset
+from mlflow.tracking import MlflowClient
+from programs import REPOSITORY, run_program
+
+from pipelines.sweep_trials import ENDED_FILE, TRIALS_FOLDER, Trial, read_trials
+
+PRETRAIN: dict[str, Any] = {
+    "epochs": 6,
+    "batch_size": 4,
+    "log_every": 1,
+    "cpus_per_worker": 1,
+    "model": {
+        "video": {
+            "num_frames": 4,
+            "frame_rate": FRAME_RATE,
+            "size": 32,
+            "local_size": 16,
+            "local_num_frames": 4,
+        },
+        "audio": {
+            "num_samples": 800,
+            "sample_rate": SAMPLE_RATE,
+            "local_num_samples": 400,
+            "n_fft": 64,
+            "hop_length": 53,
+            "patch_frames": 8,
+        },
+        "encoder": {"width": 24, "depth": 1, "num_heads": 2},
+        "decoder": {"width": 16, "depth": 1, "num_heads": 2},
+        "head": {"hidden_width": 16, "bottleneck_width": 8, "output_width": 16},
+    },
+    "optimizer": {"warmup_epochs": 1},
+}
+NUM_TRIALS = 6
+NUM_STEPS = 27
+"""Six epochs of 18 clips in batches of 4."""
+
+
+def write_sweep(home: Path, **changes: Any) -> Path:
+    """A sweep of tiny trials over made clips, as a configuration file."""
+    clips = home / "clips"
+    write_dataset(clips, 24, split=lambda i: "test" if i % 4 == 0 else "train")
+    values = {
+        "name": "tiny",
+        "dataset": str(clips),
+        "output": str(home),
+        "pretrain": PRETRAIN,
+        "space": {
+            "objective.alignment_weight": {"loguniform": [0.01, 1.0]},
+            "objective.refinement": {"choice": ["mean", "none"]},
+        },
+        "search": {"kind": "tpe", "num_trials": NUM_TRIALS, "startup_trials": 3},
+        "stopping": {"kind": "asha", "reduction_factor": 2, "collapsed": False},
+        "scoring": {"num_rungs": 3, "neighbors": 3},
+        "max_concurrent_trials": 2,
+        "ray": {"num_cpus": 2},
+    }
+    file = home / "sweep.yaml"
+    file.write_text(yaml.safe_dump(values | changes))
+    return file
+
+
+def start(file: Path, home: Path) -> subprocess.Popen[str]:
+    """The sweep as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "ray_jobs.sweep", str(file)],
+        cwd=REPOSITORY,
+        env={**os.environ, "XKD_HOME": str(home)},
+        stdout=(home / "out").open("w"),
+        stderr=(home / "err").open("w"),
+        text=True,
+    )
+
+
+def wait_for(condition: Any, driver: subprocess.Popen[str], home: Path, seconds: float) -> None:
+    """Waits while the driver lives."""
+    until = time.monotonic() + seconds
+    while not condition():
+        said = (home / "err").read_text()[-2000:]
+        assert driver.poll() is None, f"the sweep ended before it could be killed: {said}"
+        assert time.monotonic() < until, said
+        time.sleep(0.2)
+
+
+def ended(trials: list[Trial]) -> list[Trial]:
+    return [trial for trial in trials if trial.status != "running"]
+
+
+def half_way(trials: list[Trial]) -> bool:
+    """Some trials have ended and one is between two of its rungs."""
+    running = [trial for trial in trials if trial.status == "running"]
+    return bool(ended(trials)) and any(len(trial.rungs) > 1 for trial in running)
+
+
+def kill_driver(driver: subprocess.Popen[str]) -> None:
+    """SIGKILL; its Ray must not outlive it."""
+    family = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    driver.wait()
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert not alive
+
+
+def kill_one_trial(driver: subprocess.Popen[str]) -> None:
+    """SIGKILL to the actor in which Tune runs a trial."""
+    trials = [
+        process
+        for process in psutil.Process(driver.pid).children(recursive=True)
+        if "ImplicitFunc" in " ".join(process.cmdline()) or "run_trial" in process.name()
+    ]
+    os.kill(trials[0].pid, signal.SIGKILL)
+
+
+def child_runs(uri: str) -> list[Any]:
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("xkd")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = [run for run in runs if run.data.tags["xkd.job"] == "sweep"]
+    assert parent.info.status == "FINISHED"
+    return [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+
+
+def check_runs(uri: str, trials: list[Trial], interrupted: set[str]) -> None:
+    """One MLflow run for each trial, closed as it ended, and no metric missing."""
+    runs = {run.info.run_name: run for run in child_runs(uri)}
+    for trial in trials:
+        run = runs[trial.name]
+        assert run.info.status == ("FINISHED" if trial.status == "completed" else "KILLED")
+        assert run.data.tags["xkd.sweep.status"] == trial.status
+        check_metrics(MlflowClient(uri), run.info.run_id, trial, trial.name in interrupted)
+
+
+def check_metrics(client: MlflowClient, run_id: str, trial: Trial, interrupted: bool) -> None:
+    steps = [metric.step for metric in client.get_metric_history(run_id, "loss/total")]
+    last = trial.rungs[-1].step
+    assert set(range(last)) <= set(steps)
+    assert interrupted or len(steps) == len(set(steps)), "a step was trained twice"
+    for side in ("video", "audio"):
+        history = client.get_metric_history(run_id, f"score/{side}/knn")
+        logged = {metric.step: metric.value for metric in history}
+        assert logged == {rung.step: rung.scores[f"{side}/knn"] for rung in trial.rungs}
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(1500)
+def test_a_killed_sweep_goes_on_with_no_trial_lost_or_run_twice(tmp_path: Path):
+    file, folder = write_sweep(tmp_path), tmp_path / "tiny"
+    driver = start(file, tmp_path)
+    wait_for(lambda: half_way(read_trials(folder)), driver, tmp_path, 400)
+    kill_driver(driver)
+    before = read_trials(folder)
+    cut_off = {trial.name for trial in before if trial.status == "running"}
+    ends = {
+        trial.name: (folder / TRIALS_FOLDER / trial.name / ENDED_FILE).stat().st_mtime_ns
+        for trial in ended(before)
+    }
+
+    driver = start(file, tmp_path)
+    wait_for(lambda: len(ended(read_trials(folder))) > len(ends), driver, tmp_path, 400)
+    wait_for(
+        lambda: any(t.rungs for t in read_trials(folder) if t.status == "running"),
+        driver,
+        tmp_path,
+        400,
+    )
+    cut_off |= {trial.name for trial in read_trials(folder) if trial.status == "running"}
+    kill_one_trial(driver)
+    assert driver.wait(600) == 0, (tmp_path / "err").read_text()
+
+    trials = read_trials(folder)
+    assert [trial.number for trial in trials] == list(range(NUM_TRIALS))
+    assert {trial.status for trial in trials} <= {"completed", "stopped"}
+    for old in before:
+        new = trials[old.number]
+        assert new.values == old.values
+        assert new.rungs[: len(old.rungs)] == old.rungs
+    for name, written in ends.items():
+        assert (folder / TRIALS_FOLDER / name / ENDED_FILE).stat().st_mtime_ns == written
+    for trial in trials:
+        if trial.status == "completed":
+            assert [rung.step for rung in trial.rungs] == [0, 9, 18, NUM_STEPS]
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    assert len(child_runs(uri)) == NUM_TRIALS
+    check_runs(uri, trials, cut_off)
+    page = (folder / "report.html").read_text()
+    assert all(trial.name in page for trial in trials)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """A real MLflow server."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--workers", "1"]
+    arguments += ["--artifacts-destination", f"{tmp_path}/artifacts", "--port", str(port)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", *arguments],
+        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(240):
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=1).close()
+            break
+        except OSError:
+            time.sleep(0.5)
+    yield url
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(30)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(1500)
+def test_trials_side_by_side_lose_no_metric_and_the_best_is_registered(tmp_path: Path, server: str):
+    file = write_sweep(
+        tmp_path,
+        tracking={"uri": server},
+        search={"kind": "random", "num_trials": 4},
+        stopping={"kind": "median", "min_trials": 2, "collapsed": False},
+        final={"epochs": 8},
+    )
+    done = run_program("sweep", str(file), home=tmp_path, timeout=1200)
+    assert done.code == 0, done.out + done.err
+    folder = tmp_path / "tiny"
+    trials = read_trials(folder)
+    assert len(trials) == 4
+    check_runs(server, trials, set())
+    client = MlflowClient(server)
+    names = {run.info.run_name for run in child_runs(server)}
+    assert names == {*(trial.name for trial in trials), "best", "evaluate", "promote"}
+    for side in ("video", "audio"):
+        version = client.get_model_version_by_alias(f"xkd-{side}", "champion")
+        assert version.tags["xkd.step"] == "36"
+    assert "best: trial-00" in done.out
+    assert json.loads((folder / "run.json").read_text())["run_id"]
+    again = run_program("sweep", str(file), home=tmp_path, timeout=600)
+    assert again.code == 0, again.out + again.err
+    assert [trial.rungs for trial in read_trials(folder)] == [trial.rungs for trial in trials]

@@ -1,0 +1,88 @@
+"""What cannot work is said in seconds, with what it needs and what there is."""
+
+import json
+
+import pytest
+from datasets import write_dataset
+from sweep_example import PRETRAIN, TINY_MODEL, sweep_config
+
+from pipelines.errors import UserError
+from pipelines.sweep_checks import check_sweep, scored_split, sweep_folder, trials_at_once
+
+
+def asking(tmp_path, workers, cpus, **changes):
+    pretrain = {**PRETRAIN, "num_workers": workers, "cpus_per_worker": cpus, "batch_size": 12}
+    pretrain |= {"use_gpu": changes.pop("use_gpu", False)}
+    return sweep_config(tmp_path, pretrain=pretrain, **changes)
+
+
+@pytest.mark.parametrize(
+    ("workers", "cpus", "nodes", "fit"),
+    [
+        (1, 1, [{"CPU": 2}], 2),
+        (2, 1, [{"CPU": 5}], 2),
+        (1, 2, [{"CPU": 3}, {"CPU": 3}], 2),  # the third CPUs do not make a trial
+        (3, 2, [{"CPU": 4}, {"CPU": 2}], 1),  # workers of one trial may lie on several nodes
+        (1, 0.5, [{"CPU": 100}], 14),  # no more than there are trials
+    ],
+)
+def test_as_many_trials_as_fit(tmp_path, workers, cpus, nodes, fit):
+    assert trials_at_once(asking(tmp_path, workers, cpus), nodes) == fit
+
+
+def test_gpus_count_where_they_are_used(tmp_path):
+    config = asking(tmp_path, 2, 1, use_gpu=True)
+    assert trials_at_once(config, [{"CPU": 16, "GPU": 4}]) == 2
+    with pytest.raises(UserError, match=r"needs 2 x 1 CPUs and 2 x 1 GPUs, but Ray has 16 CPUs"):
+        trials_at_once(config, [{"CPU": 16}])
+
+
+def test_too_many_at_once_is_told_with_what_fits(tmp_path):
+    config = asking(tmp_path, 2, 1, max_concurrent_trials=3)
+    with pytest.raises(UserError, match=r"needs 3 x 2 CPUs, has 4 CPUs: at most 2 trials at once"):
+        trials_at_once(config, [{"CPU": 4}])
+    with pytest.raises(UserError, match=r"a trial needs 2 x 1 CPUs, but Ray has 1 CPUs"):
+        trials_at_once(config, [{"CPU": 1}])
+
+
+def checked(tmp_path, clips, **changes):
+    config = sweep_config(
+        tmp_path, dataset=str(clips), pretrain={**PRETRAIN, "model": TINY_MODEL}, **changes
+    )
+    return config, check_sweep(config)
+
+
+def test_clips_that_can_be_scored(tmp_path):
+    clips = write_dataset(tmp_path / "clips", 12, split=lambda i: "test" if i % 4 == 0 else "train")
+    config, mistakes = checked(tmp_path, clips)
+    assert mistakes == []
+    assert scored_split(config) == "test"
+
+
+def test_clips_that_cannot_be_scored(tmp_path):
+    silent = write_dataset(
+        tmp_path / "silent",
+        12,
+        split=lambda i: "test" if i % 4 == 0 else "train",
+        has_audio=lambda i: i % 4 != 0,
+    )
+    _, mistakes = checked(tmp_path, silent)
+    assert len(mistakes) == 1
+    assert "gives no audio score: split val, test has no labelled clip" in mistakes[0]
+    _, mistakes = checked(tmp_path, silent, objective={"modality": "video"})
+    assert mistakes == []
+    all_train = write_dataset(tmp_path / "all", 12)
+    assert len(checked(tmp_path, all_train)[1]) == 2
+
+
+def test_a_sweep_goes_on_only_with_its_own_settings(tmp_path):
+    clips = write_dataset(tmp_path / "clips", 12, split=lambda i: "test" if i % 4 == 0 else "train")
+    config, _ = checked(tmp_path, clips)
+    folder = sweep_folder(config)
+    folder.mkdir()
+    there = {"run_id": "a", "config": config.model_dump(mode="json")}
+    (folder / "run.json").write_text(json.dumps(there))
+    longer = {"num_trials": 20, "startup_trials": 4}
+    assert checked(tmp_path, clips, search=longer, max_concurrent_trials=1)[1] == []
+    _, (mistake,) = checked(tmp_path, clips, search={"num_trials": 14, "seed": 5})
+    assert "search.seed is 0 there and 5 here" in mistake

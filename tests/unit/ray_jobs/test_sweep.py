@@ -1,0 +1,56 @@
+"""A space is checked before anything starts: unknown settings, ends that are not valid, pairs."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.sweep_config import SweepConfig
+from ray_jobs.settings import load_settings
+from ray_jobs.sweep import space_mistakes
+
+CONF = Path(__file__).resolve().parents[3] / "conf" / "sweep"
+
+
+def mistakes(space, *overrides):
+    config = load_settings(SweepConfig, CONF / "smoke.yaml", [f"space={space}", *overrides])
+    return space_mistakes(config)
+
+
+@pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)
+def test_spaces_of_the_configurations_are_valid(file):
+    assert space_mistakes(load_settings(SweepConfig, file, [])) == []
+
+
+def test_all_mistakes_of_a_space_are_told_at_once():
+    found = mistakes(
+        "{objective.alignment_wieght: {uniform: [0, 1]},"
+        " model.video.mask_ratio: {uniform: [0.5, 1.2]},"
+        " optimizer.warmup_epochs: {integer: [0, 9]},"
+        " ablation: {bundles: {a: {objective.refinement: nope}, b: {use_gpu: true}}},"
+        " num_workers: {choice: [1, 2]}}"
+    )
+    for part in (
+        "alignment_wieght is not a setting; did you mean objective.alignment_weight?",
+        "space.model.video.mask_ratio at 1.2: model.video.mask_ratio (1.2)",
+        "at 9: optimizer.warmup_epochs (9) must not be above epochs (4)",
+        "space.ablation at a: objective.refinement ('nope')",
+        "space.ablation: use_gpu must be set under pretrain",
+        "space.num_workers: num_workers must be set under pretrain",
+    ):
+        assert sum(part in mistake for mistake in found) == 1, part
+    assert len(found) == 6
+
+
+def test_settings_that_do_not_go_together_are_found():
+    weights = ", ".join(
+        f"objective.{term}_weight: {{choice: [0, 1]}}"
+        for term in ("reconstruction", "alignment", "distillation")
+    )
+    (mistake,) = mistakes(f"{{{weights}}}")
+    assert "must not all be 0" in mistake
+    assert "space has combinations that are not valid" in mistake
+
+
+def test_the_final_length_is_checked_too():
+    (mistake,) = mistakes("{seed: {choice: [0, 1]}}", "final={epochs: 0.5}")
+    assert "final.epochs: optimizer.warmup_epochs (1) must not be above epochs (0.5)" in mistake
