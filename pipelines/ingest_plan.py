@@ -90,8 +90,9 @@ class Unit:
 
 def _unit_source(values: dict[str, Any]) -> UnitSource:
     needed = ("source_hash", "byte_size", "label", "split", "group")
-    labels = tuple(values.pop("labels", ()))
-    return UnitSource(**dict.fromkeys(needed) | values, labels=labels)
+    every: dict[str, Any] = dict.fromkeys(needed) | values
+    every["labels"] = tuple(values.get("labels", ()))
+    return UnitSource(**every)
 
 
 @dataclass(frozen=True)

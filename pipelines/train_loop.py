@@ -32,6 +32,7 @@ from pipelines.checkpoints import (
     save_checkpoint,
 )
 from pipelines.clip_dataset import ClipDataset
+from pipelines.clip_ids import read_clip_ids
 from pipelines.config import PretrainConfig
 from pipelines.errors import UserError
 from pipelines.feed import Feed, FeedBatch
@@ -65,6 +66,7 @@ def make_feed(config: PretrainConfig, dataset: ClipDataset, *, rank: int, world_
         frame_rate=config.model.video.frame_rate,
         num_samples=config.model.audio.num_samples,
         sample_rate=config.model.audio.sample_rate,
+        exclude=read_clip_ids(config.exclude) if config.exclude else (),
     )
 
 
