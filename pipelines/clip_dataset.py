@@ -9,7 +9,8 @@ The format is in `schema`; plain pyarrow and NumPy read it as well:
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,9 +22,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.errors import UserError
+from pipelines.filesystems import filesystem_of, is_folder, list_files
 from pipelines.ingest_plan import STATE_FOLDER
-from pipelines.schema import CLIPS_FOLDER, FORMAT_VERSION, MANIFEST, REJECTS_FOLDER
+from pipelines.media import one_line
+from pipelines.places import is_uri
+from pipelines.schema import CLIPS, CLIPS_FOLDER, FORMAT_VERSION, MANIFEST, REJECTS_FOLDER
 
+_READ_THREADS = 8
+"""Shards that are asked at a time; what a bucket needs most is patience."""
 _INDEX_COLUMNS = [
     "clip_id",
     "source",
@@ -72,29 +78,26 @@ class Clip:
 class ClipDataset:
     """A complete clip dataset; see `open`."""
 
-    path: Path
+    path: str
+    """A folder, or the URI of one."""
     manifest: Mapping[str, Any]
 
     @classmethod
     def open(cls, path: str | Path) -> "ClipDataset":
-        """Opens the dataset in a folder.
+        """Opens the dataset in a folder, which may be a URI.
 
         Raises:
             UserError: If there is none, or one that this code cannot read.
         """
-        folder = Path(path)
-        file = folder / MANIFEST
+        folder = str(path).rstrip("/")
         try:
-            manifest = json.loads(file.read_text())
+            filesystem, place = filesystem_of(folder)
+            with filesystem.open_input_file(f"{place}/{MANIFEST}") as file:
+                manifest = json.loads(file.read())
         except FileNotFoundError as error:
-            why = f"it has no {MANIFEST}"
-            if (folder / STATE_FOLDER).is_dir():
-                why = "its ingest did not finish; run the same ingest again"
-            elif not folder.exists():
-                why = "it does not exist"
-            raise UserError(f"dataset ({path}) is no clip dataset: {why}") from error
+            raise UserError(f"dataset ({path}) is no clip dataset: {_missing(folder)}") from error
         except (OSError, ValueError) as error:
-            raise UserError(f"dataset ({path}) cannot be read: {error}") from error
+            raise UserError(f"dataset ({path}) cannot be read: {one_line(error)}") from error
         version = manifest.get("format_version") if isinstance(manifest, dict) else None
         if version != FORMAT_VERSION:
             raise UserError(
@@ -128,38 +131,46 @@ class ClipDataset:
         return tuple(str(name) for name in np.unique(self.index.label) if name)
 
     @cached_property
-    def shards(self) -> tuple[Path, ...]:
+    def shards(self) -> tuple[str, ...]:
         """The files of clips, in the order of the index."""
-        return tuple(sorted((self.path / CLIPS_FOLDER).glob("*.parquet")))
+        return self._tables(CLIPS_FOLDER)
+
+    def _tables(self, part: str) -> tuple[str, ...]:
+        """The Parquet files of a part of the dataset, sorted."""
+        folder = f"{self.path}/{part}"
+        if not is_folder(folder):
+            return ()
+        return tuple(
+            sorted(entry.uri for entry in list_files(folder) if entry.uri.endswith(".parquet"))
+        )
 
     @cached_property
     def index(self) -> ClipIndex:
         """Reads the small columns of all shards."""
-        tables, group_sizes = [], []
-        for shard in self.shards:
-            file = pq.ParquetFile(shard)
-            tables.append(file.read(columns=_INDEX_COLUMNS))
-            group_sizes += _group_sizes(file)
-        columns = _to_numpy(pa.concat_tables(tables))
-        sizes = np.array(group_sizes, np.int64)
+        with ThreadPoolExecutor(_READ_THREADS) as pool:
+            parts = list(pool.map(_read_small, self.shards))
+        columns = _to_numpy(pa.concat_tables([table for table, _ in parts]))
+        sizes = np.array([size for _, sizes in parts for size in sizes], np.int64)
         group = np.repeat(np.arange(len(sizes)), sizes)
         row_in_group = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         return ClipIndex(**columns, group=group, row_in_group=row_in_group)
 
     @cached_property
-    def _groups(self) -> tuple[tuple[Path, int], ...]:
+    def _groups(self) -> tuple[tuple[str, int], ...]:
         """Shard and number in the shard of each row group."""
+        with ThreadPoolExecutor(_READ_THREADS) as pool:
+            counts = list(pool.map(_num_groups, self.shards))
         return tuple(
             (shard, number)
-            for shard in self.shards
-            for number in range(pq.read_metadata(shard).num_row_groups)
+            for shard, count in zip(self.shards, counts, strict=True)
+            for number in range(count)
         )
 
     def read_group(self, group: int) -> "ClipGroup":
         """Reads the tensors of a row group."""
         shard, number = self._groups[group]
         # Opened anew each time: an open file must not be read by two threads at once.
-        with pq.ParquetFile(shard, memory_map=True) as file:
+        with open_parquet(shard) as file:
             table = file.read_row_group(number, columns=["frames", "waveform"], use_threads=False)
         first = int(np.searchsorted(self.index.group, group))
         return ClipGroup(table, self.index, first)
@@ -182,11 +193,18 @@ class ClipDataset:
     def rejects(self, limit: int | None = None) -> list[dict[str, Any]]:
         """Gives the sources that were rejected and why, at most `limit` of them."""
         found: list[dict[str, Any]] = []
-        for file in sorted((self.path / REJECTS_FOLDER).glob("*.parquet")):
+        for shard in self._tables(REJECTS_FOLDER):
             if limit is not None and len(found) >= limit:
                 break
-            found += pq.read_table(file, partitioning=None).to_pylist()
+            with open_parquet(shard) as file:
+                found += file.read().to_pylist()
         return found[:limit]
+
+    def small_columns(self, columns: Sequence[str]) -> pa.Table:
+        """Reads columns of all rows, in the order of the index; what an old shard lacks is null."""
+        with ThreadPoolExecutor(_READ_THREADS) as pool:
+            tables = list(pool.map(lambda shard: _read_columns(shard, columns), self.shards))
+        return pa.concat_tables(tables)
 
 
 @dataclass(frozen=True)
@@ -215,8 +233,43 @@ class ClipGroup:
         return self.table[column][row - self.first_row].as_buffer()
 
 
-def _group_sizes(file: pq.ParquetFile) -> list[int]:
-    return [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+def open_parquet(place: str) -> pq.ParquetFile:
+    """Opens a file of Parquet; a local one is mapped into memory."""
+    if not is_uri(place):
+        return pq.ParquetFile(place, memory_map=True)
+    filesystem, path = filesystem_of(place)
+    return pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True)
+
+
+def _missing(folder: str) -> str:
+    """Why there is no manifest."""
+    if is_folder(f"{folder}/{STATE_FOLDER}"):
+        return "its ingest did not finish; run the same ingest again"
+    return f"it has no {MANIFEST}" if is_folder(folder) else "it does not exist"
+
+
+def _num_groups(shard: str) -> int:
+    with open_parquet(shard) as file:
+        return int(file.num_row_groups)
+
+
+def _read_small(shard: str) -> tuple[pa.Table, list[int]]:
+    """The columns of the index, and the rows of each row group."""
+    with open_parquet(shard) as file:
+        groups = range(file.num_row_groups)
+        sizes = [file.metadata.row_group(i).num_rows for i in groups]
+        return file.read(columns=_INDEX_COLUMNS, use_threads=False), sizes
+
+
+def _read_columns(shard: str, columns: Sequence[str]) -> pa.Table:
+    with open_parquet(shard) as file:
+        there = [name for name in columns if name in file.schema_arrow.names]
+        table = file.read(columns=there, use_threads=False)
+    for name in columns:
+        if name not in there:
+            field = CLIPS.field(name)
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table.select(columns)
 
 
 def _to_numpy(table: pa.Table) -> dict[str, NDArray[Any]]:

@@ -17,12 +17,14 @@ from pydantic import (
     model_validator,
 )
 
-from pipelines.places import absolute_place
+from pipelines.places import absolute_location, absolute_place, is_uri
 from xkd_core.config import Config, MethodConfig
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
 Place = Annotated[str, Field(min_length=1), AfterValidator(absolute_place)]
 """A path, made absolute when the settings are read."""
+Location = Annotated[str, Field(min_length=1), AfterValidator(absolute_location)]
+"""A path, or a URI that pyarrow or fsspec opens."""
 
 
 class TrackingConfig(Config):
@@ -74,6 +76,12 @@ class LimitsConfig(Config):
     """Wall time without a segment coming out of the decoder."""
     max_memory_bytes: PositiveInt = 4_000_000_000
     """Address space of a decoder beyond what it has when idle."""
+    max_spool_bytes: PositiveInt = 20_000_000_000
+    """Disk on each machine that remote files may take together while they are decoded, in TMPDIR;
+    a file that is larger goes to the rejects."""
+    max_hashed_remote_bytes: NonNegativeInt = 64_000_000
+    """A remote file up to this size is read once more, for the hash of its bytes; of a larger one
+    the store's version tag stands for them."""
 
 
 class IngestSettings(Config):
@@ -82,6 +90,24 @@ class IngestSettings(Config):
     labels: Literal["auto", "folder", "none"] = "auto"
     """For a folder: the folder a file lies in is its label (`auto`: if there is more than one
     such folder). A list brings its own labels."""
+    dataset: (
+        Literal[
+            "ucf101",
+            "hmdb51",
+            "kinetics400",
+            "kinetics_sound",
+            "audioset",
+            "vggsound",
+            "esc50",
+            "fsd50k",
+        ]
+        | None
+    ) = None
+    """The input is the folder of this published dataset: its official lists give labels and
+    splits, and name files that are missing."""
+    fold: PositiveInt | None = None
+    """Which official split of a dataset that has several: UCF101 and HMDB51 three, ESC-50 five (the
+    fold that is held out). By default the first."""
     segment_seconds: PositiveFloat = 5.0
     min_segment_seconds: PositiveFloat = 1.1
     """A shorter rest of a source is dropped, a shorter source is rejected. Training loops pictures
@@ -102,17 +128,53 @@ class IngestSettings(Config):
     max_reject_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
     """The job fails if a larger share of the sources is rejected."""
 
+    @model_validator(mode="after")
+    def _fold_of_a_dataset(self) -> "IngestSettings":
+        if self.fold is not None and self.dataset is None:
+            raise ValueError(f"fold ({self.fold}) must come with dataset")
+        return self
+
 
 class IngestConfig(IngestSettings, JobConfig):
     """`ray_jobs.ingest`: a folder or list of media becomes a clip dataset."""
 
     name: Name = "ingest"
-    input: Place | None = None
-    """Folder of media, or a CSV or Parquet list with the columns path, label, split and group (all
-    but path optional); without it clips are made on the spot."""
+    input: Location | None = None
+    """Folder of media, or a list (.csv, .tsv, .jsonl, .parquet) with the columns path, label or
+    labels, split, group, start and end (all but path optional; paths may be URIs); local, `s3://`,
+    or of a web server (a list). Without it clips are made on the spot."""
     output: Place
     """Folder of the clip dataset."""
     made: MadeClipsConfig = MadeClipsConfig()
+
+
+class DatasetSettings(Config):
+    """How a clip dataset is looked through."""
+
+    against: tuple[Location, ...] = ()
+    """Other clip datasets, such as those that are evaluated on: clips trained on that are alike to
+    clips there are leaks as well."""
+    train_splits: tuple[str, ...] = ("train",)
+    """Splits trained on; rows without a split always are."""
+    max_shown: PositiveInt = 24
+    """Clips in the contact sheet, and at most in each of the other lists."""
+
+
+class DatasetConfig(DatasetSettings, JobConfig):
+    """`ray_jobs.dataset`: a page about a clip dataset, and the clips to leave out of training."""
+
+    dataset: Location
+    """Folder of the clip dataset."""
+    output: Place | None = None
+    """Folder of the page and the lists; by default `page` in the dataset's folder."""
+
+    @model_validator(mode="after")
+    def _place_for_the_page(self) -> "DatasetConfig":
+        if self.output is None and is_uri(self.dataset):
+            raise ValueError(
+                f"output must be given, for dataset ({self.dataset}) is no folder here"
+            )
+        return self
 
 
 class PretrainSettings(MethodConfig):
@@ -123,6 +185,8 @@ class PretrainSettings(MethodConfig):
     """Clips of one step over all workers."""
     splits: tuple[str, ...] = ("train",)
     """Splits trained on; rows without a split always are."""
+    exclude: Place | None = None
+    """A file of clip ids, one a line, that are left out, such as `leaks.txt` of `xkd dataset`."""
     seed: NonNegativeInt = 0
     num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
     """A number, or the least and the most: training then goes on with the workers there are, fewer
@@ -197,7 +261,7 @@ class PretrainConfig(PretrainSettings, JobConfig):
 
     name: Name
     """Name of the run; a run that exists goes on from its last checkpoint."""
-    dataset: Place
+    dataset: Location
     """Folder of the clip dataset."""
     output: Place
     """Folder that gets one folder of checkpoints for each name."""
@@ -231,7 +295,7 @@ class EvaluateConfig(EvaluateSettings, JobConfig):
     name: Name = "evaluate"
     checkpoint: Place
     """A checkpoint, or the folder of a run, whose last checkpoint is taken."""
-    dataset: Place
+    dataset: Location
     output: Place
     """Folder for the scores, features and the report."""
 
@@ -271,7 +335,7 @@ class EmbedConfig(JobConfig):
     name: Name = "embed"
     model: str
     """Of the registry: `models:/xkd-video@champion`, `models:/xkd-audio/3`."""
-    input: Place
+    input: Location
     """Folder of media, a list, or a clip dataset."""
     output: Place
     """Folder of the embeddings."""
@@ -287,7 +351,7 @@ class RunConfig(JobConfig):
 
     name: Name
     """Name of the run; a run that exists goes on where it stopped."""
-    input: Place | None = None
+    input: Location | None = None
     """As for `ingest`: without it clips are made on the spot."""
     output: Place
     """Folder that gets one folder for each name."""

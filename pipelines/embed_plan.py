@@ -6,16 +6,17 @@ Sources become units as in an ingest; of a clip dataset, each shard is a unit.
 import json
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.clip_dataset import ClipDataset
+from pipelines.clip_dataset import ClipDataset, open_parquet
 from pipelines.config import EmbedConfig, IngestSettings
 from pipelines.embed_unit import EMBEDDINGS_FOLDER
 from pipelines.errors import UserError
+from pipelines.filesystems import is_file, is_folder, is_web
 from pipelines.fingerprints import fingerprint_sources
 from pipelines.ingest_plan import SETTINGS_FILE, STATE_FOLDER, Done, plan_units
 from pipelines.model_uri import EncoderVersion
@@ -45,9 +46,10 @@ def open_dataset(place: str) -> ClipDataset | None:
     Raises:
         UserError: if it is one that cannot be read or was not finished.
     """
-    folder = Path(place)
-    is_dataset = (folder / MANIFEST).exists() and (folder / CLIPS_FOLDER).is_dir()
-    is_begun = (folder / STATE_FOLDER).is_dir()
+    if is_web(place):
+        return None
+    is_dataset = is_file(f"{place}/{MANIFEST}") and is_folder(f"{place}/{CLIPS_FOLDER}")
+    is_begun = is_folder(f"{place}/{STATE_FOLDER}")
     return ClipDataset.open(place) if is_dataset or is_begun else None
 
 
@@ -121,14 +123,20 @@ def remove_incomplete(output: Path) -> None:
 def stored_units(dataset: ClipDataset, output: Path) -> list[dict[str, Any]]:
     """One unit for each shard that has no embeddings yet."""
     return [
-        {"name": shard.stem, "shard": str(shard), "unit": "", "sources": _num_sources(shard)}
+        {
+            "name": PurePosixPath(shard).stem,
+            "shard": shard,
+            "unit": "",
+            "sources": _num_sources(shard),
+        }
         for shard in dataset.shards
-        if not (output / EMBEDDINGS_FOLDER / shard.name).exists()
+        if not (output / EMBEDDINGS_FOLDER / PurePosixPath(shard).name).exists()
     ]
 
 
-def _num_sources(shard: Path) -> int:
-    return len(set(_read(shard, ["source"])["source"].to_pylist()))
+def _num_sources(shard: str) -> int:
+    with open_parquet(shard) as file:
+        return len(set(file.read(columns=["source"])["source"].to_pylist()))
 
 
 def media_units(

@@ -14,17 +14,18 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipelines.clip_dataset import open_parquet
 from pipelines.config import LimitsConfig
 from pipelines.decoder_process import DecoderProcess
 from pipelines.ingest_plan import Unit, UnitSource
-from pipelines.media import DecodeError
+from pipelines.media import DecodeError, Segment
 from pipelines.model_inputs import ARRAY_COLUMN, RATE_COLUMN
 from pipelines.model_uri import EncoderVersion
 from pipelines.schema import REJECTS, REJECTS_FOLDER, clip_id
 from pipelines.shards import ShardWriter
+from pipelines.spool import Spool
 
 EMBEDDINGS_FOLDER = "embeddings"
 ROWS_PER_GROUP = 1024
@@ -84,13 +85,14 @@ class UnitEmbedder:
             max_memory_bytes=self._limits.max_memory_bytes,
             timeout_seconds=self._limits.max_decode_seconds,
         )
+        self._spool = Spool(max_bytes=self._limits.max_spool_bytes)
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Embeds a unit; the rows say how far it is, and `failed` why it cannot go on."""
         work = _Work()
         try:
             if row["shard"]:
-                yield from self._stored(Path(row["shard"]), work)
+                yield from self._stored(row["shard"], work)
             else:
                 for source in Unit.from_json(row["unit"]).sources:
                     yield self._source(source, work)
@@ -106,7 +108,7 @@ class UnitEmbedder:
         assert source.source_hash is not None
         num_rows, num_clips = len(work.rows), 0
         try:
-            for segment in self._decoder.segments(source.path, **self._decode_settings()):
+            for segment in self._segments(source):
                 array = segment.frames if self._version.modality == "video" else segment.waveform
                 if array is None:
                     continue
@@ -126,6 +128,10 @@ class UnitEmbedder:
             return self._reject(work, source, *self._missing())
         return _outcome(clips=num_clips)
 
+    def _segments(self, source: UnitSource) -> Iterator[Segment]:
+        with self._spool.local_copy(source.path, source.source_hash) as path:
+            yield from self._decoder.segments(path, **self._decode_settings())
+
     def _decode_settings(self) -> dict[str, float]:
         clips = self._version.clips
         return {
@@ -138,11 +144,11 @@ class UnitEmbedder:
             "max_seconds": self._limits.max_seconds,
         }
 
-    def _stored(self, shard: Path, work: "_Work") -> Iterator[dict[str, Any]]:
+    def _stored(self, shard: str, work: "_Work") -> Iterator[dict[str, Any]]:
         """Embeds the clips of a shard, a row group at a time."""
         sources: dict[str, int] = {}
         hashes: dict[str, str] = {}
-        with pq.ParquetFile(shard) as file:
+        with open_parquet(shard) as file:
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group, columns=_stored_columns(self._version.modality))
                 for row in table.to_pylist():

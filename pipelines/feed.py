@@ -8,7 +8,7 @@ batches consumed. Which part of a clip is taken follows from (seed, epoch, clip 
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +71,7 @@ class Feed:
         frame_rate: float,
         num_samples: int,
         sample_rate: int,
+        exclude: Collection[str] = (),
     ) -> None:
         _check_rate(dataset, "frame_rate", dataset.frame_rate, frame_rate)
         _check_rate(dataset, "sample_rate", dataset.sample_rate, sample_rate)
@@ -83,7 +84,7 @@ class Feed:
         self._seed, self._shuffle_window = seed, shuffle_window
         self._num_frames, self._num_samples = num_frames, num_samples
         self._samples_per_frame = sample_rate / frame_rate
-        self._groups = _eligible_groups(dataset, splits)
+        self._groups = _eligible_groups(dataset, splits, exclude)
         self._readers: list[_ReadAhead] = []
 
     @property
@@ -191,10 +192,14 @@ def _check_rate(dataset: ClipDataset, name: str, there: float, needed: float) ->
         )
 
 
-def _eligible_groups(dataset: ClipDataset, splits: Sequence[str]) -> list[NDArray[np.int64]]:
+def _eligible_groups(
+    dataset: ClipDataset, splits: Sequence[str], exclude: Collection[str]
+) -> list[NDArray[np.int64]]:
     """The rows of each row group that have both streams and belong to a split, or to none."""
     index = dataset.index
     chosen = (index.num_frames > 0) & index.has_audio & np.isin(index.split, [*splits, ""])
+    if exclude:
+        chosen &= ~np.isin(index.clip_id, np.array(sorted(exclude)))
     rows = np.flatnonzero(chosen)
     if not len(rows):
         return []

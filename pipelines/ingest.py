@@ -19,7 +19,9 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
+from pipelines.clip_dataset import ClipDataset
 from pipelines.config import IngestSettings
+from pipelines.corpora import list_input
 from pipelines.errors import UserError
 from pipelines.fingerprints import fingerprint_sources
 from pipelines.ingest_plan import (
@@ -36,7 +38,7 @@ from pipelines.ingest_unit import UnitIngester
 from pipelines.progress import OnProgress
 from pipelines.schema import CLIPS_FOLDER, FORMAT_VERSION, MANIFEST, REJECTS_FOLDER
 from pipelines.shards import locked, remove_leftovers, write_failure, write_json
-from pipelines.sources import SourceList, list_sources
+from pipelines.sources import SourceList
 
 MAX_ACTOR_RESTARTS = 3
 """Times that Ray starts a dead worker again, and gives it its unit again."""
@@ -70,7 +72,7 @@ def check_ingest(input_path: str | None, output: str, settings: IngestSettings) 
     Raises:
         UserError: As `ingest`.
     """
-    listed = list_sources(input_path, settings.labels) if input_path is not None else None
+    listed = list_input(input_path, settings) if input_path is not None else None
     check_same(Path(output), listed.input if listed else None, settings)
 
 
@@ -85,7 +87,7 @@ def ingest(
     """
     folder = Path(output).absolute()
     try:
-        listed = list_sources(input_path, settings.labels)
+        listed = list_input(input_path, settings)
         check_same(folder, listed.input, settings)
         state = folder / STATE_FOLDER
         for part in _parts(folder):
@@ -182,12 +184,8 @@ def _summarize(
     folder: Path, listed: SourceList, new_clips: int, settings: IngestSettings
 ) -> IngestSummary:
     """Counts what the shards hold; nothing is taken from what the run believes to have done."""
-    columns = ["clip_id", "source", "duration_seconds", "label", "split"]
-    tables = [
-        pq.read_table(file, columns=columns, partitioning=None)
-        for file in sorted((folder / CLIPS_FOLDER).glob("*.parquet"))
-    ]
-    clips = pa.concat_tables(tables)
+    columns = ["clip_id", "source", "duration_seconds", "label", "labels", "split"]
+    clips = ClipDataset(str(folder), {}).small_columns(columns)
     reasons: Counter[str] = Counter()
     rejected = set()
     for file in sorted((folder / REJECTS_FOLDER).glob("*.parquet")):
@@ -213,9 +211,12 @@ def _summarize(
 def _dataset_id(clips: pa.Table, settings: IngestSettings) -> str:
     """Names what a reader sees: the clips with their labels and splits, and how they were made."""
     rows = sorted(
-        zip(
-            *(clips[name].to_pylist() for name in ("clip_id", "label", "split")),
-            strict=True,
+        (
+            (name, labels if labels and len(labels) > 1 else label, split)
+            for name, label, labels, split in zip(
+                *(clips[name].to_pylist() for name in ("clip_id", "label", "labels", "split")),
+                strict=True,
+            )
         ),
         key=lambda row: row[0],
     )

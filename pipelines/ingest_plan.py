@@ -8,7 +8,7 @@ so a shard is a random sample of the input and a run that was killed plans the s
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,21 @@ FREE_TO_CHANGE = frozenset({"num_workers", "max_reject_fraction"})
 """Settings that change no row."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Fingerprint:
     """What the bytes of a source hash to, or why it is rejected unread."""
 
     source_hash: str | None
     reason: str | None = None
     message: str = ""
+    byte_size: int | None = None
+    """None if nothing is known about it."""
+    modified: int = 0
+    version: str | None = None
+    """The tag of an object in a store."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class UnitSource:
     """A source with all that its rows need to know."""
 
@@ -51,6 +56,10 @@ class UnitSource:
     reason: str | None = None
     """Set if it is rejected without being decoded."""
     message: str = ""
+    labels: tuple[str, ...] = ()
+    start_seconds: float | None = None
+    """Segments that lie outside of this stretch are left out."""
+    end_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,14 +70,29 @@ class Unit:
     sources: tuple[UnitSource, ...]
 
     def to_json(self) -> str:
-        """For a row of Ray Data."""
-        return json.dumps(asdict(self))
+        """For a row of Ray Data; what has its default is left out, for there may be millions."""
+        sources = [
+            {
+                name: value
+                for name in UnitSource.__slots__
+                if (value := getattr(source, name)) not in (None, "", ())
+            }
+            for source in self.sources
+        ]
+        return json.dumps({"name": self.name, "sources": sources})
 
     @classmethod
     def from_json(cls, text: str) -> "Unit":
         """The reverse of `to_json`."""
         values = json.loads(text)
-        return cls(values["name"], tuple(UnitSource(**source) for source in values["sources"]))
+        return cls(values["name"], tuple(map(_unit_source, values["sources"])))
+
+
+def _unit_source(values: dict[str, Any]) -> UnitSource:
+    needed = ("source_hash", "byte_size", "label", "split", "group")
+    every: dict[str, Any] = dict.fromkeys(needed) | values
+    every["labels"] = tuple(values.get("labels", ()))
+    return UnitSource(**every)
 
 
 @dataclass(frozen=True)
@@ -160,7 +184,7 @@ def check_same(output: Path, input_path: str | None, settings: IngestSettings) -
     changed = [
         f"{name} is {state['settings'].get(name)} there and {value} here"
         for name, value in here.items()
-        if state["settings"].get(name) != value
+        if state["settings"].get(name, value) != value
     ]
     if input_path is not None and state["input"] != input_path:
         changed.insert(0, f"input is {state['input']} there and {input_path} here")
@@ -201,12 +225,15 @@ def _with_hashes(
                 path=source.path,
                 uri=source.uri,
                 source_hash=source_hash,
-                byte_size=source.byte_size if source.byte_size >= 0 else None,
+                byte_size=fingerprint.byte_size,
                 label=source.label,
                 split=split,
                 group=source.group,
                 reason=reason,
                 message=message,
+                labels=source.labels,
+                start_seconds=source.start_seconds,
+                end_seconds=source.end_seconds,
             )
         )
     return sources

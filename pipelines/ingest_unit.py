@@ -5,6 +5,7 @@ cannot be decoded becomes a row of the rejects. A source that fails half-way lea
 rows are taken back, and if some are in the file already the shard is written anew without it.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from pipelines.ingest_plan import Unit, UnitSource
 from pipelines.media import DecodeError, Segment
 from pipelines.schema import CLIPS, CLIPS_FOLDER, REJECTS, REJECTS_FOLDER, clip_id
 from pipelines.shards import ShardWriter, write_failure
+from pipelines.spool import Spool
+
+_CUT_SLACK_SECONDS = 1.0
 
 
 class UnitIngester:
@@ -30,6 +34,7 @@ class UnitIngester:
         self._decoder = DecoderProcess(
             max_memory_bytes=limits.max_memory_bytes, timeout_seconds=limits.max_decode_seconds
         )
+        self._spool = Spool(max_bytes=limits.max_spool_bytes)
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Ingests a unit; the rows say how far it is, and `failed` why it cannot go on."""
@@ -38,7 +43,9 @@ class UnitIngester:
         told = 0
         try:
             while True:
-                attempt = _Attempt(self._output, unit, self._settings, self._decoder, failed)
+                attempt = _Attempt(
+                    self._output, unit, self._settings, self._decoder, self._spool, failed
+                )
                 for number, outcome in enumerate(attempt.run()):
                     if number >= told:
                         told += 1
@@ -68,10 +75,11 @@ class _Attempt:
         unit: Unit,
         settings: IngestSettings,
         decoder: DecoderProcess,
+        spool: Spool,
         failed: dict[str, DecodeError],
     ) -> None:
         self._output, self._unit, self._settings = output, unit, settings
-        self._decoder = decoder
+        self._decoder, self._spool = decoder, spool
         self._failed = failed
         self._rejects: list[dict[str, Any]] = []
         self.is_complete = False
@@ -108,7 +116,7 @@ class _Attempt:
         seconds = 0.0
         is_flushed = False
         try:
-            for segment in self._decoder.segments(source.path, **self._decode_settings()):
+            for segment in self._segments(source):
                 num_clips += 1
                 num_waiting += 1
                 seconds += segment.duration_seconds
@@ -119,6 +127,18 @@ class _Attempt:
             self._failed[source.path] = error
             return self._reject(source, error.reason, error.message), is_flushed
         return _outcome(clips=num_clips, seconds=seconds), False
+
+    def _segments(self, source: UnitSource) -> Iterator[Segment]:
+        """The segments of a source, remote or not, that lie in the stretch it stands for."""
+        num_segments = 0
+        with self._spool.local_copy(source.path, source.source_hash) as path:
+            for segment in self._decoder.segments(path, **self._decode_settings()):
+                if in_stretch(source, segment):
+                    num_segments += 1
+                    yield segment
+        if not num_segments:
+            stretch = f"{source.start_seconds or 0:g} to {source.end_seconds or math.inf:g} s"
+            raise DecodeError("too_short", f"no segment lies in the stretch {stretch}")
 
     def _decode_settings(self) -> dict[str, float]:
         settings = self._settings
@@ -133,17 +153,7 @@ class _Attempt:
         }
 
     def _reject(self, source: UnitSource, reason: str, message: str) -> dict[str, Any]:
-        self._rejects.append(
-            {
-                "source": source.uri,
-                "source_hash": source.source_hash,
-                "byte_size": source.byte_size,
-                "reason": reason,
-                "message": message,
-                "label": source.label,
-                "split": source.split,
-            }
-        )
+        self._rejects.append(reject_row(source, reason, message))
         return _outcome(reason=reason)
 
     def _write_rejects(self, place: Path) -> None:
@@ -155,6 +165,19 @@ class _Attempt:
         except BaseException:
             writer.discard()
             raise
+
+
+def in_stretch(source: UnitSource, segment: Segment) -> bool:
+    """Whether the middle of a segment is in the stretch that its source stands for.
+
+    A file that is as short as the stretch has been cut to it already.
+    """
+    start = 0.0 if source.start_seconds is None else source.start_seconds
+    end = math.inf if source.end_seconds is None else source.end_seconds
+    known = segment.info.duration_seconds
+    if 0 < known <= end - start + _CUT_SLACK_SECONDS and end < math.inf:
+        return True
+    return start <= segment.start_seconds + segment.duration_seconds / 2 < end
 
 
 def clip_row(source: UnitSource, segment: Segment, settings: IngestSettings) -> dict[str, Any]:
@@ -178,6 +201,7 @@ def clip_row(source: UnitSource, segment: Segment, settings: IngestSettings) -> 
         "sample_rate": settings.sample_rate,
         "has_audio": waveform is not None,
         "label": source.label,
+        "labels": list(source.labels) or ([source.label] if source.label else []),
         "split": source.split,
         "group": source.group,
         "container": info.container,
@@ -189,6 +213,19 @@ def clip_row(source: UnitSource, segment: Segment, settings: IngestSettings) -> 
         "rotation": info.rotation,
         "stream_offset_seconds": info.stream_offset_seconds,
         "decode_errors": segment.decode_errors,
+    }
+
+
+def reject_row(source: UnitSource, reason: str, message: str) -> dict[str, Any]:
+    """Makes the row of a source that gave no clips."""
+    return {
+        "source": source.uri,
+        "source_hash": source.source_hash,
+        "byte_size": source.byte_size,
+        "reason": reason,
+        "message": message,
+        "label": source.label,
+        "split": source.split,
     }
 
 

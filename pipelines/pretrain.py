@@ -23,6 +23,7 @@ from ray.train.torch import TorchTrainer
 
 from pipelines.checkpoints import TrainingInfo, find_checkpoint, read_info
 from pipelines.clip_dataset import ClipDataset
+from pipelines.clip_ids import read_clip_ids
 from pipelines.config import PretrainConfig, clip_mismatch
 from pipelines.errors import JobFailed, Stopped, UserError
 from pipelines.progress import OnProgress, watched_board
@@ -86,10 +87,18 @@ def _dataset_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[str]
     problem = clip_mismatch(config, frame_rate=dataset.frame_rate, sample_rate=dataset.sample_rate)
     if problem:
         return [problem]
+    if config.exclude is not None and not _names_a_clip(config.exclude, dataset):
+        return [f"exclude ({config.exclude}) names no clip of dataset ({config.dataset})"]
     if not make_feed(config, dataset, rank=0, world_size=1).num_clips:
         splits = ", ".join(config.splits)
         return [f"dataset ({config.dataset}) has no clip with picture and sound in split {splits}"]
     return []
+
+
+def _names_a_clip(exclude: str, dataset: ClipDataset) -> bool:
+    """Whether a list is empty or about this dataset; one of another dataset would leave leaks."""
+    ids = read_clip_ids(exclude)
+    return not ids or not ids.isdisjoint(dataset.index.clip_id.tolist())
 
 
 def _resume_mistakes(config: PretrainConfig, info: TrainingInfo) -> list[str]:

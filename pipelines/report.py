@@ -88,7 +88,7 @@ def page_environment() -> Environment:
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=_shown,
+        finalize=shown_text,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -158,7 +158,8 @@ def without_passwords(text: str) -> str:
     return re.sub(r"(\w://)[^/\s@]+@", r"\1***@", text)
 
 
-def _shown(value: Any) -> Any:
+def shown_text(value: Any) -> Any:
+    """What a page shows of a value: characters that are not seen are spelled out."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 

@@ -36,7 +36,9 @@ CLIPS = pa.schema(
         pa.field("num_samples", pa.int32(), nullable=False),
         pa.field("sample_rate", pa.int32(), nullable=False),
         pa.field("has_audio", pa.bool_(), nullable=False),
+        # The one label, and all of them: of several there is no one.
         pa.field("label", pa.string()),
+        pa.field("labels", pa.list_(pa.string())),
         pa.field("split", pa.string()),
         pa.field("group", pa.string()),
         # What the decoder saw of the source.

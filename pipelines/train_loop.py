@@ -21,6 +21,7 @@ from torch import Tensor, distributed
 
 from pipelines.checkpoints import TrainingInfo, read_unsent
 from pipelines.clip_dataset import ClipDataset
+from pipelines.clip_ids import read_clip_ids
 from pipelines.config import PretrainConfig
 from pipelines.feed import Feed, FeedBatch
 from pipelines.finite_watch import FiniteWatch
@@ -61,6 +62,7 @@ def make_feed(config: PretrainConfig, dataset: ClipDataset, *, rank: int, world_
         frame_rate=config.model.video.frame_rate,
         num_samples=config.model.audio.num_samples,
         sample_rate=config.model.audio.sample_rate,
+        exclude=read_clip_ids(config.exclude) if config.exclude else (),
     )
 
 

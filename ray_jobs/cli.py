@@ -25,7 +25,7 @@ from pipelines.config import JobConfig
 from pipelines.errors import JobFailed, Stopped, Terminated, UserError
 from ray_jobs.settings import described, load_settings
 
-JOBS = ("run", "ingest", "pretrain", "sweep", "evaluate", "promote", "embed")
+JOBS = ("run", "ingest", "dataset", "pretrain", "sweep", "evaluate", "promote", "embed")
 
 FAILED = 1
 USER_ERROR = 2
@@ -52,6 +52,8 @@ class Job:
     plan: Callable[[Any], Plan]
     work: Callable[[Any], None]
     how_to_go_on: str = "The same command goes on from there."
+    place: str | None = None
+    """The setting that the first argument is where it is no YAML file."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,7 +87,7 @@ def run_job(job: Job, argv: Sequence[str] | None = None) -> int:
     # What a scheduler sends before it kills is handled as Ctrl-C is.
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        config = load_settings(job.schema, arguments.config, arguments.overrides)
+        config = _settings(job, arguments)
         plan = job.plan(config)
         if arguments.dry_run:
             print(_dry_run(config, plan))
@@ -105,6 +107,14 @@ def run_job(job: Job, argv: Sequence[str] | None = None) -> int:
         print(f"\n{job.name}: {kind}. {_sentence(interrupt)}{job.how_to_go_on}", file=sys.stderr)
         return RESUMABLE if is_terminated else INTERRUPTED
     return 0
+
+
+def _settings(job: Job, arguments: argparse.Namespace) -> Any:
+    """The settings of a file, or of the place that is given instead of one."""
+    if job.place is None or arguments.config.endswith((".yaml", ".yml")):
+        return load_settings(job.schema, Path(arguments.config), arguments.overrides)
+    overrides = [f"{job.place}={arguments.config}", *arguments.overrides]
+    return load_settings(job.schema, None, overrides)
 
 
 def _sentence(interrupt: KeyboardInterrupt) -> str:
@@ -135,7 +145,8 @@ def _parser(job: Job) -> argparse.ArgumentParser:
         epilog="settings (default) and what they mean:\n" + "\n".join(settings),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    what = f"{job.place.upper()} | CONFIG.yaml" if job.place else "CONFIG.yaml"
+    parser.add_argument("config", metavar=what)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that go first")
     parser.add_argument(
         "--dry-run", action="store_true", help="print the settings and places, do nothing"

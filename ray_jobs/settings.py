@@ -20,19 +20,19 @@ from pipelines.errors import UserError
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
-def load_settings(schema: type[ConfigT], file: Path, overrides: Sequence[str]) -> ConfigT:
-    """Reads the settings of one job.
+def load_settings(schema: type[ConfigT], file: Path | None, overrides: Sequence[str]) -> ConfigT:
+    """Reads the settings of one job; without a file the overrides are all.
 
     Raises:
         UserError: naming every mistake by its path, with the nearest right key for an unknown one.
     """
-    values = _read(file)
+    values = _read(file) if file else {}
     for override in overrides:
         _apply(values, override, schema)
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise UserError(_in_words(error, schema, file)) from None
+        raise UserError(_in_words(error, schema, str(file or "settings"))) from None
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def mistakes_in(values: dict[str, Any], schema: type[BaseModel]) -> list[str]:
     return []
 
 
-def _in_words(error: ValidationError, schema: type[BaseModel], file: Path) -> str:
+def _in_words(error: ValidationError, schema: type[BaseModel], file: str) -> str:
     lines = [_mistake(mistake, schema) for mistake in error.errors(include_url=False)]
     if len(lines) == 1:
         return f"{file}: {lines[0]}"

@@ -242,6 +242,60 @@ def test_a_list_brings_splits_and_groups(local_ray, videos, tmp_path):
     assert {tuple(row.values()) for row in rows} == {("hound", "train", "a"), ("cat", "test", "b")}
 
 
+def test_odd_names_and_things_that_are_no_files_end_in_clips_or_rejects(local_ray, tmp_path):
+    media = tmp_path / "media"
+    (media / "folder.mp4").mkdir(parents=True)
+    good = [
+        media / 'it\'s a "b".mp4',
+        media / "two\nlines.mp4",
+        media / os.fsdecode(b"\xff\xfe.mp4"),
+        media / "%41 file:b?c#d.mp4",
+        media / "folder.mp4/inside.mp4",
+    ]
+    for number, path in enumerate(good):
+        write_numbered(tmp_path / "a.mp4", 60 + number)
+        shutil.move(tmp_path / "a.mp4", path)
+    (media / "loop.mp4").symlink_to("loop.mp4")
+    (media / "folder.mp4/up").symlink_to("..")
+    (media / "table.mp4").write_text("path\n")
+    os.mkfifo(media / "pipe.mp4")
+    summary = run(media, tmp_path / "clips")
+    assert summary.accepted == len(good)
+    assert summary.rejects_by_reason == {"not_media": 1, "unreadable": 1}
+    # The same from a list, which can name what a folder would not give.
+    table = tmp_path / "list.csv"
+    names = [*good, media / "loop.mp4", media / "folder.mp4", media / "pipe.mp4", media / "gone"]
+    with open(table, "wb") as file:
+        file.write(b"path\n")
+        for name in names:
+            file.write(b'"' + os.fsencode(name).replace(b'"', b'""') + b'"\n')
+    listed = run(table, tmp_path / "listed")
+    assert listed.dataset_id == summary.dataset_id
+    assert listed.rejects_by_reason == {"empty_file": 1, "unreadable": 3}
+
+
+def test_only_the_stretch_that_a_list_names_is_kept(local_ray, tmp_path):
+    write_numbered(tmp_path / "a.mp4", 250)
+    write_numbered(tmp_path / "b.mp4", 252)
+    write_numbered(tmp_path / "cut.mp4", 101)
+    table = tmp_path / "list.jsonl"
+    table.write_text(
+        '{"path": "a.mp4", "labels": ["x", "y"], "start": 4, "end": 8}\n'
+        '{"path": "b.mp4", "labels": ["x"], "start": 30, "end": 34}\n'
+        '{"path": "cut.mp4", "label": "z", "start": 30, "end": 34}\n'
+    )
+    summary = run(table, tmp_path / "clips")
+    assert summary.rejects_by_reason == {"too_short": 1}
+    columns = ["source", "start_seconds", "label", "labels"]
+    rows = pq.read_table(tmp_path / "clips/clips", columns=columns).to_pylist()
+    found = {(row["source"].removeprefix(str(tmp_path)), row["start_seconds"]): row for row in rows}
+    assert set(found) == {("/a.mp4", 4.0), ("/a.mp4", 6.0), ("/cut.mp4", 0.0), ("/cut.mp4", 2.0)}
+    assert found["/a.mp4", 4.0]["label"] is None
+    assert found["/a.mp4", 4.0]["labels"] == ["x", "y"]
+    assert found["/cut.mp4", 2.0]["label"] == "z"
+    assert found["/cut.mp4", 2.0]["labels"] == ["z"]
+
+
 def test_sound_alone_and_picture_alone_are_accepted(local_ray, tmp_path):
     media = tmp_path / "media"
     media.mkdir()

@@ -20,15 +20,15 @@ NOTHING = Done((), {}, {})
 
 
 def source(name, **changes):
-    values = {"label": None, "split": None, "group": None, "byte_size": 10, "modified": 0}
+    values = {"label": None, "split": None, "group": None}
     return Source(f"/in/{name}", f"/in/{name}", **(values | changes))
 
 
-def plan(names, *, hashes=None, done=NOTHING, settings=None, **changes):
+def plan(names, *, hashes=None, done=NOTHING, settings=None, byte_size=10, **changes):
     """Plans sources whose bytes are their name unless other hashes are given."""
     listed = SourceList("/in", [source(name, **changes) for name in names])
     hashed = {name: hashlib.sha256(name.encode()).hexdigest() for name in names} | (hashes or {})
-    fingerprints = [Fingerprint(hashed[name]) for name in names]
+    fingerprints = [Fingerprint(hashed[name], byte_size=byte_size) for name in names]
     return plan_units(listed, fingerprints, done, settings or IngestSettings())
 
 
@@ -131,6 +131,8 @@ def test_given_splits_are_kept_and_none_is_drawn():
 
 def test_a_unit_survives_json():
     (unit, *_) = plan(["\u00e9.mp4", "b.mp4"])
+    assert Unit.from_json(unit.to_json()) == unit
+    (unit,) = plan(["a.mp4"], labels=("a", "b"), start_seconds=0.0, end_seconds=10.0, group="g")
     assert Unit.from_json(unit.to_json()) == unit
 
 

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import UserError
-from pipelines.sources import list_sources
+from pipelines.sources import Source, list_sources
 
 
 def touch(path, content=b"x"):
@@ -63,9 +63,14 @@ def test_links_are_followed_and_loops_end(tmp_path):
     (tmp_path / "videos/again").symlink_to(tmp_path / "videos")
     (tmp_path / "videos/more").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "videos/broken.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    (tmp_path / "videos/itself.mp4").symlink_to(tmp_path / "videos/itself.mp4")
     found = list_sources(str(tmp_path / "videos"), "none")
-    sizes = {os.path.basename(source.path): source.byte_size for source in found.sources}
-    assert sizes == {"a.mp4": 1, "b.mp4": 1, "broken.mp4": -1}
+    assert sorted(os.path.basename(source.path) for source in found.sources) == [
+        "a.mp4",
+        "b.mp4",
+        "broken.mp4",
+        "itself.mp4",
+    ]
 
 
 def test_pipes_and_sockets_are_no_sources(tmp_path):
@@ -94,28 +99,80 @@ def test_a_list_gives_labels_splits_and_groups(tmp_path):
     a, b, gone = sorted(list_sources(str(path), "auto").sources, key=lambda s: s.split or "zzz")
     assert (a.path, a.label, a.split, a.group) == (f"{tmp_path}/v/a.mp4", "dog", "train", "g1")
     assert (b.label, b.split, b.group) == (None, "val", None)
-    assert (gone.byte_size, gone.label) == (-1, "cat")
+    assert (gone.path, gone.label) == (f"{tmp_path}/gone.mp4", "cat")
 
 
-def test_a_parquet_list_reads_the_same(tmp_path):
-    touch(tmp_path / "a.mp4")
-    table = pa.table({"path": ["a.mp4"], "label": [7], "extra": [[1, 2]]})
-    pq.write_table(table, tmp_path / "list.parquet")
-    (source,) = list_sources(str(tmp_path / "list.parquet"), "auto").sources
-    assert (source.path, source.label, source.byte_size) == (f"{tmp_path}/a.mp4", "7", 1)
+LABELS = ["bird", "dog"]
+
+
+def text_list(path):
+    path.write_text("path,labels,split,start,end\na.mp4,dog|bird|dog,valid,1.5,11.5\n")
+
+
+def json_list(path):
+    path.write_text(
+        '{"path": "a.mp4", "labels": ["dog", "bird"], "split": "valid", "start": 1.5, "end": 11.5}'
+        "\n\n"
+    )
+
+
+def parquet_list(path):
+    row = {"path": "a.mp4", "labels": LABELS, "split": "val", "start": 1.5, "end": 11.5, "x": [1]}
+    pq.write_table(pa.Table.from_pylist([row]), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("a.csv", text_list), ("a.jsonl", json_list), ("a.parquet", parquet_list)],
+)
+def test_lists_of_every_kind_say_the_same(tmp_path, name, write):
+    write(tmp_path / name)
+    (source,) = list_sources(str(tmp_path / name), "auto").sources
+    assert source == Source(
+        f"{tmp_path}/a.mp4",
+        f"{tmp_path}/a.mp4",
+        None,
+        "val",
+        None,
+        labels=("bird", "dog"),
+        start_seconds=1.5,
+        end_seconds=11.5,
+    )
+
+
+def test_one_label_of_a_list_of_labels_is_the_label(tmp_path):
+    (tmp_path / "a.csv").write_text("path,labels\na.mp4,dog\n")
+    (source,) = list_sources(str(tmp_path / "a.csv"), "auto").sources
+    assert (source.label, source.labels) == ("dog", ("dog",))
+
+
+def test_a_list_may_name_uris_and_bytes_that_are_no_text(tmp_path):
+    (tmp_path / "a.csv").write_bytes(
+        b"path\ns3://bucket/some key.mp4\nhttps://host/a.mp4?x=1\nfile:///tmp/a%20b.mp4\n\xff.mp4\n"
+    )
+    sources = list_sources(str(tmp_path / "a.csv"), "auto").sources
+    assert {source.uri for source in sources} == {
+        "s3://bucket/some key.mp4",
+        "https://host/a.mp4?x=1",
+        "/tmp/a b.mp4",
+        f"{tmp_path}/\\xff.mp4",
+    }
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("list.csv", "file,label\na.mp4,x\n", "must have a column path, but has file, label"),
-        ("list.csv", "path\na.mp4\nb.mp4\n./a.mp4\n", r"row 3 repeats the path \./a.mp4"),
+        ("list.csv", "path\na.mp4\nb.mp4\n./a.mp4\n", r"repeats the path /.*/a\.mp4"),
         ("list.csv", "path,label\n,x\n", "row 1 has no path"),
         ("list.csv", "path\n", "must hold media, but it is empty"),
         ("list.csv", "", "must have a column path"),
         ("list.parquet", "no parquet", "cannot be read"),
-        ("list.csv", b"path\n\xff\xfe\n", "cannot be read"),
-        ("list.tsv", "path\tlabel\n.\tx\n", r"row 1: \. must be a file"),
+        ("list.csv", "path\na.mp4\n".encode("utf-16"), "it is UTF-16, but must be UTF-8"),
+        ("list.jsonl", '{"path": "a"}\n[1]\n', r"each line must be an object, but one is \[1\]"),
+        ("list.jsonl", '{"path": "a"', "cannot be read"),
+        ("list.tsv", "path\tstart\na\tsoon\n", r"row 1: start \(soon\) must be a number"),
+        ("list.jsonl", '{"path": "a", "labels": 3}\n', r"labels \(3\) must be a list"),
         ("list.txt", "a.mp4\n", r"must be a folder or a list that ends with \.csv"),
     ],
 )

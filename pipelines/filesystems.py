@@ -1,0 +1,174 @@
+"""Where places that are URIs lead: buckets, web servers and whatever else pyarrow or fsspec opens.
+
+`s3://` is pyarrow's own client, told where to go by the usual variables (AWS_ENDPOINT_URL,
+AWS_REGION, AWS_ACCESS_KEY_ID and so on); what comes after the bucket is the key as it stands,
+without escapes. `gs://`, `abfs://` and `hdfs://` are pyarrow's too, all else is fsspec's.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, BinaryIO
+
+import aiohttp
+import fsspec
+import pyarrow as pa
+from fsspec.core import url_to_fs
+from pyarrow import fs as pafs
+
+from pipelines.errors import UserError
+from pipelines.media import one_line
+from pipelines.places import is_uri
+
+_OF_PYARROW = frozenset({"gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file"})
+_WEB = frozenset({"http", "https"})
+_LOCAL = pafs.LocalFileSystem()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file in a listing."""
+
+    uri: str
+    byte_size: int | None
+    modified: int
+    """Nanoseconds, 0 if unknown."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file that is open to be read from beginning to end."""
+
+    stream: BinaryIO
+    byte_size: int | None
+    version: str | None
+    """What changes with the content: the store's own tag."""
+
+
+def scheme_of(uri: str) -> str:
+    """The part before `://`, in lower case."""
+    return uri.partition("://")[0].lower()
+
+
+def is_web(place: str) -> bool:
+    """Whether a place is on a web server, which has no folders to list."""
+    return is_uri(place) and scheme_of(place) in _WEB
+
+
+def filesystem_of(place: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem that a place lies on, and its path there.
+
+    Raises:
+        UserError: If nothing that is installed opens it.
+    """
+    if not is_uri(place):
+        return _LOCAL, place
+    scheme, _, rest = place.partition("://")
+    try:
+        if scheme.lower() in ("s3", "s3a"):
+            bucket = rest.partition("/")[0]
+            return _s3(bucket, _s3_endpoint()), rest.rstrip("/")
+        if scheme.lower() in _OF_PYARROW:
+            return pafs.FileSystem.from_uri(place)
+        filesystem, path = url_to_fs(place)
+    except (ImportError, ValueError, OSError, pa.ArrowException) as error:
+        raise UserError(f"({place}) cannot be opened: {one_line(error)}") from error
+    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
+
+
+def _s3_endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+@lru_cache(maxsize=64)
+def _s3(bucket: str, endpoint: str | None) -> pafs.S3FileSystem:
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if region is None:
+        region = "us-east-1" if endpoint else pafs.resolve_s3_region(bucket)
+    return pafs.S3FileSystem(region=region, endpoint_override=endpoint, connect_timeout=10)
+
+
+@contextmanager
+def opened(uri: str) -> Iterator[RemoteFile]:
+    """Opens a file to be read once, from beginning to end.
+
+    Raises:
+        OSError: If it cannot be opened; a client library may raise something else.
+    """
+    if is_web(uri):
+        # A large file takes longer than the five minutes that aiohttp gives a request.
+        patience = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
+        web: Any = fsspec.filesystem(scheme_of(uri), client_kwargs={"timeout": patience})
+        facts: dict[str, Any] = {}
+        with suppress(FileNotFoundError):  # some servers do not answer HEAD; GET will tell
+            facts = web.info(uri)
+        with web.open(uri, "rb", block_size=0) as stream:  # 0: one request, no ranges
+            tag = facts.get("ETag") or facts.get("Last-Modified")
+            # A web server's tag can be as little as a time and a length: the address tells apart.
+            yield RemoteFile(stream, facts.get("size"), f"{uri} {tag}" if tag else None)
+        return
+    filesystem, path = filesystem_of(uri)
+    with filesystem.open_input_stream(path, compression=None) as stream:
+        facts = {key.lower(): value for key, value in (stream.metadata() or {}).items()}
+        size = facts.get("content-length")
+        info = None if size is not None else filesystem.get_file_info(path)
+        tag = facts.get("etag")
+        if tag is None and info is not None and info.mtime_ns:
+            tag = f"{uri} {info.mtime_ns}".encode()
+        yield RemoteFile(
+            stream,
+            int(size) if size is not None else info.size if info else None,
+            tag.decode(errors="replace") if tag else None,
+        )
+
+
+def list_files(folder: str) -> Iterator[Entry]:
+    """Gives all files below a folder, one level of it after the other.
+
+    Raises:
+        UserError: If it cannot be listed.
+    """
+    filesystem, root = filesystem_of(folder)
+    prefix = f"{scheme_of(folder)}://" if is_uri(folder) else ""
+    waiting = [root]
+    while waiting:
+        here = waiting.pop()
+        try:
+            found = filesystem.get_file_info(pafs.FileSelector(here))
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"({folder}) cannot be listed: {one_line(error)}") from error
+        for info in sorted(found, key=lambda info: info.path):
+            if info.type == pafs.FileType.Directory:
+                if info.path.rstrip("/") != here:
+                    waiting.append(info.path)
+            elif info.type == pafs.FileType.File:
+                path = info.path.lstrip("/") if prefix else info.path
+                yield Entry(f"{prefix}{path}", info.size, info.mtime_ns or 0)
+
+
+def is_folder(place: str) -> bool:
+    """Whether a place is a folder, or the beginning of the names of files in a bucket.
+
+    Raises:
+        UserError: If the store cannot be asked.
+    """
+    return os.path.isdir(place) if not is_uri(place) else _type(place) == pafs.FileType.Directory
+
+
+def is_file(place: str) -> bool:
+    """Whether a place is a file.
+
+    Raises:
+        UserError: If the store cannot be asked.
+    """
+    return os.path.isfile(place) if not is_uri(place) else _type(place) == pafs.FileType.File
+
+
+def _type(uri: str) -> pafs.FileType:
+    filesystem, path = filesystem_of(uri)
+    try:
+        return filesystem.get_file_info(path).type
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"({uri}) cannot be read: {one_line(error)}") from error

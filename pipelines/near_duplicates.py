@@ -1,0 +1,294 @@
+"""Which clips show or sound the same, although their bytes differ.
+
+Each clip becomes two sequences of codes: 64 bits for a frame (a perceptual hash of its lowest
+frequencies) and 32 bits for a moment of sound (the signs of energy differences between bands and
+over time, as of Haitsma and Kalker 2002). Codes survive another codec, bit rate, size or loudness.
+Clips that share a part of a code at some offset in time are compared code by code at that offset;
+few differing bits over enough time make them near-duplicates. A copy that begins at another moment
+is found, one that is mirrored, much cropped or played at another speed is not.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+FRAME_CODES_PER_SECOND = 8.0
+SOUND_CODES_PER_SECOND = 31.25
+_THUMB = 32
+_LOW = 8
+_MIN_CONTRAST = 4.0
+"""Standard deviation of gray levels below which a frame shows nothing that could be told."""
+_SOUND_WINDOW_SECONDS = 0.256
+_SOUND_BANDS = np.geomspace(300.0, 2000.0, 34)
+"""Edges of 33 bands, in hertz."""
+_MIN_LOUDNESS = 1e-4
+"""Root mean square, as a share of full scale, below which a moment of sound is silence."""
+_MIN_MOTION = 0.05
+"""Share of a code's bits that change within a second in a picture that moves."""
+_MAX_ERROR_OF_MOTION = 0.4
+_MAX_RUN = 24
+"""Clips that share one part of a code, beyond which the part says too little."""
+_ROUND = 2_000_000
+"""Candidates that are compared at a time."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When two sequences of codes are the same."""
+
+    num_bits: int
+    codes_per_second: float
+    bands: tuple[tuple[int, int], ...]
+    """Parts of a code, as first bit and number of bits, of which one must agree."""
+    max_error: float
+    """Share of differing bits."""
+    min_seconds: float
+    """Time that must be alike."""
+    min_hits: int
+    """Agreeing parts at the same offset before two clips are compared."""
+
+
+FRAME_RULE = Rule(64, FRAME_CODES_PER_SECOND, ((0, 21), (21, 21), (42, 22)), 0.14, 1.0, 1)
+SOUND_RULE = Rule(32, SOUND_CODES_PER_SECOND, ((0, 32),), 0.27, 1.5, 2)
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The codes of one clip; those that say nothing are marked."""
+
+    values: NDArray[np.uint64]
+    valid: NDArray[np.bool_]
+
+    def to_bytes(self) -> bytes:
+        """For a column of a table."""
+        return self.values.tobytes() + self.valid.tobytes()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Codes":
+        """The reverse of `to_bytes`."""
+        count = len(data) // 9
+        values = np.frombuffer(data, np.uint64, count)
+        return cls(values, np.frombuffer(data, np.bool_, count, 8 * count))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two clips that are alike, the first one with the lower number."""
+
+    first: int
+    second: int
+    error: float
+    """Share of differing bits over the time that they have in common."""
+    seconds: float
+    offset_seconds: float
+    """Where the second one begins in the first one."""
+
+
+def frame_codes(frames: NDArray[np.uint8], frame_rate: float) -> Codes:
+    """Hashes frames T H W 3, eight a second: a copy may begin between two frames."""
+    times = np.arange(0.0, len(frames) / frame_rate, 1.0 / FRAME_CODES_PER_SECOND)
+    chosen = frames[np.minimum((times * frame_rate).astype(int), len(frames) - 1)]
+    gray = chosen.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    small = _shrunk(_shrunk(gray, 1), 2)
+    basis = _cosines()
+    low = np.einsum("uy,tyx,vx->tuv", basis, small, basis)
+    levels = np.concatenate(
+        [low[:, :_LOW, :_LOW].reshape(len(low), -1)[:, 1:], low[:, 0, _LOW:]], 1
+    )
+    bits = levels > np.median(levels, axis=1, keepdims=True)
+    return Codes(_packed(bits), small.std(axis=(1, 2)) >= _MIN_CONTRAST)
+
+
+def sound_codes(waveform: NDArray[np.int16], sample_rate: int) -> Codes:
+    """Hashes int16 samples, about thirty times a second."""
+    samples = waveform.astype(np.float32) / 32768.0
+    window = round(_SOUND_WINDOW_SECONDS * sample_rate)
+    hop = round(sample_rate / SOUND_CODES_PER_SECOND)
+    if len(samples) < window + hop or sample_rate < 2 * _SOUND_BANDS[-1]:
+        return Codes(np.empty(0, np.uint64), np.empty(0, np.bool_))
+    moments = np.lib.stride_tricks.sliding_window_view(samples, window)[::hop]
+    power = np.abs(np.fft.rfft(moments * np.hanning(window).astype(np.float32))) ** 2
+    edges = np.searchsorted(np.fft.rfftfreq(window, 1.0 / sample_rate), _SOUND_BANDS)
+    bands = np.add.reduceat(power[:, : edges[-1]], edges[:-1], axis=1)
+    between = bands[:, :-1] - bands[:, 1:]
+    bits = between[1:] - between[:-1] > 0
+    loudness = np.sqrt(np.mean(np.square(moments[1:]), axis=1))
+    return Codes(_packed(bits), loudness >= _MIN_LOUDNESS)
+
+
+def find_alike(
+    frames: Sequence[Codes], sounds: Sequence[Codes], sources: Sequence[int]
+) -> list["Alike"]:
+    """Finds clips that show or sound the same, the most certain first.
+
+    A picture that hardly moves, or a scene that many clips share, gives like codes without being a
+    copy: only if the codes agree much better than the clips' own codes do over a second, the
+    pictures move alike.
+    """
+    pictures = {(pair.first, pair.second): pair for pair in find_pairs(frames, sources, FRAME_RULE)}
+    heard = {(pair.first, pair.second): pair for pair in find_pairs(sounds, sources, SOUND_RULE)}
+    found = []
+    for key in pictures.keys() | heard.keys():
+        picture, sound = pictures.get(key), heard.get(key)
+        if picture is not None and sound is not None:
+            kind = "picture and sound"
+        elif picture is None:
+            kind = "sound"
+        else:
+            moved = min(variation(frames[clip], FRAME_RULE) for clip in key)
+            is_copy = moved >= _MIN_MOTION and picture.error <= _MAX_ERROR_OF_MOTION * moved
+            kind = "picture" if is_copy else SCENE
+        pair = picture or sound
+        assert pair is not None
+        found.append(Alike(kind, *key, 1.0 - pair.error, pair.offset_seconds))
+    return sorted(found, key=lambda pair: (KINDS.index(pair.kind), -pair.agreement, pair.first))
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Two clips that show or sound the same."""
+
+    kind: str
+    """One of `KINDS`."""
+    first: int
+    second: int
+    agreement: float
+    """Share of the bits that are the same."""
+    offset_seconds: float
+
+
+SCENE = "scene"
+KINDS = ("picture and sound", "picture", "sound", SCENE)
+"""From the most to the least certain; a like scene alone is no copy."""
+
+
+def variation(codes: Codes, rule: Rule) -> float:
+    """Share of bits that change within a second: what the codes of a standing picture lack."""
+    lag = round(rule.codes_per_second)
+    both = codes.valid[lag:] & codes.valid[:-lag]
+    if not both.any():
+        return 0.0
+    bits = np.bitwise_count(codes.values[lag:] ^ codes.values[:-lag])[both]
+    return float(bits.mean()) / rule.num_bits
+
+
+def find_pairs(codes: Sequence[Codes], sources: Sequence[int], rule: Rule) -> list[Pair]:
+    """Finds near-duplicates among clips; clips of one source are no duplicates of each other."""
+    lengths = np.array([len(clip.values) for clip in codes], np.int64)
+    if not lengths.sum():
+        return []
+    every = _Every(
+        np.concatenate([clip.values for clip in codes]),
+        np.concatenate([clip.valid for clip in codes]),
+        np.cumsum(lengths) - lengths,
+        lengths,
+    )
+    candidates = _candidates(every, np.asarray(sources, np.int64), rule)
+    pairs: dict[tuple[int, int], Pair] = {}
+    for begin in range(0, len(candidates), _ROUND):
+        for pair in _alike(every, candidates[begin : begin + _ROUND], rule):
+            best = pairs.get((pair.first, pair.second))
+            if best is None or (pair.error, -pair.seconds) < (best.error, -best.seconds):
+                pairs[pair.first, pair.second] = pair
+    return [pairs[key] for key in sorted(pairs)]
+
+
+@dataclass(frozen=True)
+class _Every:
+    """The codes of all clips, one clip after the other."""
+
+    values: NDArray[np.uint64]
+    valid: NDArray[np.bool_]
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+
+def _candidates(every: _Every, sources: NDArray[np.int64], rule: Rule) -> NDArray[np.int64]:
+    """Pairs of clips and offsets at which enough parts of codes agree: rows of three numbers."""
+    clip = np.repeat(np.arange(len(every.lengths)), every.lengths)
+    position = np.arange(len(clip)) - every.starts[clip]
+    found = []
+    for first, count in rule.bands:
+        mask = np.uint64((1 << count) - 1)
+        keys = (every.values >> np.uint64(first)) & mask
+        entries = np.flatnonzero(every.valid)
+        # One entry for each clip and key: a standing picture has the same code all the time.
+        _, kept = np.unique(
+            np.stack([keys[entries], clip[entries].astype(np.uint64)]), axis=1, return_index=True
+        )
+        entries = entries[kept]
+        entries = entries[np.argsort(keys[entries], kind="stable")]
+        for step in range(1, _MAX_RUN + 1):
+            left, right = entries[:-step], entries[step:]
+            same = keys[left] == keys[right]
+            if not same.any():
+                break
+            left, right = left[same], right[same]
+            other = sources[clip[left]] != sources[clip[right]]
+            left, right = left[other], right[other]
+            swap = clip[left] > clip[right]
+            left, right = np.where(swap, right, left), np.where(swap, left, right)
+            found.append(
+                np.stack([clip[left], clip[right], position[left] - position[right]], axis=1)
+            )
+    if not found:
+        return np.empty((0, 3), np.int64)
+    candidates, hits = np.unique(np.concatenate(found), axis=0, return_counts=True)
+    return candidates[hits >= rule.min_hits]
+
+
+def _alike(every: _Every, candidates: NDArray[np.int64], rule: Rule) -> list[Pair]:
+    """Compares clips code by code and gives those that are alike."""
+    first, second, offset = candidates.T
+    begin = np.maximum(offset, 0)
+    end = np.minimum(every.lengths[first], every.lengths[second] + offset)
+    differing = np.zeros(len(candidates), np.int64)
+    compared = np.zeros(len(candidates), np.int64)
+    for step in range(int((end - begin).max(initial=0))):
+        there = np.flatnonzero(begin + step < end)
+        one = every.starts[first[there]] + begin[there] + step
+        other = one - every.starts[first[there]] - offset[there] + every.starts[second[there]]
+        both = every.valid[one] & every.valid[other]
+        bits = np.bitwise_count(every.values[one] ^ every.values[other])
+        differing[there] += np.where(both, bits, 0)
+        compared[there] += both
+    error = differing / np.maximum(compared * rule.num_bits, 1)
+    seconds = compared / rule.codes_per_second
+    chosen = np.flatnonzero((error <= rule.max_error) & (seconds >= rule.min_seconds))
+    return [
+        Pair(
+            int(first[i]),
+            int(second[i]),
+            float(error[i]),
+            float(seconds[i]),
+            float(offset[i] / rule.codes_per_second),
+        )
+        for i in chosen
+    ]
+
+
+def _shrunk(images: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """Averages an axis down to 32 cells; one that is shorter is repeated."""
+    size = images.shape[axis]
+    if size < _THUMB:
+        return images.take(np.arange(_THUMB) * size // _THUMB, axis=axis)
+    edges = np.arange(_THUMB) * size // _THUMB
+    counts = np.diff([*edges, size])
+    shape = [1] * images.ndim
+    shape[axis] = _THUMB
+    means: NDArray[np.float32] = np.add.reduceat(images, edges, axis=axis)
+    return np.asarray(means / counts.reshape(shape), np.float32)
+
+
+def _cosines() -> NDArray[np.float32]:
+    """The lowest frequencies of the discrete cosine transform, one more than are used twice."""
+    places = (np.arange(_THUMB) + 0.5) * np.pi / _THUMB
+    return np.cos(np.arange(_LOW + 1)[:, None] * places).astype(np.float32)
+
+
+def _packed(bits: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    weights = np.uint64(1) << np.arange(bits.shape[1], dtype=np.uint64)
+    packed: NDArray[np.uint64] = (bits.astype(np.uint64) * weights).sum(axis=1, dtype=np.uint64)
+    return packed

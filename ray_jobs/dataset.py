@@ -1,0 +1,57 @@
+"""`python -m ray_jobs.dataset FOLDER`: a page about a clip dataset, and what to leave out of it."""
+
+import sys
+from pathlib import Path
+
+from pipelines.clip_dataset import ClipDataset
+from pipelines.config import DatasetConfig
+from pipelines.dataset_page import in_words, write_page
+from pipelines.dataset_review import review
+from ray_jobs.checks import check_writable, messages
+from ray_jobs.cli import Job, Plan, run_job
+from ray_jobs.cluster import check_ray, connected
+from ray_jobs.console import StageProgress
+
+
+def folder_of(config: DatasetConfig) -> Path:
+    """Where the page and the lists go."""
+    return Path(config.output or f"{config.dataset}/page")
+
+
+def plan(config: DatasetConfig) -> Plan:
+    """What the job reads and writes."""
+    places = (config.dataset, *config.against)
+    return Plan(
+        reads=places,
+        writes=(str(folder_of(config)),),
+        mistakes=messages(
+            *(lambda place=place: ClipDataset.open(place) for place in places),
+            lambda: check_ray(config.ray),
+            lambda: check_writable(str(folder_of(config))),
+        ),
+    )
+
+
+def work(config: DatasetConfig) -> None:
+    """Looks through the dataset and says what there is."""
+    dataset = ClipDataset.open(config.dataset)
+    progress = StageProgress("dataset", "clips")
+    with connected(config.ray):
+        found = review(dataset, config, progress)
+    page = write_page(folder_of(config), found)
+    progress.finish(config.dataset)
+    print(in_words(found))
+    print(f"page: {page}")
+
+
+JOB = Job(
+    name="dataset",
+    about="A page about a clip dataset: what it holds, what is doubtful, what leaks.",
+    schema=DatasetConfig,
+    plan=plan,
+    work=work,
+    place="dataset",
+)
+
+if __name__ == "__main__":
+    sys.exit(run_job(JOB))
