@@ -1,5 +1,6 @@
 """The one command-line form of every job: `CONFIG.yaml [key=value ...] [--dry-run]`.
 
+A job that needs one file and little else takes that file instead of a `CONFIG.yaml`.
 A job's module defines `JOB`; this file reads the settings, checks the surroundings, connects to
 Ray and runs it. A user's mistake is one line on stderr and exit code 2, a known
 failure one line and 1, Ctrl-C 130.
@@ -24,7 +25,7 @@ from pipelines.config import JobConfig
 from pipelines.errors import JobFailed, UserError
 from ray_jobs.settings import described, load_settings
 
-JOBS = ("run", "ingest", "pretrain", "evaluate", "promote", "embed")
+JOBS = ("run", "ingest", "pretrain", "evaluate", "promote", "embed", "import-checkpoint")
 
 FAILED = 1
 USER_ERROR = 2
@@ -50,6 +51,13 @@ class Job:
     plan: Callable[[Any], Plan]
     work: Callable[[Any], None]
     how_to_go_on: str = "The same command goes on from there."
+    argument: str | None = None
+    """Name of the setting that the first argument gives, where that is no CONFIG.yaml."""
+
+    @property
+    def metavar(self) -> str:
+        """What the first argument is called in help."""
+        return self.argument.upper() if self.argument else "CONFIG.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,13 +69,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] not in JOBS:
         print(f"xkd: no job {arguments[0]!r}; jobs: {', '.join(JOBS)}", file=sys.stderr)
         return USER_ERROR
-    return run_job(importlib.import_module(f"ray_jobs.{arguments[0]}").JOB, arguments[1:])
+    return run_job(_job(arguments[0]), arguments[1:])
+
+
+def _job(name: str) -> Job:
+    job: Job = importlib.import_module(f"ray_jobs.{name.replace('-', '_')}").JOB
+    return job
 
 
 def _overview() -> str:
     lines = ["xkd JOB CONFIG.yaml [key=value ...] [--dry-run]", ""]
-    for name in JOBS:
-        lines.append(f"  {name:10} {importlib.import_module(f'ray_jobs.{name}').JOB.about}")
+    lines += [f"  {name:17} {_job(name).about}" for name in JOBS]
     return "\n".join([*lines, "", "xkd JOB --help lists a job's settings."])
 
 
@@ -83,7 +95,7 @@ def run_job(job: Job, argv: Sequence[str] | None = None) -> int:
     # What a scheduler sends before it kills is handled as Ctrl-C is.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        config = load_settings(job.schema, arguments.config, arguments.overrides)
+        config = _settings(job, arguments.first, arguments.overrides)
         plan = job.plan(config)
         if arguments.dry_run:
             print(_dry_run(config, plan))
@@ -101,6 +113,13 @@ def run_job(job: Job, argv: Sequence[str] | None = None) -> int:
         print(f"\n{job.name}: interrupted. {job.how_to_go_on}", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _settings(job: Job, first: Path, overrides: Sequence[str]) -> JobConfig:
+    if job.argument is None:
+        return load_settings(job.schema, first, overrides)
+    # As for a CONFIG.yaml, a path on the command line starts where the user is.
+    return load_settings(job.schema, None, [f"{job.argument}={first.absolute()}", *overrides])
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
@@ -122,12 +141,12 @@ def _parser(job: Job) -> argparse.ArgumentParser:
         for name, default, meaning in described(job.schema)
     ]
     parser = argparse.ArgumentParser(
-        prog=f"python -m ray_jobs.{job.name}",
+        prog=f"python -m ray_jobs.{job.name.replace('-', '_')}",
         description=job.about,
         epilog="settings (default) and what they mean:\n" + "\n".join(settings),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    parser.add_argument("first", type=Path, metavar=job.metavar)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that go first")
     parser.add_argument(
         "--dry-run", action="store_true", help="print the settings and places, do nothing"

@@ -20,13 +20,13 @@ from pipelines.errors import UserError
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
-def load_settings(schema: type[ConfigT], file: Path, overrides: Sequence[str]) -> ConfigT:
-    """Reads the settings of one job.
+def load_settings(schema: type[ConfigT], file: Path | None, overrides: Sequence[str]) -> ConfigT:
+    """Reads the settings of one job from a file, if there is one, and from overrides.
 
     Raises:
         UserError: naming every mistake by its path, with the nearest right key for an unknown one.
     """
-    values = _read(file)
+    values = {} if file is None else _read(file)
     for override in overrides:
         _apply(values, override, schema)
     try:
@@ -101,11 +101,12 @@ def _annotation(schema: type[BaseModel], path: Sequence[str]) -> Any:
     return found
 
 
-def _in_words(error: ValidationError, schema: type[BaseModel], file: Path) -> str:
+def _in_words(error: ValidationError, schema: type[BaseModel], file: Path | None) -> str:
     lines = [_mistake(mistake, schema) for mistake in error.errors(include_url=False)]
+    where = "" if file is None else f"{file}: "
     if len(lines) == 1:
-        return f"{file}: {lines[0]}"
-    return "\n  ".join([f"{file}: {len(lines)} mistakes", *lines])
+        return f"{where}{lines[0]}"
+    return "\n  ".join([f"{where}{len(lines)} mistakes", *lines])
 
 
 def _mistake(mistake: Any, schema: type[BaseModel]) -> str:
