@@ -5,6 +5,7 @@ that the main job can hold all stages' settings and fill in the places itself. P
 absolute are taken from `XKD_HOME`, or from the working directory without it.
 """
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -13,18 +14,26 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    field_validator,
     model_validator,
 )
 
 from pipelines.places import absolute_location, absolute_place, is_uri
-from xkd_core.config import Config, MethodConfig
+from xkd_core.config import AudioConfig, Config, MethodConfig, VideoConfig
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
 Place = Annotated[str, Field(min_length=1), AfterValidator(absolute_place)]
 """A path, made absolute when the settings are read."""
 Location = Annotated[str, Field(min_length=1), AfterValidator(absolute_location)]
 """A path, or a URI that pyarrow or fsspec opens."""
+
+
+def _not_a_version(alias: str) -> str:
+    if alias == "latest" or (alias[0] == "v" and alias[1:].isdigit()) or alias.isdigit():
+        raise ValueError(f"alias ({alias}) must not be 'latest' or a version number")
+    return alias
+
+
+Alias = Annotated[Name, AfterValidator(_not_a_version)]
 
 
 class TrackingConfig(Config):
@@ -305,18 +314,11 @@ class PromoteSettings(Config):
 
     model_prefix: Name = "xkd"
     """Registered names are `<prefix>-video` and `<prefix>-audio`."""
-    alias: Name = "champion"
+    alias: Alias = "champion"
     metric: Literal["knn", "linear"] = "linear"
     """The alias moves only if the new version beats the present one on this metric, measured on
     the same dataset."""
     role: Literal["teacher", "student"] = "teacher"
-
-    @field_validator("alias")
-    @classmethod
-    def _not_a_version(cls, alias: str) -> str:
-        if alias == "latest" or (alias[0] == "v" and alias[1:].isdigit()) or alias.isdigit():
-            raise ValueError(f"alias ({alias}) must not be 'latest' or a version number")
-        return alias
 
 
 class PromoteConfig(PromoteSettings, JobConfig):
@@ -327,6 +329,44 @@ class PromoteConfig(PromoteSettings, JobConfig):
     scores: Place | None = None
     """`scores.json` of an evaluation of this checkpoint; without it nothing is compared and the
     alias moves only where there is none yet."""
+
+
+class ImportConfig(JobConfig):
+    """`ray_jobs.import_checkpoint`: encoders of a published file enter the registry."""
+
+    name: Name = "import"
+    file: Place
+    """A file of one encoder, or a whole checkpoint of the published training."""
+    modality: Literal["video", "audio"] | None = None
+    """Of a whole checkpoint, the modality to take: by default both."""
+    role: Literal["teacher", "student"] | None = None
+    """Of a whole checkpoint, the network to take: by default the teacher. Of a file of one encoder
+    it is only recorded: by default what the name of the file says."""
+    num_heads: PositiveInt | None = None
+    """Attention heads, which no file says: by default one for each 64 of the width."""
+    video: VideoConfig = VideoConfig()
+    """The clips that a video encoder takes; the size of the picture follows from the file."""
+    audio: AudioConfig = AudioConfig()
+    segment_seconds: PositiveFloat = 5.0
+    """Media are embedded segment by segment of this length."""
+    min_segment_seconds: PositiveFloat = 1.1
+    short_side: PositiveInt = 128
+    """Pixels to which the shorter side of a frame is reduced first."""
+    num_windows: PositiveInt = 2
+    """Windows of a segment whose embeddings are averaged."""
+    model_prefix: Name = "xkd"
+    """Registered names are `<prefix>-video` and `<prefix>-audio`."""
+    alias: Alias | None = None
+    """Alias that the new versions get; by default none."""
+
+    @model_validator(mode="after")
+    def _same_length(self) -> "ImportConfig":
+        if not math.isclose(self.video.clip_seconds, self.audio.clip_seconds):
+            raise ValueError(
+                f"video.num_frames / video.frame_rate ({self.video.clip_seconds:g} s) must equal "
+                f"audio.num_samples / audio.sample_rate ({self.audio.clip_seconds:g} s)"
+            )
+        return self
 
 
 class EmbedConfig(JobConfig):

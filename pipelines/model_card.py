@@ -7,6 +7,8 @@ from typing import Any
 from pipelines.encoder_files import EncoderInfo
 
 MEASURES = {"linear": "linear probe", "knn": "k-NN"}
+IMPORTED = "imported_from"
+"""Key of the provenance of an encoder that was trained elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ def encoder_scores(scores: Mapping[str, Any] | None, modality: str) -> EncoderSc
     )
 
 
-def model_card(name: str, alias: str, info: EncoderInfo, scores: EncoderScores | None) -> str:
+def model_card(
+    name: str, alias: str | None, info: EncoderInfo, scores: EncoderScores | None
+) -> str:
     """Writes the card in Markdown."""
     return "\n".join(
         [
@@ -69,7 +73,8 @@ def _introduction(name: str, info: EncoderInfo) -> list[str]:
     ]
 
 
-def _usage(name: str, alias: str, info: EncoderInfo) -> list[str]:
+def _usage(name: str, alias: str | None, info: EncoderInfo) -> list[str]:
+    version = f"@{alias}" if alias else "/VERSION"
     if info.modality == "video":
         arrays = 'model.predict({"frames": [frames], "frame_rate": [25.0]})  # uint8 (T, H, W, 3)'
     else:
@@ -80,7 +85,7 @@ def _usage(name: str, alias: str, info: EncoderInfo) -> list[str]:
         "```python",
         "import mlflow",
         "",
-        f'model = mlflow.pyfunc.load_model("models:/{name}@{alias}")',
+        f'model = mlflow.pyfunc.load_model("models:/{name}{version}")',
         'model.predict({"path": ["one.mp4", "two.webm"]})  # float32, one row for each input',
         'model.predict({"bytes": [open("one.mp4", "rb").read()]})',
         arrays,
@@ -140,6 +145,11 @@ def _quality(scores: EncoderScores | None, num_windows: int) -> list[str]:
 
 
 def _origin(info: EncoderInfo) -> list[str]:
+    weights = "Code and weights: Apache-2.0."
+    if IMPORTED in info.provenance:
+        weights = (
+            "Code: Apache-2.0. The weights were imported and have the licence of their makers."
+        )
     return [
         "## Where it comes from",
         "",
@@ -147,6 +157,6 @@ def _origin(info: EncoderInfo) -> list[str]:
         "",
         "## Licence",
         "",
-        "Code and weights: Apache-2.0. The media it was trained on have licences of their own.",
+        f"{weights} The media it was trained on have licences of their own.",
         "",
     ]

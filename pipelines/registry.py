@@ -5,20 +5,16 @@ compared without their runs. The alias moves only to a version that beats the pr
 same dataset. Registering the same encoder again finds the version that is there.
 """
 
-import json
-import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+from mlflow.entities import Metric
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model
 from mlflow.tracking import MlflowClient
-from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from pipelines.alias import alias_rule
 from pipelines.checkpoints import TrainingInfo, read_info
@@ -28,13 +24,11 @@ from pipelines.encoder_files import ClipSettings, EncoderInfo
 from pipelines.errors import JobFailed, UserError
 from pipelines.features import load_model
 from pipelines.model_card import EncoderScores, encoder_scores, model_card
-from pipelines.model_package import save_package, stage
-from pipelines.tracking import RunRef, code_version
+from pipelines.model_versions import MAX_DESCRIPTION, find_or_make_version, registered_model
+from pipelines.tracking import RunRef
 from xkd_core.encoders import Encoder, Modality
 
 MODALITIES: tuple[Modality, ...] = ("video", "audio")
-MAX_DESCRIPTION = 5000
-"""Characters that the registry's database takes."""
 
 
 @dataclass(frozen=True)
@@ -145,87 +139,34 @@ def _register(
     name = f"{settings.model_prefix}-{info.modality}"
     card = model_card(name, settings.alias, info, scores)
     client = run.client()
-    registered = _registered_model(client, name, info)
-    with tempfile.TemporaryDirectory(prefix="xkd-model-") as folder:
-        content = stage(encoder, info, Path(folder))
-        version = _version_with(client, name, content)
-        if version is None:
-            version = _make_version(client, name, content, info, card, Path(folder), run)
+    registered = registered_model(client, name, info)
+    version = find_or_make_version(encoder, info, name, card, run)
     _tag_scores(client, version, card, scores, run)
     return _decide(client, registered, version, scores, settings)
 
 
-def _registered_model(client: MlflowClient, name: str, info: EncoderInfo) -> RegisteredModel:
-    """The model as it was before; it is made if it is not there."""
+def register_unscored(
+    encoder: Encoder, info: EncoderInfo, name: str, alias: str | None, run: RunRef
+) -> Registered:
+    """Finds or makes the version of an encoder that comes from elsewhere; an alias is just set.
+
+    Raises:
+        JobFailed: if MLflow refuses.
+    """
+    client = run.client()
     try:
-        client.create_registered_model(
-            name, description=f"Embeds {info.modality}; pretrained with XKD, arXiv:2211.13929."
-        )
+        registered_model(client, name, info)
+        card = model_card(name, alias, info, None)
+        version = find_or_make_version(encoder, info, name, card, run)
+        if alias is not None:
+            client.set_registered_model_alias(name, alias, str(version.version))
     except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    return client.get_registered_model(name)
-
-
-def _version_with(client: MlflowClient, name: str, content: str) -> ModelVersion | None:
-    found = client.search_model_versions(f"name = '{name}' AND tags.`xkd.content` = '{content}'")
-    return max(found, key=lambda version: int(version.version), default=None)
-
-
-def _make_version(
-    client: MlflowClient,
-    name: str,
-    content: str,
-    info: EncoderInfo,
-    card: str,
-    staged: Path,
-    run: RunRef,
-) -> ModelVersion:
-    """Logs the model with the run, then makes a version of it."""
-    step = int(info.provenance["step"])
-    logged = client.create_logged_model(
-        run.experiment_id,
-        name=name.replace(".", "-"),  # no dots in names of logged models
-        source_run_id=run.run_id,
-        params={key: str(value) for key, value in info.provenance.items()},
-        model_type="encoder",
-    )
-    try:
-        model = Model(
-            artifact_path=logged.artifact_location,
-            run_id=run.run_id,
-            model_uuid=logged.model_id,
-            model_id=logged.model_id,
-        )
-        save_package(staged, info, card, staged / "model", model)
-        client.log_model_artifacts(logged.model_id, str(staged / "model"))
-    except BaseException:
-        client.finalize_logged_model(logged.model_id, LoggedModelStatus.FAILED)
-        raise
-    client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
-    client.log_outputs(run.run_id, [LoggedModelOutput(logged.model_id, step)])
-    tags = {
-        "content": content,
-        "modality": info.modality,
-        "clips": json.dumps(asdict(info.clips)),
-        "frame_rate": info.model.video.frame_rate,
-        "sample_rate": info.model.audio.sample_rate,
-        "registered_with": code_version(),
-        "model_id": logged.model_id,
-        **info.provenance,
-    }
-    version = client.create_model_version(
-        name,
-        # Not models:/ID, which an sqlite store would look up at the global tracking URI.
-        logged.artifact_location,
-        run_id=run.run_id,
-        tags={f"xkd.{key}": value for key, value in tags.items()},
-        description=card[:MAX_DESCRIPTION],
-        model_id=logged.model_id,
-    )
-    versions = json.dumps([{"name": name, "version": version.version}])
-    client.set_logged_model_tags(logged.model_id, {MLFLOW_MODEL_VERSIONS: versions})
-    return version
+        raise JobFailed(
+            f"MLflow did not register {name}: {str(error).splitlines()[0][:300]}. "
+            "The same command tries again"
+        ) from error
+    reason = "registered without an alias" if alias is None else f"gets the alias {alias}"
+    return Registered(name, str(version.version), alias is not None, reason)
 
 
 def _tag_scores(

@@ -1,5 +1,6 @@
 """The one command-line form of every job: `CONFIG.yaml [key=value ...] [--dry-run]`.
 
+A job that needs one place and little else takes that place instead of a `CONFIG.yaml`.
 A job's module defines `JOB`; this file reads the settings, checks the surroundings, connects to
 Ray and runs it. A user's mistake is one line on stderr and exit code 2, a known failure one line
 and 1, Ctrl-C 130. What ends in order before its time and can go on (SIGTERM, a time budget) is one
@@ -25,7 +26,17 @@ from pipelines.config import JobConfig
 from pipelines.errors import JobFailed, Stopped, Terminated, UserError
 from ray_jobs.settings import described, load_settings
 
-JOBS = ("run", "ingest", "dataset", "pretrain", "sweep", "evaluate", "promote", "embed")
+JOBS = (
+    "run",
+    "ingest",
+    "dataset",
+    "pretrain",
+    "sweep",
+    "evaluate",
+    "promote",
+    "embed",
+    "import-checkpoint",
+)
 
 FAILED = 1
 USER_ERROR = 2
@@ -65,13 +76,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] not in JOBS:
         print(f"xkd: no job {arguments[0]!r}; jobs: {', '.join(JOBS)}", file=sys.stderr)
         return USER_ERROR
-    return run_job(importlib.import_module(f"ray_jobs.{arguments[0]}").JOB, arguments[1:])
+    return run_job(_job(arguments[0]), arguments[1:])
+
+
+def _job(name: str) -> Job:
+    job: Job = importlib.import_module(f"ray_jobs.{name.replace('-', '_')}").JOB
+    return job
 
 
 def _overview() -> str:
     lines = ["xkd JOB CONFIG.yaml [key=value ...] [--dry-run]", ""]
-    for name in JOBS:
-        lines.append(f"  {name:10} {importlib.import_module(f'ray_jobs.{name}').JOB.about}")
+    lines += [f"  {name:17} {_job(name).about}" for name in JOBS]
     return "\n".join([*lines, "", "xkd JOB --help lists a job's settings."])
 
 
@@ -113,8 +128,10 @@ def _settings(job: Job, arguments: argparse.Namespace) -> Any:
     """The settings of a file, or of the place that is given instead of one."""
     if job.place is None or arguments.config.endswith((".yaml", ".yml")):
         return load_settings(job.schema, Path(arguments.config), arguments.overrides)
-    overrides = [f"{job.place}={arguments.config}", *arguments.overrides]
-    return load_settings(job.schema, None, overrides)
+    # As for a CONFIG.yaml, a path on the command line starts where the user is.
+    here = Path(arguments.config)
+    place = here.absolute() if here.exists() else arguments.config
+    return load_settings(job.schema, None, [f"{job.place}={place}", *arguments.overrides])
 
 
 def _sentence(interrupt: KeyboardInterrupt) -> str:
@@ -140,7 +157,7 @@ def _parser(job: Job) -> argparse.ArgumentParser:
         for name, default, meaning in described(job.schema)
     ]
     parser = argparse.ArgumentParser(
-        prog=f"python -m ray_jobs.{job.name}",
+        prog=f"python -m ray_jobs.{job.name.replace('-', '_')}",
         description=job.about,
         epilog="settings (default) and what they mean:\n" + "\n".join(settings),
         formatter_class=argparse.RawDescriptionHelpFormatter,

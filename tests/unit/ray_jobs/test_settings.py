@@ -7,6 +7,7 @@ import pytest
 from pipelines.config import (
     EmbedConfig,
     EvaluateConfig,
+    ImportConfig,
     IngestConfig,
     PretrainConfig,
     PromoteConfig,
@@ -113,6 +114,13 @@ def test_bad_file_or_argument_is_one_clear_error(tmp_path, content, override, me
         load_settings(IngestConfig, file, [override])
 
 
+def test_a_job_without_a_file_takes_overrides_alone():
+    config = load_settings(ImportConfig, None, ["file=/a.pth.tar", "video.size=224"])
+    assert (config.file, config.video.size) == ("/a.pth.tar", 224)
+    with pytest.raises(UserError, match=r"^settings: alias: alias \(v3\) must not be"):
+        load_settings(ImportConfig, None, ["file=/a.pth.tar", "alias=v3"])
+
+
 def test_missing_file_names_its_neighbours():
     with pytest.raises(UserError, match=r"smok\.yaml\) does not exist; .* has smoke\.yaml"):
         load_settings(RunConfig, CONF / "run" / "smok.yaml", [])
@@ -130,7 +138,7 @@ def test_relative_output_is_refused_in_a_submitted_job(tmp_path, monkeypatch):
     assert load_settings(IngestConfig, copy / "a.yaml", []).output == str(tmp_path / "here")
 
 
-@pytest.mark.parametrize("schema", SCHEMAS.values())
+@pytest.mark.parametrize("schema", [*SCHEMAS.values(), ImportConfig])
 def test_every_setting_is_listed_for_help(schema):
     names = [name for name, _, _ in described(schema)]
     assert "tracking.uri" in names
