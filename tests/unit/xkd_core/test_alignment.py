@@ -164,19 +164,19 @@ def test_sets_of_one_distribution_are_0_apart_on_average_in_the_unbiased_form_al
     distances = torch.tensor(
         [
             [mmd(x, y, (0.1,), unbiased=unbiased).item() for unbiased in (True, False)]
-            for x, y in (torch.randn(2, 4, 3) for _ in range(2000))
+            for x, y in (torch.randn(2, 4, 3) for _ in range(800))
         ]
     )
     mean, error = distances.mean(dim=0), distances.std(dim=0) / len(distances) ** 0.5
     assert abs(mean[0]) < 4 * error[0]
     # The expectation of the biased form is (1/n + 1/m) (k(x, x) - E k(x, x')), x' another row.
-    assert mean[1] > 20 * error[1]
+    assert mean[1] > 15 * error[1]
 
 
 def test_the_biased_form_pulls_rows_of_one_distribution_together_and_the_unbiased_does_not():
     """Along the shrinking of all rows at once, averaged over draws of small batches."""
     slopes = {True: [], False: []}
-    for _ in range(1000):
+    for _ in range(400):
         x, y = torch.randn(2, 3, 8).double()
         for unbiased, found in slopes.items():
             scale = torch.ones((), dtype=torch.float64, requires_grad=True)
@@ -184,8 +184,8 @@ def test_the_biased_form_pulls_rows_of_one_distribution_together_and_the_unbiase
             (slope,) = torch.autograd.grad(distance, scale)
             found.append(slope.item())
     means = {unbiased: np.mean(found) for unbiased, found in slopes.items()}
-    errors = {unbiased: np.std(found) / 1000**0.5 for unbiased, found in slopes.items()}
-    assert means[False] > 20 * errors[False]  # smaller rows, smaller distance
+    errors = {unbiased: np.std(found) / 400**0.5 for unbiased, found in slopes.items()}
+    assert means[False] > 10 * errors[False]  # smaller rows, smaller distance
     assert abs(means[True]) < 4 * errors[True]
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from micro_model import micro_model, micro_views
 
 from xkd_core.config import ObjectiveConfig, TemperatureConfig
@@ -82,6 +83,44 @@ def test_the_total_is_the_weighted_mean_of_three_half_sums():
         output, initial_centers(96), ObjectiveConfig(divide_by_weights=False), 0.0
     )
     torch.testing.assert_close(undivided, 7.0 * expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("settings", [{}, {"mmd_bandwidth": "median"}, {"alignment": "coral"}])
+def test_autocast_changes_no_loss_no_center_and_no_gradient(dtype, settings):
+    output, objective = micro_model()(micro_views()), ObjectiveConfig(**settings)
+    learned = (
+        output.video_reconstruction,
+        output.audio_reconstruction,
+        output.video_student_logits,
+        output.audio_student_logits,
+    )
+
+    def everything():
+        total, terms, centers = losses(output, initial_centers(96), objective, 0.0)
+        gradients = torch.autograd.grad(total, learned, retain_graph=True)
+        return [*terms.values(), *centers, *gradients]
+
+    expected = everything()
+    with torch.autocast("cpu", dtype=dtype):
+        for ours, plain in zip(everything(), expected, strict=True):
+            assert torch.equal(ours, plain)
+            assert ours.dtype == torch.float32
+
+
+def test_distillation_of_far_logits_is_exact():
+    """At the paper's width a logit over the temperature reaches 60; half precision would round it.
+
+    The mean of squares is 1, so a whole row can sit in one logit.
+    """
+    student = F.layer_norm(torch.randn(2, 3, 8192) ** 9, (8192,))
+    teacher = F.layer_norm(torch.randn(3, 8192) ** 9, (8192,))
+    temperatures = {"student_temperature": 0.1, "teacher_temperature": 0.07}
+    targets = (teacher.double() / 0.07).softmax(dim=-1)
+    expected = -(targets * (student.double() / 0.1).log_softmax(dim=-1)).sum(dim=-1).mean()
+    assert expected > 60.0
+    ours = distillation_loss(student, teacher, torch.zeros(8192), **temperatures)
+    assert ours.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_alignment_of_the_teachers_is_a_constant():

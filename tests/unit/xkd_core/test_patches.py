@@ -45,8 +45,21 @@ def test_normalised_patches_have_mean_0_and_unbiased_variance_1():
     torch.testing.assert_close(patches.var(dim=-1), torch.ones(2, 7), atol=1e-5, rtol=0)
 
 
-def test_a_constant_patch_becomes_zero():
-    assert torch.equal(normalize_patches(torch.full((1, 2, 64), 3.0)), torch.zeros(1, 2, 64))
+@pytest.mark.parametrize("value", [0.0, 3.0, -2.3976, 1e3])
+def test_a_constant_patch_becomes_zero(value):
+    patches = normalize_patches(torch.full((1, 2, 64), value))
+    torch.testing.assert_close(patches, torch.zeros(1, 2, 64), atol=1e-6 * value**2, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_normalising_is_exact_under_autocast(dtype):
+    # Half of these patches have a deviation of a thousandth of their mean.
+    patches = 5.0 + torch.tensor([1.0, 5e-3])[:, None, None] * torch.randn(2, 7, 64)
+    mean = patches.double().mean(dim=-1, keepdim=True)
+    expected = (patches - mean) / (patches.double().var(dim=-1, keepdim=True) + 1e-6).sqrt()
+    with torch.autocast("cpu", dtype=dtype):
+        normalized = normalize_patches(patches)
+    torch.testing.assert_close(normalized, expected.float(), atol=2e-4, rtol=0)
 
 
 def test_denormalising_undoes_normalising():

@@ -125,6 +125,18 @@ def test_every_setting_of_the_teachers_trains(refinement, teacher_view):
     assert not non_finite(run(state, config, micro_views(), 2)[-1])
 
 
+@pytest.mark.parametrize(("audio_momentum", "stay_equal"), [(0.997, True), (0.99, False)])
+def test_with_equal_momenta_two_teachers_of_shared_students_have_equal_blocks(
+    audio_momentum, stay_equal
+):
+    optimizer = OptimizerConfig(warmup_epochs=0.0, audio_momentum=audio_momentum)
+    config = micro_config("modality_agnostic_student", optimizer=optimizer)
+    model = micro_model("modality_agnostic_student")
+    run(train_state(model, config), config, micro_views(), 2)
+    weights = (t.blocks[0].mlp.fc1.weight for t in (model.video_teacher, model.audio_teacher))
+    assert torch.equal(*weights) == stay_equal
+
+
 def test_schedules_depend_on_the_step_alone():
     schedule = step_schedule(50, micro_config(), total_steps=100, steps_per_epoch=10.0)
     assert schedule.epoch == 5.0

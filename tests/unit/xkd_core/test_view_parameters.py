@@ -92,6 +92,24 @@ def test_local_crops_gray_and_blur_follow_the_method():
     assert set(first.start.tolist()) == set(range(25))
 
 
+def test_local_views_are_flipped_and_jittered_as_global_ones():
+    for view in draw(3000).video_locals:
+        assert_share(view.flip, 0.5)
+        assert_uniform(view.crop_ratio.log(), math.log(3 / 4), math.log(4 / 3))
+        assert_uniform(view.color_factors[:, :3], 0.6, 1.4)
+        assert_uniform(view.color_factors[:, 3], -0.2, 0.2)
+
+
+def test_windows_of_picture_and_sound_are_equally_likely_and_independent():
+    parameters = draw(5000)
+    frame, sample = parameters.video_locals[0].start, parameters.audio_locals[0].start
+    expected = 5000 / 25
+    assert (frame.bincount(minlength=25) - expected).abs().max() < 5 * math.sqrt(expected)
+    assert_uniform((sample / 100 + 0.5) / 481, 0.0, 1.0)
+    together = torch.corrcoef(torch.stack([frame, sample]).double())[0, 1]
+    assert abs(together) < 5 / math.sqrt(5000)
+
+
 def test_fixed_blur_is_the_published_vertical_one():
     config = MethodConfig(views=ViewsConfig(local_blur_sigma="fixed"))
     sigma = draw(200, config).video_locals[0].blur_sigma

@@ -1,5 +1,7 @@
 """Views are what torchvision and BYOL-A make of the same parameters, clip by clip."""
 
+from functools import cache
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -72,6 +74,7 @@ def rows_of(batch, rows):
     return ClipBatch(*(values[rows] for values in batch))
 
 
+@cache
 def parameters_of(num_clips, config=CONFIG, epoch=0):
     ids = [f"clip {clip}" for clip in range(num_clips)]
     return draw_view_parameters(ids, [epoch] * num_clips, 0, config)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from micro_model import VARIANTS, micro_config, micro_model, micro_views
 
-from xkd_core.config import ModelConfig
+from xkd_core.config import ModelConfig, TransformerConfig
 from xkd_core.losses import initial_centers, losses
 from xkd_core.refinement import agreement, refine_and_pool
 from xkd_core.xkd import build_xkd, load_model_tensors, model_tensors
@@ -31,6 +31,49 @@ def test_a_vit_b_has_the_published_number_of_parameters(
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert round((total + FIXED_LENGTHS) / 1e6, 2) == total_millions
     assert round(trainable / 1e6, 2) == trainable_millions
+
+
+@pytest.mark.parametrize(
+    ("size", "video_millions", "audio_millions", "head_millions"),
+    [
+        ((192, 12, 3), 6.00, 5.45, 7.23),
+        ((384, 12, 6), 22.61, 21.52, 7.62),
+        ((768, 12, 12), 87.691, 85.510, 8.405),
+        ((1024, 24, 16), 305.79, 302.88, 8.93),
+    ],
+)
+def test_networks_of_every_width_have_the_published_number_of_parameters(
+    size, video_millions, audio_millions, head_millions
+):
+    width, depth, num_heads = size
+    encoder = TransformerConfig(width=width, depth=depth, num_heads=num_heads)
+    with torch.device("meta"):
+        model = build_xkd(ModelConfig(encoder=encoder))
+
+    def millions(module, fixed=0):
+        digits = 3 if width == 768 else 2
+        return round((sum(p.numel() for p in module.parameters()) + fixed) / 1e6, digits)
+
+    assert millions(model.video_student) == video_millions
+    assert millions(model.audio_student) == audio_millions
+    assert millions(model.video_student_head, fixed=8192) == head_millions
+
+
+def test_the_parts_of_the_papers_decoders_have_the_published_number_of_parameters():
+    with torch.device("meta"):
+        model = build_xkd(ModelConfig())
+
+    def millions(*parameters):
+        return round(sum(p.numel() for p in parameters) / 1e6, 3)
+
+    for decoder, output, positions in (
+        (model.video_decoder, 1.183, 0.151),
+        (model.audio_decoder, 0.025, 0.215),
+    ):
+        assert millions(*decoder.blocks.parameters()) == 7.093
+        assert millions(*decoder.input_projection.parameters()) == 0.295
+        assert millions(*decoder.output_projection.parameters()) == output
+        assert millions(decoder.position_table) == positions
 
 
 @pytest.mark.parametrize(
