@@ -8,8 +8,10 @@ BIN := $(VENV)/bin
 run: install
 	$(BIN)/python -m ray_jobs.run conf/run/smoke.yaml
 
+# Tests that start a Ray take all the machine has, so they go one by one.
 test: install lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not ray"
+	$(BIN)/python -m pytest -m "ray and not slow"
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
