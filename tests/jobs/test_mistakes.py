@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from programs import run_program
 
+pytestmark = pytest.mark.ray
+
 SMOKE = "conf/run/smoke.yaml"
 
 

@@ -5,10 +5,13 @@ import re
 
 import mlflow
 import pyarrow.parquet as pq
+import pytest
 from mlflow.tracking import MlflowClient
 from programs import TINY, TinyRun, run_program
 
 from pipelines.checkpoints import find_checkpoint, read_info
+
+pytestmark = pytest.mark.ray
 
 
 def test_it_says_what_came_out(tiny_run: TinyRun):
