@@ -22,7 +22,14 @@ from numpy.typing import NDArray
 
 from pipelines.errors import UserError
 from pipelines.ingest_plan import STATE_FOLDER
-from pipelines.schema import CLIPS_FOLDER, FORMAT_VERSION, MANIFEST, REJECTS_FOLDER
+from pipelines.schema import (
+    CLIPS,
+    CLIPS_FOLDER,
+    MANIFEST,
+    REJECTS_FOLDER,
+    check_columns,
+    check_version,
+)
 
 _INDEX_COLUMNS = [
     "clip_id",
@@ -96,10 +103,7 @@ class ClipDataset:
         except (OSError, ValueError) as error:
             raise UserError(f"dataset ({path}) cannot be read: {error}") from error
         version = manifest.get("format_version") if isinstance(manifest, dict) else None
-        if version != FORMAT_VERSION:
-            raise UserError(
-                f"dataset ({path}) has format_version {version}, but must have {FORMAT_VERSION}"
-            )
+        check_version(f"dataset ({path})", version)
         return cls(folder, manifest)
 
     @property
@@ -137,9 +141,10 @@ class ClipDataset:
         """Reads the small columns of all shards."""
         tables, group_sizes = [], []
         for shard in self.shards:
-            file = pq.ParquetFile(shard)
-            tables.append(file.read(columns=_INDEX_COLUMNS))
-            group_sizes += _group_sizes(file)
+            with pq.ParquetFile(shard) as file:
+                check_columns(f"shard ({shard})", file.schema_arrow, CLIPS)
+                tables.append(file.read(columns=_INDEX_COLUMNS))
+                group_sizes += _group_sizes(file)
         columns = _to_numpy(pa.concat_tables(tables))
         sizes = np.array(group_sizes, np.int64)
         group = np.repeat(np.arange(len(sizes)), sizes)
