@@ -26,7 +26,14 @@ from pipelines.filesystems import filesystem_of, is_folder, list_files
 from pipelines.ingest_plan import STATE_FOLDER
 from pipelines.media import one_line
 from pipelines.places import is_uri
-from pipelines.schema import CLIPS, CLIPS_FOLDER, FORMAT_VERSION, MANIFEST, REJECTS_FOLDER
+from pipelines.schema import (
+    CLIPS,
+    CLIPS_FOLDER,
+    MANIFEST,
+    REJECTS_FOLDER,
+    check_columns,
+    check_version,
+)
 
 _READ_THREADS = 8
 """Shards that are asked at a time; what a bucket needs most is patience."""
@@ -99,10 +106,7 @@ class ClipDataset:
         except (OSError, ValueError) as error:
             raise UserError(f"dataset ({path}) cannot be read: {one_line(error)}") from error
         version = manifest.get("format_version") if isinstance(manifest, dict) else None
-        if version != FORMAT_VERSION:
-            raise UserError(
-                f"dataset ({path}) has format_version {version}, but must have {FORMAT_VERSION}"
-            )
+        check_version(f"dataset ({path})", version)
         return cls(folder, manifest)
 
     @property
@@ -256,6 +260,7 @@ def _num_groups(shard: str) -> int:
 def _read_small(shard: str) -> tuple[pa.Table, list[int]]:
     """The columns of the index, and the rows of each row group."""
     with open_parquet(shard) as file:
+        check_columns(f"shard ({shard})", file.schema_arrow, CLIPS)
         groups = range(file.num_row_groups)
         sizes = [file.metadata.row_group(i).num_rows for i in groups]
         return file.read(columns=_INDEX_COLUMNS, use_threads=False), sizes

@@ -136,6 +136,9 @@ class IngestSettings(Config):
     """Decoders at a time; by default one for each CPU that Ray has."""
     max_reject_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
     """The job fails if a larger share of the sources is rejected."""
+    keep_removed: bool = False
+    """Keep what sources gave that are in the input no more, for media that is deleted once it is
+    ingested; by default it is removed."""
 
     @model_validator(mode="after")
     def _fold_of_a_dataset(self) -> "IngestSettings":

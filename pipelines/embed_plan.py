@@ -5,6 +5,7 @@ Sources become units as in an ingest; of a clip dataset, each shard is a unit.
 
 import json
 from collections import Counter
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,11 +19,12 @@ from pipelines.embed_unit import EMBEDDINGS_FOLDER
 from pipelines.errors import UserError
 from pipelines.filesystems import is_file, is_folder, is_web
 from pipelines.fingerprints import fingerprint_sources
-from pipelines.ingest_plan import SETTINGS_FILE, STATE_FOLDER, Done, plan_units
+from pipelines.ingest_plan import SETTINGS_FILE, STATE_FOLDER, make_plan
 from pipelines.model_uri import EncoderVersion
 from pipelines.progress import OnProgress
 from pipelines.schema import CLIPS_FOLDER, MANIFEST, REJECTS_FOLDER
 from pipelines.sources import list_sources
+from pipelines.unit_shards import Done, Revision
 
 
 @dataclass(frozen=True)
@@ -113,14 +115,7 @@ def check_same_output(output: Path, identity: dict[str, Any]) -> None:
         )
 
 
-def remove_incomplete(output: Path) -> None:
-    """Removes rejects of units that were killed before their embeddings were in place."""
-    for file in (output / REJECTS_FOLDER).glob("*.parquet"):
-        if not (output / EMBEDDINGS_FOLDER / file.name).exists():
-            file.unlink()
-
-
-def stored_units(dataset: ClipDataset, output: Path) -> list[dict[str, Any]]:
+def stored_units(dataset: ClipDataset, done: Done) -> list[dict[str, Any]]:
     """One unit for each shard that has no embeddings yet."""
     return [
         {
@@ -130,7 +125,7 @@ def stored_units(dataset: ClipDataset, output: Path) -> list[dict[str, Any]]:
             "sources": _num_sources(shard),
         }
         for shard in dataset.shards
-        if not (output / EMBEDDINGS_FOLDER / PurePosixPath(shard).name).exists()
+        if PurePosixPath(shard).name not in done.shards
     ]
 
 
@@ -140,13 +135,12 @@ def _num_sources(shard: str) -> int:
 
 
 def media_units(
-    config: EmbedConfig, version: EncoderVersion, on_progress: OnProgress
-) -> tuple[list[dict[str, Any]], int]:
-    """Units of the sources that are in no shard yet, and the number of all sources."""
-    output = Path(config.output)
+    config: EmbedConfig, version: EncoderVersion, done: Done, on_progress: OnProgress
+) -> tuple[list[dict[str, Any]], dict[str, Revision], int]:
+    """What is to be done for media: units, shards to revise, and the number of all sources."""
     listed = list_sources(config.input, "none")
     on_progress(0, len(listed.sources), "listing")
-    fingerprints = fingerprint_sources(listed, output, config.limits, on_progress)
+    fingerprints = fingerprint_sources(listed, Path(config.output), config.limits, on_progress)
     settings = IngestSettings(
         segment_seconds=version.clips.segment_seconds,
         min_segment_seconds=version.clips.min_segment_seconds,
@@ -155,41 +149,28 @@ def media_units(
         sample_rate=version.sample_rate,
         limits=config.limits,
     )
+    plan = make_plan(listed, fingerprints, done, settings)
     units = [
         {"name": unit.name, "shard": "", "unit": unit.to_json(), "sources": len(unit.sources)}
-        for unit in plan_units(listed, fingerprints, _read_done(output), settings)
+        for unit in plan.units
     ]
-    return units, len(listed.sources)
-
-
-def _read_done(output: Path) -> Done:
-    """Reads which sources the complete shards hold."""
-    shards = tuple(sorted(file.name for file in (output / EMBEDDINGS_FOLDER).glob("*.parquet")))
-    accepted = {}
-    rejected = {}
-    for name in shards:
-        for row in _read(output / EMBEDDINGS_FOLDER / name, ["source", "source_hash"]).to_pylist():
-            accepted[row["source_hash"]] = row["source"]
-        rejects = output / REJECTS_FOLDER / name
-        if rejects.exists():
-            for row in _read(rejects, ["source", "source_hash"]).to_pylist():
-                rejected[row["source"]] = row["source_hash"]
-    return Done(shards, accepted, rejected)
+    return units, plan.revisions, len(listed.sources)
 
 
 def _read(file: Path, columns: list[str]) -> pa.Table:
     return pq.read_table(file, columns=columns, partitioning=None)
 
 
-def summarize(output: Path, version: EncoderVersion, new_clips: int) -> EmbedSummary:
+def summarize(output: Path, version: EncoderVersion, new_units: Set[str]) -> EmbedSummary:
     """Counts what the shards hold; nothing is taken from what the run believes to have done."""
-    num_clips = 0
+    num_clips = new_clips = 0
     accepted: set[str] = set()
     rejected: set[str] = set()
     reasons: Counter[str] = Counter()
     for file in sorted((output / EMBEDDINGS_FOLDER).glob("*.parquet")):
         sources = _read(file, ["source"])["source"].to_pylist()
         num_clips += len(sources)
+        new_clips += len(sources) if file.stem in new_units else 0
         accepted.update(sources)
     for file in sorted((output / REJECTS_FOLDER).glob("*.parquet")):
         table = _read(file, ["source", "reason"])

@@ -24,7 +24,7 @@ from pipelines.media import DecodeError, Segment
 from pipelines.model_inputs import ARRAY_COLUMN, RATE_COLUMN
 from pipelines.model_uri import EncoderVersion
 from pipelines.schema import REJECTS, REJECTS_FOLDER, clip_id
-from pipelines.shards import ShardWriter
+from pipelines.shards import ShardWriter, write_failure
 from pipelines.spool import Spool
 
 EMBEDDINGS_FOLDER = "embeddings"
@@ -67,6 +67,7 @@ class UnitEmbedder:
     def __init__(
         self,
         output: str,
+        scratch: str,
         tracking_uri: str,
         version: EncoderVersion,
         limits: dict[str, Any],
@@ -77,7 +78,7 @@ class UnitEmbedder:
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         mlflow.set_tracking_uri(tracking_uri)
         self._model = mlflow.pyfunc.load_model(version.uri)
-        self._output = Path(output)
+        self._output, self._scratch = Path(output), Path(scratch)
         self._version = version
         self._batch_size = batch_size
         self._limits = LimitsConfig.model_validate(limits)
@@ -89,19 +90,25 @@ class UnitEmbedder:
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Embeds a unit; the rows say how far it is, and `failed` why it cannot go on."""
-        work = _Work()
         try:
-            if row["shard"]:
-                yield from self._stored(row["shard"], work)
-            else:
-                for source in Unit.from_json(row["unit"]).sources:
-                    yield self._source(source, work)
-            self._embed(work)
-            self._write(f"{row['name']}.parquet", work)
+            for outcome in self._outcomes(row):
+                yield outcome | {"unit": row["name"]}
         except OSError as error:
-            yield _outcome(failed=error.strerror or str(error))
+            yield _outcome(failed=write_failure(error)) | {"unit": row["name"]}
 
-    def _source(self, source: UnitSource, work: "_Work") -> dict[str, Any]:
+    def _outcomes(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        work = _Work()
+        if row["shard"]:
+            yield from self._stored(row["shard"], work)
+        else:
+            for source in Unit.from_json(row["unit"]).sources:
+                yield self._source(source, work)
+        self._embed(work)
+        self._write(f"{row['name']}.parquet", work)
+
+    def _source(
+        self, source: UnitSource, work: "_Work", *, is_again: bool = False
+    ) -> dict[str, Any]:
         """Decodes and embeds one source; if it fails half-way, none of its rows stay."""
         if source.reason is not None:
             return self._reject(work, source, source.reason, source.message)
@@ -123,6 +130,9 @@ class UnitEmbedder:
             work.rows[num_rows:] = [
                 row for row in work.rows[num_rows:] if row["source"] != source.uri
             ]
+            if error.reason == "decoder_crashed" and not is_again:
+                # Something else may have killed it, for want of memory say: once more.
+                return self._source(source, work, is_again=True)
             return self._reject(work, source, error.reason, error.message)
         if not num_clips:
             return self._reject(work, source, *self._missing())
@@ -228,8 +238,21 @@ class UnitEmbedder:
     def _write(self, name: str, work: "_Work") -> None:
         """Writes the shards, the rejects first."""
         if work.rejects:
-            _write_shard(self._output / REJECTS_FOLDER / name, REJECTS, work.rejects)
-        _write_shard(self._output / EMBEDDINGS_FOLDER / name, EMBEDDINGS, work.rows)
+            self._write_shard(REJECTS_FOLDER, name, REJECTS, work.rejects)
+        self._write_shard(EMBEDDINGS_FOLDER, name, EMBEDDINGS, work.rows)
+
+    def _write_shard(
+        self, part: str, name: str, schema: pa.Schema, rows: Sequence[Mapping[str, Any]]
+    ) -> None:
+        place = self._output / part / name
+        writer = ShardWriter(place, schema, rows_per_group=ROWS_PER_GROUP, scratch=self._scratch)
+        try:
+            for row in rows:
+                writer.add(row)
+            writer.commit()
+        except BaseException:
+            writer.discard()
+            raise
 
 
 @dataclass
@@ -259,14 +282,3 @@ def _stored_array(row: Mapping[str, Any], modality: str) -> Array | None:
         return np.frombuffer(data, np.int16)
     shape = (row["num_frames"], row["height"], row["width"], 3)
     return np.frombuffer(data, np.uint8).reshape(shape)
-
-
-def _write_shard(place: Path, schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> None:
-    writer = ShardWriter(place, schema, rows_per_group=ROWS_PER_GROUP)
-    try:
-        for row in rows:
-            writer.add(row)
-        writer.commit()
-    except BaseException:
-        writer.discard()
-        raise

@@ -1,25 +1,20 @@
 """From media to a clip dataset: fingerprint -> plan -> decode, on Ray Data.
 
-Ray Data schedules, bounds and retries; the shards are ours (`shards`), because each unit must be
-written exactly once however the run ends. The manifest is written last: a folder without one is
-not a dataset yet, and the same call completes it.
+The shards are ours (`shards`), because each unit must be written exactly once however the run ends.
+The manifest is written last: a folder without one is not a dataset yet, and the same call completes
+it. A call on a complete dataset whose input has changed does only what is different.
 """
 
 import hashlib
 import json
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
-import ray.data
 
-from pipelines.clip_dataset import ClipDataset
 from pipelines.config import IngestSettings
 from pipelines.corpora import list_input
 from pipelines.errors import UserError
@@ -27,21 +22,26 @@ from pipelines.fingerprints import fingerprint_sources
 from pipelines.ingest_plan import (
     SETTINGS_FILE,
     STATE_FOLDER,
+    Changes,
+    Plan,
     Unit,
     check_same,
     fixed_settings,
-    plan_units,
-    read_done,
-    remove_incomplete,
+    make_plan,
 )
 from pipelines.ingest_unit import UnitIngester
 from pipelines.progress import OnProgress
 from pipelines.schema import CLIPS_FOLDER, FORMAT_VERSION, MANIFEST, REJECTS_FOLDER
-from pipelines.shards import locked, remove_leftovers, write_failure, write_json
+from pipelines.shards import (
+    locked,
+    remove_leftovers,
+    scratch_folder,
+    write_failure,
+    write_json,
+)
 from pipelines.sources import SourceList
-
-MAX_ACTOR_RESTARTS = 3
-"""Times that Ray starts a dead worker again, and gives it its unit again."""
+from pipelines.unit_graph import run_units
+from pipelines.unit_shards import read_done, revise
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class IngestSummary:
     dataset_id: str
     ignored: dict[str, int]
     """Files of the input that are no media, by ending."""
+    changes: Changes
+    """How the input differs from what was complete before this call."""
 
 
 def check_ingest(input_path: str | None, output: str, settings: IngestSettings) -> None:
@@ -84,6 +86,7 @@ def ingest(
     Raises:
         UserError: If the input holds no media, the output holds something else or cannot be
             written, every source is rejected, or more are than `max_reject_fraction` allows.
+        JobFailed: If a unit ends its worker again and again.
     """
     folder = Path(output).absolute()
     try:
@@ -92,17 +95,20 @@ def ingest(
         state = folder / STATE_FOLDER
         for part in _parts(folder):
             part.mkdir(parents=True, exist_ok=True)
-        with locked(state / "lock", f"output ({output})"):
-            try:
-                remove_leftovers(*_parts(folder))
-                write_json(
-                    state / SETTINGS_FILE,
-                    {"input": listed.input, "settings": fixed_settings(settings)},
-                )
-                return _ingest(listed, folder, settings, on_progress)
-            finally:
-                # Of units that were given up; what is left by a kill, the next run removes.
-                remove_leftovers(*_parts(folder))
+        with (
+            locked(state / "lock", f"output ({output})"),
+            scratch_folder(state) as scratch,
+        ):
+            remove_leftovers(*_parts(folder))
+            write_json(
+                state / SETTINGS_FILE,
+                {
+                    "format_version": FORMAT_VERSION,
+                    "input": listed.input,
+                    "settings": fixed_settings(settings),
+                },
+            )
+            return _ingest(listed, folder, scratch, settings, on_progress)
     except OSError as error:
         raise UserError(f"output ({output}) cannot be written: {write_failure(error)}") from error
 
@@ -112,20 +118,23 @@ def _parts(folder: Path) -> tuple[Path, ...]:
 
 
 def _ingest(
-    listed: SourceList, folder: Path, settings: IngestSettings, on_progress: OnProgress
+    listed: SourceList,
+    folder: Path,
+    scratch: Path,
+    settings: IngestSettings,
+    on_progress: OnProgress,
 ) -> IngestSummary:
-    done = read_done(folder)
-    remove_incomplete(folder, done)
+    done = read_done(folder, CLIPS_FOLDER)
     on_progress(0, len(listed.sources), "listing")
     fingerprints = fingerprint_sources(listed, folder, settings.limits, on_progress)
-    units = plan_units(listed, fingerprints, done, settings)
-    new_clips = 0
-    if units:
+    plan = make_plan(listed, fingerprints, done, settings)
+    if plan.units or plan.revisions:
         (folder / MANIFEST).unlink(missing_ok=True)
-        new_clips = _decode(units, len(listed.sources), folder, settings, on_progress)
-    summary = _summarize(folder, listed, new_clips, settings)
+        revise(folder, CLIPS_FOLDER, plan.revisions, scratch)
+        _decode(plan.units, len(listed.sources), folder, scratch, settings, on_progress)
+    summary = _summarize(folder, listed, plan, settings)
     _check_outcome(summary, listed, folder, settings)
-    if units or not (folder / MANIFEST).exists():
+    if not (folder / MANIFEST).exists():
         _write_manifest(folder, listed, summary, settings)
     return summary
 
@@ -134,58 +143,36 @@ def _decode(
     units: Sequence[Unit],
     num_sources: int,
     folder: Path,
+    scratch: Path,
     settings: IngestSettings,
     on_progress: OnProgress,
-) -> int:
-    """Runs the units on Ray Data and gives the number of clips that came."""
-    tally: Counter[str] = Counter()
-    tally["sources"] = num_sources - sum(len(unit.sources) for unit in units)
-    for row in _outcomes(units, folder, settings):
-        if row["failed"]:
-            raise UserError(f"output ({folder}) cannot be written: {row['failed']}")
-        tally["sources"] += 1
-        tally["clips"] += row["clips"]
-        tally["rejected"] += bool(row["reason"])
-        on_progress(
-            tally["sources"], num_sources, f"{tally['clips']} clips, {tally['rejected']} rejected"
-        )
-    return tally["clips"]
-
-
-def _outcomes(
-    units: Sequence[Unit], folder: Path, settings: IngestSettings
-) -> Iterator[dict[str, Any]]:
-    """The graph: one row for each source as it is done."""
-    num_cpus = int(ray.cluster_resources().get("CPU", 1))
-    num_workers = max(1, min(settings.num_workers or num_cpus, len(units)))
-    with warnings.catch_warnings():
-        # Ray wants to rename how `max_restarts` is given and has no other name for it yet.
-        warnings.filterwarnings("ignore", message=".*ray_remote_args")
-        # 1:N, CPU-bound: a decoder a core. One unit at a time in an actor, so that none waits
-        # behind a long one while another actor is idle. The pool works with the actors that have
-        # started, so a busy cluster makes it slow and not stuck.
-        outcomes = ray.data.from_items(
-            [{"unit": unit.to_json()} for unit in units], override_num_blocks=len(units)
-        ).flat_map(
-            UnitIngester,
-            fn_constructor_args=(str(folder), settings.model_dump(mode="json")),
-            compute=ray.data.ActorPoolStrategy(size=num_workers, max_tasks_in_flight_per_actor=1),
-            num_cpus=1,
-            max_restarts=MAX_ACTOR_RESTARTS,
-            max_task_retries=MAX_ACTOR_RESTARTS,
-        )
-    # The rows are news of a few bytes: each leaves its worker at once, not with its unit.
-    outcomes.context.target_max_block_size = 1
-    outcomes.context.enable_progress_bars = False
-    yield from outcomes.iter_rows()
+) -> None:
+    num_done = num_sources - sum(len(unit.sources) for unit in units)
+    clips = rejected = 0
+    outcomes = run_units(
+        [{"name": unit.name, "unit": unit.to_json()} for unit in units],
+        UnitIngester,
+        (str(folder), settings.model_dump(mode="json"), str(scratch)),
+        num_workers=settings.num_workers,
+        output=folder,
+        rows_folder=CLIPS_FOLDER,
+    )
+    for number, row in enumerate(outcomes, start=1):
+        clips += row["clips"]
+        rejected += bool(row["reason"])
+        on_progress(num_done + number, num_sources, f"{clips} clips, {rejected} rejected")
 
 
 def _summarize(
-    folder: Path, listed: SourceList, new_clips: int, settings: IngestSettings
+    folder: Path, listed: SourceList, plan: Plan, settings: IngestSettings
 ) -> IngestSummary:
     """Counts what the shards hold; nothing is taken from what the run believes to have done."""
     columns = ["clip_id", "source", "duration_seconds", "label", "labels", "split"]
-    clips = ClipDataset(str(folder), {}).small_columns(columns)
+    tables = {
+        file.stem: pq.read_table(file, columns=columns, partitioning=None)
+        for file in sorted((folder / CLIPS_FOLDER).glob("*.parquet"))
+    }
+    clips = pa.concat_tables(tables.values())
     reasons: Counter[str] = Counter()
     rejected = set()
     for file in sorted((folder / REJECTS_FOLDER).glob("*.parquet")):
@@ -201,10 +188,11 @@ def _summarize(
         rejected=len(rejected),
         rejects_by_reason=dict(sorted(reasons.items())),
         clips=len(clips),
-        new_clips=new_clips,
+        new_clips=sum(len(tables[unit.name]) for unit in plan.units),
         media_seconds=sum(clips["duration_seconds"].to_pylist()),
         dataset_id=_dataset_id(clips, settings),
         ignored=listed.ignored,
+        changes=plan.changes,
     )
 
 
@@ -238,8 +226,8 @@ def _dataset_id(clips: pa.Table, settings: IngestSettings) -> str:
 def _check_outcome(
     summary: IngestSummary, listed: SourceList, folder: Path, settings: IngestSettings
 ) -> None:
-    # Sources that are gone since an earlier run are still counted, so there may be more.
-    assert summary.sources >= len(listed.sources)
+    # Sources that are gone since an earlier run can be kept, so there may be more.
+    assert summary.sources == len(listed.sources) or settings.keep_removed
     reasons = ", ".join(f"{count} {reason}" for reason, count in summary.rejects_by_reason.items())
     if not summary.clips:
         raise UserError(
@@ -258,7 +246,7 @@ def _write_manifest(
     folder: Path, listed: SourceList, summary: IngestSummary, settings: IngestSettings
 ) -> None:
     counts = asdict(summary)
-    del counts["new_clips"], counts["dataset_id"], counts["ignored"]
+    del counts["new_clips"], counts["dataset_id"], counts["ignored"], counts["changes"]
     write_json(
         folder / MANIFEST,
         {

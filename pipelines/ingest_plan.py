@@ -1,31 +1,34 @@
-"""What an ingest has to do: sources become units, and units that are complete are left out.
+"""What an ingest has to do: sources become units, and what complete units hold is left out.
 
-A unit writes one shard of clips and one of rejects. It is complete when its shard of clips is
-there, which is renamed into place last. Sources are spread over units by the hash of their bytes,
-so a shard is a random sample of the input and a run that was killed plans the same units again.
+Sources are spread over units by the hash of their bytes, so a shard is a random sample of the
+input and a run that was killed plans the same units again. What complete units hold of sources that
+changed or went since is revised (`unit_shards`), so that the output is always what the present
+input would give.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from pipelines.config import IngestSettings
 from pipelines.errors import UserError
-from pipelines.schema import CLIPS_FOLDER, REJECTS_FOLDER
+from pipelines.schema import check_version
 from pipelines.sources import Source, SourceList
+from pipelines.unit_shards import Done, Held, Revision
 
 STATE_FOLDER = ".ingest"
 SETTINGS_FILE = "settings.json"
 UNIT_BYTES = 256_000_000
 """Bytes of sources after which a unit is full, so that units take similar time."""
 MIN_UNITS = 8
-FREE_TO_CHANGE = frozenset({"num_workers", "max_reject_fraction"})
-"""Settings that change no row."""
+FREE_TO_CHANGE = frozenset({"num_workers", "max_reject_fraction", "keep_removed"})
+"""Settings that change no row that is there."""
+PASSING_REASONS = frozenset({"unreadable", "duplicate"})
+"""Reasons that lie outside of the file and are tried again when they do not hold any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,21 @@ class UnitSource:
     start_seconds: float | None = None
     """Segments that lie outside of this stretch are left out."""
     end_seconds: float | None = None
+
+    @property
+    def all_labels(self) -> list[str]:
+        """The labels as rows have them: one, several or none."""
+        return list(self.labels) or ([self.label] if self.label else [])
+
+    @property
+    def tags(self) -> dict[str, Any]:
+        """What comes from the list of sources and not from their bytes."""
+        return {
+            "label": self.label,
+            "labels": self.all_labels,
+            "split": self.split,
+            "group": self.group,
+        }
 
 
 @dataclass(frozen=True)
@@ -96,72 +114,111 @@ def _unit_source(values: dict[str, Any]) -> UnitSource:
 
 
 @dataclass(frozen=True)
-class Done:
-    """The sources that complete units hold."""
+class Changes:
+    """What is different from the input that the output was made of."""
 
-    shards: tuple[str, ...]
-    accepted: Mapping[str, str]
-    """Source by hash."""
-    rejected: Mapping[str, str | None]
-    """Hash by source."""
-
-
-def read_done(output: Path) -> Done:
-    """Reads which sources the complete shards hold."""
-    shards = tuple(sorted(file.name for file in (output / CLIPS_FOLDER).glob("*.parquet")))
-    accepted: dict[str, str] = {}
-    rejected: dict[str, str | None] = {}
-    for name in shards:
-        table = pq.read_table(
-            output / CLIPS_FOLDER / name, columns=["source", "source_hash"], partitioning=None
-        )
-        for row in table.group_by(["source", "source_hash"]).aggregate([]).to_pylist():
-            accepted[row["source_hash"]] = row["source"]
-        rejects = output / REJECTS_FOLDER / name
-        if rejects.exists():
-            columns = ["source", "source_hash"]
-            for row in pq.read_table(rejects, columns=columns, partitioning=None).to_pylist():
-                rejected[row["source"]] = row["source_hash"]
-    return Done(shards, accepted, rejected)
+    new: int = 0
+    changed: int = 0
+    """Sources with other bytes than before, and those that could not be read before."""
+    removed: int = 0
+    renamed: int = 0
+    """Sources with another name, label, split or group than before, but the same bytes."""
 
 
-def remove_incomplete(output: Path, done: Done) -> None:
-    """Removes rejects of units that were killed before their clips were in place."""
-    for file in (output / REJECTS_FOLDER).glob("*.parquet"):
-        if file.name not in done.shards:
-            file.unlink(missing_ok=True)
+@dataclass(frozen=True)
+class Plan:
+    """What has to be done so that the output is what the input gives."""
+
+    units: list[Unit]
+    revisions: dict[str, Revision]
+    """By shard."""
+    changes: Changes
 
 
-def plan_units(
+def make_plan(
     listed: SourceList,
     fingerprints: Sequence[Fingerprint],
     done: Done,
     settings: IngestSettings,
-) -> list[Unit]:
-    """Spreads what is not done yet over units.
-
-    Raises:
-        UserError: If a source that is done has changed since.
-    """
-    here = {source.uri for source in listed.sources}
-    held = {key: uri for key, uri in done.accepted.items() if uri in here}
-    sources = _with_hashes(listed, fingerprints, held, settings)
+) -> Plan:
+    """Compares the input with what complete units hold, and spreads what is missing over units."""
+    sources = _with_hashes(listed, fingerprints, done, settings)
     # Sorted by content: neighbours in a folder are alike, neighbours in a shard should not be.
     sources.sort(key=lambda source: (source.source_hash or "", source.uri))
-    known = set(done.shards)
-    accepted = set(done.accepted.values())
+    ledger = _Ledger(sources, settings.keep_removed)
+    for held in (*done.accepted.values(), *done.rejected.values()):
+        ledger.compare(held)
     units = []
     # An input of few sources becomes several units all the same, so that all workers have some.
     sources_per_unit = min(settings.sources_per_shard, -(-len(sources) // MIN_UNITS))
     for unit in _fill_units(sources, sources_per_unit):
-        if f"{unit.name}.parquet" in known:
-            continue
-        missing = tuple(
-            source for source in unit.sources if not _is_done(source, done, accepted, here)
-        )
+        missing = tuple(source for source in unit if source.uri not in ledger.finished)
         if missing:
-            units.append(Unit(_unit_name(missing), missing))
-    return units
+            units.append(Unit(_unit_name(missing, done.shards), missing))
+    return Plan(units, dict(ledger.revisions), ledger.changes())
+
+
+class _Ledger:
+    """Goes through what complete units hold, and notes what of it is right."""
+
+    def __init__(self, sources: Sequence[UnitSource], keep_removed: bool) -> None:
+        self._by_uri = {source.uri: source for source in sources}
+        self._by_hash = {source.source_hash: source for source in sources if not source.reason}
+        self._keep_removed = keep_removed
+        self._known: set[str] = set()
+        self._gone: set[str] = set()
+        self._num_renamed = 0
+        self.finished: set[str] = set()
+        self.revisions: defaultdict[str, Revision] = defaultdict(dict)
+
+    def compare(self, held: Held) -> None:
+        """Decides what becomes of a source's rows; accepted sources come before rejected ones."""
+        self._known.add(held.source)
+        source = self._now(held)
+        if source is not None:
+            self.finished.add(source.uri)
+            self._known.add(source.uri)
+            self._amend(held, source)
+        elif held.source in self._by_uri or not self._keep_removed:
+            self.revisions[held.shard][held.key] = None
+            self._gone.add(held.source)
+
+    def changes(self) -> Changes:
+        """Counts what is different."""
+        missing = self._by_uri.keys() - self.finished
+        return Changes(
+            new=len(missing - self._known),
+            changed=len(missing & self._known),
+            removed=len(self._gone - self._by_uri.keys()),
+            renamed=self._num_renamed,
+        )
+
+    def _now(self, held: Held) -> UnitSource | None:
+        """The source of the present input that the rows are right for."""
+        there = self._by_uri.get(held.source)
+        if held.reason is not None:
+            if there is None or there.uri in self.finished or not _same_reject(held, there):
+                return None
+            return there
+        if held.source_hash in self._by_hash:
+            return self._by_hash[held.source_hash]
+        # What cannot be read just now keeps what it gave when it could.
+        return there if there is not None and there.reason == "unreadable" else None
+
+    def _amend(self, held: Held, source: UnitSource) -> None:
+        tags = {name: source.tags[name] for name in held.tags}
+        if source.reason is None and (held.source, held.tags) != (source.uri, tags):
+            self.revisions[held.shard][held.key] = {"source": source.uri, **tags}
+            self._num_renamed += 1
+
+
+def _same_reject(held: Held, source: UnitSource) -> bool:
+    """Whether a source would be rejected again, as far as can be told without decoding it."""
+    if held.source_hash != source.source_hash:
+        return False
+    if source.reason is not None:
+        return (held.reason, held.message) == (source.reason, source.message)
+    return held.reason not in PASSING_REASONS
 
 
 def check_same(output: Path, input_path: str | None, settings: IngestSettings) -> None:
@@ -180,6 +237,7 @@ def check_same(output: Path, input_path: str | None, settings: IngestSettings) -
             )
         return
     state = json.loads(file.read_text())
+    check_version(f"output ({output})", state.get("format_version", 1))
     here = fixed_settings(settings)
     changed = [
         f"{name} is {state['settings'].get(name)} there and {value} here"
@@ -205,12 +263,18 @@ def fixed_settings(settings: IngestSettings) -> dict[str, Any]:
 def _with_hashes(
     listed: SourceList,
     fingerprints: Sequence[Fingerprint],
-    held: Mapping[str, str],
+    done: Done,
     settings: IngestSettings,
 ) -> list[UnitSource]:
     """Joins the sources with their hashes; the second one of two equal files is a duplicate."""
     has_splits = any(source.split for source in listed.sources)
-    first = dict(held)
+    # The one whose rows are there already stays the first.
+    first = {
+        fingerprint.source_hash: source.uri
+        for source, fingerprint in zip(listed.sources, fingerprints, strict=True)
+        if (held := done.accepted.get(fingerprint.source_hash or "")) is not None
+        and held.source == source.uri
+    }
     sources = []
     for source, fingerprint in zip(listed.sources, fingerprints, strict=True):
         source_hash = fingerprint.source_hash
@@ -248,34 +312,24 @@ def _split(source: Source, source_hash: str | None, settings: IngestSettings) ->
     return "test" if draw < settings.heldout_fraction else "train"
 
 
-def _is_done(source: UnitSource, done: Done, accepted: Set[str], here: Set[str]) -> bool:
-    """Whether a source is in a shard, also under a name that it had before."""
-    holder = done.accepted.get(source.source_hash or "")
-    if holder == source.uri:
-        return True
-    if source.uri in done.rejected and done.rejected[source.uri] == source.source_hash:
-        return True
-    if source.uri in done.rejected or source.uri in accepted:
-        raise UserError(
-            f"source ({source.uri}) has changed since it was ingested; "
-            "ingest into another output, or put the file back"
-        )
-    return holder is not None and holder not in here and source.reason is None
-
-
-def _fill_units(sources: Iterable[UnitSource], sources_per_unit: int) -> Iterator[Unit]:
+def _fill_units(sources: Iterable[UnitSource], sources_per_unit: int) -> Iterator[list[UnitSource]]:
     unit: list[UnitSource] = []
     num_bytes = 0
     for source in sources:
         unit.append(source)
         num_bytes += source.byte_size or 0
         if len(unit) == sources_per_unit or num_bytes >= UNIT_BYTES:
-            yield Unit(_unit_name(unit), tuple(unit))
+            yield unit
             unit, num_bytes = [], 0
     if unit:
-        yield Unit(_unit_name(unit), tuple(unit))
+        yield unit
 
 
-def _unit_name(sources: Sequence[UnitSource]) -> str:
+def _unit_name(sources: Sequence[UnitSource], taken: Set[str]) -> str:
+    """Names a unit by what it holds; a name is only taken where a source left and came back."""
     text = json.dumps([[source.source_hash, source.uri] for source in sources])
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    while True:
+        name = hashlib.sha256(text.encode()).hexdigest()[:24]
+        if f"{name}.parquet" not in taken:
+            return name
+        text += "again"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.config import IngestSettings
@@ -27,37 +28,41 @@ _CUT_SLACK_SECONDS = 1.0
 class UnitIngester:
     """Writes the shards of units; a generator of one small row for each source."""
 
-    def __init__(self, output: str, settings: dict[str, Any]) -> None:
+    def __init__(self, output: str, settings: dict[str, Any], scratch: str | None = None) -> None:
         self._output = Path(output)
-        self._settings = IngestSettings.model_validate(settings)
-        limits = self._settings.limits
-        self._decoder = DecoderProcess(
+        self._scratch = None if scratch is None else Path(scratch)
+        self.settings = IngestSettings.model_validate(settings)
+        limits = self.settings.limits
+        self.decoder = DecoderProcess(
             max_memory_bytes=limits.max_memory_bytes, timeout_seconds=limits.max_decode_seconds
         )
-        self._spool = Spool(max_bytes=limits.max_spool_bytes)
+        self.spool = Spool(max_bytes=limits.max_spool_bytes)
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Ingests a unit; the rows say how far it is, and `failed` why it cannot go on."""
         unit = Unit.from_json(row["unit"])
-        failed: dict[str, DecodeError] = {}
+        failed: dict[str, DecodeError | None] = {}
         told = 0
         try:
             while True:
-                attempt = _Attempt(
-                    self._output, unit, self._settings, self._decoder, self._spool, failed
-                )
+                attempt = _Attempt(self, unit, failed)
                 for number, outcome in enumerate(attempt.run()):
                     if number >= told:
                         told += 1
-                        yield outcome
+                        yield outcome | {"unit": unit.name}
                 if attempt.is_complete:
                     return
         except OSError as error:
-            yield _outcome(failed=write_failure(error))
+            yield _outcome(failed=write_failure(error)) | {"unit": unit.name}
 
     def close(self) -> None:
         """Ends the decoder."""
-        self._decoder.close()
+        self.decoder.close()
+
+    def shard(self, part: str, name: str, schema: pa.Schema, rows_per_group: int) -> ShardWriter:
+        """Begins a shard of a unit."""
+        place = self._output / part / f"{name}.parquet"
+        return ShardWriter(place, schema, rows_per_group=rows_per_group, scratch=self._scratch)
 
 
 def _outcome(
@@ -67,29 +72,24 @@ def _outcome(
 
 
 class _Attempt:
-    """Goes through a unit once; `failed` remembers what the next attempt must leave out."""
+    """Goes through a unit once; `failed` remembers what the next attempt must leave out.
+
+    It has None for a source that ended its decoder once and gets another chance.
+    """
 
     def __init__(
-        self,
-        output: Path,
-        unit: Unit,
-        settings: IngestSettings,
-        decoder: DecoderProcess,
-        spool: Spool,
-        failed: dict[str, DecodeError],
+        self, ingester: UnitIngester, unit: Unit, failed: dict[str, DecodeError | None]
     ) -> None:
-        self._output, self._unit, self._settings = output, unit, settings
-        self._decoder, self._spool = decoder, spool
+        self._ingester, self._unit = ingester, unit
+        self._settings = ingester.settings
         self._failed = failed
         self._rejects: list[dict[str, Any]] = []
         self.is_complete = False
 
     def run(self) -> Iterator[dict[str, Any]]:
         """Decodes the sources and commits the shards, unless it has to be done again."""
-        name = f"{self._unit.name}.parquet"
-        rows_per_group = self._settings.rows_per_group
-        clips = ShardWriter(
-            self._output / CLIPS_FOLDER / name, CLIPS, rows_per_group=rows_per_group
+        clips = self._ingester.shard(
+            CLIPS_FOLDER, self._unit.name, CLIPS, self._settings.rows_per_group
         )
         try:
             for source in self._unit.sources:
@@ -98,7 +98,7 @@ class _Attempt:
                     return
                 yield outcome
             if self._rejects:
-                self._write_rejects(self._output / REJECTS_FOLDER / name)
+                self._write_rejects()
             clips.commit()
             self.is_complete = True
         finally:
@@ -109,9 +109,8 @@ class _Attempt:
         """Adds a source's rows; also says whether a part of a rejected source is in the file."""
         if source.reason is not None:
             return self._reject(source, source.reason, source.message), False
-        if source.path in self._failed:
-            error = self._failed[source.path]
-            return self._reject(source, error.reason, error.message), False
+        if (earlier := self._failed.get(source.path)) is not None:
+            return self._reject(source, earlier.reason, earlier.message), False
         num_clips = num_waiting = 0
         seconds = 0.0
         is_flushed = False
@@ -124,6 +123,10 @@ class _Attempt:
                     num_waiting, is_flushed = 0, True
         except DecodeError as error:
             clips.drop_last(num_waiting)
+            if error.reason == "decoder_crashed" and source.path not in self._failed:
+                # Something else may have killed it, for want of memory say: once more.
+                self._failed[source.path] = None
+                return ({}, True) if is_flushed else self._ingest(source, clips)
             self._failed[source.path] = error
             return self._reject(source, error.reason, error.message), is_flushed
         return _outcome(clips=num_clips, seconds=seconds), False
@@ -131,8 +134,8 @@ class _Attempt:
     def _segments(self, source: UnitSource) -> Iterator[Segment]:
         """The segments of a source, remote or not, that lie in the stretch it stands for."""
         num_segments = 0
-        with self._spool.local_copy(source.path, source.source_hash) as path:
-            for segment in self._decoder.segments(path, **self._decode_settings()):
+        with self._ingester.spool.local_copy(source.path, source.source_hash) as path:
+            for segment in self._ingester.decoder.segments(path, **self._decode_settings()):
                 if in_stretch(source, segment):
                     num_segments += 1
                     yield segment
@@ -156,8 +159,8 @@ class _Attempt:
         self._rejects.append(reject_row(source, reason, message))
         return _outcome(reason=reason)
 
-    def _write_rejects(self, place: Path) -> None:
-        writer = ShardWriter(place, REJECTS, rows_per_group=len(self._rejects))
+    def _write_rejects(self) -> None:
+        writer = self._ingester.shard(REJECTS_FOLDER, self._unit.name, REJECTS, len(self._rejects))
         try:
             for row in self._rejects:
                 writer.add(row)
@@ -201,7 +204,7 @@ def clip_row(source: UnitSource, segment: Segment, settings: IngestSettings) -> 
         "sample_rate": settings.sample_rate,
         "has_audio": waveform is not None,
         "label": source.label,
-        "labels": list(source.labels) or ([source.label] if source.label else []),
+        "labels": source.all_labels,
         "split": source.split,
         "group": source.group,
         "container": info.container,

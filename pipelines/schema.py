@@ -9,6 +9,8 @@ import hashlib
 
 import pyarrow as pa
 
+from pipelines.errors import UserError
+
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 CLIPS_FOLDER = "clips"
@@ -69,6 +71,41 @@ REJECTS = pa.schema(
     metadata={"xkd.format_version": str(FORMAT_VERSION)},
 )
 """One row is one source that gave no clips, and why."""
+
+
+def check_version(what: str, version: object) -> None:
+    """Makes sure that this code knows a format.
+
+    Raises:
+        UserError: If it does not.
+    """
+    if version == FORMAT_VERSION:
+        return
+    way_out = "ingest the media again into another output"
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        way_out = "it was written by a newer XKD, which reads it"
+    raise UserError(
+        f"{what} has format_version {version}, but must have {FORMAT_VERSION}: {way_out}"
+    )
+
+
+def check_columns(what: str, there: pa.Schema, needed: pa.Schema) -> None:
+    """Makes sure that a file has the columns of a schema, of the same types.
+
+    Raises:
+        UserError: If it has not; columns that come on top are no harm.
+    """
+    version = (there.metadata or {}).get(b"xkd.format_version", b"none").decode()
+    check_version(what, int(version) if version.isdigit() else version)
+    wrong = []
+    for field in needed:
+        at = there.get_field_index(field.name)
+        if at < 0:
+            wrong.append(f"{field.name} is missing")
+        elif there.field(at).type != field.type:
+            wrong.append(f"{field.name} is {there.field(at).type} and must be {field.type}")
+    if wrong:
+        raise UserError(f"{what} is no shard of this format: {'; '.join(wrong)}")
 
 
 def clip_id(source_hash: str, start_seconds: float) -> str:

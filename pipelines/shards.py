@@ -1,8 +1,9 @@
 """Shards of Parquet that are either whole or not there.
 
 A shard is written under a temporary name, row group by row group, and renamed when it is complete;
-Ray Data's own writer is not atomic. What a killed writer leaves begins with a dot, ends with
-`.tmp`, and is removed by the next run.
+Ray Data's own writer is not atomic. Workers write in a folder that belongs to their run. The next
+run removes it before anything else, so a worker that outlived its run has nothing left to rename
+and cannot add a shard that nobody planned.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import socket
 import uuid
 from collections.abc import Iterator, Mapping
@@ -29,11 +31,26 @@ MAX_GROUP_BYTES = 64_000_000
 class ShardWriter:
     """Writes one shard; nothing is visible before `commit`, nothing remains after `discard`."""
 
-    def __init__(self, place: Path, schema: pa.Schema, *, rows_per_group: int) -> None:
+    def __init__(
+        self,
+        place: Path,
+        schema: pa.Schema,
+        *,
+        rows_per_group: int,
+        scratch: Path | None = None,
+    ) -> None:
+        """Begins a shard.
+
+        Args:
+            place: Where it will be.
+            schema: Of its rows.
+            rows_per_group: Rows of a row group.
+            scratch: Folder on the same disk where it is until then; by default beside its place.
+        """
         self._place = place
         self._schema = schema
         self._rows_per_group = rows_per_group
-        self._temporary = temporary_name(place)
+        self._temporary = temporary_name(place if scratch is None else scratch / place.name)
         self._waiting: list[Mapping[str, Any]] = []
         self._waiting_bytes = 0
         binary = [field.name for field in schema if pa.types.is_large_binary(field.type)]
@@ -66,6 +83,8 @@ class ShardWriter:
         """Makes the shard visible."""
         self._flush()
         self._writer.close()
+        with open(self._temporary, "rb") as file:
+            os.fsync(file.fileno())  # a name must not outlive a power cut that its bytes do not
         os.replace(self._temporary, self._place)
 
     def discard(self) -> None:
@@ -116,6 +135,26 @@ def remove_leftovers(*folders: Path) -> None:
     for folder in folders:
         for file in folder.glob(".*.tmp"):
             file.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """Gives a folder for what a run has not completed, and ends what earlier runs still write.
+
+    To be called under the lock. A folder is renamed before it is removed, because renaming is one
+    step: from then on no worker of that run can open or rename a file in it.
+    """
+    for folder in parent.glob("run-*"):
+        folder.rename(folder.with_name(f"ended-{uuid.uuid4().hex[:12]}"))
+    for folder in parent.glob("ended-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    scratch = parent / f"run-{uuid.uuid4().hex[:12]}"
+    scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        ended = scratch.rename(scratch.with_name(f"ended-{uuid.uuid4().hex[:12]}"))
+        shutil.rmtree(ended, ignore_errors=True)
 
 
 @contextmanager

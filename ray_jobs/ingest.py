@@ -1,6 +1,7 @@
 """`python -m ray_jobs.ingest CONFIG.yaml`: a folder or list of media becomes a clip dataset."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from pipelines.config import IngestConfig, IngestSettings
@@ -84,6 +85,9 @@ def in_words(summary: IngestSummary) -> str:
     )
     if reasons:
         text += f" ({reasons})"
+    changes = {name: count for name, count in asdict(summary.changes).items() if count}
+    if changes and summary.changes.new < summary.sources:
+        text += f"; since the last run: {', '.join(f'{n} {name}' for name, n in changes.items())}"
     if summary.ignored:
         names = ", ".join(f"{count} {suffix}" for suffix, count in summary.ignored.items())
         text += f"; no media by name: {names}"

@@ -18,7 +18,7 @@ from pipelines.clip_dataset import ClipDataset
 from pipelines.config import IngestSettings
 from pipelines.errors import UserError
 from pipelines.ingest import check_ingest, ingest
-from pipelines.ingest_plan import Unit, UnitSource
+from pipelines.ingest_plan import Changes, Unit, UnitSource
 from pipelines.ingest_unit import UnitIngester
 from pipelines.media import REASONS
 
@@ -57,6 +57,18 @@ def run(videos, output, settings=SETTINGS, on_progress=lambda *_: None):
 
 def clip_ids(output):
     return sorted(pq.read_table(output / "clips", columns=["clip_id"])["clip_id"].to_pylist())
+
+
+def leftovers(output):
+    known = ("clips", "rejects", "manifest.json", ".ingest")
+    state = {"lock", "settings.json", "fingerprints.parquet"}
+    return [
+        name
+        for name in files(output)
+        if name.split("/")[0] not in known
+        or (name.startswith(".ingest/") and name.removeprefix(".ingest/") not in state)
+        or os.path.basename(name).startswith(".")
+    ] + [str(folder) for folder in (output / ".ingest").iterdir() if folder.is_dir()]
 
 
 def files(output):
@@ -135,20 +147,84 @@ def test_a_second_run_changes_nothing(made, videos):
     assert changed <= {".ingest/lock", ".ingest/settings.json"}
 
 
-def test_new_files_are_added_and_renamed_ones_stay(local_ray, videos, tmp_path):
+def rows_of(output):
+    """All clips and all rejects, each in an order of its own."""
+    clips = pq.read_table(output / "clips").to_pylist()
+    rejects = []
+    for file in (output / "rejects").glob("*.parquet"):
+        rejects += pq.read_table(file).to_pylist()
+    return (
+        sorted(clips, key=lambda row: row["clip_id"]),
+        sorted(rejects, key=lambda row: row["source"]),
+    )
+
+
+def test_a_changed_folder_costs_what_is_different_and_gives_what_a_new_run_gives(
+    local_ray, videos, tmp_path
+):
+    media, output = tmp_path / "media", tmp_path / "clips"
+    shutil.copytree(videos, media, symlinks=True)
+    run(media, output)
+    (media / "dog/0.mp4").rename(media / "cat/0.mp4")
+    (media / "cat/3.ts").unlink()
+    (media / "cat/short.mp4").unlink()
+    shutil.copy(media / "dog/4.mp4", media / "dog/copy.mp4")
+    write_numbered(media / "cat/1.mkv", 60)
+    write_numbered(media / "cat/text.mp4", 70, waveform=None)
+    write_numbered(media / "dog/new.mp4", 80)
+    shutil.copy(media / "dog/new.mp4", media / "dog/again.mp4")
+    shutil.copy(videos / "dog/6.avi", media / "dog/66.avi")
+    summary = run(media, output)
+    assert summary.changes == Changes(new=3, changed=3, removed=2, renamed=1)
+    expected = run(media, tmp_path / "expected")
+    assert summary.new_clips == 1 + 1 + 2  # of 1.mkv, text.mp4 and new.mp4
+    assert summary.dataset_id == expected.dataset_id
+    assert rows_of(output) == rows_of(tmp_path / "expected")
+    assert leftovers(output) == []
+    assert run(media, output).changes == Changes()
+
+
+def test_a_file_that_cannot_be_read_now_keeps_its_clips_and_is_tried_again_later(
+    local_ray, videos, tmp_path
+):
     media, output = tmp_path / "media", tmp_path / "clips"
     media.mkdir()
     shutil.copy(videos / "dog/0.mp4", media / "a.mp4")
-    first = run(media, output)
-    (media / "a.mp4").rename(media / "b.mp4")
-    assert run(media, output).new_clips == 0
-    shutil.copy(videos / "cat/1.mkv", media / "c.mkv")
-    second = run(media, output)
-    assert second.new_clips == second.clips - first.clips > 0
-    assert second.dataset_id != first.dataset_id
-    write_numbered(media / "c.mkv", 60)
-    with pytest.raises(UserError, match=r"c\.mkv\) has changed since it was ingested"):
-        run(media, output)
+    (media / "b.mp4").symlink_to(media / "elsewhere")
+    assert run(media, output).rejects_by_reason == {"unreadable": 1}
+    shutil.copy(videos / "cat/1.mkv", media / "elsewhere")
+    (media / "a.mp4").unlink()
+    (media / "a.mp4").symlink_to("nowhere")
+    summary = run(media, output)
+    assert (summary.accepted, summary.rejects_by_reason) == (2, {"duplicate": 1})
+    assert {os.path.basename(row["source"]) for row in rows_of(output)[0]} == {"a.mp4", "b.mp4"}
+
+
+def test_two_runs_into_one_dataset_at_the_same_time_are_refused(local_ray, videos, tmp_path):
+    output = tmp_path / "clips"
+    refused = []
+
+    def begin_another(done, total, note):
+        if done == 1 and not refused:
+            with pytest.raises(UserError, match=rf"is being written by process {os.getpid()} on"):
+                run(videos, output)
+            refused.append(True)
+
+    summary = run(videos, output, on_progress=begin_another)
+    assert refused
+    assert run(videos, output).dataset_id == summary.dataset_id
+
+
+def test_a_damaged_shard_is_named_and_made_anew_when_it_is_deleted(made, videos, tmp_path):
+    output = tmp_path / "clips"
+    shutil.copytree(made[0], output)
+    shard = max((output / "clips").glob("*.parquet"), key=lambda file: file.stat().st_size)
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(UserError, match=rf"shard \({shard}\) is damaged: .*; delete it"):
+        run(videos, output)
+    shard.unlink()
+    assert run(videos, output).dataset_id == made[1].dataset_id
+    assert rows_of(output) == rows_of(made[0])
 
 
 def test_other_settings_and_other_folders_are_refused(made, videos, tmp_path):
@@ -310,6 +386,7 @@ def test_sound_alone_and_picture_alone_are_accepted(local_ray, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_completed_by_the_next_one(made, videos, tmp_path):
     """The driver is killed when some units are complete and others are being written."""
     _, expected, _ = made
@@ -343,7 +420,7 @@ def test_a_killed_run_is_completed_by_the_next_one(made, videos, tmp_path):
     assert 0 < summary.new_clips < summary.clips
     assert summary.dataset_id == expected.dataset_id
     assert clip_ids(output) == clip_ids(made[0])
-    assert [name for name in files(output) if name.endswith(".tmp")] == []
+    assert leftovers(output) == []
     assert {name for name in files(output) if "parquet" in name} == {
         name for name in files(made[0]) if "parquet" in name
     }
@@ -362,7 +439,7 @@ def test_ctrl_c_leaves_a_dataset_that_the_next_run_completes(made, videos, tmp_p
     summary = run(videos, output)
     assert summary.dataset_id == made[1].dataset_id
     assert clip_ids(output) == clip_ids(made[0])
-    assert [name for name in files(output) if name.endswith(".tmp")] == []
+    assert leftovers(output) == []
 
 
 def test_a_worker_that_dies_is_replaced_and_its_unit_done_again(made, videos, tmp_path):

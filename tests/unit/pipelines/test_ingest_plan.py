@@ -6,17 +6,18 @@ import pytest
 from pipelines.config import IngestSettings
 from pipelines.errors import UserError
 from pipelines.ingest_plan import (
-    Done,
+    Changes,
     Fingerprint,
     Unit,
     check_same,
     fixed_settings,
-    plan_units,
+    make_plan,
 )
 from pipelines.shards import write_json
 from pipelines.sources import Source, SourceList
+from pipelines.unit_shards import Done, Held
 
-NOTHING = Done((), {}, {})
+NOTHING = Done()
 
 
 def source(name, **changes):
@@ -24,23 +25,42 @@ def source(name, **changes):
     return Source(f"/in/{name}", f"/in/{name}", **(values | changes))
 
 
-def plan(names, *, hashes=None, done=NOTHING, settings=None, byte_size=10, **changes):
-    """Plans sources whose bytes are their name unless other hashes are given."""
+def plan(names, **how):
+    """The units for sources whose bytes are their name unless other hashes are given."""
+    return whole_plan(names, **how).units
+
+
+def whole_plan(names, *, hashes=None, done=NOTHING, settings=None, byte_size=10, **changes):
     listed = SourceList("/in", [source(name, **changes) for name in names])
     hashed = {name: hashlib.sha256(name.encode()).hexdigest() for name in names} | (hashes or {})
-    fingerprints = [Fingerprint(hashed[name], byte_size=byte_size) for name in names]
-    return plan_units(listed, fingerprints, done, settings or IngestSettings())
+    fingerprints = [
+        Fingerprint(hashed[name], byte_size=byte_size)
+        if hashed[name]
+        else Fingerprint(None, "unreadable", "gone")
+        for name in names
+    ]
+    return make_plan(listed, fingerprints, done, settings or IngestSettings())
 
 
 def planned(units):
     return [source for unit in units for source in unit.sources]
 
 
-def finished(units):
+def finished(units, undecodable=()):
     """What the shards hold when these units are complete."""
-    rejected = {source.uri: source.source_hash for source in planned(units) if source.reason}
-    accepted = {source.source_hash: source.uri for source in planned(units) if not source.reason}
-    return Done(tuple(f"{unit.name}.parquet" for unit in units), accepted, rejected)
+    accepted, rejected = {}, {}
+    for unit in units:
+        for source in unit.sources:
+            reason, message = source.reason, source.message
+            if os.path.basename(source.uri) in undecodable:
+                reason, message = "undecodable", "no frame"
+            shard = f"{unit.name}.parquet"
+            held = Held(shard, source.uri, source.source_hash, source.tags, reason, message)
+            if reason:
+                rejected[source.uri] = held
+            else:
+                accepted[source.source_hash] = held
+    return Done(frozenset(f"{unit.name}.parquet" for unit in units), accepted, rejected)
 
 
 NAMES = [f"{number:03}.mp4" for number in range(100)]
@@ -73,6 +93,7 @@ def test_complete_units_are_left_out_and_the_others_keep_their_names():
     units = plan(NAMES)
     rest = plan(NAMES, done=finished(units[:2]))
     assert rest == units[2:]
+    assert whole_plan(NAMES, done=finished(units[:2])).changes == Changes(new=74)
     assert plan(NAMES, done=finished(units)) == []
 
 
@@ -99,15 +120,98 @@ def test_a_copy_that_comes_later_and_sorts_first_is_the_duplicate():
     assert (copy.uri, copy.reason) == ("/in/a.mp4", "duplicate")
 
 
-def test_a_renamed_source_is_done():
-    done = finished(plan(["old.mp4"], hashes={"old.mp4": "same"}))
-    assert plan(["new.mp4"], hashes={"new.mp4": "same"}, done=done) == []
+def test_a_renamed_source_keeps_its_rows_under_its_new_name():
+    units = plan(["old.mp4"], hashes={"old.mp4": "same"})
+    after = whole_plan(["new.mp4"], hashes={"new.mp4": "same"}, done=finished(units))
+    assert after.units == []
+    (revision,) = after.revisions.values()
+    assert revision == {
+        ("/in/old.mp4", "same"): {
+            "source": "/in/new.mp4",
+            "label": None,
+            "split": planned(units)[0].split,
+            "group": None,
+        }
+    }
+    assert after.changes == Changes(renamed=1)
 
 
-def test_a_source_that_changed_is_refused():
-    done = finished(plan(["a.mp4"], hashes={"a.mp4": "before"}))
-    with pytest.raises(UserError, match=r"source \(/in/a.mp4\) has changed since"):
-        plan(["a.mp4"], hashes={"a.mp4": "after"}, done=done)
+def test_another_label_is_written_without_decoding():
+    units = plan(["a.mp4", "b.mp4"], label="cat")
+    after = whole_plan(["a.mp4", "b.mp4"], label="dog", done=finished(units))
+    assert after.units == []
+    assert {values["label"] for r in after.revisions.values() for values in r.values()} == {"dog"}
+    assert after.changes == Changes(renamed=2)
+
+
+def test_a_source_that_changed_is_taken_out_and_done_again():
+    units = plan(["a.mp4", "b.mp4"], hashes={"a.mp4": "before"})
+    after = whole_plan(["a.mp4", "b.mp4"], hashes={"a.mp4": "after"}, done=finished(units))
+    assert [source.uri for source in planned(after.units)] == ["/in/a.mp4"]
+    assert after.revisions == {f"{units[0].name}.parquet": {("/in/a.mp4", "before"): None}} or (
+        after.revisions == {f"{units[1].name}.parquet": {("/in/a.mp4", "before"): None}}
+    )
+    assert after.changes == Changes(changed=1)
+
+
+def test_sources_that_went_are_taken_out_unless_they_are_to_be_kept():
+    done = finished(plan(["a.mp4", "b.mp4", "c.mp4"]), undecodable=["c.mp4"])
+    after = whole_plan(["b.mp4"], done=done)
+    assert after.units == []
+    assert {key[0] for r in after.revisions.values() for key in r} == {"/in/a.mp4", "/in/c.mp4"}
+    assert after.changes == Changes(removed=2)
+    kept = whole_plan(["b.mp4"], done=done, settings=IngestSettings(keep_removed=True))
+    assert (kept.units, kept.revisions, kept.changes) == ([], {}, Changes())
+
+
+def test_what_could_not_be_read_is_tried_again_when_it_can():
+    done = finished(plan(["a.mp4"], hashes={"a.mp4": None}))
+    assert done.rejected["/in/a.mp4"].reason == "unreadable"
+    still = whole_plan(["a.mp4"], hashes={"a.mp4": None}, done=done)
+    assert (still.units, still.revisions, still.changes) == ([], {}, Changes())
+    after = whole_plan(["a.mp4"], done=done)
+    assert [source.uri for source in planned(after.units)] == ["/in/a.mp4"]
+    assert list(after.revisions.values()) == [{("/in/a.mp4", None): None}]
+    assert after.changes == Changes(changed=1)
+
+
+def test_what_cannot_be_read_any_more_keeps_its_rows():
+    done = finished(plan(["a.mp4"]))
+    after = whole_plan(["a.mp4"], hashes={"a.mp4": None}, done=done)
+    assert (after.units, after.revisions, after.changes) == ([], {}, Changes())
+
+
+def test_a_reject_of_the_same_bytes_is_not_decoded_again():
+    done = finished(plan(["a.mp4"]), undecodable=["a.mp4"])
+    assert plan(["a.mp4"], done=done) == []
+
+
+def test_the_copy_of_a_source_that_went_or_changed_takes_its_place():
+    hashes = {"a.mp4": "same", "b.mp4": "same"}
+    done = finished(plan(list(hashes), hashes=hashes))
+    gone = whole_plan(["b.mp4"], hashes={"b.mp4": "same"}, done=done)
+    assert gone.units == []
+    revision = {key: values for r in gone.revisions.values() for key, values in r.items()}
+    assert revision[("/in/a.mp4", "same")]["source"] == "/in/b.mp4"
+    assert revision[("/in/b.mp4", "same")] is None
+    changed = whole_plan(list(hashes), hashes=hashes | {"a.mp4": "other"}, done=done)
+    assert [(source.uri, source.reason) for source in planned(changed.units)] == [
+        ("/in/a.mp4", None)
+    ]
+    assert changed.changes == Changes(changed=1, renamed=1)
+
+
+def test_a_unit_never_takes_the_name_of_a_shard_that_is_there():
+    (unit,) = plan(["a.mp4"])
+    moved = finished([unit])
+    (held,) = moved.accepted.values()
+    # Its only source was renamed, and then a copy came back under the old name.
+    held = Held(held.shard, "/in/b.mp4", held.source_hash, held.tags)
+    hashes = {"a.mp4": held.source_hash, "b.mp4": held.source_hash}
+    done = Done(moved.shards, {held.source_hash: held}, {})
+    (again,) = plan(["a.mp4", "b.mp4"], hashes=hashes, done=done)
+    assert [source.reason for source in again.sources] == ["duplicate"]
+    assert again.name != unit.name
 
 
 def test_splits_follow_the_content_and_groups_stay_together():
@@ -125,8 +229,8 @@ def test_splits_follow_the_content_and_groups_stay_together():
 
 def test_given_splits_are_kept_and_none_is_drawn():
     listed = SourceList("/in", [source("a", split="val"), source("b")])
-    units = plan_units(listed, [Fingerprint("1"), Fingerprint("2")], NOTHING, IngestSettings())
-    assert {s.uri: s.split for s in planned(units)} == {"/in/a": "val", "/in/b": None}
+    whole = make_plan(listed, [Fingerprint("1"), Fingerprint("2")], NOTHING, IngestSettings())
+    assert {s.uri: s.split for s in planned(whole.units)} == {"/in/a": "val", "/in/b": None}
 
 
 def test_a_unit_survives_json():
@@ -149,6 +253,10 @@ def test_only_an_empty_folder_or_the_same_dataset_is_taken(tmp_path):
     check_same(tmp_path, "/in", settings)
     check_same(tmp_path, None, settings)
     check_same(tmp_path, "/in", IngestSettings(num_workers=7, max_reject_fraction=0.1))
+    write_json(tmp_path / ".ingest/settings.json", state | {"format_version": 99})
+    with pytest.raises(UserError, match=r"format_version 99, but must have 1: .* newer XKD"):
+        check_same(tmp_path, "/in", settings)
+    write_json(tmp_path / ".ingest/settings.json", state)
     with pytest.raises(UserError, match="input is /in there and /other here"):
         check_same(tmp_path, "/other", settings)
     other = IngestSettings(frame_rate=16, limits={"max_pixels": 5})
