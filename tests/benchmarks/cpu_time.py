@@ -1,5 +1,6 @@
 """CPU time of this process and of all that it started, also of what has ended since."""
 
+import resource
 from collections.abc import Callable
 
 import psutil
@@ -13,9 +14,9 @@ def tree_cpu_seconds(work: Callable[[], object]) -> float:
 
 
 def _used() -> float:
-    this = psutil.Process()
-    total = 0.0
-    for process in (this, *this.children(recursive=True)):
+    own = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    total = sum(usage.ru_utime + usage.ru_stime for usage in own)
+    for process in psutil.Process().children(recursive=True):
         try:
             # A process that was waited for is counted with its parent's children.
             total += sum(process.cpu_times()[:4])

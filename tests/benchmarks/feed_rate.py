@@ -6,11 +6,13 @@ Without a dataset it makes clips of 20 frames of 128 x 170 pixels. A bare pyarro
 columns of tensors, row group by row group from local disk with one thread, is the yardstick. The
 feed, Ray Data's `iter_torch_batches` and a plain torch DataLoader do equal work: row groups in
 random order, clips shuffled among four row groups' worth, the same length cut out of each at
-random, batches of 16 as torch tensors of uint8 and int16. Ray is one of its own with one CPU; the
-DataLoader runs in the process, and with one worker process.
+random, batches of 16 as torch tensors of uint8 and int16. The
+DataLoader runs in the process, and with one worker process that lives on from epoch to epoch. Ray
+is one of its own with one CPU, started when the others are done, because it needs CPU when idle.
 
 All are measured in CPU seconds of all their processes and in seconds, an epoch each from its start,
-in turns. Seconds depend on what else the machine does.
+in turns, after one that is not counted. Seconds depend on what else the machine does. The CPU of a
+process of Ray that ends within a turn may be missing, so Ray's figure is at best too good.
 """
 
 import json
@@ -54,10 +56,7 @@ def main() -> None:
         made = Path(temporary) / "clips"
         folder = options["input"] or make(made, int(options["clips"]))
         dataset = ClipDataset.open(folder)
-        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-        ray.data.DataContext.get_current().enable_progress_bars = False
         measure(dataset, int(options["repeats"]))
-        ray.shutdown()
 
 
 def make(folder: Path, num_clips: int) -> Path:
@@ -76,19 +75,20 @@ def make(folder: Path, num_clips: int) -> Path:
 
 def measure(dataset: ClipDataset, repeats: int) -> None:
     """Takes turns and prints what came out."""
+    loaders = [loader(dataset, num_workers) for num_workers in (0, 1)]
     ways: dict[str, Callable[[], int]] = {
         "pyarrow": lambda: read_all(dataset),
         "feed": lambda: feed_all(dataset),
-        "Ray Data": lambda: ray_all(dataset),
-        "DataLoader": lambda: loader_all(dataset, 0),
-        "DataLoader, 1 worker": lambda: loader_all(dataset, 1),
+        "DataLoader": lambda: loader_all(loaders[0]),
+        "DataLoader, 1 worker": lambda: loader_all(loaders[1]),
     }
-    took: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    for number in range(repeats + 1):
-        for name, work in ways.items():
-            cost = timed(work)
-            if number:  # the first turn reads the files into memory and starts Ray's workers
-                took[name].append(cost)
+    took = turns(ways, repeats)
+    loaders.clear()
+    ways.clear()
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    took |= turns({"Ray Data": lambda: ray_all(dataset)}, repeats)
+    ray.shutdown()
     results = {}
     for name, costs in took.items():
         cpu, seconds = (statistics.median(part) for part in zip(*costs, strict=True))
@@ -102,6 +102,17 @@ def measure(dataset: ClipDataset, repeats: int) -> None:
         )
     versions = {name: version(name) for name in ("pyarrow", "ray", "torch")}
     print(json.dumps({"benchmark": "feed_rate", **versions, "results": results}))
+
+
+def turns(ways: dict[str, Callable[[], int]], repeats: int) -> dict[str, list[tuple[float, float]]]:
+    """What each way took in each turn but the first, which reads the files into memory."""
+    took: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for number in range(repeats + 1):
+        for name, work in ways.items():
+            cost = timed(work)
+            if number:
+                took[name].append(cost)
+    return took
 
 
 def timed(work: Callable[[], int]) -> tuple[float, float]:
@@ -242,19 +253,23 @@ class Rows(IterableDataset[tuple[np.ndarray, np.ndarray]]):
                 yield self._cut.one(rows[number])
 
 
-def loader_all(dataset: ClipDataset, num_workers: int) -> int:
-    """Takes an epoch out of a DataLoader."""
-    loader = DataLoader(
+def loader(dataset: ClipDataset, num_workers: int) -> DataLoader[tuple[torch.Tensor, torch.Tensor]]:
+    """Makes a DataLoader whose worker, if it has one, lives on."""
+    return DataLoader(
         Rows(dataset),
         batch_size=BATCH_SIZE,
         num_workers=num_workers,
         collate_fn=Cut(dataset).batch,
         drop_last=True,
-        # A fork would have the threads of Ray and pyarrow.
+        # A fork would have the threads of pyarrow.
         multiprocessing_context="forkserver" if num_workers else None,
-        persistent_workers=False,
+        persistent_workers=bool(num_workers),
     )
-    return sum(len(frames) for frames, _ in loader)
+
+
+def loader_all(batches: DataLoader[tuple[torch.Tensor, torch.Tensor]]) -> int:
+    """Takes an epoch out of a DataLoader."""
+    return sum(len(frames) for frames, _ in batches)
 
 
 if __name__ == "__main__":
