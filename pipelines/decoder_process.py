@@ -25,6 +25,11 @@ import numpy as np
 
 from pipelines.media import DecodeError, MediaInfo, Segment, decode_segments, one_line
 
+OUTSIDE_REASONS = frozenset({"decoder_crashed", "out_of_memory"})
+"""Failures that need not lie in the file: something else may have killed the process, or filled it
+before. Each file gets a second chance in a new one."""
+_SPOILING_REASONS = frozenset({"undecodable", "out_of_memory"})
+"""Failures after which FFmpeg may not have given back all that it had."""
 _LENGTH_BYTES = 4
 _PIPE_BYTES = 1 << 20
 _SET_PIPE_SIZE = 1031  # F_SETPIPE_SZ of Linux
@@ -51,7 +56,7 @@ class DecoderProcess:
             while True:
                 header = self._answer()
                 if "error" in header:
-                    whole = True
+                    whole = header["error"] not in _SPOILING_REASONS
                     raise DecodeError(header["error"], header["message"])
                 if "end" in header:
                     whole = True

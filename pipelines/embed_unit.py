@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipelines.clip_dataset import open_parquet
 from pipelines.config import LimitsConfig
-from pipelines.decoder_process import DecoderProcess
+from pipelines.decoder_process import OUTSIDE_REASONS, DecoderProcess
 from pipelines.ingest_plan import Unit, UnitSource
 from pipelines.media import DecodeError, Segment
 from pipelines.model_inputs import ARRAY_COLUMN, RATE_COLUMN
@@ -130,8 +130,7 @@ class UnitEmbedder:
             work.rows[num_rows:] = [
                 row for row in work.rows[num_rows:] if row["source"] != source.uri
             ]
-            if error.reason == "decoder_crashed" and not is_again:
-                # Something else may have killed it, for want of memory say: once more.
+            if error.reason in OUTSIDE_REASONS and not is_again:
                 return self._source(source, work, is_again=True)
             return self._reject(work, source, error.reason, error.message)
         if not num_clips:

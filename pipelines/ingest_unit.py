@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.config import IngestSettings
-from pipelines.decoder_process import DecoderProcess
+from pipelines.decoder_process import OUTSIDE_REASONS, DecoderProcess
 from pipelines.ingest_plan import Unit, UnitSource
 from pipelines.media import DecodeError, Segment
 from pipelines.schema import CLIPS, CLIPS_FOLDER, REJECTS, REJECTS_FOLDER, clip_id
@@ -74,7 +74,7 @@ def _outcome(
 class _Attempt:
     """Goes through a unit once; `failed` remembers what the next attempt must leave out.
 
-    It has None for a source that ended its decoder once and gets another chance.
+    It has None for a source that failed for a reason outside of it and gets a second chance.
     """
 
     def __init__(
@@ -123,8 +123,7 @@ class _Attempt:
                     num_waiting, is_flushed = 0, True
         except DecodeError as error:
             clips.drop_last(num_waiting)
-            if error.reason == "decoder_crashed" and source.path not in self._failed:
-                # Something else may have killed it, for want of memory say: once more.
+            if error.reason in OUTSIDE_REASONS and source.path not in self._failed:
                 self._failed[source.path] = None
                 return ({}, True) if is_flushed else self._ingest(source, clips)
             self._failed[source.path] = error

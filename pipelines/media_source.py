@@ -14,7 +14,7 @@ from av.audio.stream import AudioStream
 from av.error import FFmpegError
 from av.video.stream import VideoStream
 
-from pipelines.media_tracks import native_rate
+from pipelines.media_tracks import ROUNDING_TICKS, native_rate
 
 REASONS = {
     "unreadable": "the file cannot be opened or read",
@@ -30,8 +30,15 @@ REASONS = {
     "decoder_crashed": "the process that decoded it died",
     "decoder_timeout": "nothing came out of the decoder for limits.max_decode_seconds",
     "out_of_memory": "decoding needs more than limits.max_memory_bytes",
+    "no_picture": "a video encoder is to embed it, and it has no picture",
+    "no_sound": "an audio encoder is to embed it, and it has no sound",
 }
 """Why a source can be rejected."""
+
+PLAYLISTS = frozenset({"hls", "dash", "concat", "imf", "webm_dash_manifest", "sdp", "vobsub"})
+"""Formats of FFmpeg in which a file names other files, itself among them."""
+NO_FILES = frozenset({"image2", "lavfi", "rtsp", "rtp", "alsa", "oss", "fbdev", "video4linux2"})
+"""Formats in which a name means something else than a file."""
 
 Source = str | BinaryIO
 
@@ -72,15 +79,17 @@ def probe(source: Source) -> MediaInfo:
 
 
 def open_source(source: Source) -> av.container.InputContainer:
-    """Opens a path or a file object, and nothing that it might refer to on the network.
+    """Opens a path or a file object, and nothing that it might refer to.
 
     Raises:
         DecodeError: If it cannot be opened.
     """
     av.logging.set_level(av.logging.PANIC)
-    # A `file:` name cannot be taken for a protocol or a pattern, and what a playlist names on the
-    # network is not fetched.
-    options = {"protocol_whitelist": "file,crypto,data", "pattern_type": "none"}
+    # A `file:` name cannot be taken for a protocol or a pattern.
+    options = {
+        "format_whitelist": ",".join(sorted(av.formats_available - PLAYLISTS - NO_FILES)),
+        "protocol_whitelist": "file,crypto,data",
+    }
     name: Any = source
     if isinstance(source, str):
         try:
@@ -88,8 +97,6 @@ def open_source(source: Source) -> av.container.InputContainer:
             name.encode()
         except UnicodeEncodeError:
             name = open(source, "rb")  # noqa: SIM115 - closed with the container's last reference
-    else:
-        options = {}
     try:
         return av.open(name, "r", options=options, metadata_errors="replace")
     except MemoryError:
@@ -148,7 +155,8 @@ def clock_origin(video_start: float | None, audio_start: float | None, frame_rat
         return audio_start
     if audio_start is None or audio_start >= video_start:
         return video_start
-    return video_start - int((video_start - audio_start) * frame_rate) / frame_rate
+    ticks = (video_start - audio_start) * frame_rate
+    return video_start - int(ticks + ROUNDING_TICKS) / frame_rate
 
 
 def check_claims(

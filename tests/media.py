@@ -19,6 +19,8 @@ CODECS = {
 FAST = {
     "libx264": {"preset": "ultrafast", "crf": "12"},
     "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"},
+    "libx265": {"preset": "ultrafast", "x265-params": "crf=12:log-level=none"},
+    "mpeg4": {"q": "2"},
 }
 
 
@@ -50,17 +52,22 @@ def write_media(
     frames: Sequence[np.ndarray] = (),
     waveform: np.ndarray | None = None,
     *,
-    frame_rate: int = 25,
+    frame_rate: int | Fraction = 25,
     sample_rate: int = 48_000,
+    layout: str = "mono",
     codecs: tuple[str, str] | None = None,
+    pixel_format: str | None = None,
     frame_times: Sequence[float] | None = None,
+    video_start: float = 0.0,
     audio_start: float = 0.0,
     rotation: int = 0,
     pixel_aspect: int = 1,
     options: dict[str, str] | None = None,
     video_options: dict[str, str] | None = None,
 ) -> Path:
-    """Writes frames and mono sound; `frame_times` makes the frame rate variable."""
+    """Writes frames and sound, the same in all channels; `frame_times` makes the rate variable."""
+    if video_start:
+        frame_times = [video_start + float(i / frame_rate) for i in range(len(frames))]
     video_codec, audio_codec = codecs or CODECS[path.suffix]
     with av.open(str(path), "w", options=options or {}) as container:
         video = audio = None
@@ -69,12 +76,13 @@ def write_media(
                 video_codec, rate=frame_rate, options=video_options or FAST.get(video_codec, {})
             )
             video.height, video.width = frames[0].shape[:2]
-            video.pix_fmt = "yuvj420p" if video_codec == "mjpeg" else "yuv420p"
+            default_format = "yuvj420p" if video_codec == "mjpeg" else "yuv420p"
+            video.pix_fmt = pixel_format or default_format
             video.codec_context.sample_aspect_ratio = Fraction(pixel_aspect)
             if rotation:
                 video.set_display_rotation(rotation)
         if waveform is not None:
-            audio = container.add_stream(audio_codec, rate=sample_rate, layout="mono")
+            audio = container.add_stream(audio_codec, rate=sample_rate, layout=layout)
         if video is not None:
             _write_video(container, video, frames, frame_rate, frame_times)
         if audio is not None:
@@ -88,6 +96,33 @@ def write_numbered(path: Path, num_frames: int, **how) -> Path:
     frames = [numbered_frame(number) for number in range(num_frames)]
     how.setdefault("waveform", tone(num_frames / frame_rate))
     return write_media(path, frames, **how)
+
+
+def timed_frame(number: int, is_flash: bool) -> np.ndarray:
+    """A numbered frame with a third part that is white or black."""
+    frame = np.zeros((48, 96, 3), np.uint8)
+    frame[:, :64] = numbered_frame(number)
+    frame[:, 64:] = 255 * is_flash
+    return frame
+
+
+def write_timed(
+    path: Path, times: Sequence[float], seconds: float, frame_rate: Fraction, **how
+) -> Path:
+    """Writes numbered frames with a flash and a beep of a fifth of a second at each of the times.
+
+    The sound of it is `sample_rate` a second; both streams can begin later than zero.
+    """
+    sample_rate = how.get("sample_rate", 48_000)
+    instants = [float(i / Fraction(frame_rate)) for i in range(round(seconds * frame_rate))]
+    frames = [
+        timed_frame(i % 256, any(-1e-6 <= now - time < 0.2 for time in times))
+        for i, now in enumerate(instants)
+    ]
+    now = np.arange(round(seconds * sample_rate)) / sample_rate
+    waveform = tone(seconds, sample_rate, 1000.0)
+    waveform[~np.any([(now >= time) & (now < time + 0.2) for time in times], axis=0)] = 0
+    return write_media(path, frames, waveform, frame_rate=frame_rate, **how)
 
 
 def write_flash_and_beep(path: Path, times: Sequence[float], seconds: float, **how) -> Path:
@@ -105,7 +140,7 @@ def write_flash_and_beep(path: Path, times: Sequence[float], seconds: float, **h
 
 
 def _write_video(container, stream, frames, frame_rate, frame_times) -> None:
-    stream.codec_context.time_base = Fraction(1, 1000) if frame_times else Fraction(1, frame_rate)
+    stream.codec_context.time_base = Fraction(1, 1000) if frame_times else 1 / Fraction(frame_rate)
     for number, pixels in enumerate(frames):
         frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
         frame.time_base = stream.codec_context.time_base
@@ -116,9 +151,12 @@ def _write_video(container, stream, frames, frame_rate, frame_times) -> None:
 
 def _write_audio(container, stream, waveform, sample_rate, start) -> None:
     layout_format = stream.codec_context.format.name
-    resampler = av.AudioResampler(format=layout_format, layout="mono", rate=sample_rate)
+    layout = stream.codec_context.layout.name
+    resampler = av.AudioResampler(format=layout_format, layout=layout, rate=sample_rate)
     fifo = av.AudioFifo()
-    source = av.AudioFrame.from_ndarray(waveform[None], format="s16", layout="mono")
+    num_channels = stream.codec_context.layout.nb_channels
+    interleaved = waveform.repeat(num_channels)[None]
+    source = av.AudioFrame.from_ndarray(interleaved, format="s16", layout=layout)
     source.sample_rate = sample_rate
     for frame in resampler.resample(source):
         frame.pts = None

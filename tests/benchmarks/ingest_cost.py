@@ -1,14 +1,18 @@
-"""How much CPU does ingest take above a bare PyAV loop that decodes the same files?
+"""What does ingest cost: CPU, storage and memory, and what would a large corpus need?
 
-    python tests/benchmarks/ingest_cost.py [FOLDER]
+    python tests/benchmarks/ingest_cost.py [input=FOLDER] [videos=200] [repeats=5] [long_minutes=10]
 
-Without a folder it makes 12 clips of 10 s, 340 x 256, 30 frames a second, with sound. The bare loop
-decodes every frame and every sample and keeps nothing. Ingest is one unit, decoder process and
-writing included, without Ray and without the start of the process, which serves many units. Both
-are measured in CPU seconds, in turns.
+Without a folder it makes 12 clips of 10 s, 340 x 256, 30 frames a second, with sound; of a folder
+it takes a random sample of so many files that can be opened. Ingest is one unit, decoder process
+and writing included, without Ray and without the start of the process, which serves many units.
+Beside it a bare loop decodes every frame and every sample of the same files and keeps nothing. Both
+are measured in CPU seconds of all processes, in turns. The table of what a corpus would need
+follows from the CPU and the bytes of an hour of video. Last, a decoder process of its own decodes a
+file of 10 s and one of `long_minutes`, and says how much memory it had at most.
 """
 
 import json
+import random
 import shutil
 import statistics
 import sys
@@ -18,45 +22,154 @@ from pathlib import Path
 
 import av
 import numpy as np
-import psutil
+from cpu_time import tree_cpu_seconds
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from media import tone, write_media
 
 from pipelines.config import IngestSettings
+from pipelines.decoder_process import DecoderProcess
 from pipelines.ingest_plan import Unit, UnitSource
 from pipelines.ingest_unit import UnitIngester
+from pipelines.media import DecodeError, probe
 
-REPEATS = 5
+DEFAULTS = {"input": "", "videos": "200", "repeats": "5", "long_minutes": "10"}
+CORPORA = {"Kinetics-400": 260_000, "AudioSet": 2_100_000, "100 million clips": 100_000_000}
+"""Videos of ten seconds, about."""
+CORES = (16, 256)
 
 
 def main() -> None:
-    """Prints a table, and one JSON line last."""
+    """Prints tables, and one JSON line last."""
+    options = DEFAULTS | dict(argument.split("=", 1) for argument in sys.argv[1:])
+    if unknown := options.keys() - DEFAULTS.keys():
+        raise SystemExit(f"unknown: {', '.join(sorted(unknown))}")
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(sys.argv[1]) if len(sys.argv) > 1 else make(Path(temporary) / "media")
-        paths = sorted(str(path) for path in folder.rglob("*") if path.is_file())
-        num_frames = decode_all(paths)
-        output = Path(temporary) / "out"
-        unit = UnitIngester(str(output), IngestSettings().model_dump(mode="json"))
-        ingest(unit, paths[:1], output)
-        bare, ingested = [], []
-        for _ in range(REPEATS):
-            bare.append(cpu_seconds(lambda: decode_all(paths)))
-            ingested.append(cpu_seconds(lambda: ingest(unit, paths, output)))
-        unit.close()
-    ratios = [one / other for one, other in zip(ingested, bare, strict=True)]
-    print(f"bare loop {num_frames / statistics.median(bare):8.0f} frames/CPU-s")
-    print(f"ingest    {num_frames / statistics.median(ingested):8.0f} frames/CPU-s")
-    print(f"ratio     {statistics.median(ratios):8.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-    results = {"bare": bare, "ingest": ingested, "ratio": statistics.median(ratios)}
+        place = Path(temporary)
+        folder = Path(options["input"]) if options["input"] else make(place / "media")
+        paths = sample(folder, int(options["videos"]))
+        results = measure(paths, place / "out", int(options["repeats"]))
+        print_plan(results)
+        results |= peaks(place, float(options["long_minutes"]))
     print(json.dumps({"benchmark": "ingest_cost", "av": version("av"), "results": results}))
 
 
-def make(folder: Path) -> Path:
+def sample(folder: Path, count: int) -> list[str]:
+    """Gives a random sample of the files that FFmpeg opens."""
+    paths = sorted(str(path) for path in folder.rglob("*") if path.is_file())
+    random.Random(0).shuffle(paths)
+    chosen: list[str] = []
+    for path in paths:
+        if len(chosen) == count:
+            break
+        try:
+            probe(path)
+        except DecodeError:
+            continue
+        chosen.append(path)
+    return chosen
+
+
+def measure(paths: list[str], output: Path, repeats: int) -> dict[str, float]:
+    """Takes turns between the bare loop and ingest."""
+    num_frames = decode_all(paths)
+    unit = UnitIngester(str(output), IngestSettings().model_dump(mode="json"))
+    hours, num_bytes = ingest(unit, paths, output)
+    bare, ingested = [], []
+    for _ in range(repeats):
+        bare.append(tree_cpu_seconds(lambda: decode_all(paths)))
+        ingested.append(tree_cpu_seconds(lambda: ingest(unit, paths, output)))
+    unit.close()
+    ratios = [one / other for one, other in zip(ingested, bare, strict=True)]
+    results = {
+        "videos": len(paths),
+        "video_hours": hours,
+        "bare_frames_per_cpu_second": num_frames / statistics.median(bare),
+        "ingest_frames_per_cpu_second": num_frames / statistics.median(ingested),
+        "ratio": statistics.median(ratios),
+        "ratio_min": min(ratios),
+        "ratio_max": max(ratios),
+        "cpu_seconds_per_video_hour": statistics.median(ingested) / hours,
+        "bytes_per_video_hour": num_bytes / hours,
+        "source_bytes_per_video_hour": sum(Path(path).stat().st_size for path in paths) / hours,
+    }
+    for name, value in results.items():
+        print(f"{name:30} {value:16,.4g}" if value < 1000 else f"{name:30} {value:16,.0f}")
+    return results
+
+
+def print_plan(results: dict[str, float]) -> None:
+    """Says what corpora of videos like these would need."""
+    print(
+        "| corpus | videos | video-hours | CPU-hours | "
+        + "".join(f"hours on {cores} cores | " for cores in CORES)
+        + "clip dataset |"
+    )
+    print("|---|" + "---|" * (4 + len(CORES)))
+    for name, videos in CORPORA.items():
+        hours = videos * 10 / 3600
+        cpu_hours = hours * results["cpu_seconds_per_video_hour"] / 3600
+        terabytes = hours * results["bytes_per_video_hour"] / 1e12
+        on_cores = "".join(f"{cpu_hours / cores:,.1f} | " for cores in CORES)
+        print(
+            f"| {name} | {videos:,} | {hours:,.0f} | {cpu_hours:,.0f} | {on_cores}"
+            f"{terabytes:,.1f} TB |"
+        )
+
+
+def peaks(place: Path, long_minutes: float) -> dict[str, float]:
+    """The most memory that a decoder process had, for a short and for a long file."""
+    short = next(iter(sorted(make(place / "short", 1).iterdir())))
+    long = repeat(short, place / "long.mp4", round(6 * long_minutes))
+    found = {"short_peak_bytes": peak(short), "long_peak_bytes": peak(long)}
+    for name, value in found.items():
+        print(f"{name:30} {value / 1e6:13.1f} MB")
+    return found | {"long_minutes": long_minutes}
+
+
+def peak(path: Path) -> int:
+    """Decodes a file in a new process."""
+    settings = IngestSettings()
+    limits = settings.limits
+    decoder = DecoderProcess(
+        max_memory_bytes=limits.max_memory_bytes, timeout_seconds=limits.max_decode_seconds
+    )
+    names = ("segment_seconds", "min_segment_seconds", "frame_rate", "short_side", "sample_rate")
+    (pid,) = {
+        decoder._child.pid
+        for _ in decoder.segments(str(path), **{name: getattr(settings, name) for name in names})
+        if decoder._child is not None
+    }
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (most,) = [line for line in lines if line.startswith("VmHWM")]
+    decoder.close()
+    return 1024 * int(most.split()[1])
+
+
+def repeat(source: Path, target: Path, times: int) -> Path:
+    """Writes the packets of a file so many times, one after another."""
+    with av.open(str(source)) as read, av.open(str(target), "w") as written:
+        streams = {s.index: written.add_stream_from_template(s) for s in read.streams}
+        packets = [packet for packet in read.demux() if packet.dts is not None]
+        bytes_of = [bytes(packet) for packet in packets]
+        for number in range(times):
+            for packet, data in zip(packets, bytes_of, strict=True):
+                copy = av.Packet(data)
+                # A little more than the ten seconds, because sound is longer by a frame.
+                offset = round(10.25 * number / float(packet.time_base))
+                copy.time_base, copy.duration = packet.time_base, packet.duration
+                copy.pts, copy.dts = packet.pts + offset, packet.dts + offset
+                copy.is_keyframe = packet.is_keyframe
+                copy.stream = streams[packet.stream_index]
+                written.mux(copy)
+    return target
+
+
+def make(folder: Path, num_clips: int = 12) -> Path:
     """Writes clips of a noisy scene that moves."""
     folder.mkdir()
-    for number in range(12):
+    for number in range(num_clips):
         rng = np.random.default_rng(number)
         scene = rng.integers(0, 255, (32, 43, 3)).repeat(16, 0).repeat(16, 1).astype(np.int16)
         frames = []
@@ -86,28 +199,18 @@ def decode_all(paths: list[str]) -> int:
     return count
 
 
-def ingest(unit: UnitIngester, paths: list[str], output: Path) -> None:
-    """Turns the files into one shard."""
+def ingest(unit: UnitIngester, paths: list[str], output: Path) -> tuple[float, int]:
+    """Turns the files into one shard; gives the hours that are in it, and its bytes."""
     for part in ("clips", "rejects"):
         (output / part).mkdir(parents=True)
     sources = tuple(UnitSource(path, path, path, 1, None, None, None) for path in paths)
+    seconds = 0.0
     for row in unit({"unit": Unit("unit", sources).to_json()}):
         assert not row["failed"]
+        seconds += row["seconds"]
+    num_bytes = sum(path.stat().st_size for path in output.rglob("*.parquet"))
     shutil.rmtree(output)
-
-
-def cpu_seconds(work) -> float:
-    """CPU time of this process and of the decoder that it keeps."""
-    before = used()
-    work()
-    return used() - before
-
-
-def used() -> float:
-    """User and system time until now."""
-    this = psutil.Process()
-    times = [process.cpu_times() for process in (this, *this.children())]
-    return sum(time.user + time.system for time in times)
+    return seconds / 3600, num_bytes
 
 
 if __name__ == "__main__":

@@ -78,6 +78,22 @@ def test_each_clip_comes_once_an_epoch_however_a_run_is_stopped(dataset, stops, 
         assert by_epoch[epoch] == NUM_CLIPS
 
 
+@pytest.mark.parametrize("after", [1, 2, 3])
+@pytest.mark.parametrize("before", [1, 2, 3])
+@pytest.mark.parametrize("stop", range(9))
+def test_every_stop_and_change_of_workers_gives_the_same_set_each_epoch(
+    dataset, stop, before, after
+):
+    seen = global_batches(dataset, world_size=before, first=0, count=stop)
+    seen += global_batches(dataset, world_size=after, first=stop, count=8 - stop)
+    clips = [pair for batch in seen for pair in batch]
+    assert len(clips) == 48
+    for epoch in (0, 1):
+        there = sorted(clip for clip, number in clips if number == epoch)
+        assert there == sorted(dataset.index.clip_id.tolist())
+    assert [number for _, number in clips[2 * NUM_CLIPS :]] == [2, 2]
+
+
 def test_epochs_have_different_orders_and_seeds_too(dataset):
     (first,) = global_batches(dataset, world_size=1, first=0, count=1, batch_size=46)
     (other,) = global_batches(dataset, world_size=1, first=0, count=1, batch_size=46, seed=6)
