@@ -129,6 +129,7 @@ def test_a_renamed_source_keeps_its_rows_under_its_new_name():
         ("/in/old.mp4", "same"): {
             "source": "/in/new.mp4",
             "label": None,
+            "labels": [],
             "split": planned(units)[0].split,
             "group": None,
         }
