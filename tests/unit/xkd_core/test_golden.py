@@ -119,7 +119,9 @@ def test_teacher_tokens_and_attention_are_published(golden, modality, view):
     published = golden["outputs"][f"{modality}_teacher_attention_{view}"]
     assert_close(tokens, golden["outputs"][f"{modality}_teacher_tokens_{view}"])
     assert_close(attention, published[:, :, 0, 1:])
-    assert_close(1.0 - attention.sum(dim=-1), published[:, :, 0, 0])
+    # What is left of 1 is off by the rounding of 1, however little is left.
+    left = 1.0 - attention.sum(dim=-1)
+    torch.testing.assert_close(left, published[:, :, 0, 0], atol=1e-6, rtol=0)
     # The rest of the map, which the method has no use for, from the same queries and keys.
     layer = teacher.blocks[-1].attn
     query, key, _ = (
@@ -178,7 +180,8 @@ def test_gradient_norms_before_and_after_clipping_are_published(golden, teacher_
             for name, parameter in model.named_parameters()
             if parameter.grad is not None
         }
-        assert ours == pytest.approx(published, rel=1e-5, abs=1e-8)
+        # The rounding of MMD's products in float32, as published, moves norms by about 1e-5.
+        assert ours == pytest.approx(published, rel=5e-5, abs=1e-8)
 
     compare("grad_norm")
     clip_each_gradient(clipped_parameters(model), 0.3)
