@@ -215,6 +215,8 @@ def _fit_unless_interrupted(
         thread.join()
         if outcome and not outcome["not_finite"] and not outcome["has_failed"]:
             raise type(interrupt)(_in_words(outcome)) from None
+        if not outcome and not errors:  # Ray Train ended it before its first step
+            raise
     if errors:
         raise errors[0]
     return outcome
