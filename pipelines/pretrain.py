@@ -198,25 +198,27 @@ def _fit_unless_interrupted(
     """
     outcome: dict[str, Any] = {}
     errors: list[BaseException] = []
+    is_over = threading.Event()
 
     def run() -> None:
         try:
             outcome.update(fit())
         except BaseException as error:  # raised again in the main thread
             errors.append(error)
+        finally:
+            is_over.set()
 
     thread = threading.Thread(target=run, daemon=True, name="fit")
-    thread.start()
     try:
-        thread.join()
+        thread.start()
+        # Not `Thread.join`: once interrupted, Python 3.11 takes the thread for finished.
+        is_over.wait()
     except KeyboardInterrupt as interrupt:
         logger.warning("stopping after this step, with a checkpoint; once more stops at once")
         ask_to_stop()
-        thread.join()
+        is_over.wait()
         if outcome and not outcome["not_finite"] and not outcome["has_failed"]:
             raise type(interrupt)(_in_words(outcome)) from None
-        if not outcome and not errors:  # Ray Train ended it before its first step
-            raise
     if errors:
         raise errors[0]
     return outcome
