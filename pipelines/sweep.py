@@ -99,6 +99,8 @@ def _run_trials(
         return
     for name, value in SURROUNDINGS.items():
         os.environ.setdefault(name, value)
+    bookkeeper = _Bookkeeper(config, folder, run, on_progress)
+    bookkeeper.say()
     trainable = tune.with_parameters(
         run_trial, sweep=config.model_dump(mode="json", exclude_unset=True), parent=asdict(run)
     )
@@ -114,7 +116,7 @@ def _run_trials(
             name=time.strftime("%Y%m%d-%H%M%S"),
             storage_path=str(folder / "tune"),
             stop=_has_collapsed if config.stopping.collapsed else None,
-            callbacks=[_Bookkeeper(config, folder, run, on_progress)],
+            callbacks=[bookkeeper],
             failure_config=tune.FailureConfig(max_failures=config.pretrain.max_failures),
             verbose=0,
         ),
@@ -136,7 +138,7 @@ class _Bookkeeper(tune.Callback):
 
     def on_trial_result(self, *_: Any, **_info: Any) -> None:
         """A trial has reached a rung."""
-        self._say()
+        self.say()
 
     def on_trial_complete(self, *_: Any, **info: Any) -> None:
         """A trial has trained to its end, or was stopped."""
@@ -152,16 +154,20 @@ class _Bookkeeper(tune.Callback):
     def _end(self, number: int, status: Status, reason: str) -> None:
         end_trial(self._folder, number, status, reason)
         _close_trial(self._run, self._folder, read_trial(self._folder, number))
-        self._say()
+        self.say()
 
-    def _say(self) -> None:
+    def say(self) -> None:
+        """Says how far the sweep is, rungs of trials that run counted as parts of a trial."""
         trials = read_trials(self._folder)
         best = best_trial(self._config, trials)
-        ended = sum(trial.status != "running" for trial in trials)
+        num_rungs = self._config.scoring.num_rungs
+        done = sum(
+            len(trial.rungs) / num_rungs if trial.status == "running" else 1.0 for trial in trials
+        )
         note = ""
         if best is not None:
             note = f"best {best.name}: {last_objective(self._config, best):.1%}"
-        self._on_progress(ended, num_trials(self._config), note)
+        self._on_progress(done, num_trials(self._config), note)
 
 
 def how_it_ended(config: SweepConfig, last_result: dict[str, Any]) -> tuple[Status, str]:

@@ -36,9 +36,9 @@ class StageProgress:
     def _line(self, now: float, done: float, total: float, note: str) -> str:
         start, begun_at = self._first or (now, done)
         rate = (done - begun_at) / (now - start) if now > start else 0.0
-        text = f"{self._stage:9} {done:.0f}/{total:.0f} {self._unit}"
+        text = f"{self._stage:9} {int(done)}/{total:.0f} {self._unit}"
         if rate > 0:
-            text += f"  {rate:.1f} {self._unit}/s"
+            text += f"  {_rate(rate, self._unit)}"
             if done < total:
                 text += f"  {duration((total - done) / rate)} left"
         return f"{text}  {note}".rstrip()
@@ -50,6 +50,12 @@ class StageProgress:
         print(
             f"{self._stage:9} {result} ({duration(time.monotonic() - self._started)})", flush=True
         )
+
+
+def _rate(per_second: float, unit: str) -> str:
+    if per_second < 0.1:
+        return f"{3600 * per_second:.1f} {unit}/h"
+    return f"{per_second:.1f} {unit}/s"
 
 
 def duration(seconds: float) -> str:
