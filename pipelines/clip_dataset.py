@@ -205,9 +205,9 @@ class ClipDataset:
         return found[:limit]
 
     def small_columns(self, columns: Sequence[str]) -> pa.Table:
-        """Reads columns of all rows, in the order of the index; what an old shard lacks is null."""
+        """Reads columns of all rows, in the order of the index."""
         with ThreadPoolExecutor(_READ_THREADS) as pool:
-            tables = list(pool.map(lambda shard: _read_columns(shard, columns), self.shards))
+            tables = list(pool.map(lambda shard: read_columns(shard, columns), self.shards))
         return pa.concat_tables(tables)
 
 
@@ -266,15 +266,15 @@ def _read_small(shard: str) -> tuple[pa.Table, list[int]]:
         return file.read(columns=_INDEX_COLUMNS, use_threads=False), sizes
 
 
-def _read_columns(shard: str, columns: Sequence[str]) -> pa.Table:
+def read_columns(shard: str, columns: Sequence[str]) -> pa.Table:
+    """Reads columns of all rows of a shard of clips.
+
+    Raises:
+        UserError: If it is none that this code can read.
+    """
     with open_parquet(shard) as file:
-        there = [name for name in columns if name in file.schema_arrow.names]
-        table = file.read(columns=there, use_threads=False)
-    for name in columns:
-        if name not in there:
-            field = CLIPS.field(name)
-            table = table.append_column(field, pa.nulls(len(table), field.type))
-    return table.select(columns)
+        check_columns(f"shard ({shard})", file.schema_arrow, CLIPS)
+        return file.read(columns=list(columns), use_threads=False)
 
 
 def _to_numpy(table: pa.Table) -> dict[str, NDArray[Any]]:

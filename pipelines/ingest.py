@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.clip_dataset import read_columns
 from pipelines.config import IngestSettings
 from pipelines.corpora import list_input
 from pipelines.errors import UserError
@@ -169,7 +170,7 @@ def _summarize(
     """Counts what the shards hold; nothing is taken from what the run believes to have done."""
     columns = ["clip_id", "source", "duration_seconds", "label", "labels", "split"]
     tables = {
-        file.stem: pq.read_table(file, columns=columns, partitioning=None)
+        file.stem: read_columns(str(file), columns)
         for file in sorted((folder / CLIPS_FOLDER).glob("*.parquet"))
     }
     clips = pa.concat_tables(tables.values())
