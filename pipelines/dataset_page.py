@@ -4,14 +4,12 @@ As the report: no script, nothing fetched, every name and message hostile.
 """
 
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
@@ -20,7 +18,7 @@ from pipelines.dataset_review import NamedPair, Review, ShownClip, ShownReject
 from pipelines.errors import UserError
 from pipelines.media import REASONS
 from pipelines.near_duplicates import SCENE
-from pipelines.report import duration, shown_text
+from pipelines.report import duration, page_environment, write_page
 from pipelines.report_figures import spread
 from pipelines.report_images import frame_image
 from pipelines.shards import temporary_name, write_failure
@@ -35,13 +33,12 @@ ROWS_SHOWN = 12
 WAVEFORM_BINS = 160
 
 
-def write_page(folder: Path, review: Review) -> Path:
+def write_dataset_page(folder: Path, review: Review) -> Path:
     """Writes the page and the lists beside it; gives the page's place.
 
     Raises:
         UserError: If they cannot be written.
     """
-    page = folder / PAGE
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_clip_ids(
@@ -53,13 +50,9 @@ def write_page(folder: Path, review: Review) -> Path:
             "clips trained on that are alike to another one trained on, which is not listed",
         )
         _write_pairs(folder / PAIRS, review.pairs)
-        temporary = temporary_name(page)
-        # A name that is no UTF-8 comes as lone surrogates: write them escaped.
-        temporary.write_bytes(render(review, folder).encode("utf-8", "backslashreplace"))
-        os.replace(temporary, page)
     except OSError as error:
         raise UserError(f"output ({folder}) cannot be written: {write_failure(error)}") from error
-    return page
+    return write_page(folder / PAGE, render(review, folder))
 
 
 def _write_pairs(file: Path, pairs: Sequence[NamedPair]) -> None:
@@ -73,20 +66,8 @@ def _write_pairs(file: Path, pairs: Sequence[NamedPair]) -> None:
 
 def render(review: Review, folder: Path) -> str:
     """Returns the page as HTML."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=shown_text,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "duration": duration,
-        "bytes": in_bytes,
-        "words": lambda code: code.replace("_", " "),
-        "number": lambda count: f"{count:,}",
-    }
+    environment = page_environment()
+    environment.filters |= {"bytes": in_bytes, "number": lambda count: f"{count:,}"}
     splits = sorted(review.splits, key=lambda name: -review.splits[name])
     return environment.get_template("dataset_template.html").render(
         review=review,

@@ -331,9 +331,9 @@ def _tables(table: pa.Table) -> dict[str, dict[str, int]]:
     lengths: Counter[str] = Counter()
     for source, seconds in zip(columns["source"], columns["duration_seconds"], strict=True):
         lengths[source] += seconds
-    seen = set()
-    first = [not (source in seen or seen.add(source)) for source in columns["source"]]  # type: ignore[func-returns-value]
-    own = [i for i, is_first in enumerate(first) if is_first]
+    own = list(
+        {source: row for row, source in reversed(list(enumerate(columns["source"])))}.values()
+    )
     pictured = [i for i in own if columns["num_frames"][i]]
 
     def of(rows: Sequence[int], name: str) -> list[Any]:

@@ -20,6 +20,7 @@ from pipelines.clip_dataset import open_parquet
 from pipelines.config import LimitsConfig
 from pipelines.decoder_process import OUTSIDE_REASONS, DecoderProcess
 from pipelines.ingest_plan import Unit, UnitSource
+from pipelines.ingest_unit import reject_row
 from pipelines.media import DecodeError, Segment
 from pipelines.model_inputs import ARRAY_COLUMN, RATE_COLUMN
 from pipelines.model_uri import EncoderVersion
@@ -183,17 +184,7 @@ class UnitEmbedder:
     def _reject(
         self, work: "_Work", source: UnitSource, reason: str, message: str
     ) -> dict[str, Any]:
-        work.rejects.append(
-            {
-                "source": source.uri,
-                "source_hash": source.source_hash,
-                "byte_size": source.byte_size,
-                "reason": reason,
-                "message": message,
-                "label": source.label,
-                "split": source.split,
-            }
-        )
+        work.rejects.append(reject_row(source, reason, message))
         return _outcome(reason=reason)
 
     def _add(self, clip: Clip, work: "_Work") -> None:

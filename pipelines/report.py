@@ -78,7 +78,7 @@ def write_page(path: Path, text: str) -> Path:
         if temporary is not None:
             with suppress(OSError):
                 os.unlink(temporary)
-        raise UserError(f"report ({path}) cannot be written: {error.strerror or error}") from error
+        raise UserError(f"page ({path}) cannot be written: {error.strerror or error}") from error
     return path
 
 

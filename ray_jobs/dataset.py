@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipelines.clip_dataset import ClipDataset
 from pipelines.config import DatasetConfig
-from pipelines.dataset_page import in_words, write_page
+from pipelines.dataset_page import in_words, write_dataset_page
 from pipelines.dataset_review import review
 from ray_jobs.checks import check_writable, messages
 from ray_jobs.cli import Job, Plan, run_job
@@ -38,7 +38,7 @@ def work(config: DatasetConfig) -> None:
     progress = StageProgress("dataset", "clips")
     with connected(config.ray):
         found = review(dataset, config, progress)
-    page = write_page(folder_of(config), found)
+    page = write_dataset_page(folder_of(config), found)
     progress.finish(config.dataset)
     print(in_words(found))
     print(f"page: {page}")

@@ -13,6 +13,18 @@ from pipelines.schema import CLIPS, CLIPS_FOLDER, FORMAT_VERSION, MANIFEST, REJE
 from pipelines.shards import ShardWriter, write_json
 
 FRAME_RATE, SAMPLE_RATE = 4.0, 800
+FEED = {
+    "splits": ("train",),
+    "rank": 0,
+    "world_size": 1,
+    "seed": 0,
+    "shuffle_window": 2,
+    "num_frames": 4,
+    "frame_rate": FRAME_RATE,
+    "num_samples": 800,
+    "sample_rate": SAMPLE_RATE,
+}
+"""A feed of one worker from such a dataset; `batch_size` is missing."""
 INFO = MediaInfo("made", "raw", "raw", 8, 6, FRAME_RATE, 0, 0.0, 2.0)
 
 

@@ -1,27 +1,21 @@
 """A user's mistake is one line on stderr and exit code 2, before any work starts."""
 
-import socket
 from pathlib import Path
 
 import pytest
 from programs import run_program
+from training import unused_port
 
 pytestmark = pytest.mark.ray
 
 SMOKE = "conf/run/smoke.yaml"
 
 
-def _unused_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 def test_every_kind_of_bad_input_is_told_at_once(tmp_path: Path):
     home = tmp_path / "home"
     taken = tmp_path / "file"
     taken.write_text("not a folder")
-    port = _unused_port()
+    port = unused_port()
     done = run_program(
         "run",
         SMOKE,

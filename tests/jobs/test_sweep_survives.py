@@ -3,12 +3,9 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ import yaml
 from datasets import FRAME_RATE, SAMPLE_RATE, write_dataset
 from mlflow.tracking import MlflowClient
 from programs import REPOSITORY, run_program
+from training import serving_mlflow, unused_port
 
 from pipelines.sweep_trials import ENDED_FILE, TRIALS_FOLDER, Trial, read_trials
 
@@ -205,58 +203,32 @@ def test_a_killed_sweep_goes_on_with_no_trial_lost_or_run_twice(tmp_path: Path):
     assert all(trial.name in page for trial in trials)
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """A real MLflow server."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments = ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--workers", "1"]
-    arguments += ["--artifacts-destination", f"{tmp_path}/artifacts", "--port", str(port)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", *arguments],
-        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    url = f"http://127.0.0.1:{port}"
-    for _ in range(240):
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=1).close()
-            break
-        except OSError:
-            time.sleep(0.5)
-    yield url
-    os.killpg(process.pid, signal.SIGTERM)
-    process.wait(30)
-
-
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(1500)
-def test_trials_side_by_side_lose_no_metric_and_the_best_is_registered(tmp_path: Path, server: str):
-    file = write_sweep(
-        tmp_path,
-        tracking={"uri": server},
-        search={"kind": "random", "num_trials": 4},
-        stopping={"kind": "median", "min_trials": 2, "collapsed": False},
-        final={"epochs": 8},
-    )
-    done = run_program("sweep", str(file), home=tmp_path, timeout=1200)
-    assert done.code == 0, done.out + done.err
-    folder = tmp_path / "tiny"
-    trials = read_trials(folder)
-    assert len(trials) == 4
-    check_runs(server, trials, set())
-    client = MlflowClient(server)
-    names = {run.info.run_name for run in child_runs(server)}
-    assert names == {*(trial.name for trial in trials), "best", "evaluate", "promote"}
-    for side in ("video", "audio"):
-        version = client.get_model_version_by_alias(f"xkd-{side}", "champion")
-        assert version.tags["xkd.step"] == "36"
-    assert "best: trial-00" in done.out
-    assert json.loads((folder / "run.json").read_text())["run_id"]
-    again = run_program("sweep", str(file), home=tmp_path, timeout=600)
-    assert again.code == 0, again.out + again.err
-    assert [trial.rungs for trial in read_trials(folder)] == [trial.rungs for trial in trials]
+def test_trials_side_by_side_lose_no_metric_and_the_best_is_registered(tmp_path: Path):
+    with serving_mlflow(tmp_path / "server", unused_port()) as server:
+        file = write_sweep(
+            tmp_path,
+            tracking={"uri": server},
+            search={"kind": "random", "num_trials": 4},
+            stopping={"kind": "median", "min_trials": 2, "collapsed": False},
+            final={"epochs": 8},
+        )
+        done = run_program("sweep", str(file), home=tmp_path, timeout=1200)
+        assert done.code == 0, done.out + done.err
+        folder = tmp_path / "tiny"
+        trials = read_trials(folder)
+        assert len(trials) == 4
+        check_runs(server, trials, set())
+        client = MlflowClient(server)
+        names = {run.info.run_name for run in child_runs(server)}
+        assert names == {*(trial.name for trial in trials), "best", "evaluate", "promote"}
+        for side in ("video", "audio"):
+            version = client.get_model_version_by_alias(f"xkd-{side}", "champion")
+            assert version.tags["xkd.step"] == "36"
+        assert "best: trial-00" in done.out
+        assert json.loads((folder / "run.json").read_text())["run_id"]
+        again = run_program("sweep", str(file), home=tmp_path, timeout=600)
+        assert again.code == 0, again.out + again.err
+        assert [trial.rungs for trial in read_trials(folder)] == [trial.rungs for trial in trials]

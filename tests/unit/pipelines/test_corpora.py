@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import ray
 from media import tone, write_media, write_numbered
 
 from pipelines.clip_dataset import ClipDataset
@@ -320,10 +319,3 @@ def test_a_dataset_becomes_clips(tmp_path, local_ray, dataset, make, accepted, r
         assert (tuple(row["labels"]), row["split"]) == (source.labels, source.split)
     table = pq.read_table(tmp_path / "clips/clips", columns=["group"])
     assert (table["group"].null_count == 0) == (dataset in ("ucf101", "esc50"))
-
-
-@pytest.fixture(scope="module")
-def local_ray():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=200_000_000)
-    yield
-    ray.shutdown()

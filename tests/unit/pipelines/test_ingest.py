@@ -11,7 +11,6 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
-import ray
 from media import frame_number, tone, write_media, write_numbered
 
 from pipelines.clip_dataset import ClipDataset
@@ -24,13 +23,6 @@ from pipelines.media import REASONS
 
 pytestmark = pytest.mark.ray
 SETTINGS = IngestSettings(short_side=32, segment_seconds=2.0, sources_per_shard=2)
-
-
-@pytest.fixture(scope="module")
-def local_ray():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=200_000_000)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

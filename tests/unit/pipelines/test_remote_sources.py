@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import ray
-from datasets import write_dataset
+from datasets import FEED, write_dataset
 from media import write_numbered
 from moto.server import ThreadedMotoServer
 from pyarrow import fs as pafs
@@ -53,14 +52,6 @@ def bucket():
 
 
 @pytest.fixture(scope="module")
-def local_ray(bucket):
-    """Workers with the environment of the bucket."""
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=200_000_000)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
 def videos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("videos")
     for label, name, num_frames in (("dog", "a.mp4", 60), ("cat", ODD_NAME, 110)):
@@ -90,7 +81,7 @@ def rows(output):
 
 
 @pytest.fixture(scope="module")
-def made(videos, local_ray, tmp_path_factory):
+def made(bucket, videos, local_ray, tmp_path_factory):
     """The same files from the local disk."""
     output = tmp_path_factory.mktemp("made") / "clips"
     return output, run(videos, output)
@@ -176,20 +167,10 @@ def test_a_clip_dataset_in_a_bucket_is_read_as_one_on_the_disk(bucket, tmp_path)
     remote = ClipDataset.open("s3://media/dataset")
     assert remote.dataset_id == local.dataset_id
     assert remote.index.clip_id.tolist() == local.index.clip_id.tolist()
-    how = {
-        "splits": ("train",),
-        "batch_size": 8,
-        "rank": 0,
-        "world_size": 1,
-        "seed": 0,
-        "shuffle_window": 2,
-        "num_frames": 4,
-        "frame_rate": 4.0,
-        "num_samples": 800,
-        "sample_rate": 800,
-    }
     for one, other in zip(
-        Feed(remote, **how).batches(0), Feed(local, **how).batches(0), strict=False
+        Feed(remote, **FEED, batch_size=8).batches(0),
+        Feed(local, **FEED, batch_size=8).batches(0),
+        strict=False,
     ):
         assert one.clip_ids == other.clip_ids
         assert one.clips.frames.equal(other.clips.frames)

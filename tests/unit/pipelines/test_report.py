@@ -303,7 +303,7 @@ def test_the_code_line_names_the_alias_only_if_it_was_moved(page):
 def test_a_failed_write_leaves_the_old_report(tmp_path):
     path = write_report(tmp_path / "deep" / "report.html", bare())
     before = path.read_text()
-    with pytest.raises(UserError, match=r"report .* cannot be written"):
+    with pytest.raises(UserError, match=r"page .* cannot be written"):
         write_report(path / "report.html", bare())
     assert path.read_text() == before
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]
