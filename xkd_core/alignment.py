@@ -133,7 +133,7 @@ class _GatherRows(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:  # noqa: ARG004
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:  # noqa: ARG004 - as above
         num_workers = dist.get_world_size()
         return gradient.chunk(num_workers)[dist.get_rank()] * num_workers
 

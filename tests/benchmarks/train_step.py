@@ -430,12 +430,11 @@ def peak_of(task: tuple[str, argparse.Namespace]) -> int:
     torch.manual_seed(0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     bench = Bench(method(options.preset), options)
-    step = bench.published
-    if kind != "published":
-        dtype = DTYPES[kind.removeprefix("ours ")]
-        step = lambda: bench.ours(dtype)  # noqa: E731 - a step of either kind
     for _ in range(2):
-        step()
+        if kind == "published":
+            bench.published()
+        else:
+            bench.ours(DTYPES[kind.removeprefix("ours ")])
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
 
 
