@@ -179,7 +179,7 @@ def _last_step(metrics: Mapping[str, Curve]) -> int:
         for name, (steps, _) in metrics.items()
         if name.startswith("loss/") and len(steps)
     ]
-    return int(max(lasts, default=0))
+    return int(max(lasts)) + 1 if lasts else 0  # steps count from 0
 
 
 def _reconstruction(item: Reconstruction) -> dict[str, Any]:
