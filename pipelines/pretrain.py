@@ -148,7 +148,7 @@ def pretrain(
         callbacks: Ray Train's, called at each checkpoint.
 
     Raises:
-        UserError: if the workers ask for more than Ray has.
+        UserError: if the workers ask for more than Ray has, or the run is one with other settings.
         JobFailed: if workers died more often than `max_failures`, the loss was not finite, or a
             checkpoint could not be written.
         Stopped: if SIGTERM at a worker or `max_seconds` ended it early.
@@ -157,6 +157,10 @@ def pretrain(
     """
     started = time.time()
     folder = Path(config.output) / config.name
+    # Again, for callers that make up the settings themselves: a finished training of other settings
+    # would be taken for this one.
+    if mistakes := run_mistakes(config):
+        raise UserError(mistakes[0])
     folder.mkdir(parents=True, exist_ok=True)
     dataset = ClipDataset.open(config.dataset)
     scaling = _scaling(config)

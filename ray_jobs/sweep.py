@@ -4,6 +4,7 @@ The sweep, its report, and with `final` the best settings at full length, scored
 all under one run of MLflow. The same command goes on where an earlier one stopped.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ import torch
 
 from pipelines.clip_dataset import ClipDataset
 from pipelines.config import EvaluateConfig, PretrainConfig, PretrainSettings, PromoteConfig
-from pipelines.pretrain import RUN_FILE
+from pipelines.pretrain import FREE_TO_CHANGE, RUN_FILE
 from pipelines.registry import Registered
 from pipelines.sweep import SweepResult, sweep
 from pipelines.sweep_checks import check_sweep, scored_split, sweep_folder, trials_at_once
@@ -198,10 +199,16 @@ def _final_stage(
 
 
 def final_config(config: SweepConfig, best: Trial, folder: Path) -> PretrainConfig:
-    """The training of the best settings at full length."""
+    """The training of the best settings at full length, which its name tells from others.
+
+    More trials or epochs may change what is best; a training that is there is then another one.
+    """
+    values = best_values(config, best)
+    trained = {name: value for name, value in values.items() if name not in FREE_TO_CHANGE}
+    digest = hashlib.sha256(json.dumps(trained, sort_keys=True).encode()).hexdigest()
     return PretrainConfig(
-        **best_values(config, best),
-        name="best",
+        **values,
+        name=f"best-{digest[:8]}",
         dataset=config.dataset,
         output=str(folder / "pretrain"),
         tracking=config.tracking,

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.sweep_config import SweepConfig
+from pipelines.sweep_trials import Trial
 from ray_jobs.settings import load_settings
-from ray_jobs.sweep import space_mistakes
+from ray_jobs.sweep import final_config, space_mistakes
 
 CONF = Path(__file__).resolve().parents[3] / "conf" / "sweep"
 
@@ -54,3 +55,13 @@ def test_settings_that_do_not_go_together_are_found():
 def test_the_final_length_is_checked_too():
     (mistake,) = mistakes("{seed: {choice: [0, 1]}}", "final={epochs: 0.5}")
     assert "final.epochs: optimizer.warmup_epochs (1) must not be above epochs (0.5)" in mistake
+
+
+def test_the_final_training_is_named_by_what_it_trains(tmp_path):
+    def name(values, *overrides):
+        config = load_settings(SweepConfig, CONF / "smoke.yaml", ["final={epochs: 8}", *overrides])
+        return final_config(config, Trial(0, values), tmp_path).name
+
+    one, other = {"objective.refinement": "mean"}, {"objective.refinement": "none"}
+    assert name(one) == name(one, "pretrain.log_every=7")
+    assert len({name(one), name(other), name(one, "final.epochs=9")}) == 3
