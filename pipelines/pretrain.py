@@ -12,7 +12,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -274,26 +274,58 @@ def _open_run(config: PretrainConfig, folder: Path, parent: RunRef | None) -> Ru
 
 
 def _scaling(config: PretrainConfig) -> train.ScalingConfig:
-    have = ray.cluster_resources()
-    least, most = config.worker_range
-    cpus = config.cpus_per_worker
-    if cpus is None:
-        cpus = 1.0 if config.use_gpu else max(1.0, have.get("CPU", 1.0) // most)
-    needs = {"CPU": cpus * least}
-    if config.use_gpu:
-        needs["GPU"] = float(least)
-    for kind, amount in needs.items():
-        if amount > have.get(kind, 0.0):
-            raise UserError(
-                f"num_workers ({least}) needs {amount:g} {kind}s, "
-                f"but Ray has {have.get(kind, 0.0):g}"
-            )
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     num_workers: Any = config.num_workers  # a pair is Ray Train's, of which its types know nothing
     return train.ScalingConfig(
         num_workers=num_workers,
         use_gpu=config.use_gpu,
-        resources_per_worker={"CPU": cpus} | ({"GPU": 1} if config.use_gpu else {}),
+        resources_per_worker=worker_resources(config, nodes),
     )
+
+
+def worker_resources(
+    config: PretrainConfig, nodes: Sequence[Mapping[str, float]]
+) -> dict[str, float]:
+    """What each worker gets of nodes with these resources.
+
+    Raises:
+        UserError: if the nodes have no room for the workers, for which Ray would wait for ever.
+    """
+    least, most = config.worker_range
+    cpus = config.cpus_per_worker
+    if cpus is None:
+        cpus = 1.0 if config.use_gpu else _cpu_share(nodes, most)
+    worker = {"CPU": cpus} | ({"GPU": 1.0} if config.use_gpu else {})
+    largest = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
+    if config.cpus_per_worker is not None and cpus > largest:
+        raise UserError(
+            f"cpus_per_worker ({cpus:g}) must not be above the {largest:g} CPUs of the largest node"
+        )
+    # A worker lies on one node: what is left over on several of them adds up to none.
+    places = sum(
+        min(int(node.get(kind, 0.0) // amount) for kind, amount in worker.items()) for node in nodes
+    )
+    if places < least:
+        needs = " and ".join(f"{least} x {amount:g} {kind}s" for kind, amount in worker.items())
+        have = "; ".join(
+            ", ".join(f"{node.get(kind, 0.0):g} {kind}s" for kind in worker) for node in nodes
+        )
+        raise UserError(
+            f"num_workers ({least}) needs {needs}, but the nodes of Ray have {have}: "
+            f"room for {places}"
+        )
+    return worker
+
+
+def _cpu_share(nodes: Sequence[Mapping[str, float]], num_workers: int) -> float:
+    """The most CPUs that each of so many workers can have, or 1."""
+    cpus = [int(node.get("CPU", 0.0)) for node in nodes]
+    fitting = (
+        share
+        for share in range(max(cpus, default=1), 1, -1)
+        if sum(have // share for have in cpus) >= num_workers
+    )
+    return float(next(fitting, 1))
 
 
 def _fit(
