@@ -18,9 +18,9 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from pipelines.checkpoints import find_checkpoint, read_info
+from pipelines.checkpoints import TrainingInfo, find_checkpoint, read_info
 from pipelines.clip_dataset import ClipDataset
-from pipelines.config import EvaluateConfig, EvaluateSettings
+from pipelines.config import EvaluateConfig, EvaluateSettings, PretrainConfig, clip_mismatch
 from pipelines.errors import UserError
 from pipelines.features import Features, extract
 from pipelines.progress import OnProgress, watched_board
@@ -45,25 +45,42 @@ class Evaluation:
 
 def check_evaluate(config: EvaluateConfig) -> list[str]:
     """All that stands in the way of an evaluation, found without starting anything."""
+    found: list[Any] = []
     mistakes = []
     for look in (
         lambda: read_info(find_checkpoint(config.checkpoint)),
         lambda: ClipDataset.open(config.dataset),
     ):
         try:
-            look()
+            found.append(look())
         except UserError as error:
             mistakes.append(str(error))
-    return mistakes
+    return mistakes or _clip_mistakes(config, *found)
+
+
+def _clip_mistakes(config: EvaluateConfig, info: TrainingInfo, dataset: ClipDataset) -> list[str]:
+    """Why these clips are not what the networks were trained on: their scores would mean nothing."""
+    problem = clip_mismatch(
+        PretrainConfig.model_validate(info.config),
+        frame_rate=dataset.frame_rate,
+        sample_rate=dataset.sample_rate,
+    )
+    return [f"dataset ({config.dataset}) does not fit the checkpoint: {problem}"] if problem else []
 
 
 def evaluate(
     config: EvaluateConfig, *, on_progress: OnProgress, parent: RunRef | None = None
 ) -> Evaluation:
-    """Scores a checkpoint; Ray is connected and `check_evaluate` found nothing."""
+    """Scores a checkpoint; Ray is connected.
+
+    Raises:
+        UserError: if the clips are not of the rates that the checkpoint takes.
+    """
     checkpoint = find_checkpoint(config.checkpoint)
     info = read_info(checkpoint)
     dataset = ClipDataset.open(config.dataset)
+    if mistakes := _clip_mistakes(config, info, dataset):
+        raise UserError(mistakes[0])
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     with tracked(open_run(config, "evaluate", config.name, parent=parent)) as run:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pipelines.clip_dataset import ClipDataset
-from pipelines.config import EvaluateSettings
+from pipelines.config import EvaluateSettings, clip_mismatch
 from pipelines.errors import UserError
 from pipelines.pretrain import RUN_FILE, check_pretrain
 from pipelines.sweep_config import SweepConfig
@@ -62,6 +62,11 @@ def _scoring_mistakes(config: SweepConfig) -> list[str]:
         dataset = ClipDataset.open(place)
     except UserError as error:
         return [str(error)] if config.scoring.dataset else []
+    problem = clip_mismatch(
+        config.pretrain, frame_rate=dataset.frame_rate, sample_rate=dataset.sample_rate
+    )
+    if problem:  # of the clips that are trained on it is told as well, with theirs
+        return [f"scoring.dataset ({place}): {problem}"] if config.scoring.dataset else []
     modality = config.objective.modality
     sides = ("video", "audio") if modality in ("mean", "both") else (modality,)
     return [

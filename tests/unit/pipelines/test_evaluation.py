@@ -1,0 +1,38 @@
+"""What an evaluation refuses before it starts."""
+
+import pytest
+from datasets import write_dataset
+from training import MODEL, tiny_config
+
+from pipelines.checkpoints import TrainingInfo, checkpoint_name, save_checkpoint
+from pipelines.config import EvaluateConfig
+from pipelines.errors import UserError
+from pipelines.evaluation import check_evaluate, evaluate
+
+
+def quiet(*_):
+    """Where progress goes."""
+
+
+def evaluate_config(tmp_path, model=MODEL, **settings):
+    """An evaluation of a checkpoint without weights, on clips of 4 frames/s and 800 Hz."""
+    trained = tiny_config(tmp_path, tmp_path, model=model)
+    info = TrainingInfo(1, 1, 1.0, trained.model_dump(mode="json"), "clips", "run", "code")
+    checkpoint = tmp_path / "run" / checkpoint_name(1)
+    save_checkpoint(checkpoint, {}, {}, info)
+    clips = tmp_path / "clips"
+    if not clips.exists():
+        write_dataset(clips, 8, split=lambda i: "test" if i % 4 == 0 else "train")
+    values = {"checkpoint": str(checkpoint), "dataset": str(clips), "output": str(tmp_path / "out")}
+    return EvaluateConfig.model_validate(values | settings)
+
+
+def test_clips_of_another_rate_are_refused(tmp_path):
+    assert check_evaluate(evaluate_config(tmp_path)) == []
+    sharp = {**MODEL["audio"], "sample_rate": 1600, "num_samples": 3200, "hop_length": 68}
+    config = evaluate_config(tmp_path, {**MODEL, "audio": sharp})
+    (mistake,) = check_evaluate(config)
+    message = r"does not fit the checkpoint: model.audio.sample_rate \(1600\) must equal the clips'"
+    with pytest.raises(UserError, match=message):
+        evaluate(config, on_progress=quiet)
+    assert str(config.dataset) in mistake
