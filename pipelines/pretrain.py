@@ -21,7 +21,13 @@ import ray
 from ray import train
 from ray.train.torch import TorchTrainer
 
-from pipelines.checkpoints import TrainingInfo, find_checkpoint, read_info
+from pipelines.checkpoints import (
+    TrainingInfo,
+    check_dataset,
+    find_checkpoint,
+    newest_checkpoint,
+    read_info,
+)
 from pipelines.clip_dataset import ClipDataset
 from pipelines.clip_ids import read_clip_ids
 from pipelines.config import PretrainConfig, clip_mismatch
@@ -72,6 +78,7 @@ def check_pretrain(config: PretrainConfig) -> list[str]:
     try:
         dataset = ClipDataset.open(config.dataset)
         mistakes += _dataset_mistakes(config, dataset)
+        mistakes += _checkpoint_mistakes(config, dataset)
     except UserError as error:
         mistakes.append(str(error))
     if config.resume is not None:
@@ -80,7 +87,7 @@ def check_pretrain(config: PretrainConfig) -> list[str]:
         except UserError as error:
             mistakes.append(str(error))
     mistakes += run_mistakes(config)
-    return mistakes
+    return list(dict.fromkeys(mistakes))
 
 
 def _dataset_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[str]:
@@ -104,6 +111,19 @@ def _names_a_clip(exclude: str, dataset: ClipDataset) -> bool:
 def _resume_mistakes(config: PretrainConfig, info: TrainingInfo) -> list[str]:
     there, here = info.config["model"], config.model_dump(mode="json")["model"]
     return [f"resume ({config.resume}) has another model: {text}" for text in _changes(there, here)]
+
+
+def _checkpoint_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[str]:
+    """Why training cannot go on from where it would; workers would find out one after the other."""
+    checkpoint = newest_checkpoint(Path(config.output) / config.name)
+    try:
+        if checkpoint is None and config.resume is not None:
+            checkpoint = find_checkpoint(config.resume)
+        if checkpoint is not None:
+            check_dataset(checkpoint, config.dataset, dataset.dataset_id)
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def run_mistakes(config: PretrainConfig) -> list[str]:
@@ -148,7 +168,8 @@ def pretrain(
         callbacks: Ray Train's, called at each checkpoint.
 
     Raises:
-        UserError: if the workers ask for more than Ray has, or the run is one with other settings.
+        UserError: if the workers ask for more than Ray has, or the run is one with other settings
+            or of other clips.
         JobFailed: if workers died more often than `max_failures`, the loss was not finite, or a
             checkpoint could not be written.
         Stopped: if SIGTERM at a worker or `max_seconds` ended it early.
@@ -163,6 +184,8 @@ def pretrain(
         raise UserError(mistakes[0])
     folder.mkdir(parents=True, exist_ok=True)
     dataset = ClipDataset.open(config.dataset)
+    if mistakes := _checkpoint_mistakes(config, dataset):
+        raise UserError(mistakes[0])
     scaling = _scaling(config)
     with tracked(_open_run(config, folder, parent)) as run:
         log_dataset(

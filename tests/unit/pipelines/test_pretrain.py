@@ -8,8 +8,15 @@ import threading
 import pytest
 from training import folder_of, tiny_config, tiny_dataset
 
+from pipelines.checkpoints import TrainingInfo, checkpoint_name, save_checkpoint
 from pipelines.errors import UserError
-from pipelines.pretrain import RUN_FILE, _fit_unless_interrupted, pretrain, worker_resources
+from pipelines.pretrain import (
+    RUN_FILE,
+    _fit_unless_interrupted,
+    check_pretrain,
+    pretrain,
+    worker_resources,
+)
 
 OUTCOME = {"next_step": 5, "total_steps": 9, "not_finite": None, "has_failed": False}
 
@@ -50,6 +57,14 @@ def test_a_failure_after_ctrl_c_is_told(interrupted_fit):
 
 def quiet(*_):
     """Where progress goes."""
+
+
+def leave_checkpoint(config, dataset_id="made24"):
+    """Leaves what a training with these settings on these clips would, without weights."""
+    place = folder_of(config) / checkpoint_name(7)
+    values = config.model_dump(mode="json")
+    save_checkpoint(place, {}, {}, TrainingInfo(7, 60, 6.0, values, dataset_id, "earlier", "code"))
+    return place
 
 
 def test_a_run_with_other_settings_is_not_taken_for_this_one(tmp_path):
@@ -97,3 +112,18 @@ def test_cpus_are_shared_out_node_by_node(tmp_path, workers, nodes, cpus):
 def test_workers_that_fit_on_no_node_are_refused(tmp_path, settings, nodes, message):
     with pytest.raises(UserError, match=message):
         worker_resources(tiny_config(tmp_path, tmp_path, **settings), nodes)
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_clips_that_changed_since_the_checkpoint_are_found_before_the_workers_are(tmp_path, is_own):
+    config = tiny_config(tmp_path, tiny_dataset(tmp_path / "clips"))
+    place = leave_checkpoint(config)
+    if not is_own:
+        config = config.model_copy(update={"name": "second", "resume": str(place)})
+    assert check_pretrain(config) == []
+    leave_checkpoint(tiny_config(tmp_path, tmp_path / "clips"), "grown25")
+    message = "trained on dataset grown25, but dataset .* is made24 now"
+    (mistake,) = check_pretrain(config)
+    with pytest.raises(UserError, match=message) as raised:
+        pretrain(config, on_progress=quiet)
+    assert mistake == str(raised.value)
