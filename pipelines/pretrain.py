@@ -34,7 +34,7 @@ from pipelines.config import PretrainConfig, clip_mismatch
 from pipelines.errors import JobFailed, Stopped, UserError
 from pipelines.progress import OnProgress, watched_board
 from pipelines.rungs import RungPlan
-from pipelines.shards import write_json
+from pipelines.shards import locked, write_json
 from pipelines.stopping import Stop, StoppableTorchConfig
 from pipelines.tracking import RunRef, flat, log_dataset, open_run, tracked
 from pipelines.train_loop import make_feed, train_loop_per_worker
@@ -42,6 +42,8 @@ from pipelines.train_loop import make_feed, train_loop_per_worker
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
+LOCK_FILE = ".lock"
+TRIAL_PATIENCE_SECONDS = 60.0
 FREE_TO_CHANGE = (
     "tracking",
     "ray",
@@ -169,7 +171,7 @@ def pretrain(
 
     Raises:
         UserError: if the workers ask for more than Ray has, or the run is one with other settings
-            or of other clips.
+            or of other clips, or another process is at it.
         JobFailed: if workers died more often than `max_failures`, the loss was not finite, or a
             checkpoint could not be written.
         Stopped: if SIGTERM at a worker or `max_seconds` ended it early.
@@ -178,42 +180,43 @@ def pretrain(
     """
     started = time.time()
     folder = Path(config.output) / config.name
-    # Again, for callers that make up the settings themselves: a finished training of other settings
-    # would be taken for this one.
-    if mistakes := run_mistakes(config):
-        raise UserError(mistakes[0])
     folder.mkdir(parents=True, exist_ok=True)
-    dataset = ClipDataset.open(config.dataset)
-    if mistakes := _checkpoint_mistakes(config, dataset):
-        raise UserError(mistakes[0])
-    scaling = _scaling(config)
-    with tracked(_open_run(config, folder, parent)) as run:
-        log_dataset(
-            run,
-            dataset_id=dataset.dataset_id,
-            path=config.dataset,
-            num_clips=dataset.num_clips,
-            context="training",
-        )
-        with watched_board(on_progress) as board:
-            values = {
-                "config": config.model_dump(mode="json"),
-                "run": asdict(run),
-                "board": board,
-                "deadline": started + config.max_seconds if config.max_seconds else None,
-                "rungs": asdict(rungs) if rungs else None,
-            }
-            outcome = _fit_unless_interrupted(
-                lambda: _fit(config, scaling, values, callbacks), board.ask_to_stop.remote
+    # A trial's earlier driver may outlive a sweep that was killed by seconds.
+    patience = TRIAL_PATIENCE_SECONDS if rungs else 0.0
+    with locked(folder / LOCK_FILE, f"run ({folder})", patience_seconds=patience):
+        dataset = ClipDataset.open(config.dataset)
+        # Again, for callers that make up the settings themselves: a finished training of other
+        # settings would be taken for this one.
+        if mistakes := run_mistakes(config) or _checkpoint_mistakes(config, dataset):
+            raise UserError(mistakes[0])
+        scaling = _scaling(config)
+        with tracked(_open_run(config, folder, parent)) as run:
+            log_dataset(
+                run,
+                dataset_id=dataset.dataset_id,
+                path=config.dataset,
+                num_clips=dataset.num_clips,
+                context="training",
             )
-        _check_outcome(outcome, config, folder)
-        return PretrainResult(
-            checkpoint=find_checkpoint(str(folder)),
-            run=run,
-            total_steps=outcome["total_steps"],
-            first_step=outcome["first_step"],
-            clips_per_second=outcome["clips_per_second"],
-        )
+            with watched_board(on_progress) as board:
+                values = {
+                    "config": config.model_dump(mode="json"),
+                    "run": asdict(run),
+                    "board": board,
+                    "deadline": started + config.max_seconds if config.max_seconds else None,
+                    "rungs": asdict(rungs) if rungs else None,
+                }
+                outcome = _fit_unless_interrupted(
+                    lambda: _fit(config, scaling, values, callbacks), board.ask_to_stop.remote
+                )
+            _check_outcome(outcome, config, folder)
+            return PretrainResult(
+                checkpoint=find_checkpoint(str(folder)),
+                run=run,
+                total_steps=outcome["total_steps"],
+                first_step=outcome["first_step"],
+                clips_per_second=outcome["clips_per_second"],
+            )
 
 
 def _fit_unless_interrupted(

@@ -19,7 +19,8 @@ from pipelines.config import (
 )
 from pipelines.gallery import RunRecord, write_run_report
 from pipelines.ingest import check_ingest
-from pipelines.pretrain import run_mistakes
+from pipelines.pretrain import LOCK_FILE, run_mistakes
+from pipelines.shards import locked
 from pipelines.tracking import SQLITE, RunRef, open_run, redacted, tracked
 from ray_jobs.checks import messages, surroundings
 from ray_jobs.cli import Job, Plan, run_job
@@ -110,7 +111,11 @@ def work(config: RunConfig) -> None:
     started = time.monotonic()
     folder = folder_of(config)
     folder.mkdir(parents=True, exist_ok=True)
-    with connected(config.ray), tracked(_parent_run(config, folder)) as parent:
+    with (
+        locked(folder / LOCK_FILE, f"run ({folder})"),
+        connected(config.ray),
+        tracked(_parent_run(config, folder)) as parent,
+    ):
         summary = ingest_stage(ingest_config(config), parent)
         training = pretrain_stage(pretrain_config(config), parent)
         evaluation = evaluate_stage(evaluate_config(config, training.checkpoint), parent)

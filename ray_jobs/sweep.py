@@ -18,8 +18,9 @@ import torch
 
 from pipelines.clip_dataset import ClipDataset
 from pipelines.config import EvaluateConfig, PretrainConfig, PretrainSettings, PromoteConfig
-from pipelines.pretrain import FREE_TO_CHANGE, RUN_FILE
+from pipelines.pretrain import FREE_TO_CHANGE, LOCK_FILE, RUN_FILE
 from pipelines.registry import Registered
+from pipelines.shards import locked
 from pipelines.sweep import SweepResult, sweep
 from pipelines.sweep_checks import check_sweep, scored_split, sweep_folder, trials_at_once
 from pipelines.sweep_config import SweepConfig
@@ -122,7 +123,11 @@ def work(config: SweepConfig) -> None:
     folder = sweep_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
     final: tuple[dict[str, Any], Sequence[Registered]] | None = None
-    with connected(config.ray, dashboard=True), tracked(_sweep_run(config, folder)) as run:
+    with (
+        locked(folder / LOCK_FILE, f"sweep ({folder})"),
+        connected(config.ray, dashboard=True),
+        tracked(_sweep_run(config, folder)) as run,
+    ):
         result = _sweep_stage(config, run)
         winner = write_winner(config, result)
         run.client().log_artifact(run.run_id, str(winner))

@@ -11,12 +11,14 @@ from training import folder_of, tiny_config, tiny_dataset
 from pipelines.checkpoints import TrainingInfo, checkpoint_name, save_checkpoint
 from pipelines.errors import UserError
 from pipelines.pretrain import (
+    LOCK_FILE,
     RUN_FILE,
     _fit_unless_interrupted,
     check_pretrain,
     pretrain,
     worker_resources,
 )
+from pipelines.shards import locked
 
 OUTCOME = {"next_step": 5, "total_steps": 9, "not_finite": None, "has_failed": False}
 
@@ -127,3 +129,14 @@ def test_clips_that_changed_since_the_checkpoint_are_found_before_the_workers_ar
     with pytest.raises(UserError, match=message) as raised:
         pretrain(config, on_progress=quiet)
     assert mistake == str(raised.value)
+
+
+def test_a_second_training_of_that_name_is_refused(tmp_path):
+    config = tiny_config(tmp_path, tiny_dataset(tmp_path / "clips"))
+    left = leave_checkpoint(config)
+    with (
+        locked(folder_of(config) / LOCK_FILE, "the first"),
+        pytest.raises(UserError, match=rf"run \(.*/tiny\) is being written by process {os.getpid()}"),
+    ):
+        pretrain(config, on_progress=quiet)
+    assert left.exists()

@@ -4,10 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.errors import UserError
+from pipelines.pretrain import LOCK_FILE
+from pipelines.shards import locked
+from pipelines.sweep_checks import sweep_folder
 from pipelines.sweep_config import SweepConfig
 from pipelines.sweep_trials import Trial
 from ray_jobs.settings import load_settings
-from ray_jobs.sweep import final_config, space_mistakes
+from ray_jobs.sweep import final_config, space_mistakes, work
 
 CONF = Path(__file__).resolve().parents[3] / "conf" / "sweep"
 
@@ -65,3 +69,14 @@ def test_the_final_training_is_named_by_what_it_trains(tmp_path):
     one, other = {"objective.refinement": "mean"}, {"objective.refinement": "none"}
     assert name(one) == name(one, "pretrain.log_every=7")
     assert len({name(one), name(other), name(one, "final.epochs=9")}) == 3
+
+
+def test_a_second_sweep_of_that_name_is_refused(tmp_path):
+    config = load_settings(SweepConfig, CONF / "smoke.yaml", [f"output={tmp_path}"])
+    folder = sweep_folder(config)
+    folder.mkdir()
+    with (
+        locked(folder / LOCK_FILE, "the first"),
+        pytest.raises(UserError, match=r"sweep \(.*/smoke-sweep\) is being written by process"),
+    ):
+        work(config)
