@@ -205,7 +205,7 @@ class PretrainSettings(MethodConfig):
     after a node is lost and more when one comes; `batch_size` stays that of all of them."""
     use_gpu: bool = False
     cpus_per_worker: PositiveFloat | None = None
-    """By default all CPUs of Ray shared out among the workers, each on one node, or 1 with a GPU."""
+    """By default all CPUs of Ray shared out among the workers, node by node, or 1 with a GPU."""
     parallelism: Literal["ddp", "fsdp"] = "ddp"
     """`ddp`: each worker has all weights; `fsdp`: they are spread over the workers."""
     accumulation_steps: PositiveInt = 1

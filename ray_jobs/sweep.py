@@ -18,6 +18,7 @@ import torch
 
 from pipelines.clip_dataset import ClipDataset
 from pipelines.config import EvaluateConfig, PretrainConfig, PretrainSettings, PromoteConfig
+from pipelines.evaluation import check_gpu
 from pipelines.pretrain import FREE_TO_CHANGE, LOCK_FILE, RUN_FILE
 from pipelines.registry import Registered
 from pipelines.shards import locked
@@ -35,7 +36,7 @@ from ray_jobs.checks import messages, surroundings
 from ray_jobs.cli import Job, Plan, run_job
 from ray_jobs.cluster import connected, ray_address
 from ray_jobs.console import StageProgress, duration, table
-from ray_jobs.evaluate import evaluate_stage, score_table
+from ray_jobs.evaluate import evaluate_stage, gpu_mistakes, score_table
 from ray_jobs.pretrain import pretrain_stage
 from ray_jobs.promote import in_words as registered_in_words
 from ray_jobs.promote import promote_stage
@@ -63,9 +64,14 @@ def plan(config: SweepConfig) -> Plan:
             *problems,
             *(() if problems else check_sweep(config)),
             *messages(lambda: _check_resources(config)),
+            *gpu_mistakes(config, {"final.evaluate.use_gpu": _scores_on_gpu(config)}),
             *surroundings(config, str(folder)),
         ),
     )
+
+
+def _scores_on_gpu(config: SweepConfig) -> bool:
+    return config.final is not None and config.final.evaluate.use_gpu
 
 
 def _check_resources(config: SweepConfig) -> None:
@@ -128,6 +134,8 @@ def work(config: SweepConfig) -> None:
         connected(config.ray, dashboard=True),
         tracked(_sweep_run(config, folder)) as run,
     ):
+        if _scores_on_gpu(config):  # told before the trials, not after them
+            check_gpu("final.evaluate.use_gpu")
         result = _sweep_stage(config, run)
         winner = write_winner(config, result)
         run.client().log_artifact(run.run_id, str(winner))

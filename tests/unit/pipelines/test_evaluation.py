@@ -7,7 +7,7 @@ from training import MODEL, tiny_config
 from pipelines.checkpoints import TrainingInfo, checkpoint_name, save_checkpoint
 from pipelines.config import EvaluateConfig
 from pipelines.errors import UserError
-from pipelines.evaluation import check_evaluate, evaluate
+from pipelines.evaluation import check_evaluate, check_gpu, evaluate
 
 
 def quiet(*_):
@@ -36,3 +36,8 @@ def test_clips_of_another_rate_are_refused(tmp_path):
     with pytest.raises(UserError, match=message):
         evaluate(config, on_progress=quiet)
     assert str(config.dataset) in mistake
+
+
+def test_a_gpu_that_no_node_has_is_told(local_ray):
+    with pytest.raises(UserError, match=r"use_gpu \(True\) needs a GPU, but no node"):
+        check_gpu("use_gpu")

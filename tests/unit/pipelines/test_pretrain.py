@@ -136,7 +136,9 @@ def test_a_second_training_of_that_name_is_refused(tmp_path):
     left = leave_checkpoint(config)
     with (
         locked(folder_of(config) / LOCK_FILE, "the first"),
-        pytest.raises(UserError, match=rf"run \(.*/tiny\) is being written by process {os.getpid()}"),
+        pytest.raises(
+            UserError, match=rf"run \(.*tiny\) is being written by process {os.getpid()}"
+        ),
     ):
         pretrain(config, on_progress=quiet)
     assert left.exists()
