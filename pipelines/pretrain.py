@@ -292,7 +292,9 @@ def _open_run(config: PretrainConfig, folder: Path, parent: RunRef | None) -> Ru
     file = folder / RUN_FILE
     run_id = json.loads(file.read_text())["run_id"] if file.exists() else ""
     if not run_id and config.resume:
-        run_id = read_info(find_checkpoint(config.resume)).run_id
+        checkpoint = find_checkpoint(config.resume)
+        if checkpoint.parent == folder:  # another training's run is not for this one's metrics
+            run_id = read_info(checkpoint).run_id
     run = open_run(config, "pretrain", config.name, parent=parent, run_id=run_id)
     values = {"run_id": run.run_id, "config": config.model_dump(mode="json")}
     write_json(file, values)

@@ -14,6 +14,7 @@ from pipelines.pretrain import (
     LOCK_FILE,
     RUN_FILE,
     _fit_unless_interrupted,
+    _open_run,
     check_pretrain,
     pretrain,
     worker_resources,
@@ -61,11 +62,11 @@ def quiet(*_):
     """Where progress goes."""
 
 
-def leave_checkpoint(config, dataset_id="made24"):
+def leave_checkpoint(config, dataset_id="made24", run_id="earlier"):
     """Leaves what a training with these settings on these clips would, without weights."""
     place = folder_of(config) / checkpoint_name(7)
     values = config.model_dump(mode="json")
-    save_checkpoint(place, {}, {}, TrainingInfo(7, 60, 6.0, values, dataset_id, "earlier", "code"))
+    save_checkpoint(place, {}, {}, TrainingInfo(7, 60, 6.0, values, dataset_id, run_id, "code"))
     return place
 
 
@@ -142,3 +143,16 @@ def test_a_second_training_of_that_name_is_refused(tmp_path):
     ):
         pretrain(config, on_progress=quiet)
     assert left.exists()
+
+
+def test_a_training_that_begins_from_another_has_a_run_of_its_own(tmp_path):
+    first = tiny_config(tmp_path, tmp_path)
+    folder_of(first).mkdir(parents=True)
+    run = _open_run(first, folder_of(first), None)
+    place = leave_checkpoint(first, run_id=run.run_id)
+    (folder_of(first) / RUN_FILE).unlink()
+    again = first.model_copy(update={"resume": str(place)})
+    assert _open_run(again, folder_of(again), None) == run
+    second = again.model_copy(update={"name": "second"})
+    folder_of(second).mkdir()
+    assert _open_run(second, folder_of(second), None).run_id != run.run_id
