@@ -36,7 +36,7 @@ from pipelines.progress import OnProgress, watched_board
 from pipelines.rungs import RungPlan
 from pipelines.shards import locked, write_json
 from pipelines.stopping import Stop, StoppableTorchConfig
-from pipelines.tracking import RunRef, flat, log_dataset, open_run, tracked
+from pipelines.tracking import RunRef, flat, kept_settings, log_dataset, open_run, tracked
 from pipelines.train_loop import make_feed, train_loop_per_worker
 
 logger = logging.getLogger(__name__)
@@ -200,7 +200,7 @@ def pretrain(
             )
             with watched_board(on_progress) as board:
                 values = {
-                    "config": config.model_dump(mode="json"),
+                    "config": kept_settings(config),  # goes into checkpoints; `run` has the server
                     "run": asdict(run),
                     "board": board,
                     "deadline": started + config.max_seconds if config.max_seconds else None,
@@ -296,7 +296,7 @@ def _open_run(config: PretrainConfig, folder: Path, parent: RunRef | None) -> Ru
         if checkpoint.parent == folder:  # another training's run is not for this one's metrics
             run_id = read_info(checkpoint).run_id
     run = open_run(config, "pretrain", config.name, parent=parent, run_id=run_id)
-    values = {"run_id": run.run_id, "config": config.model_dump(mode="json")}
+    values = {"run_id": run.run_id, "config": kept_settings(config)}
     write_json(file, values)
     return run
 

@@ -31,7 +31,7 @@ from pipelines.sweep_search import num_trials
 from pipelines.sweep_space import combinations, edge_cases
 from pipelines.sweep_trial import best_values, pretrain_values
 from pipelines.sweep_trials import Trial
-from pipelines.tracking import RunRef, open_run, tracked
+from pipelines.tracking import RunRef, kept_settings, open_run, tracked
 from ray_jobs.checks import messages, surroundings
 from ray_jobs.cli import Job, Plan, run_job
 from ray_jobs.cluster import connected, ray_address
@@ -165,7 +165,7 @@ def _sweep_run(config: SweepConfig, folder: Path) -> RunRef:
     file = folder / RUN_FILE
     run_id = json.loads(file.read_text())["run_id"] if file.exists() else ""
     run = open_run(config, "sweep", config.name, run_id=run_id)
-    values = {"run_id": run.run_id, "config": config.model_dump(mode="json")}
+    values = {"run_id": run.run_id, "config": kept_settings(config)}
     file.write_text(json.dumps(values, indent=1))
     return run
 

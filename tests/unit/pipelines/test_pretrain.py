@@ -4,12 +4,14 @@ import json
 import os
 import signal
 import threading
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 from training import folder_of, tiny_config, tiny_dataset
 
 from pipelines.checkpoints import TrainingInfo, checkpoint_name, save_checkpoint
-from pipelines.errors import UserError
+from pipelines.errors import JobFailed, UserError
 from pipelines.pretrain import (
     LOCK_FILE,
     RUN_FILE,
@@ -20,6 +22,7 @@ from pipelines.pretrain import (
     worker_resources,
 )
 from pipelines.shards import locked
+from pipelines.tracking import RunRef
 
 OUTCOME = {"next_step": 5, "total_steps": 9, "not_finite": None, "has_failed": False}
 
@@ -58,8 +61,8 @@ def test_a_failure_after_ctrl_c_is_told(interrupted_fit):
         _fit_unless_interrupted(fail, asked.set)
 
 
-def quiet(*_):
-    """Where progress goes."""
+def quiet(*_, **__):
+    """Where progress goes, and what a test does not need."""
 
 
 def leave_checkpoint(config, dataset_id="made24", run_id="earlier"):
@@ -156,3 +159,32 @@ def test_a_training_that_begins_from_another_has_a_run_of_its_own(tmp_path):
     second = again.model_copy(update={"name": "second"})
     folder_of(second).mkdir()
     assert _open_run(second, folder_of(second), None).run_id != run.run_id
+
+
+def test_the_password_of_the_server_is_not_written_down(tmp_path, monkeypatch):
+    """Neither in the run's folder nor in what workers get, which they put into checkpoints."""
+    opened = RunRef(f"sqlite:///{tmp_path}/mlflow.db", "0", "run")
+    handed_on = {}
+
+    def fit(_config, _scaling, values, _callbacks):
+        handed_on.update(values)
+        raise JobFailed("enough seen")
+
+    for name, instead in {
+        "open_run": lambda *_, **__: opened,
+        "log_dataset": quiet,
+        "tracked": nullcontext,
+        "watched_board": lambda _: nullcontext(
+            SimpleNamespace(ask_to_stop=SimpleNamespace(remote=quiet))
+        ),
+        "_scaling": quiet,
+        "_fit": fit,
+    }.items():
+        monkeypatch.setattr(f"pipelines.pretrain.{name}", instead)
+    server = {"uri": "http://me:p@ss@mlflow.example:5000"}
+    config = tiny_config(tmp_path, tiny_dataset(tmp_path / "clips"), tracking=server)
+    with pytest.raises(JobFailed, match="enough seen"):
+        pretrain(config, on_progress=quiet)
+    for written in ((folder_of(config) / RUN_FILE).read_text(), json.dumps(handed_on["config"])):
+        assert "http://***@mlflow.example:5000" in written
+        assert "ss@" not in written

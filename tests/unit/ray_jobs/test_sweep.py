@@ -10,8 +10,9 @@ from pipelines.shards import locked
 from pipelines.sweep_checks import sweep_folder
 from pipelines.sweep_config import SweepConfig
 from pipelines.sweep_trials import Trial
+from pipelines.tracking import RunRef
 from ray_jobs.settings import load_settings
-from ray_jobs.sweep import final_config, space_mistakes, work
+from ray_jobs.sweep import _sweep_run, final_config, space_mistakes, work
 
 CONF = Path(__file__).resolve().parents[3] / "conf" / "sweep"
 
@@ -80,3 +81,12 @@ def test_a_second_sweep_of_that_name_is_refused(tmp_path):
         pytest.raises(UserError, match=r"sweep \(.*/smoke-sweep\) is being written by process"),
     ):
         work(config)
+
+
+def test_the_password_of_the_server_is_not_written_down(tmp_path, monkeypatch):
+    monkeypatch.setattr("ray_jobs.sweep.open_run", lambda *_, **__: RunRef("uri", "0", "run"))
+    overrides = [f"output={tmp_path}", "tracking.uri=http://me:p@ss@mlflow.example:5000"]
+    _sweep_run(load_settings(SweepConfig, CONF / "smoke.yaml", overrides), tmp_path)
+    written = (tmp_path / "run.json").read_text()
+    assert "ss@" not in written
+    assert "http://***@mlflow.example:5000" in written
