@@ -4,7 +4,7 @@ A space is a mapping from dotted settings (`objective.distillation_weight`) to a
 of `bundles` has a free name and sets several settings together, which is how an ablation is said.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
@@ -47,14 +47,14 @@ class Domain(Config):
         return next(kind for kind in KINDS if getattr(self, kind) is not None)
 
     @property
-    def options(self) -> tuple[Any, ...] | None:
+    def options(self) -> Sequence[Any] | None:
         """All values of a domain that can be counted, else None."""
         if self.integer is not None:
-            return tuple(range(self.integer[0], self.integer[1] + 1))
+            return range(self.integer[0], self.integer[1] + 1)
         return tuple(self.bundles) if self.bundles is not None else self.choice
 
     @property
-    def ends(self) -> tuple[Any, ...]:
+    def ends(self) -> Sequence[Any]:
         """The values to check: all options of a choice, low and high of a range."""
         for bounds in (self.uniform, self.loguniform, self.integer):
             if bounds is not None:
