@@ -68,9 +68,20 @@ def test_clips_that_cannot_be_scored(tmp_path):
     )
     _, mistakes = checked(tmp_path, silent)
     assert len(mistakes) == 1
-    assert "gives no audio score: split val, test has no labelled clip" in mistakes[0]
+    assert (
+        "gives no audio score: split test, the first that is there, has no labelled clip"
+        in mistakes[0]
+    )
     _, mistakes = checked(tmp_path, silent, objective={"modality": "video"})
     assert mistakes == []
+    both = write_dataset(
+        tmp_path / "both",
+        12,
+        split=lambda i: ("test", "val", "train", "train")[i % 4],
+        has_audio=lambda i: i % 4 != 1,
+    )
+    _, mistakes = checked(tmp_path, both)  # clips of `test` do not stand in for those of `val`
+    assert any("gives no audio score: split val, the first that is" in text for text in mistakes)
     all_train = write_dataset(tmp_path / "all", 12)
     assert len(checked(tmp_path, all_train)[1]) == 2
 
