@@ -48,6 +48,8 @@ class TrainingInfo:
     run_id: str
     """The MLflow run that goes on when training does."""
     code_version: str
+    exclude_sha256: str | None = None
+    """Of the ids left out, see `clip_ids_sha256`; None if an earlier version did not say."""
     format_version: int = FORMAT_VERSION
 
 

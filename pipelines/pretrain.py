@@ -29,7 +29,7 @@ from pipelines.checkpoints import (
     read_info,
 )
 from pipelines.clip_dataset import ClipDataset
-from pipelines.clip_ids import read_clip_ids
+from pipelines.clip_ids import clip_ids_sha256, read_clip_ids
 from pipelines.config import PretrainConfig, clip_mismatch
 from pipelines.errors import JobFailed, Stopped, UserError
 from pipelines.progress import OnProgress, watched_board
@@ -42,6 +42,7 @@ from pipelines.train_loop import make_feed, train_loop_per_worker
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
+EXCLUDE_SHA256 = "exclude_sha256"
 LOCK_FILE = ".lock"
 TRIAL_PATIENCE_SECONDS = 60.0
 FREE_TO_CHANGE = (
@@ -117,12 +118,14 @@ def _resume_mistakes(config: PretrainConfig, info: TrainingInfo) -> list[str]:
 
 def _checkpoint_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[str]:
     """Why training cannot go on from where it would; workers would find out one after the other."""
-    checkpoint = newest_checkpoint(Path(config.output) / config.name)
+    own = newest_checkpoint(Path(config.output) / config.name)
     try:
-        if checkpoint is None and config.resume is not None:
-            checkpoint = find_checkpoint(config.resume)
-        if checkpoint is not None:
-            check_dataset(checkpoint, config.dataset, dataset.dataset_id)
+        if own is not None:
+            check_dataset(own, config.dataset, dataset.dataset_id)
+            return _exclude_mistakes(config, read_info(own).exclude_sha256)
+        if config.resume is not None:
+            resumed = find_checkpoint(config.resume)
+            check_dataset(resumed, config.dataset, dataset.dataset_id)
     except UserError as error:
         return [str(error)]
     return []
@@ -133,13 +136,27 @@ def run_mistakes(config: PretrainConfig) -> list[str]:
     file = Path(config.output) / config.name / RUN_FILE
     if not file.exists():
         return []
-    there = json.loads(file.read_text())["config"]
-    changes = _changes(there, config.model_dump(mode="json"))
+    there = json.loads(file.read_text())
+    changes = _changes(there["config"], config.model_dump(mode="json"))
     if not changes:
-        return []
+        return _exclude_mistakes(config, there.get(EXCLUDE_SHA256))
     return [
         f"name ({config.name}) is a run in {config.output} with other settings: "
         f"{'; '.join(changes)}. Take another name or the same settings"
+    ]
+
+
+def _exclude_mistakes(config: PretrainConfig, began_with: str | None) -> list[str]:
+    """Why the list of clips left out is not that of the run; other ids make another order."""
+    try:
+        now = clip_ids_sha256(config.exclude)
+    except UserError as error:
+        return [str(error)]
+    if began_with in (None, now):
+        return []
+    return [
+        f"exclude ({config.exclude}) names other clips than when the run {config.name} began. "
+        "Take another name or the same list"
     ]
 
 
@@ -201,6 +218,7 @@ def pretrain(
             with watched_board(on_progress) as board:
                 values = {
                     "config": kept_settings(config),  # goes into checkpoints; `run` has the server
+                    EXCLUDE_SHA256: clip_ids_sha256(config.exclude),
                     "run": asdict(run),
                     "board": board,
                     "deadline": started + config.max_seconds if config.max_seconds else None,
@@ -296,7 +314,11 @@ def _open_run(config: PretrainConfig, folder: Path, parent: RunRef | None) -> Ru
         if checkpoint.parent == folder:  # another training's run is not for this one's metrics
             run_id = read_info(checkpoint).run_id
     run = open_run(config, "pretrain", config.name, parent=parent, run_id=run_id)
-    values = {"run_id": run.run_id, "config": kept_settings(config)}
+    values = {
+        "run_id": run.run_id,
+        "config": kept_settings(config),
+        EXCLUDE_SHA256: clip_ids_sha256(config.exclude),
+    }
     write_json(file, values)
     return run
 

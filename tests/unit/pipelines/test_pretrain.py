@@ -11,6 +11,7 @@ import pytest
 from training import folder_of, tiny_config, tiny_dataset
 
 from pipelines.checkpoints import TrainingInfo, checkpoint_name, save_checkpoint
+from pipelines.clip_dataset import ClipDataset
 from pipelines.errors import JobFailed, UserError
 from pipelines.pretrain import (
     LOCK_FILE,
@@ -188,3 +189,21 @@ def test_the_password_of_the_server_is_not_written_down(tmp_path, monkeypatch):
     for written in ((folder_of(config) / RUN_FILE).read_text(), json.dumps(handed_on["config"])):
         assert "http://***@mlflow.example:5000" in written
         assert "ss@" not in written
+
+
+def test_a_list_of_excluded_clips_that_changed_is_refused(tmp_path):
+    dataset = tiny_dataset(tmp_path / "clips")
+    ids = ClipDataset.open(dataset).index.clip_id.tolist()
+    exclude = tmp_path / "leaks.txt"
+    exclude.write_text("\n".join(ids[:3]))
+    config = tiny_config(tmp_path, dataset, exclude=str(exclude))
+    folder_of(config).mkdir(parents=True)
+    _open_run(config, folder_of(config), None)
+    exclude.write_text("# in another order\n" + "\n".join(reversed(ids[:3])))
+    assert check_pretrain(config) == []
+    exclude.write_text("\n".join(ids[:4]))
+    (mistake,) = check_pretrain(config)
+    assert f"exclude ({exclude}) names other clips than when the run tiny began" in mistake
+    exclude.unlink()
+    (mistake,) = check_pretrain(config)
+    assert "cannot be read" in mistake
