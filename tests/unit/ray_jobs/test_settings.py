@@ -80,6 +80,21 @@ def test_all_mistakes_are_reported_at_once(tmp_path):
         assert part in message
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("views.crop_ratio.low=0", r"views\.crop_ratio\.low \(0\): .* greater than 0"),
+        ("optimizer.betas=[0.9, 1.0]", r"optimizer\.betas\.1 \(1\.0\): .* less than 1"),
+        ("epochs=.inf", r"epochs \(inf\): .* finite"),
+        ("model.audio.mean=.nan", r"model\.audio\.mean \(nan\): .* finite"),
+        ("objective.mmd_gammas=[]", r"objective\.mmd_gammas \(\[\]\): .* at least 1 item"),
+    ],
+)
+def test_what_would_crash_in_a_worker_is_refused(override, message):
+    with pytest.raises(UserError, match=message):
+        load_settings(PretrainConfig, CONF / "pretrain" / "smoke.yaml", [override])
+
+
 def test_key_of_another_section_is_found():
     with pytest.raises(UserError, match=r"did you mean pretrain\.model\.encoder\.width\?"):
         load_settings(RunConfig, CONF / "run" / "smoke.yaml", ["width=3"])
