@@ -84,9 +84,12 @@ class SweepSearch(Searcher):
 
 def num_trials(config: SweepConfig) -> int:
     """Trials of the whole sweep."""
-    if config.search.num_trials is not None:
-        return config.search.num_trials
-    return num_combinations(config.space)
+    wanted = config.search.num_trials
+    if config.search.kind == "grid":
+        all_there_are = num_combinations(config.space)
+        return all_there_are if wanted is None else min(wanted, all_there_are)
+    assert wanted is not None  # the settings are checked for it
+    return wanted
 
 
 def suggestion(config: SweepConfig, trials: Sequence[Trial], number: int) -> Values:

@@ -44,8 +44,10 @@ from ray_jobs.settings import mistakes_in
 
 NUM_COMBINATIONS = 200
 """Combinations of the space that are tried out before anything starts."""
-FIXED = ("num_workers", "use_gpu", "cpus_per_worker")
+FIXED = ("num_workers", "use_gpu", "cpus_per_worker", "parallelism")
 """Settings of resources: trials run side by side, so all ask for the same."""
+LEFT_OUT = ("max_seconds",)
+"""Settings that no trial may have."""
 FINAL = "final"
 
 
@@ -92,11 +94,13 @@ def space_mistakes(config: SweepConfig) -> list[str]:
 
 
 def _fixed_mistakes(config: SweepConfig) -> list[str]:
+    rules = dict.fromkeys(FIXED, "must be set under pretrain, the same for all trials")
+    rules |= dict.fromkeys(LEFT_OUT, "must not be set in a sweep")
     return [
-        f"space.{key}: {name} must be set under pretrain, the same for all trials"
+        f"space.{key}: {name} {rules[name]}"
         for key, domain in config.space.items()
         for name in chain((key,), *(domain.bundles or {}).values())
-        if name in FIXED
+        if name in rules
     ]
 
 

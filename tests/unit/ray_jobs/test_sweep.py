@@ -33,7 +33,9 @@ def test_all_mistakes_of_a_space_are_told_at_once():
         " model.video.mask_ratio: {uniform: [0.5, 1.2]},"
         " optimizer.warmup_epochs: {integer: [0, 9]},"
         " ablation: {bundles: {a: {objective.refinement: nope}, b: {use_gpu: true}}},"
-        " num_workers: {choice: [1, 2]}}"
+        " num_workers: {choice: [1, 2]},"
+        " parallelism: {choice: [ddp, fsdp]},"
+        " max_seconds: {choice: [60]}}"
     )
     for part in (
         "alignment_wieght is not a setting; did you mean objective.alignment_weight?",
@@ -42,9 +44,11 @@ def test_all_mistakes_of_a_space_are_told_at_once():
         "space.ablation at a: objective.refinement ('nope')",
         "space.ablation: use_gpu must be set under pretrain",
         "space.num_workers: num_workers must be set under pretrain",
+        "space.parallelism: parallelism must be set under pretrain",
+        "space.max_seconds: max_seconds must not be set in a sweep",
     ):
         assert sum(part in mistake for mistake in found) == 1, part
-    assert len(found) == 6
+    assert len(found) == 8
 
 
 def test_settings_that_do_not_go_together_are_found():
