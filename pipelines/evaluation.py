@@ -55,7 +55,19 @@ def check_evaluate(config: EvaluateConfig) -> list[str]:
             found.append(look())
         except UserError as error:
             mistakes.append(str(error))
-    return mistakes or _clip_mistakes(config, *found)
+    return mistakes or _clip_mistakes(config, *found) or _split_mistakes(config, found[1])
+
+
+def _split_mistakes(config: EvaluateConfig, dataset: ClipDataset) -> list[str]:
+    """Why there is nothing to look at; clips without labels are, though not scored."""
+    wanted = (*config.train_splits, *config.test_splits)
+    if np.isin(dataset.index.split, wanted).any():
+        return []
+    there = ", ".join(sorted(set(dataset.index.split.tolist()))) or "none"
+    return [
+        f"dataset ({config.dataset}) has no clip in train_splits or test_splits "
+        f"({', '.join(wanted)}); its splits: {there}"
+    ]
 
 
 def _clip_mistakes(config: EvaluateConfig, info: TrainingInfo, dataset: ClipDataset) -> list[str]:
@@ -164,6 +176,8 @@ def score(features: Features, settings: EvaluateSettings) -> dict[str, Any]:
 
 
 def _why_no_scores(features: Features) -> str:
+    if not features.clip_ids:
+        return "no clip lies in a split that is scored"
     if not features.classes:
         return "no clip has a label"
     if not (features.is_test & (features.labels >= 0)).any():

@@ -106,7 +106,8 @@ def features_of(
     parts: dict[str, list[Array]] = {}
     heads: dict[str, list[Array]] = {}
     in_retrieval = _retrieval_clips(dataset, chosen)
-    for begin in range(0, len(chosen.rows), settings.batch_size):
+    # Once even without a clip: arrays of no rows, of which all else can be said.
+    for begin in range(0, max(len(chosen.rows), 1), settings.batch_size):
         here = slice(begin, begin + settings.batch_size)
         clips = list(dataset.clips(chosen.rows[here]))
         wanted = np.flatnonzero(in_retrieval[here])
