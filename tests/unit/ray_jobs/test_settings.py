@@ -158,3 +158,14 @@ def test_every_setting_is_listed_for_help(schema):
     names = [name for name, _, _ in described(schema)]
     assert "tracking.uri" in names
     assert len(names) == len(set(names))
+
+
+def test_a_section_that_can_be_left_out_is_described_and_read_as_any_other():
+    names = {name: default for name, default, _ in described(SweepConfig)}
+    assert names["final"] == names["final.epochs"] == "None"
+    assert names["final.promote.model_prefix"] == "'xkd'"
+    smoke = CONF / "sweep" / "smoke.yaml"
+    config = load_settings(SweepConfig, smoke, ["final.promote.model_prefix=2024"])
+    assert config.final.promote.model_prefix == "2024"
+    with pytest.raises(UserError, match=r"did you mean final\.evaluate\.neighbors\?"):
+        load_settings(SweepConfig, smoke, ["final.evaluate.neighbor=3"])
