@@ -48,6 +48,8 @@ class TrainingInfo:
     run_id: str
     """The MLflow run that goes on when training does."""
     code_version: str
+    exclude_sha256: str | None = None
+    """Of the ids left out, see `clip_ids_sha256`; None if an earlier version did not say."""
     format_version: int = FORMAT_VERSION
 
 
@@ -165,6 +167,20 @@ def read_info(folder: Path) -> TrainingInfo:
             f"but this version reads format {FORMAT_VERSION}"
         )
     return TrainingInfo(**values)
+
+
+def check_dataset(folder: Path, dataset: str, dataset_id: str) -> None:
+    """Makes sure that a training that goes on from a checkpoint sees the clips it has seen.
+
+    Raises:
+        UserError: if the checkpoint belongs to other clips than `dataset` has now.
+    """
+    trained_on = read_info(folder).dataset_id
+    if trained_on != dataset_id:
+        raise UserError(
+            f"checkpoint ({folder}) was trained on dataset {trained_on}, "
+            f"but dataset ({dataset}) is {dataset_id} now: take another name, or the clips of then"
+        )
 
 
 def read_unsent(folder: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Lists of clip ids, one a line: what to leave out of a training."""
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,6 +19,17 @@ def read_clip_ids(file: str) -> frozenset[str]:
     except (OSError, ValueError) as error:
         raise UserError(f"exclude ({file}) cannot be read: {error}") from error
     return frozenset(filter(None, (line.partition("#")[0].strip() for line in lines)))
+
+
+def clip_ids_sha256(file: str | None) -> str:
+    """Says which ids a list names, whatever their order; empty without a list.
+
+    Raises:
+        UserError: If the file cannot be read.
+    """
+    if file is None:
+        return ""
+    return hashlib.sha256("\n".join(sorted(read_clip_ids(file))).encode()).hexdigest()
 
 
 def write_clip_ids(file: Path, ids: Iterable[str], about: str) -> None:

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from pipelines.places import absolute_location, absolute_place, is_uri
-from xkd_core.config import AudioConfig, Config, MethodConfig, VideoConfig
+from xkd_core.config import AudioConfig, Config, MethodConfig, PositiveFloats, VideoConfig
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
 Place = Annotated[str, Field(min_length=1), AfterValidator(absolute_place)]
@@ -205,7 +205,7 @@ class PretrainSettings(MethodConfig):
     after a node is lost and more when one comes; `batch_size` stays that of all of them."""
     use_gpu: bool = False
     cpus_per_worker: PositiveFloat | None = None
-    """By default all CPUs of Ray shared out among the workers, or 1 with a GPU."""
+    """By default all CPUs of Ray shared out among the workers, node by node, or 1 with a GPU."""
     parallelism: Literal["ddp", "fsdp"] = "ddp"
     """`ddp`: each worker has all weights; `fsdp`: they are spread over the workers."""
     accumulation_steps: PositiveInt = 1
@@ -291,7 +291,7 @@ class EvaluateSettings(Config):
     """Windows of a segment whose features are averaged, evenly spread."""
     neighbors: PositiveInt = 5
     knn_temperature: PositiveFloat = 0.07
-    linear_l2: tuple[PositiveFloat, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+    linear_l2: PositiveFloats = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
     """Candidates for the linear probe's penalty, chosen by cross-validation on the train split."""
     batch_size: PositiveInt = 32
     untrained_baseline: bool = True

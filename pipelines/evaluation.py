@@ -18,9 +18,9 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from pipelines.checkpoints import find_checkpoint, read_info
+from pipelines.checkpoints import TrainingInfo, find_checkpoint, read_info
 from pipelines.clip_dataset import ClipDataset
-from pipelines.config import EvaluateConfig, EvaluateSettings
+from pipelines.config import EvaluateConfig, EvaluateSettings, PretrainConfig, clip_mismatch
 from pipelines.errors import UserError
 from pipelines.features import Features, extract
 from pipelines.progress import OnProgress, watched_board
@@ -45,25 +45,56 @@ class Evaluation:
 
 def check_evaluate(config: EvaluateConfig) -> list[str]:
     """All that stands in the way of an evaluation, found without starting anything."""
+    found: list[Any] = []
     mistakes = []
     for look in (
         lambda: read_info(find_checkpoint(config.checkpoint)),
         lambda: ClipDataset.open(config.dataset),
     ):
         try:
-            look()
+            found.append(look())
         except UserError as error:
             mistakes.append(str(error))
-    return mistakes
+    return mistakes or _clip_mistakes(config, *found) or _split_mistakes(config, found[1])
+
+
+def _split_mistakes(config: EvaluateConfig, dataset: ClipDataset) -> list[str]:
+    """Why there is nothing to look at; clips without labels are, though not scored."""
+    wanted = (*config.train_splits, *config.test_splits)
+    if np.isin(dataset.index.split, wanted).any():
+        return []
+    there = ", ".join(sorted(set(dataset.index.split.tolist()))) or "none"
+    return [
+        f"dataset ({config.dataset}) has no clip in train_splits or test_splits "
+        f"({', '.join(wanted)}); its splits: {there}"
+    ]
+
+
+def _clip_mistakes(config: EvaluateConfig, info: TrainingInfo, dataset: ClipDataset) -> list[str]:
+    """Why these clips are not of the kind that was trained on: their scores would mean nothing."""
+    problem = clip_mismatch(
+        PretrainConfig.model_validate(info.config),
+        frame_rate=dataset.frame_rate,
+        sample_rate=dataset.sample_rate,
+    )
+    return [f"dataset ({config.dataset}) does not fit the checkpoint: {problem}"] if problem else []
 
 
 def evaluate(
     config: EvaluateConfig, *, on_progress: OnProgress, parent: RunRef | None = None
 ) -> Evaluation:
-    """Scores a checkpoint; Ray is connected and `check_evaluate` found nothing."""
+    """Scores a checkpoint; Ray is connected.
+
+    Raises:
+        UserError: if the clips are not of the rates that the checkpoint takes, or there is no GPU.
+    """
     checkpoint = find_checkpoint(config.checkpoint)
     info = read_info(checkpoint)
     dataset = ClipDataset.open(config.dataset)
+    if mistakes := _clip_mistakes(config, info, dataset):
+        raise UserError(mistakes[0])
+    if config.use_gpu:
+        check_gpu("use_gpu")
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     with tracked(open_run(config, "evaluate", config.name, parent=parent)) as run:
@@ -92,6 +123,16 @@ def evaluate(
             client.log_metric(run.run_id, name, value)
         client.log_artifact(run.run_id, str(output / SCORES_FILE))
     return Evaluation(scores, features, run, output / SCORES_FILE)
+
+
+def check_gpu(setting: str) -> None:
+    """Makes sure that a node of Ray, which is connected, has a GPU for an evaluation.
+
+    Raises:
+        UserError: if there is none, for which its task would wait for ever.
+    """
+    if not any(node["Resources"].get("GPU", 0.0) >= 1 for node in ray.nodes() if node["Alive"]):
+        raise UserError(f"{setting} (True) needs a GPU, but no node of Ray has one")
 
 
 def _extract(checkpoint: Path, config: EvaluateConfig, on_progress: OnProgress) -> Features:
@@ -135,6 +176,8 @@ def score(features: Features, settings: EvaluateSettings) -> dict[str, Any]:
 
 
 def _why_no_scores(features: Features) -> str:
+    if not features.clip_ids:
+        return "no clip lies in a split that is scored"
     if not features.classes:
         return "no clip has a label"
     if not (features.is_test & (features.labels >= 0)).any():

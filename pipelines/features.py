@@ -106,7 +106,8 @@ def features_of(
     parts: dict[str, list[Array]] = {}
     heads: dict[str, list[Array]] = {}
     in_retrieval = _retrieval_clips(dataset, chosen)
-    for begin in range(0, len(chosen.rows), settings.batch_size):
+    # Once even without a clip: arrays of no rows, of which all else can be said.
+    for begin in range(0, max(len(chosen.rows), 1), settings.batch_size):
         here = slice(begin, begin + settings.batch_size)
         clips = list(dataset.clips(chosen.rows[here]))
         wanted = np.flatnonzero(in_retrieval[here])
@@ -139,10 +140,16 @@ class _Chosen:
     is_test: Array
 
 
+def split_scored_on(dataset: ClipDataset, settings: EvaluateSettings) -> str | None:
+    """The first of the test splits that the dataset has, whatever its clips are."""
+    there = set(dataset.index.split.tolist())
+    return next((name for name in settings.test_splits if name in there), None)
+
+
 def _choose(dataset: ClipDataset, settings: EvaluateSettings) -> _Chosen:
     """Rows of the train splits and of the first test split that the dataset has."""
     split, label = dataset.index.split, dataset.index.label
-    test_split = next((name for name in settings.test_splits if (split == name).any()), None)
+    test_split = split_scored_on(dataset, settings)
     is_train, is_test = np.isin(split, settings.train_splits), split == test_split
     rows = np.flatnonzero(is_train | is_test)
     classes = tuple(sorted({str(name) for name in label[rows] if name}))

@@ -12,7 +12,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,21 +21,30 @@ import ray
 from ray import train
 from ray.train.torch import TorchTrainer
 
-from pipelines.checkpoints import TrainingInfo, find_checkpoint, read_info
+from pipelines.checkpoints import (
+    TrainingInfo,
+    check_dataset,
+    find_checkpoint,
+    newest_checkpoint,
+    read_info,
+)
 from pipelines.clip_dataset import ClipDataset
-from pipelines.clip_ids import read_clip_ids
+from pipelines.clip_ids import clip_ids_sha256, read_clip_ids
 from pipelines.config import PretrainConfig, clip_mismatch
 from pipelines.errors import JobFailed, Stopped, UserError
 from pipelines.progress import OnProgress, watched_board
 from pipelines.rungs import RungPlan
-from pipelines.shards import write_json
+from pipelines.shards import locked, write_json
 from pipelines.stopping import Stop, StoppableTorchConfig
-from pipelines.tracking import RunRef, flat, log_dataset, open_run, tracked
+from pipelines.tracking import RunRef, flat, kept_settings, log_dataset, open_run, tracked
 from pipelines.train_loop import make_feed, train_loop_per_worker
 
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
+EXCLUDE_SHA256 = "exclude_sha256"
+LOCK_FILE = ".lock"
+TRIAL_PATIENCE_SECONDS = 60.0
 FREE_TO_CHANGE = (
     "tracking",
     "ray",
@@ -72,6 +81,7 @@ def check_pretrain(config: PretrainConfig) -> list[str]:
     try:
         dataset = ClipDataset.open(config.dataset)
         mistakes += _dataset_mistakes(config, dataset)
+        mistakes += _checkpoint_mistakes(config, dataset)
     except UserError as error:
         mistakes.append(str(error))
     if config.resume is not None:
@@ -80,7 +90,7 @@ def check_pretrain(config: PretrainConfig) -> list[str]:
         except UserError as error:
             mistakes.append(str(error))
     mistakes += run_mistakes(config)
-    return mistakes
+    return list(dict.fromkeys(mistakes))
 
 
 def _dataset_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[str]:
@@ -106,18 +116,47 @@ def _resume_mistakes(config: PretrainConfig, info: TrainingInfo) -> list[str]:
     return [f"resume ({config.resume}) has another model: {text}" for text in _changes(there, here)]
 
 
+def _checkpoint_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[str]:
+    """Why training cannot go on from where it would; workers would find out one after the other."""
+    own = newest_checkpoint(Path(config.output) / config.name)
+    try:
+        if own is not None:
+            check_dataset(own, config.dataset, dataset.dataset_id)
+            return _exclude_mistakes(config, read_info(own).exclude_sha256)
+        if config.resume is not None:
+            resumed = find_checkpoint(config.resume)
+            check_dataset(resumed, config.dataset, dataset.dataset_id)
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
 def run_mistakes(config: PretrainConfig) -> list[str]:
     """Why a run of this name cannot go on with these settings."""
     file = Path(config.output) / config.name / RUN_FILE
     if not file.exists():
         return []
-    there = json.loads(file.read_text())["config"]
-    changes = _changes(there, config.model_dump(mode="json"))
+    there = json.loads(file.read_text())
+    changes = _changes(there["config"], config.model_dump(mode="json"))
     if not changes:
-        return []
+        return _exclude_mistakes(config, there.get(EXCLUDE_SHA256))
     return [
         f"name ({config.name}) is a run in {config.output} with other settings: "
         f"{'; '.join(changes)}. Take another name or the same settings"
+    ]
+
+
+def _exclude_mistakes(config: PretrainConfig, began_with: str | None) -> list[str]:
+    """Why the list of clips left out is not that of the run; other ids make another order."""
+    try:
+        now = clip_ids_sha256(config.exclude)
+    except UserError as error:
+        return [str(error)]
+    if began_with in (None, now):
+        return []
+    return [
+        f"exclude ({config.exclude}) names other clips than when the run {config.name} began. "
+        "Take another name or the same list"
     ]
 
 
@@ -148,7 +187,8 @@ def pretrain(
         callbacks: Ray Train's, called at each checkpoint.
 
     Raises:
-        UserError: if the workers ask for more than Ray has.
+        UserError: if the workers ask for more than Ray has, or the run is one with other settings
+            or of other clips, or another process is at it.
         JobFailed: if workers died more often than `max_failures`, the loss was not finite, or a
             checkpoint could not be written.
         Stopped: if SIGTERM at a worker or `max_seconds` ended it early.
@@ -158,35 +198,43 @@ def pretrain(
     started = time.time()
     folder = Path(config.output) / config.name
     folder.mkdir(parents=True, exist_ok=True)
-    dataset = ClipDataset.open(config.dataset)
-    scaling = _scaling(config)
-    with tracked(_open_run(config, folder, parent)) as run:
-        log_dataset(
-            run,
-            dataset_id=dataset.dataset_id,
-            path=config.dataset,
-            num_clips=dataset.num_clips,
-            context="training",
-        )
-        with watched_board(on_progress) as board:
-            values = {
-                "config": config.model_dump(mode="json"),
-                "run": asdict(run),
-                "board": board,
-                "deadline": started + config.max_seconds if config.max_seconds else None,
-                "rungs": asdict(rungs) if rungs else None,
-            }
-            outcome = _fit_unless_interrupted(
-                lambda: _fit(config, scaling, values, callbacks), board.ask_to_stop.remote
+    # A trial's earlier driver may outlive a sweep that was killed by seconds.
+    patience = TRIAL_PATIENCE_SECONDS if rungs else 0.0
+    with locked(folder / LOCK_FILE, f"run ({folder})", patience_seconds=patience):
+        dataset = ClipDataset.open(config.dataset)
+        # Again, for callers that make up the settings themselves: a finished training of other
+        # settings would be taken for this one.
+        if mistakes := run_mistakes(config) or _checkpoint_mistakes(config, dataset):
+            raise UserError(mistakes[0])
+        scaling = _scaling(config)
+        with tracked(_open_run(config, folder, parent)) as run:
+            log_dataset(
+                run,
+                dataset_id=dataset.dataset_id,
+                path=config.dataset,
+                num_clips=dataset.num_clips,
+                context="training",
             )
-        _check_outcome(outcome, config, folder)
-        return PretrainResult(
-            checkpoint=find_checkpoint(str(folder)),
-            run=run,
-            total_steps=outcome["total_steps"],
-            first_step=outcome["first_step"],
-            clips_per_second=outcome["clips_per_second"],
-        )
+            with watched_board(on_progress) as board:
+                values = {
+                    "config": kept_settings(config),  # goes into checkpoints; `run` has the server
+                    EXCLUDE_SHA256: clip_ids_sha256(config.exclude),
+                    "run": asdict(run),
+                    "board": board,
+                    "deadline": started + config.max_seconds if config.max_seconds else None,
+                    "rungs": asdict(rungs) if rungs else None,
+                }
+                outcome = _fit_unless_interrupted(
+                    lambda: _fit(config, scaling, values, callbacks), board.ask_to_stop.remote
+                )
+            _check_outcome(outcome, config, folder)
+            return PretrainResult(
+                checkpoint=find_checkpoint(str(folder)),
+                run=run,
+                total_steps=outcome["total_steps"],
+                first_step=outcome["first_step"],
+                clips_per_second=outcome["clips_per_second"],
+            )
 
 
 def _fit_unless_interrupted(
@@ -262,34 +310,72 @@ def _open_run(config: PretrainConfig, folder: Path, parent: RunRef | None) -> Ru
     file = folder / RUN_FILE
     run_id = json.loads(file.read_text())["run_id"] if file.exists() else ""
     if not run_id and config.resume:
-        run_id = read_info(find_checkpoint(config.resume)).run_id
+        checkpoint = find_checkpoint(config.resume)
+        if checkpoint.parent == folder:  # another training's run is not for this one's metrics
+            run_id = read_info(checkpoint).run_id
     run = open_run(config, "pretrain", config.name, parent=parent, run_id=run_id)
-    values = {"run_id": run.run_id, "config": config.model_dump(mode="json")}
+    values = {
+        "run_id": run.run_id,
+        "config": kept_settings(config),
+        EXCLUDE_SHA256: clip_ids_sha256(config.exclude),
+    }
     write_json(file, values)
     return run
 
 
 def _scaling(config: PretrainConfig) -> train.ScalingConfig:
-    have = ray.cluster_resources()
-    least, most = config.worker_range
-    cpus = config.cpus_per_worker
-    if cpus is None:
-        cpus = 1.0 if config.use_gpu else max(1.0, have.get("CPU", 1.0) // most)
-    needs = {"CPU": cpus * least}
-    if config.use_gpu:
-        needs["GPU"] = float(least)
-    for kind, amount in needs.items():
-        if amount > have.get(kind, 0.0):
-            raise UserError(
-                f"num_workers ({least}) needs {amount:g} {kind}s, "
-                f"but Ray has {have.get(kind, 0.0):g}"
-            )
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     num_workers: Any = config.num_workers  # a pair is Ray Train's, of which its types know nothing
     return train.ScalingConfig(
         num_workers=num_workers,
         use_gpu=config.use_gpu,
-        resources_per_worker={"CPU": cpus} | ({"GPU": 1} if config.use_gpu else {}),
+        resources_per_worker=worker_resources(config, nodes),
     )
+
+
+def worker_resources(
+    config: PretrainConfig, nodes: Sequence[Mapping[str, float]]
+) -> dict[str, float]:
+    """What each worker gets of nodes with these resources.
+
+    Raises:
+        UserError: if the nodes have no room for the workers, for which Ray would wait for ever.
+    """
+    least, most = config.worker_range
+    cpus = config.cpus_per_worker
+    if cpus is None:
+        cpus = 1.0 if config.use_gpu else _cpu_share(nodes, most)
+    worker = {"CPU": cpus} | ({"GPU": 1.0} if config.use_gpu else {})
+    largest = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
+    if config.cpus_per_worker is not None and cpus > largest:
+        raise UserError(
+            f"cpus_per_worker ({cpus:g}) must not be above the {largest:g} CPUs of the largest node"
+        )
+    # A worker lies on one node: what is left over on several of them adds up to none.
+    places = sum(
+        min(int(node.get(kind, 0.0) // amount) for kind, amount in worker.items()) for node in nodes
+    )
+    if places < least:
+        needs = " and ".join(f"{least} x {amount:g} {kind}s" for kind, amount in worker.items())
+        have = "; ".join(
+            ", ".join(f"{node.get(kind, 0.0):g} {kind}s" for kind in worker) for node in nodes
+        )
+        raise UserError(
+            f"num_workers ({least}) needs {needs}, but the nodes of Ray have {have}: "
+            f"room for {places}"
+        )
+    return worker
+
+
+def _cpu_share(nodes: Sequence[Mapping[str, float]], num_workers: int) -> float:
+    """The most CPUs that each of so many workers can have, or 1."""
+    cpus = [int(node.get("CPU", 0.0)) for node in nodes]
+    fitting = (
+        share
+        for share in range(max(cpus, default=1), 1, -1)
+        if sum(have // share for have in cpus) >= num_workers
+    )
+    return float(next(fitting, 1))
 
 
 def _fit(

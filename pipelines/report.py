@@ -154,8 +154,10 @@ def without_passwords(text: str) -> str:
 
     >>> without_passwords("uri: https://me:secret@host/x")
     'uri: https://***@host/x'
+    >>> without_passwords("https://me:p@ss@host and a@b")
+    'https://***@host and a@b'
     """
-    return re.sub(r"(\w://)[^/\s@]+@", r"\1***@", text)
+    return re.sub(r"(\w://)[^/\s]+@", r"\1***@", text)
 
 
 def shown_text(value: Any) -> Any:

@@ -13,11 +13,12 @@ import json
 import os
 import shutil
 import socket
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -158,20 +159,30 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(file: Path, what: str) -> Iterator[None]:
+def locked(file: Path, what: str, *, patience_seconds: float = 0.0) -> Iterator[None]:
     """Holds a lock that the system releases when the process ends, however it ends.
 
     Raises:
-        UserError: If another process holds it.
+        UserError: If another process holds it, and still does when the patience is over.
     """
+    give_up_at = time.monotonic() + patience_seconds
     with open(file, "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            owner = lock.read().strip() or "another process"
-            raise UserError(f"{what} is being written by {owner}; wait for it or end it") from error
+        while not _is_taken(lock):
+            if time.monotonic() >= give_up_at:
+                lock.seek(0)
+                owner = lock.read().strip() or "another process"
+                raise UserError(f"{what} is being written by {owner}; wait for it or end it")
+            time.sleep(0.2)
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         lock.flush()
         yield
+
+
+def _is_taken(lock: IO[str]) -> bool:
+    """Takes a lock if it is free; says whether it did."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -104,7 +104,8 @@ def _run_trials(
     trainable = tune.with_parameters(
         run_trial, sweep=config.model_dump(mode="json", exclude_unset=True), parent=asdict(run)
     )
-    tune.Tuner(
+    name = time.strftime("%Y%m%d-%H%M%S")
+    tuner = tune.Tuner(
         tune.with_resources(trainable, {"CPU": 0, "memory": TRIAL_BYTES}),
         tune_config=tune.TuneConfig(
             num_samples=left,
@@ -113,14 +114,17 @@ def _run_trials(
             scheduler=make_scheduler(config, trials),
         ),
         run_config=tune.RunConfig(
-            name=time.strftime("%Y%m%d-%H%M%S"),
+            name=name,
             storage_path=str(folder / "tune"),
             stop=_has_collapsed if config.stopping.collapsed else None,
             callbacks=[bookkeeper],
             failure_config=tune.FailureConfig(max_failures=config.pretrain.max_failures),
             verbose=0,
         ),
-    ).fit()
+    )
+    # All that Tune was given, the server's password with it, for a restore that never comes.
+    (folder / "tune" / name / "tuner.pkl").unlink(missing_ok=True)
+    tuner.fit()
 
 
 def _has_collapsed(_trial_id: str, result: Mapping[Any, Any]) -> bool:

@@ -4,9 +4,12 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from pipelines.clip_dataset import ClipDataset
-from pipelines.config import EvaluateSettings
+from pipelines.config import EvaluateSettings, clip_mismatch
 from pipelines.errors import UserError
+from pipelines.features import split_scored_on
 from pipelines.pretrain import RUN_FILE, check_pretrain
 from pipelines.sweep_config import SweepConfig
 from pipelines.sweep_search import num_trials
@@ -62,6 +65,11 @@ def _scoring_mistakes(config: SweepConfig) -> list[str]:
         dataset = ClipDataset.open(place)
     except UserError as error:
         return [str(error)] if config.scoring.dataset else []
+    problem = clip_mismatch(
+        config.pretrain, frame_rate=dataset.frame_rate, sample_rate=dataset.sample_rate
+    )
+    if problem:  # of the clips that are trained on it is told as well, with theirs
+        return [f"scoring.dataset ({place}): {problem}"] if config.scoring.dataset else []
     modality = config.objective.modality
     sides = ("video", "audio") if modality in ("mean", "both") else (modality,)
     return [
@@ -73,23 +81,27 @@ def _scoring_mistakes(config: SweepConfig) -> list[str]:
 
 def scored_split(config: SweepConfig) -> str:
     """The split that trials are scored on: the first that the dataset has."""
-    index = ClipDataset.open(config.scoring.dataset or config.dataset).index
-    return next((name for name in config.scoring.test_splits if (index.split == name).any()), "")
+    dataset = ClipDataset.open(config.scoring.dataset or config.dataset)
+    return split_scored_on(dataset, config.scoring) or ""
 
 
 def _unscorable(dataset: ClipDataset, settings: EvaluateSettings, side: str) -> str:
     index = dataset.index
     has_side = index.has_audio if side == "audio" else index.num_frames > 0
-    labelled = {
-        split: {str(name) for name in index.label[has_side & (index.split == split)] if name}
-        for split in (*settings.train_splits, *settings.test_splits)
-    }
-    classes = set().union(*(labelled[split] for split in settings.train_splits))
+
+    def labels_in(*splits: str) -> set[str]:
+        there = index.label[has_side & np.isin(index.split, splits)]
+        return {str(name) for name in there if name}
+
+    classes = labels_in(*settings.train_splits)
     if len(classes) < 2:
         splits = ", ".join(settings.train_splits)
         return f"split {splits} has labelled clips of {len(classes)} classes, and two are needed"
-    if not any(labelled[split] for split in settings.test_splits):
-        return f"split {', '.join(settings.test_splits)} has no labelled clip"
+    scored_on = split_scored_on(dataset, settings)
+    if scored_on is None:
+        return f"there is no split {' or '.join(settings.test_splits)}"
+    if not labels_in(scored_on):
+        return f"split {scored_on}, the first that is there, has no labelled clip"
     return ""
 
 

@@ -4,7 +4,8 @@ A space is a mapping from dotted settings (`objective.distillation_weight`) to a
 of `bundles` has a free name and sets several settings together, which is how an ablation is said.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
@@ -20,6 +21,7 @@ from pipelines.config import (
 )
 from xkd_core.config import Config
 
+NAME = re.compile(r"\w[\w .-]{0,79}")
 KINDS = ("choice", "uniform", "loguniform", "integer", "bundles")
 Modality = Literal["video", "audio", "mean", "both"]
 
@@ -47,14 +49,14 @@ class Domain(Config):
         return next(kind for kind in KINDS if getattr(self, kind) is not None)
 
     @property
-    def options(self) -> tuple[Any, ...] | None:
+    def options(self) -> Sequence[Any] | None:
         """All values of a domain that can be counted, else None."""
         if self.integer is not None:
-            return tuple(range(self.integer[0], self.integer[1] + 1))
+            return range(self.integer[0], self.integer[1] + 1)
         return tuple(self.bundles) if self.bundles is not None else self.choice
 
     @property
-    def ends(self) -> tuple[Any, ...]:
+    def ends(self) -> Sequence[Any]:
         """The values to check: all options of a choice, low and high of a range."""
         for bounds in (self.uniform, self.loguniform, self.integer):
             if bounds is not None:
@@ -109,7 +111,7 @@ class SearchSettings(Config):
     """`tpe` is Optuna's tree-structured Parzen estimator, over two objectives with
     `objective.modality: both`; `grid` takes every combination once."""
     num_trials: PositiveInt | None = None
-    """A grid has as many as combinations; the others need a number."""
+    """A grid has as many as combinations, or fewer if asked for; the others need a number."""
     startup_trials: PositiveInt = 8
     """Trials drawn at random before `tpe` learns from them."""
     seed: NonNegativeInt = 0
@@ -202,6 +204,7 @@ class SweepConfig(JobConfig):
     def _search_fits(self) -> "SweepConfig":
         problems = _trial_problems(self.pretrain)
         problems += _search_problems(self) + _condition_problems(self.space)
+        problems += _name_problems(self.space)
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -215,7 +218,27 @@ def _trial_problems(pretrain: PretrainSettings) -> list[str]:
         problems.append(f"pretrain.num_workers ({least}, {most}) must be one number in a sweep")
     if pretrain.parallelism != "ddp":
         problems.append(f"pretrain.parallelism ({pretrain.parallelism}) must be ddp in a sweep")
+    if pretrain.max_seconds is not None:
+        problems.append(
+            f"pretrain.max_seconds ({pretrain.max_seconds:g}) must not be set in a sweep, "
+            "where a trial ends at its last rung or by early stopping"
+        )
     return problems
+
+
+def _name_problems(space: Mapping[str, Domain]) -> list[str]:
+    """Entries and bundles are names of parameters and tags in MLflow, which refuses others."""
+    names = {f"space.{key}": key for key in space}
+    names |= {
+        f"space.{key}.bundles ({name})": name
+        for key, domain in space.items()
+        for name in domain.bundles or {}
+    }
+    return [
+        f"{place} must be at most 80 letters, digits, blanks and any of . _ -"
+        for place, name in names.items()
+        if not NAME.fullmatch(name)
+    ]
 
 
 def _search_problems(config: SweepConfig) -> list[str]:

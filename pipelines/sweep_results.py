@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 
 from pipelines.report_scores import standard_error
-from pipelines.sweep_config import SweepConfig
+from pipelines.sweep_config import Domain, SweepConfig
 from pipelines.sweep_search import rung_objective
 from pipelines.sweep_space import parameters
 from pipelines.sweep_trials import Rung, Trial
@@ -140,12 +140,19 @@ def option_scores(config: SweepConfig, trials: Sequence[Trial]) -> dict[str, lis
     for key, domain in config.space.items():
         groups = [
             (value, [trial for trial in completed(trials) if trial.values.get(key) == value])
-            for value in domain.options or ()
+            for value in _options_tried(domain, [trial.values.get(key) for trial in trials])
         ]
         rows = [_option_score(config, value, group) for value, group in groups if group]
         if rows and key != SEED:
             result[key] = rows
     return result
+
+
+def _options_tried(domain: Domain, values: Sequence[Any]) -> Sequence[Any]:
+    """The values of a domain in its order; of a range, which may be long, those of some trial."""
+    if domain.integer is not None:
+        return sorted({value for value in values if value is not None})
+    return domain.options or ()
 
 
 def _option_score(config: SweepConfig, value: Any, trials: Sequence[Trial]) -> OptionScore:

@@ -7,6 +7,7 @@ study in the driver's memory and cannot be told the results of trials in a space
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ray.tune.schedulers import (
 from ray.tune.search import Searcher
 
 from pipelines.sweep_config import Modality, SweepConfig
-from pipelines.sweep_space import Values, draw, grid, parameters
+from pipelines.sweep_space import Values, draw, grid, num_combinations, parameters
 from pipelines.sweep_trials import Rung, Trial, add_trial, read_trials
 
 RUNG = "rung"
@@ -83,15 +84,18 @@ class SweepSearch(Searcher):
 
 def num_trials(config: SweepConfig) -> int:
     """Trials of the whole sweep."""
-    if config.search.num_trials is not None:
-        return config.search.num_trials
-    return len(grid(config.space))
+    wanted = config.search.num_trials
+    if config.search.kind == "grid":
+        all_there_are = num_combinations(config.space)
+        return all_there_are if wanted is None else min(wanted, all_there_are)
+    assert wanted is not None  # the settings are checked for it
+    return wanted
 
 
 def suggestion(config: SweepConfig, trials: Sequence[Trial], number: int) -> Values:
     """The values of a trial, given those before it."""
     if config.search.kind == "grid":
-        return grid(config.space)[number]
+        return next(islice(grid(config.space), number, None))
     study = study_of(config, trials, sampler_for(config, number))
     return draw(config.space, study.ask())
 

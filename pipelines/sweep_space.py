@@ -4,7 +4,6 @@ The values of a trial are keyed by the entries of the space; an entry whose cond
 has none. `settings_of` turns them into dotted settings, `merged` puts these over the base.
 """
 
-import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -77,18 +76,49 @@ def parameters(space: Space, values: Values) -> tuple[Values, dict[str, BaseDist
     return plain, {key: distribution(space[key]) for key in values}
 
 
-def grid(space: Space) -> list[Values]:
+def grid(space: Space) -> Iterator[Values]:
     """Every combination once; the first entry changes slowest."""
-    found: list[Values] = [{}]
-    for key, domain in space.items():
-        found = [longer for values in found for longer in _with_options(values, key, domain)]
-    return found
+    return _grown({}, list(space.items()))
 
 
-def _with_options(values: Values, key: str, domain: Domain) -> list[Values]:
+def _grown(values: Values, entries: Sequence[tuple[str, Domain]]) -> Iterator[Values]:
+    if not entries:
+        yield values
+        return
+    (key, domain), *rest = entries
     if not is_searched(domain, values):
-        return [values]
-    return [{**values, key: option} for option in domain.options or ()]
+        yield from _grown(values, rest)
+        return
+    for option in domain.options or ():
+        yield from _grown({**values, key: option}, rest)
+
+
+def num_combinations(space: Space) -> int:
+    """How many combinations a grid has, without making them: there may be billions."""
+    # What conditions ask for is followed by itself; all other options of an entry are alike.
+    groups: list[tuple[Values, int]] = [({}, 1)]
+    for key, domain in space.items():
+        groups = [group for found in groups for group in _split(found, key, domain, space)]
+    return sum(count for _, count in groups)
+
+
+def _split(
+    group: tuple[Values, int], key: str, domain: Domain, space: Space
+) -> Iterator[tuple[Values, int]]:
+    values, count = group
+    if not is_searched(domain, values):
+        yield group
+        return
+    options = domain.options or ()
+    asked_for = [wanted_values(other.when[key]) for other in space.values() if key in other.when]
+    named: list[Any] = []
+    for option in (option for wanted in asked_for for option in wanted):
+        if option in options and option not in named:
+            named.append(option)
+    for option in named:
+        yield {**values, key: option}, count
+    if others := len(options) - len(named):
+        yield values, count * others
 
 
 def edge_cases(space: Space) -> Iterator[tuple[str, Any, Values]]:
@@ -135,10 +165,11 @@ def merged(base: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, An
 
 
 def combinations(space: Space, count: int, seed: int) -> Iterator[Values]:
-    """Combinations to try out: of a space that can be counted the first, else random ones."""
+    """Combinations to try out: all if they can be counted and are so few, else random ones."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    if all(domain.options is not None for domain in space.values()):
-        yield from itertools.islice(grid(space), count)
+    is_countable = all(domain.options is not None for domain in space.values())
+    if is_countable and num_combinations(space) <= count:
+        yield from grid(space)
         return
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     for _ in range(count):

@@ -77,6 +77,14 @@ def redacted(uri: str) -> str:
     return urlunsplit(parts._replace(netloc=f"***@{host}"))
 
 
+def kept_settings(config: JobConfig) -> dict[str, Any]:
+    """All settings as JSON for files that others may read: without the server's password."""
+    values = config.model_dump(mode="json")
+    if values["tracking"]["uri"]:
+        values["tracking"]["uri"] = redacted(values["tracking"]["uri"])
+    return values
+
+
 def check_tracking(config: TrackingConfig) -> None:
     """Makes sure that MLflow can be reached, before any work starts.
 
@@ -169,9 +177,7 @@ def _exists(client: MlflowClient, run_id: str) -> bool:
 
 
 def _log_settings(client: MlflowClient, run_id: str, config: JobConfig) -> None:
-    values = config.model_dump(mode="json")
-    if values["tracking"]["uri"]:
-        values["tracking"]["uri"] = redacted(values["tracking"]["uri"])
+    values = kept_settings(config)
     client.log_dict(run_id, values, "config.json")
     parameters = [Param(key, str(value)[:500]) for key, value in flat(values).items()]
     client.log_batch(run_id, params=parameters)

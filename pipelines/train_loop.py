@@ -21,8 +21,9 @@ from torch import Tensor, distributed
 
 from pipelines.checkpoints import TrainingInfo, read_unsent
 from pipelines.clip_dataset import ClipDataset
-from pipelines.clip_ids import read_clip_ids
+from pipelines.clip_ids import clip_ids_sha256, read_clip_ids
 from pipelines.config import PretrainConfig
+from pipelines.errors import UserError
 from pipelines.feed import Feed, FeedBatch
 from pipelines.finite_watch import FiniteWatch
 from pipelines.pace import MAX_WAIT, WAIT_REMEDY, Clock, SlowWatch
@@ -74,6 +75,9 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
     rank = context.get_world_rank()
     dataset = ClipDataset.open(config.dataset)
     folder = Path(config.output) / config.name
+    exclude_sha256 = clip_ids_sha256(config.exclude)
+    if exclude_sha256 != values["exclude_sha256"]:  # edited before a worker started again
+        raise UserError(f"exclude ({config.exclude}) names other clips than when training began")
     with ExitStack() as stack:
         feed = make_feed(config, dataset, rank=rank, world_size=context.get_world_size())
         stack.enter_context(closing(feed))
@@ -103,6 +107,7 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
             dataset_id=dataset.dataset_id,
             run_id=run.run_id,
             code_version=code_version(),
+            exclude_sha256=exclude_sha256,
         )
         stop_signal = StopSignal(values["board"] if rank == 0 else None, values["deadline"])
         rungs = RungScorer(values["rungs"], info.total_steps, info.steps_per_epoch)

@@ -17,6 +17,7 @@ from torch import Tensor
 from pipelines.checkpoints import (
     AUDIO_CENTER,
     VIDEO_CENTER,
+    check_dataset,
     find_checkpoint,
     load_optimizer_state,
     load_tensors,
@@ -25,7 +26,6 @@ from pipelines.checkpoints import (
     remove_other_checkpoints,
 )
 from pipelines.config import PretrainConfig
-from pipelines.errors import UserError
 from pipelines.saving import report_checkpoint
 from xkd_core import sharding
 from xkd_core.losses import Centers, initial_centers
@@ -95,12 +95,7 @@ def load_state(state: TrainState, folder: Path, config: PretrainConfig, dataset_
     Raises:
         UserError: if it belongs to other clips.
     """
-    info = read_info(folder)
-    if info.dataset_id != dataset_id:
-        raise UserError(
-            f"checkpoint ({folder}) was trained on dataset {info.dataset_id}, "
-            f"but dataset ({config.dataset}) is {dataset_id} now"
-        )
+    check_dataset(folder, config.dataset, dataset_id)
     tensors = load_tensors(folder)
     device = get_device()
     state.centers = Centers(
@@ -108,7 +103,7 @@ def load_state(state: TrainState, folder: Path, config: PretrainConfig, dataset_
     )
     load_model_tensors(state.model, tensors)
     sharding.load_optimizer_state(state.optimizer, load_optimizer_state(folder))
-    state.step = info.next_step
+    state.step = read_info(folder).next_step
 
 
 def autocast_dtype(config: PretrainConfig) -> torch.dtype | None:

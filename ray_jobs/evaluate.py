@@ -1,14 +1,17 @@
 """`python -m ray_jobs.evaluate CONFIG.yaml`: how good the features of a checkpoint are."""
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
-from pipelines.config import EvaluateConfig
+import torch
+
+from pipelines.config import EvaluateConfig, JobConfig
 from pipelines.evaluation import Evaluation, check_evaluate, evaluate
 from pipelines.tracking import RunRef
 from ray_jobs.checks import surroundings
 from ray_jobs.cli import Job, Plan, run_job
-from ray_jobs.cluster import connected
+from ray_jobs.cluster import connected, ray_address
 from ray_jobs.console import StageProgress, table
 
 
@@ -17,7 +20,23 @@ def plan(config: EvaluateConfig) -> Plan:
     return Plan(
         reads=(config.checkpoint, config.dataset),
         writes=(config.output,),
-        mistakes=(*check_evaluate(config), *surroundings(config, config.output)),
+        mistakes=(
+            *check_evaluate(config),
+            *gpu_mistakes(config, {"use_gpu": config.use_gpu}),
+            *surroundings(config, config.output),
+        ),
+    )
+
+
+def gpu_mistakes(config: JobConfig, wanted: Mapping[str, bool]) -> tuple[str, ...]:
+    """The settings that want a GPU which a Ray of this process's own will not have.
+
+    What a cluster has is known only once it is connected.
+    """
+    if ray_address(config.ray) is not None or torch.cuda.device_count():
+        return ()
+    return tuple(
+        f"{name} (True) needs a GPU, but this machine has none" for name in wanted if wanted[name]
     )
 
 

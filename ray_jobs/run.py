@@ -17,15 +17,17 @@ from pipelines.config import (
     PromoteConfig,
     RunConfig,
 )
+from pipelines.evaluation import check_gpu
 from pipelines.gallery import RunRecord, write_run_report
 from pipelines.ingest import check_ingest
-from pipelines.pretrain import run_mistakes
+from pipelines.pretrain import LOCK_FILE, run_mistakes
+from pipelines.shards import locked
 from pipelines.tracking import SQLITE, RunRef, open_run, redacted, tracked
 from ray_jobs.checks import messages, surroundings
 from ray_jobs.cli import Job, Plan, run_job
 from ray_jobs.cluster import connected
 from ray_jobs.console import StageProgress, duration
-from ray_jobs.evaluate import evaluate_stage, score_table
+from ray_jobs.evaluate import evaluate_stage, gpu_mistakes, score_table
 from ray_jobs.ingest import in_words as ingest_in_words
 from ray_jobs.ingest import ingest_stage, made_folder
 from ray_jobs.pretrain import pretrain_stage
@@ -100,9 +102,17 @@ def plan(config: RunConfig) -> Plan:
         mistakes=(
             *messages(lambda: check_ingest(config.input, ingest.output, config.ingest)),
             *run_mistakes(pretrain_config(config)),
+            *gpu_mistakes(config, _wants_gpu(config)),
             *surroundings(config, str(folder)),
         ),
     )
+
+
+def _wants_gpu(config: RunConfig) -> dict[str, bool]:
+    return {
+        "pretrain.use_gpu": config.pretrain.use_gpu,
+        "evaluate.use_gpu": config.evaluate.use_gpu,
+    }
 
 
 def work(config: RunConfig) -> None:
@@ -110,7 +120,14 @@ def work(config: RunConfig) -> None:
     started = time.monotonic()
     folder = folder_of(config)
     folder.mkdir(parents=True, exist_ok=True)
-    with connected(config.ray), tracked(_parent_run(config, folder)) as parent:
+    with (
+        locked(folder / LOCK_FILE, f"run ({folder})"),
+        connected(config.ray),
+        tracked(_parent_run(config, folder)) as parent,
+    ):
+        for setting, is_wanted in _wants_gpu(config).items():
+            if is_wanted:  # told before hours of ingest and training, not after them
+                check_gpu(setting)
         summary = ingest_stage(ingest_config(config), parent)
         training = pretrain_stage(pretrain_config(config), parent)
         evaluation = evaluate_stage(evaluate_config(config, training.checkpoint), parent)

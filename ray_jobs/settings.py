@@ -94,14 +94,24 @@ def _annotation(schema: type[BaseModel], path: Sequence[str]) -> Any:
         if get_origin(found) is dict:
             found = get_args(found)[1]
             continue
-        if not (isinstance(found, type) and issubclass(found, BaseModel)):
+        section = _section(found)
+        field = section.model_fields.get(part) if section else None
+        if field is None:
             return None
-        field = found.model_fields.get(part)
-        found = field.annotation if field else None
+        found = field.annotation
     # `Annotated[str, ...] | None` keeps its annotation inside the union.
     if _is_union(found):
         return Union[tuple(get_args(a)[0] if get_origin(a) else a for a in get_args(found))]  # noqa: UP007 - built at run time
     return found
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The schema of a section, which may be one that can be left out (`FinalSettings | None`)."""
+    options = get_args(annotation) if _is_union(annotation) else (annotation,)
+    for option in options:
+        if isinstance(option, type) and issubclass(option, BaseModel):
+            return option
+    return None
 
 
 def mistakes_in(values: dict[str, Any], schema: type[BaseModel]) -> list[str]:
@@ -139,8 +149,8 @@ def _within(section: str, message: str) -> str:
 
 
 def _nearest(path: Sequence[str], schema: type[BaseModel]) -> str:
-    section = _annotation(schema, path[:-1]) if len(path) > 1 else schema
-    if not (isinstance(section, type) and issubclass(section, BaseModel)):
+    section = _section(_annotation(schema, path[:-1]) if len(path) > 1 else schema)
+    if section is None:
         return ""
     here = difflib.get_close_matches(path[-1], section.model_fields, n=1)
     if here:
@@ -154,9 +164,10 @@ def _nearest(path: Sequence[str], schema: type[BaseModel]) -> str:
 def described(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:
     """Every setting of a schema: its dotted name, its default and what it means."""
     for name, field in schema.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            yield from described(annotation, f"{prefix}{name}.")
-            continue
-        default = "required" if field.is_required() else repr(field.default)
-        yield prefix + name, default, " ".join((field.description or "").split())
+        section = _section(field.annotation)
+        # A section that can be left out is a setting itself: None, or what stands under it.
+        if section is None or _is_union(field.annotation):
+            default = "required" if field.is_required() else repr(field.default)
+            yield prefix + name, default, " ".join((field.description or "").split())
+        if section is not None:
+            yield from described(section, f"{prefix}{name}.")

@@ -4,6 +4,7 @@ The sweep, its report, and with `final` the best settings at full length, scored
 all under one run of MLflow. The same command goes on where an earlier one stopped.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -17,8 +18,10 @@ import torch
 
 from pipelines.clip_dataset import ClipDataset
 from pipelines.config import EvaluateConfig, PretrainConfig, PretrainSettings, PromoteConfig
-from pipelines.pretrain import RUN_FILE
+from pipelines.evaluation import check_gpu
+from pipelines.pretrain import FREE_TO_CHANGE, LOCK_FILE, RUN_FILE
 from pipelines.registry import Registered
+from pipelines.shards import locked
 from pipelines.sweep import SweepResult, sweep
 from pipelines.sweep_checks import check_sweep, scored_split, sweep_folder, trials_at_once
 from pipelines.sweep_config import SweepConfig
@@ -28,12 +31,12 @@ from pipelines.sweep_search import num_trials
 from pipelines.sweep_space import combinations, edge_cases
 from pipelines.sweep_trial import best_values, pretrain_values
 from pipelines.sweep_trials import Trial
-from pipelines.tracking import RunRef, open_run, tracked
+from pipelines.tracking import RunRef, kept_settings, open_run, tracked
 from ray_jobs.checks import messages, surroundings
 from ray_jobs.cli import Job, Plan, run_job
 from ray_jobs.cluster import connected, ray_address
 from ray_jobs.console import StageProgress, duration, table
-from ray_jobs.evaluate import evaluate_stage, score_table
+from ray_jobs.evaluate import evaluate_stage, gpu_mistakes, score_table
 from ray_jobs.pretrain import pretrain_stage
 from ray_jobs.promote import in_words as registered_in_words
 from ray_jobs.promote import promote_stage
@@ -41,8 +44,10 @@ from ray_jobs.settings import mistakes_in
 
 NUM_COMBINATIONS = 200
 """Combinations of the space that are tried out before anything starts."""
-FIXED = ("num_workers", "use_gpu", "cpus_per_worker")
+FIXED = ("num_workers", "use_gpu", "cpus_per_worker", "parallelism")
 """Settings of resources: trials run side by side, so all ask for the same."""
+LEFT_OUT = ("max_seconds",)
+"""Settings that no trial may have."""
 FINAL = "final"
 
 
@@ -61,9 +66,14 @@ def plan(config: SweepConfig) -> Plan:
             *problems,
             *(() if problems else check_sweep(config)),
             *messages(lambda: _check_resources(config)),
+            *gpu_mistakes(config, {"final.evaluate.use_gpu": _scores_on_gpu(config)}),
             *surroundings(config, str(folder)),
         ),
     )
+
+
+def _scores_on_gpu(config: SweepConfig) -> bool:
+    return config.final is not None and config.final.evaluate.use_gpu
 
 
 def _check_resources(config: SweepConfig) -> None:
@@ -84,11 +94,13 @@ def space_mistakes(config: SweepConfig) -> list[str]:
 
 
 def _fixed_mistakes(config: SweepConfig) -> list[str]:
+    rules = dict.fromkeys(FIXED, "must be set under pretrain, the same for all trials")
+    rules |= dict.fromkeys(LEFT_OUT, "must not be set in a sweep")
     return [
-        f"space.{key}: {name} must be set under pretrain, the same for all trials"
+        f"space.{key}: {name} {rules[name]}"
         for key, domain in config.space.items()
         for name in chain((key,), *(domain.bundles or {}).values())
-        if name in FIXED
+        if name in rules
     ]
 
 
@@ -121,7 +133,13 @@ def work(config: SweepConfig) -> None:
     folder = sweep_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
     final: tuple[dict[str, Any], Sequence[Registered]] | None = None
-    with connected(config.ray, dashboard=True), tracked(_sweep_run(config, folder)) as run:
+    with (
+        locked(folder / LOCK_FILE, f"sweep ({folder})"),
+        connected(config.ray, dashboard=True),
+        tracked(_sweep_run(config, folder)) as run,
+    ):
+        if _scores_on_gpu(config):  # told before the trials, not after them
+            check_gpu("final.evaluate.use_gpu")
         result = _sweep_stage(config, run)
         winner = write_winner(config, result)
         run.client().log_artifact(run.run_id, str(winner))
@@ -151,7 +169,7 @@ def _sweep_run(config: SweepConfig, folder: Path) -> RunRef:
     file = folder / RUN_FILE
     run_id = json.loads(file.read_text())["run_id"] if file.exists() else ""
     run = open_run(config, "sweep", config.name, run_id=run_id)
-    values = {"run_id": run.run_id, "config": config.model_dump(mode="json")}
+    values = {"run_id": run.run_id, "config": kept_settings(config)}
     file.write_text(json.dumps(values, indent=1))
     return run
 
@@ -198,10 +216,16 @@ def _final_stage(
 
 
 def final_config(config: SweepConfig, best: Trial, folder: Path) -> PretrainConfig:
-    """The training of the best settings at full length."""
+    """The training of the best settings at full length, which its name tells from others.
+
+    More trials or epochs may change what is best; a training that is there is then another one.
+    """
+    values = best_values(config, best)
+    trained = {name: value for name, value in values.items() if name not in FREE_TO_CHANGE}
+    digest = hashlib.sha256(json.dumps(trained, sort_keys=True).encode()).hexdigest()
     return PretrainConfig(
-        **best_values(config, best),
-        name="best",
+        **values,
+        name=f"best-{digest[:8]}",
         dataset=config.dataset,
         output=str(folder / "pretrain"),
         tracking=config.tracking,

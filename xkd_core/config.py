@@ -13,20 +13,24 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, m
 from pydantic import NonNegativeFloat as NonNegative
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+ShareBelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 MaskRatio = Annotated[float, Field(gt=0.0, lt=1.0)]
+PositiveFloats = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
 
 
 class Config(BaseModel):
-    """Base of every section: unknown keys are errors and values never change."""
+    """Base of every section: unknown keys are errors, numbers are finite, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Range(Config):
-    """A closed interval from which a number is drawn."""
+    """A closed interval of positive numbers, from which one is drawn."""
 
-    low: float
-    high: float
+    low: PositiveFloat
+    high: PositiveFloat
 
     @model_validator(mode="after")
     def _ordered(self) -> "Range":
@@ -357,7 +361,7 @@ class ObjectiveConfig(Config):
     alignment_over_workers: bool = True
     """Alignment compares the clips of all workers; False, as in the published code, those of each
     worker by themselves."""
-    mmd_gammas: tuple[PositiveFloat, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
+    mmd_gammas: PositiveFloats = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
     """Inverse squared widths of the Gaussian kernels whose sum MMD uses; the seven are those of the
     published code, the paper's text names none. At the paper's width of outputs the widest sees
     nothing below a cosine of .5, and the others nothing below .95."""
@@ -385,7 +389,7 @@ class OptimizerConfig(Config):
     """Peak at a global batch of 256; used as it is."""
     final_learning_rate: NonNegative = 0.0
     warmup_epochs: NonNegative = 30.0
-    betas: tuple[Share, Share] = (0.9, 0.95)
+    betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.95)
     eps: PositiveFloat = 1.0e-8
     weight_decay: NonNegative = 0.3
     """For tensors of two or more dimensions."""

@@ -210,7 +210,7 @@ def test_trials_side_by_side_lose_no_metric_and_the_best_is_registered(tmp_path:
     with serving_mlflow(tmp_path / "server", unused_port()) as server:
         file = write_sweep(
             tmp_path,
-            tracking={"uri": server},
+            tracking={"uri": server.replace("://", "://me:secret@")},
             search={"kind": "random", "num_trials": 4},
             stopping={"kind": "median", "min_trials": 2, "collapsed": False},
             final={"epochs": 8},
@@ -223,7 +223,12 @@ def test_trials_side_by_side_lose_no_metric_and_the_best_is_registered(tmp_path:
         check_runs(server, trials, set())
         client = MlflowClient(server)
         names = {run.info.run_name for run in child_runs(server)}
-        assert names == {*(trial.name for trial in trials), "best", "evaluate", "promote"}
+        told = [
+            file for file in folder.rglob("*") if file.is_file() and b"secret" in file.read_bytes()
+        ]
+        assert told == []
+        (best,) = (folder / "final" / "pretrain").iterdir()
+        assert names == {*(trial.name for trial in trials), best.name, "evaluate", "promote"}
         for side in ("video", "audio"):
             version = client.get_model_version_by_alias(f"xkd-{side}", "champion")
             assert version.tags["xkd.step"] == "36"

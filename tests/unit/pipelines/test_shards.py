@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import threading
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -104,3 +105,25 @@ def test_a_lock_names_its_holder_and_ends_with_it(tmp_path):
         other.kill()
     with locked(tmp_path / "lock", "it"):
         assert str(os.getpid()) in (tmp_path / "lock").read_text()
+
+
+def test_a_lock_is_waited_for_as_long_as_asked(tmp_path):
+    held, has_ended = threading.Event(), []
+
+    def hold():
+        with locked(tmp_path / "lock", "it"):
+            held.set()
+            threading.Event().wait(0.5)
+            has_ended.append(True)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    with (
+        pytest.raises(UserError, match="it is being written by"),
+        locked(tmp_path / "lock", "it", patience_seconds=0.01),
+    ):
+        pass
+    with locked(tmp_path / "lock", "it", patience_seconds=30):
+        assert has_ended
+    holder.join()

@@ -68,11 +68,32 @@ def test_clips_that_cannot_be_scored(tmp_path):
     )
     _, mistakes = checked(tmp_path, silent)
     assert len(mistakes) == 1
-    assert "gives no audio score: split val, test has no labelled clip" in mistakes[0]
+    assert (
+        "gives no audio score: split test, the first that is there, has no labelled clip"
+        in mistakes[0]
+    )
     _, mistakes = checked(tmp_path, silent, objective={"modality": "video"})
     assert mistakes == []
+    both = write_dataset(
+        tmp_path / "both",
+        12,
+        split=lambda i: ("test", "val", "train", "train")[i % 4],
+        has_audio=lambda i: i % 4 != 1,
+    )
+    _, mistakes = checked(tmp_path, both)  # clips of `test` do not stand in for those of `val`
+    assert any("gives no audio score: split val, the first that is" in text for text in mistakes)
     all_train = write_dataset(tmp_path / "all", 12)
     assert len(checked(tmp_path, all_train)[1]) == 2
+
+
+def test_clips_for_scoring_have_the_rates_of_those_trained_on(tmp_path):
+    clips = write_dataset(tmp_path / "clips", 12, split=lambda i: "test" if i % 4 == 0 else "train")
+    other = write_dataset(tmp_path / "other", 12, split=lambda i: "test" if i % 4 == 0 else "train")
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["settings"]["frame_rate"] = 8.0
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    _, (mistake,) = checked(tmp_path, clips, scoring={"dataset": str(other)})
+    assert mistake.startswith(f"scoring.dataset ({other}): model.video.frame_rate (4) must equal")
 
 
 def test_a_sweep_goes_on_only_with_its_own_settings(tmp_path):

@@ -51,6 +51,15 @@ def test_domain_that_cannot_be_drawn_from(domain, message):
             {"pretrain": PRETRAIN | {"parallelism": "fsdp"}},
             r"parallelism \(fsdp\) must be ddp in a sweep",
         ),
+        (
+            {"pretrain": PRETRAIN | {"max_seconds": 60}},
+            r"pretrain\.max_seconds \(60\) must not be set in a sweep",
+        ),
+        ({"space": {"a,b": {"choice": [1]}}}, r"space\.a,b must be at most 80 letters"),
+        (
+            {"space": {"terms": {"bundles": {"no/alignment": {}, "all": {}}}}},
+            r"space\.terms\.bundles \(no/alignment\) must be at most 80 letters",
+        ),
         ({"final": {"evaluate": {"role": "student"}}}, r"promote\.role \(teacher\) must equal"),
     ],
 )

@@ -106,12 +106,12 @@ def test_a_new_trial_is_on_disk_before_it_is_known(tmp_path):
 
 
 def test_a_grid_is_as_long_as_its_combinations(tmp_path):
-    config = sweep_config(
-        tmp_path,
-        space={"seed": {"choice": [0, 1, 2]}, "objective.refinement": {"choice": ["mean", "none"]}},
-        search={"kind": "grid"},
-    )
+    space = {"seed": {"choice": [0, 1, 2]}, "objective.refinement": {"choice": ["mean", "none"]}}
+    config = sweep_config(tmp_path, space=space, search={"kind": "grid"})
     assert num_trials(config) == 6
+    for wanted, trials in ((4, 4), (9, 6)):
+        search = {"kind": "grid", "num_trials": wanted}
+        assert num_trials(sweep_config(tmp_path, space=space, search=search)) == trials
     assert suggestion(config, [], 5) == {"seed": 2, "objective.refinement": "none"}
 
 

@@ -12,6 +12,7 @@ from pipelines.sweep_space import (
     grid,
     is_searched,
     merged,
+    num_combinations,
     parameters,
     settings_of,
 )
@@ -53,8 +54,8 @@ def test_drawn_values_lie_in_the_space_and_conditions_hold(space):
 
 
 def test_a_grid_has_every_combination_once(bundles):
-    found = grid(bundles)
-    assert len(found) == 3 * (2 + 1)
+    found = list(grid(bundles))
+    assert len(found) == num_combinations(bundles) == 3 * (2 + 1)
     assert len({tuple(sorted(values.items())) for values in found}) == len(found)
     assert found[0] == {"ablation": "all", "objective.refinement": "mean", "seed": 0}
     assert {"ablation": "no_alignment", "seed": 2} in found
@@ -87,7 +88,7 @@ def test_values_survive_optuna(bundles):
 
 
 def test_combinations_of_a_countable_space_are_its_own(bundles, space):
-    assert list(combinations(bundles, 100, 0)) == grid(bundles)
+    assert list(combinations(bundles, 100, 0)) == list(grid(bundles))
     assert len(list(combinations(space, 7, 0))) == 7
 
 
@@ -101,8 +102,21 @@ def test_settings_may_be_sections_and_lists(tmp_path):
             "objective.mmd_gammas": {"choice": [[1.0], [1.0, 10.0]]},
         },
     ).space
-    values = grid(space)[1]
+    values = list(grid(space))[1]
     settings = merged({"epochs": 30, "batch_size": 4}, settings_of(space, values))
     checked = PretrainSettings.model_validate(settings)
     assert checked.objective.mmd_gammas == (1.0, 10.0)
     assert checked.objective.video_teacher_temperature.start == 0.04
+
+
+def test_a_space_of_billions_is_counted_and_tried_out_at_random(tmp_path):
+    """Without being made: each combination that is made takes its time and memory."""
+    many = {f"entry{number}": {"choice": list(range(10))} for number in range(9)}
+    many["entry9"] = {"integer": [1, 10**9], "when": {"entry0": [3, 4]}}
+    many["entry10"] = {"choice": ["a", "b"], "when": {"entry9": 7}}
+    space = sweep_config(tmp_path, space=many).space
+    assert num_combinations(space) == 10**8 * (8 + 2 * (10**9 + 1))
+    tried = list(combinations(space, 50, 0))
+    assert tried == list(combinations(space, 50, 0))
+    assert len({values["entry0"] for values in tried}) > 5  # a grid's first have but one
+    assert next(grid(space)) == dict.fromkeys([f"entry{number}" for number in range(9)], 0)

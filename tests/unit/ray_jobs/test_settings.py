@@ -80,6 +80,21 @@ def test_all_mistakes_are_reported_at_once(tmp_path):
         assert part in message
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("views.crop_ratio.low=0", r"views\.crop_ratio\.low \(0\): .* greater than 0"),
+        ("optimizer.betas=[0.9, 1.0]", r"optimizer\.betas\.1 \(1\.0\): .* less than 1"),
+        ("epochs=.inf", r"epochs \(inf\): .* finite"),
+        ("model.audio.mean=.nan", r"model\.audio\.mean \(nan\): .* finite"),
+        ("objective.mmd_gammas=[]", r"objective\.mmd_gammas \(\[\]\): .* at least 1 item"),
+    ],
+)
+def test_what_would_crash_in_a_worker_is_refused(override, message):
+    with pytest.raises(UserError, match=message):
+        load_settings(PretrainConfig, CONF / "pretrain" / "smoke.yaml", [override])
+
+
 def test_key_of_another_section_is_found():
     with pytest.raises(UserError, match=r"did you mean pretrain\.model\.encoder\.width\?"):
         load_settings(RunConfig, CONF / "run" / "smoke.yaml", ["width=3"])
@@ -143,3 +158,14 @@ def test_every_setting_is_listed_for_help(schema):
     names = [name for name, _, _ in described(schema)]
     assert "tracking.uri" in names
     assert len(names) == len(set(names))
+
+
+def test_a_section_that_can_be_left_out_is_described_and_read_as_any_other():
+    names = {name: default for name, default, _ in described(SweepConfig)}
+    assert names["final"] == names["final.epochs"] == "None"
+    assert names["final.promote.model_prefix"] == "'xkd'"
+    smoke = CONF / "sweep" / "smoke.yaml"
+    config = load_settings(SweepConfig, smoke, ["final.promote.model_prefix=2024"])
+    assert config.final.promote.model_prefix == "2024"
+    with pytest.raises(UserError, match=r"did you mean final\.evaluate\.neighbors\?"):
+        load_settings(SweepConfig, smoke, ["final.evaluate.neighbor=3"])

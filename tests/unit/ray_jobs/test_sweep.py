@@ -4,9 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.errors import UserError
+from pipelines.pretrain import LOCK_FILE
+from pipelines.shards import locked
+from pipelines.sweep_checks import sweep_folder
 from pipelines.sweep_config import SweepConfig
+from pipelines.sweep_trials import Trial
+from pipelines.tracking import RunRef
 from ray_jobs.settings import load_settings
-from ray_jobs.sweep import space_mistakes
+from ray_jobs.sweep import _sweep_run, final_config, space_mistakes, work
 
 CONF = Path(__file__).resolve().parents[3] / "conf" / "sweep"
 
@@ -27,7 +33,9 @@ def test_all_mistakes_of_a_space_are_told_at_once():
         " model.video.mask_ratio: {uniform: [0.5, 1.2]},"
         " optimizer.warmup_epochs: {integer: [0, 9]},"
         " ablation: {bundles: {a: {objective.refinement: nope}, b: {use_gpu: true}}},"
-        " num_workers: {choice: [1, 2]}}"
+        " num_workers: {choice: [1, 2]},"
+        " parallelism: {choice: [ddp, fsdp]},"
+        " max_seconds: {choice: [60]}}"
     )
     for part in (
         "alignment_wieght is not a setting; did you mean objective.alignment_weight?",
@@ -36,9 +44,11 @@ def test_all_mistakes_of_a_space_are_told_at_once():
         "space.ablation at a: objective.refinement ('nope')",
         "space.ablation: use_gpu must be set under pretrain",
         "space.num_workers: num_workers must be set under pretrain",
+        "space.parallelism: parallelism must be set under pretrain",
+        "space.max_seconds: max_seconds must not be set in a sweep",
     ):
         assert sum(part in mistake for mistake in found) == 1, part
-    assert len(found) == 6
+    assert len(found) == 8
 
 
 def test_settings_that_do_not_go_together_are_found():
@@ -54,3 +64,33 @@ def test_settings_that_do_not_go_together_are_found():
 def test_the_final_length_is_checked_too():
     (mistake,) = mistakes("{seed: {choice: [0, 1]}}", "final={epochs: 0.5}")
     assert "final.epochs: optimizer.warmup_epochs (1) must not be above epochs (0.5)" in mistake
+
+
+def test_the_final_training_is_named_by_what_it_trains(tmp_path):
+    def name(values, *overrides):
+        config = load_settings(SweepConfig, CONF / "smoke.yaml", ["final={epochs: 8}", *overrides])
+        return final_config(config, Trial(0, values), tmp_path).name
+
+    one, other = {"objective.refinement": "mean"}, {"objective.refinement": "none"}
+    assert name(one) == name(one, "pretrain.log_every=7")
+    assert len({name(one), name(other), name(one, "final.epochs=9")}) == 3
+
+
+def test_a_second_sweep_of_that_name_is_refused(tmp_path):
+    config = load_settings(SweepConfig, CONF / "smoke.yaml", [f"output={tmp_path}"])
+    folder = sweep_folder(config)
+    folder.mkdir()
+    with (
+        locked(folder / LOCK_FILE, "the first"),
+        pytest.raises(UserError, match=r"sweep \(.*/smoke-sweep\) is being written by process"),
+    ):
+        work(config)
+
+
+def test_the_password_of_the_server_is_not_written_down(tmp_path, monkeypatch):
+    monkeypatch.setattr("ray_jobs.sweep.open_run", lambda *_, **__: RunRef("uri", "0", "run"))
+    overrides = [f"output={tmp_path}", "tracking.uri=http://me:p@ss@mlflow.example:5000"]
+    _sweep_run(load_settings(SweepConfig, CONF / "smoke.yaml", overrides), tmp_path)
+    written = (tmp_path / "run.json").read_text()
+    assert "ss@" not in written
+    assert "http://***@mlflow.example:5000" in written

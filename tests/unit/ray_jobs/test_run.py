@@ -1,0 +1,24 @@
+"""The main job is refused where another one is at it."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.config import RunConfig
+from pipelines.errors import UserError
+from pipelines.pretrain import LOCK_FILE
+from pipelines.shards import locked
+from ray_jobs.run import folder_of, work
+from ray_jobs.settings import load_settings
+
+SMOKE = Path(__file__).resolve().parents[3] / "conf" / "run" / "smoke.yaml"
+
+
+def test_a_second_run_of_that_name_is_refused(tmp_path):
+    config = load_settings(RunConfig, SMOKE, [f"output={tmp_path}"])
+    folder_of(config).mkdir()
+    with (
+        locked(folder_of(config) / LOCK_FILE, "the first"),
+        pytest.raises(UserError, match=r"run \(.*/smoke\) is being written by process"),
+    ):
+        work(config)
