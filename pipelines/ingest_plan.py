@@ -70,6 +70,11 @@ class UnitSource:
         return list(self.labels) or ([self.label] if self.label else [])
 
     @property
+    def stretch(self) -> tuple[float | None, float | None]:
+        """Where the stretch that it stands for begins and ends."""
+        return self.start_seconds, self.end_seconds
+
+    @property
     def tags(self) -> dict[str, Any]:
         """What comes from the list of sources and not from their bytes."""
         return {
@@ -119,7 +124,7 @@ class Changes:
 
     new: int = 0
     changed: int = 0
-    """Sources with other bytes than before, and those that could not be read before."""
+    """Sources with other bytes or another stretch than before, and those not readable before."""
     removed: int = 0
     renamed: int = 0
     """Sources with another name, label, split or group than before, but the same bytes."""
@@ -200,8 +205,9 @@ class _Ledger:
             if there is None or there.uri in self.finished or not _same_reject(held, there):
                 return None
             return there
-        if held.source_hash in self._by_hash:
-            return self._by_hash[held.source_hash]
+        if (same := self._by_hash.get(held.source_hash)) is not None:
+            # Of another stretch there are other segments: it has to be decoded again.
+            return same if held.stretch == same.stretch else None
         # What cannot be read just now keeps what it gave when it could.
         return there if there is not None and there.reason == "unreadable" else None
 
@@ -214,7 +220,7 @@ class _Ledger:
 
 def _same_reject(held: Held, source: UnitSource) -> bool:
     """Whether a source would be rejected again, as far as can be told without decoding it."""
-    if held.source_hash != source.source_hash:
+    if (held.source_hash, held.stretch) != (source.source_hash, source.stretch):
         return False
     if source.reason is not None:
         return (held.reason, held.message) == (source.reason, source.message)

@@ -206,6 +206,8 @@ def clip_row(source: UnitSource, segment: Segment, settings: IngestSettings) -> 
         "labels": source.all_labels,
         "split": source.split,
         "group": source.group,
+        "stretch_start_seconds": source.start_seconds,
+        "stretch_end_seconds": source.end_seconds,
         "container": info.container,
         "video_codec": info.video_codec,
         "audio_codec": info.audio_codec,
@@ -228,6 +230,8 @@ def reject_row(source: UnitSource, reason: str, message: str) -> dict[str, Any]:
         "message": message,
         "label": source.label,
         "split": source.split,
+        "stretch_start_seconds": source.start_seconds,
+        "stretch_end_seconds": source.end_seconds,
     }
 
 
