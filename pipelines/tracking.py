@@ -8,6 +8,7 @@ be sent at the end is written to a file, so nothing that was measured is lost.
 import json
 import logging
 import os
+import re
 import socket
 import subprocess
 import threading
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from pipelines.config import JobConfig, TrackingConfig
 from pipelines.errors import Stopped, UserError
@@ -38,6 +39,7 @@ from mlflow.tracking import MlflowClient
 logger = logging.getLogger(__name__)
 
 SQLITE = "sqlite:///"
+SQLITE_HEADER = b"SQLite format 3\x00"
 RETRY_SECONDS = 2.0
 MAX_BATCH = 1000
 """Metrics that MLflow takes at once."""
@@ -67,14 +69,8 @@ def tracking_uri(config: TrackingConfig) -> str:
 
 
 def redacted(uri: str) -> str:
-    """The URI without its password, for logs and pages."""
-    parts = urlsplit(uri)
-    if parts.password is None and parts.username is None:
-        return uri
-    host = parts.hostname or ""
-    if parts.port:
-        host += f":{parts.port}"
-    return urlunsplit(parts._replace(netloc=f"***@{host}"))
+    """The URI without its user and password, for logs and pages; it need not be a right one."""
+    return re.sub(r"^([^:/]+://)[^/?#]*@", r"\1***@", uri)
 
 
 def check_tracking(config: TrackingConfig) -> None:
@@ -87,32 +83,44 @@ def check_tracking(config: TrackingConfig) -> None:
         uri = tracking_uri(config)
     except ValueError as error:
         raise UserError(f"tracking.uri {error}") from error
-    scheme = urlsplit(uri).scheme
-    if scheme == "sqlite":
+    kinds = f"tracking.uri ({redacted(uri)}) must be http(s)://HOST:PORT or sqlite:////FILE"
+    try:
+        parts = urlsplit(uri)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise UserError(f"{kinds}: {error}") from None  # its traceback would show a password
+    if parts.scheme == "sqlite":
         _check_sqlite(Path(uri.removeprefix(SQLITE)))
-    elif scheme in ("http", "https"):
-        _check_server(uri)
+    elif parts.scheme in ("http", "https") and host:
+        _check_server(uri, host, port or (443 if parts.scheme == "https" else 80))
     else:
-        raise UserError(
-            f"tracking.uri ({redacted(uri)}) must be http(s)://HOST:PORT or sqlite:////FILE"
-        )
+        raise UserError(kinds)
 
 
 def _check_sqlite(file: Path) -> None:
+    what = f"tracking.uri (sqlite:///{file})"
     if not file.is_absolute():
-        raise UserError(f"tracking.uri (sqlite:///{file}) must name an absolute file")
-    parent = file.parent
-    while not parent.exists():
-        parent = parent.parent
-    if not os.access(file if file.exists() else parent, os.W_OK):
-        raise UserError(f"tracking.uri (sqlite:///{file}) is not writable")
+        raise UserError(f"{what} must name an absolute file")
+    there = file
+    while not os.path.exists(there):
+        there = there.parent
+    if not os.access(there, os.W_OK):
+        raise UserError(f"{what} is not writable")
+    if there == file and not (file.is_file() and _is_database(file)):
+        raise UserError(f"{what} must name a database of SQLite or a file that is not there yet")
+    if there != file and not there.is_dir():
+        raise UserError(f"{what} must lie in a folder, but {there} is a file")
 
 
-def _check_server(uri: str) -> None:
-    parts = urlsplit(uri)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+def _is_database(file: Path) -> bool:
+    """Whether it begins as one, or is empty as one may be at first."""
+    with file.open("rb") as content:
+        return content.read(len(SQLITE_HEADER)) in (b"", SQLITE_HEADER)
+
+
+def _check_server(uri: str, host: str, port: int) -> None:
     try:
-        socket.create_connection((parts.hostname or "", port), CONNECT_SECONDS).close()
+        socket.create_connection((host, port), CONNECT_SECONDS).close()
         MlflowClient(uri).search_experiments(max_results=1)
     except (OSError, MlflowException) as error:
         reason = str(error).splitlines()[0][:200]

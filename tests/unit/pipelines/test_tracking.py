@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import pytest
 from training import wait_until
 
-from pipelines.config import IngestConfig
-from pipelines.tracking import RunRef, Tracker, metric_histories, open_run
+from pipelines.config import IngestConfig, TrackingConfig
+from pipelines.errors import UserError
+from pipelines.tracking import RunRef, Tracker, check_tracking, metric_histories, open_run
 
 
 def run_at(home: Path) -> RunRef:
@@ -14,6 +16,34 @@ def run_at(home: Path) -> RunRef:
         {"output": str(home / "clips"), "tracking": {"uri": f"sqlite:///{home}/mlflow.db"}}
     )
     return open_run(config, "ingest", "test")
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("http://localhost:50o0", r"\(http://localhost:50o0\) must be http.* integer value"),
+        ("http://localhost:99999", r"\(http://localhost:99999\) must be http.* out of range"),
+        ("http://me:secret@[::1", r"\(http://\*\*\*@\[::1\) must be http.* Invalid IPv6"),
+        ("http://", r"\(http://\) must be http"),
+        ("postgresql://me:secret@h:1/db", r"\(postgresql://\*\*\*@h:1/db\) must be http"),
+        ("sqlite:///here.db", r"\(sqlite:///here.db\) must name an absolute file"),
+        ("sqlite:///{folder}", r"must name a database of SQLite or a file that is not there yet"),
+        ("sqlite:///{folder}/text.db", r"text.db\) must name a database of SQLite"),
+        ("sqlite:///{folder}/text.db/in.db", r"must lie in a folder, but .*text.db is a file"),
+    ],
+)
+def test_a_wrong_address_is_refused_in_one_line(tmp_path, uri, message):
+    (tmp_path / "text.db").write_text("no database, but notes")
+    with pytest.raises(UserError, match=message) as refused:
+        check_tracking(TrackingConfig(uri=uri.replace("{folder}", str(tmp_path))))
+    assert "secret" not in str(refused.value)
+
+
+def test_a_database_that_is_there_empty_or_not_yet_made_is_taken(tmp_path):
+    (tmp_path / "empty.db").touch()
+    run_at(tmp_path)
+    for name in ("empty.db", "mlflow.db", "folder/new.db"):
+        check_tracking(TrackingConfig(uri=f"sqlite:///{tmp_path}/{name}"))
 
 
 def test_metrics_arrive_in_their_order(tmp_path):
