@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from pipelines.config import JobConfig, TrackingConfig
 from pipelines.errors import Stopped, UserError
 from pipelines.places import home
+from pipelines.shards import temporary_name
 
 # Before mlflow is imported: no telemetry, and a server that is away fails in seconds.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -245,7 +246,7 @@ class Tracker:
         unsent_file: See above.
         system_metrics: Log the machine's load as well.
         resumed: Whether the run has system metrics already.
-        unsent: Metrics that an earlier tracker queued and may not have sent.
+        unsent: What an earlier tracker queued and may not have sent.
     """
 
     def __init__(
@@ -265,9 +266,10 @@ class Tracker:
         self._change = threading.Condition()
         self._is_closing = False
         self._give_up_at = float("inf")
-        earlier = [_metric(values) for values in (*unsent, *_read_lines(unsent_file))]
-        if earlier:
-            self._waiting.append(_Record(earlier, []))
+        # The file stays until all of it is sent: this process may be killed before.
+        self._earlier = _record_of([*unsent, *_read_lines(unsent_file)])
+        if self._earlier.metrics or self._earlier.tags:
+            self._waiting.append(self._earlier)
         self._thread = threading.Thread(target=self._send_all, daemon=True, name="tracker")
         self._thread.start()
 
@@ -281,9 +283,9 @@ class Tracker:
         self._add(_Record([], [RunTag(name, value[:MAX_TAG_CHARACTERS])]))
 
     def unsent(self) -> list[dict[str, Any]]:
-        """Metrics that MLflow may not have yet."""
+        """Metrics and tags that MLflow may not have yet."""
         with self._change:
-            return [dict(metric) for record in self._waiting for metric in record.metrics]
+            return [values for record in self._waiting for values in record.to_dicts()]
 
     def flush(self, patience_seconds: float = 60.0) -> bool:
         """Waits until all that was logged so far is sent; says whether it was in time."""
@@ -316,8 +318,9 @@ class Tracker:
                 if time.monotonic() > self._give_up_at:
                     self._keep()
                     return
-                with self._change:
-                    self._change.wait_for(lambda: self._is_closing, timeout=RETRY_SECONDS)
+                self._pause()
+            if record is self._earlier:
+                self._unsent_file.unlink(missing_ok=True)
             with self._change:
                 self._waiting.popleft()
                 self._change.notify_all()
@@ -325,6 +328,14 @@ class Tracker:
                 self._watch_system()  # MLflow's monitor ends for good when the server is away
         if self._system is not None:
             self._system.finish()
+
+    def _pause(self) -> None:
+        """Waits between two tries; `close` cuts short only the pause that it comes in."""
+        with self._change:
+            if not self._is_closing:
+                self._change.wait_for(lambda: self._is_closing, timeout=RETRY_SECONDS)
+                return
+        time.sleep(min(RETRY_SECONDS, max(self._give_up_at - time.monotonic(), 0.0)))
 
     def _next(self) -> "_Record | None":
         """The next record, which stays in the queue, or None if all is sent and none will come."""
@@ -355,9 +366,11 @@ class Tracker:
 
     def _keep(self) -> None:
         self._unsent_file.parent.mkdir(parents=True, exist_ok=True)
-        with self._unsent_file.open("a") as file:
-            for metric in self.unsent():
-                file.write(json.dumps(metric) + "\n")
+        lines = "".join(json.dumps(values) + "\n" for values in self.unsent())
+        # What the file had so far is still queued.
+        temporary = temporary_name(self._unsent_file)
+        temporary.write_text(lines)
+        os.replace(temporary, self._unsent_file)
         logger.warning("kept metrics that MLflow did not take in %s", self._unsent_file)
 
 
@@ -368,18 +381,37 @@ class _Record:
     metrics: list[Metric]
     tags: list[RunTag]
 
+    def to_dicts(self) -> Iterator[dict[str, Any]]:
+        """For a file, an entry for each."""
+        for metric in self.metrics:
+            yield dict(metric)
+        for tag in self.tags:
+            yield {"tag": tag.key, "value": tag.value}
 
-def _metric(values: Mapping[str, Any]) -> Metric:
-    return Metric(values["key"], values["value"], values["timestamp"], values["step"])
+
+def _record_of(entries: Iterable[Mapping[str, Any]]) -> _Record:
+    """The reverse of `to_dicts`."""
+    record = _Record([], [])
+    for values in entries:
+        if "tag" in values:
+            record.tags.append(RunTag(values["tag"], values["value"]))
+        else:
+            names = ("key", "value", "timestamp", "step")
+            record.metrics.append(Metric(*(values[name] for name in names)))
+    return record
 
 
 def _read_lines(file: Path) -> list[dict[str, Any]]:
-    """What a tracker kept; its file goes, since the values are queued again."""
+    """What a tracker kept; a line that is not whole, as after a power cut, is left out."""
     if not file.exists():
         return []
-    values = [json.loads(line) for line in file.read_text().splitlines()]
-    file.unlink()
-    return values
+    entries = []
+    for line in file.read_text(errors="replace").splitlines():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            logger.warning("left out a line of %s that is not whole: %s", file, line[:80])
+    return entries
 
 
 def metric_histories(run: RunRef) -> dict[str, tuple[list[int], list[float]]]:
