@@ -324,12 +324,15 @@ def text_of(name: str) -> str:
 
 
 def _read_list(file: str, base: str, place: str) -> Iterator[Source]:
+    split_of: dict[str, str] = {}
     for number, row in enumerate(_read_rows(file, place), start=1):
         name = row.get("path")
         if name is None or name == "":
             raise UserError(f"list ({place}): row {number} has no path")
         try:
-            yield _listed(row, _joined(base, name))
+            source = _listed(row, _joined(base, name))
+            _check_group(source, split_of)
+            yield source
         except ValueError as error:
             raise UserError(f"list ({place}): row {number}: {error}") from error
 
@@ -351,6 +354,16 @@ def _listed(row: Mapping[str, Any], path: str) -> Source:
         start_seconds=start,
         end_seconds=end,
     )
+
+
+def _check_group(source: Source, split_of: dict[str, str]) -> None:
+    if source.group is None or source.split is None:
+        return
+    split = split_of.setdefault(source.group, source.split)
+    if split != source.split:
+        raise ValueError(
+            f"group ({source.group}) must be in one split, but is in {split} and {source.split}"
+        )
 
 
 def _joined(base: str, name: Any) -> str:

@@ -172,6 +172,11 @@ def test_a_list_may_name_uris_and_bytes_that_are_no_text(tmp_path):
         ("list.jsonl", '{"path": "a"}\n[1]\n', r"each line must be an object, but one is \[1\]"),
         ("list.jsonl", '{"path": "a"', "cannot be read"),
         ("list.tsv", "path\tstart\na\tsoon\n", r"row 1: start \(soon\) must be a number"),
+        (
+            "list.csv",
+            "path,split,group\na,train,v1\nb,,v1\nc,test,v2\nd,heldout,v1\n",
+            r"row 4: group \(v1\) must be in one split, but is in train and test",
+        ),
         ("list.jsonl", '{"path": "a", "start": [1]}\n', r"row 1: start \(\[1\]\) must be a num"),
         ("list.csv", "path,start\na,1\nb,nan\n", r"row 2: start \(nan\) must be a number"),
         ("list.csv", "path,end\na,inf\n", r"row 1: end \(inf\) must be a number of seconds, 0"),
