@@ -203,6 +203,7 @@ def _parser(job: Job) -> argparse.ArgumentParser:
 
 def _dry_run(config: JobConfig, plan: Plan) -> str:
     from pipelines.tracking import redacted, tracking_uri
+    from ray_jobs.cluster import ray_address
 
     settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
     if config.tracking.uri:
@@ -210,8 +211,7 @@ def _dry_run(config: JobConfig, plan: Plan) -> str:
     lines = [settings, *(f"would read   {place}" for place in plan.reads)]
     lines += [f"would write  {place}" for place in plan.writes]
     lines.append(f"would log to {redacted(tracking_uri(config.tracking))}")
-    address = config.ray.address or os.environ.get("RAY_ADDRESS")
-    lines.append(f"would run on {address or 'a Ray of its own'}")
+    lines.append(f"would run on {ray_address(config.ray) or 'a Ray of its own'}")
     return "\n".join(lines)
 
 
