@@ -368,8 +368,7 @@ def test_another_stretch_in_a_list_is_decoded_again(local_ray, tmp_path):
     write_numbered(tmp_path / "a.mp4", 250)
     write_numbered(tmp_path / "b.mp4", 252)
     table = tmp_path / "list.csv"
-    # Of b, milliseconds were given as if they were seconds.
-    table.write_text("path,start,end\na.mp4,4,8\nb.mp4,2000,4000\n")
+    table.write_text("path,start,end\na.mp4,4,8\nb.mp4,20,24\n")
     first = run(table, tmp_path / "clips")
     assert (first.accepted, first.rejects_by_reason) == (1, {"too_short": 1})
     table.write_text("path,start,end\na.mp4,0,2\nb.mp4,2,4\n")
