@@ -21,14 +21,14 @@ def surroundings(config: JobConfig, *outputs: str) -> tuple[str, ...]:
 
 
 def messages(*checks: Callable[[], object]) -> tuple[str, ...]:
-    """What the checks that fail say."""
+    """What the checks that fail say; two may stumble over the same."""
     found = []
     for check in checks:
         try:
             check()
         except UserError as error:
             found.append(str(error))
-    return tuple(found)
+    return tuple(dict.fromkeys(found))
 
 
 def check_writable(place: str) -> None:

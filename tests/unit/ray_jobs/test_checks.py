@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.config import PromoteConfig
+from ray_jobs.promote import plan
+
 CHECKS = """
 import os
 import sys
@@ -34,6 +37,19 @@ for place in (closed, closed / "inner"):
 """
 
 
+def test_a_checkpoint_that_is_not_there_is_said_once(tmp_path: Path):
+    scores = tmp_path / "scores.json"
+    scores.write_text('{"checkpoint": "elsewhere"}')
+    config = PromoteConfig.model_validate(
+        {
+            "checkpoint": str(tmp_path / "nowhere"),
+            "scores": str(scores),
+            "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"},
+        }
+    )
+    assert plan(config).mistakes == (f"checkpoint ({tmp_path}/nowhere) does not exist",)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_a_folder_that_may_not_be_entered_is_named():
     # Not in pytest's own folder, which nobody else may enter either.
@@ -45,7 +61,6 @@ def test_a_folder_that_may_not_be_entered_is_named():
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         f"output ({closed}) is not writable",
-        f"output ({closed}) cannot be read: Permission denied",
         f"output ({closed}) cannot be read: Permission denied",
         f"tracking.uri (sqlite:///{closed}/mlflow.db) is not writable",
         f"output ({closed}/inner) is not writable",
