@@ -22,11 +22,14 @@ import csv
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import TextIO
 
 from pipelines.config import IngestSettings
 from pipelines.errors import UserError
+from pipelines.media_source import one_line
 from pipelines.places import is_uri
 from pipelines.sources import (
     NOT_MEDIA_SUFFIXES,
@@ -113,11 +116,27 @@ class Folder:
         name = next((name for name in names if name in self.lists), None)
         if name is None:
             raise UserError(f"input ({self.root}) must hold {names[0]}, but it does not")
+        with self._opened(name) as lines:
+            yield from csv.reader(lines, skipinitialspace=True)
+
+    def lines(self, name: str) -> Iterator[str]:
+        """The lines of a list that is there, without those that are empty.
+
+        Raises:
+            UserError: If it cannot be read.
+        """
+        with self._opened(name) as lines:
+            yield from filter(str.strip, lines)
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[TextIO]:
         try:
             with open(self.lists[name], newline="", encoding="utf-8-sig") as lines:
-                yield from csv.reader(lines, skipinitialspace=True)
-        except (OSError, ValueError, csv.Error) as error:
-            raise UserError(f"list ({self.lists[name]}) cannot be read: {error}") from error
+                yield lines
+        except (OSError, UnicodeError, csv.Error) as error:
+            raise UserError(
+                f"list ({self.lists[name]}) cannot be read: {one_line(error)}"
+            ) from error
 
     def table(self, *names: str) -> Iterator[dict[str, str]]:
         """The rows of a list whose first line names the columns."""
@@ -143,6 +162,8 @@ def list_input(input_path: str, settings: IngestSettings) -> SourceList:
         raise UserError(f"fold ({fold}) must be at most {num_folds} for {settings.dataset}")
     try:
         rows = list(read(folder, fold))
+    except UserError:  # a ValueError as well, and clear as it is
+        raise
     except (KeyError, IndexError, ValueError) as error:
         raise UserError(
             f"input ({input_path}) has a list that is not as {settings.dataset} has it: "
@@ -185,11 +206,10 @@ def hmdb51(folder: Folder, fold: int) -> Iterator[Row]:
     if not lists:
         raise UserError(f"input ({folder.root}) must hold CLASS{ending}, but it does not")
     for name in lists:
-        with open(folder.lists[name], encoding="utf-8") as lines:
-            for line in filter(str.strip, lines):
-                file, number = line.rsplit(maxsplit=1)
-                if split := {"1": "train", "2": "test"}.get(number):
-                    yield Row(PurePosixPath(file).stem, (name.removesuffix(ending),), split)
+        for line in folder.lines(name):
+            file, number = line.rsplit(maxsplit=1)
+            if split := {"1": "train", "2": "test"}.get(number):
+                yield Row(PurePosixPath(file).stem, (name.removesuffix(ending),), split)
 
 
 def kinetics400(folder: Folder, _fold: int) -> Iterator[Row]:

@@ -3,7 +3,6 @@
 Sources become units as in an ingest; of a clip dataset, each shard is a unit.
 """
 
-import json
 from collections import Counter
 from collections.abc import Set
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pipelines.embed_unit import EMBEDDINGS_FOLDER
 from pipelines.errors import UserError
 from pipelines.filesystems import is_file, is_folder, is_web
 from pipelines.fingerprints import fingerprint_sources
-from pipelines.ingest_plan import SETTINGS_FILE, STATE_FOLDER, make_plan
+from pipelines.ingest_plan import STATE_FOLDER, check_unchanged, make_plan, read_state
 from pipelines.model_uri import EncoderVersion
 from pipelines.progress import OnProgress
 from pipelines.schema import CLIPS_FOLDER, MANIFEST, REJECTS_FOLDER
@@ -94,25 +93,9 @@ def check_same_output(output: Path, identity: dict[str, Any]) -> None:
     Raises:
         UserError: if it holds anything else.
     """
-    file = output / STATE_FOLDER / SETTINGS_FILE
-    if not file.exists():
-        entries = sorted(entry.name for entry in output.iterdir()) if output.is_dir() else []
-        if others := [name for name in entries if name != STATE_FOLDER]:
-            raise UserError(
-                f"output ({output}) must be empty or hold embeddings, but holds {others[0]}"
-            )
-        return
-    there = json.loads(file.read_text())
-    changed = [
-        f"{name} is {there.get(name)} there and {value} here"
-        for name, value in identity.items()
-        if there.get(name) != value
-    ]
-    if changed:
-        raise UserError(
-            f"output ({output}) holds something else: {'; '.join(changed)}. "
-            "Take another output or the same settings"
-        )
+    there = read_state(output, "be empty or hold embeddings")
+    if there is not None:
+        check_unchanged(f"output ({output}) holds something else", there, identity)
 
 
 def stored_units(dataset: ClipDataset, done: Done) -> list[dict[str, Any]]:

@@ -20,11 +20,11 @@ from pipelines.clip_dataset import open_parquet
 from pipelines.config import LimitsConfig
 from pipelines.decoder_process import OUTSIDE_REASONS, DecoderProcess
 from pipelines.ingest_plan import Unit, UnitSource
-from pipelines.ingest_unit import reject_row
+from pipelines.ingest_unit import in_stretch, reject_row
 from pipelines.media import DecodeError, Segment
 from pipelines.model_inputs import ARRAY_COLUMN, RATE_COLUMN
 from pipelines.model_uri import EncoderVersion
-from pipelines.schema import REJECTS, REJECTS_FOLDER, clip_id
+from pipelines.schema import REJECTS, REJECTS_FOLDER, STRETCH, clip_id
 from pipelines.shards import ShardWriter, write_failure
 from pipelines.spool import Spool
 
@@ -40,6 +40,7 @@ EMBEDDINGS = pa.schema(
         pa.field("embedding", pa.list_(pa.float32()), nullable=False),
         pa.field("model", pa.string(), nullable=False),
         pa.field("model_version", pa.string(), nullable=False),
+        *STRETCH,
     ],
     metadata={"xkd.format_version": "1"},
 )
@@ -60,6 +61,8 @@ class Clip:
     duration_seconds: float
     array: Array
     """Frames or waveform."""
+    stretch: tuple[float | None, float | None] = (None, None)
+    """Where the stretch that its source stands for begins and ends."""
 
 
 class UnitEmbedder:
@@ -123,7 +126,9 @@ class UnitEmbedder:
                 num_clips += 1
                 start, seconds = segment.start_seconds, segment.duration_seconds
                 name = clip_id(source.source_hash, start)
-                clip = Clip(source.uri, source.source_hash, name, start, seconds, array)
+                clip = Clip(
+                    source.uri, source.source_hash, name, start, seconds, array, source.stretch
+                )
                 self._add(clip, work)
         except DecodeError as error:
             # Rows of earlier sources come before it, those of this one are the last.
@@ -140,7 +145,8 @@ class UnitEmbedder:
 
     def _segments(self, source: UnitSource) -> Iterator[Segment]:
         with self._spool.local_copy(source.path, source.source_hash) as path:
-            yield from self._decoder.segments(path, **self._decode_settings())
+            segments = self._decoder.segments(path, **self._decode_settings())
+            yield from in_stretch(source, segments)
 
     def _decode_settings(self) -> dict[str, float]:
         clips = self._version.clips
@@ -208,6 +214,8 @@ class UnitEmbedder:
                     "embedding": embedding,
                     "model": self._version.uri,
                     "model_version": str(self._version.version),
+                    "stretch_start_seconds": clip.stretch[0],
+                    "stretch_end_seconds": clip.stretch[1],
                 }
             )
 

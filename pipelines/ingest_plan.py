@@ -8,14 +8,16 @@ input would give.
 
 import hashlib
 import json
+import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.config import IngestSettings
 from pipelines.errors import UserError
+from pipelines.media_source import one_line
 from pipelines.schema import check_version
 from pipelines.sources import Source, SourceList
 from pipelines.unit_shards import Done, Held, Revision
@@ -70,6 +72,11 @@ class UnitSource:
         return list(self.labels) or ([self.label] if self.label else [])
 
     @property
+    def stretch(self) -> tuple[float | None, float | None]:
+        """Where the stretch that it stands for begins and ends."""
+        return self.start_seconds, self.end_seconds
+
+    @property
     def tags(self) -> dict[str, Any]:
         """What comes from the list of sources and not from their bytes."""
         return {
@@ -119,7 +126,7 @@ class Changes:
 
     new: int = 0
     changed: int = 0
-    """Sources with other bytes than before, and those that could not be read before."""
+    """Sources with other bytes or another stretch than before, and those not readable before."""
     removed: int = 0
     renamed: int = 0
     """Sources with another name, label, split or group than before, but the same bytes."""
@@ -200,8 +207,9 @@ class _Ledger:
             if there is None or there.uri in self.finished or not _same_reject(held, there):
                 return None
             return there
-        if held.source_hash in self._by_hash:
-            return self._by_hash[held.source_hash]
+        if (same := self._by_hash.get(held.source_hash)) is not None:
+            # Of another stretch there are other segments: it has to be decoded again.
+            return same if held.stretch == same.stretch else None
         # What cannot be read just now keeps what it gave when it could.
         return there if there is not None and there.reason == "unreadable" else None
 
@@ -214,7 +222,7 @@ class _Ledger:
 
 def _same_reject(held: Held, source: UnitSource) -> bool:
     """Whether a source would be rejected again, as far as can be told without decoding it."""
-    if held.source_hash != source.source_hash:
+    if (held.source_hash, held.stretch) != (source.source_hash, source.stretch):
         return False
     if source.reason is not None:
         return (held.reason, held.message) == (source.reason, source.message)
@@ -227,30 +235,52 @@ def check_same(output: Path, input_path: str | None, settings: IngestSettings) -
     Raises:
         UserError: If it holds anything else.
     """
-    file = output / STATE_FOLDER / SETTINGS_FILE
-    if not file.exists():
-        others = sorted(entry.name for entry in output.iterdir()) if output.is_dir() else []
-        others = [name for name in others if name != STATE_FOLDER]
-        if others:
-            raise UserError(
-                f"output ({output}) must be empty or a clip dataset, but holds {others[0]}"
-            )
+    state = read_state(output, "be empty or a clip dataset")
+    if state is None:
         return
-    state = json.loads(file.read_text())
     check_version(f"output ({output})", state.get("format_version", 1))
-    here = fixed_settings(settings)
+    here = {"input": input_path or state["input"], **fixed_settings(settings)}
+    # What has become a setting since is as it always was.
+    there = here | {"input": state["input"], **state["settings"]}
+    check_unchanged(f"output ({output}) holds another clip dataset", there, here)
+
+
+def read_state(output: Path, must: str) -> dict[str, Any] | None:
+    """What a folder of results is made of; None if it is empty or not there.
+
+    Args:
+        output: The folder.
+        must: What it must do, for the message.
+
+    Raises:
+        UserError: If it holds anything else, or cannot be read.
+    """
+    file = output / STATE_FOLDER / SETTINGS_FILE
+    try:
+        names = sorted(os.listdir(output)) if os.path.isdir(output) else []
+        if os.path.exists(file):
+            state: dict[str, Any] = json.loads(file.read_text())
+            return state
+    except OSError as error:
+        raise UserError(f"output ({output}) cannot be read: {one_line(error)}") from error
+    if others := [name for name in names if name != STATE_FOLDER]:
+        raise UserError(f"output ({output}) must {must}, but holds {others[0]}")
+    return None
+
+
+def check_unchanged(what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Makes sure that results are made of what they would be made of now.
+
+    Raises:
+        UserError: If they are not.
+    """
     changed = [
-        f"{name} is {state['settings'].get(name)} there and {value} here"
+        f"{name} is {there.get(name)} there and {value} here"
         for name, value in here.items()
-        if state["settings"].get(name, value) != value
+        if there.get(name) != value
     ]
-    if input_path is not None and state["input"] != input_path:
-        changed.insert(0, f"input is {state['input']} there and {input_path} here")
     if changed:
-        raise UserError(
-            f"output ({output}) holds another clip dataset: {'; '.join(changed)}. "
-            "Take another output or the same settings"
-        )
+        raise UserError(f"{what}: {'; '.join(changed)}. Take another output or the same settings")
 
 
 def fixed_settings(settings: IngestSettings) -> dict[str, Any]:

@@ -6,7 +6,7 @@ rows are taken back, and if some are in the file already the shard is written an
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -132,15 +132,9 @@ class _Attempt:
 
     def _segments(self, source: UnitSource) -> Iterator[Segment]:
         """The segments of a source, remote or not, that lie in the stretch it stands for."""
-        num_segments = 0
         with self._ingester.spool.local_copy(source.path, source.source_hash) as path:
-            for segment in self._ingester.decoder.segments(path, **self._decode_settings()):
-                if in_stretch(source, segment):
-                    num_segments += 1
-                    yield segment
-        if not num_segments:
-            stretch = f"{source.start_seconds or 0:g} to {source.end_seconds or math.inf:g} s"
-            raise DecodeError("too_short", f"no segment lies in the stretch {stretch}")
+            segments = self._ingester.decoder.segments(path, **self._decode_settings())
+            yield from in_stretch(source, segments)
 
     def _decode_settings(self) -> dict[str, float]:
         settings = self._settings
@@ -169,8 +163,24 @@ class _Attempt:
             raise
 
 
-def in_stretch(source: UnitSource, segment: Segment) -> bool:
-    """Whether the middle of a segment is in the stretch that its source stands for.
+def in_stretch(source: UnitSource, segments: Iterable[Segment]) -> Iterator[Segment]:
+    """Gives the segments that lie in the stretch that their source stands for.
+
+    Raises:
+        DecodeError: If there is none.
+    """
+    num_segments = 0
+    for segment in segments:
+        if _is_in_stretch(source, segment):
+            num_segments += 1
+            yield segment
+    if not num_segments:
+        stretch = f"{source.start_seconds or 0:g} to {source.end_seconds or math.inf:g} s"
+        raise DecodeError("too_short", f"no segment lies in the stretch {stretch}")
+
+
+def _is_in_stretch(source: UnitSource, segment: Segment) -> bool:
+    """Whether the middle of a segment is in the stretch.
 
     A file that is as short as the stretch has been cut to it already.
     """
@@ -206,6 +216,8 @@ def clip_row(source: UnitSource, segment: Segment, settings: IngestSettings) -> 
         "labels": source.all_labels,
         "split": source.split,
         "group": source.group,
+        "stretch_start_seconds": source.start_seconds,
+        "stretch_end_seconds": source.end_seconds,
         "container": info.container,
         "video_codec": info.video_codec,
         "audio_codec": info.audio_codec,
@@ -228,6 +240,8 @@ def reject_row(source: UnitSource, reason: str, message: str) -> dict[str, Any]:
         "message": message,
         "label": source.label,
         "split": source.split,
+        "stretch_start_seconds": source.start_seconds,
+        "stretch_end_seconds": source.end_seconds,
     }
 
 

@@ -134,7 +134,7 @@ def _is_made(folder: Path, config: MadeClipsConfig) -> bool:
     ]
     if different:
         what = f"made clips with {', '.join(different)}" if found else "other files"
-        raise UserError(f"{folder} holds {what}; remove it, or name another folder")
+        raise UserError(f"{folder} holds {what}; remove it, or take another output")
     return True
 
 

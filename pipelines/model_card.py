@@ -148,7 +148,8 @@ def _origin(info: EncoderInfo) -> list[str]:
     weights = "Code and weights: Apache-2.0."
     if IMPORTED in info.provenance:
         weights = (
-            "Code: Apache-2.0. The weights were imported and have the licence of their makers."
+            "Code: Apache-2.0. The weights were imported and have the licence of their makers;"
+            " those published with the method are for non-commercial use only."
         )
     return [
         "## Where it comes from",

@@ -180,7 +180,7 @@ def _tag_scores(
     if scores is None or version.tags.get("xkd.evaluation.run_id") == scores.run_id:
         return
     client.update_model_version(version.name, version.version, card[:MAX_DESCRIPTION])
-    tags = {"dataset_id": scores.dataset_id, "run_id": scores.run_id}
+    tags = {"dataset_id": scores.dataset_id}
     tags |= {measure: repr(value) for measure, value in scores.trained.items()}
     for key, value in tags.items():
         client.set_model_version_tag(version.name, version.version, f"xkd.evaluation.{key}", value)
@@ -200,6 +200,10 @@ def _tag_scores(
         for measure, accuracy in values.items()
     ]
     client.log_batch(run.run_id, metrics=metrics)
+    # Last: with it the scores count as recorded, and are not recorded again.
+    client.set_model_version_tag(
+        version.name, version.version, "xkd.evaluation.run_id", scores.run_id
+    )
 
 
 def _decide(

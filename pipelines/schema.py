@@ -22,6 +22,12 @@ _METADATA = {
     "xkd.waveform": "int16 little-endian, shape (num_samples,), mono; null without sound",
 }
 
+STRETCH = (
+    pa.field("stretch_start_seconds", pa.float64()),
+    pa.field("stretch_end_seconds", pa.float64()),
+)
+"""With these a later run sees that a list names another stretch, of clips and of rejects."""
+
 CLIPS = pa.schema(
     [
         pa.field("clip_id", pa.string(), nullable=False),
@@ -43,6 +49,8 @@ CLIPS = pa.schema(
         pa.field("labels", pa.list_(pa.string())),
         pa.field("split", pa.string()),
         pa.field("group", pa.string()),
+        # The stretch of the source that the list is about; null where it is open.
+        *STRETCH,
         # What the decoder saw of the source.
         pa.field("container", pa.string()),
         pa.field("video_codec", pa.string()),
@@ -67,6 +75,7 @@ REJECTS = pa.schema(
         pa.field("message", pa.string(), nullable=False),
         pa.field("label", pa.string()),
         pa.field("split", pa.string()),
+        *STRETCH,
     ],
     metadata={"xkd.format_version": str(FORMAT_VERSION)},
 )

@@ -8,6 +8,7 @@ size: a list of a million files costs what it takes to read the list.
 
 import csv
 import json
+import math
 import os
 import shutil
 import sys
@@ -196,7 +197,9 @@ def _list(place: str, labels: Literal["auto", "folder", "none"], given: str) -> 
             f"input ({given}) must be a folder or a list that ends with {', '.join(LIST_SUFFIXES)}"
         )
     with _local_list(place) as file:
-        base = place.rpartition("/")[0]
+        # What a web address asks for may hold a slash, and is nothing that a path is relative to.
+        whole = place.partition("?")[0] if is_web(place) else place
+        base = whole.rpartition("/")[0]
         return SourceList(place, list(_read_list(file, base, place)))
 
 
@@ -321,18 +324,24 @@ def text_of(name: str) -> str:
 
 
 def _read_list(file: str, base: str, place: str) -> Iterator[Source]:
+    split_of: dict[str, str] = {}
     for number, row in enumerate(_read_rows(file, place), start=1):
         name = row.get("path")
         if name is None or name == "":
             raise UserError(f"list ({place}): row {number} has no path")
         try:
-            yield _listed(row, _joined(base, name))
+            source = _listed(row, _joined(base, name))
+            _check_group(source, split_of)
+            yield source
         except ValueError as error:
             raise UserError(f"list ({place}): row {number}: {error}") from error
 
 
 def _listed(row: Mapping[str, Any], path: str) -> Source:
     split = _cell(row, "split")
+    start, end = _seconds(row, "start"), _seconds(row, "end")
+    if start is not None and end is not None and start >= end:
+        raise ValueError(f"start ({start:g}) must be less than end ({end:g})")
     labels = _labels(row.get("labels"))
     label = _cell(row, "label") or (labels[0] if len(labels) == 1 else None)
     return Source(
@@ -342,9 +351,19 @@ def _listed(row: Mapping[str, Any], path: str) -> Source:
         SPLITS.get(split.lower(), split) if split else None,
         _cell(row, "group"),
         labels=labels,
-        start_seconds=_seconds(row, "start"),
-        end_seconds=_seconds(row, "end"),
+        start_seconds=start,
+        end_seconds=end,
     )
+
+
+def _check_group(source: Source, split_of: dict[str, str]) -> None:
+    if source.group is None or source.split is None:
+        return
+    split = split_of.setdefault(source.group, source.split)
+    if split != source.split:
+        raise ValueError(
+            f"group ({source.group}) must be in one split, but is in {split} and {source.split}"
+        )
 
 
 def _joined(base: str, name: Any) -> str:
@@ -378,9 +397,12 @@ def _seconds(row: Mapping[str, Any], column: str) -> float | None:
     if value is None or value == "":
         return None
     try:
-        return float(value)
-    except ValueError as error:
-        raise ValueError(f"{column} ({value}) must be a number of seconds") from error
+        seconds = float(value)
+    except (ValueError, TypeError, OverflowError):
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{column} ({value}) must be a number of seconds, 0 or more")
+    return seconds
 
 
 def _cell(row: Mapping[str, Any], column: str) -> str | None:

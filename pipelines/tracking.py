@@ -8,6 +8,7 @@ be sent at the end is written to a file, so nothing that was measured is lost.
 import json
 import logging
 import os
+import re
 import socket
 import subprocess
 import threading
@@ -19,11 +20,12 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from pipelines.config import JobConfig, TrackingConfig
 from pipelines.errors import Stopped, UserError
 from pipelines.places import home
+from pipelines.shards import temporary_name
 
 # Before mlflow is imported: no telemetry, and a server that is away fails in seconds.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -38,6 +40,7 @@ from mlflow.tracking import MlflowClient
 logger = logging.getLogger(__name__)
 
 SQLITE = "sqlite:///"
+SQLITE_HEADER = b"SQLite format 3\x00"
 RETRY_SECONDS = 2.0
 MAX_BATCH = 1000
 """Metrics that MLflow takes at once."""
@@ -67,14 +70,8 @@ def tracking_uri(config: TrackingConfig) -> str:
 
 
 def redacted(uri: str) -> str:
-    """The URI without its password, for logs and pages."""
-    parts = urlsplit(uri)
-    if parts.password is None and parts.username is None:
-        return uri
-    host = parts.hostname or ""
-    if parts.port:
-        host += f":{parts.port}"
-    return urlunsplit(parts._replace(netloc=f"***@{host}"))
+    """The URI without its user and password, for logs and pages; it need not be a right one."""
+    return re.sub(r"^([^:/]+://)[^/?#]*@", r"\1***@", uri)
 
 
 def kept_settings(config: JobConfig) -> dict[str, Any]:
@@ -95,32 +92,44 @@ def check_tracking(config: TrackingConfig) -> None:
         uri = tracking_uri(config)
     except ValueError as error:
         raise UserError(f"tracking.uri {error}") from error
-    scheme = urlsplit(uri).scheme
-    if scheme == "sqlite":
+    kinds = f"tracking.uri ({redacted(uri)}) must be http(s)://HOST:PORT or sqlite:////FILE"
+    try:
+        parts = urlsplit(uri)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise UserError(f"{kinds}: {error}") from None  # its traceback would show a password
+    if parts.scheme == "sqlite":
         _check_sqlite(Path(uri.removeprefix(SQLITE)))
-    elif scheme in ("http", "https"):
-        _check_server(uri)
+    elif parts.scheme in ("http", "https") and host:
+        _check_server(uri, host, port or (443 if parts.scheme == "https" else 80))
     else:
-        raise UserError(
-            f"tracking.uri ({redacted(uri)}) must be http(s)://HOST:PORT or sqlite:////FILE"
-        )
+        raise UserError(kinds)
 
 
 def _check_sqlite(file: Path) -> None:
+    what = f"tracking.uri (sqlite:///{file})"
     if not file.is_absolute():
-        raise UserError(f"tracking.uri (sqlite:///{file}) must name an absolute file")
-    parent = file.parent
-    while not parent.exists():
-        parent = parent.parent
-    if not os.access(file if file.exists() else parent, os.W_OK):
-        raise UserError(f"tracking.uri (sqlite:///{file}) is not writable")
+        raise UserError(f"{what} must name an absolute file")
+    there = file
+    while not os.path.exists(there):
+        there = there.parent
+    if not os.access(there, os.W_OK):
+        raise UserError(f"{what} is not writable")
+    if there == file and not (file.is_file() and _is_database(file)):
+        raise UserError(f"{what} must name a database of SQLite or a file that is not there yet")
+    if there != file and not there.is_dir():
+        raise UserError(f"{what} must lie in a folder, but {there} is a file")
 
 
-def _check_server(uri: str) -> None:
-    parts = urlsplit(uri)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+def _is_database(file: Path) -> bool:
+    """Whether it begins as one, or is empty as one may be at first."""
+    with file.open("rb") as content:
+        return content.read(len(SQLITE_HEADER)) in (b"", SQLITE_HEADER)
+
+
+def _check_server(uri: str, host: str, port: int) -> None:
     try:
-        socket.create_connection((parts.hostname or "", port), CONNECT_SECONDS).close()
+        socket.create_connection((host, port), CONNECT_SECONDS).close()
         MlflowClient(uri).search_experiments(max_results=1)
     except (OSError, MlflowException) as error:
         reason = str(error).splitlines()[0][:200]
@@ -243,7 +252,7 @@ class Tracker:
         unsent_file: See above.
         system_metrics: Log the machine's load as well.
         resumed: Whether the run has system metrics already.
-        unsent: Metrics that an earlier tracker queued and may not have sent.
+        unsent: What an earlier tracker queued and may not have sent.
     """
 
     def __init__(
@@ -263,9 +272,10 @@ class Tracker:
         self._change = threading.Condition()
         self._is_closing = False
         self._give_up_at = float("inf")
-        earlier = [_metric(values) for values in (*unsent, *_read_lines(unsent_file))]
-        if earlier:
-            self._waiting.append(_Record(earlier, []))
+        # The file stays until all of it is sent: this process may be killed before.
+        self._earlier = _record_of([*unsent, *_read_lines(unsent_file)])
+        if self._earlier.metrics or self._earlier.tags:
+            self._waiting.append(self._earlier)
         self._thread = threading.Thread(target=self._send_all, daemon=True, name="tracker")
         self._thread.start()
 
@@ -279,9 +289,9 @@ class Tracker:
         self._add(_Record([], [RunTag(name, value[:MAX_TAG_CHARACTERS])]))
 
     def unsent(self) -> list[dict[str, Any]]:
-        """Metrics that MLflow may not have yet."""
+        """Metrics and tags that MLflow may not have yet."""
         with self._change:
-            return [dict(metric) for record in self._waiting for metric in record.metrics]
+            return [values for record in self._waiting for values in record.to_dicts()]
 
     def flush(self, patience_seconds: float = 60.0) -> bool:
         """Waits until all that was logged so far is sent; says whether it was in time."""
@@ -314,8 +324,9 @@ class Tracker:
                 if time.monotonic() > self._give_up_at:
                     self._keep()
                     return
-                with self._change:
-                    self._change.wait_for(lambda: self._is_closing, timeout=RETRY_SECONDS)
+                self._pause()
+            if record is self._earlier:
+                self._unsent_file.unlink(missing_ok=True)
             with self._change:
                 self._waiting.popleft()
                 self._change.notify_all()
@@ -323,6 +334,14 @@ class Tracker:
                 self._watch_system()  # MLflow's monitor ends for good when the server is away
         if self._system is not None:
             self._system.finish()
+
+    def _pause(self) -> None:
+        """Waits between two tries; `close` cuts short only the pause that it comes in."""
+        with self._change:
+            if not self._is_closing:
+                self._change.wait_for(lambda: self._is_closing, timeout=RETRY_SECONDS)
+                return
+        time.sleep(min(RETRY_SECONDS, max(self._give_up_at - time.monotonic(), 0.0)))
 
     def _next(self) -> "_Record | None":
         """The next record, which stays in the queue, or None if all is sent and none will come."""
@@ -353,9 +372,11 @@ class Tracker:
 
     def _keep(self) -> None:
         self._unsent_file.parent.mkdir(parents=True, exist_ok=True)
-        with self._unsent_file.open("a") as file:
-            for metric in self.unsent():
-                file.write(json.dumps(metric) + "\n")
+        lines = "".join(json.dumps(values) + "\n" for values in self.unsent())
+        # What the file had so far is still queued.
+        temporary = temporary_name(self._unsent_file)
+        temporary.write_text(lines)
+        os.replace(temporary, self._unsent_file)
         logger.warning("kept metrics that MLflow did not take in %s", self._unsent_file)
 
 
@@ -366,18 +387,37 @@ class _Record:
     metrics: list[Metric]
     tags: list[RunTag]
 
+    def to_dicts(self) -> Iterator[dict[str, Any]]:
+        """For a file, an entry for each."""
+        for metric in self.metrics:
+            yield dict(metric)
+        for tag in self.tags:
+            yield {"tag": tag.key, "value": tag.value}
 
-def _metric(values: Mapping[str, Any]) -> Metric:
-    return Metric(values["key"], values["value"], values["timestamp"], values["step"])
+
+def _record_of(entries: Iterable[Mapping[str, Any]]) -> _Record:
+    """The reverse of `to_dicts`."""
+    record = _Record([], [])
+    for values in entries:
+        if "tag" in values:
+            record.tags.append(RunTag(values["tag"], values["value"]))
+        else:
+            names = ("key", "value", "timestamp", "step")
+            record.metrics.append(Metric(*(values[name] for name in names)))
+    return record
 
 
 def _read_lines(file: Path) -> list[dict[str, Any]]:
-    """What a tracker kept; its file goes, since the values are queued again."""
+    """What a tracker kept; a line that is not whole, as after a power cut, is left out."""
     if not file.exists():
         return []
-    values = [json.loads(line) for line in file.read_text().splitlines()]
-    file.unlink()
-    return values
+    entries = []
+    for line in file.read_text(errors="replace").splitlines():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            logger.warning("left out a line of %s that is not whole: %s", file, line[:80])
+    return entries
 
 
 def metric_histories(run: RunRef) -> dict[str, tuple[list[int], list[float]]]:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import ray.data
 
 from pipelines.errors import UserError
-from pipelines.schema import REJECTS_FOLDER
+from pipelines.schema import REJECTS_FOLDER, STRETCH
 from pipelines.shards import ShardWriter
 
 TAGS = ("label", "labels", "split", "group")
@@ -40,6 +40,8 @@ class Held:
     reason: str | None = None
     """Why it was rejected; None if it gave rows."""
     message: str = ""
+    stretch: tuple[float | None, float | None] = (None, None)
+    """Where the stretch that was decoded begins and ends, in seconds."""
 
     @property
     def key(self) -> Key:
@@ -151,7 +153,8 @@ def _revised(table: pa.Table, revision: Revision) -> Iterator[dict[str, Any]]:
 
 def _read_held(file: Path) -> Iterator[Held]:
     """Gives each source of a shard once."""
-    wanted = ("source", "source_hash", *TAGS, "reason", "message")
+    stretch = tuple(field.name for field in STRETCH)
+    wanted = ("source", "source_hash", *TAGS, "reason", "message", *stretch)
     try:
         names = [name for name in wanted if name in pq.read_schema(file).names]
         table = pq.read_table(file, columns=names, partitioning=None)
@@ -168,4 +171,5 @@ def _read_held(file: Path) -> Iterator[Held]:
             tags={name: row[name] for name in TAGS if name in row},
             reason=row.get("reason"),
             message=row.get("message", ""),
+            stretch=(row.get(stretch[0]), row.get(stretch[1])),
         )

@@ -21,14 +21,14 @@ def surroundings(config: JobConfig, *outputs: str) -> tuple[str, ...]:
 
 
 def messages(*checks: Callable[[], object]) -> tuple[str, ...]:
-    """What the checks that fail say."""
+    """What the checks that fail say; two may stumble over the same."""
     found = []
     for check in checks:
         try:
             check()
         except UserError as error:
             found.append(str(error))
-    return tuple(found)
+    return tuple(dict.fromkeys(found))
 
 
 def check_writable(place: str) -> None:
@@ -38,9 +38,10 @@ def check_writable(place: str) -> None:
         UserError: if it cannot.
     """
     folder = Path(place)
-    while not folder.exists() and folder != folder.parent:
+    # Not Path.exists, which raises an error for what lies in a folder that may not be read.
+    while not os.path.exists(folder) and folder != folder.parent:
         folder = folder.parent
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"output ({place}) must be a folder, but {folder} is a file")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"output ({place}) is not writable")

@@ -24,6 +24,7 @@ import yaml
 
 from pipelines.config import JobConfig
 from pipelines.errors import JobFailed, Stopped, Terminated, UserError
+from pipelines.media_source import one_line
 from ray_jobs.settings import described, load_settings
 
 JOBS = (
@@ -37,6 +38,8 @@ JOBS = (
     "embed",
     "import-checkpoint",
 )
+
+logger = logging.getLogger(__name__)
 
 FAILED = 1
 USER_ERROR = 2
@@ -102,14 +105,7 @@ def run_job(job: Job, argv: Sequence[str] | None = None) -> int:
     # What a scheduler sends before it kills is handled as Ctrl-C is.
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        config = _settings(job, arguments)
-        plan = job.plan(config)
-        if arguments.dry_run:
-            print(_dry_run(config, plan))
-        if plan.mistakes:
-            raise UserError("\n  ".join(_counted(plan.mistakes)))
-        if not arguments.dry_run:
-            job.work(config)
+        _plan_and_work(job, arguments)
     except UserError as error:
         print(f"{job.name}: {error}", file=sys.stderr)
         return USER_ERROR
@@ -121,7 +117,40 @@ def run_job(job: Job, argv: Sequence[str] | None = None) -> int:
         kind = "terminated" if is_terminated else "interrupted"
         print(f"\n{job.name}: {kind}. {_sentence(interrupt)}{job.how_to_go_on}", file=sys.stderr)
         return RESUMABLE if is_terminated else INTERRUPTED
+    except Exception as error:
+        reason = _outside_reason(error)
+        if reason is None:
+            raise
+        # Hardly ever does the place in the code help; --verbose shows it.
+        logger.info("where it failed", exc_info=error)
+        print(f"{job.name}: {reason}. {job.how_to_go_on}", file=sys.stderr)
+        return FAILED
     return 0
+
+
+def _plan_and_work(job: Job, arguments: argparse.Namespace) -> None:
+    config = _settings(job, arguments)
+    plan = job.plan(config)
+    if arguments.dry_run:
+        print(_dry_run(config, plan))
+    if plan.mistakes:
+        raise UserError("\n  ".join(_counted(plan.mistakes)))
+    if not arguments.dry_run:
+        job.work(config)
+
+
+def _outside_reason(error: Exception) -> str | None:
+    """What the system, MLflow or Ray failed with, or None if it was the code."""
+    # Not before: these take seconds, and MLflow heeds what pipelines.tracking sets.
+    from mlflow.exceptions import MlflowException
+    from ray.exceptions import RayError, RayTaskError
+
+    if isinstance(error, RayTaskError):
+        error = error.cause  # what a worker's code raised
+    if not isinstance(error, (OSError, MlflowException, RayError)):
+        return None
+    file = getattr(error, "filename", None)
+    return one_line(error).rstrip(".") + (f" ({file})" if file else "")
 
 
 def _settings(job: Job, arguments: argparse.Namespace) -> Any:
@@ -174,6 +203,7 @@ def _parser(job: Job) -> argparse.ArgumentParser:
 
 def _dry_run(config: JobConfig, plan: Plan) -> str:
     from pipelines.tracking import redacted, tracking_uri
+    from ray_jobs.cluster import ray_address
 
     settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
     if config.tracking.uri:
@@ -181,8 +211,7 @@ def _dry_run(config: JobConfig, plan: Plan) -> str:
     lines = [settings, *(f"would read   {place}" for place in plan.reads)]
     lines += [f"would write  {place}" for place in plan.writes]
     lines.append(f"would log to {redacted(tracking_uri(config.tracking))}")
-    address = config.ray.address or os.environ.get("RAY_ADDRESS")
-    lines.append(f"would run on {address or 'a Ray of its own'}")
+    lines.append(f"would run on {ray_address(config.ray) or 'a Ray of its own'}")
     return "\n".join(lines)
 
 

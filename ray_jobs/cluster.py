@@ -16,6 +16,7 @@ from pipelines.config import RayConfig
 from pipelines.errors import UserError
 
 CONNECT_SECONDS = 5.0
+MAX_PORT = 65_535
 PACKAGES = Path(__file__).resolve().parents[1]
 SURROUNDINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -65,8 +66,9 @@ def connected(config: RayConfig, *, dashboard: bool = False) -> Iterator[None]:
 
 
 def ray_address(config: RayConfig) -> str | None:
-    """The address asked for, or None for a Ray of this process's own."""
-    return config.address or os.environ.get("RAY_ADDRESS") or None
+    """The address asked for, or None for a Ray of this process's own, which `local` is as well."""
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    return None if address in ("", "local") else address
 
 
 def check_ray(config: RayConfig) -> None:
@@ -76,14 +78,14 @@ def check_ray(config: RayConfig) -> None:
         UserError: if nothing does.
     """
     address = ray_address(config)
-    if address in (None, "local"):
+    if address is None:
         return
     if address == "auto":
         if not Path("/tmp/ray/ray_current_cluster").exists():
             raise UserError("ray.address (auto) found no running Ray on this machine")
         return
     host, _, port = address.rpartition("://")[2].rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdigit() or int(port) > MAX_PORT:
         raise UserError(f"ray.address ({address}) must be auto, HOST:PORT or ray://HOST:PORT")
     try:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()

@@ -21,7 +21,7 @@ from pipelines.evaluation import check_gpu
 from pipelines.gallery import RunRecord, write_run_report
 from pipelines.ingest import check_ingest
 from pipelines.pretrain import LOCK_FILE, run_mistakes
-from pipelines.shards import locked
+from pipelines.shards import locked, write_json
 from pipelines.tracking import SQLITE, RunRef, open_run, redacted, tracked
 from ray_jobs.checks import messages, surroundings
 from ray_jobs.cli import Job, Plan, run_job
@@ -160,7 +160,7 @@ def _parent_run(config: RunConfig, folder: Path) -> RunRef:
     file = folder / RUN_FILE
     run_id = json.loads(file.read_text())["run_id"] if file.exists() else ""
     run = open_run(config, "run", config.name, run_id=run_id)
-    file.write_text(json.dumps({"run_id": run.run_id}))
+    write_json(file, {"run_id": run.run_id})
     return run
 
 

@@ -65,10 +65,3 @@ def mel_filterbank(config: AudioConfig) -> Float[Tensor, "M frequencies"]:
         mel_scale="slaney",
     )
     return filterbank.T.contiguous()
-
-
-def denormalize_audio(
-    spectrogram: Float[Tensor, "*B M T"], config: AudioConfig
-) -> Float[Tensor, "*B M T"]:
-    """Undoes the normalisation: returns the natural logarithm of mel power."""
-    return spectrogram * config.std + config.mean

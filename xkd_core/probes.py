@@ -1,4 +1,4 @@
-"""How much frozen features tell: nearest neighbours, a linear probe, retrieval across modalities.
+"""How much frozen features tell: nearest neighbours and a linear probe.
 
 Everything is deterministic and needs no held-out data but the fold of the training data that
 chooses the probe's penalty: test labels are used for nothing but the final count.
@@ -145,27 +145,6 @@ def per_class_accuracy(
     correct = true[predicted == true].bincount(minlength=num_classes).double()
     shares: list[float] = (correct / true.bincount(minlength=num_classes)).tolist()
     return shares
-
-
-def retrieval_recall(a: Float[Tensor, "B D"], b: Float[Tensor, "B D"], k: int) -> float:
-    """Share of the rows of `a` whose own row of `b` is among the `k` most similar ones.
-
-    A row of `b` that is exactly as similar counts as better, so features that are all alike find
-    nothing.
-
-    Raises:
-        ValueError: If there is no row, or k is below 1.
-    """
-    if not len(a) or k < 1:
-        raise ValueError(f"retrieval needs one row or more ({len(a)}) and k ({k}) of 1 or more")
-    targets = _directions(b)
-    num_found = 0
-    for index, rows in enumerate(torch.split(_directions(a), ROWS_AT_ONCE)):
-        similarity = rows @ targets.T
-        own = similarity.diagonal(index * ROWS_AT_ONCE).unsqueeze(1)
-        # The row itself is one of those that are as good.
-        num_found += int(((similarity >= own).sum(dim=1) <= k).sum())
-    return num_found / len(a)
 
 
 def _check(features: Tensor, labels: Tensor, num_classes: int) -> None:

@@ -268,6 +268,23 @@ def test_folders_that_are_not_the_dataset_are_refused(tmp_path, dataset, fold, t
         list_input(str(tmp_path), IngestSettings(dataset=dataset, fold=fold))
 
 
+@pytest.mark.parametrize(
+    ("dataset", "name"), [("esc50", "esc50.csv"), ("hmdb51", "wave_test_split1.txt")]
+)
+def test_a_list_that_cannot_be_read_is_named_once(tmp_path, dataset, name):
+    with pytest.raises(UserError) as refused:
+        list_input(str(tmp_path), IngestSettings(dataset=dataset))
+    assert str(refused.value).startswith(f"input ({tmp_path}) must hold ")
+    (tmp_path / name).write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError) as refused:
+        list_input(str(tmp_path), IngestSettings(dataset=dataset))
+    assert str(refused.value).startswith(f"list ({tmp_path}/{name}) cannot be read: 'utf-8' codec")
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"cannot be read: No such file or directory"):
+        list_input(str(tmp_path), IngestSettings(dataset=dataset))
+
+
 def test_a_fold_needs_a_dataset_and_a_dataset_a_folder(tmp_path):
     with pytest.raises(ValueError, match=r"fold \(2\) must come with dataset"):
         IngestSettings(fold=2)

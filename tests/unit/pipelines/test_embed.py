@@ -151,6 +151,21 @@ def test_stored_clips_give_the_same_as_their_media(tracking, media, tmp_path):
     check_embeddings(rows_of(tmp_path / "out"), model)
 
 
+def test_only_the_stretch_that_a_list_names_is_embedded(tracking, media, tmp_path):
+    table = tmp_path / "list.csv"
+    config = config_for(tracking, table, tmp_path / "out")
+    table.write_text(f"path,start,end\n{media}/a/long.mkv,1.5,3\n{media}/b/short.mkv,7,7.1\n")
+    run(config)
+    assert [row["start_seconds"] for row in rows_of(tmp_path / "out")] == [1.5]
+    assert rejects_of(tmp_path / "out") == {"short.mkv": "too_short"}
+    table.write_text(f"path,start,end\n{media}/a/long.mkv,0,1.5\n{media}/b/short.mkv,,\n")
+    run(config)
+    found = [
+        (row["start_seconds"], row["stretch_end_seconds"]) for row in rows_of(tmp_path / "out")
+    ]
+    assert found == [(0.0, 1.5), (0.0, None)]
+
+
 def test_all_mistakes_are_found_before_any_work(tracking, tmp_path):
     config = config_for(tracking, tmp_path / "absent", tmp_path / "out", "models:/nobody/1")
     mistakes = check_embed(config)

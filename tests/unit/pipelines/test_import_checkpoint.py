@@ -100,7 +100,7 @@ def test_a_version_says_where_it_comes_from(file, store):
     assert version.tags["xkd.role"] == "student"
     assert len(version.tags["xkd.sha256"]) == 64
     assert "models:/card-audio/VERSION" in version.description
-    assert "have the licence of their makers" in version.description
+    assert "published with the method are for non-commercial use only" in version.description
     resolved = resolve_model("models:/card-audio/1", config.tracking)
     assert (resolved.sample_rate, resolved.clips.segment_seconds) == (16_000, 1.0)
 

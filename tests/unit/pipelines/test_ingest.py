@@ -364,6 +364,24 @@ def test_only_the_stretch_that_a_list_names_is_kept(local_ray, tmp_path):
     assert found["/cut.mp4", 2.0]["labels"] == ["z"]
 
 
+def test_another_stretch_in_a_list_is_decoded_again(local_ray, tmp_path):
+    write_numbered(tmp_path / "a.mp4", 250)
+    write_numbered(tmp_path / "b.mp4", 252)
+    table = tmp_path / "list.csv"
+    table.write_text("path,start,end\na.mp4,4,8\nb.mp4,20,24\n")
+    first = run(table, tmp_path / "clips")
+    assert (first.accepted, first.rejects_by_reason) == (1, {"too_short": 1})
+    table.write_text("path,start,end\na.mp4,0,2\nb.mp4,2,4\n")
+    second = run(table, tmp_path / "clips")
+    assert (second.changes, second.rejected) == (Changes(changed=2), 0)
+    columns = ["source", "start_seconds", "stretch_start_seconds", "stretch_end_seconds"]
+    rows = pq.read_table(tmp_path / "clips/clips", columns=columns).to_pylist()
+    found = {tuple(row.values()) for row in rows}
+    assert found == {(f"{tmp_path}/a.mp4", 0.0, 0.0, 2.0), (f"{tmp_path}/b.mp4", 2.0, 2.0, 4.0)}
+    assert second.dataset_id == run(table, tmp_path / "anew").dataset_id
+    assert run(table, tmp_path / "clips").changes == Changes()
+
+
 def test_sound_alone_and_picture_alone_are_accepted(local_ray, tmp_path):
     media = tmp_path / "media"
     media.mkdir()

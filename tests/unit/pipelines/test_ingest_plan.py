@@ -55,7 +55,15 @@ def finished(units, undecodable=()):
             if os.path.basename(source.uri) in undecodable:
                 reason, message = "undecodable", "no frame"
             shard = f"{unit.name}.parquet"
-            held = Held(shard, source.uri, source.source_hash, source.tags, reason, message)
+            held = Held(
+                shard,
+                source.uri,
+                source.source_hash,
+                source.tags,
+                reason,
+                message,
+                stretch=source.stretch,
+            )
             if reason:
                 rejected[source.uri] = held
             else:
@@ -153,6 +161,17 @@ def test_a_source_that_changed_is_taken_out_and_done_again():
         after.revisions == {f"{units[1].name}.parquet": {("/in/a.mp4", "before"): None}}
     )
     assert after.changes == Changes(changed=1)
+
+
+def test_another_stretch_of_the_same_bytes_is_done_again():
+    names = ["a.mp4", "b.mp4"]
+    done = finished(plan(names, start_seconds=0.0, end_seconds=5000.0), undecodable=["b.mp4"])
+    same = whole_plan(names, start_seconds=0.0, end_seconds=5000.0, done=done)
+    assert (same.units, same.revisions, same.changes) == ([], {}, Changes())
+    after = whole_plan(names, start_seconds=0.0, end_seconds=5.0, done=done)
+    assert sorted(source.uri for source in planned(after.units)) == ["/in/a.mp4", "/in/b.mp4"]
+    assert {value for r in after.revisions.values() for value in r.values()} == {None}
+    assert after.changes == Changes(changed=2)
 
 
 def test_sources_that_went_are_taken_out_unless_they_are_to_be_kept():

@@ -7,10 +7,11 @@ import mlflow
 import numpy as np
 import pytest
 from encoder_example import WIDTH, example_scores, write_checkpoint, write_media
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from pipelines.config import JobConfig, PromoteSettings, TrackingConfig
-from pipelines.errors import UserError
+from pipelines.errors import JobFailed, UserError
 from pipelines.features import load_model
 from pipelines.model_uri import resolve_model
 from pipelines.registry import promote
@@ -68,6 +69,26 @@ def test_a_version_says_what_it_is(store, checkpoints):
     scores = {metric.key: metric for metric in logged.metrics}
     assert scores["evaluation/audio/trained/linear"].value == 0.5
     assert scores["evaluation/audio/trained/linear"].dataset_digest == "clips-1"
+
+
+def test_scores_that_were_recorded_in_part_are_recorded_by_the_same_command(
+    store, checkpoints, monkeypatch
+):
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "log_batch", refuse)
+        with pytest.raises(JobFailed, match="the database is locked"):
+            promote(checkpoints[0], example_scores(0.5), settings("part"), store[1])
+    promote(checkpoints[0], example_scores(0.5), settings("part"), store[1])
+    client = MlflowClient(store[1].uri)
+    for modality in ("video", "audio"):
+        version = client.get_model_version(f"part-{modality}", "1")
+        logged = client.get_logged_model(version.tags["xkd.model_id"])
+        assert f"evaluation/{modality}/trained/linear" in {metric.key for metric in logged.metrics}
+        assert version.tags["xkd.evaluation.run_id"] == example_scores(0.5)["evaluate_run_id"]
+
+
+def refuse(*_, **__):
+    raise MlflowException("the database is locked")
 
 
 def test_the_registered_model_embeds_as_the_checkpoint_does(store, checkpoints, tmp_path):

@@ -154,6 +154,17 @@ def test_a_list_on_a_web_server_names_files_beside_it_and_elsewhere(bucket, vide
     ]
 
 
+def test_what_a_web_address_asks_for_is_no_part_of_the_folder(tmp_path):
+    (tmp_path / "list.csv").write_text("path\na.mp4\n")
+    handler = functools.partial(Quiet, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        (source,) = list_sources(f"{address}/list.csv?sig=a/b", "auto").sources
+        server.shutdown()
+    assert source.uri == f"{address}/a.mp4"
+
+
 class Quiet(http.server.SimpleHTTPRequestHandler):
     """A web server that says nothing."""
 

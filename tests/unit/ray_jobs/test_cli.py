@@ -5,6 +5,8 @@ import signal
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
+from ray.exceptions import ActorDiedError, RayTaskError
 
 from pipelines.config import JobConfig
 from pipelines.errors import JobFailed, Stopped, UserError
@@ -46,6 +48,37 @@ def fail_with(error: BaseException):
 def test_exit_code_and_line(error, code, line, tmp_path, capsys):
     assert run(tmp_path, fail_with(error)) == code
     assert capsys.readouterr().err.strip().startswith(line)
+
+
+def failed_task(cause: Exception) -> RayTaskError:
+    return RayTaskError("work", "Traceback ...", cause).as_instanceof_cause()
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MlflowException("no answer\nafter 3 tries"), "no answer after 3 tries"),
+        (ActorDiedError(), "The actor died unexpectedly"),
+        (OSError(28, "No space left on device", "/out/a"), "No space left on device (/out/a)"),
+        (failed_task(OSError(5, "Input/output error", "/in/b")), "Input/output error (/in/b)"),
+        (ConnectionError("no Ray at 10.0.0.1:6379"), "no Ray at 10.0.0.1:6379"),
+    ],
+)
+def test_what_fails_outside_of_the_code_is_one_line(error, line, tmp_path, capsys, caplog):
+    with caplog.at_level("INFO"):
+        assert run(tmp_path, fail_with(error)) == 1
+    (told,) = capsys.readouterr().err.strip().splitlines()
+    assert told.startswith(f"test: {line}")
+    assert told.endswith(". The same command goes on from there.")
+    assert "Traceback" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("loss"), AssertionError(), failed_task(KeyError("loss"))]
+)
+def test_a_mistake_in_the_code_keeps_its_traceback(error, tmp_path):
+    with pytest.raises(type(error)):
+        run(tmp_path, fail_with(error))
 
 
 def test_a_terminated_job_can_be_taken_up_again(tmp_path, capsys):

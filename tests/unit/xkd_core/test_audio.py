@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from xkd_core.audio import LogMel, denormalize_audio, mel_filterbank
+from xkd_core.audio import LogMel, mel_filterbank
 from xkd_core.config import AudioConfig
 
 
@@ -24,8 +24,6 @@ def test_spectrogram_of_four_seconds_is_the_golden_one(golden):
     spectrogram = LogMel(AudioConfig())(torch.from_numpy(golden["waveform"]))
     assert spectrogram.shape == (80, 448)
     np.testing.assert_allclose(spectrogram, golden["normalised"], atol=2e-4)
-    log_mel = denormalize_audio(spectrogram, AudioConfig())
-    np.testing.assert_allclose(log_mel, golden["log_mel"], atol=1e-3)
 
 
 def test_silence_maps_to_one_known_value():

@@ -14,7 +14,6 @@ from xkd_core.probes import (
     fit_linear_probe,
     knn_predict,
     per_class_accuracy,
-    retrieval_recall,
     stratified_folds,
 )
 
@@ -153,24 +152,6 @@ def test_accuracy_per_class_is_nan_where_a_class_is_absent():
     assert math.isnan(shares[3])
 
 
-def test_retrieval_finds_rows_that_match_and_nothing_where_all_are_alike():
-    a = torch.randn(20, 6)
-    assert retrieval_recall(a, 2.0 * a, 1) == 1.0
-    assert retrieval_recall(a, torch.ones(20, 6), 5) == 0.0
-    assert retrieval_recall(a, torch.ones(20, 6), 20) == 1.0
-    shifted = a.roll(1, dims=0)
-    assert retrieval_recall(a, shifted, 1) == 0.0
-
-
-@given(st.integers(1, 12), st.integers(0, 5))
-def test_retrieval_recall_is_its_definition(k, seed):
-    generator = torch.Generator().manual_seed(seed)
-    a, b = torch.randn(2, 10, 4, generator=generator)
-    cosine = F.cosine_similarity(a.unsqueeze(1), b.unsqueeze(0), dim=-1)
-    hits = [row in cosine[row].argsort(descending=True)[:k] for row in range(10)]
-    assert retrieval_recall(a, b, k) == pytest.approx(sum(hits) / 10)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -207,5 +188,3 @@ def test_measures_of_nothing_are_refused():
     nothing = torch.zeros(0).long()
     with pytest.raises(ValueError, match="one row or more"):
         accuracy(nothing, nothing)
-    with pytest.raises(ValueError, match=r"one row or more \(0\)"):
-        retrieval_recall(torch.zeros(0, 3), torch.zeros(0, 3), 1)
