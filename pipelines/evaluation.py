@@ -6,9 +6,7 @@ the dataset they were measured on; two scores are comparable only if these ids a
 Protocol: XKD, arXiv:2211.13929, section 5 (frozen encoder, mean of patch tokens, windows averaged).
 """
 
-import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from pipelines.config import EvaluateConfig, EvaluateSettings, PretrainConfig, c
 from pipelines.errors import UserError
 from pipelines.features import Features, extract
 from pipelines.progress import OnProgress, watched_board
+from pipelines.shards import write_json
 from pipelines.tracking import RunRef, log_dataset, open_run, tracked
 from xkd_core.probes import accuracy, fit_linear_probe, knn_predict, per_class_accuracy
 
@@ -116,7 +115,7 @@ def evaluate(
             "num_windows": config.num_windows,
             **score(features, config),
         }
-        _write_json(output / SCORES_FILE, scores)
+        write_json(output / SCORES_FILE, scores)
         np.savez(output / FEATURES_FILE, allow_pickle=False, **features.arrays())
         client = run.client()
         for name, value in flat_scores(scores).items():
@@ -237,9 +236,3 @@ def flat_scores(scores: dict[str, Any]) -> dict[str, float]:
         for network, values in networks.items()
         for measure in ("knn", "linear")
     }
-
-
-def _write_json(file: Path, values: dict[str, Any]) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(values, indent=1))
-    os.replace(temporary, file)

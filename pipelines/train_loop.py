@@ -40,7 +40,7 @@ from pipelines.train_state import (
 )
 from xkd_core.audio import LogMel
 from xkd_core.health import CollapseWatch, measure_health
-from xkd_core.train_step import TrainState, train_step
+from xkd_core.train_step import TrainState, non_finite, train_step
 from xkd_core.views import Views, draw_view_parameters, make_views
 
 COLLAPSE_CAUSES = (
@@ -208,7 +208,8 @@ def _train(training: _Training) -> dict[str, Any]:
         is_saved = training.is_saved(step) or bool(signals.stop)
         if training.is_due(step) or is_saved:
             numbers = _averaged(metrics)
-            bad = watch.first() or _not_finite(step, numbers)
+            terms = non_finite(numbers)
+            bad = watch.first() or ((step, terms) if terms else None)
             if bad is None and training.is_due(step) and training.log is not None:
                 training.log.step(numbers | clock.lap(), step, info.total_steps)
         if bad is not None or signals.has_failed:
@@ -277,11 +278,6 @@ def _averaged(metrics: Mapping[str, Tensor]) -> dict[str, float]:
         distributed.all_reduce(stacked)
         stacked /= distributed.get_world_size()
     return dict(zip(metrics, stacked.tolist(), strict=True))
-
-
-def _not_finite(step: int, numbers: Mapping[str, float]) -> tuple[int, list[str]] | None:
-    bad = [name for name, value in numbers.items() if not math.isfinite(value)]
-    return (step, bad) if bad else None
 
 
 def _note(numbers: Mapping[str, float]) -> str:

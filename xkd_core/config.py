@@ -282,11 +282,6 @@ class ModelConfig(Config):
             )
         return self
 
-    @property
-    def clip_seconds(self) -> float:
-        """Length of a clip in seconds."""
-        return self.video.clip_seconds
-
 
 class ViewsConfig(Config):
     """Random views of a clip; drawn once per view, so a view is consistent in time (section 4)."""

@@ -160,9 +160,9 @@ def step_schedule(
     )
 
 
-def non_finite(metrics: Mapping[str, Tensor]) -> list[str]:
+def non_finite(metrics: Mapping[str, Tensor] | Mapping[str, float]) -> list[str]:
     """Names of the metrics that are infinite or not a number; waits for the device."""
-    return [name for name, value in metrics.items() if not math.isfinite(value.item())]
+    return [name for name, value in metrics.items() if not math.isfinite(value)]
 
 
 def _backward(
