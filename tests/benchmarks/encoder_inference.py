@@ -2,6 +2,7 @@
 
     python tests/benchmarks/encoder_inference.py [--preset base] [--device cpu] [--batches 1 64]
         [--dtypes float32 bfloat16] [--forms plain compiled exported] [--repeats 5]
+        [--warmups 2]
 
 Clips are global views of noise that are on the device already: 32 frames of 112 pixels, 4 s of
 sound as 80 x 448 numbers. In bfloat16 the weights are too. Forms take turns. Each embedding is
@@ -85,6 +86,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--warmups", type=int, default=2, help="at least 1")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     return parser.parse_args()
 
@@ -99,7 +101,7 @@ def measure(
     forms: dict[str, Embed] = {name: make(own, clips, name) for name in options.forms}
     row: dict[str, dict[str, object]] = {}
     for name, embed in forms.items():
-        for _ in range(2):
+        for _ in range(options.warmups):
             embedding = embed(clips)
         cosine = F.cosine_similarity(embedding.float(), expected, dim=-1).min().item()
         assert cosine > MIN_COSINE, (name, cosine)

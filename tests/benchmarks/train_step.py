@@ -64,6 +64,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     peaks = peak_memory(options) if options.device == "cpu" and options.memory else {}
+    if not options.repeats:
+        print(json.dumps({"benchmark": "train_step", **machine(options), "peak_bytes": peaks}))
+        return
     check_three_steps()
     config = method(options.preset)
     bench = Bench(config, options)
@@ -89,7 +92,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--views", action="store_true", help="make the views in the step")
     parser.add_argument("--no-published", dest="published", action="store_false")
     parser.add_argument("--no-memory", dest="memory", action="store_false")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="0: only the memory of a CPU")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     parser.add_argument("--profile", type=Path, help="write a table and a trace of one step there")
     return parser.parse_args()

@@ -2,7 +2,12 @@
 
 import torch
 
-from xkd_core.transformer import block_with_attention, init_transformer, transformer_blocks
+from xkd_core.transformer import (
+    attend,
+    block_with_attention,
+    init_transformer,
+    transformer_blocks,
+)
 
 
 def explicit_block(block, tokens, num_heads):
@@ -46,6 +51,18 @@ def test_attention_is_float32_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         _, row = block_with_attention(block, torch.randn(2, 6, 24))
     assert row.dtype == torch.float32
+
+
+def test_training_in_bfloat16_attends_as_float32_does():
+    query, key, value = torch.randn(3, 2, 3, 6, 8).bfloat16().requires_grad_()
+    exact = attend(query.float(), key.float(), value.float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        learned = attend(query, key, value)
+        with torch.no_grad():
+            seen = attend(query, key, value)
+    assert learned.dtype == seen.dtype == torch.bfloat16
+    torch.testing.assert_close(learned, exact.bfloat16(), rtol=0, atol=0)
+    torch.testing.assert_close(seen.float(), exact, rtol=2e-2, atol=2e-2)
 
 
 def test_linear_layers_start_xavier_uniform_without_bias():
