@@ -190,8 +190,8 @@ class ClipDataset:
             yield Clip(
                 clip_id=str(index.clip_id[row]),
                 label=str(index.label[row]),
-                frames=group.frames(row),
-                waveform=group.waveform(row),
+                frames=_own(group.frames(row)),
+                waveform=_own(group.waveform(row)),
             )
 
     def rejects(self, limit: int | None = None) -> list[dict[str, Any]]:
@@ -233,8 +233,19 @@ class ClipGroup:
         buffer = self._buffer("waveform", row)
         return None if buffer is None else np.frombuffer(buffer, "<i2")
 
-    def _buffer(self, column: str, row: int) -> Any:
-        return self.table[column][row - self.first_row].as_buffer()
+    def _buffer(self, column: str, row: int) -> pa.Buffer | None:
+        """The bytes of a row where they are; the scalar of pyarrow would copy them."""
+        value = self.table[column].chunk(0).slice(row - self.first_row, 1)
+        if value.null_count:
+            return None
+        _, offsets, data = value.buffers()
+        begin, end = np.frombuffer(offsets, np.int64, 2, 8 * value.offset).tolist()
+        return data.slice(begin, end - begin)
+
+
+def _own(array: NDArray[Any] | None) -> NDArray[Any] | None:
+    """A copy, because a clip that is kept would keep its whole row group in memory."""
+    return None if array is None else array.copy()
 
 
 def open_parquet(place: str) -> pq.ParquetFile:

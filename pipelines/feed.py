@@ -6,11 +6,13 @@ each worker takes its slice of each, so the state of the feed is one integer: th
 batches consumed. Which part of a clip is taken follows from (seed, epoch, clip id).
 """
 
+import math
 import queue
 import threading
+import weakref
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -44,14 +46,27 @@ class _Window:
     rows: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """A clip cut to length; its arrays may share the memory of a row group."""
+@dataclass
+class _Batch:
+    """A batch whose clips are known but not read yet."""
 
-    clip_id: str
-    epoch: int
-    frames: NDArray[np.uint8]
-    waveform: NDArray[np.int16]
+    rows: list[int] = field(default_factory=list)
+    epochs: list[int] = field(default_factory=list)
+    frames: NDArray[np.uint8] | None = None
+    waveform: NDArray[np.int16] | None = None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a clip goes in a batch."""
+
+    batch: _Batch
+    number: int
+
+    @property
+    def row(self) -> int:
+        """Of the dataset."""
+        return self.batch.rows[self.number]
 
 
 class Feed:
@@ -80,11 +95,12 @@ class Feed:
                 f"batch_size ({batch_size}) must be a multiple of world_size ({world_size})"
             )
         self._dataset = dataset
-        self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
+        self._batch_size, self._rank, self._share = batch_size, rank, batch_size // world_size
         self._seed, self._shuffle_window = seed, shuffle_window
         self._num_frames, self._num_samples = num_frames, num_samples
         self._samples_per_frame = sample_rate / frame_rate
         self._groups = _eligible_groups(dataset, splits, exclude)
+        self._pixels, self._sounds = _Memory(), _Memory()
         self._readers: list[_ReadAhead] = []
 
     @property
@@ -115,33 +131,39 @@ class Feed:
         self._readers.clear()
 
     def _read(self, first_batch: int) -> Iterator[FeedBatch]:
-        samples: list[_Sample] = []
-        for sample in self._samples(first_batch):
-            samples.append(sample)
-            if len(samples) == self._batch_size // self._world_size:
-                yield _stack(samples)
-                samples = []
-
-    def _samples(self, first_batch: int) -> Iterator[_Sample]:
         """Reads the next window while the present one is used."""
         with ThreadPoolExecutor(1, thread_name_prefix="feed-window") as pool:
-            ready: Future[list[_Sample]] | None = None
-            for window in self._windows(first_batch):
-                coming = pool.submit(self._load, window)
+            ready: Future[list[FeedBatch]] | None = None
+            for places in self._places(first_batch):
+                coming = pool.submit(self._load, places)
                 if ready is not None:
                     yield from _drained(ready.result())
                 ready = coming
 
+    def _places(self, first_batch: int) -> Iterator[list[_Place]]:
+        """Gives the places of each window's clips when all clips of their batches are known."""
+        waiting: list[list[_Place]] = []
+        batch = _Batch()
+        for window in self._windows(first_batch):
+            waiting.append([])
+            for row in window.rows.tolist():
+                waiting[-1].append(_Place(batch, len(batch.rows)))
+                batch.rows.append(row)
+                batch.epochs.append(window.epoch)
+                if len(batch.rows) == self._share:
+                    batch = _Batch()
+            while waiting and waiting[0][-1].batch is not batch:
+                yield waiting.pop(0)
+
     def _windows(self, first_batch: int) -> Iterator[_Window]:
         """Gives windows from a global batch on, with this worker's rows of them."""
         first = first_batch * self._batch_size
-        share = self._batch_size // self._world_size
         epoch = first // self.num_clips
         position = epoch * self.num_clips
         while True:
             for rows in self._order(epoch):
                 positions = position + np.arange(len(rows))
-                is_mine = (positions % self._batch_size) // share == self._rank
+                is_mine = (positions % self._batch_size) // self._share == self._rank
                 chosen = rows[is_mine & (positions >= first)]
                 if len(chosen):
                     yield _Window(epoch, chosen)
@@ -155,22 +177,31 @@ class Feed:
             window = groups[begin : begin + self._shuffle_window]
             yield generator.permutation(np.concatenate([self._groups[group] for group in window]))
 
-    def _load(self, window: _Window) -> list[_Sample]:
-        row_groups = self._dataset.index.group[window.rows]
-        samples: dict[int, _Sample] = {}
-        for number in np.unique(row_groups).tolist():
-            group = self._dataset.read_group(number)
-            for row in window.rows[row_groups == number].tolist():
-                samples[row] = self._cut(group, row, window.epoch)
-        return [samples[row] for row in window.rows.tolist()]
+    def _load(self, places: Sequence[_Place]) -> list[FeedBatch]:
+        """Reads a window row group by row group, and gives the batches that are whole with it.
 
-    def _cut(self, group: ClipGroup, row: int, epoch: int) -> _Sample:
+        Each clip is copied to its place at once, while it is in the cache, and the row group's
+        memory serves the next one: both are cheaper than to keep row groups until they are used.
+        """
+        index = self._dataset.index
+        by_group: dict[int, list[_Place]] = {}
+        for place in places:
+            by_group.setdefault(int(index.group[place.row]), []).append(place)
+        for number in sorted(by_group):
+            group = self._dataset.read_group(number)
+            for place in by_group[number]:
+                self._fill(place, group)
+        last = self._share - 1
+        return [self._whole(place.batch) for place in places if place.number == last]
+
+    def _fill(self, place: _Place, group: ClipGroup) -> None:
         """Takes the same random stretch of picture and sound."""
+        batch, row = place.batch, place.row
         frames, waveform = group.frames(row), group.waveform(row)
         assert frames is not None
         assert waveform is not None
         clip_id = str(self._dataset.index.clip_id[row])
-        generator = clip_generator(self._seed, epoch, clip_id, "window")
+        generator = clip_generator(self._seed, batch.epochs[place.number], clip_id, "window")
         start = int(generator.integers(max(0, len(frames) - self._num_frames) + 1))
         frames = frames[start : start + self._num_frames]
         first_sample = round(start * self._samples_per_frame)
@@ -179,10 +210,52 @@ class Feed:
             frames = looped(frames, self._num_frames)
         if len(waveform) < self._num_samples:
             waveform = padded(waveform, self._num_samples)
-        if self._world_size > 1:
-            # Without a copy the other workers' rows of the group would stay in memory as well.
-            frames, waveform = frames.copy(), waveform.copy()
-        return _Sample(clip_id, epoch, frames, waveform)
+        if batch.frames is None or batch.waveform is None:
+            batch.frames, batch.waveform = self._allocate(batch)
+        batch.frames[place.number, :, : frames.shape[1], : frames.shape[2]] = frames
+        batch.waveform[place.number] = waveform
+
+    def _allocate(self, batch: _Batch) -> tuple[NDArray[np.uint8], NDArray[np.int16]]:
+        """Makes room for the largest frames; smaller ones are padded on the right and below."""
+        index = self._dataset.index
+        heights, widths = index.height[batch.rows], index.width[batch.rows]
+        largest = int(heights.max()), int(widths.max())
+        shape = (self._share, self._num_frames, *largest, 3)
+        frames = self._pixels.take(shape, np.uint8)
+        if not (heights == heights[0]).all() or not (widths == widths[0]).all():
+            frames.fill(0)
+        return frames, self._sounds.take((self._share, self._num_samples), np.int16)
+
+    def _whole(self, batch: _Batch) -> FeedBatch:
+        index = self._dataset.index
+        clips = ClipBatch(
+            frames=torch.from_numpy(batch.frames),
+            heights=torch.from_numpy(index.height[batch.rows].astype(np.int64)),
+            widths=torch.from_numpy(index.width[batch.rows].astype(np.int64)),
+            waveform=torch.from_numpy(batch.waveform),
+        )
+        return FeedBatch(clips, index.clip_id[batch.rows].tolist(), batch.epochs)
+
+
+class _Memory:
+    """Arrays in memory that is used again when nothing refers to the array before any more.
+
+    New memory costs more than what is written to it: the system clears every page of it first.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[NDArray[np.uint8]] = []
+
+    def take(self, shape: tuple[int, ...], dtype: type[Any]) -> NDArray[Any]:
+        """An array with anything in it."""
+        num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+        memory = self._free.pop() if self._free else None
+        if memory is None or len(memory) < num_bytes:
+            memory = np.empty(num_bytes, np.uint8)
+        array = memory[:num_bytes].view(dtype).reshape(shape)
+        # A tensor made of the array, and any view of it, keeps this very object.
+        weakref.finalize(array, self._free.append, memory).atexit = False
+        return array
 
 
 def _check_rate(dataset: ClipDataset, name: str, there: float, needed: float) -> None:
@@ -206,34 +279,11 @@ def _eligible_groups(
     return np.split(rows, np.flatnonzero(np.diff(index.group[rows])) + 1)
 
 
-def _drained(samples: list[_Sample]) -> Iterator[_Sample]:
-    """Gives a list's items and forgets each, so that row groups that are used up are freed."""
-    samples.reverse()
-    while samples:
-        yield samples.pop()
-
-
-def _stack(samples: Sequence[_Sample]) -> FeedBatch:
-    """Pads frames on the right and below to the largest of the batch."""
-    heights = [sample.frames.shape[1] for sample in samples]
-    widths = [sample.frames.shape[2] for sample in samples]
-    shape = (len(samples), len(samples[0].frames), max(heights), max(widths), 3)
-    is_even = len(set(heights)) == len(set(widths)) == 1
-    frames = torch.empty(shape, dtype=torch.uint8)
-    if not is_even:
-        frames.zero_()
-    pixels = frames.numpy()
-    for i, sample in enumerate(samples):
-        pixels[i, :, : heights[i], : widths[i]] = sample.frames
-    clips = ClipBatch(
-        frames=frames,
-        heights=torch.tensor(heights),
-        widths=torch.tensor(widths),
-        waveform=torch.from_numpy(np.stack([sample.waveform for sample in samples])),
-    )
-    return FeedBatch(
-        clips, [sample.clip_id for sample in samples], [sample.epoch for sample in samples]
-    )
+def _drained(batches: list[FeedBatch]) -> Iterator[FeedBatch]:
+    """Gives a list's items and forgets each, so that its memory is free when it is used."""
+    batches.reverse()
+    while batches:
+        yield batches.pop()
 
 
 class _ReadAhead(Iterator[FeedBatch]):

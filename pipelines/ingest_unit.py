@@ -245,6 +245,6 @@ def reject_row(source: UnitSource, reason: str, message: str) -> dict[str, Any]:
     }
 
 
-def _raw(array: NDArray[np.uint8] | NDArray[np.int16] | None) -> bytes | None:
-    # Not a memoryview, which would spare a copy: pyarrow 25 never lets go of one.
-    return None if array is None else array.tobytes()
+def _raw(array: NDArray[np.uint8] | NDArray[np.int16] | None) -> pa.Buffer | None:
+    # Not a memoryview: pyarrow 25 never lets go of one.
+    return None if array is None else pa.py_buffer(np.ascontiguousarray(array))

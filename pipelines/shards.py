@@ -15,11 +15,12 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -63,6 +64,8 @@ class ShardWriter:
             compression="lz4",
             use_dictionary=small,
             write_statistics=small,
+            # A group is one page; a page for each value is dearer to read by a third (measured).
+            data_page_size=2 * MAX_GROUP_BYTES,
         )
 
     def add(self, row: Mapping[str, Any]) -> bool:
@@ -97,7 +100,7 @@ class ShardWriter:
     def _flush(self) -> None:
         if self._waiting:
             columns = [
-                pa.array([row[field.name] for row in self._waiting], field.type)
+                _column([row[field.name] for row in self._waiting], field.type)
                 for field in self._schema
             ]
             self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
@@ -105,7 +108,22 @@ class ShardWriter:
 
 
 def _num_bytes(row: Mapping[str, Any]) -> int:
-    return sum(len(value) for value in row.values() if isinstance(value, bytes))
+    return sum(len(value) for value in row.values() if isinstance(value, bytes | pa.Buffer))
+
+
+def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
+    """An array of values; large ones stay where they are, each a chunk."""
+    if not pa.types.is_large_binary(kind):
+        return pa.array(values, kind)
+    return pa.chunked_array([_chunk(value) for value in values], kind)
+
+
+def _chunk(value: bytes | pa.Buffer | None) -> pa.Array:
+    if value is None:
+        return pa.nulls(1, pa.large_binary())
+    data = pa.py_buffer(value)
+    offsets = pa.py_buffer(np.array([0, data.size], np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, data])
 
 
 def temporary_name(place: Path) -> Path:
