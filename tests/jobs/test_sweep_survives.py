@@ -112,7 +112,8 @@ def kill_driver(driver: subprocess.Popen[str]) -> None:
     family = psutil.Process(driver.pid).children(recursive=True)
     driver.kill()
     driver.wait()
-    _, alive = psutil.wait_procs(family, timeout=60)
+    # Ray's agents look after their raylet now and then, and later the more there is to do.
+    _, alive = psutil.wait_procs(family, timeout=240)
     assert not alive
 
 
