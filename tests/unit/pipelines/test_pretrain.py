@@ -41,7 +41,10 @@ def interrupted_fit():
         ended.append(asked.is_set())
         return OUTCOME
 
-    return fit, asked, ended
+    # A shell that starts the tests in the background has its children ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield fit, asked, ended
+    signal.signal(signal.SIGINT, before)
 
 
 def test_ctrl_c_waits_for_the_checkpoint_and_says_what_is_saved(interrupted_fit):
