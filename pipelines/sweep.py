@@ -24,7 +24,7 @@ from pipelines.pretrain import RUN_FILE
 from pipelines.progress import OnProgress
 from pipelines.sweep_checks import sweep_folder, trials_at_once
 from pipelines.sweep_config import SweepConfig
-from pipelines.sweep_results import best_trial, last_objective
+from pipelines.sweep_results import best_trial, last_objective, trials_done
 from pipelines.sweep_search import SweepSearch, make_scheduler, num_trials
 from pipelines.sweep_trial import FAILURE, run_trial
 from pipelines.sweep_trials import Status, Trial, end_trial, read_trial, read_trials, trial_folder
@@ -164,14 +164,10 @@ class _Bookkeeper(tune.Callback):
         """Says how far the sweep is, rungs of trials that run counted as parts of a trial."""
         trials = read_trials(self._folder)
         best = best_trial(self._config, trials)
-        num_rungs = self._config.scoring.num_rungs
-        done = sum(
-            len(trial.rungs) / num_rungs if trial.status == "running" else 1.0 for trial in trials
-        )
         note = ""
         if best is not None:
             note = f"best {best.name}: {last_objective(self._config, best):.1%}"
-        self._on_progress(done, num_trials(self._config), note)
+        self._on_progress(trials_done(self._config, trials), num_trials(self._config), note)
 
 
 def how_it_ended(config: SweepConfig, last_result: dict[str, Any]) -> tuple[Status, str]:

@@ -85,6 +85,17 @@ def shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def trials_done(config: SweepConfig, trials: Sequence[Trial]) -> float:
+    """Trials that have ended, and of those that run the part that their rungs say."""
+    done = 0.0
+    for trial in trials:
+        if trial.status != "running":
+            done += 1
+        elif trial.rungs:
+            done += trial.rungs[-1].rung / config.scoring.num_rungs
+    return done
+
+
 def best_trial(config: SweepConfig, trials: Sequence[Trial]) -> Trial | None:
     """The first completed trial of the settings whose mean objective over seeds is highest."""
     groups: dict[str, list[Trial]] = {}

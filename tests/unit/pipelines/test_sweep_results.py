@@ -12,6 +12,7 @@ from pipelines.sweep_results import (
     not_told_apart,
     option_scores,
     pareto_front,
+    trials_done,
 )
 from pipelines.sweep_trials import Rung, Trial
 
@@ -107,3 +108,12 @@ def test_trials_are_sorted_by_what_they_came_to(config):
         scored(3, 0.4, 0.4),
     ]
     assert [trial.number for trial in by_score(config, trials)] == [3, 2, 1, 0]
+
+
+def test_a_trial_that_runs_is_done_in_part(config):
+    num_rungs = config.scoring.num_rungs
+    assert num_rungs == 4
+    begun = Trial(1, {}, (Rung(0, 0, 0.0, {}),))
+    half_way = Trial(2, {}, (Rung(0, 0, 0.0, {}), Rung(2, 5, 4.0, {})))
+    trials = [scored(0, 0.5, 0.5, "stopped"), begun, half_way, Trial(3, {})]
+    assert trials_done(config, trials) == 1.5
