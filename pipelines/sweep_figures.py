@@ -12,6 +12,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from pipelines.report_figures import COLORS, canvas, to_markup
 
 Look = Literal["best", "completed", "stopped", "collapsed"]
+LABEL_LETTERS = 36
+"""Letters of names for which a small drawing has room on one line."""
 MARKERS: dict[Look, dict[str, Any]] = {
     "best": {"color": COLORS["class-0"], "marker": "*", "s": 130, "zorder": 4},
     "completed": {"color": COLORS["muted"], "marker": "o", "s": 30, "zorder": 3},
@@ -61,8 +63,10 @@ def draw_setting(
     points: Sequence[TrialPoint], *, alt: str, is_log: bool = False, is_whole: bool = False
 ) -> Markup:
     """Draws the score of each trial over one of its settings."""
-    figure, axes = canvas(320, 190, left=48, bottom=26, top=8, right=12)
     categories = sorted({p.x for p in points if isinstance(p.x, str)}, key=str)
+    labels = _category_labels(categories)
+    bottom = 38 if any("\n" in label for label in labels) else 26
+    figure, axes = canvas(320, 190, left=48, bottom=bottom, top=8, right=12)
     places = {name: place for place, name in enumerate(categories)}
     # Points of one category lie side by side, in the order of the trials.
     aside = np.random.default_rng(0).uniform(-0.14, 0.14, len(points))
@@ -70,7 +74,7 @@ def draw_setting(
         x = places[point.x] + shift if isinstance(point.x, str) else point.x
         axes.scatter([x], [point.y], **MARKERS[point.look])
     if categories:
-        axes.set_xticks(range(len(categories)), [_short(name) for name in categories])
+        axes.set_xticks(range(len(categories)), labels)
         axes.set_xlim(-0.5, len(categories) - 0.5)
     elif is_log:
         _log_scale(axes)
@@ -129,6 +133,14 @@ def _percent(value: float, _: int | None) -> str:
 
 def _label(axes: Axes, text: str) -> None:
     axes.set_xlabel(text, color=COLORS["muted"], fontsize=11, labelpad=2)
+
+
+def _category_labels(categories: Sequence[str]) -> list[str]:
+    """Names below an axis; every second one a line lower where one line has no room for all."""
+    names = [_short(name) for name in categories]
+    if sum(map(len, names)) <= LABEL_LETTERS:
+        return names
+    return ["\n" * (place % 2) + name for place, name in enumerate(names)]
 
 
 def _short(name: str) -> str:
