@@ -331,9 +331,10 @@ def _tables(table: pa.Table) -> dict[str, dict[str, int]]:
     lengths: Counter[str] = Counter()
     for source, seconds in zip(columns["source"], columns["duration_seconds"], strict=True):
         lengths[source] += seconds
-    own = list(
-        {source: row for row, source in reversed(list(enumerate(columns["source"])))}.values()
-    )
+    first_row: dict[str, int] = {}
+    for row, source in enumerate(columns["source"]):
+        first_row.setdefault(source, row)
+    own = list(first_row.values())
     pictured = [i for i in own if columns["num_frames"][i]]
 
     def of(rows: Sequence[int], name: str) -> list[Any]:

@@ -94,7 +94,7 @@ class _RungReport(TuneReportCallback):
     """Tells Tune of every rung but the last; lives in Ray Train's controller."""
 
     def __init__(self, config: SweepConfig) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # Ray's
+        super().__init__()  # type: ignore[no-untyped-call]  # without types
         self._config = config
 
     def after_report(

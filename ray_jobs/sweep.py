@@ -21,7 +21,7 @@ from pipelines.config import EvaluateConfig, PretrainConfig, PretrainSettings, P
 from pipelines.evaluation import check_gpu
 from pipelines.pretrain import FREE_TO_CHANGE, LOCK_FILE, RUN_FILE
 from pipelines.registry import Registered
-from pipelines.shards import locked
+from pipelines.shards import locked, write_json
 from pipelines.sweep import SweepResult, sweep
 from pipelines.sweep_checks import check_sweep, scored_split, sweep_folder, trials_at_once
 from pipelines.sweep_config import SweepConfig
@@ -170,7 +170,7 @@ def _sweep_run(config: SweepConfig, folder: Path) -> RunRef:
     run_id = json.loads(file.read_text())["run_id"] if file.exists() else ""
     run = open_run(config, "sweep", config.name, run_id=run_id)
     values = {"run_id": run.run_id, "config": kept_settings(config)}
-    file.write_text(json.dumps(values, indent=1))
+    write_json(file, values)
     return run
 
 
