@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from media import write_media, write_numbered
 
-from pipelines.decoder_process import DecoderProcess
+from pipelines.decoder_process import DecoderProcess, _SharedMemory
 from pipelines.media import DecodeError, decode_segments
 
 SETTINGS = {
@@ -46,7 +46,7 @@ def child_of(decoder, path):
 
 
 def long_file(tmp_path):
-    """A file whose segments do not fit into the pipe, so that the decoder waits half-way."""
+    """A file of many segments, so that the decoder waits half-way."""
     frames = [np.random.default_rng(0).integers(0, 255, (240, 320, 3), np.uint8)] * 1000
     return write_media(tmp_path / "long.avi", frames)
 
@@ -159,3 +159,60 @@ def test_the_child_ends_when_its_parent_is_killed(tmp_path):
         time.sleep(0.1)
     os.kill(pid, signal.SIGKILL)
     raise AssertionError("the child outlived its parent")
+
+
+def test_segments_of_growing_sizes_come_out_of_one_child(decoder, tmp_path):
+    """The shared memory has room for the largest; odd sizes leave samples unaligned."""
+    for size in (9, 33, 15):
+        path = write_numbered(tmp_path / f"{size}.mkv", 50)
+        settings = SETTINGS | {"short_side": size}
+        there = list(decoder.segments(str(path), **settings))
+        here = list(decode_segments(str(path), **settings))
+        assert len(there) == len(here) == 2
+        for one, other in zip(there, here, strict=True):
+            assert np.array_equal(one.frames, other.frames)
+            assert np.array_equal(one.waveform, other.waveform)
+
+
+def test_a_segment_that_was_given_does_not_change(decoder, tmp_path):
+    path = write_numbered(tmp_path / "clip.mkv", 80)
+    segments = decoder.segments(str(path), **SETTINGS)
+    first = next(segments)
+    frames, waveform = first.frames.copy(), first.waveform.copy()
+    list(segments)
+    assert np.array_equal(first.frames, frames)
+    assert np.array_equal(first.waveform, waveform)
+
+
+def test_a_segment_too_large_for_the_memory_is_named():
+    memory = _SharedMemory.new()
+    with pytest.raises(DecodeError, match="a segment of") as caught:
+        memory.reserve(1 << 62)
+    assert caught.value.reason == "out_of_memory"
+    memory.close()
+
+
+def test_a_decoder_that_says_more_than_it_has_is_not_believed():
+    memory = _SharedMemory.new()
+    memory.reserve(100)
+    with pytest.raises(DecodeError, match="more than it has"):
+        memory.arrays((5, 5, 5, 3), 0)
+    memory.close()
+
+
+def test_shared_memory_cannot_be_taken_away():
+    memory = _SharedMemory.new()
+    memory.reserve(100)
+    with pytest.raises(PermissionError):
+        os.ftruncate(memory.file, 10)
+    memory.close()
+
+
+def test_nothing_stays_open(tmp_path):
+    path = write_numbered(tmp_path / "clip.mp4", 50)
+    before = os.listdir("/proc/self/fd")
+    decoder = DecoderProcess(max_memory_bytes=1_000_000_000, timeout_seconds=20.0)
+    for _ in range(2):
+        list(decoder.segments(str(path), **SETTINGS))
+        decoder.close()
+    assert len(os.listdir("/proc/self/fd")) == len(before) + 1  # the selector
