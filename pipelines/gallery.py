@@ -187,8 +187,8 @@ class _Pictures:
         video = self._config.model.video
         video_noise = video_mask_noise(self._noise(video.num_tokens), video)
         audio_noise = self._noise(self._config.model.audio.num_tokens)
-        filled_video = reconstruct_video(self._model, self._video, video_noise).reconstructed
-        filled_audio = reconstruct_audio(self._model, self._audio, audio_noise).reconstructed
+        filled_video = reconstruct_video(self._model, self._video, video_noise)
+        filled_audio = reconstruct_audio(self._model, self._audio, audio_noise)
         video_hidden = random_mask(video_noise, self._model.num_visible_video).hidden
         audio_hidden = random_mask(audio_noise, self._model.num_visible_audio).hidden
         return [
