@@ -20,7 +20,7 @@ from ray import tune
 
 from pipelines.clip_dataset import ClipDataset
 from pipelines.errors import JobFailed
-from pipelines.pretrain import RUN_FILE
+from pipelines.pretrain_checks import RUN_FILE
 from pipelines.progress import OnProgress
 from pipelines.sweep_checks import sweep_folder, trials_at_once
 from pipelines.sweep_config import SweepConfig

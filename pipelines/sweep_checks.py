@@ -10,7 +10,7 @@ from pipelines.clip_dataset import ClipDataset
 from pipelines.config import EvaluateSettings, clip_mismatch
 from pipelines.errors import UserError
 from pipelines.features import split_scored_on
-from pipelines.pretrain import RUN_FILE, check_pretrain
+from pipelines.pretrain_checks import RUN_FILE, check_pretrain
 from pipelines.sweep_config import SweepConfig
 from pipelines.sweep_search import num_trials
 from pipelines.sweep_trial import trial_config

@@ -19,7 +19,8 @@ import torch
 from pipelines.clip_dataset import ClipDataset
 from pipelines.config import EvaluateConfig, PretrainConfig, PretrainSettings, PromoteConfig
 from pipelines.evaluation import check_gpu
-from pipelines.pretrain import FREE_TO_CHANGE, LOCK_FILE, RUN_FILE
+from pipelines.pretrain import LOCK_FILE
+from pipelines.pretrain_checks import FREE_TO_CHANGE, RUN_FILE
 from pipelines.registry import Registered
 from pipelines.shards import locked, write_json
 from pipelines.sweep import SweepResult, sweep
