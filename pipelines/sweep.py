@@ -17,9 +17,11 @@ from typing import Any
 import ray
 from mlflow.exceptions import MlflowException
 from ray import tune
+from ray.exceptions import RayError, RayTaskError
 
 from pipelines.clip_dataset import ClipDataset
 from pipelines.errors import JobFailed
+from pipelines.media_source import one_line
 from pipelines.pretrain_checks import RUN_FILE
 from pipelines.progress import OnProgress
 from pipelines.sweep_checks import sweep_folder, trials_at_once
@@ -62,7 +64,7 @@ def sweep(config: SweepConfig, run: RunRef, *, on_progress: OnProgress) -> Sweep
 
     Raises:
         UserError: if Ray has too little for the trials.
-        JobFailed: if no trial completed.
+        JobFailed: if Ray or Tune failed in between, or no trial completed.
     """
     folder = sweep_folder(config)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -124,7 +126,24 @@ def _run_trials(
     )
     # All that Tune was given, the server's password with it, for a restore that never comes.
     (folder / "tune" / name / "tuner.pkl").unlink(missing_ok=True)
-    tuner.fit()
+    _fit(tuner)
+
+
+def _fit(tuner: tune.Tuner) -> None:
+    """Runs the trials, whose results are read from their folders."""
+    try:
+        tuner.fit()
+    except RayTaskError:  # what code raised; a mistake in it keeps its traceback
+        raise
+    except (tune.TuneError, RayError) as error:
+        # What Tune catches in its loop it raises again as a text, the traceback.
+        cause = error.__context__ if isinstance(error, tune.TuneError) else None
+        cause = cause or error
+        logger.info("where it failed", exc_info=error)
+        raise JobFailed(
+            f"the sweep was cut off by {type(cause).__name__}: {one_line(cause).rstrip('.')}. "
+            "Trials and their checkpoints stay; the same command goes on with those left"
+        ) from error
 
 
 def _has_collapsed(_trial_id: str, result: Mapping[Any, Any]) -> bool:
@@ -152,6 +171,8 @@ class _Bookkeeper(tune.Callback):
     def on_trial_error(self, *_: Any, **info: Any) -> None:
         """A trial has died more often than it may."""
         trial = info["trial"]
+        if read_trial(self._folder, trial.config["number"]).status != "running":
+            return  # it had ended before, and what failed came after it
         error = str(trial.get_error() or "it died").strip()
         self._end(trial.config["number"], "failed", error.splitlines()[-1][:300])
 
