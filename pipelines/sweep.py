@@ -29,7 +29,15 @@ from pipelines.sweep_config import SweepConfig
 from pipelines.sweep_results import best_trial, last_objective, trials_done
 from pipelines.sweep_search import SweepSearch, make_scheduler, num_trials
 from pipelines.sweep_trial import FAILURE, run_trial
-from pipelines.sweep_trials import Status, Trial, end_trial, read_trial, read_trials, trial_folder
+from pipelines.sweep_trials import (
+    Status,
+    Trial,
+    end_trial,
+    read_trial,
+    read_trials,
+    reopen_trial,
+    trial_folder,
+)
 from pipelines.tracking import RunRef, close_run, log_dataset
 
 logger = logging.getLogger(__name__)
@@ -94,6 +102,8 @@ def sweep(config: SweepConfig, run: RunRef, *, on_progress: OnProgress) -> Sweep
 def _run_trials(
     config: SweepConfig, folder: Path, run: RunRef, at_once: int, on_progress: OnProgress
 ) -> None:
+    if config.retry_failed:
+        reopen_failed(config, folder)
     trials = read_trials(folder)
     ended = [trial for trial in trials if trial.status != "running"]
     left = num_trials(config) - len(ended)
@@ -127,6 +137,15 @@ def _run_trials(
     # All that Tune was given, the server's password with it, for a restore that never comes.
     (folder / "tune" / name / "tuner.pkl").unlink(missing_ok=True)
     _fit(tuner)
+
+
+def reopen_failed(config: SweepConfig, folder: Path) -> None:
+    """Takes back the ends of failed trials, of as many as the sweep has room for."""
+    trials = read_trials(folder)
+    failed = [trial for trial in trials if trial.status == "failed"]
+    room = num_trials(config) - (len(trials) - len(failed))  # fewer may be wanted than before
+    for trial in failed[: max(room, 0)]:
+        reopen_trial(folder, trial.number)
 
 
 def _fit(tuner: tune.Tuner) -> None:

@@ -22,6 +22,7 @@ FREE_TO_CHANGE = (
     "tracking",
     "ray",
     "max_concurrent_trials",
+    "retry_failed",
     "final",
     "search.num_trials",
     "pretrain.max_failures",

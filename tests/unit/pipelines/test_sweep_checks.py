@@ -110,7 +110,8 @@ def test_a_sweep_goes_on_only_with_its_own_settings(tmp_path):
     there = {"run_id": "a", "config": config.model_dump(mode="json")}
     (folder / "run.json").write_text(json.dumps(there))
     longer = {"num_trials": 20, "startup_trials": 4}
-    assert checked(tmp_path, clips, search=longer, max_concurrent_trials=1)[1] == []
+    free = {"search": longer, "max_concurrent_trials": 1, "retry_failed": True}
+    assert checked(tmp_path, clips, **free)[1] == []
     _, (mistake,) = checked(tmp_path, clips, search={"num_trials": 14, "seed": 5})
     assert "search.seed is 0 there and 5 here" in mistake
 

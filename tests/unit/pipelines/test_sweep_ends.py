@@ -1,4 +1,4 @@
-"""How a sweep ends when Ray or Tune does, and what stays of its trials."""
+"""How a sweep ends when Ray or Tune does, what stays of its trials, which are run again."""
 
 import errno
 from types import SimpleNamespace
@@ -9,8 +9,16 @@ from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayT
 from sweep_example import rungs_to, sweep_config
 
 from pipelines.errors import JobFailed, Stopped, Terminated
-from pipelines.sweep import _Bookkeeper, _fit
-from pipelines.sweep_trials import add_rung, add_trial, read_trial, trial_folder
+from pipelines.sweep import _Bookkeeper, _fit, reopen_failed
+from pipelines.sweep_search import SweepSearch
+from pipelines.sweep_trials import (
+    add_rung,
+    add_trial,
+    end_trial,
+    read_trial,
+    read_trials,
+    trial_folder,
+)
 from pipelines.tracking import RunRef
 
 
@@ -95,3 +103,34 @@ def test_a_trial_that_had_ended_keeps_its_end_if_tune_fails_after_it(tmp_path, m
         bookkeeper.on_trial_error(trial=reported(number))
     assert read_trial(tmp_path, 0).status == "completed"
     assert (read_trial(tmp_path, 1).status, read_trial(tmp_path, 1).reason) == ("failed", "of this")
+
+
+def test_failed_trials_alone_are_taken_up_again(tmp_path):
+    config = sweep_config(tmp_path, search={"num_trials": 6, "startup_trials": 4})
+    ends = ["completed", "failed", "stopped", "collapsed", "failed"]
+    for number, status in enumerate(ends):
+        add_trial(tmp_path, number, {"objective.refinement": "mean"})
+        for rung in rungs_to(2, 0.5):
+            add_rung(trial_folder(tmp_path, number), rung)
+        end_trial(tmp_path, number, status, "why")
+    before = read_trials(tmp_path)
+    reopen_failed(config, tmp_path)
+    after = read_trials(tmp_path)
+    assert [trial.status for trial in after] == [
+        "running" if status == "failed" else status for status in ends
+    ]
+    assert [(trial.values, trial.rungs) for trial in after] == [
+        (trial.values, trial.rungs) for trial in before
+    ]
+    search = SweepSearch(config, tmp_path)
+    assert [search.suggest("a"), search.suggest("b")] == [{"number": 1}, {"number": 4}]
+
+
+def test_failed_trials_that_a_shorter_sweep_has_no_room_for_stay_failed(tmp_path):
+    config = sweep_config(tmp_path, search={"num_trials": 2})
+    for number, status in enumerate(["failed", "completed", "failed"]):
+        add_trial(tmp_path, number, {})
+        end_trial(tmp_path, number, status, "why")
+    reopen_failed(config, tmp_path)
+    statuses = [trial.status for trial in read_trials(tmp_path)]
+    assert statuses == ["running", "completed", "failed"]
