@@ -7,6 +7,9 @@ from pathlib import Path
 from pipelines.errors import UserError
 from pipelines.shards import temporary_name
 
+EXCLUDE_SHA256 = "exclude_sha256"
+"""Under this name a run keeps the `clip_ids_sha256` of what it leaves out."""
+
 
 def read_clip_ids(file: str) -> frozenset[str]:
     """Reads ids; empty lines and what follows a `#` mean nothing.

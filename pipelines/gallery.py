@@ -23,11 +23,12 @@ from pipelines.evaluation import MODALITIES, Evaluation
 from pipelines.features import Features, load_model, padded_frames
 from pipelines.ingest import IngestSummary
 from pipelines.media import REASONS
+from pipelines.places import redacted
 from pipelines.pretrain import PretrainResult
 from pipelines.registry import Registered
 from pipelines.report import write_report
 from pipelines.report_map import EmbeddingMap, map_embeddings
-from pipelines.tracking import RunRef, code_version, metric_histories, redacted, warnings_of
+from pipelines.tracking import RunRef, code_version, kept_settings, metric_histories, warnings_of
 from pipelines.windows import audio_windows, video_windows
 from xkd_core.audio import LogMel
 from xkd_core.masking import random_mask, video_mask_noise
@@ -187,8 +188,8 @@ class _Pictures:
         video = self._config.model.video
         video_noise = video_mask_noise(self._noise(video.num_tokens), video)
         audio_noise = self._noise(self._config.model.audio.num_tokens)
-        filled_video = reconstruct_video(self._model, self._video, video_noise).reconstructed
-        filled_audio = reconstruct_audio(self._model, self._audio, audio_noise).reconstructed
+        filled_video = reconstruct_video(self._model, self._video, video_noise)
+        filled_audio = reconstruct_audio(self._model, self._audio, audio_noise)
         video_hidden = random_mask(video_noise, self._model.num_visible_video).hidden
         audio_hidden = random_mask(audio_noise, self._model.num_visible_audio).hidden
         return [
@@ -339,10 +340,7 @@ def middle_windows(dataset: ClipDataset, config: PretrainConfig, rows: Array) ->
 
 
 def _settings(config: RunConfig) -> str:
-    values = config.model_dump(mode="json")
-    if config.tracking.uri:
-        values["tracking"]["uri"] = redacted(config.tracking.uri)
-    return yaml.safe_dump(values, sort_keys=False, width=100)
+    return yaml.safe_dump(kept_settings(config), sort_keys=False, width=100)
 
 
 def _provenance(record: RunRecord) -> dict[str, str]:

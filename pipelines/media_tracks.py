@@ -66,8 +66,6 @@ class VideoTrack:
         self.position = 0.0
         """Up to here it is known what is seen."""
         self.start: float | None = None
-        self.num_ticks = 0
-        """Ticks at which something was seen."""
         self.rotation = 0
         self._origin = origin
         self._time_base = float(stream.time_base or 1)
@@ -162,7 +160,6 @@ class VideoTrack:
             pixels = self._convert(frame)
             self.frames.extend((tick, pixels) for tick in range(first, stop))
             self._next_tick = stop
-            self.num_ticks += stop - first
 
     def _convert(self, frame: VideoFrame) -> NDArray[np.uint8]:
         if frame.width * frame.height > self._max_pixels:
@@ -206,7 +203,6 @@ class AudioTrack:
         self.position = 0.0
         """Up to here it is known what is heard."""
         self.start: float | None = None
-        self.num_samples = 0
         self._origin = origin
         self._time_base = float(stream.time_base or 1)
         self._sample_rate = sample_rate
@@ -290,5 +286,4 @@ class AudioTrack:
             samples: NDArray[np.int16] = resampled.to_ndarray()[0]
             self.runs.append((self._write_at, samples))
             self._write_at += len(samples)
-            self.num_samples += len(samples)
         self.position = max(self.position, self._write_at / self._sample_rate)

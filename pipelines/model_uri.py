@@ -10,7 +10,8 @@ from mlflow.tracking import MlflowClient
 from pipelines.config import TrackingConfig
 from pipelines.encoder_files import ClipSettings
 from pipelines.errors import UserError
-from pipelines.tracking import check_tracking, redacted, tracking_uri
+from pipelines.places import redacted
+from pipelines.tracking import check_tracking, tracking_uri
 from xkd_core.encoders import Modality
 
 MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")

@@ -1,4 +1,4 @@
-"""Where relative paths lead: to `XKD_HOME`, else to the working directory.
+"""Where relative paths lead, to `XKD_HOME` or the working directory; URIs without passwords.
 
 A job that was submitted to a cluster runs in a temporary copy of its working directory, which is
 deleted later; a relative path would lose what was made, so it is refused there.
@@ -10,6 +10,8 @@ from pathlib import Path
 from urllib.parse import unquote
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_SECRET = re.compile(r"(\w://)(?:[^/\s]+@|[^/\s:]+:[^/\n]+@)")
+"""User and password as far as the last `@` of a word; blanks only after the `:` of a password."""
 
 
 def is_uri(place: str) -> bool:
@@ -19,6 +21,19 @@ def is_uri(place: str) -> bool:
     (True, False, False)
     """
     return _URI.match(place) is not None
+
+
+def redacted(text: str) -> str:
+    """Strikes user and password out of every URI in a text; none needs to be a right one.
+
+    >>> redacted("uri: https://me:secret@host/x")
+    'uri: https://***@host/x'
+    >>> redacted("https://me:p@ss@host and a@b")
+    'https://***@host and a@b'
+    >>> redacted("http://me:two words@host:5000")
+    'http://***@host:5000'
+    """
+    return _SECRET.sub(r"\1***@", text)
 
 
 def absolute_location(place: str) -> str:

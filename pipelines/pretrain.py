@@ -3,7 +3,8 @@
 A run is its name: the same name with the same settings goes on from the last checkpoint, in the
 same MLflow run, with the clips it would have seen; with other settings it is refused. Whatever
 stops a training in order (SIGTERM, Ctrl-C, `max_seconds`) leaves a checkpoint of the last step
-done. What each worker does is in `train_loop.py`.
+done. What is refused before a start is in `pretrain_checks.py`, what each worker does in
+`train_loop.py`.
 
 Method: XKD, arXiv:2211.13929, sections 3 and 4.
 """
@@ -12,7 +13,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,46 +22,28 @@ import ray
 from ray import train
 from ray.train.torch import TorchTrainer
 
-from pipelines.checkpoints import (
-    TrainingInfo,
-    check_dataset,
-    find_checkpoint,
-    newest_checkpoint,
-    read_info,
-)
+from pipelines.checkpoints import find_checkpoint, read_info
 from pipelines.clip_dataset import ClipDataset
-from pipelines.clip_ids import clip_ids_sha256, read_clip_ids
-from pipelines.config import PretrainConfig, clip_mismatch
+from pipelines.clip_ids import EXCLUDE_SHA256, clip_ids_sha256
+from pipelines.config import PretrainConfig
 from pipelines.errors import JobFailed, Stopped, UserError
+from pipelines.pretrain_checks import (
+    RUN_FILE,
+    checkpoint_mistakes,
+    run_mistakes,
+    worker_resources,
+)
 from pipelines.progress import OnProgress, watched_board
 from pipelines.rungs import RungPlan
 from pipelines.shards import locked, write_json
 from pipelines.stopping import Stop, StoppableTorchConfig
-from pipelines.tracking import RunRef, flat, kept_settings, log_dataset, open_run, tracked
-from pipelines.train_loop import make_feed, train_loop_per_worker
+from pipelines.tracking import RunRef, kept_settings, log_dataset, open_run, tracked
+from pipelines.train_loop import train_loop_per_worker
 
 logger = logging.getLogger(__name__)
 
-RUN_FILE = "run.json"
-EXCLUDE_SHA256 = "exclude_sha256"
 LOCK_FILE = ".lock"
 TRIAL_PATIENCE_SECONDS = 60.0
-FREE_TO_CHANGE = (
-    "tracking",
-    "ray",
-    "num_workers",
-    "parallelism",
-    "activation_checkpointing",
-    "use_gpu",
-    "cpus_per_worker",
-    "resume",
-    "log_every",
-    "checkpoint_every",
-    "checkpoints_kept",
-    "max_failures",
-    "max_seconds",
-)
-"""Settings that may differ when a run goes on: they change nothing in what is computed."""
 
 
 @dataclass(frozen=True)
@@ -73,100 +56,6 @@ class PretrainResult:
     first_step: int
     clips_per_second: float
     """Over the steps of this call; NaN if none was left to do."""
-
-
-def check_pretrain(config: PretrainConfig) -> list[str]:
-    """All that stands in the way of a training, found without starting anything."""
-    mistakes = []
-    try:
-        dataset = ClipDataset.open(config.dataset)
-        mistakes += _dataset_mistakes(config, dataset)
-        mistakes += _checkpoint_mistakes(config, dataset)
-    except UserError as error:
-        mistakes.append(str(error))
-    if config.resume is not None:
-        try:
-            mistakes += _resume_mistakes(config, read_info(find_checkpoint(config.resume)))
-        except UserError as error:
-            mistakes.append(str(error))
-    mistakes += run_mistakes(config)
-    return list(dict.fromkeys(mistakes))
-
-
-def _dataset_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[str]:
-    problem = clip_mismatch(config, frame_rate=dataset.frame_rate, sample_rate=dataset.sample_rate)
-    if problem:
-        return [problem]
-    if config.exclude is not None and not _names_a_clip(config.exclude, dataset):
-        return [f"exclude ({config.exclude}) names no clip of dataset ({config.dataset})"]
-    if not make_feed(config, dataset, rank=0, world_size=1).num_clips:
-        splits = ", ".join(config.splits)
-        return [f"dataset ({config.dataset}) has no clip with picture and sound in split {splits}"]
-    return []
-
-
-def _names_a_clip(exclude: str, dataset: ClipDataset) -> bool:
-    """Whether a list is empty or about this dataset; one of another dataset would leave leaks."""
-    ids = read_clip_ids(exclude)
-    return not ids or not ids.isdisjoint(dataset.index.clip_id.tolist())
-
-
-def _resume_mistakes(config: PretrainConfig, info: TrainingInfo) -> list[str]:
-    there, here = info.config["model"], config.model_dump(mode="json")["model"]
-    return [f"resume ({config.resume}) has another model: {text}" for text in _changes(there, here)]
-
-
-def _checkpoint_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[str]:
-    """Why training cannot go on from where it would; workers would find out one after the other."""
-    own = newest_checkpoint(Path(config.output) / config.name)
-    try:
-        if own is not None:
-            check_dataset(own, config.dataset, dataset.dataset_id)
-            return _exclude_mistakes(config, read_info(own).exclude_sha256)
-        if config.resume is not None:
-            resumed = find_checkpoint(config.resume)
-            check_dataset(resumed, config.dataset, dataset.dataset_id)
-    except UserError as error:
-        return [str(error)]
-    return []
-
-
-def run_mistakes(config: PretrainConfig) -> list[str]:
-    """Why a run of this name cannot go on with these settings."""
-    file = Path(config.output) / config.name / RUN_FILE
-    if not file.exists():
-        return []
-    there = json.loads(file.read_text())
-    changes = _changes(there["config"], config.model_dump(mode="json"))
-    if not changes:
-        return _exclude_mistakes(config, there.get(EXCLUDE_SHA256))
-    return [
-        f"name ({config.name}) is a run in {config.output} with other settings: "
-        f"{'; '.join(changes)}. Take another name or the same settings"
-    ]
-
-
-def _exclude_mistakes(config: PretrainConfig, began_with: str | None) -> list[str]:
-    """Why the list of clips left out is not that of the run; other ids make another order."""
-    try:
-        now = clip_ids_sha256(config.exclude)
-    except UserError as error:
-        return [str(error)]
-    if began_with in (None, now):
-        return []
-    return [
-        f"exclude ({config.exclude}) names other clips than when the run {config.name} began. "
-        "Take another name or the same list"
-    ]
-
-
-def _changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    old, new = flat(there), flat(here)
-    return [
-        f"{name} is {old.get(name)} there and {new.get(name)} here"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and name.split(".")[0] not in FREE_TO_CHANGE
-    ]
 
 
 def pretrain(
@@ -204,7 +93,7 @@ def pretrain(
         dataset = ClipDataset.open(config.dataset)
         # Again, for callers that make up the settings themselves: a finished training of other
         # settings would be taken for this one.
-        if mistakes := run_mistakes(config) or _checkpoint_mistakes(config, dataset):
+        if mistakes := run_mistakes(config) or checkpoint_mistakes(config, dataset):
             raise UserError(mistakes[0])
         scaling = _scaling(config)
         with tracked(_open_run(config, folder, parent)) as run:
@@ -331,51 +220,6 @@ def _scaling(config: PretrainConfig) -> train.ScalingConfig:
         use_gpu=config.use_gpu,
         resources_per_worker=worker_resources(config, nodes),
     )
-
-
-def worker_resources(
-    config: PretrainConfig, nodes: Sequence[Mapping[str, float]]
-) -> dict[str, float]:
-    """What each worker gets of nodes with these resources.
-
-    Raises:
-        UserError: if the nodes have no room for the workers, for which Ray would wait for ever.
-    """
-    least, most = config.worker_range
-    cpus = config.cpus_per_worker
-    if cpus is None:
-        cpus = 1.0 if config.use_gpu else _cpu_share(nodes, most)
-    worker = {"CPU": cpus} | ({"GPU": 1.0} if config.use_gpu else {})
-    largest = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
-    if config.cpus_per_worker is not None and cpus > largest:
-        raise UserError(
-            f"cpus_per_worker ({cpus:g}) must not be above the {largest:g} CPUs of the largest node"
-        )
-    # A worker lies on one node: what is left over on several of them adds up to none.
-    places = sum(
-        min(int(node.get(kind, 0.0) // amount) for kind, amount in worker.items()) for node in nodes
-    )
-    if places < least:
-        needs = " and ".join(f"{least} x {amount:g} {kind}s" for kind, amount in worker.items())
-        have = "; ".join(
-            ", ".join(f"{node.get(kind, 0.0):g} {kind}s" for kind in worker) for node in nodes
-        )
-        raise UserError(
-            f"num_workers ({least}) needs {needs}, but the nodes of Ray have {have}: "
-            f"room for {places}"
-        )
-    return worker
-
-
-def _cpu_share(nodes: Sequence[Mapping[str, float]], num_workers: int) -> float:
-    """The most CPUs that each of so many workers can have, or 1."""
-    cpus = [int(node.get("CPU", 0.0)) for node in nodes]
-    fitting = (
-        share
-        for share in range(max(cpus, default=1), 1, -1)
-        if sum(have // share for have in cpus) >= num_workers
-    )
-    return float(next(fitting, 1))
 
 
 def _fit(

@@ -8,7 +8,6 @@ box.
 
 import json
 import os
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +20,7 @@ from markupsafe import Markup
 
 from pipelines import report_images as images
 from pipelines.errors import UserError
+from pipelines.places import redacted
 from pipelines.report_curves import Curve, compact, last_finite, make_cards
 from pipelines.report_data import (
     Attention,
@@ -130,8 +130,8 @@ def render(data: ReportData) -> str:
             measures=MEASURES,
             retrievals=_retrievals(data.retrievals),
             examples=_examples(data.ingest),
-            settings=without_passwords(data.settings),
-            tracking_uri=without_passwords(data.tracking_uri),
+            settings=redacted(data.settings),
+            tracking_uri=redacted(data.tracking_uri),
             **{tool.__name__: tool for tool in (described, gain, verdict, standard_error)},
         )
     )
@@ -147,17 +147,6 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
-
-
-def without_passwords(text: str) -> str:
-    """Strikes out what stands before the `@` of an address.
-
-    >>> without_passwords("uri: https://me:secret@host/x")
-    'uri: https://***@host/x'
-    >>> without_passwords("https://me:p@ss@host and a@b")
-    'https://***@host and a@b'
-    """
-    return re.sub(r"(\w://)[^/\s]+@", r"\1***@", text)
 
 
 def shown_text(value: Any) -> Any:

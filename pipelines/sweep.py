@@ -17,17 +17,27 @@ from typing import Any
 import ray
 from mlflow.exceptions import MlflowException
 from ray import tune
+from ray.exceptions import RayError, RayTaskError
 
 from pipelines.clip_dataset import ClipDataset
 from pipelines.errors import JobFailed
-from pipelines.pretrain import RUN_FILE
+from pipelines.media_source import one_line
+from pipelines.pretrain_checks import RUN_FILE
 from pipelines.progress import OnProgress
 from pipelines.sweep_checks import sweep_folder, trials_at_once
 from pipelines.sweep_config import SweepConfig
 from pipelines.sweep_results import best_trial, last_objective, trials_done
 from pipelines.sweep_search import SweepSearch, make_scheduler, num_trials
 from pipelines.sweep_trial import FAILURE, run_trial
-from pipelines.sweep_trials import Status, Trial, end_trial, read_trial, read_trials, trial_folder
+from pipelines.sweep_trials import (
+    Status,
+    Trial,
+    end_trial,
+    read_trial,
+    read_trials,
+    reopen_trial,
+    trial_folder,
+)
 from pipelines.tracking import RunRef, close_run, log_dataset
 
 logger = logging.getLogger(__name__)
@@ -62,7 +72,7 @@ def sweep(config: SweepConfig, run: RunRef, *, on_progress: OnProgress) -> Sweep
 
     Raises:
         UserError: if Ray has too little for the trials.
-        JobFailed: if no trial completed.
+        JobFailed: if Ray or Tune failed in between, or no trial completed.
     """
     folder = sweep_folder(config)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -92,6 +102,8 @@ def sweep(config: SweepConfig, run: RunRef, *, on_progress: OnProgress) -> Sweep
 def _run_trials(
     config: SweepConfig, folder: Path, run: RunRef, at_once: int, on_progress: OnProgress
 ) -> None:
+    if config.retry_failed:
+        reopen_failed(config, folder)
     trials = read_trials(folder)
     ended = [trial for trial in trials if trial.status != "running"]
     left = num_trials(config) - len(ended)
@@ -124,7 +136,33 @@ def _run_trials(
     )
     # All that Tune was given, the server's password with it, for a restore that never comes.
     (folder / "tune" / name / "tuner.pkl").unlink(missing_ok=True)
-    tuner.fit()
+    _fit(tuner)
+
+
+def reopen_failed(config: SweepConfig, folder: Path) -> None:
+    """Takes back the ends of failed trials, of as many as the sweep has room for."""
+    trials = read_trials(folder)
+    failed = [trial for trial in trials if trial.status == "failed"]
+    room = num_trials(config) - (len(trials) - len(failed))  # fewer may be wanted than before
+    for trial in failed[: max(room, 0)]:
+        reopen_trial(folder, trial.number)
+
+
+def _fit(tuner: tune.Tuner) -> None:
+    """Runs the trials, whose results are read from their folders."""
+    try:
+        tuner.fit()
+    except RayTaskError:  # what code raised; a mistake in it keeps its traceback
+        raise
+    except (tune.TuneError, RayError) as error:
+        # What Tune catches in its loop it raises again as a text, the traceback.
+        cause = error.__context__ if isinstance(error, tune.TuneError) else None
+        cause = cause or error
+        logger.info("where it failed", exc_info=error)
+        raise JobFailed(
+            f"the sweep was cut off by {type(cause).__name__}: {one_line(cause).rstrip('.')}. "
+            "Trials and their checkpoints stay; the same command goes on with those left"
+        ) from error
 
 
 def _has_collapsed(_trial_id: str, result: Mapping[Any, Any]) -> bool:
@@ -152,6 +190,8 @@ class _Bookkeeper(tune.Callback):
     def on_trial_error(self, *_: Any, **info: Any) -> None:
         """A trial has died more often than it may."""
         trial = info["trial"]
+        if read_trial(self._folder, trial.config["number"]).status != "running":
+            return  # it had ended before, and what failed came after it
         error = str(trial.get_error() or "it died").strip()
         self._end(trial.config["number"], "failed", error.splitlines()[-1][:300])
 

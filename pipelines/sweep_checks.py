@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from pipelines.clip_dataset import ClipDataset
 from pipelines.config import EvaluateSettings, clip_mismatch
 from pipelines.errors import UserError
 from pipelines.features import split_scored_on
-from pipelines.pretrain import RUN_FILE, check_pretrain
+from pipelines.pretrain_checks import RUN_FILE, check_pretrain
 from pipelines.sweep_config import SweepConfig
 from pipelines.sweep_search import num_trials
 from pipelines.sweep_trial import trial_config
@@ -21,17 +22,34 @@ FREE_TO_CHANGE = (
     "tracking",
     "ray",
     "max_concurrent_trials",
+    "retry_failed",
     "final",
     "search.num_trials",
     "pretrain.max_failures",
     "pretrain.log_every",
 )
 """Settings that may differ when a sweep goes on: they change no trial."""
+DATASET_IDS = "dataset_ids"
+"""Under this name a sweep keeps the clips that it began with, see `dataset_ids`."""
 
 
 def sweep_folder(config: SweepConfig) -> Path:
     """Everything that a sweep leaves lies here."""
     return Path(config.output) / config.name
+
+
+def dataset_ids(config: SweepConfig) -> dict[str, str]:
+    """Which clips a sweep trains on, and scores on if others, by the settings that name them.
+
+    Raises:
+        UserError: if one is no clip dataset.
+    """
+    return {name: ClipDataset.open(place).dataset_id for name, place in _places(config).items()}
+
+
+def _places(config: SweepConfig) -> dict[str, str]:
+    places = {"dataset": config.dataset, "scoring.dataset": config.scoring.dataset}
+    return {name: place for name, place in places.items() if place is not None}
 
 
 def check_sweep(config: SweepConfig) -> list[str]:
@@ -43,19 +61,41 @@ def check_sweep(config: SweepConfig) -> list[str]:
     mistakes += _scoring_mistakes(config)
     file = folder / RUN_FILE
     if file.exists():
-        there = flat(json.loads(file.read_text())["config"])
-        here = flat(config.model_dump(mode="json"))
-        changes = [
-            f"{name} is {there.get(name)} there and {here.get(name)} here"
-            for name in sorted(there.keys() | here.keys())
-            if there.get(name) != here.get(name) and not name.startswith(FREE_TO_CHANGE)
-        ]
-        if changes:
-            mistakes.append(
-                f"name ({config.name}) is a sweep in {config.output} with other settings: "
-                f"{'; '.join(changes)}. Take another name or the same settings"
-            )
+        there = json.loads(file.read_text())
+        mistakes += _settings_mistakes(config, there["config"])
+        mistakes += _clips_mistakes(config, there.get(DATASET_IDS, {}))
     return mistakes
+
+
+def _settings_mistakes(config: SweepConfig, began_with: Mapping[str, Any]) -> list[str]:
+    """Why a sweep cannot go on with these settings."""
+    there, here = flat(began_with), flat(config.model_dump(mode="json"))
+    changes = [
+        f"{name} is {there.get(name)} there and {here.get(name)} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name) and not name.startswith(FREE_TO_CHANGE)
+    ]
+    if not changes:
+        return []
+    return [
+        f"name ({config.name}) is a sweep in {config.output} with other settings: "
+        f"{'; '.join(changes)}. Take another name or the same settings"
+    ]
+
+
+def _clips_mistakes(config: SweepConfig, began_with: Mapping[str, str]) -> list[str]:
+    """Why a sweep cannot go on with these clips; its trials would fail one after the other."""
+    try:
+        now = dataset_ids(config)
+    except UserError:
+        return []  # told already, with what is missing
+    return [
+        f"name ({config.name}) is a sweep in {config.output} whose trials must all see the same "
+        f"clips: it began with dataset {began_with[name]}, but {name} ({place}) is {now[name]} "
+        "now. Take another name or restore the clips of then"
+        for name, place in _places(config).items()
+        if began_with.get(name, now[name]) != now[name]
+    ]
 
 
 def _scoring_mistakes(config: SweepConfig) -> list[str]:

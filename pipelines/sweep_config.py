@@ -192,6 +192,9 @@ class SweepConfig(JobConfig):
     scoring: RungSettings = RungSettings()
     max_concurrent_trials: PositiveInt | None = None
     """By default as many as fit."""
+    retry_failed: bool = False
+    """When a sweep goes on, failed trials do too, from their last checkpoints and in their own
+    MLflow runs; completed, stopped and collapsed ones never do."""
     final: FinalSettings | None = None
     """Train the best settings at full length and register the encoders."""
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from pipelines.report import page_environment, without_passwords, write_page
+from pipelines.places import redacted
+from pipelines.report import page_environment, write_page
 from pipelines.report_scores import MEASURES, percent, standard_error
 from pipelines.sweep import SweepResult
 from pipelines.sweep_config import SweepConfig
@@ -39,7 +40,7 @@ from pipelines.sweep_results import (
 from pipelines.sweep_search import rung_objective
 from pipelines.sweep_trial import best_values
 from pipelines.sweep_trials import Rung, Trial
-from pipelines.tracking import RunRef, code_version, redacted
+from pipelines.tracking import RunRef, code_version
 
 WINNER_FILE = "best.yaml"
 SIDES = ("video", "audio")
@@ -136,7 +137,7 @@ def render_sweep(record: SweepRecord) -> str:
             keys=list(config.space),
             winner=record.winner.read_text(),
             command=winner_command(record.winner),
-            settings_text=without_passwords(_yaml(config)),
+            settings_text=redacted(_yaml(config)),
             provenance=_provenance(record),
             shown=shown,
             stopping=config.stopping,

@@ -97,6 +97,11 @@ def end_trial(sweep: Path, number: int, status: Status, reason: str) -> None:
     write_json(trial_folder(sweep, number) / ENDED_FILE, values)
 
 
+def reopen_trial(sweep: Path, number: int) -> None:
+    """Takes back the end of a trial, which then goes on as one that was interrupted."""
+    (trial_folder(sweep, number) / ENDED_FILE).unlink()
+
+
 def read_trial(sweep: Path, number: int) -> Trial:
     """One trial."""
     folder = trial_folder(sweep, number)

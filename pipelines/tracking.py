@@ -8,7 +8,6 @@ be sent at the end is written to a file, so nothing that was measured is lost.
 import json
 import logging
 import os
-import re
 import socket
 import subprocess
 import threading
@@ -24,7 +23,7 @@ from urllib.parse import urlsplit
 
 from pipelines.config import JobConfig, TrackingConfig
 from pipelines.errors import Stopped, UserError
-from pipelines.places import home
+from pipelines.places import home, redacted
 from pipelines.shards import temporary_name
 
 # Before mlflow is imported: no telemetry, and a server that is away fails in seconds.
@@ -67,11 +66,6 @@ def tracking_uri(config: TrackingConfig) -> str:
     """Where MLflow is: the setting, else MLFLOW_TRACKING_URI, else an sqlite file at home."""
     given = config.uri or os.environ.get("MLFLOW_TRACKING_URI")
     return given or f"{SQLITE}{home('mlflow.db') / 'mlflow.db'}"
-
-
-def redacted(uri: str) -> str:
-    """The URI without its user and password, for logs and pages; it need not be a right one."""
-    return re.sub(r"^([^:/]+://)[^/?#]*@", r"\1***@", uri)
 
 
 def kept_settings(config: JobConfig) -> dict[str, Any]:

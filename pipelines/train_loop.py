@@ -21,7 +21,7 @@ from torch import Tensor, distributed
 
 from pipelines.checkpoints import TrainingInfo, read_unsent
 from pipelines.clip_dataset import ClipDataset
-from pipelines.clip_ids import clip_ids_sha256, read_clip_ids
+from pipelines.clip_ids import EXCLUDE_SHA256, clip_ids_sha256, read_clip_ids
 from pipelines.config import PretrainConfig
 from pipelines.errors import UserError
 from pipelines.feed import Feed, FeedBatch
@@ -76,7 +76,7 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
     dataset = ClipDataset.open(config.dataset)
     folder = Path(config.output) / config.name
     exclude_sha256 = clip_ids_sha256(config.exclude)
-    if exclude_sha256 != values["exclude_sha256"]:  # edited before a worker started again
+    if exclude_sha256 != values[EXCLUDE_SHA256]:  # edited before a worker started again
         raise UserError(f"exclude ({config.exclude}) names other clips than when training began")
     with ExitStack() as stack:
         feed = make_feed(config, dataset, rank=rank, world_size=context.get_world_size())

@@ -25,6 +25,7 @@ import yaml
 from pipelines.config import JobConfig
 from pipelines.errors import JobFailed, Stopped, Terminated, UserError
 from pipelines.media_source import one_line
+from pipelines.places import redacted
 from ray_jobs.settings import described, load_settings
 
 JOBS = (
@@ -202,12 +203,10 @@ def _parser(job: Job) -> argparse.ArgumentParser:
 
 
 def _dry_run(config: JobConfig, plan: Plan) -> str:
-    from pipelines.tracking import redacted, tracking_uri
+    from pipelines.tracking import kept_settings, tracking_uri
     from ray_jobs.cluster import ray_address
 
-    settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
-    if config.tracking.uri:
-        settings = settings.replace(config.tracking.uri, redacted(config.tracking.uri))
+    settings = yaml.safe_dump(kept_settings(config), sort_keys=False, width=100)
     lines = [settings, *(f"would read   {place}" for place in plan.reads)]
     lines += [f"would write  {place}" for place in plan.writes]
     lines.append(f"would log to {redacted(tracking_uri(config.tracking))}")

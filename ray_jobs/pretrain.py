@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from pipelines.config import PretrainConfig
-from pipelines.pretrain import PretrainResult, check_pretrain, pretrain
+from pipelines.pretrain import PretrainResult, pretrain
+from pipelines.pretrain_checks import check_pretrain
 from pipelines.tracking import RunRef
 from ray_jobs.checks import surroundings
 from ray_jobs.cli import Job, Plan, run_job

@@ -20,9 +20,11 @@ from pipelines.config import (
 from pipelines.evaluation import check_gpu
 from pipelines.gallery import RunRecord, write_run_report
 from pipelines.ingest import check_ingest
-from pipelines.pretrain import LOCK_FILE, run_mistakes
+from pipelines.places import redacted
+from pipelines.pretrain import LOCK_FILE
+from pipelines.pretrain_checks import run_mistakes
 from pipelines.shards import locked, write_json
-from pipelines.tracking import SQLITE, RunRef, open_run, redacted, tracked
+from pipelines.tracking import SQLITE, RunRef, open_run, tracked
 from ray_jobs.checks import messages, surroundings
 from ray_jobs.cli import Job, Plan, run_job
 from ray_jobs.cluster import connected

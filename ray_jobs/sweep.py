@@ -19,11 +19,19 @@ import torch
 from pipelines.clip_dataset import ClipDataset
 from pipelines.config import EvaluateConfig, PretrainConfig, PretrainSettings, PromoteConfig
 from pipelines.evaluation import check_gpu
-from pipelines.pretrain import FREE_TO_CHANGE, LOCK_FILE, RUN_FILE
+from pipelines.pretrain import LOCK_FILE
+from pipelines.pretrain_checks import FREE_TO_CHANGE, RUN_FILE
 from pipelines.registry import Registered
 from pipelines.shards import locked, write_json
 from pipelines.sweep import SweepResult, sweep
-from pipelines.sweep_checks import check_sweep, scored_split, sweep_folder, trials_at_once
+from pipelines.sweep_checks import (
+    DATASET_IDS,
+    check_sweep,
+    dataset_ids,
+    scored_split,
+    sweep_folder,
+    trials_at_once,
+)
 from pipelines.sweep_config import SweepConfig
 from pipelines.sweep_report import SweepRecord, write_sweep_report, write_winner
 from pipelines.sweep_results import by_score, last_objective, shown, side_score
@@ -167,9 +175,11 @@ def work(config: SweepConfig) -> None:
 
 def _sweep_run(config: SweepConfig, folder: Path) -> RunRef:
     file = folder / RUN_FILE
-    run_id = json.loads(file.read_text())["run_id"] if file.exists() else ""
-    run = open_run(config, "sweep", config.name, run_id=run_id)
-    values = {"run_id": run.run_id, "config": kept_settings(config)}
+    there = json.loads(file.read_text()) if file.exists() else {}
+    # An earlier version did not keep them: then those of now count from here on.
+    clips = there.get(DATASET_IDS) or dataset_ids(config)
+    run = open_run(config, "sweep", config.name, run_id=there.get("run_id", ""))
+    values = {"run_id": run.run_id, "config": kept_settings(config), DATASET_IDS: clips}
     write_json(file, values)
     return run
 

@@ -1,6 +1,7 @@
 """Clip datasets that tests make without decoding anything."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,12 @@ FEED = {
 }
 """A feed of one worker from such a dataset; `batch_size` is missing."""
 INFO = MediaInfo("made", "raw", "raw", 8, 6, FRAME_RATE, 0, 0.0, 2.0)
+
+
+def rename_dataset(folder: Path, dataset_id: str) -> None:
+    """Makes a dataset one of other clips, as far as it says itself."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    write_json(folder / MANIFEST, manifest | {"dataset_id": dataset_id})
 
 
 def write_dataset(

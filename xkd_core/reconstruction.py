@@ -6,8 +6,6 @@ the input. Visible patches are shown as they were given.
 Paper: MAE, arXiv:2111.06377.
 """
 
-from typing import NamedTuple
-
 import torch
 
 from xkd_core.decoder import Decoder
@@ -25,19 +23,10 @@ from xkd_core.shapes import Float, Tensor
 from xkd_core.xkd import XKD
 
 
-class Reconstruction(NamedTuple):
-    """Clips of one modality in normalised units, all of the same shape."""
-
-    masked: Float[Tensor, "B C *size"]
-    """The input with 0, which is the mean of the data, where the student does not see it."""
-    reconstructed: Float[Tensor, "B C *size"]
-    """The input where the student sees it, its prediction elsewhere."""
-
-
 def reconstruct_video(
     model: XKD, video: Float[Tensor, "B 3 T H W"], mask_noise: Float[Tensor, "B N"]
-) -> Reconstruction:
-    """Masks videos as in training and reconstructs them."""
+) -> Float[Tensor, "B 3 T H W"]:
+    """Masks videos as in training and fills in what the student does not see."""
     return _reconstruct(
         model.video_student, model.video_decoder, video, mask_noise, model.num_visible_video
     )
@@ -45,8 +34,8 @@ def reconstruct_video(
 
 def reconstruct_audio(
     model: XKD, spectrogram: Float[Tensor, "B 1 M T"], mask_noise: Float[Tensor, "B N"]
-) -> Reconstruction:
-    """Masks spectrograms as in training and reconstructs them."""
+) -> Float[Tensor, "B 1 M T"]:
+    """Masks spectrograms as in training and fills in what the student does not see."""
     return _reconstruct(
         model.audio_student, model.audio_decoder, spectrogram, mask_noise, model.num_visible_audio
     )
@@ -58,20 +47,15 @@ def _reconstruct(
     clip: Float[Tensor, "B C *size"],
     mask_noise: Float[Tensor, "B N"],
     num_visible: int,
-) -> Reconstruction:
+) -> Float[Tensor, "B C *size"]:
     with torch.no_grad():
         mask = random_mask(mask_noise, num_visible)
         patches = to_patches(clip, encoder.patch_size).float()
         predicted = decoder(encoder(clip, mask.keep), mask.restore)
         predicted = denormalize_patches(predicted, patch_statistics(patches))
         hidden = mask.hidden.unsqueeze(-1)
-        masked = patches.masked_fill(hidden, 0.0)
         reconstructed = torch.where(hidden, predicted, patches)
-    size = tuple(clip.shape[2:])
-    return Reconstruction(
-        _from_patches(masked, size, encoder.patch_size),
-        _from_patches(reconstructed, size, encoder.patch_size),
-    )
+    return _from_patches(reconstructed, tuple(clip.shape[2:]), encoder.patch_size)
 
 
 def _from_patches(

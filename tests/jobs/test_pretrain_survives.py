@@ -37,7 +37,8 @@ from training import (
 from pipelines.checkpoints import find_checkpoint, is_complete, load_tensors, read_info
 from pipelines.config import PretrainConfig
 from pipelines.errors import JobFailed, Stopped
-from pipelines.pretrain import PretrainResult, check_pretrain, pretrain
+from pipelines.pretrain import PretrainResult, pretrain
+from pipelines.pretrain_checks import check_pretrain
 from ray_jobs.cluster import SURROUNDINGS
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]

@@ -17,6 +17,8 @@ from mlflow.tracking import MlflowClient
 from programs import REPOSITORY, run_program
 from training import serving_mlflow, unused_port
 
+from pipelines.checkpoints import TRAINING_FILE, newest_checkpoint, read_info
+from pipelines.pretrain_checks import RUN_FILE
 from pipelines.sweep_trials import ENDED_FILE, TRIALS_FOLDER, Trial, read_trials
 
 PRETRAIN: dict[str, Any] = {
@@ -202,6 +204,51 @@ def test_a_killed_sweep_goes_on_with_no_trial_lost_or_run_twice(tmp_path: Path):
     check_runs(uri, trials, cut_off)
     page = (folder / "report.html").read_text()
     assert all(trial.name in page for trial in trials)
+
+
+def run_id_of(trial: Path) -> str:
+    return str(json.loads((trial / RUN_FILE).read_text())["run_id"])
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(1500)
+def test_a_failed_trial_goes_on_if_asked_to(tmp_path: Path):
+    settings = {"epochs": 24, "max_failures": 0, "checkpoints_kept": 9}  # time enough to kill it
+    file = write_sweep(
+        tmp_path,
+        pretrain={**PRETRAIN, **settings},
+        search={"kind": "random", "num_trials": 2},
+        stopping={"kind": "none", "collapsed": False},
+        max_concurrent_trials=1,
+    )
+    folder, uri = tmp_path / "tiny", f"sqlite:///{tmp_path}/mlflow.db"
+    first, second = (folder / TRIALS_FOLDER / name for name in ("trial-000", "trial-001"))
+    driver = start(file, tmp_path)
+    wait_for(lambda: newest_checkpoint(first) is not None, driver, tmp_path, 400)
+    kill_one_trial(driver)
+    assert driver.wait(600) == 0, (tmp_path / "err").read_text()
+    assert [trial.status for trial in read_trials(folder)] == ["failed", "completed"]
+    left, before, runs = newest_checkpoint(first), read_trials(folder), child_runs(uri)
+    assert left is not None
+    assert read_info(left).next_step < 4 * NUM_STEPS
+    saved = (left / TRAINING_FILE).stat().st_mtime_ns
+    ended = (second / ENDED_FILE).stat().st_mtime_ns
+    run_id = run_id_of(first)
+    (failed,) = [run for run in runs if run.info.run_id == run_id]
+    assert (failed.info.status, failed.data.tags["xkd.sweep.status"]) == ("FAILED", "failed")
+
+    done = run_program("sweep", str(file), "retry_failed=true", home=tmp_path, timeout=600)
+    assert done.code == 0, done.out + done.err
+    trials = read_trials(folder)
+    assert [trial.status for trial in trials] == ["completed", "completed"]
+    assert trials[0].rungs[-1].step == 4 * NUM_STEPS
+    assert (trials[0].values, trials[1]) == (before[0].values, before[1])
+    assert (left / TRAINING_FILE).stat().st_mtime_ns == saved, "it began anew"
+    assert (second / ENDED_FILE).stat().st_mtime_ns == ended
+    assert run_id_of(first) == run_id
+    assert len(child_runs(uri)) == len(runs) == 2
+    check_runs(uri, trials, {"trial-000"})
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from pipelines.errors import UserError
 from pipelines.feed import Feed
 from pipelines.ingest_plan import UnitSource
 from pipelines.ingest_unit import reject_row
-from pipelines.pretrain import check_pretrain
+from pipelines.pretrain_checks import check_pretrain
 from pipelines.schema import REJECTS
 from pipelines.shards import ShardWriter
 from ray_jobs.cli import run_job

@@ -11,17 +11,14 @@ import pytest
 from training import folder_of, tiny_config, tiny_dataset
 
 from pipelines.checkpoints import TrainingInfo, checkpoint_name, save_checkpoint
-from pipelines.clip_dataset import ClipDataset
 from pipelines.errors import JobFailed, UserError
 from pipelines.pretrain import (
     LOCK_FILE,
-    RUN_FILE,
     _fit_unless_interrupted,
     _open_run,
-    check_pretrain,
     pretrain,
-    worker_resources,
 )
+from pipelines.pretrain_checks import RUN_FILE, check_pretrain
 from pipelines.shards import locked
 from pipelines.tracking import RunRef
 
@@ -84,44 +81,6 @@ def test_a_run_with_other_settings_is_not_taken_for_this_one(tmp_path):
     (folder_of(config) / RUN_FILE).write_text(json.dumps({"run_id": "a", "config": other}))
     with pytest.raises(UserError, match="seed is 5 there and 0 here"):
         pretrain(config, on_progress=quiet)
-
-
-@pytest.mark.parametrize(
-    ("workers", "nodes", "cpus"),
-    [
-        (1, [16], 16),
-        (3, [16], 5),
-        (1, [8, 8], 8),  # not 16, which no node has
-        (3, [8, 8], 4),
-        (2, [2, 0, 12], 6),
-        (4, [2], 1),  # an elastic group takes what there is
-    ],
-)
-def test_cpus_are_shared_out_node_by_node(tmp_path, workers, nodes, cpus):
-    config = tiny_config(tmp_path, tmp_path, num_workers=[1, workers], batch_size=24)
-    config = config.model_copy(update={"cpus_per_worker": None})
-    assert worker_resources(config, [{"CPU": have} for have in nodes]) == {"CPU": cpus}
-
-
-@pytest.mark.parametrize(
-    ("settings", "nodes", "message"),
-    [
-        ({"cpus_per_worker": 9}, [{"CPU": 8}] * 2, r"cpus_per_worker \(9\) .* the 8 CPUs of the"),
-        (
-            {"num_workers": 2, "cpus_per_worker": 3},
-            [{"CPU": 5}, {"CPU": 2}],
-            r"num_workers \(2\) needs 2 x 3 CPUs, but .* have 5 CPUs; 2 CPUs: room for 1",
-        ),
-        (
-            {"use_gpu": True},
-            [{"CPU": 8}],
-            r"num_workers \(1\) needs 1 x 1 CPUs and 1 x 1 GPUs, .* 8 CPUs, 0 GPUs: room for 0",
-        ),
-    ],
-)
-def test_workers_that_fit_on_no_node_are_refused(tmp_path, settings, nodes, message):
-    with pytest.raises(UserError, match=message):
-        worker_resources(tiny_config(tmp_path, tmp_path, **settings), nodes)
 
 
 @pytest.mark.parametrize("is_own", [True, False])
@@ -192,21 +151,3 @@ def test_the_password_of_the_server_is_not_written_down(tmp_path, monkeypatch):
     for written in ((folder_of(config) / RUN_FILE).read_text(), json.dumps(handed_on["config"])):
         assert "http://***@mlflow.example:5000" in written
         assert "ss@" not in written
-
-
-def test_a_list_of_excluded_clips_that_changed_is_refused(tmp_path):
-    dataset = tiny_dataset(tmp_path / "clips")
-    ids = ClipDataset.open(dataset).index.clip_id.tolist()
-    exclude = tmp_path / "leaks.txt"
-    exclude.write_text("\n".join(ids[:3]))
-    config = tiny_config(tmp_path, dataset, exclude=str(exclude))
-    folder_of(config).mkdir(parents=True)
-    _open_run(config, folder_of(config), None)
-    exclude.write_text("# in another order\n" + "\n".join(reversed(ids[:3])))
-    assert check_pretrain(config) == []
-    exclude.write_text("\n".join(ids[:4]))
-    (mistake,) = check_pretrain(config)
-    assert f"exclude ({exclude}) names other clips than when the run tiny began" in mistake
-    exclude.unlink()
-    (mistake,) = check_pretrain(config)
-    assert "cannot be read" in mistake

@@ -3,11 +3,17 @@
 import json
 
 import pytest
-from datasets import write_dataset
+from datasets import rename_dataset, write_dataset
 from sweep_example import PRETRAIN, TINY_MODEL, sweep_config
 
 from pipelines.errors import UserError
-from pipelines.sweep_checks import check_sweep, scored_split, sweep_folder, trials_at_once
+from pipelines.sweep_checks import (
+    check_sweep,
+    dataset_ids,
+    scored_split,
+    sweep_folder,
+    trials_at_once,
+)
 
 
 def asking(tmp_path, workers, cpus, **changes):
@@ -104,6 +110,31 @@ def test_a_sweep_goes_on_only_with_its_own_settings(tmp_path):
     there = {"run_id": "a", "config": config.model_dump(mode="json")}
     (folder / "run.json").write_text(json.dumps(there))
     longer = {"num_trials": 20, "startup_trials": 4}
-    assert checked(tmp_path, clips, search=longer, max_concurrent_trials=1)[1] == []
+    free = {"search": longer, "max_concurrent_trials": 1, "retry_failed": True}
+    assert checked(tmp_path, clips, **free)[1] == []
     _, (mistake,) = checked(tmp_path, clips, search={"num_trials": 14, "seed": 5})
     assert "search.seed is 0 there and 5 here" in mistake
+
+
+@pytest.mark.parametrize("changed", ["dataset", "scoring.dataset"])
+def test_a_sweep_goes_on_only_with_its_own_clips(tmp_path, changed):
+    places = {name: tmp_path / name for name in ("dataset", "scoring.dataset")}
+    for place in places.values():
+        write_dataset(place, 12, split=lambda i: "test" if i % 4 == 0 else "train")
+    scoring = {"dataset": str(places["scoring.dataset"])}
+    config, mistakes = checked(tmp_path, places["dataset"], scoring=scoring)
+    assert mistakes == []
+    folder = sweep_folder(config)
+    folder.mkdir()
+    there = {"run_id": "a", "config": config.model_dump(mode="json")}
+    (folder / "run.json").write_text(json.dumps({**there, "dataset_ids": dataset_ids(config)}))
+    assert check_sweep(config) == []
+    rename_dataset(places[changed], "grown")
+    (mistake,) = check_sweep(config)
+    assert len(mistake.splitlines()) == 1
+    assert mistake.endswith(
+        f"all see the same clips: it began with dataset made12, but {changed} ({places[changed]}) "
+        "is grown now. Take another name or restore the clips of then"
+    )
+    (folder / "run.json").write_text(json.dumps(there))  # of a version that did not keep them
+    assert check_sweep(config) == []

@@ -10,7 +10,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 
 from pipelines.config import JobConfig
 from pipelines.errors import JobFailed, Stopped, UserError
-from ray_jobs.cli import Job, Plan, run_job
+from ray_jobs.cli import Job, Plan, _dry_run, run_job
 
 
 def run(tmp_path: Path, work) -> int:
@@ -88,3 +88,10 @@ def test_a_terminated_job_can_be_taken_up_again(tmp_path, capsys):
 
 def test_a_job_that_ends_well(tmp_path):
     assert run(tmp_path, lambda: None) == 0
+
+
+def test_a_dry_run_shows_no_password():
+    server = {"uri": "http://me:my secret@mlflow.example:5000"}
+    printed = _dry_run(JobConfig.model_validate({"tracking": server}), Plan((), ()))
+    assert "uri: http://***@mlflow.example:5000" in printed
+    assert "secret" not in printed

@@ -1,18 +1,21 @@
 """A space is checked before anything starts: unknown settings, ends that are not valid, pairs."""
 
+import json
 from pathlib import Path
 
 import pytest
+from datasets import rename_dataset, write_dataset
 
 from pipelines.errors import UserError
 from pipelines.pretrain import LOCK_FILE
+from pipelines.pretrain_checks import RUN_FILE
 from pipelines.shards import locked
-from pipelines.sweep_checks import sweep_folder
+from pipelines.sweep_checks import check_sweep, sweep_folder
 from pipelines.sweep_config import SweepConfig
 from pipelines.sweep_trials import Trial
 from pipelines.tracking import RunRef
 from ray_jobs.settings import load_settings
-from ray_jobs.sweep import _sweep_run, final_config, space_mistakes, work
+from ray_jobs.sweep import _sweep_run, final_config, plan, space_mistakes, work
 
 CONF = Path(__file__).resolve().parents[3] / "conf" / "sweep"
 
@@ -87,10 +90,39 @@ def test_a_second_sweep_of_that_name_is_refused(tmp_path):
         work(config)
 
 
-def test_the_password_of_the_server_is_not_written_down(tmp_path, monkeypatch):
+def begun(folder, monkeypatch, *overrides):
+    """A sweep that has opened its run, and what it then has written down."""
     monkeypatch.setattr("ray_jobs.sweep.open_run", lambda *_, **__: RunRef("uri", "0", "run"))
-    overrides = [f"output={tmp_path}", "tracking.uri=http://me:p@ss@mlflow.example:5000"]
-    _sweep_run(load_settings(SweepConfig, CONF / "smoke.yaml", overrides), tmp_path)
-    written = (tmp_path / "run.json").read_text()
+    clips = folder / "clips"
+    if not clips.exists():
+        write_dataset(clips, 12, split=lambda i: "test" if i % 4 == 0 else "train")
+    places = [f"output={folder}", f"dataset={clips}"]
+    config = load_settings(SweepConfig, CONF / "smoke.yaml", [*places, *overrides])
+    sweep_folder(config).mkdir(exist_ok=True)
+    _sweep_run(config, sweep_folder(config))
+    return config, (sweep_folder(config) / RUN_FILE).read_text()
+
+
+def test_the_password_of_the_server_is_not_written_down(tmp_path, monkeypatch):
+    written = begun(tmp_path, monkeypatch, "tracking.uri=http://me:p@ss@mlflow.example:5000")[1]
     assert "ss@" not in written
     assert "http://***@mlflow.example:5000" in written
+
+
+def test_a_sweep_keeps_the_clips_that_it_began_with(tmp_path, monkeypatch):
+    config, written = begun(tmp_path, monkeypatch)
+    assert json.loads(written)["dataset_ids"] == {"dataset": "made12"}
+    rename_dataset(tmp_path / "clips", "other")
+    again = begun(tmp_path, monkeypatch)[1]
+    assert json.loads(again)["dataset_ids"] == {"dataset": "made12"}
+    found = [mistake for mistake in plan(config).mistakes if "other" in mistake]
+    assert found == [mistake for mistake in check_sweep(config) if "other" in mistake]
+    assert len(found) == 1
+
+
+def test_a_sweep_of_an_earlier_version_gets_the_clips_of_now(tmp_path, monkeypatch):
+    config, written = begun(tmp_path, monkeypatch)
+    values = json.loads(written)
+    ids = values.pop("dataset_ids")
+    (sweep_folder(config) / RUN_FILE).write_text(json.dumps(values))
+    assert json.loads(begun(tmp_path, monkeypatch)[1]) == values | {"dataset_ids": ids}
