@@ -37,7 +37,10 @@ before. Each file gets a second chance in a new one."""
 _SPOILING_REASONS = frozenset({"undecodable", "out_of_memory"})
 """Failures after which FFmpeg may not have given back all that it had."""
 _LENGTH_BYTES = 4
+_MAX_HEADER_BYTES = 1_000_000
 _TAKEN = b"\n"
+_NONSENSE = (ValueError, LookupError, TypeError, ArithmeticError, OSError, MemoryError)
+"""What reading an answer can come to if a file has got hold of the child."""
 
 
 class _SharedMemory:
@@ -78,14 +81,18 @@ class _SharedMemory:
         """The frames and the samples that are in it.
 
         Raises:
-            DecodeError: If it is smaller.
+            ValueError: If it is smaller, or sizes are none.
         """
+        if num_samples < 0 or (shape is not None and min(shape) < 1):
+            raise ValueError(f"a segment of {shape} pixels and {num_samples} samples")
         num_pixels = math.prod(shape) if shape else 0
         num_bytes = num_pixels + 2 * num_samples
+        if not num_bytes:
+            return None, None
         if self._map is None or len(self._map) < num_bytes:
             if os.fstat(self.file).st_size < num_bytes:
-                raise DecodeError("decoder_crashed", "the decoder says more than it has")
-            self._map = mmap.mmap(self.file, 0)
+                raise ValueError(f"a segment of {num_bytes} bytes that are not there")
+            self._map = mmap.mmap(self.file, num_bytes)
         data = np.frombuffer(self._map, np.uint8, num_bytes)
         return (
             data[:num_pixels].reshape(shape) if shape else None,
@@ -119,14 +126,14 @@ class DecoderProcess:
         try:
             self._request({"path": path, "settings": settings})
             while True:
-                header = self._answer()
-                if "error" in header:
-                    whole = header["error"] not in _SPOILING_REASONS
-                    raise DecodeError(header["error"], header["message"])
-                if "end" in header:
+                answer = self._sensible_answer()
+                if isinstance(answer, DecodeError):
+                    whole = answer.reason not in _SPOILING_REASONS
+                    raise answer
+                if answer is None:
                     whole = True
                     return
-                yield self._segment(header)
+                yield answer
         finally:
             if not whole:
                 self.close()
@@ -164,33 +171,49 @@ class DecoderProcess:
     def _start(self) -> subprocess.Popen[bytes]:
         packages = str(Path(__file__).resolve().parents[1])
         paths = [packages, *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._memory = _SharedMemory.new()
-        child = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",  # the folder of the job is none to import from
-                "-m",
-                "pipelines.decoder_process",
-                str(self._max_memory_bytes),
-                str(self._memory.file),
-            ],
-            pass_fds=[self._memory.file],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            bufsize=0,
-        )
+        memory = _SharedMemory.new()
+        # Without -P modules of the folder that the job runs in would come first.
+        module = ["-P", "-m", "pipelines.decoder_process"]
+        try:
+            child = subprocess.Popen(
+                [sys.executable, *module, str(self._max_memory_bytes), str(memory.file)],
+                pass_fds=[memory.file],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                bufsize=0,
+            )
+        except BaseException:
+            memory.close()
+            raise
+        self._memory = memory
         assert child.stdout is not None
         self._selector.register(child.stdout, selectors.EVENT_READ)
         return child
 
-    def _answer(self) -> dict[str, Any]:
+    def _sensible_answer(self) -> Segment | DecodeError | None:
+        """The next segment, why there is none, or None if that was all.
+
+        Raises:
+            DecodeError: If what the child says is nonsense, dead or late.
+        """
+        try:
+            return self._answer()
+        except _NONSENSE as error:
+            raise DecodeError(
+                "decoder_crashed", f"it talked nonsense: {one_line(error)}"
+            ) from error
+
+    def _answer(self) -> Segment | DecodeError | None:
         deadline = time.monotonic() + self._timeout_seconds
         length = int.from_bytes(self._read(_LENGTH_BYTES, deadline), "big")
-        header: dict[str, Any] = json.loads(self._read(length, deadline))
-        header["deadline"] = deadline
-        return header
+        if length > _MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {length} bytes")
+        header = json.loads(self._read(length, deadline))
+        if "error" in header:
+            return DecodeError(header["error"], header["message"])
+        return None if "end" in header else self._segment(header)
 
     def _segment(self, header: dict[str, Any]) -> Segment:
         assert self._child is not None
@@ -219,12 +242,17 @@ class DecoderProcess:
                 )
             count = os.readv(pipe, [view[at:]])
             if not count:
-                raise DecodeError("decoder_crashed", _cause(self._child.wait()))
+                raise DecodeError("decoder_crashed", _cause(self._child, deadline))
             at += count
         return data
 
 
-def _cause(returncode: int) -> str:
+def _cause(child: subprocess.Popen[bytes], deadline: float) -> str:
+    """How a child ended that says nothing more."""
+    try:
+        returncode = child.wait(timeout=max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return "the decoder closed its side and went on"
     if returncode >= 0:
         return f"the decoder exited with code {returncode}"
     try:

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -192,14 +193,67 @@ def test_a_segment_too_large_for_the_memory_is_named():
     memory.close()
 
 
-def test_a_decoder_that_says_more_than_it_has_is_not_believed():
-    memory = _SharedMemory.new()
-    memory.reserve(100)
-    with pytest.raises(DecodeError, match="more than it has"):
-        memory.arrays((5, 5, 5, 3), 0)
-    memory.close()
+def talking(monkeypatch, tmp_path, program):
+    """A decoder whose child runs a program in place of ours."""
+    package = tmp_path / "pipelines"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "decoder_process.py").write_text(
+        "import json, os, sys, time\n"
+        "sys.stdin.readline()\n"
+        "def say(text):\n"
+        "    os.write(1, len(text).to_bytes(4, 'big') + text.encode())\n"
+        f"{program}\ntime.sleep(60)\n"
+    )
+    monkeypatch.setattr("pipelines.decoder_process.__file__", str(package / "decoder_process.py"))
+    return DecoderProcess(max_memory_bytes=1_000_000_000, timeout_seconds=10.0)
 
 
+SEGMENT = {"start_seconds": 0, "duration_seconds": 1, "decode_errors": 0, "info": {}}
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "say('no JSON')",
+        "say('[]')",
+        "say('{}')",
+        'say(\'{"error": "undecodable"}\')',
+        f"say({json.dumps(SEGMENT | {'frames': [5, 5, 5, 3], 'samples': 0})!r})",
+        f"say({json.dumps(SEGMENT | {'frames': [-5, 5, 5, -3], 'samples': 0})!r})",
+        f"say({json.dumps(SEGMENT | {'frames': None, 'samples': -1})!r})",
+        f"say({json.dumps(SEGMENT | {'frames': [1 << 50, 1, 1, 3], 'samples': 0})!r})",
+        "os.write(1, b'\\xff\\xff\\xff\\xff')",
+    ],
+)
+def test_a_child_that_talks_nonsense_costs_one_file(monkeypatch, tmp_path, program):
+    decoder = talking(monkeypatch, tmp_path, program)
+    before = children()
+    with pytest.raises(DecodeError, match="nonsense") as caught:
+        list(decoder.segments("any.mp4", **SETTINGS))
+    assert caught.value.reason == "decoder_crashed"
+    assert children() == before
+
+
+def test_a_child_that_falls_silent_and_lives_on_is_ended_in_time(monkeypatch, tmp_path):
+    decoder = talking(monkeypatch, tmp_path, "os.close(1)")
+    decoder._timeout_seconds = 3.0
+    before = children()
+    with pytest.raises(DecodeError, match="closed its side"):
+        list(decoder.segments("any.mp4", **SETTINGS))
+    assert children() == before
+
+
+def test_a_child_that_cannot_start_leaves_nothing_open(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    decoder = DecoderProcess(max_memory_bytes=1_000_000_000, timeout_seconds=20.0)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="No such file"):
+        list(decoder.segments("any.mp4", **SETTINGS))
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="only Linux seals memory")
 def test_shared_memory_cannot_be_taken_away():
     memory = _SharedMemory.new()
     memory.reserve(100)
