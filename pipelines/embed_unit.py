@@ -144,7 +144,8 @@ class UnitEmbedder:
         return _outcome(clips=num_clips)
 
     def _segments(self, source: UnitSource) -> Iterator[Segment]:
-        with self._spool.local_copy(source.path, source.source_hash) as path:
+        copy = self._spool.local_copy(source.path, source.source_hash, source.byte_size)
+        with copy as path:
             segments = self._decoder.segments(path, **self._decode_settings())
             yield from in_stretch(source, segments)
 

@@ -132,7 +132,8 @@ class _Attempt:
 
     def _segments(self, source: UnitSource) -> Iterator[Segment]:
         """The segments of a source, remote or not, that lie in the stretch it stands for."""
-        with self._ingester.spool.local_copy(source.path, source.source_hash) as path:
+        copy = self._ingester.spool.local_copy(source.path, source.source_hash, source.byte_size)
+        with copy as path:
             segments = self._ingester.decoder.segments(path, **self._decode_settings())
             yield from in_stretch(source, segments)
 

@@ -25,6 +25,7 @@ from pipelines.places import is_uri
 CHUNK_BYTES = 4_000_000
 ATTEMPTS = 3
 """Times that a transfer is begun before the file is given up."""
+CHANGED = "the file has changed since it was listed"
 _RETRY_SECONDS = 1.0
 _WAIT_SECONDS = 0.2
 
@@ -37,8 +38,18 @@ class Spool:
         self._folder = folder or Path(tempfile.gettempdir()) / f"xkd-spool-{os.getuid()}"
 
     @contextmanager
-    def local_copy(self, path: str, source_hash: str | None) -> Iterator[str]:
+    def local_copy(
+        self, path: str, source_hash: str | None, byte_size: int | None = None
+    ) -> Iterator[str]:
         """A local path of a file, which is the file itself unless it is remote.
+
+        The file is not open while this waits for room, or while the copy is used: a server ends a
+        connection on which nothing is read.
+
+        Args:
+            path: A path, or a URI.
+            source_hash: What it hashed to when it was listed, None if it was not.
+            byte_size: How large it was then, None if that is not known.
 
         Raises:
             DecodeError: If it cannot be read, is larger than the budget, or is not the file any
@@ -50,8 +61,10 @@ class Spool:
             return
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                with _reading(path) as remote, self._reserved(remote, path) as copy:
-                    _transfer(remote, copy, self._max_bytes, source_hash)
+                needed = self._needed(path, byte_size)
+                with self._reserved(needed, path) as copy:
+                    with _reading(path) as remote:
+                        _transfer(remote, copy, needed, source_hash)
                     yield copy.name
                     return
             except BrokenOffError as error:
@@ -59,22 +72,31 @@ class Spool:
                     raise DecodeError("unreadable", f"{error}, {attempt} times") from error
                 time.sleep(attempt * _RETRY_SECONDS)
 
-    @contextmanager
-    def _reserved(self, remote: RemoteFile, path: str) -> Iterator[BinaryIO]:
-        """An empty file that stands for its part of the budget, removed in the end."""
-        needed = self._max_bytes if remote.byte_size is None else remote.byte_size
+    def _needed(self, path: str, byte_size: int | None) -> int:
+        """How much room a file takes; all of it if its store does not say."""
+        if byte_size is None:
+            with _reading(path) as remote:
+                byte_size = remote.byte_size
+        needed = self._max_bytes if byte_size is None else byte_size
         if needed > self._max_bytes:
             raise DecodeError(
                 "too_large", f"{needed} bytes, limits.max_spool_bytes ({self._max_bytes})"
             )
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        while (copy := self._try_reserve(needed, path)) is None:
-            time.sleep(_WAIT_SECONDS)
+        return needed
+
+    @contextmanager
+    def _reserved(self, needed: int, path: str) -> Iterator[BinaryIO]:
+        """An empty file that stands for its part of the budget, removed in the end."""
+        with _writing_to(self._folder):
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            while (copy := self._try_reserve(needed, path)) is None:
+                time.sleep(_WAIT_SECONDS)
         try:
             yield copy
         finally:
             os.unlink(copy.name)
-            copy.close()
+            with suppress(OSError):  # what is not written yet is not wanted any more
+                copy.close()
 
     def _try_reserve(self, needed: int, path: str) -> BinaryIO | None:
         with open(self._folder / "lock", "a") as lock:
@@ -123,22 +145,36 @@ def _reading(path: str) -> Iterator[RemoteFile]:
         manager.__exit__(None, None, None)
 
 
-def _transfer(remote: RemoteFile, copy: BinaryIO, max_bytes: int, source_hash: str | None) -> None:
+@contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
+    """Says of an error of the disk which one it is: not the output's."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from error
+
+
+def _transfer(remote: RemoteFile, copy: BinaryIO, room: int, source_hash: str | None) -> None:
     """Copies the bytes and makes sure that they are those that `source_hash` was made of."""
+    folder = Path(copy.name).parent
     digest = hashlib.sha256()
     num_bytes = 0
     for chunk in chunks(remote.stream):
         num_bytes += len(chunk)
-        if num_bytes > max_bytes:
-            raise DecodeError("too_large", f"more than limits.max_spool_bytes ({max_bytes})")
+        if num_bytes > room:
+            if remote.byte_size is None:
+                raise DecodeError("too_large", f"more than limits.max_spool_bytes ({room})")
+            raise DecodeError("unreadable", CHANGED)
         digest.update(chunk)
-        copy.write(chunk)
+        with _writing_to(folder):
+            copy.write(chunk)
     if remote.byte_size is not None and num_bytes != remote.byte_size:
         raise BrokenOffError(f"{num_bytes} of {remote.byte_size} bytes came")
-    copy.flush()
+    with _writing_to(folder):
+        copy.flush()
     version = version_hash(remote.version, remote.byte_size) if remote.version else None
     if source_hash is not None and source_hash not in (digest.hexdigest(), version):
-        raise DecodeError("unreadable", "the file has changed since it was listed")
+        raise DecodeError("unreadable", CHANGED)
 
 
 class BrokenOffError(Exception):

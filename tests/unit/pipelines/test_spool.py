@@ -1,7 +1,10 @@
 import hashlib
 import os
+import resource
 import threading
 import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import fsspec
 import pytest
@@ -81,3 +84,95 @@ def test_what_a_killed_worker_left_is_removed(tmp_path, memory):
     with Spool(max_bytes=9, folder=tmp_path).local_copy("memory://a.mp4", None):
         assert len(files(tmp_path)) == 1
     assert files(tmp_path) == []
+
+
+CONTENT = b"0123456789" * 1000
+
+
+@contextmanager
+def web_server(num_broken):
+    """A server that breaks off so many times before it sends all, and its requests."""
+    requests = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(CONTENT)))
+            self.end_headers()
+
+        def do_GET(self):
+            requests.append(self.path)
+            self.do_HEAD()
+            self.wfile.write(CONTENT[: 100 if len(requests) <= num_broken else None])
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/a.mp4", requests
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_transfer_that_breaks_off_is_begun_again(tmp_path):
+    source_hash = hashlib.sha256(CONTENT).hexdigest()
+    with (
+        web_server(2) as (uri, _),
+        Spool(max_bytes=10_000, folder=tmp_path).local_copy(uri, source_hash) as path,
+        open(path, "rb") as file,
+    ):
+        assert file.read() == CONTENT
+    assert files(tmp_path) == []
+
+
+def test_a_transfer_that_breaks_off_every_time_is_given_up(tmp_path):
+    with web_server(99) as (uri, requests):
+        copy = Spool(max_bytes=10_000, folder=tmp_path).local_copy(uri, None, len(CONTENT))
+        with pytest.raises(DecodeError, match="3 times") as caught, copy:
+            pass
+    assert caught.value.reason == "unreadable"
+    assert len(requests) == 3
+    assert files(tmp_path) == []
+
+
+def test_nothing_is_asked_of_the_server_before_there_is_room(tmp_path):
+    """It would end a connection on which nothing is read."""
+    spool = Spool(max_bytes=len(CONTENT), folder=tmp_path)
+    with web_server(0) as (uri, requests):
+
+        def second():
+            with spool.local_copy(uri, None, len(CONTENT)):
+                pass
+
+        with spool.local_copy(uri, None, len(CONTENT)):
+            other = threading.Thread(target=second)
+            other.start()
+            time.sleep(0.5)
+            assert len(requests) == 1
+        other.join()
+        assert len(requests) == 2
+
+
+def test_a_file_that_grew_since_it_was_listed_is_refused(tmp_path, memory):
+    memory.pipe("/a.mp4", b"12345")
+    copy = Spool(max_bytes=9, folder=tmp_path).local_copy("memory://a.mp4", None, 4)
+    with pytest.raises(DecodeError, match="has changed since it was listed"), copy:
+        pass
+
+
+def test_a_disk_that_is_full_is_named(tmp_path, memory):
+    memory.pipe("/a.mp4", b"12345")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3, hard))
+    try:
+        with (
+            pytest.raises(OSError, match="File too large") as caught,
+            Spool(max_bytes=9, folder=tmp_path).local_copy("memory://a.mp4", None),
+        ):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.filename == str(tmp_path)
