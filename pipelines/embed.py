@@ -79,15 +79,18 @@ def embed(config: EmbedConfig, on_progress: OnProgress) -> EmbedSummary:
         identity = identity_of(config, dataset, version)
         check_same_output(output, identity)
         state = output / STATE_FOLDER
-        folders = (output / EMBEDDINGS_FOLDER, output / REJECTS_FOLDER, state)
-        for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
+        state.mkdir(parents=True, exist_ok=True)
         with (
             locked(state / "lock", f"output ({output})"),
             scratch_folder(state) as scratch,
         ):
-            remove_leftovers(output, *folders)
+            check_same_output(output, identity)  # another run may have begun something else
+            # Before the folders: without it a later run could not tell what they are.
             write_json(state / SETTINGS_FILE, identity)
+            folders = (output / EMBEDDINGS_FOLDER, output / REJECTS_FOLDER)
+            for folder in folders:
+                folder.mkdir(exist_ok=True)
+            remove_leftovers(output, state, *folders)
             return _embed(config, dataset, version, scratch, on_progress)
     except OSError as error:
         raise UserError(f"output ({output}) cannot be written: {write_failure(error)}") from error

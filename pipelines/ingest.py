@@ -90,17 +90,18 @@ def ingest(
         JobFailed: If a unit ends its worker again and again.
     """
     folder = Path(output).absolute()
+    state = folder / STATE_FOLDER
     try:
         listed = list_input(input_path, settings)
         check_same(folder, listed.input, settings)
-        state = folder / STATE_FOLDER
-        for part in _parts(folder):
-            part.mkdir(parents=True, exist_ok=True)
+        state.mkdir(parents=True, exist_ok=True)
         with (
             locked(state / "lock", f"output ({output})"),
             scratch_folder(state) as scratch,
         ):
-            remove_leftovers(*_parts(folder))
+            # Another run may have begun something else here while this one waited for the lock.
+            check_same(folder, listed.input, settings)
+            # Before the folders: without it a later run could not tell what they are.
             write_json(
                 state / SETTINGS_FILE,
                 {
@@ -109,6 +110,9 @@ def ingest(
                     "settings": fixed_settings(settings),
                 },
             )
+            for part in _parts(folder):
+                part.mkdir(exist_ok=True)
+            remove_leftovers(*_parts(folder))
             return _ingest(listed, folder, scratch, settings, on_progress)
     except OSError as error:
         raise UserError(f"output ({output}) cannot be written: {write_failure(error)}") from error

@@ -135,7 +135,10 @@ def write_json(place: Path, values: object) -> None:
     """Writes a small file atomically."""
     temporary = temporary_name(place)
     try:
-        temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        with open(temporary, "w") as file:
+            file.write(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # as of a shard: no name without what it names
         os.replace(temporary, place)
     except OSError:
         temporary.unlink(missing_ok=True)
@@ -144,9 +147,10 @@ def write_json(place: Path, values: object) -> None:
 
 def write_failure(error: OSError) -> str:
     """Says in a few words why the system refused to write."""
+    place = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full; what is complete stays, make room and run the same again"
-    return os.strerror(error.errno) if error.errno else str(error)
+        return f"the disk is full{place}; what is complete stays, make room and run the same again"
+    return f"{os.strerror(error.errno)}{place}" if error.errno else str(error)
 
 
 def remove_leftovers(*folders: Path) -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -292,9 +293,22 @@ def test_memory_does_not_grow_with_the_length_of_a_source(tmp_path):
 
 def test_what_cannot_be_written_ends_the_run(local_ray, videos, tmp_path):
     unit = UnitIngester(str(tmp_path / "gone"), SETTINGS.model_dump(mode="json"))
-    assert [row["failed"] for row in unit({"unit": '{"name": "u", "sources": []}'})] == [
-        "No such file or directory"
-    ]
+    (row,) = unit({"unit": '{"name": "u", "sources": []}'})
+    assert row["failed"].startswith("No such file or directory")
+
+
+def test_an_output_that_was_only_begun_can_be_begun_again(videos, tmp_path):
+    """A disk that is full from the first byte on, and then has room."""
+    output = tmp_path / "clips"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(UserError, match="cannot be written: File too large"):
+            run(videos, output)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert output.exists()
+    check_ingest(str(videos), str(output), SETTINGS)
 
 
 def test_a_list_brings_splits_and_groups(local_ray, videos, tmp_path):
