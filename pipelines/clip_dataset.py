@@ -11,6 +11,7 @@ The format is in `schema`; plain pyarrow and NumPy read it as well:
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,7 @@ from pipelines.schema import (
     check_version,
 )
 
+_AGAIN = "run the same ingest again"
 _READ_THREADS = 8
 """Shards that are asked at a time; what a bucket needs most is patience."""
 _INDEX_COLUMNS = [
@@ -107,6 +109,10 @@ class ClipDataset:
             raise UserError(f"dataset ({path}) cannot be read: {one_line(error)}") from error
         version = manifest.get("format_version") if isinstance(manifest, dict) else None
         check_version(f"dataset ({path})", version)
+        if lacking := {"dataset_id", "clips", "settings"} - manifest.keys():
+            raise UserError(
+                f"dataset ({path}): {MANIFEST} lacks {', '.join(sorted(lacking))}; {_AGAIN}"
+            )
         return cls(folder, manifest)
 
     @property
@@ -150,9 +156,19 @@ class ClipDataset:
 
     @cached_property
     def index(self) -> ClipIndex:
-        """Reads the small columns of all shards."""
+        """Reads the small columns of all shards.
+
+        Raises:
+            UserError: If one is damaged or not there.
+        """
         with ThreadPoolExecutor(_READ_THREADS) as pool:
             parts = list(pool.map(_read_small, self.shards))
+        num_rows = sum(len(table) for table, _ in parts)
+        if num_rows != self.num_clips:
+            raise UserError(
+                f"dataset ({self.path}) has {num_rows} clips in its shards, but {self.num_clips} "
+                f"in {MANIFEST}; {_AGAIN}"
+            )
         columns = _to_numpy(pa.concat_tables([table for table, _ in parts]))
         sizes = np.array([size for _, sizes in parts for size in sizes], np.int64)
         group = np.repeat(np.arange(len(sizes)), sizes)
@@ -248,8 +264,38 @@ def _own(array: NDArray[Any] | None) -> NDArray[Any] | None:
     return None if array is None else array.copy()
 
 
-def open_parquet(place: str) -> pq.ParquetFile:
-    """Opens a file of Parquet; a local one is mapped into memory."""
+@contextmanager
+def open_parquet(place: str) -> Iterator[pq.ParquetFile]:
+    """Opens a shard to be read; a local one is mapped into memory.
+
+    Raises:
+        UserError: If it cannot be read, then or while it is used.
+    """
+    try:
+        with _parquet_file(place) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"shard ({place}) cannot be read: {one_line(error)}; if it is damaged, delete it and "
+            f"{_AGAIN}"
+        ) from error
+
+
+def read_groups(shard: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Gives columns of a shard, a row group at a time.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    with open_parquet(shard) as file:
+        groups = range(file.num_row_groups)
+    for group in groups:
+        with open_parquet(shard) as file:
+            table = file.read_row_group(group, columns=list(columns), use_threads=False)
+        yield table
+
+
+def _parquet_file(place: str) -> pq.ParquetFile:
     if not is_uri(place):
         return pq.ParquetFile(place, memory_map=True)
     filesystem, path = filesystem_of(place)
@@ -259,7 +305,7 @@ def open_parquet(place: str) -> pq.ParquetFile:
 def _missing(folder: str) -> str:
     """Why there is no manifest."""
     if is_folder(f"{folder}/{STATE_FOLDER}"):
-        return "its ingest did not finish; run the same ingest again"
+        return f"its ingest did not finish; {_AGAIN}"
     return f"it has no {MANIFEST}" if is_folder(folder) else "it does not exist"
 
 

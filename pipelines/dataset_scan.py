@@ -9,7 +9,7 @@ import pyarrow as pa
 import ray.data
 from numpy.typing import NDArray
 
-from pipelines.clip_dataset import ClipDataset, open_parquet
+from pipelines.clip_dataset import ClipDataset, read_groups
 from pipelines.near_duplicates import Codes, frame_codes, sound_codes
 from pipelines.progress import OnProgress
 
@@ -60,12 +60,10 @@ def scan_dataset(dataset: ClipDataset, on_progress: OnProgress) -> Scan:
 
 def _scan_shard(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
     number = 0
-    with open_parquet(item["shard"]) as file:
-        for group in range(file.num_row_groups):
-            table = file.read_row_group(group, columns=_COLUMNS, use_threads=False)
-            for i in range(len(table)):
-                yield {"number": item["number"], "row": number, **_scan(table, i)}
-                number += 1
+    for table in read_groups(item["shard"], _COLUMNS):
+        for i in range(len(table)):
+            yield {"number": item["number"], "row": number, **_scan(table, i)}
+            number += 1
 
 
 def _scan(table: pa.Table, i: int) -> dict[str, Any]:

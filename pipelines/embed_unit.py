@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.clip_dataset import open_parquet
+from pipelines.clip_dataset import read_groups
 from pipelines.config import LimitsConfig
 from pipelines.decoder_process import OUTSIDE_REASONS, DecoderProcess
 from pipelines.ingest_plan import Unit, UnitSource
@@ -165,17 +165,15 @@ class UnitEmbedder:
         """Embeds the clips of a shard, a row group at a time."""
         sources: dict[str, int] = {}
         hashes: dict[str, str] = {}
-        with open_parquet(shard) as file:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=_stored_columns(self._version.modality))
-                for row in table.to_pylist():
-                    hashes[row["source"]] = row["source_hash"]
-                    sources.setdefault(row["source"], 0)
-                    array = _stored_array(row, self._version.modality)
-                    if array is None:
-                        continue
-                    sources[row["source"]] += 1
-                    self._add(Clip(**{name: row[name] for name in CLIP_COLUMNS}, array=array), work)
+        for table in read_groups(shard, _stored_columns(self._version.modality)):
+            for row in table.to_pylist():
+                hashes[row["source"]] = row["source_hash"]
+                sources.setdefault(row["source"], 0)
+                array = _stored_array(row, self._version.modality)
+                if array is None:
+                    continue
+                sources[row["source"]] += 1
+                self._add(Clip(**{name: row[name] for name in CLIP_COLUMNS}, array=array), work)
         for uri, num_clips in sources.items():
             if num_clips:
                 yield _outcome(clips=num_clips)

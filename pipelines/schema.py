@@ -94,7 +94,7 @@ def check_version(what: str, version: object) -> None:
     if isinstance(version, int) and version > FORMAT_VERSION:
         way_out = "it was written by a newer XKD, which reads it"
     raise UserError(
-        f"{what} has format_version {version}, but must have {FORMAT_VERSION}: {way_out}"
+        f"{what} has format_version {version!r}, but must have {FORMAT_VERSION}: {way_out}"
     )
 
 

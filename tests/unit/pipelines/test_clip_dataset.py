@@ -62,3 +62,47 @@ def test_what_is_no_dataset_is_refused(tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps({"format_version": 99}))
     with pytest.raises(UserError, match="has format_version 99, but must have 1"):
         ClipDataset.open(tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps({"format_version": "1"}))
+    with pytest.raises(UserError, match="has format_version '1', but must have 1"):
+        ClipDataset.open(tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps({"format_version": 1, "clips": 1}))
+    with pytest.raises(UserError, match=r"manifest\.json lacks dataset_id, settings; run the same"):
+        ClipDataset.open(tmp_path)
+
+
+def test_a_shard_that_is_not_there_is_missed(tmp_path):
+    write_dataset(tmp_path, 6, num_frames=2, clips_per_shard=3)
+    (first, second) = sorted((tmp_path / "clips").iterdir())
+    first.unlink()
+    with pytest.raises(UserError, match=r"3 clips in its shards, but 6 in manifest\.json; run"):
+        _ = ClipDataset.open(tmp_path).index
+    second.unlink()
+    with pytest.raises(UserError, match="0 clips in its shards"):
+        _ = ClipDataset.open(tmp_path).index
+
+
+def test_a_damaged_shard_is_named(tmp_path):
+    write_dataset(tmp_path, 6, num_frames=2, clips_per_shard=3)
+    (shard, _) = sorted((tmp_path / "clips").iterdir())
+    whole = shard.read_bytes()
+    dataset = ClipDataset.open(tmp_path)
+    assert len(dataset.index.clip_id) == 6
+    for damaged in (whole[:100], b"", whole[:200] + bytes(len(whole) - 400) + whole[-200:]):
+        shard.write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"shard \({shard}\) cannot be read: .* delete it and"):
+            _ = ClipDataset.open(tmp_path).index
+    # The small columns are whole and the large ones are not.
+    shard.write_bytes(whole)
+    with pq.ParquetFile(shard) as file:
+        group = file.metadata.row_group(0)
+        column = next(
+            group.column(i)
+            for i in range(group.num_columns)
+            if group.column(i).path_in_schema == "frames"
+        )
+    begin, length = column.data_page_offset, column.total_compressed_size
+    shard.write_bytes(whole[:begin] + b"\xff" * length + whole[begin + length :])
+    dataset = ClipDataset.open(tmp_path)
+    assert len(dataset.index.clip_id) == 6
+    with pytest.raises(UserError, match=rf"shard \({shard}\) cannot be read"):
+        dataset.read_group(0)
