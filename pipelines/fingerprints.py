@@ -7,7 +7,9 @@ stands for its bytes.
 """
 
 import hashlib
+import logging
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -28,9 +30,13 @@ from pipelines.shards import temporary_name
 from pipelines.sources import Source, SourceList
 from pipelines.spool import BrokenOffError, chunks, version_hash
 
+logger = logging.getLogger(__name__)
+
 _UNKNOWN = "unknown"
 """Reason of a source that has to be read."""
 CACHE_FILE = "fingerprints.parquet"
+CACHE_SECONDS = 60.0
+"""How often hashes are written down while files are read; a killed run begins with those."""
 SOURCES_PER_TASK = 64
 MAX_TASKS = 4096
 STAT_THREADS = 16
@@ -56,14 +62,18 @@ def fingerprint_sources(
         for source, (size, modified) in zip(listed.sources, _looked_at(listed.sources), strict=True)
     ]
     todo = [number for number, fingerprint in enumerate(found) if fingerprint.reason == _UNKNOWN]
+    written = time.monotonic()
     for count, (number, fingerprint) in enumerate(
         _hash_all(listed.sources, found, todo, cached, limits), start=1
     ):
         found[number] = fingerprint
         on_progress(0, len(found), f"read {count} of {len(todo)} files")
+        if time.monotonic() - written > CACHE_SECONDS:
+            _write_cache(output, listed.sources, found, cached)
+            written = time.monotonic()
     assert not any(fingerprint.reason == _UNKNOWN for fingerprint in found)
     if todo:
-        _write_cache(output, listed.sources, found)
+        _write_cache(output, listed.sources, found, {})
     return found
 
 
@@ -215,26 +225,35 @@ def _read_cache(output: Path) -> dict[str, Fingerprint]:
     if not file.exists():
         return {}
     cached = {}
-    with pq.ParquetFile(file) as table:
-        for batch in table.iter_batches():
-            for row in batch.to_pylist():
-                cached[row["source"]] = Fingerprint(
-                    row["source_hash"],
-                    byte_size=row["byte_size"],
-                    modified=row["modified"],
-                    version=row.get("version"),
-                )
+    try:
+        with pq.ParquetFile(file) as table:
+            for batch in table.iter_batches():
+                for row in batch.to_pylist():
+                    cached[row["source"]] = Fingerprint(
+                        row["source_hash"],
+                        byte_size=row["byte_size"],
+                        modified=row["modified"],
+                        version=row.get("version"),
+                    )
+    except (pa.ArrowException, OSError, KeyError) as error:
+        logger.warning("%s is damaged (%s); all sources are read again", file, one_line(error))
+        return {}
     return cached
 
 
 def _write_cache(
-    output: Path, sources: Sequence[Source], fingerprints: Sequence[Fingerprint]
+    output: Path,
+    sources: Sequence[Source],
+    fingerprints: Sequence[Fingerprint],
+    before: Mapping[str, Fingerprint],
 ) -> None:
-    known = [
-        (source.uri, fingerprint)
-        for source, fingerprint in zip(sources, fingerprints, strict=True)
-        if fingerprint.source_hash is not None
-    ]
+    """Writes down all hashes that are known; of sources not read yet, those of an earlier run."""
+    known = []
+    for source, fingerprint in zip(sources, fingerprints, strict=True):
+        if fingerprint.reason == _UNKNOWN:
+            fingerprint = before.get(source.uri, fingerprint)
+        if fingerprint.source_hash is not None:
+            known.append((source.uri, fingerprint))
     columns = [
         [uri for uri, _ in known],
         *(
