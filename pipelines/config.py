@@ -14,9 +14,11 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
+from pipelines.media_source import REASONS
 from pipelines.places import absolute_location, absolute_place, is_uri
 from xkd_core.config import AudioConfig, Config, MethodConfig, PositiveFloats, VideoConfig
 
@@ -136,9 +138,19 @@ class IngestSettings(Config):
     """Decoders at a time; by default one for each CPU that Ray has."""
     max_reject_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
     """The job fails if a larger share of the sources is rejected."""
+    retry_rejects: tuple[str, ...] = ()
+    """Reasons of rejects to decode once more, such as `decoder_crashed` on a machine that had too
+    little memory. What a limit rejected is decoded again by itself when the limit is raised."""
     keep_removed: bool = False
     """Keep what sources gave that are in the input no more, for media that is deleted once it is
     ingested; by default it is removed."""
+
+    @field_validator("retry_rejects")
+    @classmethod
+    def _known_reasons(cls, reasons: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := sorted(set(reasons) - REASONS.keys()):
+            raise ValueError(f"({', '.join(unknown)}) must be reasons: {', '.join(REASONS)}")
+        return reasons
 
     @model_validator(mode="after")
     def _fold_of_a_dataset(self) -> "IngestSettings":

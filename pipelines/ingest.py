@@ -8,9 +8,10 @@ it. A call on a complete dataset whose input has changed does only what is diffe
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +30,7 @@ from pipelines.ingest_plan import (
     check_same,
     fixed_settings,
     make_plan,
+    reasons_of_raised_limits,
 )
 from pipelines.ingest_unit import UnitIngester
 from pipelines.progress import OnProgress
@@ -100,22 +102,24 @@ def ingest(
             scratch_folder(state) as scratch,
         ):
             # Another run may have begun something else here while this one waited for the lock.
-            check_same(folder, listed.input, settings)
-            # Before the folders: without it a later run could not tell what they are.
-            write_json(
-                state / SETTINGS_FILE,
-                {
-                    "format_version": FORMAT_VERSION,
-                    "input": listed.input,
-                    "settings": fixed_settings(settings),
-                },
-            )
+            before = check_same(folder, listed.input, settings) or fixed_settings(settings)
+            # Before the folders: without it a later run could not tell what they are. With limits
+            # as they were, until what they rejected has been decoded again.
+            _write_settings(state, listed.input, before)
             for part in _parts(folder):
                 part.mkdir(exist_ok=True)
             remove_leftovers(*_parts(folder))
-            return _ingest(listed, folder, scratch, settings, on_progress)
+            again = reasons_of_raised_limits(before, settings)
+            summary = _ingest(listed, folder, scratch, settings, again, on_progress)
+            _write_settings(state, listed.input, fixed_settings(settings))
+            return summary
     except OSError as error:
         raise UserError(f"output ({output}) cannot be written: {write_failure(error)}") from error
+
+
+def _write_settings(state: Path, input_path: str, settings: Mapping[str, Any]) -> None:
+    values = {"format_version": FORMAT_VERSION, "input": input_path, "settings": settings}
+    write_json(state / SETTINGS_FILE, values)
 
 
 def _parts(folder: Path) -> tuple[Path, ...]:
@@ -127,20 +131,20 @@ def _ingest(
     folder: Path,
     scratch: Path,
     settings: IngestSettings,
+    again: Set[str],
     on_progress: OnProgress,
 ) -> IngestSummary:
     done = read_done(folder, CLIPS_FOLDER)
     on_progress(0, len(listed.sources), "listing")
     fingerprints = fingerprint_sources(listed, folder, settings.limits, on_progress)
-    plan = make_plan(listed, fingerprints, done, settings)
+    plan = make_plan(listed, fingerprints, done, settings, again)
     if plan.units or plan.revisions:
         (folder / MANIFEST).unlink(missing_ok=True)
         revise(folder, CLIPS_FOLDER, plan.revisions, scratch)
         _decode(plan.units, len(listed.sources), folder, scratch, settings, on_progress)
     summary = _summarize(folder, listed, plan, settings)
     _check_outcome(summary, listed, folder, settings)
-    if not (folder / MANIFEST).exists():
-        _write_manifest(folder, listed, summary, settings)
+    _write_manifest(folder, listed, summary, settings)
     return summary
 
 
@@ -252,14 +256,21 @@ def _write_manifest(
 ) -> None:
     counts = asdict(summary)
     del counts["new_clips"], counts["dataset_id"], counts["ignored"], counts["changes"]
-    write_json(
-        folder / MANIFEST,
-        {
-            "format_version": FORMAT_VERSION,
-            "dataset_id": summary.dataset_id,
-            "input": listed.input,
-            **counts,
-            "ignored": listed.ignored,
-            "settings": settings.model_dump(mode="json", include=set(IngestSettings.model_fields)),
-        },
-    )
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "dataset_id": summary.dataset_id,
+        "input": listed.input,
+        **counts,
+        "ignored": listed.ignored,
+        "settings": settings.model_dump(mode="json", include=set(IngestSettings.model_fields)),
+    }
+    if not _holds(folder / MANIFEST, manifest):
+        write_json(folder / MANIFEST, manifest)
+
+
+def _holds(file: Path, values: Mapping[str, Any]) -> bool:
+    """Whether a file of JSON is there, whole, and says just this."""
+    try:
+        return bool(json.loads(file.read_text()) == values)
+    except (FileNotFoundError, ValueError):
+        return False

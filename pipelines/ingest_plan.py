@@ -27,10 +27,19 @@ SETTINGS_FILE = "settings.json"
 UNIT_BYTES = 256_000_000
 """Bytes of sources after which a unit is full, so that units take similar time."""
 MIN_UNITS = 8
-FREE_TO_CHANGE = frozenset({"num_workers", "max_reject_fraction", "keep_removed"})
+FREE_TO_CHANGE = frozenset({"num_workers", "max_reject_fraction", "keep_removed", "retry_rejects"})
 """Settings that change no row that is there."""
 PASSING_REASONS = frozenset({"unreadable", "duplicate"})
 """Reasons that lie outside of the file and are tried again when they do not hold any more."""
+REASONS_OF_LIMITS = {
+    "max_bytes": "too_large",
+    "max_spool_bytes": "too_large",
+    "max_seconds": "too_long",
+    "max_pixels": "too_many_pixels",
+    "max_decode_seconds": "decoder_timeout",
+    "max_memory_bytes": "out_of_memory",
+}
+"""Limits that may be raised for a dataset that is there, and what they reject."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +156,22 @@ def make_plan(
     fingerprints: Sequence[Fingerprint],
     done: Done,
     settings: IngestSettings,
+    again: Set[str] = frozenset(),
 ) -> Plan:
-    """Compares the input with what complete units hold, and spreads what is missing over units."""
+    """Compares the input with what complete units hold, and spreads what is missing over units.
+
+    Args:
+        listed: The input.
+        fingerprints: Of its sources.
+        done: What complete units hold.
+        settings: How sources become rows.
+        again: Reasons of rejects that are decoded once more; those of `settings` are as well.
+    """
     sources = _with_hashes(listed, fingerprints, done, settings)
     # Sorted by content: neighbours in a folder are alike, neighbours in a shard should not be.
     sources.sort(key=lambda source: (source.source_hash or "", source.uri))
-    ledger = _Ledger(sources, settings.keep_removed)
+    passing = PASSING_REASONS | again | frozenset(settings.retry_rejects)
+    ledger = _Ledger(sources, settings.keep_removed, passing)
     for held in (*done.accepted.values(), *done.rejected.values()):
         ledger.compare(held)
     units = []
@@ -168,10 +187,13 @@ def make_plan(
 class _Ledger:
     """Goes through what complete units hold, and notes what of it is right."""
 
-    def __init__(self, sources: Sequence[UnitSource], keep_removed: bool) -> None:
+    def __init__(
+        self, sources: Sequence[UnitSource], keep_removed: bool, passing: Set[str]
+    ) -> None:
         self._by_uri = {source.uri: source for source in sources}
         self._by_hash = {source.source_hash: source for source in sources if not source.reason}
         self._keep_removed = keep_removed
+        self._passing = passing
         self._known: set[str] = set()
         self._gone: set[str] = set()
         self._num_renamed = 0
@@ -204,14 +226,22 @@ class _Ledger:
         """The source of the present input that the rows are right for."""
         there = self._by_uri.get(held.source)
         if held.reason is not None:
-            if there is None or there.uri in self.finished or not _same_reject(held, there):
+            if there is None or there.uri in self.finished:
                 return None
-            return there
+            return there if self._is_same_reject(held, there) else None
         if (same := self._by_hash.get(held.source_hash)) is not None:
             # Of another stretch there are other segments: it has to be decoded again.
             return same if held.stretch == same.stretch else None
         # What cannot be read just now keeps what it gave when it could.
         return there if there is not None and there.reason == "unreadable" else None
+
+    def _is_same_reject(self, held: Held, source: UnitSource) -> bool:
+        """Whether a source would be rejected again, as far as can be told without decoding it."""
+        if (held.source_hash, held.stretch) != (source.source_hash, source.stretch):
+            return False
+        if source.reason is not None:
+            return (held.reason, held.message) == (source.reason, source.message)
+        return held.reason not in self._passing
 
     def _amend(self, held: Held, source: UnitSource) -> None:
         tags = {name: source.tags[name] for name in held.tags}
@@ -220,29 +250,47 @@ class _Ledger:
             self._num_renamed += 1
 
 
-def _same_reject(held: Held, source: UnitSource) -> bool:
-    """Whether a source would be rejected again, as far as can be told without decoding it."""
-    if (held.source_hash, held.stretch) != (source.source_hash, source.stretch):
-        return False
-    if source.reason is not None:
-        return (held.reason, held.message) == (source.reason, source.message)
-    return held.reason not in PASSING_REASONS
-
-
-def check_same(output: Path, input_path: str | None, settings: IngestSettings) -> None:
+def check_same(
+    output: Path, input_path: str | None, settings: IngestSettings
+) -> dict[str, Any] | None:
     """Makes sure that a folder is empty or holds a dataset of this input and these settings.
+
+    Limits may be larger than they were, because that takes back no row.
+
+    Returns:
+        The settings that its rows were made with so far; None if there are none.
 
     Raises:
         UserError: If it holds anything else.
     """
     state = read_state(output, "be empty or a clip dataset")
     if state is None:
-        return
+        return None
     check_version(f"output ({output})", state.get("format_version", 1))
-    here = {"input": input_path or state["input"], **fixed_settings(settings)}
+    now = fixed_settings(settings)
     # What has become a setting since is as it always was.
-    there = here | {"input": state["input"], **state["settings"]}
-    check_unchanged(f"output ({output}) holds another clip dataset", there, here)
+    before: dict[str, Any] = now | state["settings"]
+    raised = {name: before[name] for name in _limit_names() if now[name] > before[name]}
+    check_unchanged(
+        f"output ({output}) holds another clip dataset",
+        {"input": state["input"], **before},
+        {"input": input_path or state["input"], **now, **raised},
+    )
+    return before
+
+
+def _limit_names() -> list[str]:
+    return [f"limits.{name}" for name in REASONS_OF_LIMITS]
+
+
+def reasons_of_raised_limits(before: Mapping[str, Any], settings: IngestSettings) -> frozenset[str]:
+    """What rejected sources that a limit which was raised since may let pass."""
+    now = fixed_settings(settings)
+    return frozenset(
+        reason
+        for name, reason in REASONS_OF_LIMITS.items()
+        if now[f"limits.{name}"] > before[f"limits.{name}"]
+    )
 
 
 def read_state(output: Path, must: str) -> dict[str, Any] | None:
@@ -259,10 +307,16 @@ def read_state(output: Path, must: str) -> dict[str, Any] | None:
     try:
         names = sorted(os.listdir(output)) if os.path.isdir(output) else []
         if os.path.exists(file):
-            state: dict[str, Any] = json.loads(file.read_text())
-            return state
+            state = json.loads(file.read_text())
+            if isinstance(state, dict):
+                return state
+            raise ValueError("it must be an object")
     except OSError as error:
         raise UserError(f"output ({output}) cannot be read: {one_line(error)}") from error
+    except ValueError as error:
+        raise UserError(
+            f"output ({output}): {file} is damaged: {one_line(error)}; take another output"
+        ) from error
     if others := [name for name in names if name != STATE_FOLDER]:
         raise UserError(f"output ({output}) must {must}, but holds {others[0]}")
     return None

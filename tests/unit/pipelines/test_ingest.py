@@ -15,7 +15,7 @@ import pytest
 from media import frame_number, tone, write_media, write_numbered
 
 from pipelines.clip_dataset import ClipDataset
-from pipelines.config import IngestSettings
+from pipelines.config import IngestSettings, LimitsConfig
 from pipelines.errors import UserError
 from pipelines.ingest import check_ingest, ingest
 from pipelines.ingest_plan import Changes, Unit, UnitSource
@@ -218,6 +218,36 @@ def test_a_damaged_shard_is_named_and_made_anew_when_it_is_deleted(made, videos,
     shard.unlink()
     assert run(videos, output).dataset_id == made[1].dataset_id
     assert rows_of(output) == rows_of(made[0])
+
+
+def test_a_limit_that_is_raised_lets_pass_what_it_rejected(local_ray, videos, tmp_path):
+    output = tmp_path / "clips"
+    tight = SETTINGS.model_copy(update={"limits": LimitsConfig(max_seconds=3.5)})
+    first = run(videos, output, tight)
+    assert first.rejects_by_reason["too_long"] > 1
+    summary = run(videos, output, SETTINGS)
+    assert "too_long" not in summary.rejects_by_reason
+    assert summary.accepted == first.accepted + first.rejects_by_reason["too_long"]
+    run(videos, tmp_path / "anew", SETTINGS)
+    assert rows_of(output) == rows_of(tmp_path / "anew")
+    assert run(videos, output, SETTINGS).new_clips == 0
+    with pytest.raises(UserError, match=r"limits\.max_seconds is 21600\.0 there and 3\.5 here"):
+        run(videos, output, tight)
+
+
+def test_damaged_files_of_the_state_are_named_or_made_anew(made, videos, tmp_path):
+    output = tmp_path / "clips"
+    shutil.copytree(made[0], output)
+    whole = json.loads((output / "manifest.json").read_text())
+    (output / "manifest.json").write_text('{"format_ver')
+    (output / ".ingest/fingerprints.parquet").write_bytes(b"PAR1")
+    assert run(videos, output).new_clips == 0
+    assert json.loads((output / "manifest.json").read_text()) == whole
+    for damaged in ("", "[]"):
+        (output / ".ingest/settings.json").write_text(damaged)
+        for refuse in (check_ingest, lambda *arguments: run(*arguments)):
+            with pytest.raises(UserError, match=r"settings\.json is damaged: .*another output"):
+                refuse(str(videos), output, SETTINGS)
 
 
 def test_other_settings_and_other_folders_are_refused(made, videos, tmp_path):

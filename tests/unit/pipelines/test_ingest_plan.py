@@ -12,6 +12,7 @@ from pipelines.ingest_plan import (
     check_same,
     fixed_settings,
     make_plan,
+    reasons_of_raised_limits,
 )
 from pipelines.shards import write_json
 from pipelines.sources import Source, SourceList
@@ -253,6 +254,18 @@ def test_given_splits_are_kept_and_none_is_drawn():
     assert {s.uri: s.split for s in planned(whole.units)} == {"/in/a": "val", "/in/b": None}
 
 
+def test_rejects_of_the_reasons_named_are_tried_again():
+    names = ["a.mp4", "b.mp4"]
+    done = finished(plan(names), undecodable={"b.mp4"})
+    assert plan(names, done=done) == []
+    (unit,) = plan(names, done=done, settings=IngestSettings(retry_rejects=["undecodable"]))
+    assert [source.uri for source in unit.sources] == ["/in/b.mp4"]
+    settings = IngestSettings(retry_rejects=["decoder_crashed"])
+    assert plan(names, done=done, settings=settings) == []
+    with pytest.raises(ValueError, match=r"\(undecodeable\) must be reasons: unreadable, "):
+        IngestSettings(retry_rejects=["undecodeable"])
+
+
 def test_a_unit_survives_json():
     (unit, *_) = plan(["\u00e9.mp4", "b.mp4"])
     assert Unit.from_json(unit.to_json()) == unit
@@ -279,6 +292,10 @@ def test_only_an_empty_folder_or_the_same_dataset_is_taken(tmp_path):
     write_json(tmp_path / ".ingest/settings.json", state)
     with pytest.raises(UserError, match="input is /in there and /other here"):
         check_same(tmp_path, "/other", settings)
+    raised = IngestSettings(limits={"max_pixels": 10**9, "max_seconds": 10**6})
+    before = check_same(tmp_path, "/in", raised)
+    assert reasons_of_raised_limits(before, raised) == {"too_many_pixels", "too_long"}
+    assert reasons_of_raised_limits(before, settings) == set()
     other = IngestSettings(frame_rate=16, limits={"max_pixels": 5})
     with pytest.raises(UserError, match=r"frame_rate is 8.0 there and 16.0 here; limits.max_pix"):
         check_same(tmp_path, "/in", other)
