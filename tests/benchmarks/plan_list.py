@@ -23,8 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.config import IngestSettings
-from pipelines.ingest_plan import Done, Fingerprint, plan_units
+from pipelines.ingest_plan import Fingerprint, make_plan
 from pipelines.sources import SourceList, list_sources
+from pipelines.unit_shards import Done
 
 
 def main() -> None:
@@ -92,7 +93,7 @@ def plan(path: Path) -> list[str]:
         Fingerprint(hashlib.sha256(source.uri.encode()).hexdigest(), byte_size=2_000_000)
         for source in listed.sources
     ]
-    units = plan_units(listed, fingerprints, Done((), {}, {}), IngestSettings())
+    units = make_plan(listed, fingerprints, Done(), IngestSettings()).units
     return [unit.to_json() for unit in units]
 
 
