@@ -171,6 +171,12 @@ class IngestConfig(IngestSettings, JobConfig):
     """Folder of the clip dataset."""
     made: MadeClipsConfig = MadeClipsConfig()
 
+    @model_validator(mode="after")
+    def _input_of_a_dataset(self) -> "IngestConfig":
+        if self.dataset and self.input is None:
+            raise ValueError(f"dataset ({self.dataset}) must come with input, its folder")
+        return self
+
 
 class DatasetSettings(Config):
     """How a clip dataset is looked through."""
@@ -425,6 +431,10 @@ class RunConfig(JobConfig):
         )
         if problem:
             raise ValueError(problem)
+        if self.ingest.dataset and self.input is None:
+            raise ValueError(
+                f"ingest.dataset ({self.ingest.dataset}) must come with input, its folder"
+            )
         if self.evaluate.role != self.promote.role:
             raise ValueError(
                 f"promote.role ({self.promote.role}) must equal "

@@ -156,7 +156,7 @@ class SourceList:
     input: str
     sources: list[Source]
     ignored: dict[str, int] = field(default_factory=dict)
-    """Files that are no media, counted by ending."""
+    """Files that are no source, counted by ending, as `hidden` or as `not listed`."""
 
 
 def list_sources(input_path: str, labels: Literal["auto", "folder", "none"]) -> SourceList:

@@ -1,6 +1,6 @@
 """How fast does the feed give clips, against other ways to read the same files?
 
-    python tests/benchmarks/feed_rate.py [input=DATASET] [repeats=5] [clips=192]
+    python tests/benchmarks/feed_rate.py [input=DATASET] [repeats=5] [clips=192] [s3=false]
 
 Without a dataset it makes clips of 20 frames of 128 x 170 pixels. A bare pyarrow read of the
 columns of tensors, row group by row group from local disk with one thread, is the yardstick. The
@@ -15,26 +15,30 @@ in turns, after one that is not counted; of the feed, which reads ahead beyond t
 it is several epochs, and what it read ahead in the end counts against it. Seconds depend on what
 else the machine does. The CPU of a process of Ray that ends within a turn may be missing, so Ray's
 figure is at best too good.
+
+With `s3=true` a copy of the dataset lies in a bucket as well (`bucket.py`), and a bare pyarrow read
+and the feed take turns at it too. The server's CPU is not counted, but it is of the same machine
+and has most of the seconds: beside the local figures, only that of a CPU second says something of
+the feed, and beside the bare read of the same bucket both do.
 """
 
 import json
-import statistics
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from importlib.metadata import version
+from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-import torch
+from bucket import served
 from cpu_time import tree_cpu_seconds
-from ray.data.collate_fn import ArrowBatchCollateFn
-from torch.utils.data import DataLoader, IterableDataset
+from other_feeds import BATCH_SIZE, WINDOW, loader, loader_all, ray_all
+from program import options, spread, surroundings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -42,25 +46,40 @@ from datasets import write_dataset
 
 from pipelines.clip_dataset import ClipDataset
 from pipelines.feed import Feed
+from pipelines.filesystems import filesystem_of
+from pipelines.places import is_uri
 
-DEFAULTS = {"input": "", "repeats": "5", "clips": "192"}
-BATCH_SIZE = 16
-WINDOW = 4
+DEFAULTS = {"input": "", "repeats": "5", "clips": "192", "s3": "false"}
 FEED_EPOCHS = 4
-COLUMNS = ["frames", "num_frames", "height", "width", "waveform"]
-Row = dict[str, bytes | int]
+AGAINST = {
+    "pyarrow": (),
+    "pyarrow, S3": ("pyarrow",),
+    "feed, S3": ("pyarrow, S3", "feed"),
+}
+"""What a way is compared with, if not with the bare read of local files alone."""
+Way = Callable[[], int]
+"""Reads, and gives how many clips it read."""
+Took = dict[str, list[tuple[float, float]]]
+"""CPU seconds and seconds a clip, by way and turn."""
 
 
 def main() -> None:
     """Prints a table, and one JSON line last."""
-    options = DEFAULTS | dict(argument.split("=", 1) for argument in sys.argv[1:])
-    if unknown := options.keys() - DEFAULTS.keys():
-        raise SystemExit(f"unknown: {', '.join(sorted(unknown))}")
-    with tempfile.TemporaryDirectory() as temporary:
-        made = Path(temporary) / "clips"
-        folder = options["input"] or make(made, int(options["clips"]))
-        dataset = ClipDataset.open(folder)
-        measure(dataset, int(options["repeats"]))
+    given = options(DEFAULTS)
+    if given["s3"] not in ("true", "false"):
+        raise SystemExit(f"s3 ({given['s3']}) must be true or false")
+    with ExitStack() as stack:
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = Path(given["input"] or make(place / "clips", int(given["clips"])))
+        ways = local_ways(ClipDataset.open(folder))
+        apart_from = []
+        if given["s3"] == "true":
+            uri, server = stack.enter_context(served(folder))
+            ways |= remote_ways(ClipDataset.open(uri))
+            apart_from.append(server)
+        took = measure(ClipDataset.open(folder), ways, int(given["repeats"]), apart_from)
+    line = {"benchmark": "feed_rate", **surroundings("pyarrow", "ray", "torch")}
+    print(json.dumps(line | {"settings": given, "results": report(took)}))
 
 
 def make(folder: Path, num_clips: int) -> Path:
@@ -77,60 +96,78 @@ def make(folder: Path, num_clips: int) -> Path:
     )
 
 
-def measure(dataset: ClipDataset, repeats: int) -> None:
-    """Takes turns and prints what came out."""
+def local_ways(dataset: ClipDataset) -> dict[str, Way]:
+    """The ways to read the files where they are."""
     loaders = [loader(dataset, num_workers) for num_workers in (0, 1)]
-    ways: dict[str, Callable[[], int]] = {
+    return {
         "pyarrow": lambda: read_all(dataset),
         "feed": lambda: feed_all(dataset),
         "DataLoader": lambda: loader_all(loaders[0]),
         "DataLoader, 1 worker": lambda: loader_all(loaders[1]),
     }
-    took = turns(ways, repeats)
-    loaders.clear()
+
+
+def remote_ways(dataset: ClipDataset) -> dict[str, Way]:
+    """The ways to read the files from the bucket."""
+    return {"pyarrow, S3": lambda: read_all(dataset), "feed, S3": lambda: feed_all(dataset)}
+
+
+def measure(
+    dataset: ClipDataset, ways: dict[str, Way], repeats: int, apart_from: Collection[int]
+) -> Took:
+    """Takes turns; those of Ray come when the others have ended."""
+    took = turns(ways, repeats, apart_from)
     ways.clear()
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    took |= turns({"Ray Data": lambda: ray_all(dataset)}, repeats)
+    took |= turns({"Ray Data": lambda: ray_all(dataset)}, repeats, apart_from)
     ray.shutdown()
-    results = {}
+    return took
+
+
+def report(took: Took) -> dict[str, dict[str, float | list[float]]]:
+    """Prints a line a way, and what it gives of what others give in the same turn."""
+    results: dict[str, dict[str, float | list[float]]] = {}
     for name, costs in took.items():
-        cpu, seconds = (statistics.median(part) for part in zip(*costs, strict=True))
-        own = [cost[0] for cost in costs]
-        ratios = [one / other[0] for one, other in zip(own, took["pyarrow"], strict=True)]
-        results[name] = {"clips_per_cpu_second": 1 / cpu, "clips_per_second": 1 / seconds}
-        print(
-            f"{name:22} {1 / cpu:7.0f} clips/CPU-s {1 / seconds:7.0f} clips/s  "
-            f"share of pyarrow {1 / statistics.median(ratios):5.2f} "
-            f"({1 / max(ratios):.2f} to {1 / min(ratios):.2f})"
-        )
-    versions = {name: version(name) for name in ("pyarrow", "ray", "torch")}
-    print(json.dumps({"benchmark": "feed_rate", **versions, "results": results}))
+        cpu, seconds = (median(part) for part in zip(*costs, strict=True))
+        found = results[name] = {"clips_per_cpu_second": 1 / cpu, "clips_per_second": 1 / seconds}
+        print(f"{name:20} {1 / cpu:7.0f} clips/CPU-s {1 / seconds:7.0f} clips/s")
+        for other in AGAINST.get(name, ("pyarrow",)):
+            turns_of_both = list(zip(took[other], costs, strict=True))
+            for unit, number in (("CPU second", 0), ("second", 1)):
+                shares = [theirs[number] / own[number] for theirs, own in turns_of_both]
+                found[f"share of {other} a {unit}"] = shares
+                print(f"    a {unit}, of {other}: {spread(shares)}")
+    return results
 
 
-def turns(ways: dict[str, Callable[[], int]], repeats: int) -> dict[str, list[tuple[float, float]]]:
+def turns(ways: dict[str, Way], repeats: int, apart_from: Collection[int]) -> Took:
     """What each way took in each turn but the first, which reads the files into memory."""
-    took: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    took: Took = {name: [] for name in ways}
     for number in range(repeats + 1):
         for name, work in ways.items():
-            cost = timed(work)
+            cost = timed(work, apart_from)
             if number:
                 took[name].append(cost)
     return took
 
 
-def timed(work: Callable[[], int]) -> tuple[float, float]:
+def timed(work: Way, apart_from: Collection[int]) -> tuple[float, float]:
     """CPU seconds and seconds that a clip took."""
     counts: list[int] = []
     begin = time.perf_counter()
-    cpu = tree_cpu_seconds(lambda: counts.append(work()))
+    cpu = tree_cpu_seconds(lambda: counts.append(work()), apart_from)
     return cpu / counts[0], (time.perf_counter() - begin) / counts[0]
 
 
 def read_all(dataset: ClipDataset) -> int:
-    """Reads the tensors of every row group."""
+    """Reads the tensors of every row group; of a bucket as far ahead as pyarrow does."""
     for shard in dataset.shards:
-        file = pq.ParquetFile(shard)
+        if is_uri(shard):
+            filesystem, path = filesystem_of(shard)
+            file = pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True)
+        else:
+            file = pq.ParquetFile(shard)
         for group in range(file.num_row_groups):
             file.read_row_group(group, columns=["frames", "waveform"], use_threads=False)
     return dataset.num_clips
@@ -160,123 +197,6 @@ def feed_all(dataset: ClipDataset) -> int:
         if thread.name.startswith("feed"):
             thread.join()
     return num_batches * BATCH_SIZE
-
-
-class Cut:
-    """Takes a stretch out of a clip, and puts stretches together."""
-
-    def __init__(self, dataset: ClipDataset) -> None:
-        self._num_frames = round(4 * dataset.frame_rate)
-        self._num_samples = 4 * dataset.sample_rate
-        self._samples_per_frame = dataset.sample_rate / dataset.frame_rate
-        self._generator = np.random.default_rng(0)
-
-    def one(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
-        """The same random stretch of picture and sound."""
-        shape = (row["num_frames"], row["height"], row["width"], 3)
-        frames = np.frombuffer(row["frames"], np.uint8).reshape(shape)
-        waveform = np.frombuffer(row["waveform"], np.int16)
-        start = int(self._generator.integers(max(0, len(frames) - self._num_frames) + 1))
-        first = round(start * self._samples_per_frame)
-        frames = frames[start : start + self._num_frames]
-        waveform = waveform[first : first + self._num_samples]
-        if len(frames) < self._num_frames:
-            frames = np.resize(frames, (self._num_frames, *frames.shape[1:]))
-        if len(waveform) < self._num_samples:
-            waveform = np.pad(waveform, (0, self._num_samples - len(waveform)))
-        return frames, waveform
-
-    def batch(
-        self, clips: list[tuple[np.ndarray, np.ndarray]]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pads frames on the right and below to the largest."""
-        pictures, sounds = zip(*clips, strict=True)
-        height, width = (max(picture.shape[side] for picture in pictures) for side in (1, 2))
-        frames = np.zeros((len(clips), self._num_frames, height, width, 3), np.uint8)
-        for target, picture in zip(frames, pictures, strict=True):
-            target[:, : picture.shape[1], : picture.shape[2]] = picture
-        return torch.from_numpy(frames), torch.from_numpy(np.stack(sounds))
-
-
-class Collate(ArrowBatchCollateFn):
-    """Turns Ray Data's batches of Arrow rows into tensors."""
-
-    def __init__(self, dataset: ClipDataset) -> None:
-        super().__init__()
-        self._cut = Cut(dataset)
-
-    def __call__(self, batch: pa.Table) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._cut.batch([self._cut.one(row) for row in usable(batch)])
-
-
-def usable(table: pa.Table) -> Iterator[Row]:
-    """Rows with both streams, as one takes them out of Arrow; its scalars copy their values."""
-    for i in range(table.num_rows):
-        row = {name: table[name][i] for name in COLUMNS}
-        if row["frames"].is_valid and row["waveform"].is_valid:
-            yield {
-                name: value.as_buffer() if name in ("frames", "waveform") else value.as_py()
-                for name, value in row.items()
-            }
-
-
-def ray_all(dataset: ClipDataset) -> int:
-    """Takes an epoch out of Ray Data."""
-    shards = [str(path) for path in dataset.shards]
-    rows = ray.data.read_parquet(shards, shuffle="files").select_columns(COLUMNS)
-    count = 0
-    for frames, _ in rows.iter_torch_batches(
-        batch_size=BATCH_SIZE,
-        collate_fn=Collate(dataset),
-        local_shuffle_buffer_size=WINDOW * BATCH_SIZE,
-        drop_last=True,
-    ):
-        count += len(frames)
-    return count
-
-
-class Rows(IterableDataset[tuple[np.ndarray, np.ndarray]]):
-    """What one writes for a DataLoader: row groups in random order, shuffled a few at a time."""
-
-    def __init__(self, dataset: ClipDataset) -> None:
-        self._shards = [str(path) for path in dataset.shards]
-        self._cut = Cut(dataset)
-
-    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        generator = np.random.default_rng(0)
-        places = [
-            (shard, group)
-            for shard in self._shards
-            for group in range(pq.read_metadata(shard).num_row_groups)
-        ]
-        generator.shuffle(places)
-        for begin in range(0, len(places), WINDOW):
-            rows: list[Row] = []
-            for shard, group in places[begin : begin + WINDOW]:
-                with pq.ParquetFile(shard, memory_map=True) as file:
-                    table = file.read_row_group(group, columns=COLUMNS, use_threads=False)
-                rows += usable(table)
-            for number in generator.permutation(len(rows)):
-                yield self._cut.one(rows[number])
-
-
-def loader(dataset: ClipDataset, num_workers: int) -> DataLoader[tuple[torch.Tensor, torch.Tensor]]:
-    """Makes a DataLoader whose worker, if it has one, lives on."""
-    return DataLoader(
-        Rows(dataset),
-        batch_size=BATCH_SIZE,
-        num_workers=num_workers,
-        collate_fn=Cut(dataset).batch,
-        drop_last=True,
-        # A fork would have the threads of pyarrow.
-        multiprocessing_context="forkserver" if num_workers else None,
-        persistent_workers=bool(num_workers),
-    )
-
-
-def loader_all(batches: DataLoader[tuple[torch.Tensor, torch.Tensor]]) -> int:
-    """Takes an epoch out of a DataLoader."""
-    return sum(len(frames) for frames, _ in batches)
 
 
 if __name__ == "__main__":

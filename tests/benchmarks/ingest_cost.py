@@ -17,12 +17,12 @@ import shutil
 import statistics
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 
 import av
 import numpy as np
 from cpu_time import tree_cpu_seconds
+from program import options, surroundings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -42,17 +42,16 @@ CORES = (16, 256)
 
 def main() -> None:
     """Prints tables, and one JSON line last."""
-    options = DEFAULTS | dict(argument.split("=", 1) for argument in sys.argv[1:])
-    if unknown := options.keys() - DEFAULTS.keys():
-        raise SystemExit(f"unknown: {', '.join(sorted(unknown))}")
+    given = options(DEFAULTS)
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
-        folder = Path(options["input"]) if options["input"] else make(place / "media")
-        paths = sample(folder, int(options["videos"]))
-        results = measure(paths, place / "out", int(options["repeats"]))
+        folder = Path(given["input"]) if given["input"] else make(place / "media")
+        paths = sample(folder, int(given["videos"]))
+        results = measure(paths, place / "out", int(given["repeats"]))
         print_plan(results)
-        results |= peaks(place, float(options["long_minutes"]))
-    print(json.dumps({"benchmark": "ingest_cost", "av": version("av"), "results": results}))
+        results |= peaks(place, float(given["long_minutes"]))
+    line = {"benchmark": "ingest_cost", **surroundings("av", "pyarrow")}
+    print(json.dumps(line | {"settings": given, "results": results}))
 
 
 def sample(folder: Path, count: int) -> list[str]:

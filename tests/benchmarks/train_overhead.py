@@ -1,22 +1,24 @@
-"""What does Ray Train cost, and what does a second worker bring?
+"""What does Ray Train cost, what does a second worker bring, and how long do they wait for data?
 
-    python tests/benchmarks/train_overhead.py [STEPS] [REPEATS]
+    python tests/benchmarks/train_overhead.py [steps=40] [repeats=3] [short_side=48]
 
 In turns, on one thread a process: a bare loop over the feed, the views and `train_step`; the same
 training by Ray Train with one worker; and with two workers and twice the batch, so that each
 worker has the same. Clips a second over all steps but the first; saving and logging are in Ray
 Train's figures and not in the loop's. The network is that of the smoke run.
+
+The wait for data is what training says of itself in MLflow: the shares of its laps, each weighed
+with the lap's seconds, over all steps but the first. It is that of the first worker; a second one
+that waits shows in the first one's steps, which then take longer. Clips are smaller than those of
+ingest, whose short side is 128; the wait and the views' part of a step depend on it.
 """
 
 import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -26,10 +28,12 @@ import ray
 import torch
 import yaml
 from datasets import FRAME_RATE, SAMPLE_RATE, write_dataset
+from program import options, spread, surroundings
 
 from pipelines.clip_dataset import ClipDataset
 from pipelines.config import PretrainConfig
 from pipelines.pretrain import pretrain
+from pipelines.tracking import RunRef
 from pipelines.train_loop import make_feed
 from ray_jobs.cluster import SURROUNDINGS
 from xkd_core.audio import LogMel
@@ -42,40 +46,63 @@ from xkd_core.xkd import build_xkd
 REPOSITORY = Path(__file__).resolve().parents[2]
 BATCH_SIZE = 16
 NUM_CLIPS = 64
+DEFAULTS = {"steps": "40", "repeats": "3", "short_side": "48"}
 WAYS = ("bare", "ray_1", "ray_2")
+Turn = dict[str, float]
+"""Clips a second by way, and the share of waiting by `WAY wait`."""
 
 
 def main() -> None:
     """Prints a table, and one JSON line last."""
-    num_steps = int(sys.argv[1]) if len(sys.argv) > 1 else 40
-    repeats = int(sys.argv[2]) if len(sys.argv) > 2 else 3
+    given = options(DEFAULTS)
+    num_steps, repeats = int(given["steps"]), int(given["repeats"])
+    if num_steps < 3 or repeats < 1:  # the first step is not timed
+        raise SystemExit(f"steps ({num_steps}) must be 3 or more, repeats ({repeats}) 1 or more")
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary)
-        noise = np.random.default_rng(0).integers(0, 255, (20, 48, 64, 3), dtype=np.uint8)
+        side = int(given["short_side"])
+        shape = (20, side, side * 4 // 3, 3)
+        noise = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
         write_dataset(
             home / "clips", NUM_CLIPS, num_frames=20, frames=lambda clip, *_: np.roll(noise, clip)
         )
-        results = measure(home, num_steps, repeats)
-    report(results, num_steps)
+        turns = measure(home, num_steps, repeats)
+    report(turns)
+    line = {"benchmark": "train_overhead", **surroundings("ray", "torch", "mlflow")}
+    print(json.dumps(line | {"settings": given, "turns": turns}))
 
 
-def measure(home: Path, num_steps: int, repeats: int) -> dict[str, list[float]]:
-    """Clips a second of each way, in turns."""
+def measure(home: Path, num_steps: int, repeats: int) -> list[Turn]:
+    """Takes turns."""
     os.environ.update(SURROUNDINGS)
-    results: dict[str, list[float]] = {way: [] for way in WAYS}
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    turns: list[Turn] = []
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     for repeat in range(repeats):
+        turn: Turn = {}
         for way in WAYS:
             num_workers = 2 if way == "ray_2" else 1
             config = settings(home, f"{way}.{repeat}", num_workers, num_steps)
-            results[way].append(
-                in_a_process(config, home, num_steps)
-                if way == "bare"
-                else pretrain(config, on_progress=lambda *_: None).clips_per_second
-            )
-            print(way, f"{results[way][-1]:.2f} clips/s", flush=True)
+            if way == "bare":
+                turn[way] = in_a_process(config, home, num_steps)
+            else:
+                result = pretrain(config, on_progress=lambda *_: None)
+                turn[way], turn[f"{way} wait"] = result.clips_per_second, data_wait(result.run)
+        turns.append(turn)
+        print("  ".join(f"{name} {value:.4g}" for name, value in turn.items()), flush=True)
     ray.shutdown()
-    return results
+    return turns
+
+
+def data_wait(run: RunRef) -> float:
+    """The share of the time that a training waited for data, after its first step."""
+    client = run.client()
+    shares, seconds = (
+        {metric.step: metric.value for metric in client.get_metric_history(run.run_id, name)}
+        for name in ("time/data_wait_share", "time/lap_seconds")
+    )
+    assert seconds
+    assert shares.keys() == seconds.keys()
+    return sum(shares[step] * seconds[step] for step in shares) / sum(seconds.values())
 
 
 def settings(home: Path, name: str, num_workers: int, num_steps: int) -> PretrainConfig:
@@ -93,12 +120,14 @@ def settings(home: Path, name: str, num_workers: int, num_steps: int) -> Pretrai
         "patch_frames": 3,
     }
     batch_size = BATCH_SIZE * num_workers
+    epochs = num_steps * batch_size / NUM_CLIPS
+    smoke["optimizer"]["warmup_epochs"] = min(smoke["optimizer"]["warmup_epochs"], epochs)
     changes = {
         "name": name,
         "dataset": str(home / "clips"),
         "output": str(home / "runs"),
         "tracking": {"uri": f"sqlite:///{home}/mlflow.db"},
-        "epochs": num_steps * batch_size / NUM_CLIPS,
+        "epochs": epochs,
         "batch_size": batch_size,
         "num_workers": num_workers,
         "cpus_per_worker": 1,
@@ -150,33 +179,17 @@ def bare(file: str, num_steps: int) -> None:
     feed.close()
 
 
-def report(results: dict[str, list[float]], num_steps: int) -> None:
+def report(turns: list[Turn]) -> None:
     """Ratios within each turn."""
-    turns = list(zip(*(results[way] for way in WAYS), strict=True))
-    cost = [bare / one for bare, one, _ in turns]
-    gain = [two / one for _, one, two in turns]
     for way in WAYS:
-        print(f"{way:6} {statistics.median(results[way]):7.2f} clips/s")
-    print(f"Ray Train with one worker takes {_spread(cost)} times the bare loop")
-    print(f"two workers give {_spread(gain)} times one worker's throughput")
-    print(
-        json.dumps(
-            {
-                "benchmark": "train_overhead",
-                "ray": version("ray"),
-                "torch": version("torch"),
-                "cpu": platform.machine(),
-                "cores": os.cpu_count(),
-                "load": os.getloadavg(),
-                "steps": num_steps,
-                "results": results,
-            }
-        )
-    )
-
-
-def _spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+        print(f"{way:6} {spread([turn[way] for turn in turns])} clips/s")
+    cost = spread([turn["bare"] / turn["ray_1"] for turn in turns], 3)
+    print(f"Ray Train with one worker takes {cost} times the bare loop")
+    gain = spread([turn["ray_2"] / turn["ray_1"] for turn in turns], 3)
+    print(f"two workers give {gain} times one worker's throughput")
+    for way in WAYS[1:]:
+        waits = spread([turn[f"{way} wait"] for turn in turns], 4)
+        print(f"{way} waits for data for {waits} of the time")
 
 
 if __name__ == "__main__":

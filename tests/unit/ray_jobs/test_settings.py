@@ -136,6 +136,14 @@ def test_a_job_without_a_file_takes_overrides_alone():
         load_settings(ImportConfig, None, ["file=/a.pth.tar", "alias=v3"])
 
 
+def test_a_published_dataset_without_its_folder_is_refused_before_clips_are_made():
+    message = r"dataset \(esc50\) must come with input"
+    with pytest.raises(UserError, match=message):
+        load_settings(IngestConfig, CONF / "ingest" / "smoke.yaml", ["dataset=esc50"])
+    with pytest.raises(UserError, match=rf"ingest\.{message}"):
+        load_settings(RunConfig, CONF / "run" / "smoke.yaml", ["ingest.dataset=esc50"])
+
+
 def test_missing_file_names_its_neighbours():
     with pytest.raises(UserError, match=r"smok\.yaml\) does not exist; .* has smoke\.yaml"):
         load_settings(RunConfig, CONF / "run" / "smok.yaml", [])

@@ -1,0 +1,24 @@
+"""What ingest says of its outcome."""
+
+from pipelines.ingest import IngestSummary
+from pipelines.ingest_plan import Changes
+from ray_jobs.ingest import in_words
+
+
+def test_media_that_no_list_names_are_not_called_files_without_media():
+    summary = IngestSummary(
+        sources=3,
+        accepted=2,
+        rejected=1,
+        rejects_by_reason={"unreadable": 1},
+        clips=4,
+        new_clips=4,
+        media_seconds=20.0,
+        dataset_id="0",
+        ignored={"not listed": 2},
+        changes=Changes(new=3),
+    )
+    assert in_words(summary) == (
+        "4 clips of 2 sources, 4 of them new; 3 sources = 2 accepted + 1 rejected (1 unreadable); "
+        "files that are no source: 2 not listed"
+    )
