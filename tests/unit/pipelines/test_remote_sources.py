@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import threading
+from itertools import islice
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -191,3 +192,29 @@ def test_a_clip_dataset_in_a_bucket_is_read_as_one_on_the_disk(bucket, tmp_path)
         ClipDataset.open("s3://media/nowhere")
     with pytest.raises(UserError, match="cannot be opened"):
         ClipDataset.open("nosuch://media/nowhere")
+
+
+@pytest.fixture(scope="module")
+def remote(bucket, tmp_path_factory):
+    folder = write_dataset(tmp_path_factory.mktemp("feed") / "clips", 23)
+    upload(bucket, folder, "feed")
+    return ClipDataset.open("s3://media/feed")
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+@pytest.mark.parametrize("before", [1, 2, 3])
+@pytest.mark.parametrize("stop", [0, 3, 5])
+def test_every_stop_and_change_of_workers_gives_each_clip_once_from_a_bucket(
+    remote, stop, before, after
+):
+    seen = []
+    for world_size, first, count in ((before, 0, stop), (after, stop, 8 - stop)):
+        for rank in range(world_size):
+            feed = Feed(remote, **FEED | {"rank": rank, "world_size": world_size}, batch_size=6)
+            for batch in islice(feed.batches(first), count):
+                seen += zip(batch.epochs, batch.clip_ids, strict=True)
+            feed.close()
+    assert len(seen) == 48
+    for epoch in (0, 1):
+        there = sorted(clip for number, clip in seen if number == epoch)
+        assert there == sorted(remote.index.clip_id.tolist())
