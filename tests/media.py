@@ -98,6 +98,20 @@ def write_numbered(path: Path, num_frames: int, **how) -> Path:
     return write_media(path, frames, **how)
 
 
+def write_growing(path: Path) -> Path:
+    """Writes four seconds of small frames and then eight of 320 x 240, which a limit can refuse.
+
+    Nothing at the beginning of the file says what will come.
+    """
+    noise = np.random.default_rng(0).integers(0, 255, (240, 320, 3), np.uint8)
+    small = write_numbered(path.with_suffix(".1.ts"), 100, waveform=None)
+    large = write_media(path.with_suffix(".2.ts"), [np.roll(noise, i) for i in range(200)])
+    path.write_bytes(small.read_bytes() + large.read_bytes())
+    small.unlink()
+    large.unlink()
+    return path
+
+
 def timed_frame(number: int, is_flash: bool) -> np.ndarray:
     """A numbered frame with a third part that is white or black."""
     frame = np.zeros((48, 96, 3), np.uint8)

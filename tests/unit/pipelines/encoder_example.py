@@ -64,7 +64,12 @@ def write_checkpoint(folder: Path, *, seed=0, step=7, variant="modality_specific
         short_side=CLIPS.short_side,
         sample_rate=4_000,
     )
-    manifest = {"format_version": FORMAT_VERSION, "settings": ingest.model_dump(mode="json")}
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "dataset_id": "made",
+        "clips": 0,
+        "settings": ingest.model_dump(mode="json"),
+    }
     write_json(dataset / MANIFEST, manifest)
     config = PretrainConfig(
         name="example",

@@ -11,8 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from encoder_example import WIDTH, example_scores, write_checkpoint, write_media
+from media import write_growing
 
-from pipelines.config import EmbedConfig, IngestSettings, JobConfig, PromoteSettings, TrackingConfig
+from pipelines.config import (
+    EmbedConfig,
+    IngestSettings,
+    JobConfig,
+    LimitsConfig,
+    PromoteSettings,
+    TrackingConfig,
+)
 from pipelines.embed import check_embed, embed
 from pipelines.errors import UserError
 from pipelines.ingest import ingest
@@ -129,6 +137,17 @@ def test_what_is_there_is_not_done_again_and_what_is_missing_is(embedded):
     shard.unlink()  # as if killed before it was in place
     assert run(config) == replace(first, new_clips=num_rows)
     assert rows_of(output) == before
+
+
+def test_a_source_that_fails_half_way_leaves_no_embedding(tracking, media, tmp_path):
+    films = tmp_path / "films"
+    shutil.copytree(media / "a", films)
+    write_growing(films / "grows.ts")
+    config = config_for(tracking, films, tmp_path / "out")
+    summary = run(config.model_copy(update={"limits": LimitsConfig(max_pixels=20_000)}))
+    assert (summary.accepted, summary.rejects_by_reason) == (1, {"too_many_pixels": 1})
+    assert {row["source"] for row in rows_of(tmp_path / "out")} == {str(films / "long.mkv")}
+    assert summary.clips == 2
 
 
 def test_an_output_of_another_model_is_refused(embedded):

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from media import frame_number, tone, write_media, write_numbered
+from media import frame_number, tone, write_growing, write_media, write_numbered
 
 from pipelines.clip_dataset import ClipDataset
 from pipelines.config import IngestSettings, LimitsConfig
@@ -286,15 +286,11 @@ def test_a_source_that_fails_half_way_leaves_no_clip(local_ray, tmp_path):
     media, output = tmp_path / "media", tmp_path / "clips"
     media.mkdir()
     write_numbered(media / "good.mp4", 100)
-    write_numbered(media / "long.mp4", 250)
-    settings = SETTINGS.model_copy(
-        update={
-            "rows_per_group": 1,
-            "limits": SETTINGS.limits.model_copy(update={"max_seconds": 7.0}),
-        }
-    )
+    write_growing(media / "grows.ts")
+    limits = LimitsConfig(max_pixels=20_000)
+    settings = SETTINGS.model_copy(update={"rows_per_group": 1, "limits": limits})
     summary = run(media, output, settings)
-    assert (summary.accepted, summary.rejects_by_reason) == (1, {"too_long": 1})
+    assert (summary.accepted, summary.rejects_by_reason) == (1, {"too_many_pixels": 1})
     sources = set(pq.read_table(output / "clips", columns=["source"])["source"].to_pylist())
     assert sources == {str(media / "good.mp4")}
 
