@@ -160,8 +160,19 @@ def test_frames_are_never_enlarged_and_keep_their_aspect(tmp_path):
     assert decode(path, short_side=24)[0].frames.shape[1:3] == (24, 32)
 
 
-def test_pixels_become_square(tmp_path):
-    path = write_numbered(tmp_path / "clip.mp4", 50, pixel_aspect=2)
+@pytest.mark.parametrize(
+    ("name", "codec", "pixel_format"),
+    [
+        ("clip.mp4", "libx264", "yuv420p"),
+        ("clip.mp4", "libvpx-vp9", "yuv420p"),  # only the container says it
+        ("clip.mov", "prores_ks", "yuv422p10le"),
+    ],
+)
+def test_pixels_become_square(tmp_path, name, codec, pixel_format):
+    codecs = (codec, "aac")
+    path = write_numbered(
+        tmp_path / name, 50, pixel_aspect=2, codecs=codecs, pixel_format=pixel_format
+    )
     assert decode(path, short_side=24)[0].frames.shape[1:3] == (24, 64)
 
 
