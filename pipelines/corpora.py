@@ -81,6 +81,12 @@ KINETICS_SOUND_CLASSES = frozenset(
 """Classes of Kinetics-400 that sound as they look."""
 _YOUTUBE_ID = 11
 _LIST_SUFFIXES = (".txt", ".csv")
+_SOUND_DATASETS = frozenset({"esc50", "fsd50k"})
+_SOUND_SUFFIXES = frozenset(
+    {".aac", ".aif", ".aiff", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma"}
+)
+SAME_NAME = "of the name of another"
+"""What a file is ignored as that differs in its ending or folder alone from one that is taken."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,8 @@ class Folder:
     """Path by name without ending."""
     lists: dict[str, str] = field(default_factory=dict)
     """Path of each text file by name."""
+    num_same_name: int = 0
+    """Media that are left out, because another file of that name is taken."""
 
     def rows(self, *names: str) -> Iterator[list[str]]:
         """The cells of the first list that is there under one of the names.
@@ -155,7 +163,9 @@ def list_input(input_path: str, settings: IngestSettings) -> SourceList:
         return list_sources(input_path, settings.labels)
     if is_uri(input_path) or not os.path.isdir(input_path):
         raise UserError(f"input ({input_path}) must be a folder: it is to hold {settings.dataset}")
-    folder = read_folder(os.path.abspath(input_path))
+    folder = read_folder(
+        os.path.abspath(input_path), has_pictures=settings.dataset not in _SOUND_DATASETS
+    )
     read, num_folds = CORPORA[settings.dataset]
     fold = settings.fold or 1
     if fold > num_folds:
@@ -175,16 +185,28 @@ def list_input(input_path: str, settings: IngestSettings) -> SourceList:
     return found
 
 
-def read_folder(root: str) -> Folder:
-    """Goes through a folder once and knows its files by name."""
+def read_folder(root: str, *, has_pictures: bool) -> Folder:
+    """Goes through a folder once and knows its files by name.
+
+    Of several media of one name, such as a video and the sound that was taken out of it, the first
+    is taken that is of the kind the dataset is made of.
+    """
     folder = Folder(root)
     for path, _ in walk_files(root):
         name = PurePosixPath(path)
         if name.suffix.lower() in _LIST_SUFFIXES:
             folder.lists.setdefault(name.name, path)
         elif name.suffix.lower() not in NOT_MEDIA_SUFFIXES and not name.name.startswith("."):
-            folder.media.setdefault(name.stem, path)
+            other = folder.media.get(name.stem)
+            folder.num_same_name += other is not None
+            is_meant = _is_sound(path) != has_pictures
+            if other is None or (is_meant and _is_sound(other) == has_pictures):
+                folder.media[name.stem] = path
     return folder
+
+
+def _is_sound(path: str) -> bool:
+    return PurePosixPath(path).suffix.lower() in _SOUND_SUFFIXES
 
 
 def ucf101(folder: Folder, fold: int) -> Iterator[Row]:
@@ -367,6 +389,7 @@ def _sources(folder: Folder, rows: list[Row]) -> SourceList:
         )
     sources.sort(key=lambda source: source.uri)
     unlisted = len(folder.media) - len({row.stem for row in rows} & folder.media.keys())
-    found = SourceList(folder.root, sources, {"not listed": unlisted} if unlisted else {})
+    ignored = {"not listed": unlisted, SAME_NAME: folder.num_same_name}
+    found = SourceList(folder.root, sources, {why: n for why, n in ignored.items() if n})
     check_once(found)
     return found

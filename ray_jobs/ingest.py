@@ -90,7 +90,7 @@ def in_words(summary: IngestSummary) -> str:
         text += f"; since the last run: {', '.join(f'{n} {name}' for name, n in changes.items())}"
     if summary.ignored:
         names = ", ".join(f"{count} {suffix}" for suffix, count in summary.ignored.items())
-        text += f"; no media by name: {names}"
+        text += f"; ignored: {names}"
     return text
 
 

@@ -9,7 +9,7 @@ from media import tone, write_media, write_numbered
 
 from pipelines.clip_dataset import ClipDataset
 from pipelines.config import IngestSettings
-from pipelines.corpora import KINETICS_SOUND_CLASSES, list_input
+from pipelines.corpora import KINETICS_SOUND_CLASSES, SAME_NAME, list_input
 from pipelines.errors import UserError
 from pipelines.ingest import ingest
 
@@ -227,6 +227,22 @@ def test_vggsound(tmp_path):
         },
         {"not listed": 1},
     )
+
+
+def test_the_video_is_taken_where_its_sound_lies_beside_it(tmp_path):
+    vggsound(tmp_path)
+    write(tmp_path, {}, ["audio/---g-f_I2yQ_000001.wav", "video/--0PQM4-hqg.m4a"])
+    rows, ignored = listed(tmp_path, "vggsound")
+    assert set(rows) == {"---g-f_I2yQ_000001.mp4", "--0PQM4-hqg.mp4"}
+    assert ignored == {"not listed": 1, SAME_NAME: 2}
+
+
+def test_sound_is_taken_where_the_dataset_has_no_pictures(tmp_path):
+    esc50(tmp_path)
+    write(tmp_path, {}, ["a/1-100032-A-0.mp4", "more/2-100038-A-14.wav"])
+    rows, ignored = listed(tmp_path, "esc50")
+    assert set(rows) == {"1-100032-A-0.wav", "2-100038-A-14.wav"}
+    assert ignored == {SAME_NAME: 2}
 
 
 def test_esc50(tmp_path):
