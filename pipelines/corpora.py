@@ -80,6 +80,8 @@ KINETICS_SOUND_CLASSES = frozenset(
 )
 """Classes of Kinetics-400 that sound as they look."""
 _YOUTUBE_ID = 11
+_CUT_AT = re.compile(r"_(\d+(?:\.\d+)?)(?:_|$)")
+"""What follows the video in the name of a file that was cut: where it begins."""
 _LIST_SUFFIXES = (".txt", ".csv")
 _SOUND_DATASETS = frozenset({"esc50", "fsd50k"})
 _SOUND_SUFFIXES = frozenset(
@@ -343,38 +345,60 @@ CORPORA: dict[str, tuple[Callable[[Folder, int], Iterator[Row]], int]] = {
 """Who reads a dataset, and how many folds it has."""
 
 
-def _youtube_id(stem: str) -> str:
-    """The video of a file, whose name may have a `Y` in front so that it begins with no dash."""
-    if stem.startswith("Y") and len(stem) > _YOUTUBE_ID and re.match(r".{12}(_|$)", stem):
-        return stem[1 : _YOUTUBE_ID + 1]
-    return stem[:_YOUTUBE_ID]
+def _by_youtube_id(folder: Folder) -> dict[str, dict[str, str]]:
+    """Of each video the stems of its files, with what follows the video in them.
 
-
-def _by_youtube_id(folder: Folder) -> dict[str, str]:
-    """The stem of each file by its video."""
-    return {_youtube_id(stem): stem for stem in sorted(folder.media, reverse=True)}
+    A name may have a `Y` in front so that it begins with no dash.
+    """
+    files: dict[str, dict[str, str]] = {}
+    for stem in sorted(folder.media):
+        begin = int(re.match(r"Y.{11}(_|$)", stem) is not None)
+        end = begin + _YOUTUBE_ID
+        files.setdefault(stem[begin:end], {})[stem] = stem[end:]
+    return files
 
 
 def _stretch(
-    files: dict[str, str],
+    files: dict[str, dict[str, str]],
     video: str,
     labels: tuple[str, ...],
     split: str,
     start: float,
     end: float,
 ) -> Row:
-    """The row of a stretch, whose file has been cut to it if its name says more than the video."""
-    stem = files.get(video, video)
-    if stem in (video, f"Y{video}"):
-        return Row(stem, labels, split, start_seconds=start, end_seconds=end)
-    return Row(stem, labels, split)
+    """The row of a stretch, with the file that was cut to it or else the whole video.
+
+    A file whose name has something else after the video than where a stretch begins is taken for
+    the cut one if the video has no other.
+    """
+    there = files.get(video, {})
+    for stem, rest in there.items():
+        begins = _CUT_AT.match(rest)
+        is_only = len(there) == 1 and rest and not begins
+        if is_only or (begins and _is_second(float(begins[1]), start)):
+            return Row(stem, labels, split)
+    whole = next((stem for stem, rest in there.items() if not rest), video)
+    return Row(whole, labels, split, start_seconds=start, end_seconds=end)
+
+
+def _is_second(number: float, seconds: float) -> bool:
+    """Whether a number in a name stands for a time, in whole seconds or in milliseconds."""
+    return abs(number - seconds) < 1.0 or abs(number - 1000.0 * seconds) < 1.0
 
 
 def _sources(folder: Folder, rows: list[Row]) -> SourceList:
-    """Rows with the files that belong to them, or the names that files should have."""
+    """Rows with the files that belong to them, or the names that files should have.
+
+    A file is one source, so a video that has not been cut stands for the first of its stretches;
+    the others are missing, as are files cut to them.
+    """
     sources = []
+    taken = set()
     for row in rows:
         path = folder.media.get(row.stem, f"{folder.root}/{row.stem}")
+        if path in taken and row.start_seconds is not None:
+            path = f"{folder.root}/{row.stem}_{row.start_seconds:06.0f}"
+        taken.add(path)
         sources.append(
             Source(
                 path,

@@ -229,6 +229,36 @@ def test_vggsound(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("media", "expected"),
+    [
+        (["V_000030.mp4", "V_000050.mp4"], {"V_000030.mp4": ("harp",), "V_000050.mp4": ("dog",)}),
+        (
+            ["YV_30000_40000.mp4", "V_50.0.mp4"],
+            {"YV_30000_40000.mp4": ("harp",), "V_50.0.mp4": ("dog",)},
+        ),
+        (["V.mp4", "V_000050.mp4"], {"V.mp4": ("harp", 30.0), "V_000050.mp4": ("dog",)}),
+        (["V_000030.mp4"], {"V_000030.mp4": ("harp",), "!V": ("dog", 50.0)}),
+        (["V.mp4"], {"V.mp4": ("harp", 30.0), "!V_000050": ("dog", 50.0)}),
+    ],
+)
+def test_each_stretch_of_a_video_has_the_file_cut_to_it(tmp_path, media, expected):
+    video = "abcdefghijk"
+    table = f"{video},30,harp,train\n{video},50,dog,test\n"
+    write(tmp_path, {"vggsound.csv": table}, [name.replace("V", video) for name in media])
+    rows, ignored = listed(tmp_path, "vggsound")
+    assert {
+        name.replace(video, "V"): (*row[0], *row[3:4]) for name, row in rows.items()
+    } == expected
+    assert ignored == {}
+
+
+def test_a_name_that_says_no_time_is_taken_where_a_video_has_one_file(tmp_path):
+    texts = {"vggsound.csv": "abcdefghijk,30,harp,train\nabcdefghijl,50,dog,test\n"}
+    write(tmp_path, texts, ["abcdefghijk_a.mp4", "abcdefghijl_a.mp4", "abcdefghijl_b.mp4"])
+    assert set(listed(tmp_path, "vggsound")[0]) == {"abcdefghijk_a.mp4", "!abcdefghijl"}
+
+
 def test_the_video_is_taken_where_its_sound_lies_beside_it(tmp_path):
     vggsound(tmp_path)
     write(tmp_path, {}, ["audio/---g-f_I2yQ_000001.wav", "video/--0PQM4-hqg.m4a"])
