@@ -196,9 +196,11 @@ def read_folder(root: str, *, has_pictures: bool) -> Folder:
     folder = Folder(root)
     for path, _ in walk_files(root):
         name = PurePosixPath(path)
+        if name.name.startswith("."):
+            continue
         if name.suffix.lower() in _LIST_SUFFIXES:
             folder.lists.setdefault(name.name, path)
-        elif name.suffix.lower() not in NOT_MEDIA_SUFFIXES and not name.name.startswith("."):
+        elif name.suffix.lower() not in NOT_MEDIA_SUFFIXES:
             other = folder.media.get(name.stem)
             folder.num_same_name += other is not None
             is_meant = _is_sound(path) != has_pictures

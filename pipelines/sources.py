@@ -156,7 +156,7 @@ class SourceList:
     input: str
     sources: list[Source]
     ignored: dict[str, int] = field(default_factory=dict)
-    """Files that are no media, counted by ending."""
+    """Files that are no media, counted by ending, and what is hidden; a hidden folder is one."""
 
 
 def list_sources(input_path: str, labels: Literal["auto", "folder", "none"]) -> SourceList:
@@ -261,7 +261,8 @@ def walk_files(root: str) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Goes through a tree and through links in it, but into each folder once.
 
     Gives each file's path and the folders between the root and it. A folder that cannot be listed
-    comes as if it were a file: it will be rejected as one.
+    comes as if it were a file: it will be rejected as one. So does a hidden one, whose name says
+    that it is none.
     """
     visited = set()
     waiting: list[tuple[str, tuple[str, ...]]] = [(root, ())]
@@ -279,10 +280,9 @@ def walk_files(root: str) -> Iterator[tuple[str, tuple[str, ...]]]:
             continue
         inner = []
         for entry in found:
-            if _is_folder(entry):
-                if not entry.name.startswith("."):
-                    inner.append((entry.path, (*parts, entry.name)))
-            elif _is_file(entry):
+            if _is_folder(entry) and not entry.name.startswith("."):
+                inner.append((entry.path, (*parts, entry.name)))
+            elif _is_file(entry) or _is_folder(entry):
                 yield entry.path, parts
         waiting += reversed(inner)
 
@@ -304,10 +304,16 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 def _walk_remote(root: str) -> Iterator[tuple[Source, tuple[str, ...]]]:
     prefix = root.rstrip("/") + "/"
+    hidden = set()
     for entry in list_files(root):
         inner = entry.uri.removeprefix(prefix)
         parts = tuple(inner.split("/")[:-1])
-        if any(part.startswith(".") for part in parts):
+        depth = next((i for i, part in enumerate(parts) if part.startswith(".")), None)
+        if depth is not None:
+            folder = prefix + "/".join(parts[: depth + 1])
+            if folder not in hidden:  # once, as in a local walk
+                hidden.add(folder)
+                yield Source(folder, text_of(folder), None, None, None), parts[:depth]
             continue
         split = _folder_split(parts)
         size, modified = entry.byte_size, entry.modified

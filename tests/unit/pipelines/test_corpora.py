@@ -184,6 +184,7 @@ def test_hmdb51(tmp_path):
         },
         {"not listed": 1},
     )
+    write(tmp_path, {"lists/._wave_test_split3.txt": "none\0", "lists/.old/x_test_split3.txt": ""})
     assert listed(tmp_path, "hmdb51", 3)[0] == {"d_wave_0.avi": (("wave",), "test", None)}
 
 

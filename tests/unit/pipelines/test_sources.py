@@ -31,6 +31,15 @@ def test_every_file_is_a_source_unless_its_name_says_otherwise(tmp_path):
     assert found.ignored == {".csv": 1, ".jpg": 1, ".txt": 1, "hidden": 1}
 
 
+@pytest.mark.parametrize("prefix", ["", "file://"])
+def test_a_hidden_folder_is_counted_once(tmp_path, prefix):
+    for name in ("a.mp4", ".b.mp4", ".h/c.mp4", ".h/.d/e.mp4", "f/.g/h.mp4", "f/.g/i.mp4"):
+        touch(tmp_path / name)
+    found = list_sources(f"{prefix}{tmp_path}", "none")
+    assert [os.path.basename(source.path) for source in found.sources] == ["a.mp4"]
+    assert found.ignored == {"hidden": 3}
+
+
 def test_folders_name_labels_and_splits(tmp_path):
     for name in ("train/dog/a.mp4", "Validation/dog/b.mp4", "heldout/cat/c.mp4", "d.mp4"):
         touch(tmp_path / name)
