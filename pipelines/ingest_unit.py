@@ -142,6 +142,7 @@ class _Attempt:
         return {
             "segment_seconds": settings.segment_seconds,
             "min_segment_seconds": settings.min_segment_seconds,
+            "min_source_seconds": settings.min_source_seconds or settings.min_segment_seconds,
             "frame_rate": settings.frame_rate,
             "short_side": settings.short_side,
             "sample_rate": settings.sample_rate,
