@@ -123,6 +123,9 @@ class IngestSettings(Config):
     min_segment_seconds: PositiveFloat = 1.1
     """A shorter rest of a source is dropped, a shorter source is rejected. Training loops pictures
     and pads sound that are shorter than a clip; the published code never uses them, as at 4.0."""
+    min_source_seconds: PositiveFloat | None = None
+    """A source as long as that is kept though all of it is shorter than `min_segment_seconds`: test
+    splits have clips of a fraction of a second, and evaluation loops and pads as training does."""
     frame_rate: PositiveFloat = 8.0
     short_side: PositiveInt = 128
     """Pixels of the shorter side of a stored frame; sources that are smaller keep their size."""

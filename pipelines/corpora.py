@@ -80,7 +80,15 @@ KINETICS_SOUND_CLASSES = frozenset(
 )
 """Classes of Kinetics-400 that sound as they look."""
 _YOUTUBE_ID = 11
+_CUT_AT = re.compile(r"_(\d+(?:\.\d+)?)(?:_|$)")
+"""What follows the video in the name of a file that was cut: where it begins."""
 _LIST_SUFFIXES = (".txt", ".csv")
+_SOUND_DATASETS = frozenset({"esc50", "fsd50k"})
+_SOUND_SUFFIXES = frozenset(
+    {".aac", ".aif", ".aiff", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma"}
+)
+SAME_NAME = "of the name of another"
+"""What a file is ignored as that differs in its ending or folder alone from one that is taken."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,8 @@ class Folder:
     """Path by name without ending."""
     lists: dict[str, str] = field(default_factory=dict)
     """Path of each text file by name."""
+    num_same_name: int = 0
+    """Media that are left out, because another file of that name is taken."""
 
     def rows(self, *names: str) -> Iterator[list[str]]:
         """The cells of the first list that is there under one of the names.
@@ -155,7 +165,9 @@ def list_input(input_path: str, settings: IngestSettings) -> SourceList:
         return list_sources(input_path, settings.labels)
     if is_uri(input_path) or not os.path.isdir(input_path):
         raise UserError(f"input ({input_path}) must be a folder: it is to hold {settings.dataset}")
-    folder = read_folder(os.path.abspath(input_path))
+    folder = read_folder(
+        os.path.abspath(input_path), has_pictures=settings.dataset not in _SOUND_DATASETS
+    )
     read, num_folds = CORPORA[settings.dataset]
     fold = settings.fold or 1
     if fold > num_folds:
@@ -175,16 +187,30 @@ def list_input(input_path: str, settings: IngestSettings) -> SourceList:
     return found
 
 
-def read_folder(root: str) -> Folder:
-    """Goes through a folder once and knows its files by name."""
+def read_folder(root: str, *, has_pictures: bool) -> Folder:
+    """Goes through a folder once and knows its files by name.
+
+    Of several media of one name, such as a video and the sound that was taken out of it, the first
+    is taken that is of the kind the dataset is made of.
+    """
     folder = Folder(root)
     for path, _ in walk_files(root):
         name = PurePosixPath(path)
+        if name.name.startswith("."):
+            continue
         if name.suffix.lower() in _LIST_SUFFIXES:
             folder.lists.setdefault(name.name, path)
-        elif name.suffix.lower() not in NOT_MEDIA_SUFFIXES and not name.name.startswith("."):
-            folder.media.setdefault(name.stem, path)
+        elif name.suffix.lower() not in NOT_MEDIA_SUFFIXES:
+            other = folder.media.get(name.stem)
+            folder.num_same_name += other is not None
+            is_meant = _is_sound(path) != has_pictures
+            if other is None or (is_meant and _is_sound(other) == has_pictures):
+                folder.media[name.stem] = path
     return folder
+
+
+def _is_sound(path: str) -> bool:
+    return PurePosixPath(path).suffix.lower() in _SOUND_SUFFIXES
 
 
 def ucf101(folder: Folder, fold: int) -> Iterator[Row]:
@@ -321,38 +347,60 @@ CORPORA: dict[str, tuple[Callable[[Folder, int], Iterator[Row]], int]] = {
 """Who reads a dataset, and how many folds it has."""
 
 
-def _youtube_id(stem: str) -> str:
-    """The video of a file, whose name may have a `Y` in front so that it begins with no dash."""
-    if stem.startswith("Y") and len(stem) > _YOUTUBE_ID and re.match(r".{12}(_|$)", stem):
-        return stem[1 : _YOUTUBE_ID + 1]
-    return stem[:_YOUTUBE_ID]
+def _by_youtube_id(folder: Folder) -> dict[str, dict[str, str]]:
+    """Of each video the stems of its files, with what follows the video in them.
 
-
-def _by_youtube_id(folder: Folder) -> dict[str, str]:
-    """The stem of each file by its video."""
-    return {_youtube_id(stem): stem for stem in sorted(folder.media, reverse=True)}
+    A name may have a `Y` in front so that it begins with no dash.
+    """
+    files: dict[str, dict[str, str]] = {}
+    for stem in sorted(folder.media):
+        begin = int(re.match(r"Y.{11}(_|$)", stem) is not None)
+        end = begin + _YOUTUBE_ID
+        files.setdefault(stem[begin:end], {})[stem] = stem[end:]
+    return files
 
 
 def _stretch(
-    files: dict[str, str],
+    files: dict[str, dict[str, str]],
     video: str,
     labels: tuple[str, ...],
     split: str,
     start: float,
     end: float,
 ) -> Row:
-    """The row of a stretch, whose file has been cut to it if its name says more than the video."""
-    stem = files.get(video, video)
-    if stem in (video, f"Y{video}"):
-        return Row(stem, labels, split, start_seconds=start, end_seconds=end)
-    return Row(stem, labels, split)
+    """The row of a stretch, with the file that was cut to it or else the whole video.
+
+    A file whose name has something else after the video than where a stretch begins is taken for
+    the cut one if the video has no other.
+    """
+    there = files.get(video, {})
+    for stem, rest in there.items():
+        begins = _CUT_AT.match(rest)
+        is_only = len(there) == 1 and rest and not begins
+        if is_only or (begins and _is_second(float(begins[1]), start)):
+            return Row(stem, labels, split)
+    whole = next((stem for stem, rest in there.items() if not rest), video)
+    return Row(whole, labels, split, start_seconds=start, end_seconds=end)
+
+
+def _is_second(number: float, seconds: float) -> bool:
+    """Whether a number in a name stands for a time, in whole seconds or in milliseconds."""
+    return abs(number - seconds) < 1.0 or abs(number - 1000.0 * seconds) < 1.0
 
 
 def _sources(folder: Folder, rows: list[Row]) -> SourceList:
-    """Rows with the files that belong to them, or the names that files should have."""
+    """Rows with the files that belong to them, or the names that files should have.
+
+    A file is one source, so a video that has not been cut stands for the first of its stretches;
+    the others are missing, as are files cut to them.
+    """
     sources = []
+    taken = set()
     for row in rows:
         path = folder.media.get(row.stem, f"{folder.root}/{row.stem}")
+        if path in taken and row.start_seconds is not None:
+            path = f"{folder.root}/{row.stem}_{row.start_seconds:06.0f}"
+        taken.add(path)
         sources.append(
             Source(
                 path,
@@ -367,6 +415,7 @@ def _sources(folder: Folder, rows: list[Row]) -> SourceList:
         )
     sources.sort(key=lambda source: source.uri)
     unlisted = len(folder.media) - len({row.stem for row in rows} & folder.media.keys())
-    found = SourceList(folder.root, sources, {"not listed": unlisted} if unlisted else {})
+    ignored = {"not listed": unlisted, SAME_NAME: folder.num_same_name}
+    found = SourceList(folder.root, sources, {why: n for why, n in ignored.items() if n})
     check_once(found)
     return found

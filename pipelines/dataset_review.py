@@ -120,7 +120,7 @@ class Review:
     pairs: Sequence["NamedPair"]
     shown_pairs: Sequence[ShownPair]
     leaks: Sequence[str]
-    """Clips trained on that are alike to clips held out."""
+    """Clips trained on that are alike to clips held out, themselves or by way of others alike."""
     duplicates: Sequence[str]
     """All but one of clips trained on that are alike to each other."""
 
@@ -176,7 +176,7 @@ def review(dataset: ClipDataset, settings: DatasetSettings, on_progress: OnProgr
         against=[other.path for other in others],
         pairs=[every.named(pair, leak) for pair, leak in zip(alike, is_leak, strict=True)],
         shown_pairs=show.pairs(alike, is_leak),
-        leaks=_leaks(alike, is_leak, held_out, every.ids),
+        leaks=_leaks(alike, held_out, every.ids),
         duplicates=_duplicates(alike, held_out, every.ids),
     )
 
@@ -423,31 +423,40 @@ def _first_frame(decoder: DecoderProcess, path: str) -> NDArray[np.uint8] | None
     return None if frames is None else frames[0].copy()
 
 
-def _leaks(
-    alike: Sequence[Alike], is_leak: Sequence[bool], held_out: Sequence[bool], ids: Sequence[str]
-) -> list[str]:
-    found = {
-        ids[clip]
-        for pair, leak in zip(alike, is_leak, strict=True)
-        if leak
-        for clip in (pair.first, pair.second)
-        if not held_out[clip]
-    }
-    return sorted(found)
+def _leaks(alike: Sequence[Alike], held_out: Sequence[bool], ids: Sequence[str]) -> list[str]:
+    """Clips trained on that are alike to one held out, themselves or by way of others alike.
+
+    Of a clip with many copies not every two are compared (`near_duplicates`), so that a copy may be
+    bound to the one held out by others alone.
+    """
+    leaders = _leaders(pair for pair in alike if pair.kind != SCENE)
+    spoilt = {leader for clip, leader in leaders.items() if held_out[clip]}
+    return sorted(
+        ids[clip] for clip, leader in leaders.items() if leader in spoilt and not held_out[clip]
+    )
 
 
 def _duplicates(alike: Sequence[Alike], held_out: Sequence[bool], ids: Sequence[str]) -> list[str]:
     """All but the first of each group of clips trained on that are alike."""
-    leader: dict[int, int] = {}
+    leaders = _leaders(
+        pair
+        for pair in alike
+        if pair.kind != SCENE and not held_out[pair.first] and not held_out[pair.second]
+    )
+    return sorted(ids[clip] for clip, leader in leaders.items() if clip != leader)
+
+
+def _leaders(pairs: Iterable[Alike]) -> dict[int, int]:
+    """The first clip of its group for each clip that is alike to another one."""
+    above: dict[int, int] = {}
 
     def find(clip: int) -> int:
-        while (above := leader.get(clip, clip)) != clip:
-            clip = above
+        while above.setdefault(clip, clip) != clip:
+            above[clip] = above[above[clip]]
+            clip = above[clip]
         return clip
 
-    for pair in alike:
-        if pair.kind != SCENE and not held_out[pair.first] and not held_out[pair.second]:
-            first, second = sorted((find(pair.first), find(pair.second)))
-            if first != second:
-                leader[second] = first
-    return sorted(ids[clip] for clip in leader)
+    for pair in pairs:
+        first, second = sorted((find(pair.first), find(pair.second)))
+        above[second] = first
+    return {clip: find(clip) for clip in sorted(above)}

@@ -228,6 +228,8 @@ def _dataset_id(clips: pa.Table, settings: IngestSettings) -> str:
             "sample_rate",
         )
     }
+    if settings.min_source_seconds is not None:  # ids from before there was this setting stay
+        made["min_source_seconds"] = settings.min_source_seconds
     text = json.dumps([FORMAT_VERSION, made, rows])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

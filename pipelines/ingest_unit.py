@@ -23,6 +23,7 @@ from pipelines.shards import ShardWriter, write_failure
 from pipelines.spool import Spool
 
 _CUT_SLACK_SECONDS = 1.0
+"""How much longer or shorter than a stretch a file is that was cut to it, at its key frames."""
 
 
 class UnitIngester:
@@ -142,6 +143,7 @@ class _Attempt:
         return {
             "segment_seconds": settings.segment_seconds,
             "min_segment_seconds": settings.min_segment_seconds,
+            "min_source_seconds": settings.min_source_seconds or settings.min_segment_seconds,
             "frame_rate": settings.frame_rate,
             "short_side": settings.short_side,
             "sample_rate": settings.sample_rate,
@@ -181,15 +183,20 @@ def in_stretch(source: UnitSource, segments: Iterable[Segment]) -> Iterator[Segm
 
 
 def _is_in_stretch(source: UnitSource, segment: Segment) -> bool:
-    """Whether the middle of a segment is in the stretch.
+    """Whether the middle of a segment is in the stretch, or the file has been cut to it already.
 
-    A file that is as short as the stretch has been cut to it already.
+    It has if it is as long as the stretch, wherever that begins: whole, it would have to reach the
+    stretch's end. It has as well if it is shorter and ends before the stretch begins, as cut files
+    do whose video ended early. A shorter file in which the stretch begins is whole: all before the
+    stretch is something else.
     """
     start = 0.0 if source.start_seconds is None else source.start_seconds
     end = math.inf if source.end_seconds is None else source.end_seconds
-    known = segment.info.duration_seconds
-    if 0 < known <= end - start + _CUT_SLACK_SECONDS and end < math.inf:
-        return True
+    known, most = segment.info.duration_seconds, end - start
+    if 0 < known <= most + _CUT_SLACK_SECONDS and end < math.inf:
+        is_shorter = known < most - _CUT_SLACK_SECONDS
+        if not is_shorter or known <= start:
+            return True
     return start <= segment.start_seconds + segment.duration_seconds / 2 < end
 
 

@@ -62,6 +62,7 @@ def decode_segments(
     *,
     segment_seconds: float,
     min_segment_seconds: float,
+    min_source_seconds: float | None = None,
     frame_rate: float,
     short_side: int,
     sample_rate: int,
@@ -77,6 +78,7 @@ def decode_segments(
         source: A path, or a file object that can seek.
         segment_seconds: Length of a segment.
         min_segment_seconds: A shorter rest is dropped.
+        min_source_seconds: So is a shorter source; by default as a rest.
         frame_rate: Frames a second that are kept.
         short_side: Pixels of the shorter side; smaller sources keep their size.
         sample_rate: Of the sound.
@@ -101,6 +103,7 @@ def decode_segments(
             cutter = _Cutter(container, video, audio, frame_rate, sample_rate)
             cutter.ticks_per_segment = max(1, round(segment_seconds * frame_rate))
             cutter.min_seconds, cutter.max_seconds = min_segment_seconds, max_seconds
+            cutter.min_source_seconds = min_source_seconds or min_segment_seconds
             yield from cutter.segments()
     except MemoryError as error:
         raise DecodeError("out_of_memory", str(error) or "cannot allocate memory") from error
@@ -113,6 +116,7 @@ class _Cutter:
 
     ticks_per_segment: int
     min_seconds: float
+    min_source_seconds: float
     max_seconds: float
 
     def __init__(
@@ -198,7 +202,7 @@ class _Cutter:
         first, stop = self._first_tick, self._first_tick + num_ticks
         self._first_tick += self.ticks_per_segment
         seconds = num_ticks / self._frame_rate
-        if seconds < self.min_seconds:
+        if seconds < (self.min_seconds if self._seconds_out else self.min_source_seconds):
             return
         frames = self._video.take(first, num_ticks) if self._video else None
         waveform = None
@@ -244,7 +248,9 @@ class _Cutter:
     def _nothing(self) -> DecodeError:
         if any(track.start is not None for track in self._tracks):
             seconds = max(0.0, *(track.position for track in self._tracks))
+            is_own = self.min_source_seconds != self.min_seconds
+            name = "min_source_seconds" if is_own else "min_segment_seconds"
             return DecodeError(
-                "too_short", f"{seconds:.2f} s, min_segment_seconds ({self.min_seconds:g})"
+                "too_short", f"{seconds:.2f} s, {name} ({self.min_source_seconds:g})"
             )
         return DecodeError("undecodable", self._first_error or "the streams hold no frame")

@@ -24,7 +24,7 @@ REASONS = {
     "not_media": "no demuxer of FFmpeg opens it",
     "no_streams": "there is neither a picture nor a sound stream with a known decoder",
     "undecodable": "no frame and no sound could be decoded",
-    "too_short": "it is shorter than min_segment_seconds",
+    "too_short": "it is shorter than min_segment_seconds (min_source_seconds if that is given)",
     "too_long": "it is longer than limits.max_seconds",
     "too_many_pixels": "a frame is larger than limits.max_pixels",
     "decoder_crashed": "the process that decoded it died",

@@ -168,8 +168,10 @@ class VideoTrack:
         if self._size is None:
             # The first frame fixes the size and the turn; a later one of another size is scaled.
             self.rotation = round(frame.rotation / 90) * 90
-            aspect = float(self.stream.codec_context.sample_aspect_ratio or 1)
-            self._size = _stored_size(frame.width, frame.height, aspect, self._short_side)
+            # As FFmpeg's own tools have it: what the container says is before what the codec says.
+            codec = self.stream.codec_context
+            aspect = self.stream.sample_aspect_ratio or codec.sample_aspect_ratio or 1
+            self._size = _stored_size(frame.width, frame.height, float(aspect), self._short_side)
         width, height = self._size
         small = self._reformatter.reformat(
             frame, width, height, "rgb24", interpolation=Interpolation.AREA, threads=1

@@ -8,7 +8,7 @@ few differing bits over enough time make them near-duplicates. A copy that begin
 is found, one that is mirrored, much cropped or played at another speed is not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,9 +29,11 @@ _MIN_MOTION = 0.05
 """Share of a code's bits that change within a second in a picture that moves."""
 _MAX_ERROR_OF_MOTION = 0.4
 _MAX_RUN = 24
-"""Clips that share one part of a code, beyond which the part says too little."""
-_ROUND = 2_000_000
+"""Of the clips that share one part of a code each is compared with so many of the next ones."""
+_ROUND = 500_000
 """Candidates that are compared at a time."""
+_SORTED = 2_000_000
+"""Codes that are sorted at a time, about."""
 
 
 @dataclass(frozen=True)
@@ -185,14 +187,18 @@ def find_pairs(codes: Sequence[Codes], sources: Sequence[int], rule: Rule) -> li
         np.cumsum(lengths) - lengths,
         lengths,
     )
-    candidates = _candidates(every, np.asarray(sources, np.int64), rule)
     pairs: dict[tuple[int, int], Pair] = {}
-    for begin in range(0, len(candidates), _ROUND):
-        for pair in _alike(every, candidates[begin : begin + _ROUND], rule):
+    for candidates in _candidates(every, np.asarray(sources, np.int64), rule):
+        for pair in _alike(every, candidates, rule):
             best = pairs.get((pair.first, pair.second))
-            if best is None or (pair.error, -pair.seconds) < (best.error, -best.seconds):
+            if best is None or _goodness(pair) < _goodness(best):
                 pairs[pair.first, pair.second] = pair
     return [pairs[key] for key in sorted(pairs)]
+
+
+def _goodness(pair: Pair) -> tuple[float, float, float]:
+    """Less is better; the offset decides last, so that the order of comparing does not."""
+    return pair.error, -pair.seconds, pair.offset_seconds
 
 
 @dataclass(frozen=True)
@@ -205,38 +211,65 @@ class _Every:
     lengths: NDArray[np.int64]
 
 
-def _candidates(every: _Every, sources: NDArray[np.int64], rule: Rule) -> NDArray[np.int64]:
-    """Pairs of clips and offsets at which enough parts of codes agree: rows of three numbers."""
-    clip = np.repeat(np.arange(len(every.lengths)), every.lengths)
-    position = np.arange(len(clip)) - every.starts[clip]
-    found = []
-    for first, count in rule.bands:
-        mask = np.uint64((1 << count) - 1)
-        keys = (every.values >> np.uint64(first)) & mask
-        entries = np.flatnonzero(every.valid)
-        # One entry for each clip and key: a standing picture has the same code all the time.
-        _, kept = np.unique(
-            np.stack([keys[entries], clip[entries].astype(np.uint64)]), axis=1, return_index=True
-        )
-        entries = entries[kept]
-        entries = entries[np.argsort(keys[entries], kind="stable")]
-        for step in range(1, _MAX_RUN + 1):
-            left, right = entries[:-step], entries[step:]
-            same = keys[left] == keys[right]
-            if not same.any():
-                break
-            left, right = left[same], right[same]
-            other = sources[clip[left]] != sources[clip[right]]
-            left, right = left[other], right[other]
-            swap = clip[left] > clip[right]
-            left, right = np.where(swap, right, left), np.where(swap, left, right)
-            found.append(
-                np.stack([clip[left], clip[right], position[left] - position[right]], axis=1)
-            )
-    if not found:
-        return np.empty((0, 3), np.int64)
-    candidates, hits = np.unique(np.concatenate(found), axis=0, return_counts=True)
-    return candidates[hits >= rule.min_hits]
+def _candidates(
+    every: _Every, sources: NDArray[np.int64], rule: Rule
+) -> Iterator[NDArray[np.int64]]:
+    """Pairs of clips and offsets at which enough parts of codes agree: rows of three numbers.
+
+    They come some at a time. Where one agreeing part is enough they are not gathered before: their
+    number grows with the square of the clips, and the same one may come again.
+    """
+    found: list[NDArray[np.int64]] = []
+    for first_bit, num_bits in rule.bands:
+        for keys, clip, position in _entries(every, first_bit, num_bits):
+            for step in range(1, _MAX_RUN + 1):
+                left = np.flatnonzero(keys[:-step] == keys[step:])
+                if not len(left):
+                    break
+                left = left[sources[clip[left]] != sources[clip[left + step]]]
+                right = left + step  # of the same key, so its clip is the later one
+                found.append(
+                    np.stack([clip[left], clip[right], position[left] - position[right]], axis=1)
+                )
+                if rule.min_hits == 1 and sum(map(len, found)) >= _ROUND:
+                    yield from _counted(found, 1)
+                    found.clear()
+    yield from _counted(found, rule.min_hits)
+
+
+def _counted(found: Sequence[NDArray[np.int64]], min_hits: int) -> Iterator[NDArray[np.int64]]:
+    if found:
+        candidates, hits = np.unique(np.concatenate(found), axis=0, return_counts=True)
+        candidates = candidates[hits >= min_hits]
+        for begin in range(0, len(candidates), _ROUND):
+            yield candidates[begin : begin + _ROUND]
+
+
+def _entries(
+    every: _Every, first_bit: int, num_bits: int
+) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]]:
+    """Gives one part of all codes, sorted, with the clip and the position in it of each.
+
+    There is one entry for each clip and key: a standing picture has the same code all the time.
+    Equal keys come together, but not all keys at once: sorting takes several times their memory.
+    """
+    num_codes = len(every.values)
+    clip = np.repeat(np.arange(len(every.lengths), dtype=np.uint32), every.lengths)
+    num_shares = np.uint64(num_codes // _SORTED + 1)
+    mask = np.uint64((1 << num_bits) - 1)
+    for share in range(int(num_shares)):
+        places, keys = [], []
+        for begin in range(0, num_codes, _SORTED):
+            here = (every.values[begin : begin + _SORTED] >> np.uint64(first_bit)) & mask
+            is_mine = every.valid[begin : begin + _SORTED] & (here % num_shares == share)
+            places.append(begin + np.flatnonzero(is_mine))
+            keys.append(here[is_mine])
+        place = np.concatenate(places)
+        # A key has at most 32 bits, so that key and clip are one number.
+        joint = np.concatenate(keys) << np.uint64(32) | clip[place]
+        joint, kept = np.unique(joint, return_index=True)
+        owner = clip[place[kept]].astype(np.int64)
+        yield joint >> np.uint64(32), owner, place[kept] - every.starts[owner]
 
 
 def _alike(every: _Every, candidates: NDArray[np.int64], rule: Rule) -> list[Pair]:

@@ -156,7 +156,8 @@ class SourceList:
     input: str
     sources: list[Source]
     ignored: dict[str, int] = field(default_factory=dict)
-    """Files that are no source, counted by ending, as `hidden` or as `not listed`."""
+    """Files that are no source, counted by ending, as `hidden` (a hidden folder is one), as
+    `not listed`, or as `of the name of another`."""
 
 
 def list_sources(input_path: str, labels: Literal["auto", "folder", "none"]) -> SourceList:
@@ -261,7 +262,8 @@ def walk_files(root: str) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Goes through a tree and through links in it, but into each folder once.
 
     Gives each file's path and the folders between the root and it. A folder that cannot be listed
-    comes as if it were a file: it will be rejected as one.
+    comes as if it were a file: it will be rejected as one. So does a hidden one, whose name says
+    that it is none.
     """
     visited = set()
     waiting: list[tuple[str, tuple[str, ...]]] = [(root, ())]
@@ -279,10 +281,9 @@ def walk_files(root: str) -> Iterator[tuple[str, tuple[str, ...]]]:
             continue
         inner = []
         for entry in found:
-            if _is_folder(entry):
-                if not entry.name.startswith("."):
-                    inner.append((entry.path, (*parts, entry.name)))
-            elif _is_file(entry):
+            if _is_folder(entry) and not entry.name.startswith("."):
+                inner.append((entry.path, (*parts, entry.name)))
+            elif _is_file(entry) or _is_folder(entry):
                 yield entry.path, parts
         waiting += reversed(inner)
 
@@ -304,10 +305,16 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 def _walk_remote(root: str) -> Iterator[tuple[Source, tuple[str, ...]]]:
     prefix = root.rstrip("/") + "/"
+    hidden = set()
     for entry in list_files(root):
         inner = entry.uri.removeprefix(prefix)
         parts = tuple(inner.split("/")[:-1])
-        if any(part.startswith(".") for part in parts):
+        depth = next((i for i, part in enumerate(parts) if part.startswith(".")), None)
+        if depth is not None:
+            folder = prefix + "/".join(parts[: depth + 1])
+            if folder not in hidden:  # once, as in a local walk
+                hidden.add(folder)
+                yield Source(folder, text_of(folder), None, None, None), parts[:depth]
             continue
         split = _folder_split(parts)
         size, modified = entry.byte_size, entry.modified
@@ -325,12 +332,13 @@ def text_of(name: str) -> str:
 
 def _read_list(file: str, base: str, place: str) -> Iterator[Source]:
     split_of: dict[str, str] = {}
+    is_typed = _suffix(place) in (".csv", ".tsv")
     for number, row in enumerate(_read_rows(file, place), start=1):
         name = row.get("path")
         if name is None or name == "":
             raise UserError(f"list ({place}): row {number} has no path")
         try:
-            source = _listed(row, _joined(base, name))
+            source = _listed(row, _joined(base, _path(name, base, is_typed=is_typed)))
             _check_group(source, split_of)
             yield source
         except ValueError as error:
@@ -366,9 +374,24 @@ def _check_group(source: Source, split_of: dict[str, str]) -> None:
         )
 
 
-def _joined(base: str, name: Any) -> str:
+def _path(value: Any, base: str, *, is_typed: bool) -> str:
+    """A path as it is written.
+
+    In a list that may have been typed, blanks around it are none of its own, unless there is a file
+    with them.
+    """
+    if not isinstance(value, str | bytes):
+        raise ValueError(f"path ({value}) must be text")
+    text = os.fsdecode(value)
+    if is_typed and text != text.strip() and not os.path.lexists(os.path.join(base, text)):
+        text = text.strip()
+        if not text:
+            raise ValueError("path is blank")
+    return text
+
+
+def _joined(base: str, text: str) -> str:
     """Where a path of a list leads, which may be relative to the list."""
-    text = os.fsdecode(name) if isinstance(name, bytes) else str(name).strip()
     if text.startswith("file://"):
         return os.path.abspath(unquote(text.removeprefix("file://")))
     if is_uri(text):
@@ -379,12 +402,12 @@ def _joined(base: str, name: Any) -> str:
 
 
 def _labels(value: Any) -> tuple[str, ...]:
-    if value is None:
+    if _is_nothing(value):
         return ()
     parts = value.split(LABEL_SEPARATOR) if isinstance(value, str) else value
     if not isinstance(parts, list):
         raise ValueError(f"labels ({value}) must be a list, or text with | between the labels")
-    return unique_labels(str(part) for part in parts)
+    return unique_labels(_text(part, "labels") for part in parts if not _is_nothing(part))
 
 
 def unique_labels(labels: Iterable[str]) -> tuple[str, ...]:
@@ -397,7 +420,7 @@ def _seconds(row: Mapping[str, Any], column: str) -> float | None:
     if value is None or value == "":
         return None
     try:
-        seconds = float(value)
+        seconds = math.nan if isinstance(value, bool) else float(value)
     except (ValueError, TypeError, OverflowError):
         seconds = math.nan
     if not 0 <= seconds < math.inf:
@@ -407,8 +430,19 @@ def _seconds(row: Mapping[str, Any], column: str) -> float | None:
 
 def _cell(row: Mapping[str, Any], column: str) -> str | None:
     value = row.get(column)
-    text = "" if value is None else str(value).strip()
+    text = "" if _is_nothing(value) else _text(value, column).strip()
     return sys.intern(text_of(text)) or None
+
+
+def _is_nothing(value: Any) -> bool:
+    """Whether a cell is empty, which tables of numbers write as NaN."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _text(value: Any, column: str) -> str:
+    if isinstance(value, dict | list):
+        raise ValueError(f"{column} ({value}) must be text")
+    return os.fsdecode(value) if isinstance(value, bytes) else str(value)
 
 
 @contextmanager
@@ -459,11 +493,16 @@ def _json_rows(file: str) -> Iterator[Mapping[str, Any]]:
     with open(file, encoding="utf-8-sig", errors="surrogateescape") as lines:
         for line in lines:
             if line.strip():
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=_json_object)
                 if not isinstance(row, dict):
                     raise ValueError(f"each line must be an object, but one is {line.strip()[:60]}")
                 _check_columns(row)
                 yield row
+
+
+def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _check_columns_once([name for name, _ in pairs])
+    return dict(pairs)
 
 
 def _text_rows(file: str) -> Iterator[Mapping[str, Any]]:
@@ -486,3 +525,10 @@ def _check_columns(names: Iterable[str]) -> None:
     names = list(names)
     if "path" not in names:
         raise KeyError(", ".join(names))
+    _check_columns_once(names)
+
+
+def _check_columns_once(names: list[str]) -> None:
+    repeated = [name for name in LIST_COLUMNS if names.count(name) > 1]
+    if repeated:
+        raise ValueError(f"it has the column {repeated[0]} more than once")

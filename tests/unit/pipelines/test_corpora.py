@@ -9,7 +9,7 @@ from media import tone, write_media, write_numbered
 
 from pipelines.clip_dataset import ClipDataset
 from pipelines.config import IngestSettings
-from pipelines.corpora import KINETICS_SOUND_CLASSES, list_input
+from pipelines.corpora import KINETICS_SOUND_CLASSES, SAME_NAME, list_input
 from pipelines.errors import UserError
 from pipelines.ingest import ingest
 
@@ -184,6 +184,7 @@ def test_hmdb51(tmp_path):
         },
         {"not listed": 1},
     )
+    write(tmp_path, {"lists/._wave_test_split3.txt": "none\0", "lists/.old/x_test_split3.txt": ""})
     assert listed(tmp_path, "hmdb51", 3)[0] == {"d_wave_0.avi": (("wave",), "test", None)}
 
 
@@ -227,6 +228,52 @@ def test_vggsound(tmp_path):
         },
         {"not listed": 1},
     )
+
+
+@pytest.mark.parametrize(
+    ("media", "expected"),
+    [
+        (["V_000030.mp4", "V_000050.mp4"], {"V_000030.mp4": ("harp",), "V_000050.mp4": ("dog",)}),
+        (
+            ["YV_30000_40000.mp4", "V_50.0.mp4"],
+            {"YV_30000_40000.mp4": ("harp",), "V_50.0.mp4": ("dog",)},
+        ),
+        (["V.mp4", "V_000050.mp4"], {"V.mp4": ("harp", 30.0), "V_000050.mp4": ("dog",)}),
+        (["V_000030.mp4"], {"V_000030.mp4": ("harp",), "!V": ("dog", 50.0)}),
+        (["V.mp4"], {"V.mp4": ("harp", 30.0), "!V_000050": ("dog", 50.0)}),
+    ],
+)
+def test_each_stretch_of_a_video_has_the_file_cut_to_it(tmp_path, media, expected):
+    video = "abcdefghijk"
+    table = f"{video},30,harp,train\n{video},50,dog,test\n"
+    write(tmp_path, {"vggsound.csv": table}, [name.replace("V", video) for name in media])
+    rows, ignored = listed(tmp_path, "vggsound")
+    assert {
+        name.replace(video, "V"): (*row[0], *row[3:4]) for name, row in rows.items()
+    } == expected
+    assert ignored == {}
+
+
+def test_a_name_that_says_no_time_is_taken_where_a_video_has_one_file(tmp_path):
+    texts = {"vggsound.csv": "abcdefghijk,30,harp,train\nabcdefghijl,50,dog,test\n"}
+    write(tmp_path, texts, ["abcdefghijk_a.mp4", "abcdefghijl_a.mp4", "abcdefghijl_b.mp4"])
+    assert set(listed(tmp_path, "vggsound")[0]) == {"abcdefghijk_a.mp4", "!abcdefghijl"}
+
+
+def test_the_video_is_taken_where_its_sound_lies_beside_it(tmp_path):
+    vggsound(tmp_path)
+    write(tmp_path, {}, ["audio/---g-f_I2yQ_000001.wav", "video/--0PQM4-hqg.m4a"])
+    rows, ignored = listed(tmp_path, "vggsound")
+    assert set(rows) == {"---g-f_I2yQ_000001.mp4", "--0PQM4-hqg.mp4"}
+    assert ignored == {"not listed": 1, SAME_NAME: 2}
+
+
+def test_sound_is_taken_where_the_dataset_has_no_pictures(tmp_path):
+    esc50(tmp_path)
+    write(tmp_path, {}, ["a/1-100032-A-0.mp4", "more/2-100038-A-14.wav"])
+    rows, ignored = listed(tmp_path, "esc50")
+    assert set(rows) == {"1-100032-A-0.wav", "2-100038-A-14.wav"}
+    assert ignored == {SAME_NAME: 2}
 
 
 def test_esc50(tmp_path):

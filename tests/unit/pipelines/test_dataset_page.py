@@ -160,6 +160,22 @@ def test_another_dataset_is_compared_as_well(dataset, local_ray, tmp_path):
     assert found.leaks == sorted(ids(dataset, 0, 6))
 
 
+def test_all_of_many_copies_are_leaks_though_not_every_two_are_compared(local_ray, tmp_path):
+    place = write_dataset(
+        tmp_path / "copies",
+        61,
+        num_frames=24,
+        size=lambda _: (48, 64),
+        frames=lambda clip, num_frames, size: frames(clip // 60, num_frames, size),
+        has_audio=lambda _: False,
+        split=lambda clip: "test" if clip == 59 else "train",
+    )
+    dataset = ClipDataset.open(place)
+    found = review(dataset, DatasetSettings(max_shown=1), lambda *_: None)
+    assert found.leaks == sorted(ids(dataset, *range(59)))
+    assert len(found.duplicates) == 58
+
+
 def test_what_is_excluded_is_never_fed(dataset, found):
     feed = Feed(dataset, **FEED, batch_size=1, exclude=found.leaks)
     assert feed.num_clips == Feed(dataset, **FEED, batch_size=1).num_clips - 1 == 6

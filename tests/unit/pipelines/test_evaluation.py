@@ -1,5 +1,6 @@
 """What an evaluation refuses before it starts."""
 
+import numpy as np
 import pytest
 from datasets import write_dataset
 from training import MODEL, tiny_config
@@ -68,3 +69,14 @@ def test_the_main_job_scores_nothing_where_no_clip_lies_in_its_splits(tmp_path):
     assert (
         _shown_clips(features) == _maps(features) == _retrievals(dataset, trained, features) == []
     )
+
+
+def test_clips_far_shorter_than_a_window_have_features(tmp_path):
+    write_dataset(tmp_path / "clips", 4, num_frames=1, split=lambda i: "test" if i % 2 else "train")
+    config = tiny_config(tmp_path, tmp_path)
+    networks = {"trained": (build_xkd(config.model).eval(), config)}
+    dataset = ClipDataset.open(tmp_path / "clips")
+    features = features_of(networks, dataset, evaluate_config(tmp_path), quiet)
+    assert features.is_test.sum() == 2
+    for matrix in features.matrices.values():
+        assert np.isfinite(matrix).all()

@@ -422,6 +422,20 @@ def test_another_stretch_in_a_list_is_decoded_again(local_ray, tmp_path):
     assert run(table, tmp_path / "clips").changes == Changes()
 
 
+def test_a_short_source_is_kept_where_it_is_asked_for(local_ray, tmp_path):
+    (tmp_path / "in").mkdir()
+    write_numbered(tmp_path / "in/short.mp4", 10)
+    write_numbered(tmp_path / "in/long.mp4", 60)
+    settings = SETTINGS.model_copy(update={"min_source_seconds": 0.25})
+    summary = run(tmp_path / "in", tmp_path / "clips", settings)
+    assert (summary.rejected, summary.clips) == (0, 2)
+    index = ClipDataset.open(tmp_path / "clips").index
+    assert sorted(index.num_frames.tolist()) == [3, 16]
+    with pytest.raises(UserError, match=r"min_source_seconds is 0\.25 there and None here"):
+        run(tmp_path / "in", tmp_path / "clips")
+    assert run(tmp_path / "in", tmp_path / "other").rejects_by_reason == {"too_short": 1}
+
+
 def test_sound_alone_and_picture_alone_are_accepted(local_ray, tmp_path):
     media = tmp_path / "media"
     media.mkdir()

@@ -96,6 +96,17 @@ def test_a_rest_below_the_shortest_segment_is_dropped(tmp_path):
     assert [segment.duration_seconds for segment in decode(path, min_segment_seconds=0.5)] == [5, 1]
 
 
+def test_a_whole_source_may_be_shorter_than_a_rest(tmp_path):
+    short = write_numbered(tmp_path / "short.mp4", 20)
+    (segment,) = decode(short, min_source_seconds=0.75)
+    assert segment.duration_seconds == 0.75
+    assert (segment.frames.shape[0], len(segment.waveform)) == (6, 12_000)
+    with pytest.raises(DecodeError, match=r"0\.8. s, min_source_seconds \(0\.9\)"):
+        decode(short, min_source_seconds=0.9)
+    longer = write_numbered(tmp_path / "longer.mp4", 145)
+    assert [segment.start_seconds for segment in decode(longer, min_source_seconds=0.5)] == [0.0]
+
+
 def test_the_tone_keeps_its_pitch_and_loudness(tmp_path):
     (segment,) = decode(write_numbered(tmp_path / "clip.mkv", 100, waveform=tone(4.0)))
     sound = segment.waveform[16_000:48_000].astype(float)
@@ -160,8 +171,19 @@ def test_frames_are_never_enlarged_and_keep_their_aspect(tmp_path):
     assert decode(path, short_side=24)[0].frames.shape[1:3] == (24, 32)
 
 
-def test_pixels_become_square(tmp_path):
-    path = write_numbered(tmp_path / "clip.mp4", 50, pixel_aspect=2)
+@pytest.mark.parametrize(
+    ("name", "codec", "pixel_format"),
+    [
+        ("clip.mp4", "libx264", "yuv420p"),
+        ("clip.mp4", "libvpx-vp9", "yuv420p"),  # only the container says it
+        ("clip.mov", "prores_ks", "yuv422p10le"),
+    ],
+)
+def test_pixels_become_square(tmp_path, name, codec, pixel_format):
+    codecs = (codec, "aac")
+    path = write_numbered(
+        tmp_path / name, 50, pixel_aspect=2, codecs=codecs, pixel_format=pixel_format
+    )
     assert decode(path, short_side=24)[0].frames.shape[1:3] == (24, 64)
 
 

@@ -1,10 +1,13 @@
 """Copies that another codec, size, loudness and beginning have been through, and what is none."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from media import write_media
 from moving_scenes import RATE, SAMPLE_RATE, scene, sound
 
+from pipelines import near_duplicates
 from pipelines.media import decode_segments
 from pipelines.near_duplicates import (
     FRAME_RULE,
@@ -88,6 +91,44 @@ def test_black_and_silent_clips_are_like_nothing():
 
 def test_unrelated_clips_are_not_alike():
     assert alike([(scene(seed), sound(seed)) for seed in range(60)]) == {}
+
+
+def random_codes(num_clips, num_codes, num_bits):
+    """Codes of which every seventh clip has those of an earlier one, some time later."""
+    generator = np.random.default_rng(0)
+    made = []
+    for clip in range(num_clips):
+        values = generator.integers(0, 1 << num_bits, num_codes, dtype=np.uint64)
+        if clip % 7 == 3:
+            values = np.roll(made[clip // 2].values, clip % 3)
+        made.append(Codes(values, generator.random(num_codes) > 0.1))
+    return made
+
+
+@pytest.mark.parametrize(("rule", "num_codes"), [(FRAME_RULE, 40), (SOUND_RULE, 148)])
+def test_what_is_found_does_not_depend_on_how_much_is_sorted_at_a_time(
+    rule, num_codes, monkeypatch
+):
+    codes = random_codes(700, num_codes, rule.num_bits - 1)
+    found = find_pairs(codes, range(700), rule)
+    assert len(found) >= 100
+    monkeypatch.setattr(near_duplicates, "_SORTED", 3_000)
+    monkeypatch.setattr(near_duplicates, "_ROUND", 100)
+    assert find_pairs(codes, range(700), rule) == found
+
+
+@pytest.mark.parametrize(
+    ("rule", "num_codes", "num_bytes"), [(FRAME_RULE, 40, 2_000), (SOUND_RULE, 148, 4_500)]
+)
+def test_a_clip_more_takes_little_memory(rule, num_codes, num_bytes, monkeypatch):
+    monkeypatch.setattr(near_duplicates, "_SORTED", 20_000)
+    monkeypatch.setattr(near_duplicates, "_ROUND", 2_000)
+    codes = random_codes(3_000, num_codes, rule.num_bits - 1)
+    tracemalloc.start()
+    find_pairs(codes, range(3_000), rule)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3_000 * num_bytes
 
 
 def test_codes_survive_a_column_of_a_table():

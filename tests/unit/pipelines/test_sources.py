@@ -31,6 +31,15 @@ def test_every_file_is_a_source_unless_its_name_says_otherwise(tmp_path):
     assert found.ignored == {".csv": 1, ".jpg": 1, ".txt": 1, "hidden": 1}
 
 
+@pytest.mark.parametrize("prefix", ["", "file://"])
+def test_a_hidden_folder_is_counted_once(tmp_path, prefix):
+    for name in ("a.mp4", ".b.mp4", ".h/c.mp4", ".h/.d/e.mp4", "f/.g/h.mp4", "f/.g/i.mp4"):
+        touch(tmp_path / name)
+    found = list_sources(f"{prefix}{tmp_path}", "none")
+    assert [os.path.basename(source.path) for source in found.sources] == ["a.mp4"]
+    assert found.ignored == {"hidden": 3}
+
+
 def test_folders_name_labels_and_splits(tmp_path):
     for name in ("train/dog/a.mp4", "Validation/dog/b.mp4", "heldout/cat/c.mp4", "d.mp4"):
         touch(tmp_path / name)
@@ -140,6 +149,41 @@ def test_lists_of_every_kind_say_the_same(tmp_path, name, write):
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.csv", 'path,label\n" b.mp4",x\n c.mp4,x\nd.mp4 ,x\n', [" b.mp4", "c.mp4", "d.mp4"]),
+        ("a.jsonl", '{"path": " b.mp4"}\n{"path": " c.mp4"}\n', [" b.mp4", " c.mp4"]),
+    ],
+)
+def test_blanks_of_a_path_are_kept_where_they_are_meant(tmp_path, name, content, expected):
+    for file in (" b.mp4", "b.mp4", "c.mp4", "d.mp4"):
+        touch(tmp_path / file)
+    (tmp_path / name).write_text(content)
+    sources = list_sources(str(tmp_path / name), "auto").sources
+    assert [os.path.relpath(source.path, tmp_path) for source in sources] == expected
+
+
+def test_cells_that_are_no_number_and_nothing_are_empty(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        '{"path": "a", "label": NaN, "group": NaN, "split": NaN}\n'
+        '{"path": "b", "labels": NaN}\n{"path": "c", "labels": ["x", NaN, null]}\n'
+    )
+    a, b, c = list_sources(str(tmp_path / "a.jsonl"), "auto").sources
+    assert (a.label, a.group, a.split, b.labels, c.labels) == (None, None, None, (), ("x",))
+
+
+def test_bytes_of_a_list_are_text(tmp_path):
+    row = {"path": b"\xff.mp4", "label": b"dog", "labels": [b"dog"]}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    (source,) = list_sources(str(tmp_path / "a.parquet"), "auto").sources
+    assert (os.path.basename(source.uri), source.label, source.labels) == (
+        "\\xff.mp4",
+        "dog",
+        ("dog",),
+    )
+
+
 def test_one_label_of_a_list_of_labels_is_the_label(tmp_path):
     (tmp_path / "a.csv").write_text("path,labels\na.mp4,dog\n")
     (source,) = list_sources(str(tmp_path / "a.csv"), "auto").sources
@@ -165,6 +209,13 @@ def test_a_list_may_name_uris_and_bytes_that_are_no_text(tmp_path):
         ("list.csv", "file,label\na.mp4,x\n", "must have a column path, but has file, label"),
         ("list.csv", "path\na.mp4\nb.mp4\n./a.mp4\n", r"repeats the path /.*/a\.mp4"),
         ("list.csv", "path,label\n,x\n", "row 1 has no path"),
+        ("list.csv", "path,label\n  ,x\n", "row 1: path is blank"),
+        ("list.jsonl", '{"path": "a"}\n{"path": {"a": 1}}\n', r"row 2: path \(.*\) must be text"),
+        ("list.jsonl", '{"path": 3}\n', r"row 1: path \(3\) must be text"),
+        ("list.jsonl", '{"path": "a", "label": ["x"]}\n', r"row 1: label \(\['x'\]\) must be text"),
+        ("list.jsonl", '{"path": "a", "start": true}\n', r"row 1: start \(True\) must be a number"),
+        ("list.csv", "path,label,path\na,x,b\n", "has the column path more than once"),
+        ("list.jsonl", '{"path": "a", "path": "b"}\n', "has the column path more than once"),
         ("list.csv", "path\n", "must hold media, but it is empty"),
         ("list.csv", "", "must have a column path"),
         ("list.parquet", "no parquet", "cannot be read"),
@@ -191,6 +242,13 @@ def test_a_wrong_list_is_refused_with_the_reason(tmp_path, name, content, messag
     with pytest.raises(UserError, match=message) as caught:
         list_sources(str(tmp_path / name), "auto")
     assert "\n" not in str(caught.value)
+
+
+def test_a_table_with_a_column_twice_is_refused(tmp_path):
+    table = pa.table([["a"], ["x"], ["b"]], ["path", "label", "path"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="has the column path more than once"):
+        list_sources(str(tmp_path / "a.parquet"), "auto")
 
 
 def test_inputs_without_media_are_refused(tmp_path):
