@@ -36,7 +36,7 @@ from pipelines.sweep_config import SweepConfig
 from pipelines.sweep_report import SweepRecord, write_sweep_report, write_winner
 from pipelines.sweep_results import by_score, last_objective, shown, side_score
 from pipelines.sweep_search import num_trials
-from pipelines.sweep_space import combinations, edge_cases
+from pipelines.sweep_space import combinations, edge_cases, overlaps
 from pipelines.sweep_trial import best_values, pretrain_values
 from pipelines.sweep_trials import Trial
 from pipelines.tracking import RunRef, kept_settings, open_run, tracked
@@ -93,7 +93,7 @@ def _check_resources(config: SweepConfig) -> None:
 
 def space_mistakes(config: SweepConfig) -> list[str]:
     """Everything in the space that gives no valid training, each once."""
-    found = _fixed_mistakes(config) + _edge_mistakes(config)
+    found = _fixed_mistakes(config) + overlaps(config.space) + _edge_mistakes(config)
     found = found or _combination_mistakes(config)
     if not found and config.final and config.final.epochs:
         values = _values(config, {}) | {"epochs": config.final.epochs}
