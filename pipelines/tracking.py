@@ -135,12 +135,20 @@ def _check_server(uri: str, host: str, port: int) -> None:
 def open_run(
     config: JobConfig, job: str, name: str, *, parent: RunRef | None = None, run_id: str = ""
 ) -> RunRef:
-    """Opens a run, or goes on in the run `run_id` if MLflow still has it."""
-    uri = tracking_uri(config.tracking)
+    """Opens a run, or goes on in the run `run_id` if MLflow still has it.
+
+    A part of another run goes where that one is: Ray's workers have working directories of their
+    own, where a relative default would be another server.
+    """
+    uri = parent.uri if parent is not None else tracking_uri(config.tracking)
     if uri.startswith(SQLITE):
         Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
     client = MlflowClient(uri)
-    experiment_id = _experiment(client, config.tracking.experiment, uri)
+    experiment_id = (
+        parent.experiment_id
+        if parent is not None
+        else _experiment(client, config.tracking.experiment, uri)
+    )
     if run_id and _exists(client, run_id):
         client.update_run(run_id, status="RUNNING")
         return RunRef(uri, client.get_run(run_id).info.experiment_id, run_id)

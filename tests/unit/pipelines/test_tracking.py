@@ -19,6 +19,18 @@ def run_at(home: Path) -> RunRef:
     return open_run(config, "ingest", "test")
 
 
+def test_a_part_of_a_run_logs_where_that_one_does(tmp_path, monkeypatch):
+    whole = run_at(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for name in ("XKD_HOME", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    config = IngestConfig.model_validate({"output": "clips", "tracking": {"experiment": "other"}})
+    part = open_run(config, "ingest", "part", parent=whole)
+    assert (part.uri, part.experiment_id) == (whole.uri, whole.experiment_id)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("uri", "message"),
     [

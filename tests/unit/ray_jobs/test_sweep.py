@@ -109,6 +109,12 @@ def test_entries_that_exclude_each_other_are_taken(entry):
     assert overlaps(config.space) == []
 
 
+def test_paths_of_options_must_not_depend_on_the_working_directory():
+    assert mistakes("{exclude: {choice: [null, /lists/some.txt]}}") == []
+    (mistake,) = mistakes("{leaks: {bundles: {all: {}, few: {exclude: some.txt}}}}")
+    assert mistake == "space.leaks: exclude (some.txt) must be an absolute path in a space"
+
+
 def test_the_spaces_of_the_readme_are_valid():
     text = (CONF.parents[1] / "README.md").read_text()
     (space,) = re.findall(r"```yaml\nspace:\n(.*?)```", text, re.DOTALL)
