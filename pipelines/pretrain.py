@@ -27,6 +27,7 @@ from pipelines.clip_dataset import ClipDataset
 from pipelines.clip_ids import EXCLUDE_SHA256, clip_ids_sha256
 from pipelines.config import PretrainConfig
 from pipelines.errors import JobFailed, Stopped, UserError
+from pipelines.places import redacted
 from pipelines.pretrain_checks import (
     RUN_FILE,
     checkpoint_mistakes,
@@ -246,7 +247,7 @@ def _fit(
     try:
         result: Any = trainer.fit()
     except train.TrainingFailedError as error:
-        reason = str(error).strip().splitlines()[-1][:300]
+        reason = redacted(str(error)).strip().splitlines()[-1][:300]
         raise JobFailed(
             f"training failed more than max_failures ({config.max_failures}) times: {reason}. "
             "The same command goes on from the last checkpoint"

@@ -22,6 +22,7 @@ from ray.exceptions import RayError, RayTaskError
 from pipelines.clip_dataset import ClipDataset
 from pipelines.errors import JobFailed
 from pipelines.media_source import one_line
+from pipelines.places import redacted
 from pipelines.pretrain_checks import RUN_FILE
 from pipelines.progress import OnProgress
 from pipelines.sweep_checks import sweep_folder, trials_at_once
@@ -192,7 +193,7 @@ class _Bookkeeper(tune.Callback):
         trial = info["trial"]
         if read_trial(self._folder, trial.config["number"]).status != "running":
             return  # it had ended before, and what failed came after it
-        error = str(trial.get_error() or "it died").strip()
+        error = redacted(str(trial.get_error() or "it died")).strip()
         self._end(trial.config["number"], "failed", error.splitlines()[-1][:300])
 
     def _end(self, number: int, status: Status, reason: str) -> None:
@@ -242,7 +243,7 @@ def _close_trial(run: RunRef, folder: Path, trial: Trial) -> None:
         for name, value in tags.items():
             client.set_tag(child.run_id, f"xkd.sweep.{name}", value)
     except MlflowException as error:
-        logger.warning("MLflow did not take the tags of %s: %s", trial.name, error)
+        logger.warning("MLflow did not take the tags of %s: %s", trial.name, one_line(error))
     ends = {"completed": "FINISHED", "failed": "FAILED"}
     close_run(child, ends.get(trial.status, "KILLED"))
 
@@ -255,7 +256,9 @@ def _close_strays(run: RunRef, folder: Path) -> None:
             f"tags.`mlflow.parentRunId` = '{run.run_id}' AND attributes.status = 'RUNNING'",
         )
     except MlflowException as error:
-        logger.warning("MLflow does not say which runs of %s are open: %s", folder.name, error)
+        logger.warning(
+            "MLflow does not say which runs of %s are open: %s", folder.name, one_line(error)
+        )
         return
     for child in children:
         close_run(RunRef(run.uri, run.experiment_id, child.info.run_id), "KILLED")

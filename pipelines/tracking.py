@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from pipelines.config import JobConfig, TrackingConfig
 from pipelines.errors import Stopped, UserError
+from pipelines.media_source import one_line
 from pipelines.places import home, redacted
 from pipelines.shards import temporary_name
 
@@ -37,6 +38,15 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
 
 logger = logging.getLogger(__name__)
+
+
+def _without_password(record: logging.LogRecord) -> bool:
+    record.msg, record.args = redacted(record.getMessage()), ()
+    return True
+
+
+for handler in logging.getLogger("mlflow").handlers:
+    handler.addFilter(_without_password)  # its monitor warns of a server with the whole URI
 
 SQLITE = "sqlite:///"
 SQLITE_HEADER = b"SQLite format 3\x00"
@@ -126,9 +136,8 @@ def _check_server(uri: str, host: str, port: int) -> None:
         socket.create_connection((host, port), CONNECT_SECONDS).close()
         MlflowClient(uri).search_experiments(max_results=1)
     except (OSError, MlflowException) as error:
-        reason = str(error).splitlines()[0][:200]
         raise UserError(
-            f"tracking.uri ({redacted(uri)}) does not answer as an MLflow server: {reason}"
+            f"tracking.uri ({redacted(uri)}) does not answer as an MLflow server: {one_line(error)}"
         ) from error
 
 
@@ -210,7 +219,9 @@ def close_run(run: RunRef, status: str) -> None:
     try:
         run.client().set_terminated(run.run_id, status)
     except MlflowException as error:
-        logger.warning("MLflow did not hear that run %s is %s: %s", run.run_id, status, error)
+        logger.warning(
+            "MLflow did not hear that run %s is %s: %s", run.run_id, status, one_line(error)
+        )
 
 
 @contextmanager
@@ -357,7 +368,7 @@ class Tracker:
                 metrics = record.metrics[first : first + MAX_BATCH]
                 client.log_batch(self._run.run_id, metrics=metrics, tags=record.tags)
         except (MlflowException, OSError) as error:
-            logger.warning("MLflow does not take metrics, trying again: %s", error)
+            logger.warning("MLflow does not take metrics, trying again: %s", one_line(error))
             return False
         return True
 

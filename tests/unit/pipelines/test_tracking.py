@@ -1,6 +1,10 @@
 """What is measured reaches MLflow, however long it is away."""
 
 import json
+import logging
+import socket
+import threading
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -9,7 +13,17 @@ from training import wait_until
 from pipelines import tracking
 from pipelines.config import IngestConfig, TrackingConfig
 from pipelines.errors import UserError
-from pipelines.tracking import RunRef, Tracker, check_tracking, metric_histories, open_run
+from pipelines.pretrain_checks import RUN_FILE
+from pipelines.sweep import _close_strays, _close_trial
+from pipelines.sweep_trials import add_trial, read_trial, trial_folder
+from pipelines.tracking import (
+    RunRef,
+    Tracker,
+    check_tracking,
+    close_run,
+    metric_histories,
+    open_run,
+)
 
 
 def run_at(home: Path) -> RunRef:
@@ -50,6 +64,42 @@ def test_a_wrong_address_is_refused_in_one_line(tmp_path, uri, message):
     with pytest.raises(UserError, match=message) as refused:
         check_tracking(TrackingConfig(uri=uri.replace("{folder}", str(tmp_path))))
     assert "secret" not in str(refused.value)
+
+
+@contextmanager
+def dropping_connections():
+    """A server that hangs up on everyone, by an address with a password."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            with suppress(OSError):
+                while True:
+                    server.accept()[0].close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://me:secret@127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_password_is_told_by_nothing_that_fails(tmp_path, monkeypatch, caplog, capsys):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with dropping_connections() as uri:
+        run = RunRef(uri, "0", "a" * 32)
+        with pytest.raises(UserError) as refused:
+            check_tracking(TrackingConfig(uri=uri))
+        close_run(run, "FINISHED")
+        tracker = Tracker(run, tmp_path / "unsent.jsonl")
+        tracker.log({"loss/total": 0.5}, 1)
+        tracker.close(patience_seconds=0.0)
+        add_trial(tmp_path, 0, {})
+        (trial_folder(tmp_path, 0) / RUN_FILE).write_text(json.dumps({"run_id": run.run_id}))
+        _close_trial(run, tmp_path, read_trial(tmp_path, 0))
+        _close_strays(run, tmp_path)
+        logging.getLogger("mlflow.system_metrics").warning("Failed to get run at %s", uri)
+    told = [str(refused.value), *(record.getMessage() for record in caplog.records)]
+    assert len(told) >= 6
+    assert sum("://***@127.0.0.1" in line for line in told) >= 5
+    assert not any("secret" in line for line in [*told, *capsys.readouterr()])
 
 
 def test_a_database_that_is_there_empty_or_not_yet_made_is_taken(tmp_path):
