@@ -38,7 +38,14 @@ from pipelines.progress import OnProgress, watched_board
 from pipelines.rungs import RungPlan
 from pipelines.shards import locked, write_json
 from pipelines.stopping import Stop, StoppableTorchConfig
-from pipelines.tracking import RunRef, kept_settings, log_dataset, open_run, tracked
+from pipelines.tracking import (
+    UNSENT_FILE,
+    RunRef,
+    kept_settings,
+    log_dataset,
+    open_run,
+    tracked,
+)
 from pipelines.train_loop import train_loop_per_worker
 
 logger = logging.getLogger(__name__)
@@ -117,6 +124,7 @@ def pretrain(
                 outcome = _fit_unless_interrupted(
                     lambda: _fit(config, scaling, values, callbacks), board.ask_to_stop.remote
                 )
+            _warn_of_unsent(folder)
             _check_outcome(outcome, config, folder)
             return PretrainResult(
                 checkpoint=find_checkpoint(str(folder)),
@@ -160,6 +168,13 @@ def _fit_unless_interrupted(
     if errors:
         raise errors[0]
     return outcome
+
+
+def _warn_of_unsent(folder: Path) -> None:
+    if (file := folder / UNSENT_FILE).exists():
+        logger.warning(
+            "MLflow did not take all metrics; the same command sends what is left in %s", file
+        )
 
 
 def _check_outcome(outcome: dict[str, Any], config: PretrainConfig, folder: Path) -> None:

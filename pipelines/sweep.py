@@ -5,7 +5,6 @@ each in its own MLflow run, under the sweep's. What has happened is read from th
 (`sweep_trials.py`), never from Tune, whose own state may be seconds old when a driver is killed.
 """
 
-import json
 import logging
 import os
 import time
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from mlflow.exceptions import MlflowException
 from ray import tune
 from ray.exceptions import RayError, RayTaskError
 
@@ -23,11 +21,11 @@ from pipelines.clip_dataset import ClipDataset
 from pipelines.errors import JobFailed
 from pipelines.media_source import one_line
 from pipelines.places import redacted
-from pipelines.pretrain_checks import RUN_FILE
 from pipelines.progress import OnProgress
 from pipelines.sweep_checks import sweep_folder, trials_at_once
 from pipelines.sweep_config import SweepConfig
 from pipelines.sweep_results import best_trial, last_objective, trials_done
+from pipelines.sweep_runs import close_strays, close_trial, send_unsent
 from pipelines.sweep_search import SweepSearch, make_scheduler, num_trials
 from pipelines.sweep_trial import FAILURE, run_trial
 from pipelines.sweep_trials import (
@@ -37,9 +35,8 @@ from pipelines.sweep_trials import (
     read_trial,
     read_trials,
     reopen_trial,
-    trial_folder,
 )
-from pipelines.tracking import RunRef, close_run, log_dataset
+from pipelines.tracking import RunRef, log_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +88,8 @@ def sweep(config: SweepConfig, run: RunRef, *, on_progress: OnProgress) -> Sweep
     try:
         _run_trials(config, folder, run, at_once, on_progress)
     finally:
-        _close_strays(run, folder)
+        close_strays(run, folder)
+        send_unsent(run, folder)
     trials = tuple(read_trials(folder))
     best = best_trial(config, trials)
     if best is None:
@@ -198,7 +196,7 @@ class _Bookkeeper(tune.Callback):
 
     def _end(self, number: int, status: Status, reason: str) -> None:
         end_trial(self._folder, number, status, reason)
-        _close_trial(self._run, self._folder, read_trial(self._folder, number))
+        close_trial(self._run, self._folder, read_trial(self._folder, number))
         self.say()
 
     def say(self) -> None:
@@ -221,44 +219,3 @@ def how_it_ended(config: SweepConfig, last_result: dict[str, Any]) -> tuple[Stat
     if config.stopping.collapsed and last_result.get("collapse"):
         return "collapsed", f"at rung {rung}: {last_result['collapse']}"
     return "stopped", f"at rung {rung} of {config.scoring.num_rungs} by {config.stopping.kind}"
-
-
-def trial_run(run: RunRef, folder: Path, number: int) -> RunRef | None:
-    """The MLflow run of a trial, if it has got one."""
-    file = trial_folder(folder, number) / RUN_FILE
-    if not file.exists():
-        return None
-    return RunRef(run.uri, run.experiment_id, json.loads(file.read_text())["run_id"])
-
-
-def _close_trial(run: RunRef, folder: Path, trial: Trial) -> None:
-    """Ends a trial's MLflow run, which a trial that was stopped could not do itself."""
-    child = trial_run(run, folder, trial.number)
-    if child is None:
-        return
-    tags = {"trial": str(trial.number), "status": trial.status, "reason": trial.reason}
-    tags |= {f"values.{key}": json.dumps(value) for key, value in trial.values.items()}
-    try:
-        client = child.client()
-        for name, value in tags.items():
-            client.set_tag(child.run_id, f"xkd.sweep.{name}", value)
-    except MlflowException as error:
-        logger.warning("MLflow did not take the tags of %s: %s", trial.name, one_line(error))
-    ends = {"completed": "FINISHED", "failed": "FAILED"}
-    close_run(child, ends.get(trial.status, "KILLED"))
-
-
-def _close_strays(run: RunRef, folder: Path) -> None:
-    """Ends child runs that still count as running: of trials cut off in between."""
-    try:
-        children = run.client().search_runs(
-            [run.experiment_id],
-            f"tags.`mlflow.parentRunId` = '{run.run_id}' AND attributes.status = 'RUNNING'",
-        )
-    except MlflowException as error:
-        logger.warning(
-            "MLflow does not say which runs of %s are open: %s", folder.name, one_line(error)
-        )
-        return
-    for child in children:
-        close_run(RunRef(run.uri, run.experiment_id, child.info.run_id), "KILLED")

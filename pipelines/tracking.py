@@ -51,6 +51,8 @@ for handler in logging.getLogger("mlflow").handlers:
 
 SQLITE = "sqlite:///"
 SQLITE_HEADER = b"SQLite format 3\x00"
+UNSENT_FILE = "unsent_metrics.jsonl"
+"""In a run's folder, what its tracker could not send."""
 RETRY_SECONDS = 2.0
 MAX_RETRY_SECONDS = 30.0
 OPEN_PATIENCE_SECONDS = 30.0
@@ -348,14 +350,6 @@ class Tracker:
         """Metrics and tags that MLflow may not have yet."""
         with self._change:
             return [values for record in self._waiting for values in record.to_dicts()]
-
-    def flush(self, patience_seconds: float = 60.0) -> bool:
-        """Waits until all that was logged so far is sent; says whether it was in time."""
-        with self._change:
-            last = self._waiting[-1] if self._waiting else None
-            return self._change.wait_for(
-                lambda: all(record is not last for record in self._waiting), patience_seconds
-            )
 
     def close(self, patience_seconds: float = 60.0) -> None:
         """Waits until everything is sent, at most `patience_seconds`."""

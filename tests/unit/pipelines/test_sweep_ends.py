@@ -85,7 +85,7 @@ def test_what_tune_raises_as_a_text_is_named_by_its_cause(tmp_path):
 
 
 def test_a_trial_that_had_ended_keeps_its_end_if_tune_fails_after_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipelines.sweep._close_trial", lambda *_: None)
+    monkeypatch.setattr("pipelines.sweep.close_trial", lambda *_: None)
     config = sweep_config(tmp_path)
     bookkeeper = _Bookkeeper(config, tmp_path, RunRef("", "", ""), lambda *_: None)
     for number in range(2):

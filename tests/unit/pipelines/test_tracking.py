@@ -18,7 +18,7 @@ from pipelines import tracking
 from pipelines.config import IngestConfig, TrackingConfig
 from pipelines.errors import JobFailed, UserError
 from pipelines.pretrain_checks import RUN_FILE
-from pipelines.sweep import _close_strays, _close_trial
+from pipelines.sweep_runs import close_strays, close_trial
 from pipelines.sweep_trials import add_trial, read_trial, trial_folder
 from pipelines.tracking import (
     RunRef,
@@ -159,8 +159,8 @@ def test_a_password_is_told_by_nothing_that_fails(tmp_path, monkeypatch, caplog,
         tracker.close(patience_seconds=0.0)
         add_trial(tmp_path, 0, {})
         (trial_folder(tmp_path, 0) / RUN_FILE).write_text(json.dumps({"run_id": run.run_id}))
-        _close_trial(run, tmp_path, read_trial(tmp_path, 0))
-        _close_strays(run, tmp_path)
+        close_trial(run, tmp_path, read_trial(tmp_path, 0))
+        close_strays(run, tmp_path)
         logging.getLogger("mlflow.system_metrics").warning("Failed to get run at %s", uri)
     told = [str(refused.value), *(record.getMessage() for record in caplog.records)]
     assert len(told) >= 6
