@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 TRIAL_BYTES = 400_000_000
 """Memory of a trial's driver, beside its workers."""
+HAD_COLLAPSED = "but had collapsed"
+"""What a trial that completed is marked with, in a sweep that does not end such trials."""
 SURROUNDINGS = {
     # Ctrl-C is the job's to handle, as everywhere else.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -213,9 +215,10 @@ def how_it_ended(config: SweepConfig, last_result: dict[str, Any]) -> tuple[Stat
     """Status and reason of a trial that Tune has done with."""
     if FAILURE in last_result:
         return "failed", last_result[FAILURE]
-    rung = last_result.get("rung", 0)
+    rung, collapse = last_result.get("rung", 0), last_result.get("collapse")
+    # Also at the last rung: what has collapsed by then is no result.
+    if config.stopping.collapsed and collapse:
+        return "collapsed", f"at rung {rung}: {collapse}"
     if rung == config.scoring.num_rungs:
-        return "completed", ""
-    if config.stopping.collapsed and last_result.get("collapse"):
-        return "collapsed", f"at rung {rung}: {last_result['collapse']}"
+        return "completed", f"{HAD_COLLAPSED}: {collapse}" if collapse else ""
     return "stopped", f"at rung {rung} of {config.scoring.num_rungs} by {config.stopping.kind}"

@@ -70,9 +70,10 @@ def write_winner(config: SweepConfig, result: SweepResult) -> Path:
         **best_values(config, result.best),
     }
     score = percent(last_objective(config, result.best)).replace("\u00a0", " ")
+    marked = f"# Mind: it completed, {result.best.reason}\n" if result.best.reason else ""
     header = (
         f"# {result.best.name} of the sweep {config.name}: {objective_name(config)} {score}.\n"
-        f"#\n#   {winner_command(file)}\n"
+        f"{marked}#\n#   {winner_command(file)}\n"
     )
     file.write_text(header + yaml.safe_dump(values, sort_keys=False, width=100))
     return file

@@ -181,6 +181,8 @@ def work(config: SweepConfig) -> None:
         print(score_table(final[0]))
         print(registered_in_words(final[1]))
     print(f"  best: {result.best.name}, {winner}")
+    if result.best.reason:
+        print(f"  mind: {result.best.name} completed, {result.best.reason}")
     print(f"  report: {report}")
 
 
@@ -265,7 +267,9 @@ def _trial_table(config: SweepConfig, trials: Sequence[Trial]) -> str:
         )
         score = f"{last_objective(config, trial):.1%}" if trial.rungs else ""
         rungs = f"{max(len(trial.rungs) - 1, 0)}"
-        rows.append((trial.name, trial.status, rungs, video, audio, score, values[:100]))
+        is_marked = trial.status == "completed" and trial.reason
+        status = "completed, collapsed" if is_marked else trial.status
+        rows.append((trial.name, status, rungs, video, audio, score, values[:100]))
     return table(rows)
 
 
