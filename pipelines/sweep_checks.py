@@ -1,7 +1,7 @@
 """What can be found wrong with a sweep before it starts: its clips, its scores, its resources."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from pipelines.features import split_scored_on
 from pipelines.pretrain_checks import RUN_FILE, check_pretrain
 from pipelines.sweep_config import SweepConfig
 from pipelines.sweep_search import num_trials
+from pipelines.sweep_space import edge_cases, settings_of
 from pipelines.sweep_trial import trial_config
 from pipelines.sweep_trials import Trial
 from pipelines.tracking import flat
+from xkd_core.config import MethodConfig
 
 FREE_TO_CHANGE = (
     "tracking",
@@ -29,6 +31,8 @@ FREE_TO_CHANGE = (
     "pretrain.log_every",
 )
 """Settings that may differ when a sweep goes on: they change no trial."""
+OF_CLIPS = ("exclude", "splits", "model.video", "model.audio")
+"""Settings that clips must fit, options in a space too; also the whole section `model`."""
 DATASET_IDS = "dataset_ids"
 """Under this name a sweep keeps the clips that it began with, see `dataset_ids`."""
 
@@ -59,12 +63,38 @@ def check_sweep(config: SweepConfig) -> list[str]:
     base = trial_config(config, folder, Trial(0, {})).model_copy(update={"name": "base"})
     mistakes = check_pretrain(base)
     mistakes += _scoring_mistakes(config)
+    mistakes += _option_mistakes(config, folder, mistakes)
     file = folder / RUN_FILE
     if file.exists():
         there = json.loads(file.read_text())
         mistakes += _settings_mistakes(config, there["config"])
         mistakes += _clips_mistakes(config, there.get(DATASET_IDS, {}))
     return mistakes
+
+
+def _option_mistakes(config: SweepConfig, folder: Path, of_all: Sequence[str]) -> list[str]:
+    """Why clips do not fit an option of the space, but for what is wrong without it as well."""
+    found = []
+    for key, value, values in edge_cases(config.space):
+        names = settings_of(config.space, {key: value})
+        if not any(name == "model" or name.startswith(OF_CLIPS) for name in names):
+            continue
+        option = trial_config(config, folder, Trial(0, values)).model_copy(update={"name": "base"})
+        mistakes = check_pretrain(option)
+        if config.scoring.dataset and (problem := _rates_mistake(config.scoring.dataset, option)):
+            mistakes.append(problem)
+        found += [f"space.{key} at {value}: {text}" for text in mistakes if text not in of_all]
+    return found
+
+
+def _rates_mistake(scoring_dataset: str, method: MethodConfig) -> str | None:
+    """Why clips to score on do not fit a method, or None; what is no dataset is told elsewhere."""
+    try:
+        dataset = ClipDataset.open(scoring_dataset)
+    except UserError:
+        return None
+    problem = clip_mismatch(method, frame_rate=dataset.frame_rate, sample_rate=dataset.sample_rate)
+    return f"scoring.dataset ({scoring_dataset}): {problem}" if problem else None
 
 
 def _settings_mistakes(config: SweepConfig, began_with: Mapping[str, Any]) -> list[str]:
