@@ -93,6 +93,22 @@ def test_a_best_trial_that_had_collapsed_is_marked_everywhere(record):
     assert sum("completed, collapsed" in row for row in rows) == 1
 
 
+@pytest.mark.parametrize(
+    ("uri", "kept", "note"),
+    [
+        ("http://mlflow.example:5000", "http://mlflow.example:5000", ""),
+        ("http://me:secret@mlflow.example:5000", None, "as http://***@mlflow.example:5000; pass"),
+    ],
+)
+def test_the_winner_logs_where_the_sweep_did(tmp_path, uri, kept, note):
+    record = example_record(tmp_path, tracking={"uri": uri, "experiment": "mine"})
+    config = load_settings(PretrainConfig, record.winner, [])
+    assert (config.tracking.uri, config.tracking.experiment) == (kept, "mine")
+    text = record.winner.read_text()
+    assert note in text
+    assert "secret" not in text
+
+
 def test_the_winner_has_the_final_length(tmp_path):
     config = sweep_config(tmp_path, final={"epochs": 40})
     best = Trial(0, {"objective.refinement": "none"}, rungs_to(4, 0.5), "completed")
