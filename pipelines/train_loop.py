@@ -82,7 +82,7 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
         feed = make_feed(config, dataset, rank=rank, world_size=context.get_world_size())
         stack.enter_context(closing(feed))
         state = build_state(config)
-        checkpoint = checkpoint_to_load(config)
+        checkpoint = checkpoint_to_load(config, values["rungs"])
         if checkpoint is not None:
             load_state(state, checkpoint, config, dataset.dataset_id)
         log = None

@@ -144,17 +144,18 @@ def test_tune_ends_a_trial_that_has_collapsed_and_no_other(tmp_path):
     assert not _has_collapsed("a", {})
 
 
-def test_tune_is_told_of_scores_but_not_of_checkpoints_nor_the_last_rung(tmp_path, monkeypatch):
+def test_tune_is_told_of_each_rung_once_but_the_last(tmp_path, monkeypatch):
     config, told = sweep_config(tmp_path), []
     monkeypatch.setattr(TuneReportCallback, "__init__", lambda _: None)
     monkeypatch.setattr(
         TuneReportCallback, "after_report", lambda _, __, metrics, ___: told.extend(metrics)
     )
-    report = _RungReport(config)
+    report = _RungReport(config, told=1)
     rungs = rungs_to(4, 0.5, collapse=SIGN)
-    for metrics in ({}, asdict(rungs[2]), {}, asdict(rungs[4])):
+    for number in (None, 0, 1, 2, None, 2, 3, 4):
+        metrics = {} if number is None else asdict(rungs[number])
         report.after_report(None, [metrics, {}], "a checkpoint")
-    assert told == [tune_result(config, rungs[2])]
+    assert told == [tune_result(config, rung) for rung in rungs[2:4]]
     assert told[0]["collapse"] == ""
 
 
