@@ -22,7 +22,7 @@ from pipelines.errors import JobFailed
 from pipelines.media_source import one_line
 from pipelines.places import redacted
 from pipelines.progress import OnProgress
-from pipelines.sweep_checks import sweep_folder, trials_at_once
+from pipelines.sweep_checks import TRIAL_BYTES, sweep_folder, trials_at_once
 from pipelines.sweep_config import SweepConfig
 from pipelines.sweep_results import best_trial, last_objective, trials_done
 from pipelines.sweep_runs import close_strays, close_trial, send_unsent
@@ -40,8 +40,6 @@ from pipelines.tracking import RunRef, log_dataset
 
 logger = logging.getLogger(__name__)
 
-TRIAL_BYTES = 400_000_000
-"""Memory of a trial's driver, beside its workers."""
 HAD_COLLAPSED = "but had collapsed"
 """What a trial that completed is marked with, in a sweep that does not end such trials."""
 SURROUNDINGS = {

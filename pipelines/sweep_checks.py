@@ -37,6 +37,12 @@ DATASET_IDS = "dataset_ids"
 """Under this name a sweep keeps the clips that it began with, see `dataset_ids`."""
 
 
+TRIAL_BYTES = 400_000_000
+"""Memory of a trial's driver, beside its workers."""
+MANY = 1_000_000
+"""Trials that a node is taken to have memory for where that is not known."""
+
+
 def sweep_folder(config: SweepConfig) -> Path:
     """Everything that a sweep leaves lies here."""
     return Path(config.output) / config.name
@@ -176,7 +182,7 @@ def _unscorable(dataset: ClipDataset, settings: EvaluateSettings, side: str) -> 
 
 
 def trials_at_once(config: SweepConfig, nodes: Iterable[Mapping[str, float]]) -> int:
-    """How many trials run side by side on nodes with these resources.
+    """How many trials run side by side on nodes with these resources; memory may be unknown.
 
     Raises:
         UserError: if not one fits, or fewer than asked for.
@@ -193,10 +199,16 @@ def trials_at_once(config: SweepConfig, nodes: Iterable[Mapping[str, float]]) ->
         )
         for node in nodes
     )
-    fit = places // workers
+    memory = [node.get("memory", TRIAL_BYTES * MANY) for node in nodes]
+    drivers = sum(int(amount // TRIAL_BYTES) for amount in memory)
+    fit = min(places // workers, drivers)
+    is_memory_short = drivers < places // workers
     kinds = {"CPU": cpus} | ({"GPU": 1.0} if config.pretrain.use_gpu else {})
     have = ", ".join(f"{sum(node.get(kind, 0.0) for node in nodes):g} {kind}s" for kind in kinds)
     one = " and ".join(f"{workers} x {amount:g} {kind}s" for kind, amount in kinds.items())
+    if is_memory_short:
+        have += f", {sum(memory) / 1e9:.1f} GB of memory"
+        one += f" and {TRIAL_BYTES / 1e9:g} GB of memory"
     if not fit:
         raise UserError(f"a trial needs {one}, but Ray has {have}")
     wanted = config.max_concurrent_trials
@@ -204,6 +216,8 @@ def trials_at_once(config: SweepConfig, nodes: Iterable[Mapping[str, float]]) ->
         needs = " and ".join(
             f"{wanted} x {workers * amount:g} {kind}s" for kind, amount in kinds.items()
         )
+        if is_memory_short:
+            needs += f" and {wanted} x {TRIAL_BYTES / 1e9:g} GB of memory"
         raise UserError(
             f"max_concurrent_trials ({wanted}) needs {needs}, has {have}: "
             f"at most {fit} trial{'s' if fit > 1 else ''} at once"

@@ -30,6 +30,8 @@ def asking(tmp_path, workers, cpus, **changes):
         (2, 1, [{"CPU": 5}], 2),
         (1, 2, [{"CPU": 3}, {"CPU": 3}], 2),  # the third CPUs do not make a trial
         (3, 2, [{"CPU": 4}, {"CPU": 2}], 1),  # workers of one trial may lie on several nodes
+        (1, 1, [{"CPU": 4, "memory": 900e6}], 2),  # drivers of trials need some too
+        (1, 1, [{"CPU": 1, "memory": 700e6}, {"CPU": 3, "memory": 300e6}], 1),
         (1, 0.5, [{"CPU": 100}], 14),  # no more than there are trials
     ],
 )
@@ -50,6 +52,17 @@ def test_too_many_at_once_is_told_with_what_fits(tmp_path):
         trials_at_once(config, [{"CPU": 4}])
     with pytest.raises(UserError, match=r"a trial needs 2 x 1 CPUs, but Ray has 1 CPUs"):
         trials_at_once(config, [{"CPU": 1}])
+
+
+def test_too_little_memory_is_told(tmp_path):
+    nodes = [{"CPU": 4, "memory": 0.3e9}]
+    told = r"needs 1 x 1 CPUs and 0\.4 GB of memory, but Ray has 4 CPUs, 0\.3 GB of memory"
+    with pytest.raises(UserError, match=told):
+        trials_at_once(asking(tmp_path, 1, 1), nodes)
+    told = r"needs 3 x 1 CPUs and 3 x 0\.4 GB of memory, has 4 CPUs, 0\.9 GB of memory: at most 2"
+    nodes = [{"CPU": 4, "memory": 0.9e9}]
+    with pytest.raises(UserError, match=told):
+        trials_at_once(asking(tmp_path, 1, 1, max_concurrent_trials=3), nodes)
 
 
 def checked(tmp_path, clips, **changes):
