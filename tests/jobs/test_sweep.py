@@ -13,7 +13,7 @@ from test_sweep_survives import PRETRAIN, check_metrics, child_runs, write_sweep
 from pipelines.sweep_trials import Trial, read_trials
 from xkd_core.health import MIN_CLIPS
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def sweep_of_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
         | {"PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=560,
         check=False,
     )
     return here, Done(done.returncode, done.stdout, done.stderr)
