@@ -15,6 +15,7 @@ from av.error import FFmpegError
 from av.video.stream import VideoStream
 
 from pipelines.media_tracks import ROUNDING_TICKS, native_rate
+from pipelines.places import redacted
 
 REASONS = {
     "unreadable": "the file cannot be opened or read",
@@ -108,9 +109,9 @@ def open_source(source: Source) -> av.container.InputContainer:
 
 
 def one_line(error: BaseException) -> str:
-    """Says an error in one line."""
+    """Says an error in one line; clients put whole URIs into theirs, with password and all."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(text).split())[:300]
+    return " ".join(redacted(str(text)).split())[:300]
 
 
 def choose_streams(

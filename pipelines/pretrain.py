@@ -27,6 +27,7 @@ from pipelines.clip_dataset import ClipDataset
 from pipelines.clip_ids import EXCLUDE_SHA256, clip_ids_sha256
 from pipelines.config import PretrainConfig
 from pipelines.errors import JobFailed, Stopped, UserError
+from pipelines.places import redacted
 from pipelines.pretrain_checks import (
     RUN_FILE,
     checkpoint_mistakes,
@@ -37,7 +38,14 @@ from pipelines.progress import OnProgress, watched_board
 from pipelines.rungs import RungPlan
 from pipelines.shards import locked, write_json
 from pipelines.stopping import Stop, StoppableTorchConfig
-from pipelines.tracking import RunRef, kept_settings, log_dataset, open_run, tracked
+from pipelines.tracking import (
+    UNSENT_FILE,
+    RunRef,
+    kept_settings,
+    log_dataset,
+    open_run,
+    tracked,
+)
 from pipelines.train_loop import train_loop_per_worker
 
 logger = logging.getLogger(__name__)
@@ -116,6 +124,7 @@ def pretrain(
                 outcome = _fit_unless_interrupted(
                     lambda: _fit(config, scaling, values, callbacks), board.ask_to_stop.remote
                 )
+            _warn_of_unsent(folder)
             _check_outcome(outcome, config, folder)
             return PretrainResult(
                 checkpoint=find_checkpoint(str(folder)),
@@ -159,6 +168,13 @@ def _fit_unless_interrupted(
     if errors:
         raise errors[0]
     return outcome
+
+
+def _warn_of_unsent(folder: Path) -> None:
+    if (file := folder / UNSENT_FILE).exists():
+        logger.warning(
+            "MLflow did not take all metrics; the same command sends what is left in %s", file
+        )
 
 
 def _check_outcome(outcome: dict[str, Any], config: PretrainConfig, folder: Path) -> None:
@@ -246,7 +262,7 @@ def _fit(
     try:
         result: Any = trainer.fit()
     except train.TrainingFailedError as error:
-        reason = str(error).strip().splitlines()[-1][:300]
+        reason = redacted(str(error)).strip().splitlines()[-1][:300]
         raise JobFailed(
             f"training failed more than max_failures ({config.max_failures}) times: {reason}. "
             "The same command goes on from the last checkpoint"

@@ -23,6 +23,7 @@ from pipelines.config import EvaluateSettings, IngestSettings, PromoteSettings
 from pipelines.encoder_files import ClipSettings, EncoderInfo
 from pipelines.errors import JobFailed, UserError
 from pipelines.features import load_model
+from pipelines.media_source import one_line
 from pipelines.model_card import EncoderScores, encoder_scores, model_card
 from pipelines.model_versions import MAX_DESCRIPTION, find_or_make_version, registered_model
 from pipelines.tracking import RunRef
@@ -97,7 +98,7 @@ def promote(
     except MlflowException as error:
         raise JobFailed(
             f"MLflow did not register the encoders of {checkpoint}: "
-            f"{str(error).splitlines()[0][:300]}. The same command tries again"
+            f"{one_line(error)}. The same command tries again"
         ) from error
 
 
@@ -162,8 +163,7 @@ def register_unscored(
             client.set_registered_model_alias(name, alias, str(version.version))
     except MlflowException as error:
         raise JobFailed(
-            f"MLflow did not register {name}: {str(error).splitlines()[0][:300]}. "
-            "The same command tries again"
+            f"MLflow did not register {name}: {one_line(error)}. The same command tries again"
         ) from error
     reason = "registered without an alias" if alias is None else f"gets the alias {alias}"
     return Registered(name, str(version.version), alias is not None, reason)

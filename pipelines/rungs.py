@@ -13,7 +13,7 @@ from pipelines.clip_dataset import ClipDataset
 from pipelines.config import EvaluateSettings, PretrainConfig
 from pipelines.evaluation import MODALITIES, score
 from pipelines.features import features_of
-from pipelines.sweep_trials import Rung, add_rung
+from pipelines.sweep_trials import Rung, add_rung, read_rungs
 from xkd_core.xkd import XKD
 
 
@@ -35,6 +35,12 @@ def rung_steps(total_steps: int, num_rungs: int) -> dict[int, int]:
     {0: 0, 3: 1, 5: 2, 8: 3, 10: 4}
     """
     return {-(-total_steps * rung // num_rungs): rung for rung in range(num_rungs + 1)}
+
+
+def rung_at(plan: Mapping[str, Any] | None, steps_done: int) -> dict[str, Any]:
+    """What was scored after so many steps, by an earlier worker perhaps; empty if nothing was."""
+    rungs = read_rungs(Path(plan["folder"])) if plan else ()
+    return next((asdict(rung) for rung in rungs if rung.step == steps_done), {})
 
 
 class RungScorer:

@@ -5,7 +5,6 @@ each in its own MLflow run, under the sweep's. What has happened is read from th
 (`sweep_trials.py`), never from Tune, whose own state may be seconds old when a driver is killed.
 """
 
-import json
 import logging
 import os
 import time
@@ -15,18 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from mlflow.exceptions import MlflowException
 from ray import tune
 from ray.exceptions import RayError, RayTaskError
 
 from pipelines.clip_dataset import ClipDataset
 from pipelines.errors import JobFailed
 from pipelines.media_source import one_line
-from pipelines.pretrain_checks import RUN_FILE
+from pipelines.places import redacted
 from pipelines.progress import OnProgress
-from pipelines.sweep_checks import sweep_folder, trials_at_once
+from pipelines.sweep_checks import TRIAL_BYTES, sweep_folder, trials_at_once
 from pipelines.sweep_config import SweepConfig
 from pipelines.sweep_results import best_trial, last_objective, trials_done
+from pipelines.sweep_runs import close_strays, close_trial, send_unsent
 from pipelines.sweep_search import SweepSearch, make_scheduler, num_trials
 from pipelines.sweep_trial import FAILURE, run_trial
 from pipelines.sweep_trials import (
@@ -36,14 +35,13 @@ from pipelines.sweep_trials import (
     read_trial,
     read_trials,
     reopen_trial,
-    trial_folder,
 )
-from pipelines.tracking import RunRef, close_run, log_dataset
+from pipelines.tracking import RunRef, log_dataset
 
 logger = logging.getLogger(__name__)
 
-TRIAL_BYTES = 400_000_000
-"""Memory of a trial's driver, beside its workers."""
+HAD_COLLAPSED = "but had collapsed"
+"""What a trial that completed is marked with, in a sweep that does not end such trials."""
 SURROUNDINGS = {
     # Ctrl-C is the job's to handle, as everywhere else.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -90,7 +88,8 @@ def sweep(config: SweepConfig, run: RunRef, *, on_progress: OnProgress) -> Sweep
     try:
         _run_trials(config, folder, run, at_once, on_progress)
     finally:
-        _close_strays(run, folder)
+        close_strays(run, folder)
+        send_unsent(run, folder)
     trials = tuple(read_trials(folder))
     best = best_trial(config, trials)
     if best is None:
@@ -192,12 +191,12 @@ class _Bookkeeper(tune.Callback):
         trial = info["trial"]
         if read_trial(self._folder, trial.config["number"]).status != "running":
             return  # it had ended before, and what failed came after it
-        error = str(trial.get_error() or "it died").strip()
+        error = redacted(str(trial.get_error() or "it died")).strip()
         self._end(trial.config["number"], "failed", error.splitlines()[-1][:300])
 
     def _end(self, number: int, status: Status, reason: str) -> None:
         end_trial(self._folder, number, status, reason)
-        _close_trial(self._run, self._folder, read_trial(self._folder, number))
+        close_trial(self._run, self._folder, read_trial(self._folder, number))
         self.say()
 
     def say(self) -> None:
@@ -214,48 +213,10 @@ def how_it_ended(config: SweepConfig, last_result: dict[str, Any]) -> tuple[Stat
     """Status and reason of a trial that Tune has done with."""
     if FAILURE in last_result:
         return "failed", last_result[FAILURE]
-    rung = last_result.get("rung", 0)
+    rung, collapse = last_result.get("rung", 0), last_result.get("collapse")
+    # Also at the last rung: what has collapsed by then is no result.
+    if config.stopping.collapsed and collapse:
+        return "collapsed", f"at rung {rung}: {collapse}"
     if rung == config.scoring.num_rungs:
-        return "completed", ""
-    if config.stopping.collapsed and last_result.get("collapse"):
-        return "collapsed", f"at rung {rung}: {last_result['collapse']}"
+        return "completed", f"{HAD_COLLAPSED}: {collapse}" if collapse else ""
     return "stopped", f"at rung {rung} of {config.scoring.num_rungs} by {config.stopping.kind}"
-
-
-def trial_run(run: RunRef, folder: Path, number: int) -> RunRef | None:
-    """The MLflow run of a trial, if it has got one."""
-    file = trial_folder(folder, number) / RUN_FILE
-    if not file.exists():
-        return None
-    return RunRef(run.uri, run.experiment_id, json.loads(file.read_text())["run_id"])
-
-
-def _close_trial(run: RunRef, folder: Path, trial: Trial) -> None:
-    """Ends a trial's MLflow run, which a trial that was stopped could not do itself."""
-    child = trial_run(run, folder, trial.number)
-    if child is None:
-        return
-    tags = {"trial": str(trial.number), "status": trial.status, "reason": trial.reason}
-    tags |= {f"values.{key}": json.dumps(value) for key, value in trial.values.items()}
-    try:
-        client = child.client()
-        for name, value in tags.items():
-            client.set_tag(child.run_id, f"xkd.sweep.{name}", value)
-    except MlflowException as error:
-        logger.warning("MLflow did not take the tags of %s: %s", trial.name, error)
-    ends = {"completed": "FINISHED", "failed": "FAILED"}
-    close_run(child, ends.get(trial.status, "KILLED"))
-
-
-def _close_strays(run: RunRef, folder: Path) -> None:
-    """Ends child runs that still count as running: of trials cut off in between."""
-    try:
-        children = run.client().search_runs(
-            [run.experiment_id],
-            f"tags.`mlflow.parentRunId` = '{run.run_id}' AND attributes.status = 'RUNNING'",
-        )
-    except MlflowException as error:
-        logger.warning("MLflow does not say which runs of %s are open: %s", folder.name, error)
-        return
-    for child in children:
-        close_run(RunRef(run.uri, run.experiment_id, child.info.run_id), "KILLED")

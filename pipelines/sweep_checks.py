@@ -1,7 +1,7 @@
 """What can be found wrong with a sweep before it starts: its clips, its scores, its resources."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from pipelines.features import split_scored_on
 from pipelines.pretrain_checks import RUN_FILE, check_pretrain
 from pipelines.sweep_config import SweepConfig
 from pipelines.sweep_search import num_trials
+from pipelines.sweep_space import edge_cases, settings_of
 from pipelines.sweep_trial import trial_config
 from pipelines.sweep_trials import Trial
 from pipelines.tracking import flat
+from xkd_core.config import MethodConfig
 
 FREE_TO_CHANGE = (
     "tracking",
@@ -29,8 +31,16 @@ FREE_TO_CHANGE = (
     "pretrain.log_every",
 )
 """Settings that may differ when a sweep goes on: they change no trial."""
+OF_CLIPS = ("exclude", "splits", "model.video", "model.audio")
+"""Settings that clips must fit, options in a space too; also the whole section `model`."""
 DATASET_IDS = "dataset_ids"
 """Under this name a sweep keeps the clips that it began with, see `dataset_ids`."""
+
+
+TRIAL_BYTES = 400_000_000
+"""Memory of a trial's driver, beside its workers."""
+MANY = 1_000_000
+"""Trials that a node is taken to have memory for where that is not known."""
 
 
 def sweep_folder(config: SweepConfig) -> Path:
@@ -59,12 +69,38 @@ def check_sweep(config: SweepConfig) -> list[str]:
     base = trial_config(config, folder, Trial(0, {})).model_copy(update={"name": "base"})
     mistakes = check_pretrain(base)
     mistakes += _scoring_mistakes(config)
+    mistakes += _option_mistakes(config, folder, mistakes)
     file = folder / RUN_FILE
     if file.exists():
         there = json.loads(file.read_text())
         mistakes += _settings_mistakes(config, there["config"])
         mistakes += _clips_mistakes(config, there.get(DATASET_IDS, {}))
     return mistakes
+
+
+def _option_mistakes(config: SweepConfig, folder: Path, of_all: Sequence[str]) -> list[str]:
+    """Why clips do not fit an option of the space, but for what is wrong without it as well."""
+    found = []
+    for key, value, values in edge_cases(config.space):
+        names = settings_of(config.space, {key: value})
+        if not any(name == "model" or name.startswith(OF_CLIPS) for name in names):
+            continue
+        option = trial_config(config, folder, Trial(0, values)).model_copy(update={"name": "base"})
+        mistakes = check_pretrain(option)
+        if config.scoring.dataset and (problem := _rates_mistake(config.scoring.dataset, option)):
+            mistakes.append(problem)
+        found += [f"space.{key} at {value}: {text}" for text in mistakes if text not in of_all]
+    return found
+
+
+def _rates_mistake(scoring_dataset: str, method: MethodConfig) -> str | None:
+    """Why clips to score on do not fit a method, or None; what is no dataset is told elsewhere."""
+    try:
+        dataset = ClipDataset.open(scoring_dataset)
+    except UserError:
+        return None
+    problem = clip_mismatch(method, frame_rate=dataset.frame_rate, sample_rate=dataset.sample_rate)
+    return f"scoring.dataset ({scoring_dataset}): {problem}" if problem else None
 
 
 def _settings_mistakes(config: SweepConfig, began_with: Mapping[str, Any]) -> list[str]:
@@ -146,7 +182,7 @@ def _unscorable(dataset: ClipDataset, settings: EvaluateSettings, side: str) -> 
 
 
 def trials_at_once(config: SweepConfig, nodes: Iterable[Mapping[str, float]]) -> int:
-    """How many trials run side by side on nodes with these resources.
+    """How many trials run side by side on nodes with these resources; memory may be unknown.
 
     Raises:
         UserError: if not one fits, or fewer than asked for.
@@ -163,10 +199,16 @@ def trials_at_once(config: SweepConfig, nodes: Iterable[Mapping[str, float]]) ->
         )
         for node in nodes
     )
-    fit = places // workers
+    memory = [node.get("memory", TRIAL_BYTES * MANY) for node in nodes]
+    drivers = sum(int(amount // TRIAL_BYTES) for amount in memory)
+    fit = min(places // workers, drivers)
+    is_memory_short = drivers < places // workers
     kinds = {"CPU": cpus} | ({"GPU": 1.0} if config.pretrain.use_gpu else {})
     have = ", ".join(f"{sum(node.get(kind, 0.0) for node in nodes):g} {kind}s" for kind in kinds)
     one = " and ".join(f"{workers} x {amount:g} {kind}s" for kind, amount in kinds.items())
+    if is_memory_short:
+        have += f", {sum(memory) / 1e9:.1f} GB of memory"
+        one += f" and {TRIAL_BYTES / 1e9:g} GB of memory"
     if not fit:
         raise UserError(f"a trial needs {one}, but Ray has {have}")
     wanted = config.max_concurrent_trials
@@ -174,6 +216,8 @@ def trials_at_once(config: SweepConfig, nodes: Iterable[Mapping[str, float]]) ->
         needs = " and ".join(
             f"{wanted} x {workers * amount:g} {kind}s" for kind, amount in kinds.items()
         )
+        if is_memory_short:
+            needs += f" and {wanted} x {TRIAL_BYTES / 1e9:g} GB of memory"
         raise UserError(
             f"max_concurrent_trials ({wanted}) needs {needs}, has {have}: "
             f"at most {fit} trial{'s' if fit > 1 else ''} at once"

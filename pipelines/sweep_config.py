@@ -23,6 +23,9 @@ from xkd_core.config import Config
 
 NAME = re.compile(r"\w[\w .-]{0,79}")
 KINDS = ("choice", "uniform", "loguniform", "integer", "bundles")
+MAX_WHOLE = 2**53
+"""Whole numbers up to here are exact in the searchers' floating point."""
+WholeNumber = Annotated[int, Field(ge=-MAX_WHOLE, le=MAX_WHOLE)]
 Modality = Literal["video", "audio", "mean", "both"]
 
 
@@ -35,7 +38,7 @@ class Domain(Config):
     """A number from low to high."""
     loguniform: tuple[PositiveFloat, PositiveFloat] | None = None
     """A number from low to high, whose logarithm is uniform."""
-    integer: tuple[int, int] | None = None
+    integer: tuple[WholeNumber, WholeNumber] | None = None
     """A whole number from low to high, both included."""
     bundles: dict[str, dict[str, Any]] | None = None
     """Named groups of dotted settings with their values."""
@@ -129,7 +132,8 @@ class StoppingSettings(Config):
     min_trials: PositiveInt = 3
     """Other trials that `median` needs."""
     collapsed: bool = True
-    """End a trial whose features collapse."""
+    """End a trial whose features collapse; one that collapses as late as the last rung counts as
+    collapsed too. Without it such a trial completes, may be the best, and is marked."""
 
 
 class ScoreSettings(Config):

@@ -69,10 +69,22 @@ def write_winner(config: SweepConfig, result: SweepResult) -> Path:
         "output": str(result.folder / "best"),
         **best_values(config, result.best),
     }
+    tracking = config.tracking.model_dump(exclude_defaults=True)
+    uri = tracking.get("uri") or ""
+    has_password = redacted(uri) != uri
+    if has_password:
+        del tracking["uri"]
+    if tracking:
+        values["tracking"] = tracking
     score = percent(last_objective(config, result.best)).replace("\u00a0", " ")
+    notes = f"# Mind: it completed, {result.best.reason}\n" if result.best.reason else ""
+    if has_password:
+        notes += (
+            f"# MLflow: set MLFLOW_TRACKING_URI, as {redacted(uri)}; passwords are not kept here.\n"
+        )
     header = (
         f"# {result.best.name} of the sweep {config.name}: {objective_name(config)} {score}.\n"
-        f"#\n#   {winner_command(file)}\n"
+        f"{notes}#\n#   {winner_command(file)}\n"
     )
     file.write_text(header + yaml.safe_dump(values, sort_keys=False, width=100))
     return file

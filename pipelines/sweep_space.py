@@ -4,9 +4,11 @@ The values of a trial are keyed by the entries of the space; an entry whose cond
 has none. `settings_of` turns them into dotted settings, `merged` puts these over the base.
 """
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -134,6 +136,78 @@ def _parents(space: Space, key: str) -> Values:
     for parent, wanted in space[key].when.items():
         values |= _parents(space, parent) | {parent: wanted_values(wanted)[0]}
     return values
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """A setting that an entry of the space sets."""
+
+    entry: str
+    name: str
+    takes: Mapping[str, Sequence[Any]]
+    """Values of entries without which it is not set."""
+
+    def touches(self, other: "_Setting") -> bool:
+        """Whether one is the other or a section that it lies in."""
+        short, long = sorted((f"{self.name}.", f"{other.name}."), key=len)
+        return long.startswith(short)
+
+    def meets(self, other: "_Setting") -> bool:
+        """Whether one trial may have both."""
+        return all(
+            any(value in other.takes[entry] for value in self.takes[entry])
+            for entry in self.takes.keys() & other.takes.keys()
+        )
+
+
+def overlaps(space: Space) -> list[str]:
+    """Entries of which one would override the other without a word, in some trial."""
+    settings = _settings_set(space)
+    found: dict[tuple[str, str], str] = {}
+    for one, other in itertools.combinations(settings, 2):
+        pair = one.entry, other.entry
+        if pair not in found and one.touches(other) and one.meets(other):
+            found[pair] = (
+                f"space.{one.entry} and space.{other.entry} both set "
+                f"{max(one.name, other.name, key=len)}, where the later one would win: "
+                + _remedy(space, settings, *pair)
+            )
+    return list(found.values())
+
+
+def _settings_set(space: Space) -> list[_Setting]:
+    found = []
+    for key, domain in space.items():
+        takes = _takes(space, key)
+        if domain.bundles is None:
+            found.append(_Setting(key, key, takes))
+        for bundle, settings in (domain.bundles or {}).items():
+            found += [_Setting(key, name, {**takes, key: [bundle]}) for name in settings]
+    return found
+
+
+def _takes(space: Space, key: str) -> dict[str, list[Any]]:
+    """What the conditions of an entry ask for, and theirs."""
+    takes: dict[str, list[Any]] = {}
+    for parent, wanted in space[key].when.items():
+        for entry, values in (*_takes(space, parent).items(), (parent, wanted_values(wanted))):
+            takes[entry] = [value for value in takes.get(entry, values) if value in values]
+    return takes
+
+
+def _remedy(space: Space, settings: Sequence[_Setting], one: str, other: str) -> str:
+    """How to write it: the plain entry only where a bundle leaves its setting alone."""
+    bundled, plain = (one, other) if space[one].bundles is not None else (other, one)
+    others = [setting for setting in settings if setting.entry == plain]
+    taken = [
+        setting.takes.get(bundled)
+        for setting in settings
+        if setting.entry == bundled and any(map(setting.touches, others))
+    ]
+    free = [bundle for bundle in space[bundled].bundles or {} if [bundle] not in taken]
+    if space[plain].bundles is not None or not free:
+        return "keep one of them, or keep them apart with `when`"
+    return f"write {plain} after {bundled}, with `when: {{{bundled}: [{', '.join(free)}]}}`"
 
 
 def settings_of(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,16 +71,16 @@ def run_trial(values: dict[str, Any], sweep: dict[str, Any], parent: dict[str, s
     folder = Path(config.output) / config.name
     trial = read_trial(folder, values["number"])
     last = config.scoring.num_rungs
-    for rung in trial.rungs[1:]:
-        if rung.rung < last:  # measured before this trial was interrupted
-            tune.report(tune_result(config, rung))
+    measured = [rung for rung in trial.rungs[1:] if rung.rung < last]
+    for rung in measured:  # before this trial was interrupted
+        tune.report(tune_result(config, rung))
     try:
         pretrain(
             trial_config(config, folder, trial),
             on_progress=unheard,
             parent=RunRef(**parent),
             rungs=rung_plan(config, folder, trial.number),
-            callbacks=[_RungReport(config)],
+            callbacks=[_RungReport(config, told=measured[-1].rung if measured else 0)],
         )
     except Stopped:  # goes on when the sweep does
         raise
@@ -91,18 +91,20 @@ def run_trial(values: dict[str, Any], sweep: dict[str, Any], parent: dict[str, s
 
 
 class _RungReport(TuneReportCallback):
-    """Tells Tune of every rung but the last; lives in Ray Train's controller."""
+    """Tells Tune of every rung but the last, once; lives in Ray Train's controller."""
 
-    def __init__(self, config: SweepConfig) -> None:
+    def __init__(self, config: SweepConfig, *, told: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # without types
-        self._config = config
+        self._config, self._told = config, told
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
         """Passes on what rank 0 scored; checkpoints without scores are not Tune's concern."""
         del checkpoint  # Ray Train keeps them
-        if metrics[0].get(RUNG) in (None, self._config.scoring.num_rungs):
-            return
+        rung = metrics[0].get(RUNG, 0)
+        if rung <= self._told or rung == self._config.scoring.num_rungs:
+            return  # a worker that died reports again what it does again
+        self._told = rung
         scored = {name: metrics[0][name] for name in Rung.__dataclass_fields__}
         super().after_report(run_context, [tune_result(self._config, Rung(**scored))], None)

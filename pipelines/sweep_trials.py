@@ -50,7 +50,7 @@ class Trial:
     rungs: tuple[Rung, ...] = ()
     status: Status = "running"
     reason: str = ""
-    """Why it did not complete."""
+    """Why it did not complete, or what its user must know if it did."""
 
     @property
     def name(self) -> str:

@@ -13,16 +13,17 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from pipelines.config import JobConfig, TrackingConfig
-from pipelines.errors import Stopped, UserError
+from pipelines.errors import JobFailed, Stopped, UserError
+from pipelines.media_source import one_line
 from pipelines.places import home, redacted
 from pipelines.shards import temporary_name
 
@@ -37,10 +38,27 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def _without_password(record: logging.LogRecord) -> bool:
+    record.msg, record.args = redacted(record.getMessage()), ()
+    return True
+
+
+for handler in logging.getLogger("mlflow").handlers:
+    handler.addFilter(_without_password)  # its monitor warns of a server with the whole URI
 
 SQLITE = "sqlite:///"
 SQLITE_HEADER = b"SQLite format 3\x00"
+UNSENT_FILE = "unsent_metrics.jsonl"
+"""In a run's folder, what its tracker could not send."""
 RETRY_SECONDS = 2.0
+MAX_RETRY_SECONDS = 30.0
+OPEN_PATIENCE_SECONDS = 30.0
+"""How long a job that begins waits for MLflow, which answered a moment ago (`check_tracking`)."""
+WORK_PATIENCE_SECONDS = 300.0
+"""How long work that is under way waits, as a trial of a sweep that begins."""
 MAX_BATCH = 1000
 """Metrics that MLflow takes at once."""
 MAX_TAG_CHARACTERS = 5000
@@ -126,31 +144,68 @@ def _check_server(uri: str, host: str, port: int) -> None:
         socket.create_connection((host, port), CONNECT_SECONDS).close()
         MlflowClient(uri).search_experiments(max_results=1)
     except (OSError, MlflowException) as error:
-        reason = str(error).splitlines()[0][:200]
         raise UserError(
-            f"tracking.uri ({redacted(uri)}) does not answer as an MLflow server: {reason}"
+            f"tracking.uri ({redacted(uri)}) does not answer as an MLflow server: {one_line(error)}"
         ) from error
 
 
 def open_run(
     config: JobConfig, job: str, name: str, *, parent: RunRef | None = None, run_id: str = ""
 ) -> RunRef:
-    """Opens a run, or goes on in the run `run_id` if MLflow still has it."""
-    uri = tracking_uri(config.tracking)
+    """Opens a run, or goes on in the run `run_id` if MLflow still has it.
+
+    A part of another run goes where that one is: Ray's workers have working directories of their
+    own, where a relative default would be another server.
+
+    Raises:
+        JobFailed: if MLflow refuses, or is away for longer than a while.
+    """
+    uri = parent.uri if parent is not None else tracking_uri(config.tracking)
     if uri.startswith(SQLITE):
         Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
     client = MlflowClient(uri)
-    experiment_id = _experiment(client, config.tracking.experiment, uri)
-    if run_id and _exists(client, run_id):
-        client.update_run(run_id, status="RUNNING")
-        return RunRef(uri, client.get_run(run_id).info.experiment_id, run_id)
+    patience = WORK_PATIENCE_SECONDS if parent is not None else OPEN_PATIENCE_SECONDS
+    if run_id and (experiment_id := patiently(uri, patience, lambda: _reopened(client, run_id))):
+        return RunRef(uri, experiment_id, run_id)
+    experiment_id = (
+        parent.experiment_id
+        if parent is not None
+        else patiently(uri, patience, lambda: _experiment(client, config.tracking.experiment, uri))
+    )
     tags = {"xkd.job": job, "xkd.code_version": code_version()}
     if parent is not None:
         tags["mlflow.parentRunId"] = parent.run_id
-    run = client.create_run(experiment_id, run_name=name, tags=tags)
+    run = patiently(
+        uri, patience, lambda: client.create_run(experiment_id, run_name=name, tags=tags)
+    )
     reference = RunRef(uri, experiment_id, run.info.run_id)
-    _log_settings(client, reference.run_id, config)
+    patiently(uri, patience, lambda: _log_settings(client, reference.run_id, config))
     return reference
+
+
+def patiently(uri: str, patience_seconds: float, act: Callable[[], T]) -> T:
+    """Does something at MLflow, which may be tried again while it is away.
+
+    Raises:
+        JobFailed: if MLflow refuses, or is away for longer than that.
+    """
+    give_up_at = time.monotonic() + patience_seconds
+    pause = RETRY_SECONDS
+    while True:
+        try:
+            return act()
+        except (MlflowException, OSError) as error:
+            if not _is_away(error) or time.monotonic() + pause > give_up_at:
+                raise JobFailed(f"MLflow ({redacted(uri)}) fails: {one_line(error)}") from error
+            logger.warning("MLflow does not answer, trying again: %s", one_line(error))
+        time.sleep(pause)
+        pause = min(2 * pause, MAX_RETRY_SECONDS)
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether it may go away by itself: no answer, too busy, or a mistake of the server's own."""
+    status = error.get_http_status_code() if isinstance(error, MlflowException) else 500
+    return status >= 500 or status == 429
 
 
 def _experiment(client: MlflowClient, name: str, uri: str) -> str:
@@ -172,11 +227,18 @@ def _experiment(client: MlflowClient, name: str, uri: str) -> str:
         return str(created.experiment_id)
 
 
-def _exists(client: MlflowClient, run_id: str) -> bool:
+def _reopened(client: MlflowClient, run_id: str) -> str | None:
+    """The experiment of a run that goes on, or None if MLflow has deleted it or never had it."""
     try:
-        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
-    except MlflowException:
-        return False
+        info = client.get_run(run_id).info
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    if info.lifecycle_stage != "active":
+        return None
+    client.update_run(run_id, status="RUNNING")
+    return str(info.experiment_id)
 
 
 def _log_settings(client: MlflowClient, run_id: str, config: JobConfig) -> None:
@@ -202,7 +264,9 @@ def close_run(run: RunRef, status: str) -> None:
     try:
         run.client().set_terminated(run.run_id, status)
     except MlflowException as error:
-        logger.warning("MLflow did not hear that run %s is %s: %s", run.run_id, status, error)
+        logger.warning(
+            "MLflow did not hear that run %s is %s: %s", run.run_id, status, one_line(error)
+        )
 
 
 @contextmanager
@@ -287,14 +351,6 @@ class Tracker:
         with self._change:
             return [values for record in self._waiting for values in record.to_dicts()]
 
-    def flush(self, patience_seconds: float = 60.0) -> bool:
-        """Waits until all that was logged so far is sent; says whether it was in time."""
-        with self._change:
-            last = self._waiting[-1] if self._waiting else None
-            return self._change.wait_for(
-                lambda: all(record is not last for record in self._waiting), patience_seconds
-            )
-
     def close(self, patience_seconds: float = 60.0) -> None:
         """Waits until everything is sent, at most `patience_seconds`."""
         with self._change:
@@ -349,7 +405,7 @@ class Tracker:
                 metrics = record.metrics[first : first + MAX_BATCH]
                 client.log_batch(self._run.run_id, metrics=metrics, tags=record.tags)
         except (MlflowException, OSError) as error:
-            logger.warning("MLflow does not take metrics, trying again: %s", error)
+            logger.warning("MLflow does not take metrics, trying again: %s", one_line(error))
             return False
         return True
 
@@ -432,9 +488,12 @@ def warnings_of(run: RunRef) -> list[str]:
 
 
 def log_dataset(run: RunRef, *, dataset_id: str, path: str, num_clips: int, context: str) -> None:
-    """Records which clip dataset a run read."""
+    """Records which clip dataset a run read.
+
+    Raises:
+        JobFailed: if MLflow refuses, or is away for longer than a while.
+    """
     client = run.client()
-    client.set_tag(run.run_id, f"xkd.dataset.{context}", dataset_id)
     dataset = Dataset(
         name="clips",
         digest=dataset_id[:36],
@@ -443,4 +502,9 @@ def log_dataset(run: RunRef, *, dataset_id: str, path: str, num_clips: int, cont
         profile=json.dumps({"num_clips": num_clips}),
     )
     tag = InputTag("mlflow.data.context", context)
-    client.log_inputs(run.run_id, [DatasetInput(dataset, [tag])])
+
+    def log() -> None:
+        client.set_tag(run.run_id, f"xkd.dataset.{context}", dataset_id)
+        client.log_inputs(run.run_id, [DatasetInput(dataset, [tag])])
+
+    patiently(run.uri, WORK_PATIENCE_SECONDS, log)

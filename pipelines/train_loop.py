@@ -30,7 +30,7 @@ from pipelines.pace import MAX_WAIT, WAIT_REMEDY, Clock, SlowWatch
 from pipelines.rungs import RungScorer
 from pipelines.saving import Saver, Signals
 from pipelines.stopping import Stop, StopSignal
-from pipelines.tracking import WARNING_TAG, RunRef, Tracker, code_version
+from pipelines.tracking import UNSENT_FILE, WARNING_TAG, RunRef, Tracker, code_version
 from pipelines.train_state import (
     autocast_dtype,
     build_state,
@@ -82,7 +82,7 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
         feed = make_feed(config, dataset, rank=rank, world_size=context.get_world_size())
         stack.enter_context(closing(feed))
         state = build_state(config)
-        checkpoint = checkpoint_to_load(config)
+        checkpoint = checkpoint_to_load(config, values["rungs"])
         if checkpoint is not None:
             load_state(state, checkpoint, config, dataset.dataset_id)
         log = None
@@ -90,7 +90,7 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
             is_own = checkpoint is not None and checkpoint.parent == folder
             tracker = Tracker(
                 run,
-                folder / "unsent_metrics.jsonl",
+                folder / UNSENT_FILE,
                 system_metrics=True,
                 resumed=state.step > 0,
                 unsent=read_unsent(checkpoint) if checkpoint is not None and is_own else (),
@@ -169,7 +169,7 @@ class _Training:
         return self.is_last(step) or is_rung or (step + 1) % self.config.checkpoint_every == 0
 
     def score(self) -> dict[str, Any]:
-        """Scores the networks if this is rank 0 at a rung; what was logged so far is sent first."""
+        """Scores the networks if this is rank 0 at a rung."""
         step = self.state.step
         if self.log is None or not self.rungs.is_due(step):
             return {}
@@ -177,7 +177,6 @@ class _Training:
         scored = self.rungs.score(self.state.model, self.config, step, collapse)
         scores = {f"score/{name}": value for name, value in scored["scores"].items()}
         self.log.tracker.log(scores, step)
-        self.log.tracker.flush()
         return scored
 
     def save(self, scored: Mapping[str, Any]) -> None:

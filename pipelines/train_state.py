@@ -6,7 +6,9 @@ weights.
 Method: XKD, arXiv:2211.13929, sections 3 and 4.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from ray import train
@@ -26,6 +28,7 @@ from pipelines.checkpoints import (
     remove_other_checkpoints,
 )
 from pipelines.config import PretrainConfig
+from pipelines.rungs import rung_at
 from pipelines.saving import report_checkpoint
 from xkd_core import sharding
 from xkd_core.losses import Centers, initial_centers
@@ -70,10 +73,13 @@ def saved_tensors(state: TrainState) -> dict[str, Tensor]:
     return {**model_tensors(state.model), **centers}
 
 
-def checkpoint_to_load(config: PretrainConfig) -> Path | None:
+def checkpoint_to_load(
+    config: PretrainConfig, rungs: Mapping[str, Any] | None = None
+) -> Path | None:
     """The run's newest complete checkpoint, else the one that `resume` names, if there is one.
 
     What lies on disk counts: Ray Train may not have heard of a checkpoint before it was killed.
+    It then hears of it with what was scored at it, by `rungs`, the plan of a trial of a sweep.
     Rank 0 looks, and all workers must ask.
     """
     folder = Path(config.output) / config.name
@@ -83,7 +89,8 @@ def checkpoint_to_load(config: PretrainConfig) -> Path | None:
     if train.get_context().get_world_rank() == 0:
         remove_other_checkpoints(folder, {folder / known for known in (*reported, name) if known})
     if name and name not in reported:
-        report_checkpoint(train.Checkpoint.from_directory(folder / name))
+        scored = rung_at(rungs, read_info(folder / name).next_step)
+        report_checkpoint(train.Checkpoint.from_directory(folder / name), scored)
     if name:
         return folder / name
     return find_checkpoint(config.resume) if config.resume is not None else None

@@ -97,9 +97,10 @@ def _overview() -> str:
 def run_job(job: Job, argv: Sequence[str] | None = None) -> int:
     """Runs one job; returns the exit code."""
     arguments = _parser(job).parse_args(argv)
+    console = logging.StreamHandler()
+    console.setFormatter(_Redacting("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(
-        level=logging.INFO if arguments.verbose else logging.WARNING,
-        format="%(levelname)s %(name)s: %(message)s",
+        level=logging.INFO if arguments.verbose else logging.WARNING, handlers=[console]
     )
     if not arguments.verbose:
         logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -127,6 +128,14 @@ def run_job(job: Job, argv: Sequence[str] | None = None) -> int:
         print(f"{job.name}: {reason}. {job.how_to_go_on}", file=sys.stderr)
         return FAILED
     return 0
+
+
+class _Redacting(logging.Formatter):
+    """Leaves passwords out of tracebacks too, where clients show whole URIs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The lines of a record."""
+        return redacted(super().format(record))
 
 
 def _plan_and_work(job: Job, arguments: argparse.Namespace) -> None:

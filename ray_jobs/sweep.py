@@ -36,7 +36,7 @@ from pipelines.sweep_config import SweepConfig
 from pipelines.sweep_report import SweepRecord, write_sweep_report, write_winner
 from pipelines.sweep_results import by_score, last_objective, shown, side_score
 from pipelines.sweep_search import num_trials
-from pipelines.sweep_space import combinations, edge_cases
+from pipelines.sweep_space import combinations, edge_cases, overlaps, settings_of
 from pipelines.sweep_trial import best_values, pretrain_values
 from pipelines.sweep_trials import Trial
 from pipelines.tracking import RunRef, kept_settings, open_run, tracked
@@ -93,7 +93,8 @@ def _check_resources(config: SweepConfig) -> None:
 
 def space_mistakes(config: SweepConfig) -> list[str]:
     """Everything in the space that gives no valid training, each once."""
-    found = _fixed_mistakes(config) + _edge_mistakes(config)
+    found = _fixed_mistakes(config) + overlaps(config.space) + _edge_mistakes(config)
+    found += _path_mistakes(config)
     found = found or _combination_mistakes(config)
     if not found and config.final and config.final.epochs:
         values = _values(config, {}) | {"epochs": config.final.epochs}
@@ -119,6 +120,16 @@ def _edge_mistakes(config: SweepConfig) -> list[str]:
         for mistake in mistakes_in(_values(config, values), PretrainSettings):
             at = "" if "is not a setting" in mistake else f" at {value}"
             found.append(f"space.{key}{at}: {mistake}")
+    return found
+
+
+def _path_mistakes(config: SweepConfig) -> list[str]:
+    """Paths of options are read in trials, which have working directories of their own."""
+    found = []
+    for key, _, values in edge_cases(config.space):
+        exclude = settings_of(config.space, values).get("exclude")
+        if isinstance(exclude, str) and not os.path.isabs(exclude):
+            found.append(f"space.{key}: exclude ({exclude}) must be an absolute path in a space")
     return found
 
 
@@ -170,6 +181,8 @@ def work(config: SweepConfig) -> None:
         print(score_table(final[0]))
         print(registered_in_words(final[1]))
     print(f"  best: {result.best.name}, {winner}")
+    if result.best.reason:
+        print(f"  mind: {result.best.name} completed, {result.best.reason}")
     print(f"  report: {report}")
 
 
@@ -254,7 +267,9 @@ def _trial_table(config: SweepConfig, trials: Sequence[Trial]) -> str:
         )
         score = f"{last_objective(config, trial):.1%}" if trial.rungs else ""
         rungs = f"{max(len(trial.rungs) - 1, 0)}"
-        rows.append((trial.name, trial.status, rungs, video, audio, score, values[:100]))
+        is_marked = trial.status == "completed" and trial.reason
+        status = "completed, collapsed" if is_marked else trial.status
+        rows.append((trial.name, status, rungs, video, audio, score, values[:100]))
     return table(rows)
 
 

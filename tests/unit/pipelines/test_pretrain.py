@@ -16,11 +16,12 @@ from pipelines.pretrain import (
     LOCK_FILE,
     _fit_unless_interrupted,
     _open_run,
+    _warn_of_unsent,
     pretrain,
 )
 from pipelines.pretrain_checks import RUN_FILE, check_pretrain
 from pipelines.shards import locked
-from pipelines.tracking import RunRef
+from pipelines.tracking import UNSENT_FILE, RunRef
 
 OUTCOME = {"next_step": 5, "total_steps": 9, "not_finite": None, "has_failed": False}
 
@@ -81,6 +82,14 @@ def test_a_run_with_other_settings_is_not_taken_for_this_one(tmp_path):
     (folder_of(config) / RUN_FILE).write_text(json.dumps({"run_id": "a", "config": other}))
     with pytest.raises(UserError, match="seed is 5 there and 0 here"):
         pretrain(config, on_progress=quiet)
+
+
+def test_metrics_that_mlflow_did_not_take_are_told(tmp_path, caplog):
+    _warn_of_unsent(tmp_path)
+    assert not caplog.records
+    (tmp_path / UNSENT_FILE).write_text("{}\n")
+    _warn_of_unsent(tmp_path)
+    assert f"the same command sends what is left in {tmp_path}" in caplog.text
 
 
 @pytest.mark.parametrize("is_own", [True, False])

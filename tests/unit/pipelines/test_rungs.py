@@ -1,15 +1,18 @@
 """Scores on the way are the same however often they are taken, and change nothing in training."""
 
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import write_dataset
 from sweep_example import PRETRAIN, TINY_MODEL
 
+from pipelines import train_state
+from pipelines.checkpoints import TrainingInfo, checkpoint_name, save_checkpoint
 from pipelines.config import EvaluateSettings, PretrainConfig
 from pipelines.rungs import RungPlan, RungScorer, rung_steps
-from pipelines.sweep_trials import read_rungs
+from pipelines.sweep_trials import Rung, add_rung, read_rungs
 from xkd_core.xkd import build_xkd, model_tensors
 
 
@@ -26,6 +29,34 @@ def test_rungs_are_spread_and_the_last_is_at_the_end(total, rungs):
 def test_a_training_without_a_plan_is_never_scored():
     scorer = RungScorer(None, 10, 2.0)
     assert not any(scorer.is_due(step) for step in range(11))
+
+
+@pytest.mark.parametrize(("scored_at", "is_told"), [(7, True), (5, False)])
+def test_a_rung_that_ray_has_not_heard_of_is_told_with_its_scores(
+    tmp_path, monkeypatch, scored_at, is_told
+):
+    """The worker died between the checkpoint and the next poll of Ray Train."""
+    config = PretrainConfig.model_validate(
+        {**PRETRAIN, "name": "a", "dataset": "/clips", "output": str(tmp_path)}
+    )
+    folder, reported = tmp_path / "a", []
+    place = folder / checkpoint_name(7)
+    info = TrainingInfo(7, 60, 6.0, {}, "made24", "", "code")
+    save_checkpoint(place, {"a": torch.zeros(1)}, {}, info)
+    rung = Rung(2, scored_at, 1.0, {"video/knn": 0.5}, 75, ("alike",))
+    add_rung(folder, rung)
+    monkeypatch.setattr(train_state, "broadcast_from_rank_zero", lambda name: name)
+    monkeypatch.setattr(train_state, "report_checkpoint", lambda *told: reported.append(told))
+    monkeypatch.setattr(train_state.train, "get_all_reported_checkpoints", list)
+    context = SimpleNamespace(get_world_rank=lambda: 0)
+    monkeypatch.setattr(train_state.train, "get_context", lambda: context)
+    plan = RungPlan(4, "/clips", {}, str(folder))
+    assert train_state.checkpoint_to_load(config, asdict(plan)) == place
+    assert train_state.checkpoint_to_load(config) == place
+    (first, scores), (second, none) = reported
+    assert first.path == second.path == str(place)
+    assert none == {}
+    assert scores == ({**asdict(rung), "collapse": ["alike"]} if is_told else {})
 
 
 def test_scoring_repeats_and_leaves_the_networks_and_random_numbers_alone(tmp_path):

@@ -1,6 +1,7 @@
 """What cannot work is said in seconds, with what it needs and what there is."""
 
 import json
+import re
 
 import pytest
 from datasets import rename_dataset, write_dataset
@@ -29,6 +30,8 @@ def asking(tmp_path, workers, cpus, **changes):
         (2, 1, [{"CPU": 5}], 2),
         (1, 2, [{"CPU": 3}, {"CPU": 3}], 2),  # the third CPUs do not make a trial
         (3, 2, [{"CPU": 4}, {"CPU": 2}], 1),  # workers of one trial may lie on several nodes
+        (1, 1, [{"CPU": 4, "memory": 900e6}], 2),  # drivers of trials need some too
+        (1, 1, [{"CPU": 1, "memory": 700e6}, {"CPU": 3, "memory": 300e6}], 1),
         (1, 0.5, [{"CPU": 100}], 14),  # no more than there are trials
     ],
 )
@@ -49,6 +52,17 @@ def test_too_many_at_once_is_told_with_what_fits(tmp_path):
         trials_at_once(config, [{"CPU": 4}])
     with pytest.raises(UserError, match=r"a trial needs 2 x 1 CPUs, but Ray has 1 CPUs"):
         trials_at_once(config, [{"CPU": 1}])
+
+
+def test_too_little_memory_is_told(tmp_path):
+    nodes = [{"CPU": 4, "memory": 0.3e9}]
+    told = r"needs 1 x 1 CPUs and 0\.4 GB of memory, but Ray has 4 CPUs, 0\.3 GB of memory"
+    with pytest.raises(UserError, match=told):
+        trials_at_once(asking(tmp_path, 1, 1), nodes)
+    told = r"needs 3 x 1 CPUs and 3 x 0\.4 GB of memory, has 4 CPUs, 0\.9 GB of memory: at most 2"
+    nodes = [{"CPU": 4, "memory": 0.9e9}]
+    with pytest.raises(UserError, match=told):
+        trials_at_once(asking(tmp_path, 1, 1, max_concurrent_trials=3), nodes)
 
 
 def checked(tmp_path, clips, **changes):
@@ -100,6 +114,62 @@ def test_clips_for_scoring_have_the_rates_of_those_trained_on(tmp_path):
     (other / "manifest.json").write_text(json.dumps(manifest))
     _, (mistake,) = checked(tmp_path, clips, scoring={"dataset": str(other)})
     assert mistake.startswith(f"scoring.dataset ({other}): model.video.frame_rate (4) must equal")
+
+
+FAST = {
+    "model.video.frame_rate": 8.0,
+    "model.video.num_frames": 8,
+    "model.video.local_num_frames": 8,
+}
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (
+            {"exclude": {"choice": [None, "/nonexistent"]}},
+            r"^space\.exclude at /nonexistent: exclude \(/nonexistent\)",
+        ),
+        (
+            {"splits": {"choice": [["nosuch"], ["train"]]}},
+            r"^space\.splits at \['nosuch'\]: dataset .* has no clip .* in split nosuch",
+        ),
+        (
+            {"rate": {"bundles": {"slow": {}, "fast": FAST}}},
+            r"^space\.rate at fast: model\.video\.frame_rate \(8\) must equal",
+        ),
+        (
+            {"parts": {"bundles": {"all": {}, "few": {"splits": ["val"]}}}},
+            r"^space\.parts at few: dataset .* has no clip .* in split val",
+        ),
+    ],
+)
+def test_options_that_the_clips_do_not_fit(tmp_path, space, message):
+    clips = write_dataset(tmp_path / "clips", 12, split=lambda i: "test" if i % 4 == 0 else "train")
+    _, (mistake,) = checked(tmp_path, clips, space=space, search={"num_trials": 2})
+    assert re.search(message, mistake)
+
+
+def test_what_is_wrong_without_the_space_is_told_once(tmp_path):
+    space = {"model.video.mask_ratio": {"uniform": [0.5, 0.7]}}
+    _, mistakes = checked(tmp_path, tmp_path / "nothing", space=space, search={"num_trials": 2})
+    assert not any(mistake.startswith("space") for mistake in mistakes)
+
+
+def test_options_that_the_clips_for_scoring_do_not_fit(tmp_path):
+    places = [tmp_path / "clips", tmp_path / "other"]
+    for place in places:
+        write_dataset(place, 12, split=lambda i: "test" if i % 4 == 0 else "train")
+    space = {"rate": {"bundles": {"slow": {}, "fast": FAST}}}
+    _, mistakes = checked(
+        tmp_path,
+        places[0],
+        space=space,
+        search={"num_trials": 2},
+        scoring={"dataset": str(places[1])},
+    )
+    assert len(mistakes) == 2
+    assert f"space.rate at fast: scoring.dataset ({places[1]}): model.video" in mistakes[1]
 
 
 def test_a_sweep_goes_on_only_with_its_own_settings(tmp_path):

@@ -20,6 +20,8 @@ def test_nested_and_dotted_keys_are_the_same(tmp_path):
         ({"choice": [1], "uniform": [0, 1]}, r"kinds \(choice, uniform\)"),
         ({"uniform": [1, 1]}, r"uniform low \(1\) must be below high \(1\)"),
         ({"loguniform": [0, 1]}, "greater than 0"),
+        ({"integer": [0, 10**19]}, r"less than or equal to 9007199254740992"),
+        ({"integer": [-(10**19), 0]}, r"greater than or equal to -9007199254740992"),
         ({"choice": []}, r"choice \(\[\]\) must name values"),
         ({"choice": ["a", "a"]}, "each once"),
     ],

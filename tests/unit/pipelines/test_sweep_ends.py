@@ -1,16 +1,19 @@
 """How a sweep ends when Ray or Tune does, what stays of its trials, which are run again."""
 
 import errno
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
 from ray import tune
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayTaskError
+from ray.tune.integration.ray_train import TuneReportCallback
 from sweep_example import rungs_to, sweep_config
 
 from pipelines.errors import JobFailed, Stopped, Terminated
-from pipelines.sweep import _Bookkeeper, _fit, reopen_failed
-from pipelines.sweep_search import SweepSearch
+from pipelines.sweep import _Bookkeeper, _fit, _has_collapsed, how_it_ended, reopen_failed
+from pipelines.sweep_search import SweepSearch, tune_result
+from pipelines.sweep_trial import FAILURE, _RungReport
 from pipelines.sweep_trials import (
     add_rung,
     add_trial,
@@ -85,7 +88,7 @@ def test_what_tune_raises_as_a_text_is_named_by_its_cause(tmp_path):
 
 
 def test_a_trial_that_had_ended_keeps_its_end_if_tune_fails_after_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipelines.sweep._close_trial", lambda *_: None)
+    monkeypatch.setattr("pipelines.sweep.close_trial", lambda *_: None)
     config = sweep_config(tmp_path)
     bookkeeper = _Bookkeeper(config, tmp_path, RunRef("", "", ""), lambda *_: None)
     for number in range(2):
@@ -103,6 +106,57 @@ def test_a_trial_that_had_ended_keeps_its_end_if_tune_fails_after_it(tmp_path, m
         bookkeeper.on_trial_error(trial=reported(number))
     assert read_trial(tmp_path, 0).status == "completed"
     assert (read_trial(tmp_path, 1).status, read_trial(tmp_path, 1).reason) == ("failed", "of this")
+
+
+SIGN = ("video features are alike",)
+
+
+def last_result(config, rung, collapse=()):
+    return tune_result(config, rungs_to(rung, 0.5, collapse=collapse)[-1])
+
+
+@pytest.mark.parametrize(
+    ("rung", "collapse", "ends", "end"),
+    [
+        (4, (), True, ("completed", "")),
+        (2, (), True, ("stopped", "at rung 2 of 4 by asha")),
+        (2, SIGN, True, ("collapsed", f"at rung 2: {SIGN[0]}")),
+        (4, SIGN, True, ("collapsed", f"at rung 4: {SIGN[0]}")),
+        (2, SIGN, False, ("stopped", "at rung 2 of 4 by asha")),
+        (4, SIGN, False, ("completed", f"but had collapsed: {SIGN[0]}")),
+    ],
+)
+def test_how_a_trial_ended(tmp_path, rung, collapse, ends, end):
+    config = sweep_config(tmp_path, stopping={"collapsed": ends})
+    assert how_it_ended(config, last_result(config, rung, collapse)) == end
+
+
+def test_a_failure_is_how_it_ended_whatever_else_it_says(tmp_path):
+    config = sweep_config(tmp_path)
+    result = last_result(config, 2, SIGN) | {FAILURE: "no room"}
+    assert how_it_ended(config, result) == ("failed", "no room")
+
+
+def test_tune_ends_a_trial_that_has_collapsed_and_no_other(tmp_path):
+    config = sweep_config(tmp_path)
+    assert _has_collapsed("a", last_result(config, 2, SIGN))
+    assert not _has_collapsed("a", last_result(config, 2))
+    assert not _has_collapsed("a", {})
+
+
+def test_tune_is_told_of_each_rung_once_but_the_last(tmp_path, monkeypatch):
+    config, told = sweep_config(tmp_path), []
+    monkeypatch.setattr(TuneReportCallback, "__init__", lambda _: None)
+    monkeypatch.setattr(
+        TuneReportCallback, "after_report", lambda _, __, metrics, ___: told.extend(metrics)
+    )
+    report = _RungReport(config, told=1)
+    rungs = rungs_to(4, 0.5, collapse=SIGN)
+    for number in (None, 0, 1, 2, None, 2, 3, 4):
+        metrics = {} if number is None else asdict(rungs[number])
+        report.after_report(None, [metrics, {}], "a checkpoint")
+    assert told == [tune_result(config, rung) for rung in rungs[2:4]]
+    assert told[0]["collapse"] == ""
 
 
 def test_failed_trials_alone_are_taken_up_again(tmp_path):

@@ -13,6 +13,7 @@ from pipelines.sweep import SweepResult
 from pipelines.sweep_report import render_sweep, write_sweep_report, write_winner
 from pipelines.sweep_trials import Trial
 from ray_jobs.settings import load_settings
+from ray_jobs.sweep import _trial_table
 
 SECTIONS = ["time", "against", "importance", "options", "front", "trials", "winner", "settings"]
 
@@ -76,6 +77,36 @@ def test_the_winner_is_a_configuration_that_runs(record):
     assert config.epochs == 8
     assert config.dataset == str(record.result.folder / "clips")
     assert f"python -m ray_jobs.pretrain {record.winner}" in record.winner.read_text()
+
+
+def test_a_best_trial_that_had_collapsed_is_marked_everywhere(record):
+    reason = "but had collapsed: video features are alike"
+    best = replace(record.result.best, reason=reason)
+    trials = tuple(best if t.number == best.number else t for t in record.result.trials)
+    result = SweepResult(record.result.folder, trials, best)
+    page = render_sweep(replace(record, result=result))
+    assert f"{best.name} completed, {reason}." in text_of(section(page, "head"))
+    assert f"completed, {reason}" in text_of(section(page, "trials"))
+    assert f"# Mind: it completed, {reason}" in write_winner(record.config, result).read_text()
+    write_winner(record.config, record.result)
+    rows = _trial_table(record.config, trials).splitlines()
+    assert sum("completed, collapsed" in row for row in rows) == 1
+
+
+@pytest.mark.parametrize(
+    ("uri", "kept", "note"),
+    [
+        ("http://mlflow.example:5000", "http://mlflow.example:5000", ""),
+        ("http://me:secret@mlflow.example:5000", None, "as http://***@mlflow.example:5000; pass"),
+    ],
+)
+def test_the_winner_logs_where_the_sweep_did(tmp_path, uri, kept, note):
+    record = example_record(tmp_path, tracking={"uri": uri, "experiment": "mine"})
+    config = load_settings(PretrainConfig, record.winner, [])
+    assert (config.tracking.uri, config.tracking.experiment) == (kept, "mine")
+    text = record.winner.read_text()
+    assert note in text
+    assert "secret" not in text
 
 
 def test_the_winner_has_the_final_length(tmp_path):

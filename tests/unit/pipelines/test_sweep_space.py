@@ -92,6 +92,13 @@ def test_combinations_of_a_countable_space_are_its_own(bundles, space):
     assert len(list(combinations(space, 7, 0))) == 7
 
 
+def test_a_range_may_be_as_long_as_whole_numbers_go(tmp_path):
+    space = sweep_config(tmp_path, space={"seed": {"integer": [0, 2**53]}}).space
+    assert num_combinations(space) == 2**53 + 1
+    drawn = [values["seed"] for values in combinations(space, 50, 0)]
+    assert all(0 <= seed <= 2**53 for seed in drawn)
+
+
 def test_settings_may_be_sections_and_lists(tmp_path):
     space = sweep_config(
         tmp_path,

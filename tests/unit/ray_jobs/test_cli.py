@@ -1,7 +1,9 @@
 """How a program ends: its exit code and the one line that it says."""
 
+import logging
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 
 from pipelines.config import JobConfig
 from pipelines.errors import JobFailed, Stopped, UserError
-from ray_jobs.cli import Job, Plan, _dry_run, run_job
+from ray_jobs.cli import Job, Plan, _dry_run, _Redacting, run_job
 
 
 def run(tmp_path: Path, work) -> int:
@@ -60,6 +62,10 @@ def failed_task(cause: Exception) -> RayTaskError:
         (MlflowException("no answer\nafter 3 tries"), "no answer after 3 tries"),
         (ActorDiedError(), "The actor died unexpectedly"),
         (OSError(28, "No space left on device", "/out/a"), "No space left on device (/out/a)"),
+        (
+            MlflowException("API request to http://me:s@cr@h:1/api failed"),
+            "API request to http://***@h:1/",
+        ),
         (failed_task(OSError(5, "Input/output error", "/in/b")), "Input/output error (/in/b)"),
         (ConnectionError("no Ray at 10.0.0.1:6379"), "no Ray at 10.0.0.1:6379"),
     ],
@@ -71,6 +77,17 @@ def test_what_fails_outside_of_the_code_is_one_line(error, line, tmp_path, capsy
     assert told.startswith(f"test: {line}")
     assert told.endswith(". The same command goes on from there.")
     assert "Traceback" in caplog.text
+
+
+def test_a_traceback_on_the_console_shows_no_password():
+    try:
+        raise MlflowException("API request to http://me:secret@host:1/api failed")
+    except MlflowException:
+        record = logging.LogRecord("cli", 20, "cli.py", 1, "it failed", (), sys.exc_info())
+    shown = _Redacting("%(message)s").format(record)
+    assert "Traceback" in shown
+    assert "http://***@host:1/api" in shown
+    assert "secret" not in shown
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """A space is checked before anything starts: unknown settings, ends that are not valid, pairs."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 from datasets import rename_dataset, write_dataset
 
 from pipelines.errors import UserError
@@ -12,6 +14,7 @@ from pipelines.pretrain_checks import RUN_FILE
 from pipelines.shards import locked
 from pipelines.sweep_checks import check_sweep, sweep_folder
 from pipelines.sweep_config import SweepConfig
+from pipelines.sweep_space import overlaps
 from pipelines.sweep_trials import Trial
 from pipelines.tracking import RunRef
 from ray_jobs.settings import load_settings
@@ -62,6 +65,63 @@ def test_settings_that_do_not_go_together_are_found():
     (mistake,) = mistakes(f"{{{weights}}}")
     assert "must not all be 0" in mistake
     assert "space has combinations that are not valid" in mistake
+
+
+WEIGHT = "objective.alignment_weight"
+BUNDLES = f"ablation: {{bundles: {{all: {{}}, zero: {{{WEIGHT}: 0.0}}, less: {{{WEIGHT}: 0.1}}}}}}"
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        f"{BUNDLES}, {WEIGHT}: {{uniform: [0.1, 1]}}",
+        f"{WEIGHT}: {{uniform: [0.1, 1]}}, {BUNDLES}",
+        f"{BUNDLES}, {WEIGHT}: {{uniform: [0.1, 1], when: {{ablation: [all, zero]}}}}",
+    ],
+)
+def test_entries_that_would_override_each_other_are_refused(space):
+    (mistake,) = mistakes(f"{{{space}}}")
+    assert "ablation" in mistake
+    assert f"both set {WEIGHT}, where the later one would win" in mistake
+    assert mistake.endswith(f"write {WEIGHT} after ablation, with `when: {{ablation: [all]}}`")
+
+
+def test_a_section_and_a_setting_in_it_are_refused():
+    (mistake,) = mistakes(
+        f"{{objective: {{choice: [{{alignment_weight: 0.5}}]}}, {WEIGHT}: {{uniform: [0.1, 1]}}}}"
+    )
+    assert mistake.startswith(f"space.objective and space.{WEIGHT} both set {WEIGHT}")
+    assert mistake.endswith("keep one of them, or keep them apart with `when`")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        f"{WEIGHT}: {{uniform: [0.1, 1], when: {{ablation: all}}}}",
+        f"seed: {{choice: [0, 1], when: {{ablation: all}}}},"
+        f" {WEIGHT}: {{uniform: [0.1, 1], when: {{seed: 1}}}}",
+        f"{WEIGHT}s: {{bundles: {{low: {{{WEIGHT}: 0.1}}}}, when: {{ablation: all}}}}",
+        "objective.alignment: {choice: [a]}",
+    ],
+)
+def test_entries_that_exclude_each_other_are_taken(entry):
+    config = load_settings(SweepConfig, CONF / "smoke.yaml", [f"space={{{BUNDLES}, {entry}}}"])
+    assert overlaps(config.space) == []
+
+
+def test_paths_of_options_must_not_depend_on_the_working_directory():
+    assert mistakes("{exclude: {choice: [null, /lists/some.txt]}}") == []
+    (mistake,) = mistakes("{leaks: {bundles: {all: {}, few: {exclude: some.txt}}}}")
+    assert mistake == "space.leaks: exclude (some.txt) must be an absolute path in a space"
+
+
+def test_the_spaces_of_the_readme_are_valid():
+    text = (CONF.parents[1] / "README.md").read_text()
+    (space,) = re.findall(r"```yaml\nspace:\n(.*?)```", text, re.DOTALL)
+    values = yaml.safe_load((CONF / "smoke.yaml").read_text())
+    assert (
+        space_mistakes(SweepConfig.model_validate(values | {"space": yaml.safe_load(space)})) == []
+    )
 
 
 def test_the_final_length_is_checked_too():

@@ -1,0 +1,73 @@
+"""A sweep of two trials as a user runs it: from a folder of its own, with relative paths."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+from programs import REPOSITORY, Done
+from test_sweep_survives import PRETRAIN, check_metrics, child_runs, write_sweep
+
+from pipelines.sweep_trials import Trial, read_trials
+from xkd_core.health import MIN_CLIPS
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def sweep_of_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
+    """Clips that a tiny network finds alike, which batches below `MIN_CLIPS` do not tell."""
+    here = tmp_path_factory.mktemp("here")
+    file = write_sweep(
+        here,
+        dataset="clips",
+        output="sweeps",
+        pretrain={**PRETRAIN, "epochs": 3},
+        space={"batch_size": {"choice": [MIN_CLIPS - 1, MIN_CLIPS]}},
+        search={"kind": "grid"},
+        stopping={"kind": "none"},
+    )
+    outside = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "XKD_HOME")
+    done = subprocess.run(
+        [sys.executable, "-m", "ray_jobs.sweep", file.name],
+        cwd=here,
+        env={name: value for name, value in os.environ.items() if name not in outside}
+        | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=560,
+        check=False,
+    )
+    return here, Done(done.returncode, done.stdout, done.stderr)
+
+
+def trials_of(here: Path) -> list[Trial]:
+    return read_trials(here / "sweeps" / "tiny")
+
+
+def test_trials_log_where_the_sweep_does(sweep_of_two: tuple[Path, Done]):
+    here, done = sweep_of_two
+    assert done.code == 0, done.out + done.err
+    uri = f"sqlite:///{here}/mlflow.db"
+    runs = {run.info.run_name: run.info.run_id for run in child_runs(uri)}
+    trials = trials_of(here)
+    assert sorted(runs) == [trial.name for trial in trials] == ["trial-000", "trial-001"]
+    for trial in trials:
+        check_metrics(MlflowClient(uri), runs[trial.name], trial, interrupted=False)
+
+
+def test_a_collapse_ends_its_trial_alone(sweep_of_two: tuple[Path, Done]):
+    here, done = sweep_of_two
+    healthy, collapsed = trials_of(here)
+    assert (healthy.status, len(healthy.rungs)) == ("completed", 4)
+    assert (collapsed.status, collapsed.rungs[-1].rung) == ("collapsed", 1)
+    assert collapsed.reason.startswith("at rung 1: video targets hardly differ between clips")
+    assert "best: trial-000" in done.out
+    (run,) = [
+        run
+        for run in child_runs(f"sqlite:///{here}/mlflow.db")
+        if run.info.run_name == collapsed.name
+    ]
+    assert (run.info.status, run.data.tags["xkd.sweep.status"]) == ("KILLED", "collapsed")
