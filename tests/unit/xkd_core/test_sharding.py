@@ -10,7 +10,9 @@ from micro_model import micro_config, micro_model, micro_views, train_state
 from parallel_steps import WAYS, run_steps
 from safetensors.torch import load_file
 
-from xkd_core.config import ObjectiveConfig
+from xkd_core.config import ObjectiveConfig, OptimizerConfig
+from xkd_core.optim import build_optimizer
+from xkd_core.sharding import load_optimizer_state
 from xkd_core.train_step import train_step
 from xkd_core.transformer import checkpoint_activations
 from xkd_core.views import split_views
@@ -113,3 +115,19 @@ def test_weights_change_only_after_the_last_call_before_the_update():
     assert seen == [True]
     after = model_tensors(model)
     assert not all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_loaded_moments_leave_the_optimizer_with_its_own_settings():
+    before = OptimizerConfig(weight_decay=0.3, betas=(0.9, 0.95), eps=1e-8)
+    after = OptimizerConfig(weight_decay=0.01, betas=(0.8, 0.9), eps=1e-6)
+    model, config = micro_model(), micro_config(optimizer=before)
+    state = train_state(model, config)
+    train_step(state, micro_views(4), config, total_steps=9, steps_per_epoch=3.0)
+    saved = state.optimizer.state_dict()
+    optimizer = build_optimizer(model, after)
+    load_optimizer_state(optimizer, saved)
+    for group, weight_decay in zip(optimizer.param_groups, (0.01, 0.0), strict=True):
+        assert (group["weight_decay"], group["betas"]) == (weight_decay, (0.8, 0.9))
+        assert group["eps"] == 1e-6
+    moments = optimizer.state_dict()["state"]
+    assert torch.equal(moments[0]["exp_avg"], saved["state"][0]["exp_avg"])
