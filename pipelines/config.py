@@ -278,7 +278,9 @@ class PretrainConfig(PretrainSettings, JobConfig):
     output: Place
     """Folder that gets one folder of checkpoints for each name."""
     resume: Place | None = None
-    """A checkpoint to begin from, of this run or of another one with the same networks."""
+    """A checkpoint of another run to begin from, at its step and so at its place in the order of
+    clips: networks, clips and all that orders them must be the same, and there must be steps left
+    to do. Once this run has a checkpoint of its own it goes on from its newest."""
 
 
 class EvaluateSettings(Config):

@@ -16,7 +16,15 @@ import yaml
 from datasets import write_dataset
 from mlflow.tracking import MlflowClient
 
-from pipelines.checkpoints import find_checkpoint, load_optimizer_state, load_tensors, read_info
+from pipelines.checkpoints import (
+    TrainingInfo,
+    checkpoint_name,
+    find_checkpoint,
+    load_optimizer_state,
+    load_tensors,
+    read_info,
+    save_checkpoint,
+)
 from pipelines.config import PretrainConfig
 from pipelines.tracking import RunRef
 
@@ -73,6 +81,22 @@ def tiny_config(home: Path, dataset: Path, **settings) -> PretrainConfig:
 
 def folder_of(config: PretrainConfig) -> Path:
     return Path(config.output) / config.name
+
+
+def leave_checkpoint(
+    config: PretrainConfig,
+    dataset_id: str = "made24",
+    run_id: str = "earlier",
+    *,
+    next_step: int = 7,
+    exclude_sha256: str | None = None,
+) -> Path:
+    """Leaves what a training with these settings on these clips would, without weights."""
+    place = folder_of(config) / checkpoint_name(next_step)
+    values = config.model_dump(mode="json")
+    info = TrainingInfo(next_step, 60, 6.0, values, dataset_id, run_id, "code", exclude_sha256)
+    save_checkpoint(place, {}, {}, info)
+    return place
 
 
 def curve(run: RunRef, name: str = "loss/total") -> dict[int, float]:
