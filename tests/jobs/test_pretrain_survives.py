@@ -44,6 +44,8 @@ from ray_jobs.cluster import SURROUNDINGS
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
 NUM_STEPS = 60
+REDONE = 1e-4
+"""Share by which a loss may change if several workers, or fewer than before, do a step again."""
 ALONE = {"objective": {"alignment_weight": 0.0}}
 """MMD compares the clips of one worker, so with it the number of workers changes the loss."""
 
@@ -116,8 +118,9 @@ def assert_equal_to_the_bit(config, result, undisturbed) -> None:
 
 
 def assert_close(one: PretrainResult, other: PretrainResult) -> None:
-    expected = curve(other.run)
-    assert curve(one.run) == pytest.approx(expected, rel=1e-3)
+    """For several workers: their gradients are summed in another order."""
+    expected = curve(other.run, redone=REDONE)
+    assert curve(one.run, redone=REDONE) == pytest.approx(expected, rel=1e-3)
     assert list(expected) == list(range(NUM_STEPS))
 
 
@@ -344,7 +347,7 @@ def test_a_lost_node_shrinks_an_elastic_group(dataset, tmp_path):
         result = train(config, lambda: cluster.remove_node(node, allow_graceful=False), after=20)
     assert 0 < result.first_step < 120
     assert read_info(result.checkpoint).config["num_workers"] == [1, 2]
-    found = curve(result.run)
+    found = curve(result.run, redone=REDONE)
     assert list(found) == list(range(120))
     assert found == pytest.approx(curve(expected.run), rel=1e-2)
 
