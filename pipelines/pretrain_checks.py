@@ -21,6 +21,9 @@ from pipelines.clip_dataset import ClipDataset
 from pipelines.clip_ids import EXCLUDE_SHA256, clip_ids_sha256, read_clip_ids
 from pipelines.config import PretrainConfig, clip_mismatch
 from pipelines.errors import UserError
+from pipelines.evaluation import MODALITIES
+from pipelines.features import unscorable
+from pipelines.rungs import KNN_SETTINGS
 from pipelines.tracking import flat
 from pipelines.train_loop import make_feed
 
@@ -41,6 +44,7 @@ FREE_TO_CHANGE = (
     "checkpoints_kept",
     "max_failures",
     "max_seconds",
+    "health",
 )
 """Settings that may differ when a run goes on: they change nothing in what is computed."""
 SAME_WHEN_RESUMED = {
@@ -60,6 +64,7 @@ def check_pretrain(config: PretrainConfig) -> list[str]:
     try:
         dataset = ClipDataset.open(config.dataset)
         mistakes += _dataset_mistakes(config, dataset)
+        mistakes += knn_mistakes(config, dataset)
         mistakes += checkpoint_mistakes(config, dataset)
     except UserError as error:
         mistakes.append(str(error))
@@ -83,6 +88,23 @@ def _names_a_clip(exclude: str, dataset: ClipDataset) -> bool:
     """Whether a list is empty or about this dataset; one of another dataset would leave leaks."""
     ids = read_clip_ids(exclude)
     return not ids or not ids.isdisjoint(dataset.index.clip_id.tolist())
+
+
+def knn_mistakes(config: PretrainConfig, trained_on: ClipDataset) -> list[str]:
+    """Why no clip can be scored by nearest neighbors while training goes on."""
+    knn = config.health.knn
+    if knn is None:
+        return []
+    what = f"health.knn.dataset ({knn.dataset})" if knn.dataset else f"dataset ({config.dataset})"
+    try:
+        dataset = ClipDataset.open(knn.dataset) if knn.dataset else trained_on
+    except UserError as error:
+        return [f"health.knn: {error}"]
+    problem = clip_mismatch(config, frame_rate=dataset.frame_rate, sample_rate=dataset.sample_rate)
+    if problem:  # of the clips that are trained on it is told with theirs
+        return [f"{what}: {problem}"] if knn.dataset else []
+    problems = [unscorable(dataset, KNN_SETTINGS, modality) for modality in MODALITIES]
+    return [f"health.knn: {what} gives no score: {problems[0]}"] if all(problems) else []
 
 
 def checkpoint_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[str]:

@@ -5,12 +5,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipelines.clip_dataset import ClipDataset
-from pipelines.config import EvaluateSettings, clip_mismatch
+from pipelines.config import clip_mismatch
 from pipelines.errors import UserError
-from pipelines.features import split_scored_on
+from pipelines.features import split_scored_on, unscorable
 from pipelines.pretrain_checks import RUN_FILE, check_pretrain
 from pipelines.sweep_config import SweepConfig
 from pipelines.sweep_search import num_trials
@@ -115,7 +113,7 @@ def _scoring_mistakes(config: SweepConfig) -> list[str]:
     return [
         f"dataset ({place}) gives no {side} score: {problem}"
         for side in sides
-        if (problem := _unscorable(dataset, config.scoring, side))
+        if (problem := unscorable(dataset, config.scoring, side))
     ]
 
 
@@ -123,26 +121,6 @@ def scored_split(config: SweepConfig) -> str:
     """The split that trials are scored on: the first that the dataset has."""
     dataset = ClipDataset.open(config.scoring.dataset or config.dataset)
     return split_scored_on(dataset, config.scoring) or ""
-
-
-def _unscorable(dataset: ClipDataset, settings: EvaluateSettings, side: str) -> str:
-    index = dataset.index
-    has_side = index.has_audio if side == "audio" else index.num_frames > 0
-
-    def labels_in(*splits: str) -> set[str]:
-        there = index.label[has_side & np.isin(index.split, splits)]
-        return {str(name) for name in there if name}
-
-    classes = labels_in(*settings.train_splits)
-    if len(classes) < 2:
-        splits = ", ".join(settings.train_splits)
-        return f"split {splits} has labelled clips of {len(classes)} classes, and two are needed"
-    scored_on = split_scored_on(dataset, settings)
-    if scored_on is None:
-        return f"there is no split {' or '.join(settings.test_splits)}"
-    if not labels_in(scored_on):
-        return f"split {scored_on}, the first that is there, has no labelled clip"
-    return ""
 
 
 def trials_at_once(config: SweepConfig, nodes: Iterable[Mapping[str, float]]) -> int:

@@ -27,7 +27,7 @@ from pipelines.errors import UserError
 from pipelines.feed import Feed, FeedBatch
 from pipelines.finite_watch import FiniteWatch
 from pipelines.pace import MAX_WAIT, WAIT_REMEDY, Clock, SlowWatch
-from pipelines.rungs import RungScorer
+from pipelines.rungs import KnnScorer, RungScorer
 from pipelines.saving import Saver, Signals
 from pipelines.stopping import Stop, StopSignal
 from pipelines.tracking import WARNING_TAG, RunRef, Tracker, code_version
@@ -111,8 +111,10 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
         )
         stop_signal = StopSignal(values["board"] if rank == 0 else None, values["deadline"])
         rungs = RungScorer(values["rungs"], info.total_steps, info.steps_per_epoch)
-        training = _Training(config, feed, state, saver, stop_signal, rungs, info, log)
+        knn = KnnScorer(config, info.total_steps, info.steps_per_epoch)
+        training = _Training(config, feed, state, saver, stop_signal, rungs, knn, info, log)
         if state.step == 0:
+            training.score_knn()
             training.score()
         return _train(training)
 
@@ -151,6 +153,7 @@ class _Training:
     saver: Saver
     stop_signal: StopSignal
     rungs: RungScorer
+    knn: KnnScorer
     info: TrainingInfo
     log: _Log | None
     """Of rank 0."""
@@ -179,6 +182,12 @@ class _Training:
         self.log.tracker.log(scores, step)
         self.log.tracker.flush()
         return scored
+
+    def score_knn(self) -> None:
+        """Logs the teachers' k-NN scores if this is rank 0 and they are due."""
+        step = self.state.step
+        if self.log is not None and self.knn.is_due(step):
+            self.log.tracker.log(self.knn.score(self.state.model), step)
 
     def save(self, scored: Mapping[str, Any]) -> None:
         """Begins a checkpoint of the present state, which Ray Train hears of with its scores."""
@@ -214,6 +223,8 @@ def _train(training: _Training) -> dict[str, Any]:
                 training.log.step(numbers | clock.lap(), step, info.total_steps)
         if bad is not None or signals.has_failed:
             break
+        with clock.pausing():
+            training.score_knn()
         if is_saved:
             with clock.pausing():
                 scored = training.score()

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import ray
 import torch
+from datasets import write_dataset
 from ray.cluster_utils import Cluster
 from training import (
     curve,
@@ -44,6 +45,7 @@ from ray_jobs.cluster import SURROUNDINGS
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
 NUM_STEPS = 60
+SPLITS = ("train", "train", "train", "val")
 REDONE = 1e-4
 """Share by which a loss may change if several workers, or fewer than before, do a step again."""
 ALONE = {"objective": {"alignment_weight": 0.0}}
@@ -134,6 +136,27 @@ def test_a_killed_worker_changes_no_bit(undisturbed, dataset, tmp_path):
     # What is kept is what Ray Train knows: nothing is left over from the worker that died.
     kept = sorted(path.name for path in folder_of(config).iterdir() if path.is_dir())
     assert kept == ["step_000000050", "step_000000060"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_scores_on_the_way_change_no_bit(num_workers, undisturbed, dataset, tmp_path):
+    """Scored each epoch of 6 steps, and killed in between."""
+    labelled = write_dataset(
+        tmp_path / "labelled", 12, num_frames=10, split=lambda clip: SPLITS[clip % 4]
+    )
+    knn = {"dataset": str(labelled), "every_epochs": 1.0}
+    config = tiny_config(tmp_path, dataset, health={"knn": knn}, num_workers=num_workers)
+    result = train(config, kill_worker)
+    assert 0 < result.first_step < NUM_STEPS
+    if num_workers == 1:
+        assert_equal_to_the_bit(config, result, undisturbed)
+    else:
+        assert_close(result, undisturbed[1])
+    for side in ("video", "audio"):
+        scores = curve(result.run, f"health/{side}/knn", redone=1.0)
+        assert list(scores) == list(range(0, NUM_STEPS + 1, 6))
+        assert all(0.0 <= value <= 1.0 for value in scores.values())
 
 
 @pytest.mark.slow

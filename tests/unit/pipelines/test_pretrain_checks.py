@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from datasets import write_dataset
 from training import folder_of, leave_checkpoint, tiny_config, tiny_dataset
 
 from pipelines.clip_dataset import ClipDataset
@@ -130,3 +131,28 @@ def test_a_checkpoint_that_would_not_be_begun_from_is_refused(tmp_path):
         json.dumps({"run_id": "a", "config": again.model_dump(mode="json")})
     )
     assert check_pretrain(again) == []
+
+
+def test_clips_that_give_no_score_on_the_way_are_refused(tmp_path):
+    dataset = tiny_dataset(tmp_path / "clips")
+
+    def mistakes(**knn):
+        return check_pretrain(tiny_config(tmp_path, dataset, health={"knn": knn}))
+
+    (mistake,) = mistakes()
+    assert (
+        mistake == f"health.knn: dataset ({dataset}) gives no score: there is no split val or test"
+    )
+    (mistake,) = mistakes(dataset=str(tmp_path / "nowhere"))
+    assert mistake.startswith("health.knn: ")
+    labelled = write_dataset(
+        tmp_path / "labelled",
+        9,
+        has_video=lambda _: False,
+        split=lambda clip: "val" if clip < 3 else "train",
+    )
+    assert mistakes(dataset=str(labelled)) == []
+    with pytest.raises(ValueError, match=r"parallelism \(fsdp\) must be ddp with health.knn"):
+        tiny_config(
+            tmp_path, dataset, health={"knn": {}}, num_workers=2, parallelism="fsdp", batch_size=4
+        )
