@@ -19,7 +19,7 @@ from ray import train
 from ray.train.torch import get_device
 from torch import Tensor, distributed
 
-from pipelines.checkpoints import TrainingInfo, read_unsent
+from pipelines.checkpoints import TrainingInfo, read_info, read_unsent
 from pipelines.clip_dataset import ClipDataset
 from pipelines.clip_ids import EXCLUDE_SHA256, clip_ids_sha256, read_clip_ids
 from pipelines.config import PretrainConfig
@@ -88,15 +88,17 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
         log = None
         if rank == 0:
             is_own = checkpoint is not None and checkpoint.parent == folder
+            own = checkpoint if is_own else None
             tracker = Tracker(
                 run,
                 folder / "unsent_metrics.jsonl",
                 system_metrics=True,
                 resumed=state.step > 0,
-                unsent=read_unsent(checkpoint) if checkpoint is not None and is_own else (),
+                unsent=read_unsent(own) if own else (),
             )
             tracker = stack.enter_context(closing(tracker))
-            log = _Log(tracker, values["board"], SlowWatch(), CollapseWatch())
+            collapse_watch = CollapseWatch(read_info(own).health if own else ())
+            log = _Log(tracker, values["board"], SlowWatch(), collapse_watch)
         # Closed first: what is being written becomes whole, and then the last metrics go out.
         saver = stack.enter_context(closing(Saver(folder, rank)))
         info = TrainingInfo(
@@ -194,7 +196,11 @@ class _Training:
         self.saver.save(
             saved_tensors(self.state),
             self.state.optimizer.state_dict(),
-            replace(self.info, next_step=self.state.step),
+            replace(
+                self.info,
+                next_step=self.state.step,
+                health=self.log.collapse_watch.records if self.log is not None else (),
+            ),
             self.log.tracker.unsent if self.log is not None else list,
             scored,
         )

@@ -12,7 +12,7 @@ Krause et al., NeurIPS 2010.
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -205,12 +205,23 @@ def _signs(modality: str, measures: Mapping[str, float]) -> list[str]:
 
 
 class CollapseWatch:
-    """Judges a run by the mean of its last `JUDGED_RECORDS` records of health."""
+    """Judges a run by the mean of its last `JUDGED_RECORDS` records of health.
 
-    def __init__(self) -> None:
+    Args:
+        records: `records` of an earlier watch, which this one goes on from.
+    """
+
+    def __init__(self, records: Iterable[Mapping[str, float]] = ()) -> None:
         self._records: deque[dict[str, float]] = deque(maxlen=JUDGED_RECORDS)
         self.signs: list[str] = []
         """The present signs of collapse; none while there are too few records."""
+        for record in records:
+            self.see(record)
+
+    @property
+    def records(self) -> tuple[dict[str, float], ...]:
+        """Those that are judged, the oldest first."""
+        return tuple(self._records)
 
     def see(self, numbers: Mapping[str, float]) -> bool:
         """Takes in a record of metrics, other measures included; says if a collapse begins."""
