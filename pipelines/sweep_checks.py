@@ -12,9 +12,11 @@ from pipelines.features import split_scored_on, unscorable
 from pipelines.pretrain_checks import RUN_FILE, check_pretrain
 from pipelines.sweep_config import SweepConfig
 from pipelines.sweep_search import num_trials
-from pipelines.sweep_trial import trial_config
+from pipelines.sweep_space import edge_cases
+from pipelines.sweep_trial import pretrain_values, trial_config
 from pipelines.sweep_trials import Trial
 from pipelines.tracking import flat
+from xkd_core.health import MIN_CLIPS
 
 FREE_TO_CHANGE = (
     "tracking",
@@ -56,7 +58,7 @@ def check_sweep(config: SweepConfig) -> list[str]:
     # Under a name of no trial, since trials that are there have other settings.
     base = trial_config(config, folder, Trial(0, {})).model_copy(update={"name": "base"})
     mistakes = check_pretrain(base)
-    mistakes += _scoring_mistakes(config)
+    mistakes += _scoring_mistakes(config) + _collapse_mistakes(config)
     file = folder / RUN_FILE
     if file.exists():
         there = json.loads(file.read_text())
@@ -115,6 +117,25 @@ def _scoring_mistakes(config: SweepConfig) -> list[str]:
         for side in sides
         if (problem := unscorable(dataset, config.scoring, side))
     ]
+
+
+def _collapse_mistakes(config: SweepConfig) -> list[str]:
+    """Why no trial could be seen to collapse, though that should end it."""
+    if not config.stopping.collapsed:
+        return []
+    num_workers = config.pretrain.worker_range[1]
+    for values in ({}, *(values for _, _, values in edge_cases(config.space))):
+        trial = pretrain_values(config, Trial(0, values))
+        batch_size, parts = trial["batch_size"], trial["accumulation_steps"]
+        num_clips = batch_size // (num_workers * parts)
+        if num_clips < MIN_CLIPS:
+            return [
+                f"stopping.collapsed (True) needs {MIN_CLIPS} clips that a worker takes at once, "
+                f"but batch_size ({batch_size}) over num_workers ({num_workers}) and "
+                f"accumulation_steps ({parts}) gives {num_clips}: take a larger batch_size or "
+                "stopping.collapsed=false"
+            ]
+    return []
 
 
 def scored_split(config: SweepConfig) -> str:

@@ -129,7 +129,7 @@ class StoppingSettings(Config):
     min_trials: PositiveInt = 3
     """Other trials that `median` needs."""
     collapsed: bool = True
-    """End a trial whose features collapse."""
+    """End a trial whose features collapse; a worker must take 4 clips at once to see it."""
 
 
 class ScoreSettings(Config):
