@@ -173,6 +173,11 @@ class _Training:
         is_rung = self.rungs.is_due(step + 1)
         return self.is_last(step) or is_rung or (step + 1) % self.config.checkpoint_every == 0
 
+    def record(self, numbers: Mapping[str, float], step: int) -> None:
+        """Logs what was measured at a step if this is rank 0."""
+        if self.log is not None:
+            self.log.step(numbers, step, self.info.total_steps)
+
     def score(self) -> dict[str, Any]:
         """Scores the networks if this is rank 0 at a rung; what was logged so far is sent first."""
         step = self.state.step
@@ -222,11 +227,11 @@ def _train(training: _Training) -> dict[str, Any]:
         signals = saver.after_step(training.stop_signal.now())
         is_saved = training.is_saved(step) or bool(signals.stop)
         if training.is_due(step) or is_saved:
-            numbers = _averaged(metrics)
+            numbers, waited = together(metrics, clock.waited_seconds)
             terms = non_finite(numbers)
             bad = watch.first() or ((step, terms) if terms else None)
-            if bad is None and training.is_due(step) and training.log is not None:
-                training.log.step(numbers | clock.lap(), step, info.total_steps)
+            if bad is None and training.is_due(step):
+                training.record(numbers | clock.lap(waited), step)
         if bad is not None or signals.has_failed:
             break
         with clock.pausing():
@@ -288,13 +293,25 @@ def _views(batch: FeedBatch, config: PretrainConfig, log_mel: LogMel) -> Views:
     return make_views(clips, parameters, config, log_mel)
 
 
-def _averaged(metrics: Mapping[str, Tensor]) -> dict[str, float]:
-    """The metrics as numbers, averaged over the workers; waits for the device."""
-    stacked = torch.stack([value.float() for value in metrics.values()])
-    if distributed.is_initialized():
-        distributed.all_reduce(stacked)
-        stacked /= distributed.get_world_size()
-    return dict(zip(metrics, stacked.tolist(), strict=True))
+def together(
+    metrics: Mapping[str, Tensor], waited_seconds: float
+) -> tuple[dict[str, float], float]:
+    """The metrics averaged over the workers, and the longest of their waits for clips.
+
+    Waits for the device, and once for the workers: each has a place of its own for its wait in
+    what they sum up.
+    """
+    averages = torch.stack([value.float() for value in metrics.values()])
+    if not distributed.is_initialized():
+        return dict(zip(metrics, averages.tolist(), strict=True)), waited_seconds
+    waits = averages.new_zeros(distributed.get_world_size())
+    waits[distributed.get_rank()] = waited_seconds
+    sums = torch.cat([averages, waits])
+    distributed.all_reduce(sums)
+    sums[: len(averages)] /= distributed.get_world_size()
+    values = sums.tolist()
+    numbers = dict(zip(metrics, values[: len(averages)], strict=True))
+    return numbers, max(values[len(averages) :])
 
 
 def _note(numbers: Mapping[str, float]) -> str:
