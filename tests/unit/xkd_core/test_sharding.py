@@ -39,14 +39,20 @@ def together(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone():
-    """What one process learns, by variant."""
-    variants = {way.get("variant", "modality_specific") for way in WAYS.values()}
-    return {variant: run_steps(0, 1, variant=variant) for variant in variants}
+    """What one process learns, by variant and whether with alignment."""
+    return {
+        (variant, is_aligned): run_steps(0, 1, variant=variant, is_aligned=is_aligned)
+        for variant, is_aligned in {kind_of(way) for way in WAYS.values()}
+    }
+
+
+def kind_of(way):
+    return way.get("variant", "modality_specific"), way.get("is_aligned", True)
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_two_workers_learn_what_one_process_learns(way, together, alone):
-    expected = alone[WAYS[way].get("variant", "modality_specific")]
+    expected = alone[kind_of(WAYS[way])]
     found = {
         name.removeprefix(f"{way}: "): tensor
         for name, tensor in together.items()
@@ -58,14 +64,14 @@ def test_two_workers_learn_what_one_process_learns(way, together, alone):
 
 
 def test_parts_of_a_batch_give_the_gradients_of_the_whole(alone):
-    parts = run_steps(0, 1, accumulation_steps=4)
-    for name, tensor in alone["modality_specific"].items():
+    parts = run_steps(0, 1, accumulation_steps=4, is_aligned=False)
+    for name, tensor in alone["modality_specific", False].items():
         torch.testing.assert_close(parts[name], tensor, atol=1e-6, rtol=2e-4, msg=name)
 
 
 def test_recomputed_activations_change_no_bit(alone):
     recomputed = run_steps(0, 1, recompute=True)
-    for name, tensor in alone["modality_specific"].items():
+    for name, tensor in alone["modality_specific", True].items():
         assert torch.equal(recomputed[name], tensor), name
 
 
