@@ -26,8 +26,9 @@ from xkd_core.xkd import XKDOutput
 MIN_CLIPS = 4
 """A batch of fewer clips says too little about how targets differ."""
 MIN_INFORMATION = 0.15
-"""Information of targets below which they are called collapsed. Over 200 steps of the smoke recipe
-healthy runs stay above 0.4; untrained heads without an output norm have 0.04, and 0.13 at best."""
+"""Information of targets below which they are called collapsed. In healthy runs of the smoke
+recipe single records go down to 0.2; untrained heads without an output norm have 0.04, and 0.13 at
+best."""
 MAX_COSINE = 0.98
 """Cosine of a student's outputs for different clips above which they are called alike."""
 MIN_RANK = 1.5
