@@ -50,6 +50,8 @@ class TrainingInfo:
     code_version: str
     exclude_sha256: str | None = None
     """Of the ids left out, see `clip_ids_sha256`; None if an earlier version did not say."""
+    health: Sequence[Mapping[str, float]] = ()
+    """The last records, by which a collapse is judged."""
     format_version: int = FORMAT_VERSION
 
 

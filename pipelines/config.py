@@ -210,6 +210,26 @@ class DatasetConfig(DatasetSettings, JobConfig):
         return self
 
 
+class KnnSettings(Config):
+    """How often the teachers are scored while they train, and on what."""
+
+    dataset: Location | None = None
+    """Clip dataset with labels, whose split `train` holds the neighbors and whose split `val`, or
+    else `test`, is scored; by default the one that is trained on."""
+    every_epochs: PositiveFloat = 1.0
+    """Epochs between two scores; the first comes before training, the last after it."""
+    max_clips: PositiveInt = 1000
+    """Labelled clips of each of the two splits at most, evenly spread over it."""
+
+
+class HealthSettings(Config):
+    """What is measured of a training's health beside what a step computes anyway."""
+
+    knn: KnnSettings | None = None
+    """Score the frozen teachers by nearest neighbors as they train (`health/video/knn`,
+    `health/audio/knn`); what is trained does not change by it. Rank 0 scores, others wait."""
+
+
 class PretrainSettings(MethodConfig):
     """The method, and how it is trained."""
 
@@ -250,6 +270,7 @@ class PretrainSettings(MethodConfig):
     max_seconds: PositiveFloat | None = None
     """Seconds after which one call leaves a checkpoint and ends with exit code 75; the same
     command goes on."""
+    health: HealthSettings = HealthSettings()
 
     @property
     def worker_range(self) -> tuple[int, int]:
@@ -280,6 +301,15 @@ class PretrainSettings(MethodConfig):
             )
 
     @model_validator(mode="after")
+    def _one_worker_can_score(self) -> "PretrainSettings":
+        if self.health.knn and self.parallelism == "fsdp" and self.worker_range[1] > 1:
+            raise ValueError(
+                "parallelism (fsdp) must be ddp with health.knn: one worker scores, and has but a "
+                "part of the weights"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _schedules_fit(self) -> "PretrainSettings":
         if self.optimizer.warmup_epochs > self.epochs:
             raise ValueError(
@@ -299,7 +329,9 @@ class PretrainConfig(PretrainSettings, JobConfig):
     output: Place
     """Folder that gets one folder of checkpoints for each name."""
     resume: Place | None = None
-    """A checkpoint to begin from, of this run or of another one with the same networks."""
+    """A checkpoint of another run to begin from, at its step and so at its place in the order of
+    clips: networks, clips and all that orders them must be the same, and there must be steps left
+    to do. Once this run has a checkpoint of its own it goes on from its newest."""
 
 
 class EvaluateSettings(Config):

@@ -15,6 +15,7 @@ import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipelines.checkpoints import TrainingInfo, find_checkpoint, read_info
 from pipelines.clip_dataset import ClipDataset
@@ -187,30 +188,72 @@ def _why_no_scores(features: Features) -> str:
     return ""
 
 
+def knn_scores(features: Features, settings: EvaluateSettings) -> dict[str, float]:
+    """Accuracy of the network `trained` by nearest neighbors, for modalities that can be scored."""
+    sides = {
+        modality: _labelled_sides(features, features.of(modality)["trained"])
+        for modality in MODALITIES
+    }
+    return {
+        modality: accuracy(_knn(found, len(features.classes), settings), found.y_test)
+        for modality, found in sides.items()
+        if found is not None
+    }
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """Labelled features, of the clips that are learnt from and of those that are scored."""
+
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+
+
+def _labelled_sides(features: Features, matrix: NDArray[np.float32]) -> _Sides | None:
+    """One network's; None if the modality is missing on either side."""
+    there = np.isfinite(matrix).all(axis=1) & (features.labels >= 0)
+    train, test = there & features.is_train, there & features.is_test
+    labels = torch.tensor(features.labels)
+    if len(set(features.labels[train].tolist())) < 2 or not test.any():
+        return None
+    return _Sides(
+        x_train=torch.from_numpy(matrix[train]),
+        y_train=labels[torch.from_numpy(train)],
+        x_test=torch.from_numpy(matrix[test]),
+        y_test=labels[torch.from_numpy(test)],
+    )
+
+
+def _knn(sides: _Sides, num_classes: int, settings: EvaluateSettings) -> Tensor:
+    return knn_predict(
+        sides.x_train,
+        sides.y_train,
+        sides.x_test,
+        num_classes=num_classes,
+        neighbors=min(settings.neighbors, len(sides.x_train)),
+        temperature=settings.knn_temperature,
+    )
+
+
 def _score_network(
     features: Features, matrix: NDArray[np.float32], settings: EvaluateSettings
 ) -> dict[str, Any]:
     """k-NN and linear probe of one network; empty if the modality is missing on either side."""
-    there = np.isfinite(matrix).all(axis=1) & (features.labels >= 0)
-    train, test = there & features.is_train, there & features.is_test
-    num_classes = len(features.classes)
-    labels = torch.tensor(features.labels)
-    if len(set(features.labels[train].tolist())) < 2 or not test.any():
+    sides = _labelled_sides(features, matrix)
+    if sides is None:
         return {}
-    x_train, y_train = torch.from_numpy(matrix[train]), labels[torch.from_numpy(train)]
-    x_test, y_test = torch.from_numpy(matrix[test]), labels[torch.from_numpy(test)]
-    knn = knn_predict(
-        x_train,
-        y_train,
-        x_test,
-        num_classes=num_classes,
-        neighbors=min(settings.neighbors, len(x_train)),
-        temperature=settings.knn_temperature,
-    )
+    num_classes, y_test = len(features.classes), sides.y_test
+    knn = _knn(sides, num_classes, settings)
     probe = fit_linear_probe(
-        x_train, y_train, num_classes=num_classes, l2=settings.linear_l2, seed=settings.seed
+        sides.x_train,
+        sides.y_train,
+        num_classes=num_classes,
+        l2=settings.linear_l2,
+        seed=settings.seed,
     )
-    linear = probe.predict(x_test)
+    linear = probe.predict(sides.x_test)
     counts = np.bincount(y_test.numpy(), minlength=num_classes)
     return {
         "knn": accuracy(knn, y_test),
@@ -219,8 +262,8 @@ def _score_network(
         "linear_per_class": _without_nan(per_class_accuracy(linear, y_test, num_classes)),
         "linear_l2": probe.l2,
         "majority": float(counts.max() / counts.sum()),
-        "num_train": int(train.sum()),
-        "num_test": int(test.sum()),
+        "num_train": len(sides.y_train),
+        "num_test": len(y_test),
     }
 
 

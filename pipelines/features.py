@@ -97,9 +97,20 @@ def features_of(
     dataset: ClipDataset,
     settings: EvaluateSettings,
     post: OnProgress,
+    *,
+    max_clips: int | None = None,
 ) -> Features:
-    """Computes the features of networks in memory, each where it is."""
-    chosen = _choose(dataset, settings)
+    """Computes the features of networks in memory, each where it is.
+
+    Args:
+        networks: By the names under which their features come back.
+        dataset: Whose clips.
+        settings: Which of them, and how they are seen.
+        post: Called as it goes on.
+        max_clips: Of the clips trained on and of those held out at most so many labelled ones,
+            evenly spread; by default all clips.
+    """
+    chosen = _choose(dataset, settings, max_clips)
     embedders = {
         name: _Embedder(model, config, settings) for name, (model, config) in networks.items()
     }
@@ -146,11 +157,36 @@ def split_scored_on(dataset: ClipDataset, settings: EvaluateSettings) -> str | N
     return next((name for name in settings.test_splits if name in there), None)
 
 
-def _choose(dataset: ClipDataset, settings: EvaluateSettings) -> _Chosen:
+def unscorable(dataset: ClipDataset, settings: EvaluateSettings, modality: str) -> str:
+    """Why a dataset gives no score of a modality; empty if it does."""
+    index = dataset.index
+    has_modality = index.has_audio if modality == "audio" else index.num_frames > 0
+
+    def labels_in(*splits: str) -> set[str]:
+        there = index.label[has_modality & np.isin(index.split, splits)]
+        return {str(name) for name in there if name}
+
+    classes = labels_in(*settings.train_splits)
+    if len(classes) < 2:
+        splits = ", ".join(settings.train_splits)
+        return f"split {splits} has labelled clips of {len(classes)} classes, and two are needed"
+    scored_on = split_scored_on(dataset, settings)
+    if scored_on is None:
+        return f"there is no split {' or '.join(settings.test_splits)}"
+    if not labels_in(scored_on):
+        return f"split {scored_on}, the first that is there, has no labelled clip"
+    return ""
+
+
+def _choose(dataset: ClipDataset, settings: EvaluateSettings, max_clips: int | None) -> _Chosen:
     """Rows of the train splits and of the first test split that the dataset has."""
     split, label = dataset.index.split, dataset.index.label
     test_split = split_scored_on(dataset, settings)
     is_train, is_test = np.isin(split, settings.train_splits), split == test_split
+    if max_clips is not None:
+        is_train, is_test = (
+            _spread(side & (label != ""), max_clips) for side in (is_train, is_test)
+        )
     rows = np.flatnonzero(is_train | is_test)
     classes = tuple(sorted({str(name) for name in label[rows] if name}))
     number = {name: index for index, name in enumerate(classes)}
@@ -162,6 +198,14 @@ def _choose(dataset: ClipDataset, settings: EvaluateSettings) -> _Chosen:
         is_train=is_train[rows],
         is_test=is_test[rows],
     )
+
+
+def _spread(marks: Array, most: int) -> Array:
+    """At most so many of the marks, evenly spread."""
+    marked = np.flatnonzero(marks)
+    kept = np.zeros_like(marks)
+    kept[marked[np.linspace(0, len(marked) - 1, min(most, len(marked))).astype(int)]] = True
+    return kept
 
 
 def _retrieval_clips(dataset: ClipDataset, chosen: _Chosen) -> Array:

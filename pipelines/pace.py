@@ -72,8 +72,18 @@ class Clock:
         else:
             self._lap_steps += 1
 
-    def lap(self) -> dict[str, float]:
-        """The measures since the last lap; none if no step was timed."""
+    @property
+    def waited_seconds(self) -> float:
+        """How long this worker has waited for clips since the last lap."""
+        return self._waited
+
+    def lap(self, waited_seconds: float) -> dict[str, float]:
+        """The measures since the last lap; none if no step was timed.
+
+        Args:
+            waited_seconds: What the worker waited for clips that waited longest: as the others
+                wait for it in turn, with theirs it would look as if they computed.
+        """
         numbers: dict[str, float] = {}
         if self._lap_steps:
             seconds = max(time.monotonic() - self._lap_started, 1e-9)
@@ -81,7 +91,7 @@ class Clock:
                 "time/clips_per_second": self._lap_steps * self._batch_size / seconds,
                 "time/step_seconds": seconds / self._lap_steps,
                 "time/lap_seconds": seconds,
-                "time/data_wait_share": min(self._waited / seconds, 1.0),
+                "time/data_wait_share": min(waited_seconds / seconds, 1.0),
                 "time/checkpoint_stall_seconds": self._stalled,
             }
         self._lap_started, self._lap_steps = time.monotonic(), 0

@@ -31,6 +31,7 @@ from pipelines.places import redacted
 from pipelines.pretrain_checks import (
     RUN_FILE,
     checkpoint_mistakes,
+    knn_mistakes,
     run_mistakes,
     worker_resources,
 )
@@ -101,7 +102,11 @@ def pretrain(
         dataset = ClipDataset.open(config.dataset)
         # Again, for callers that make up the settings themselves: a finished training of other
         # settings would be taken for this one.
-        if mistakes := run_mistakes(config) or checkpoint_mistakes(config, dataset):
+        if mistakes := [
+            *run_mistakes(config),
+            *checkpoint_mistakes(config, dataset),
+            *knn_mistakes(config, dataset),
+        ]:
             raise UserError(mistakes[0])
         scaling = _scaling(config)
         with tracked(_open_run(config, folder, parent)) as run:

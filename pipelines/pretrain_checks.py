@@ -5,6 +5,7 @@ training is refused here, before any worker starts.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,13 @@ from pipelines.clip_dataset import ClipDataset
 from pipelines.clip_ids import EXCLUDE_SHA256, clip_ids_sha256, read_clip_ids
 from pipelines.config import PretrainConfig, clip_mismatch
 from pipelines.errors import UserError
+from pipelines.evaluation import MODALITIES
+from pipelines.features import unscorable
+from pipelines.rungs import KNN_SETTINGS
 from pipelines.tracking import flat
 from pipelines.train_loop import make_feed
 
+ORDER = "a checkpoint's step is a place in the order of clips"
 RUN_FILE = "run.json"
 """What a run began with, in its folder: MLflow run, settings, clips left out."""
 FREE_TO_CHANGE = (
@@ -39,8 +44,18 @@ FREE_TO_CHANGE = (
     "checkpoints_kept",
     "max_failures",
     "max_seconds",
+    "health",
 )
 """Settings that may differ when a run goes on: they change nothing in what is computed."""
+SAME_WHEN_RESUMED = {
+    "batch_size": ORDER,
+    "seed": ORDER,
+    "splits": ORDER,
+    "shuffle_window": ORDER,
+    "optimizer.decay_tokens_and_positions": "what the optimizer remembers is kept by these groups",
+}
+"""Settings that a training shares with the checkpoint of another that it begins from, and why; so
+does it the networks and the clips. All else may differ."""
 
 
 def check_pretrain(config: PretrainConfig) -> list[str]:
@@ -49,14 +64,10 @@ def check_pretrain(config: PretrainConfig) -> list[str]:
     try:
         dataset = ClipDataset.open(config.dataset)
         mistakes += _dataset_mistakes(config, dataset)
+        mistakes += knn_mistakes(config, dataset)
         mistakes += checkpoint_mistakes(config, dataset)
     except UserError as error:
         mistakes.append(str(error))
-    if config.resume is not None:
-        try:
-            mistakes += _resume_mistakes(config, read_info(find_checkpoint(config.resume)))
-        except UserError as error:
-            mistakes.append(str(error))
     mistakes += run_mistakes(config)
     return list(dict.fromkeys(mistakes))
 
@@ -79,9 +90,21 @@ def _names_a_clip(exclude: str, dataset: ClipDataset) -> bool:
     return not ids or not ids.isdisjoint(dataset.index.clip_id.tolist())
 
 
-def _resume_mistakes(config: PretrainConfig, info: TrainingInfo) -> list[str]:
-    there, here = info.config["model"], config.model_dump(mode="json")["model"]
-    return [f"resume ({config.resume}) has another model: {text}" for text in _changes(there, here)]
+def knn_mistakes(config: PretrainConfig, trained_on: ClipDataset) -> list[str]:
+    """Why no clip can be scored by nearest neighbors while training goes on."""
+    knn = config.health.knn
+    if knn is None:
+        return []
+    what = f"health.knn.dataset ({knn.dataset})" if knn.dataset else f"dataset ({config.dataset})"
+    try:
+        dataset = ClipDataset.open(knn.dataset) if knn.dataset else trained_on
+    except UserError as error:
+        return [f"health.knn: {error}"]
+    problem = clip_mismatch(config, frame_rate=dataset.frame_rate, sample_rate=dataset.sample_rate)
+    if problem:  # of the clips that are trained on it is told with theirs
+        return [f"{what}: {problem}"] if knn.dataset else []
+    problems = [unscorable(dataset, KNN_SETTINGS, modality) for modality in MODALITIES]
+    return [f"health.knn: {what} gives no score: {problems[0]}"] if all(problems) else []
 
 
 def checkpoint_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[str]:
@@ -90,21 +113,66 @@ def checkpoint_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[st
     try:
         if own is not None:
             check_dataset(own, config.dataset, dataset.dataset_id)
-            return _exclude_mistakes(config, read_info(own).exclude_sha256)
+            excluded = _exclude_mistakes(config, read_info(own).exclude_sha256)
+            return excluded + _unheeded_resume(config, own)
         if config.resume is not None:
             resumed = find_checkpoint(config.resume)
             check_dataset(resumed, config.dataset, dataset.dataset_id)
+            return _resume_mistakes(config, dataset, read_info(resumed))
     except UserError as error:
         return [str(error)]
     return []
 
 
+def _unheeded_resume(config: PretrainConfig, own: Path) -> list[str]:
+    """Why `resume` would do nothing: it only counts where a run begins."""
+    if config.resume is None or config.resume == _run_file(config).get("config", {}).get("resume"):
+        return []
+    if find_checkpoint(config.resume).resolve() == own.resolve():
+        return []
+    return [
+        f"resume ({config.resume}) would do nothing: the run {config.name} has checkpoints of its "
+        f"own and goes on from its newest, {own}. Take another name to begin from resume"
+    ]
+
+
+def _resume_mistakes(config: PretrainConfig, dataset: ClipDataset, info: TrainingInfo) -> list[str]:
+    """Why a training cannot begin from a checkpoint of another one."""
+    what = f"resume ({config.resume})"
+    # With the defaults of settings that its version did not have yet.
+    there = PretrainConfig.model_validate(info.config).model_dump(mode="json")
+    here = config.model_dump(mode="json")
+    mistakes = [
+        f"{what} has another model: {text}" for text in _changes(there["model"], here["model"])
+    ]
+    old, new = flat(there), flat(here)
+    mistakes += [
+        f"{what} has another {name}: it is {old[name]} there and {new[name]} here, and {why}"
+        for name, why in SAME_WHEN_RESUMED.items()
+        if old[name] != new[name]
+    ]
+    if info.exclude_sha256 not in (None, clip_ids_sha256(config.exclude)):
+        mistakes.append(f"{what} left out other clips than exclude ({config.exclude}); {ORDER}")
+    return mistakes or _no_steps_left(config, dataset, info)
+
+
+def _no_steps_left(config: PretrainConfig, dataset: ClipDataset, info: TrainingInfo) -> list[str]:
+    feed = make_feed(config, dataset, rank=0, world_size=1)
+    total_steps = math.ceil(config.epochs * feed.steps_per_epoch)
+    if info.next_step < total_steps:
+        return []
+    return [
+        f"resume ({config.resume}) has done {info.next_step} steps, but epochs ({config.epochs:g}) "
+        f"are {total_steps} steps of {config.batch_size} of {feed.num_clips} clips: "
+        "none would be left"
+    ]
+
+
 def run_mistakes(config: PretrainConfig) -> list[str]:
     """Why a run of this name cannot go on with these settings."""
-    file = Path(config.output) / config.name / RUN_FILE
-    if not file.exists():
+    there = _run_file(config)
+    if not there:
         return []
-    there = json.loads(file.read_text())
     changes = _changes(there["config"], config.model_dump(mode="json"))
     if not changes:
         return _exclude_mistakes(config, there.get(EXCLUDE_SHA256))
@@ -112,6 +180,12 @@ def run_mistakes(config: PretrainConfig) -> list[str]:
         f"name ({config.name}) is a run in {config.output} with other settings: "
         f"{'; '.join(changes)}. Take another name or the same settings"
     ]
+
+
+def _run_file(config: PretrainConfig) -> dict[str, Any]:
+    """What the run of this name began with; empty if there is none."""
+    file = Path(config.output) / config.name / RUN_FILE
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def _exclude_mistakes(config: PretrainConfig, began_with: str | None) -> list[str]:

@@ -64,8 +64,8 @@ HEALTH = {
 """By a part of the measure's last name; the first that fits counts."""
 
 OTHERS = {
-    "data_wait": "Share of the time spent waiting for clips. Above 10 % the feed is too slow: give "
-    "it more workers, or put the dataset on a faster disk.",
+    "data_wait": "Share of the time spent waiting for clips, by the worker that waits longest. "
+    "Above 10 % the feed is too slow: give it more workers, or put the dataset on a faster disk.",
     "wait": "Time spent waiting for clips. Bad: more than a tenth of a step.",
     "clips_per_second": "Clips trained on each second, over all workers.",
     "step_seconds": "Time of one step.",

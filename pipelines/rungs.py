@@ -1,5 +1,7 @@
 """Scores of frozen features while training goes on, on the same clips each time.
 
+A sweep judges its trials by them (`RungScorer`), any training may watch them (`KnnScorer`).
+
 Rank 0 scores the networks that it has in memory; nothing is drawn from global random state, so a
 training that is scored computes what it would have computed anyway.
 """
@@ -11,10 +13,15 @@ from typing import Any
 
 from pipelines.clip_dataset import ClipDataset
 from pipelines.config import EvaluateSettings, PretrainConfig
-from pipelines.evaluation import MODALITIES, score
+from pipelines.evaluation import MODALITIES, knn_scores, score
 from pipelines.features import features_of
 from pipelines.sweep_trials import Rung, add_rung, read_rungs
 from xkd_core.xkd import XKD
+
+KNN_SETTINGS = EvaluateSettings(
+    test_splits=("val", "test"), num_windows=1, untrained_baseline=False
+)
+"""How `KnnScorer` scores."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,36 @@ class RungScorer:
         )
         add_rung(Path(self._plan.folder), rung)
         return asdict(rung)
+
+
+class KnnScorer:
+    """Scores the teachers by nearest neighbors at the interval that `health.knn` asks for."""
+
+    def __init__(self, config: PretrainConfig, total_steps: int, steps_per_epoch: float) -> None:
+        self._config, self._knn = config, config.health.knn
+        self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
+
+    def is_due(self, steps_done: int) -> bool:
+        """Whether there is a score after so many steps."""
+        if self._knn is None:
+            return False
+        interval = self._knn.every_epochs * self._steps_per_epoch
+        begins = steps_done // interval > (steps_done - 1) // interval
+        return begins or steps_done == self._total_steps
+
+    def score(self, model: XKD) -> dict[str, float]:
+        """Accuracies as metrics of health, for the modalities that the labelled clips have."""
+        assert self._knn is not None
+        dataset = ClipDataset.open(self._knn.dataset or self._config.dataset)
+        features = features_of(
+            {"trained": (model, self._config)},
+            dataset,
+            KNN_SETTINGS,
+            unheard,
+            max_clips=self._knn.max_clips,
+        )
+        scores = knn_scores(features, KNN_SETTINGS)
+        return {f"health/{modality}/knn": value for modality, value in scores.items()}
 
 
 def unheard(_done: float, _total: float, _note: str) -> None:

@@ -5,20 +5,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipelines.clip_dataset import ClipDataset
-from pipelines.config import EvaluateSettings, clip_mismatch
+from pipelines.config import clip_mismatch
 from pipelines.errors import UserError
-from pipelines.features import split_scored_on
+from pipelines.features import split_scored_on, unscorable
 from pipelines.pretrain_checks import RUN_FILE, check_pretrain
 from pipelines.sweep_config import SweepConfig
 from pipelines.sweep_search import num_trials
 from pipelines.sweep_space import edge_cases, settings_of
-from pipelines.sweep_trial import trial_config
+from pipelines.sweep_trial import pretrain_values, trial_config
 from pipelines.sweep_trials import Trial
 from pipelines.tracking import flat
 from xkd_core.config import MethodConfig
+from xkd_core.health import MIN_CLIPS
 
 FREE_TO_CHANGE = (
     "tracking",
@@ -68,7 +67,7 @@ def check_sweep(config: SweepConfig) -> list[str]:
     # Under a name of no trial, since trials that are there have other settings.
     base = trial_config(config, folder, Trial(0, {})).model_copy(update={"name": "base"})
     mistakes = check_pretrain(base)
-    mistakes += _scoring_mistakes(config)
+    mistakes += _scoring_mistakes(config) + _collapse_mistakes(config)
     mistakes += _option_mistakes(config, folder, mistakes)
     file = folder / RUN_FILE
     if file.exists():
@@ -151,34 +150,33 @@ def _scoring_mistakes(config: SweepConfig) -> list[str]:
     return [
         f"dataset ({place}) gives no {side} score: {problem}"
         for side in sides
-        if (problem := _unscorable(dataset, config.scoring, side))
+        if (problem := unscorable(dataset, config.scoring, side))
     ]
+
+
+def _collapse_mistakes(config: SweepConfig) -> list[str]:
+    """Why no trial could be seen to collapse, though that should end it."""
+    if not config.stopping.collapsed:
+        return []
+    num_workers = config.pretrain.worker_range[1]
+    for values in ({}, *(values for _, _, values in edge_cases(config.space))):
+        trial = pretrain_values(config, Trial(0, values))
+        batch_size, parts = trial["batch_size"], trial["accumulation_steps"]
+        num_clips = batch_size // (num_workers * parts)
+        if num_clips < MIN_CLIPS:
+            return [
+                f"stopping.collapsed (True) needs {MIN_CLIPS} clips that a worker takes at once, "
+                f"but batch_size ({batch_size}) over num_workers ({num_workers}) and "
+                f"accumulation_steps ({parts}) gives {num_clips}: take a larger batch_size or "
+                "stopping.collapsed=false"
+            ]
+    return []
 
 
 def scored_split(config: SweepConfig) -> str:
     """The split that trials are scored on: the first that the dataset has."""
     dataset = ClipDataset.open(config.scoring.dataset or config.dataset)
     return split_scored_on(dataset, config.scoring) or ""
-
-
-def _unscorable(dataset: ClipDataset, settings: EvaluateSettings, side: str) -> str:
-    index = dataset.index
-    has_side = index.has_audio if side == "audio" else index.num_frames > 0
-
-    def labels_in(*splits: str) -> set[str]:
-        there = index.label[has_side & np.isin(index.split, splits)]
-        return {str(name) for name in there if name}
-
-    classes = labels_in(*settings.train_splits)
-    if len(classes) < 2:
-        splits = ", ".join(settings.train_splits)
-        return f"split {splits} has labelled clips of {len(classes)} classes, and two are needed"
-    scored_on = split_scored_on(dataset, settings)
-    if scored_on is None:
-        return f"there is no split {' or '.join(settings.test_splits)}"
-    if not labels_in(scored_on):
-        return f"split {scored_on}, the first that is there, has no labelled clip"
-    return ""
 
 
 def trials_at_once(config: SweepConfig, nodes: Iterable[Mapping[str, float]]) -> int:

@@ -132,8 +132,9 @@ class StoppingSettings(Config):
     min_trials: PositiveInt = 3
     """Other trials that `median` needs."""
     collapsed: bool = True
-    """End a trial whose features collapse; one that collapses as late as the last rung counts as
-    collapsed too. Without it such a trial completes, may be the best, and is marked."""
+    """End a trial whose features collapse, which takes workers that see 4 clips at once; one that
+    collapses as late as the last rung counts as collapsed too. Without it such a trial completes,
+    may be the best, and is marked."""
 
 
 class ScoreSettings(Config):

@@ -471,13 +471,18 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def metric_histories(run: RunRef) -> dict[str, tuple[list[int], list[float]]]:
-    """All metrics of a run as steps and values, system metrics left out."""
+    """All metrics of a run as steps and values, system metrics left out.
+
+    Of a step that was done again after a kill MLflow has both values; the later one counts.
+    """
     client = run.client()
     histories = {}
     for name in client.get_run(run.run_id).data.metrics:
         if not name.startswith("system/"):
-            history = sorted(client.get_metric_history(run.run_id, name), key=lambda m: m.step)
-            histories[name] = ([m.step for m in history], [m.value for m in history])
+            history = client.get_metric_history(run.run_id, name)
+            values = {m.step: m.value for m in sorted(history, key=lambda m: m.timestamp)}
+            steps = sorted(values)
+            histories[name] = (steps, [values[step] for step in steps])
     return histories
 
 

@@ -19,7 +19,7 @@ from ray import train
 from ray.train.torch import get_device
 from torch import Tensor, distributed
 
-from pipelines.checkpoints import TrainingInfo, read_unsent
+from pipelines.checkpoints import TrainingInfo, read_info, read_unsent
 from pipelines.clip_dataset import ClipDataset
 from pipelines.clip_ids import EXCLUDE_SHA256, clip_ids_sha256, read_clip_ids
 from pipelines.config import PretrainConfig
@@ -27,7 +27,7 @@ from pipelines.errors import UserError
 from pipelines.feed import Feed, FeedBatch
 from pipelines.finite_watch import FiniteWatch
 from pipelines.pace import MAX_WAIT, WAIT_REMEDY, Clock, SlowWatch
-from pipelines.rungs import RungScorer
+from pipelines.rungs import KnnScorer, RungScorer
 from pipelines.saving import Saver, Signals
 from pipelines.stopping import Stop, StopSignal
 from pipelines.tracking import UNSENT_FILE, WARNING_TAG, RunRef, Tracker, code_version
@@ -88,15 +88,17 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
         log = None
         if rank == 0:
             is_own = checkpoint is not None and checkpoint.parent == folder
+            own = checkpoint if is_own else None
             tracker = Tracker(
                 run,
                 folder / UNSENT_FILE,
                 system_metrics=True,
                 resumed=state.step > 0,
-                unsent=read_unsent(checkpoint) if checkpoint is not None and is_own else (),
+                unsent=read_unsent(own) if own else (),
             )
             tracker = stack.enter_context(closing(tracker))
-            log = _Log(tracker, values["board"], SlowWatch(), CollapseWatch())
+            collapse_watch = CollapseWatch(read_info(own).health if own else ())
+            log = _Log(tracker, values["board"], SlowWatch(), collapse_watch)
         # Closed first: what is being written becomes whole, and then the last metrics go out.
         saver = stack.enter_context(closing(Saver(folder, rank)))
         info = TrainingInfo(
@@ -111,8 +113,10 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
         )
         stop_signal = StopSignal(values["board"] if rank == 0 else None, values["deadline"])
         rungs = RungScorer(values["rungs"], info.total_steps, info.steps_per_epoch)
-        training = _Training(config, feed, state, saver, stop_signal, rungs, info, log)
+        knn = KnnScorer(config, info.total_steps, info.steps_per_epoch)
+        training = _Training(config, feed, state, saver, stop_signal, rungs, knn, info, log)
         if state.step == 0:
+            training.score_knn()
             training.score()
         return _train(training)
 
@@ -151,6 +155,7 @@ class _Training:
     saver: Saver
     stop_signal: StopSignal
     rungs: RungScorer
+    knn: KnnScorer
     info: TrainingInfo
     log: _Log | None
     """Of rank 0."""
@@ -168,6 +173,11 @@ class _Training:
         is_rung = self.rungs.is_due(step + 1)
         return self.is_last(step) or is_rung or (step + 1) % self.config.checkpoint_every == 0
 
+    def record(self, numbers: Mapping[str, float], step: int) -> None:
+        """Logs what was measured at a step if this is rank 0."""
+        if self.log is not None:
+            self.log.step(numbers, step, self.info.total_steps)
+
     def score(self) -> dict[str, Any]:
         """Scores the networks if this is rank 0 at a rung."""
         step = self.state.step
@@ -179,12 +189,22 @@ class _Training:
         self.log.tracker.log(scores, step)
         return scored
 
+    def score_knn(self) -> None:
+        """Logs the teachers' k-NN scores if this is rank 0 and they are due."""
+        step = self.state.step
+        if self.log is not None and self.knn.is_due(step):
+            self.log.tracker.log(self.knn.score(self.state.model), step)
+
     def save(self, scored: Mapping[str, Any]) -> None:
         """Begins a checkpoint of the present state, which Ray Train hears of with its scores."""
         self.saver.save(
             saved_tensors(self.state),
             self.state.optimizer.state_dict(),
-            replace(self.info, next_step=self.state.step),
+            replace(
+                self.info,
+                next_step=self.state.step,
+                health=self.log.collapse_watch.records if self.log is not None else (),
+            ),
             self.log.tracker.unsent if self.log is not None else list,
             scored,
         )
@@ -206,13 +226,15 @@ def _train(training: _Training) -> dict[str, Any]:
         signals = saver.after_step(training.stop_signal.now())
         is_saved = training.is_saved(step) or bool(signals.stop)
         if training.is_due(step) or is_saved:
-            numbers = _averaged(metrics)
+            numbers, waited = together(metrics, clock.waited_seconds)
             terms = non_finite(numbers)
             bad = watch.first() or ((step, terms) if terms else None)
-            if bad is None and training.is_due(step) and training.log is not None:
-                training.log.step(numbers | clock.lap(), step, info.total_steps)
+            if bad is None and training.is_due(step):
+                training.record(numbers | clock.lap(waited), step)
         if bad is not None or signals.has_failed:
             break
+        with clock.pausing():
+            training.score_knn()
         if is_saved:
             with clock.pausing():
                 scored = training.score()
@@ -270,13 +292,25 @@ def _views(batch: FeedBatch, config: PretrainConfig, log_mel: LogMel) -> Views:
     return make_views(clips, parameters, config, log_mel)
 
 
-def _averaged(metrics: Mapping[str, Tensor]) -> dict[str, float]:
-    """The metrics as numbers, averaged over the workers; waits for the device."""
-    stacked = torch.stack([value.float() for value in metrics.values()])
-    if distributed.is_initialized():
-        distributed.all_reduce(stacked)
-        stacked /= distributed.get_world_size()
-    return dict(zip(metrics, stacked.tolist(), strict=True))
+def together(
+    metrics: Mapping[str, Tensor], waited_seconds: float
+) -> tuple[dict[str, float], float]:
+    """The metrics averaged over the workers, and the longest of their waits for clips.
+
+    Waits for the device, and once for the workers: each has a place of its own for its wait in
+    what they sum up.
+    """
+    averages = torch.stack([value.float() for value in metrics.values()])
+    if not distributed.is_initialized():
+        return dict(zip(metrics, averages.tolist(), strict=True)), waited_seconds
+    waits = averages.new_zeros(distributed.get_world_size())
+    waits[distributed.get_rank()] = waited_seconds
+    sums = torch.cat([averages, waits])
+    distributed.all_reduce(sums)
+    sums[: len(averages)] /= distributed.get_world_size()
+    values = sums.tolist()
+    numbers = dict(zip(metrics, values[: len(averages)], strict=True))
+    return numbers, max(values[len(averages) :])
 
 
 def _note(numbers: Mapping[str, float]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from pipelines.config import RayConfig
-from pipelines.errors import UserError
+from pipelines.errors import Terminated, UserError
 
 CONNECT_SECONDS = 5.0
 MAX_PORT = 65_535
@@ -40,29 +40,44 @@ def connected(config: RayConfig, *, dashboard: bool = False) -> Iterator[None]:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     address = ray_address(config)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    on_termination = signal.getsignal(signal.SIGTERM)
     if address is None:
         # A harmless line about each pool of actors would be all that its core logs to the console.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        ray.init(
-            address="local",
-            num_cpus=config.num_cpus,
-            object_store_memory=config.object_store_bytes,
-            include_dashboard=dashboard,
-            **options,
-        )
+        options |= {
+            "address": "local",
+            "num_cpus": config.num_cpus,
+            "object_store_memory": config.object_store_bytes,
+            "include_dashboard": dashboard,
+        }
     else:
+        options["address"] = address
         if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
             # The cluster's workers get the code from here; a submitted job has brought its own.
             modules = [str(PACKAGES / name) for name in ("xkd_core", "pipelines", "ray_jobs")]
             options["runtime_env"] = {"py_modules": modules}
-        ray.init(address=address, **options)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_termination)  # Ray's own would exit on the spot
     try:
+        with _own_termination():
+            ray.init(**options)
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_termination() -> Iterator[None]:
+    """Keeps this process's way to end on SIGTERM while Ray starts, which sets handlers that exit.
+
+    Raises:
+        Terminated: if one of Ray's handlers had its way.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:  # only these handlers exit there
+        raise Terminated from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def ray_address(config: RayConfig) -> str | None:

@@ -17,8 +17,9 @@ from ray_jobs.console import StageProgress
 def plan(config: PretrainConfig) -> Plan:
     """What pretraining reads and writes."""
     folder = str(Path(config.output) / config.name)
+    labelled = config.health.knn and config.health.knn.dataset
     return Plan(
-        reads=tuple(place for place in (config.dataset, config.resume) if place),
+        reads=tuple(place for place in (config.dataset, config.resume, labelled) if place),
         writes=(folder,),
         mistakes=(*check_pretrain(config), *surroundings(config, folder)),
     )

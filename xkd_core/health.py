@@ -12,7 +12,7 @@ Krause et al., NeurIPS 2010.
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +26,9 @@ from xkd_core.xkd import XKDOutput
 MIN_CLIPS = 4
 """A batch of fewer clips says too little about how targets differ."""
 MIN_INFORMATION = 0.15
-"""Information of targets below which they are called collapsed. Over 200 steps of the smoke recipe
-healthy runs stay above 0.4; untrained heads without an output norm have 0.04, and 0.13 at best."""
+"""Information of targets below which they are called collapsed. In healthy runs of the smoke
+recipe single records go down to 0.2; untrained heads without an output norm have 0.04, and 0.13 at
+best."""
 MAX_COSINE = 0.98
 """Cosine of a student's outputs for different clips above which they are called alike."""
 MIN_RANK = 1.5
@@ -205,12 +206,23 @@ def _signs(modality: str, measures: Mapping[str, float]) -> list[str]:
 
 
 class CollapseWatch:
-    """Judges a run by the mean of its last `JUDGED_RECORDS` records of health."""
+    """Judges a run by the mean of its last `JUDGED_RECORDS` records of health.
 
-    def __init__(self) -> None:
+    Args:
+        records: `records` of an earlier watch, which this one goes on from.
+    """
+
+    def __init__(self, records: Iterable[Mapping[str, float]] = ()) -> None:
         self._records: deque[dict[str, float]] = deque(maxlen=JUDGED_RECORDS)
         self.signs: list[str] = []
         """The present signs of collapse; none while there are too few records."""
+        for record in records:
+            self.see(record)
+
+    @property
+    def records(self) -> tuple[dict[str, float], ...]:
+        """Those that are judged, the oldest first."""
+        return tuple(self._records)
 
     def see(self, numbers: Mapping[str, float]) -> bool:
         """Takes in a record of metrics, other measures included; says if a collapse begins."""

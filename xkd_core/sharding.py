@@ -91,7 +91,10 @@ def mapped_moments(state: dict[str, Any], function: Callable[[Tensor], Tensor]) 
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Loads a `state_dict` with whole tensors, cut as the parameters are."""
+    """Loads the moments of a `state_dict` with whole tensors, cut as the parameters are.
+
+    Weight decay, betas and eps stay those that the optimizer was built with.
+    """
     parameters: list[nn.Parameter] = [
         parameter for group in optimizer.param_groups for parameter in group["params"]
     ]
@@ -104,4 +107,11 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
         }
         for index, values in state["state"].items()
     }
+    configured = [_hyperparameters(group) for group in optimizer.param_groups]
     optimizer.load_state_dict({**state, "state": moments})
+    for group, values in zip(optimizer.param_groups, configured, strict=True):
+        group.update(values)
+
+
+def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name != "params"}

@@ -45,9 +45,9 @@ def test_a_single_slow_step_is_not_told():
 def test_no_lap_no_numbers():
     clock = Clock(4)
     clock.step_ends()
-    assert clock.lap() == {}
+    assert clock.lap(0.0) == {}
     clock.step_ends()
-    assert clock.lap()["time/clips_per_second"] > 0.0
+    assert clock.lap(0.0)["time/clips_per_second"] > 0.0
 
 
 def test_waiting_and_stalls_are_shares_of_the_lap():
@@ -56,7 +56,7 @@ def test_waiting_and_stalls_are_shares_of_the_lap():
     with clock.waiting(), clock.stalling():
         pass
     clock.step_ends()
-    numbers = clock.lap()
+    numbers = clock.lap(clock.waited_seconds)
     assert 0.0 <= numbers["time/data_wait_share"] <= 1.0
     stall = numbers["time/checkpoint_stall_seconds"]
     assert stall == pytest.approx(0.0, abs=numbers["time/lap_seconds"])
@@ -72,4 +72,18 @@ def test_a_pause_is_left_out(monkeypatch):
     now[0] += 2.0
     clock.step_ends()
     assert clock.clips_per_second() == 2.0
-    assert clock.lap()["time/lap_seconds"] == 2.0
+    assert clock.lap(0.0)["time/lap_seconds"] == 2.0
+
+
+def test_the_wait_is_that_of_the_worker_that_waits_longest(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("pipelines.pace.time.monotonic", lambda: now[0])
+    clock = Clock(batch_size=4)
+    clock.step_ends()
+    with clock.waiting():
+        now[0] += 1.0
+    now[0] += 9.0
+    clock.step_ends()
+    assert clock.waited_seconds == 1.0
+    assert clock.lap(waited_seconds=5.0)["time/data_wait_share"] == 0.5
+    assert clock.waited_seconds == 0.0

@@ -8,9 +8,8 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
-from training import folder_of, tiny_config, tiny_dataset
+from training import folder_of, leave_checkpoint, tiny_config, tiny_dataset
 
-from pipelines.checkpoints import TrainingInfo, checkpoint_name, save_checkpoint
 from pipelines.errors import JobFailed, UserError
 from pipelines.pretrain import (
     LOCK_FILE,
@@ -65,14 +64,6 @@ def test_a_failure_after_ctrl_c_is_told(interrupted_fit):
 
 def quiet(*_, **__):
     """Where progress goes, and what a test does not need."""
-
-
-def leave_checkpoint(config, dataset_id="made24", run_id="earlier"):
-    """Leaves what a training with these settings on these clips would, without weights."""
-    place = folder_of(config) / checkpoint_name(7)
-    values = config.model_dump(mode="json")
-    save_checkpoint(place, {}, {}, TrainingInfo(7, 60, 6.0, values, dataset_id, run_id, "code"))
-    return place
 
 
 def test_a_run_with_other_settings_is_not_taken_for_this_one(tmp_path):

@@ -1,12 +1,17 @@
 """What is found wrong with a training before it starts."""
 
+import json
+import re
+
 import pytest
-from training import folder_of, tiny_config, tiny_dataset
+from datasets import write_dataset
+from training import folder_of, leave_checkpoint, tiny_config, tiny_dataset
 
 from pipelines.clip_dataset import ClipDataset
+from pipelines.clip_ids import clip_ids_sha256
 from pipelines.errors import UserError
 from pipelines.pretrain import _open_run
-from pipelines.pretrain_checks import check_pretrain, worker_resources
+from pipelines.pretrain_checks import RUN_FILE, check_pretrain, worker_resources
 
 
 @pytest.mark.parametrize(
@@ -63,3 +68,91 @@ def test_a_list_of_excluded_clips_that_changed_is_refused(tmp_path):
     exclude.unlink()
     (mistake,) = check_pretrain(config)
     assert "cannot be read" in mistake
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 8}, "another batch_size: it is 4 there and 8 here, and .* order of clips"),
+        ({"seed": 3}, "another seed: it is 0 there and 3 here"),
+        ({"splits": ["train", "val"]}, "another splits: "),
+        ({"shuffle_window": 3}, "another shuffle_window: it is 16 there and 3 here"),
+        (
+            {"optimizer": {"warmup_epochs": 1.0, "decay_tokens_and_positions": False}},
+            "another optimizer.decay_tokens_and_positions: it is True there and False here",
+        ),
+        ({"epochs": 1.0}, r"has done 7 steps, but epochs \(1\) are 6 steps of 4 of 24 clips: none"),
+    ],
+)
+def test_a_checkpoint_of_another_training_that_does_not_fit_is_refused(tmp_path, settings, message):
+    config = tiny_config(tmp_path, tiny_dataset(tmp_path / "clips"))
+    place = leave_checkpoint(config)
+    (mistake,) = check_pretrain(
+        tiny_config(tmp_path, tmp_path / "clips", name="second", resume=str(place), **settings)
+    )
+    assert re.match(rf"resume \({place}\) has ", mistake)
+    assert re.search(message, mistake)
+
+
+def test_a_checkpoint_of_another_training_may_be_gone_on_with_in_another_way(tmp_path):
+    """Other workers, another schedule, other weights of the losses."""
+    config = tiny_config(tmp_path, tiny_dataset(tmp_path / "clips"))
+    place = leave_checkpoint(config, exclude_sha256=clip_ids_sha256(None))
+    other = tiny_config(
+        tmp_path,
+        tmp_path / "clips",
+        name="second",
+        resume=str(place),
+        num_workers=2,
+        epochs=20.0,
+        optimizer={"warmup_epochs": 0.0, "weight_decay": 0.3},
+        objective={"alignment_weight": 0.1},
+    )
+    assert check_pretrain(other) == []
+    ids = tmp_path / "leaks.txt"
+    ids.write_text(ClipDataset.open(tmp_path / "clips").index.clip_id[0])
+    (mistake,) = check_pretrain(other.model_copy(update={"exclude": str(ids)}))
+    assert f"left out other clips than exclude ({ids})" in mistake
+
+
+def test_a_checkpoint_that_would_not_be_begun_from_is_refused(tmp_path):
+    """The newest of the run itself always counts."""
+    config = tiny_config(tmp_path, tiny_dataset(tmp_path / "clips"))
+    older, newest = leave_checkpoint(config), leave_checkpoint(config, next_step=9)
+    other = leave_checkpoint(tiny_config(tmp_path, tmp_path / "clips", name="other"))
+    for place in (older, other):
+        (mistake,) = check_pretrain(config.model_copy(update={"resume": str(place)}))
+        assert f"resume ({place}) would do nothing" in mistake
+        assert f"its newest, {newest}. Take another name" in mistake
+    assert check_pretrain(config.model_copy(update={"resume": str(newest)})) == []
+    # The command that the run began with goes on.
+    again = config.model_copy(update={"resume": str(other)})
+    (folder_of(config) / RUN_FILE).write_text(
+        json.dumps({"run_id": "a", "config": again.model_dump(mode="json")})
+    )
+    assert check_pretrain(again) == []
+
+
+def test_clips_that_give_no_score_on_the_way_are_refused(tmp_path):
+    dataset = tiny_dataset(tmp_path / "clips")
+
+    def mistakes(**knn):
+        return check_pretrain(tiny_config(tmp_path, dataset, health={"knn": knn}))
+
+    (mistake,) = mistakes()
+    assert (
+        mistake == f"health.knn: dataset ({dataset}) gives no score: there is no split val or test"
+    )
+    (mistake,) = mistakes(dataset=str(tmp_path / "nowhere"))
+    assert mistake.startswith("health.knn: ")
+    labelled = write_dataset(
+        tmp_path / "labelled",
+        9,
+        has_video=lambda _: False,
+        split=lambda clip: "val" if clip < 3 else "train",
+    )
+    assert mistakes(dataset=str(labelled)) == []
+    with pytest.raises(ValueError, match=r"parallelism \(fsdp\) must be ddp with health.knn"):
+        tiny_config(
+            tmp_path, dataset, health={"knn": {}}, num_workers=2, parallelism="fsdp", batch_size=4
+        )

@@ -208,3 +208,24 @@ def test_a_sweep_goes_on_only_with_its_own_clips(tmp_path, changed):
     )
     (folder / "run.json").write_text(json.dumps(there))  # of a version that did not keep them
     assert check_sweep(config) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "space", "gives"),
+    [
+        ({"num_workers": 2}, {}, r"num_workers \(2\) and accumulation_steps \(1\) gives 2"),
+        ({}, {"accumulation_steps": {"choice": [1, 2]}}, r"accumulation_steps \(2\) gives 2"),
+    ],
+)
+def test_batches_too_small_to_see_a_collapse_are_refused(tmp_path, changes, space, gives):
+    clips = write_dataset(tmp_path / "clips", 12, split=lambda i: "test" if i % 4 == 0 else "train")
+    space = {"objective.refinement": {"choice": ["mean", "none"]}, **space}
+    pretrain = {**PRETRAIN, "model": TINY_MODEL, **changes}
+    config = sweep_config(tmp_path, dataset=str(clips), pretrain=pretrain, space=space)
+    (mistake,) = check_sweep(config)
+    assert re.search(rf"stopping.collapsed \(True\) needs 4 clips .*{gives}", mistake)
+    stopping = {"collapsed": False}
+    config = sweep_config(
+        tmp_path, dataset=str(clips), pretrain=pretrain, space=space, stopping=stopping
+    )
+    assert check_sweep(config) == []

@@ -4,6 +4,7 @@ import json
 import logging
 import socket
 import threading
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,18 @@ def test_metrics_arrive_in_their_order(tmp_path):
     assert metric_histories(run) == {"loss/total": (list(range(20)), [float(s) for s in range(20)])}
     assert run.client().get_run(run.run_id).data.tags["xkd.warning.pace"] == "slow"
     assert tracker.unsent() == []
+
+
+def test_a_step_that_is_done_again_counts_once_with_its_later_value(tmp_path):
+    run = run_at(tmp_path)
+    for first, value in ((0, 0.5), (2, 0.25)):
+        tracker = Tracker(run, tmp_path / "unsent.jsonl", resumed=first > 0)
+        for step in range(first, 4):
+            tracker.log({"time/clips_per_second": value}, step)
+        tracker.close()
+        time.sleep(0.002)  # MLflow's clock counts milliseconds
+    expected = ([0, 1, 2, 3], [0.5, 0.5, 0.25, 0.25])
+    assert metric_histories(run) == {"time/clips_per_second": expected}
 
 
 def test_what_mlflow_did_not_take_is_sent_by_the_next_tracker(tmp_path):

@@ -23,10 +23,15 @@ from xkd_core.xkd import load_model_tensors, model_tensors
 NUM_CLIPS = 8
 WAYS = {
     "ddp": {"wrap": "ddp"},
-    "ddp, two parts": {"wrap": "ddp", "accumulation_steps": 2},
+    "ddp, two parts": {"wrap": "ddp", "accumulation_steps": 2, "is_aligned": False},
     "fsdp": {"wrap": "fsdp"},
     "fsdp, shared blocks": {"wrap": "fsdp", "variant": "modality_agnostic_teacher_student"},
-    "fsdp, two parts, recomputed": {"wrap": "fsdp", "accumulation_steps": 2, "recompute": True},
+    "fsdp, two parts, recomputed": {
+        "wrap": "fsdp",
+        "accumulation_steps": 2,
+        "is_aligned": False,
+        "recompute": True,
+    },
     "fsdp, loaded between": {"wrap": "fsdp", "reload": True},
 }
 
@@ -49,14 +54,15 @@ def run_steps(
     *,
     variant: str = "modality_specific",
     accumulation_steps: int = 1,
+    is_aligned: bool = True,
     recompute: bool = False,
     reload: bool = False,
 ) -> dict[str, Tensor]:
     """Losses, gradient norms, weights, moments and centres of three steps on one batch."""
     config = micro_config(
         variant,
-        # MMD compares the clips that are together, so it alone depends on how clips are shared out.
-        objective=ObjectiveConfig(alignment_weight=0.0),
+        # MMD compares the clips of all workers, but of one part: of parts it gives another mean.
+        objective=ObjectiveConfig() if is_aligned else ObjectiveConfig(alignment_weight=0.0),
         # With a large eps AdamW does not turn the rounding of a tiny gradient into a whole step.
         optimizer=OptimizerConfig(warmup_epochs=0.0, learning_rate=0.1, eps=1.0),
     )

@@ -220,3 +220,16 @@ def test_the_watch_judges_three_records_and_tells_once():
     assert not watch.signs
     assert not watch.see(collapsed)
     assert not watch.signs
+
+
+def test_a_watch_that_goes_on_from_another_says_what_that_one_would():
+    records = [record()] * 5 + [record(target_information=0.0)] * 4
+    whole = CollapseWatch()
+    expected = [(whole.see(each), whole.signs) for each in records]
+    for stop in range(len(records)):
+        first = CollapseWatch()
+        for each in records[:stop]:
+            first.see(each)
+        second = CollapseWatch(first.records)
+        assert second.signs == first.signs
+        assert [(second.see(each), second.signs) for each in records[stop:]] == expected[stop:]

@@ -10,7 +10,9 @@ from micro_model import micro_config, micro_model, micro_views, train_state
 from parallel_steps import WAYS, run_steps
 from safetensors.torch import load_file
 
-from xkd_core.config import ObjectiveConfig
+from xkd_core.config import ObjectiveConfig, OptimizerConfig
+from xkd_core.optim import build_optimizer
+from xkd_core.sharding import load_optimizer_state
 from xkd_core.train_step import train_step
 from xkd_core.transformer import checkpoint_activations
 from xkd_core.views import split_views
@@ -37,14 +39,20 @@ def together(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone():
-    """What one process learns, by variant."""
-    variants = {way.get("variant", "modality_specific") for way in WAYS.values()}
-    return {variant: run_steps(0, 1, variant=variant) for variant in variants}
+    """What one process learns, by variant and whether with alignment."""
+    return {
+        (variant, is_aligned): run_steps(0, 1, variant=variant, is_aligned=is_aligned)
+        for variant, is_aligned in {kind_of(way) for way in WAYS.values()}
+    }
+
+
+def kind_of(way):
+    return way.get("variant", "modality_specific"), way.get("is_aligned", True)
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_two_workers_learn_what_one_process_learns(way, together, alone):
-    expected = alone[WAYS[way].get("variant", "modality_specific")]
+    expected = alone[kind_of(WAYS[way])]
     found = {
         name.removeprefix(f"{way}: "): tensor
         for name, tensor in together.items()
@@ -56,14 +64,14 @@ def test_two_workers_learn_what_one_process_learns(way, together, alone):
 
 
 def test_parts_of_a_batch_give_the_gradients_of_the_whole(alone):
-    parts = run_steps(0, 1, accumulation_steps=4)
-    for name, tensor in alone["modality_specific"].items():
+    parts = run_steps(0, 1, accumulation_steps=4, is_aligned=False)
+    for name, tensor in alone["modality_specific", False].items():
         torch.testing.assert_close(parts[name], tensor, atol=1e-6, rtol=2e-4, msg=name)
 
 
 def test_recomputed_activations_change_no_bit(alone):
     recomputed = run_steps(0, 1, recompute=True)
-    for name, tensor in alone["modality_specific"].items():
+    for name, tensor in alone["modality_specific", True].items():
         assert torch.equal(recomputed[name], tensor), name
 
 
@@ -113,3 +121,19 @@ def test_weights_change_only_after_the_last_call_before_the_update():
     assert seen == [True]
     after = model_tensors(model)
     assert not all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_loaded_moments_leave_the_optimizer_with_its_own_settings():
+    before = OptimizerConfig(weight_decay=0.3, betas=(0.9, 0.95), eps=1e-8)
+    after = OptimizerConfig(weight_decay=0.01, betas=(0.8, 0.9), eps=1e-6)
+    model, config = micro_model(), micro_config(optimizer=before)
+    state = train_state(model, config)
+    train_step(state, micro_views(4), config, total_steps=9, steps_per_epoch=3.0)
+    saved = state.optimizer.state_dict()
+    optimizer = build_optimizer(model, after)
+    load_optimizer_state(optimizer, saved)
+    for group, weight_decay in zip(optimizer.param_groups, (0.01, 0.0), strict=True):
+        assert (group["weight_decay"], group["betas"]) == (weight_decay, (0.8, 0.9))
+        assert group["eps"] == 1e-6
+    moments = optimizer.state_dict()["state"]
+    assert torch.equal(moments[0]["exp_avg"], saved["state"][0]["exp_avg"])
