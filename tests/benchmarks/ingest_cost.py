@@ -7,11 +7,13 @@ it takes a random sample of so many files that can be opened. Ingest is one unit
 and writing included, without Ray and without the start of the process, which serves many units.
 Beside it a bare loop decodes every frame and every sample of the same files and keeps nothing. Both
 are measured in CPU seconds of all processes, in turns. The table of what a corpus would need
-follows from the CPU and the bytes of an hour of video. Last, a decoder process of its own decodes a
-file of 10 s and one of `long_minutes`, and says how much memory it had at most.
+follows from the CPU and the bytes of an hour of video. Last, a new worker ingests four files of
+10 s, and another one these and one of `long_minutes`: how much memory it and its decoder had at
+most.
 """
 
 import json
+import multiprocessing
 import random
 import shutil
 import statistics
@@ -22,14 +24,13 @@ from pathlib import Path
 import av
 import numpy as np
 from cpu_time import tree_cpu_seconds
-from program import options, surroundings
+from program import most_memory, options, surroundings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from media import tone, write_media
 
 from pipelines.config import IngestSettings
-from pipelines.decoder_process import DecoderProcess
 from pipelines.ingest_plan import Unit, UnitSource
 from pipelines.ingest_unit import UnitIngester
 from pipelines.media import DecodeError, probe
@@ -118,32 +119,28 @@ def print_plan(results: dict[str, float]) -> None:
 
 
 def peaks(place: Path, long_minutes: float) -> dict[str, float]:
-    """The most memory that a decoder process had, for a short and for a long file."""
-    short = next(iter(sorted(make(place / "short", 1).iterdir())))
-    long = repeat(short, place / "long.mp4", round(6 * long_minutes))
-    found = {"short_peak_bytes": peak(short), "long_peak_bytes": peak(long)}
-    for name, value in found.items():
-        print(f"{name:30} {value / 1e6:13.1f} MB")
-    return found | {"long_minutes": long_minutes}
+    """The most memory of a worker and its decoder, with short files alone and with a long one."""
+    folder = make(place / "short", 4)
+    short = sorted(map(str, folder.iterdir()))
+    long = str(repeat(Path(short[0]), place / "long.mp4", round(6 * long_minutes)))
+    found: dict[str, float] = {"long_minutes": long_minutes}
+    for what, paths in (("without_long", short), ("with_long", [*short, long])):
+        # A process that has done nothing yet.
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            worker, decoder = pool.apply(peak, (paths, place / what))
+        found |= {f"worker_bytes_{what}": worker, f"decoder_bytes_{what}": decoder}
+        print(f"{what:30} worker {worker / 1e6:.1f} MB, its decoder {decoder / 1e6:.1f} MB")
+    return found
 
 
-def peak(path: Path) -> int:
-    """Decodes a file in a new process."""
-    settings = IngestSettings()
-    limits = settings.limits
-    decoder = DecoderProcess(
-        max_memory_bytes=limits.max_memory_bytes, timeout_seconds=limits.max_decode_seconds
-    )
-    names = ("segment_seconds", "min_segment_seconds", "frame_rate", "short_side", "sample_rate")
-    (pid,) = {
-        decoder._child.pid
-        for _ in decoder.segments(str(path), **{name: getattr(settings, name) for name in names})
-        if decoder._child is not None
-    }
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    (most,) = [line for line in lines if line.startswith("VmHWM")]
-    decoder.close()
-    return 1024 * int(most.split()[1])
+def peak(paths: list[str], output: Path) -> tuple[int, int]:
+    """The most memory of this process and of its decoder while it turns files into a shard."""
+    unit = UnitIngester(str(output), IngestSettings().model_dump(mode="json"))
+    ingest(unit, paths, output)
+    assert unit.decoder._child is not None
+    found = (most_memory(), most_memory(unit.decoder._child.pid))
+    unit.close()
+    return found
 
 
 def repeat(source: Path, target: Path, times: int) -> Path:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from program import most_memory
 
 from pipelines.config import IngestSettings
 from pipelines.ingest_plan import Fingerprint, make_plan
@@ -67,18 +68,11 @@ def make_lists(folder: Path, num_paths: int) -> list[Path]:
 
 def measured(step: Callable[[Path], object], path: Path) -> tuple[float, float]:
     """CPU seconds and megabytes of a step."""
-    before, started = peak_kilobytes(), time.process_time()
+    before, started = most_memory(), time.process_time()
     kept = step(path)
     seconds = time.process_time() - started
     del kept
-    return seconds, (peak_kilobytes() - before) / 1000
-
-
-def peak_kilobytes() -> int:
-    """The most memory that this process ever had."""
-    # Not `getrusage`, whose peak a child inherits.
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0])
+    return seconds, (most_memory() - before) / 1e6
 
 
 def read(path: Path) -> SourceList:

@@ -40,6 +40,13 @@ def surroundings(*packages: str) -> dict[str, Any]:
     }
 
 
+def most_memory(pid: int | str = "self") -> int:
+    """The most bytes that a process ever had in memory."""
+    # Not `getrusage`, whose peak a child inherits.
+    status = Path(f"/proc/{pid}/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
 def spread(values: Sequence[float], digits: int = 2) -> str:
     """Median and range."""
     shown = [f"{value:.{digits}f}" for value in (median(values), min(values), max(values))]
