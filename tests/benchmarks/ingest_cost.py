@@ -7,9 +7,9 @@ it takes a random sample of so many files that can be opened. Ingest is one unit
 and writing included, without Ray and without the start of the process, which serves many units.
 Beside it a bare loop decodes every frame and every sample of the same files and keeps nothing. Both
 are measured in CPU seconds of all processes, in turns. The table of what a corpus would need
-follows from the CPU and the bytes of an hour of video. Last, a new worker ingests four files of
-10 s, and another one these and one of `long_minutes`: how much memory it and its decoder had at
-most.
+follows from the CPU and the bytes of an hour of video. Last, a new worker ingests 48 times a file
+of 10 s, and another one that and a file of `long_minutes`: how much memory it and its decoder had
+at most.
 """
 
 import json
@@ -121,7 +121,8 @@ def print_plan(results: dict[str, float]) -> None:
 def peaks(place: Path, long_minutes: float) -> dict[str, float]:
     """The most memory of a worker and its decoder, with short files alone and with a long one."""
     folder = make(place / "short", 4)
-    short = sorted(map(str, folder.iterdir()))
+    # So often that several row groups fill, as in any shard.
+    short = 12 * sorted(map(str, folder.iterdir()))
     long = str(repeat(Path(short[0]), place / "long.mp4", round(6 * long_minutes)))
     found: dict[str, float] = {"long_minutes": long_minutes}
     for what, paths in (("without_long", short), ("with_long", [*short, long])):
