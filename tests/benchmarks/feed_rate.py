@@ -50,7 +50,7 @@ from pipelines.filesystems import filesystem_of
 from pipelines.places import is_uri
 
 DEFAULTS = {"input": "", "repeats": "5", "clips": "192", "s3": "false"}
-FEED_EPOCHS = 4
+FEED_EPOCHS = 12
 AGAINST = {
     "pyarrow": (),
     "pyarrow, S3": ("pyarrow",),
