@@ -11,21 +11,21 @@ from programs import REPOSITORY, Done
 from test_sweep_survives import PRETRAIN, check_metrics, child_runs, write_sweep
 
 from pipelines.sweep_trials import Trial, read_trials
-from xkd_core.health import MIN_CLIPS
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
 def sweep_of_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
-    """Clips that a tiny network finds alike, which batches below `MIN_CLIPS` do not tell."""
+    """Clips that a tiny network finds alike, which three steps tell and two do not."""
     here = tmp_path_factory.mktemp("here")
     file = write_sweep(
         here,
         dataset="clips",
         output="sweeps",
-        pretrain={**PRETRAIN, "epochs": 3},
-        space={"batch_size": {"choice": [MIN_CLIPS - 1, MIN_CLIPS]}},
+        pretrain={**PRETRAIN, "optimizer": {"warmup_epochs": 0}},
+        space={"epochs": {"choice": [0.4, 3]}},
+        scoring={"num_rungs": 2, "neighbors": 3},
         search={"kind": "grid"},
         stopping={"kind": "none"},
     )
@@ -60,8 +60,8 @@ def test_trials_log_where_the_sweep_does(sweep_of_two: tuple[Path, Done]):
 
 def test_a_collapse_ends_its_trial_alone(sweep_of_two: tuple[Path, Done]):
     here, done = sweep_of_two
-    healthy, collapsed = trials_of(here)
-    assert (healthy.status, len(healthy.rungs)) == ("completed", 4)
+    short, collapsed = trials_of(here)
+    assert (short.status, len(short.rungs)) == ("completed", 3)
     assert (collapsed.status, collapsed.rungs[-1].rung) == ("collapsed", 1)
     assert collapsed.reason.startswith("at rung 1: video targets hardly differ between clips")
     assert "best: trial-000" in done.out
