@@ -64,7 +64,8 @@ class Spool:
                 needed = self._needed(path, byte_size)
                 with self._reserved(needed, path) as copy:
                     with _reading(path) as remote:
-                        _transfer(remote, copy, needed, source_hash)
+                        is_budget = needed == self._max_bytes
+                        _transfer(remote, copy, needed, source_hash, is_budget=is_budget)
                     yield copy.name
                     return
             except BrokenOffError as error:
@@ -154,15 +155,20 @@ def _writing_to(folder: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(folder)) from error
 
 
-def _transfer(remote: RemoteFile, copy: BinaryIO, room: int, source_hash: str | None) -> None:
-    """Copies the bytes and makes sure that they are those that `source_hash` was made of."""
+def _transfer(
+    remote: RemoteFile, copy: BinaryIO, room: int, source_hash: str | None, *, is_budget: bool
+) -> None:
+    """Copies the bytes and makes sure that they are those that `source_hash` was made of.
+
+    `room` is the whole budget, or the size that the file had when it was listed.
+    """
     folder = Path(copy.name).parent
     digest = hashlib.sha256()
     num_bytes = 0
     for chunk in chunks(remote.stream):
         num_bytes += len(chunk)
         if num_bytes > room:
-            if remote.byte_size is None:
+            if is_budget:
                 raise DecodeError("too_large", f"more than limits.max_spool_bytes ({room})")
             raise DecodeError("unreadable", CHANGED)
         digest.update(chunk)

@@ -1,4 +1,5 @@
 import hashlib
+import io
 import os
 import resource
 import threading
@@ -9,8 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import fsspec
 import pytest
 
+from pipelines.filesystems import RemoteFile
 from pipelines.media import DecodeError
-from pipelines.spool import Spool
+from pipelines.spool import Spool, _transfer
 
 
 @pytest.fixture
@@ -176,3 +178,16 @@ def test_a_disk_that_is_full_is_named(tmp_path, memory):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.filename == str(tmp_path)
+
+
+def test_a_file_of_unknown_size_that_grew_is_not_called_too_large(tmp_path):
+    content = io.BytesIO(b"12345")
+    remote = RemoteFile(content, None, None)
+    with (tmp_path / "copy").open("w+b") as copy:
+        with pytest.raises(DecodeError, match="has changed since") as caught:
+            _transfer(remote, copy, 4, None, is_budget=False)
+        assert caught.value.reason == "unreadable"
+        content.seek(0)
+        with pytest.raises(DecodeError, match=r"more than limits\.max_spool_bytes \(4\)") as caught:
+            _transfer(remote, copy, 4, None, is_budget=True)
+        assert caught.value.reason == "too_large"
