@@ -133,7 +133,7 @@ def to_markup(figure: Figure, alt: str) -> Markup:
     written, alt = io.StringIO(), visible(alt)
     # Ids are salted with what the figure says, because all figures share one page.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": alt or "legend"}):
-        FigureCanvasSVG(figure).print_svg(  # type: ignore[no-untyped-call]  # without types
+        FigureCanvasSVG(figure).print_svg(  # type: ignore[no-untyped-call]  # matplotlib has none
             written, metadata={"Date": None}
         )
     svg = written.getvalue()

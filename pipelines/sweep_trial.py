@@ -94,7 +94,7 @@ class _RungReport(TuneReportCallback):
     """Tells Tune of every rung but the last, once; lives in Ray Train's controller."""
 
     def __init__(self, config: SweepConfig, *, told: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # without types
+        super().__init__()  # type: ignore[no-untyped-call]  # Ray has no types here
         self._config, self._told = config, told
 
     def after_report(

@@ -52,14 +52,19 @@ def long_file(tmp_path):
     return write_media(tmp_path / "long.avi", frames)
 
 
+def assert_same_tensors(there, here):
+    for one, other in zip(there, here, strict=True):
+        assert np.array_equal(one.frames, other.frames)
+        assert np.array_equal(one.waveform, other.waveform)
+
+
 def test_the_child_gives_what_decoding_here_gives(decoder, tmp_path):
     path = write_numbered(tmp_path / "clip.mkv", 80)
     there = list(decoder.segments(str(path), **SETTINGS))
     here = list(decode_segments(str(path), **SETTINGS))
     assert len(there) == len(here) == 3
+    assert_same_tensors(there, here)
     for one, other in zip(there, here, strict=True):
-        assert np.array_equal(one.frames, other.frames)
-        assert np.array_equal(one.waveform, other.waveform)
         assert (one.start_seconds, one.duration_seconds) == (
             other.start_seconds,
             other.duration_seconds,
@@ -170,9 +175,7 @@ def test_segments_of_growing_sizes_come_out_of_one_child(decoder, tmp_path):
         there = list(decoder.segments(str(path), **settings))
         here = list(decode_segments(str(path), **settings))
         assert len(there) == len(here) == 2
-        for one, other in zip(there, here, strict=True):
-            assert np.array_equal(one.frames, other.frames)
-            assert np.array_equal(one.waveform, other.waveform)
+        assert_same_tensors(there, here)
 
 
 def test_a_segment_that_was_given_does_not_change(decoder, tmp_path):

@@ -62,9 +62,15 @@ def test_waiting_and_stalls_are_shares_of_the_lap():
     assert stall == pytest.approx(0.0, abs=numbers["time/lap_seconds"])
 
 
-def test_a_pause_is_left_out(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("pipelines.pace.time.monotonic", lambda: now[0])
+@pytest.fixture
+def now(monkeypatch):
+    """The time, to be set."""
+    seconds = [0.0]
+    monkeypatch.setattr("pipelines.pace.time.monotonic", lambda: seconds[0])
+    return seconds
+
+
+def test_a_pause_is_left_out(now):
     clock = Clock(batch_size=4)
     clock.step_ends()
     with clock.pausing():
@@ -75,9 +81,7 @@ def test_a_pause_is_left_out(monkeypatch):
     assert clock.lap(0.0)["time/lap_seconds"] == 2.0
 
 
-def test_the_wait_is_that_of_the_worker_that_waits_longest(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("pipelines.pace.time.monotonic", lambda: now[0])
+def test_the_wait_is_that_of_the_worker_that_waits_longest(now):
     clock = Clock(batch_size=4)
     clock.step_ends()
     with clock.waiting():
