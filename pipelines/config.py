@@ -234,6 +234,10 @@ class PretrainSettings(MethodConfig):
     """The method, and how it is trained."""
 
     epochs: PositiveFloat
+    epoch_unit: Literal["source", "segment"] = "source"
+    """What an epoch takes one clip of. `source`, as the paper: each video once, the clip anywhere in
+    it, over the cuts between adjacent segments as well. `segment`: each stored segment once, so
+    that a video of 10 s stored as two segments counts twice and a long one often."""
     batch_size: PositiveInt
     """Clips of one step over all workers."""
     splits: tuple[str, ...] = ("train",)

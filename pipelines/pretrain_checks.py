@@ -50,12 +50,16 @@ FREE_TO_CHANGE = (
 SAME_WHEN_RESUMED = {
     "batch_size": ORDER,
     "seed": ORDER,
+    "epoch_unit": ORDER,
     "splits": ORDER,
     "shuffle_window": ORDER,
     "optimizer.decay_tokens_and_positions": "what the optimizer remembers is kept by these groups",
 }
 """Settings that a training shares with the checkpoint of another that it begins from, and why; so
 does it the networks and the clips. All else may differ."""
+
+EARLIER_EPOCH_UNIT = "segment"
+"""Of trainings from before the setting was there; its default is another one."""
 
 
 def check_pretrain(config: PretrainConfig) -> list[str]:
@@ -140,7 +144,8 @@ def _resume_mistakes(config: PretrainConfig, dataset: ClipDataset, info: Trainin
     """Why a training cannot begin from a checkpoint of another one."""
     what = f"resume ({config.resume})"
     # With the defaults of settings that its version did not have yet.
-    there = PretrainConfig.model_validate(info.config).model_dump(mode="json")
+    earlier = _with_epoch_unit(info.config)
+    there = PretrainConfig.model_validate(earlier).model_dump(mode="json")
     here = config.model_dump(mode="json")
     mistakes = [
         f"{what} has another model: {text}" for text in _changes(there["model"], here["model"])
@@ -173,7 +178,7 @@ def run_mistakes(config: PretrainConfig) -> list[str]:
     there = _run_file(config)
     if not there:
         return []
-    changes = _changes(there["config"], config.model_dump(mode="json"))
+    changes = _changes(_with_epoch_unit(there["config"]), config.model_dump(mode="json"))
     if not changes:
         return _exclude_mistakes(config, there.get(EXCLUDE_SHA256))
     return [
@@ -200,6 +205,11 @@ def _exclude_mistakes(config: PretrainConfig, began_with: str | None) -> list[st
         f"exclude ({config.exclude}) names other clips than when the run {config.name} began. "
         "Take another name or the same list"
     ]
+
+
+def _with_epoch_unit(there: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a training, which may be older than `epoch_unit`."""
+    return {"epoch_unit": EARLIER_EPOCH_UNIT, **there}
 
 
 def _changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
