@@ -128,7 +128,8 @@ class IngestSettings(Config):
     splits have clips of a fraction of a second, and evaluation loops and pads as training does."""
     frame_rate: PositiveFloat = 8.0
     short_side: PositiveInt = 128
-    """Pixels of the shorter side of a stored frame; sources that are smaller keep their size."""
+    """Pixels of the shorter side of a stored frame; sources that are smaller keep their size. The
+    published preprocessing has 112; 128 leaves more pixels to crops of a part of the frame."""
     sample_rate: PositiveInt = 16_000
     heldout_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     """Share of the sources put into the split `test` where the input names no splits; by content,
@@ -235,9 +236,9 @@ class PretrainSettings(MethodConfig):
 
     epochs: PositiveFloat
     epoch_unit: Literal["source", "segment"] = "source"
-    """What an epoch takes one clip of. `source`, as the paper: each video once, the clip anywhere in
-    it, over the cuts between adjacent segments as well. `segment`: each stored segment once, so
-    that a video of 10 s stored as two segments counts twice and a long one often."""
+    """What an epoch takes one clip of. `source`, as in the paper: one clip of each video, from
+    anywhere in it, also across adjacent segments. `segment`: one clip of each stored segment, so a
+    video of 10 s that is stored as two segments gives two clips an epoch."""
     batch_size: PositiveInt
     """Clips of one step over all workers."""
     splits: tuple[str, ...] = ("train",)

@@ -76,6 +76,19 @@ def check_pretrain(config: PretrainConfig) -> list[str]:
     return list(dict.fromkeys(mistakes))
 
 
+def training_length(config: PretrainConfig) -> list[str]:
+    """Says how many steps a training has, for `--dry-run`; nothing if its clips cannot be read."""
+    try:
+        feed = make_feed(config, ClipDataset.open(config.dataset), rank=0, world_size=1)
+    except UserError:
+        return []
+    total_steps = math.ceil(config.epochs * feed.steps_per_epoch)
+    return [
+        f"would train  {total_steps:,} steps, {feed.steps_per_epoch:,.10g} an epoch: "
+        f"one clip of each of {feed.num_clips:,} {config.epoch_unit}s"
+    ]
+
+
 def _dataset_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[str]:
     problem = clip_mismatch(config, frame_rate=dataset.frame_rate, sample_rate=dataset.sample_rate)
     if problem:
@@ -117,8 +130,9 @@ def checkpoint_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[st
     try:
         if own is not None:
             check_dataset(own, config.dataset, dataset.dataset_id)
-            excluded = _exclude_mistakes(config, read_info(own).exclude_sha256)
-            return excluded + _unheeded_resume(config, own)
+            info = read_info(own)
+            excluded = _exclude_mistakes(config, info.exclude_sha256)
+            return excluded + _unit_mistakes(config, own, info) + _unheeded_resume(config, own)
         if config.resume is not None:
             resumed = find_checkpoint(config.resume)
             check_dataset(resumed, config.dataset, dataset.dataset_id)
@@ -126,6 +140,17 @@ def checkpoint_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[st
     except UserError as error:
         return [str(error)]
     return []
+
+
+def _unit_mistakes(config: PretrainConfig, own: Path, info: TrainingInfo) -> list[str]:
+    """Why a run cannot go on from its own checkpoint, also where its `run.json` is lost."""
+    there = _with_epoch_unit(info.config)["epoch_unit"]
+    if there == config.epoch_unit or _run_file(config):  # the file of the run says it
+        return []
+    return [
+        f"epoch_unit ({config.epoch_unit}) must be {there}, as in checkpoint {own}: {ORDER}. Take "
+        f"epoch_unit={there} or another name"
+    ]
 
 
 def _unheeded_resume(config: PretrainConfig, own: Path) -> list[str]:
@@ -168,8 +193,8 @@ def _no_steps_left(config: PretrainConfig, dataset: ClipDataset, info: TrainingI
         return []
     return [
         f"resume ({config.resume}) has done {info.next_step} steps, but epochs ({config.epochs:g}) "
-        f"are {total_steps} steps of {config.batch_size} of {feed.num_clips} clips: "
-        "none would be left"
+        f"are {total_steps} steps of {config.batch_size} of {feed.num_clips} clips (one of each "
+        f"{config.epoch_unit}): none would be left"
     ]
 
 

@@ -1,8 +1,8 @@
-"""Clips in the order of training: each source exactly once an epoch, whatever the number of workers.
+"""Clips in the order of training: one of each source an epoch, whatever the number of workers.
 
-The order follows from (dataset id, seed, epoch): row groups are shuffled, and what they hold is
-shuffled within windows of row groups. A source counts to the row group of its first segment. The
-epochs' orders one after another are cut into global batches, and each worker takes its slice of
+The order follows from (dataset id, seed, epoch): row groups are shuffled, and the sources in them
+are shuffled within windows of row groups. A source belongs to the row group of its first segment.
+The epochs' orders one after another are cut into global batches, and each worker takes its slice of
 each, so the state of the feed is one integer: the number of global batches consumed. Which window
 of a source is taken follows from (seed, epoch, id of its first segment), and only the row groups
 that the window lies in are read. With `epoch_unit="segment"` each segment is a source of its own.

@@ -142,7 +142,7 @@ class SourceWindows:
         return int(self._start_ends[first - 1]) if first else 0, int(self._start_ends[stop - 1])
 
     def _starts_of_runs(self) -> NDArray[np.int64]:
-        """Where windows can start in each run, so that all starts of a source are equally likely."""
+        """How many windows start in each run: all starts of a source are equally likely."""
         if not len(self._rows):
             return np.zeros(0, np.int64)
         last = self._frame_ends[self._run_begins[1:] - 1]
