@@ -19,8 +19,8 @@ from fsspec.core import url_to_fs
 from pyarrow import fs as pafs
 
 from pipelines.errors import UserError
-from pipelines.media import one_line
-from pipelines.places import is_uri
+from pipelines.paths import is_uri
+from pipelines.redaction import one_line
 
 _OF_PYARROW = frozenset({"gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file"})
 _WEB = frozenset({"http", "https"})

@@ -3,14 +3,14 @@
 import sys
 from pathlib import Path
 
-from pipelines.clip_dataset import ClipDataset
-from pipelines.config import DatasetConfig
-from pipelines.dataset_page import in_words, write_dataset_page
-from pipelines.dataset_review import review
-from ray_jobs.checks import check_writable, messages
-from ray_jobs.cli import Job, Plan, run_job
-from ray_jobs.cluster import check_ray, connected
-from ray_jobs.console import StageProgress
+from pipelines.config.base import DatasetConfig
+from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.dataset.review import review
+from pipelines.report.dataset_page import in_words, write_dataset_page
+from ray_jobs.cli.checks import check_writable, messages
+from ray_jobs.cli.cluster import check_ray, connected
+from ray_jobs.cli.console import StageProgress
+from ray_jobs.cli.main import Job, Plan, run_job
 
 
 def folder_of(config: DatasetConfig) -> Path:

@@ -2,13 +2,13 @@
 
 import sys
 
-from pipelines.config import EmbedConfig
-from pipelines.embed import check_embed, embed
-from pipelines.tracking import open_run, tracked
-from ray_jobs.checks import surroundings
-from ray_jobs.cli import Job, Plan, run_job
-from ray_jobs.cluster import connected
-from ray_jobs.console import StageProgress
+from pipelines.config.base import EmbedConfig
+from pipelines.embed.embed import check_embed, embed
+from pipelines.tracking.tracker import open_run, tracked
+from ray_jobs.cli.checks import surroundings
+from ray_jobs.cli.cluster import connected
+from ray_jobs.cli.console import StageProgress
+from ray_jobs.cli.main import Job, Plan, run_job
 
 
 def plan(config: EmbedConfig) -> Plan:

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from pipelines.config import EvaluateConfig, JobConfig
-from pipelines.evaluation import Evaluation, check_evaluate, evaluate
-from pipelines.tracking import RunRef
-from ray_jobs.checks import surroundings
-from ray_jobs.cli import Job, Plan, run_job
-from ray_jobs.cluster import connected, ray_address
-from ray_jobs.console import StageProgress, table
+from pipelines.config.base import EvaluateConfig, JobConfig
+from pipelines.evaluation.evaluate import Evaluation, check_evaluate, evaluate
+from pipelines.tracking.tracker import RunRef
+from ray_jobs.cli.checks import surroundings
+from ray_jobs.cli.cluster import connected, ray_address
+from ray_jobs.cli.console import StageProgress, table
+from ray_jobs.cli.main import Job, Plan, run_job
 
 
 def plan(config: EvaluateConfig) -> Plan:

@@ -2,12 +2,12 @@
 
 import sys
 
-from pipelines.config import ImportConfig
-from pipelines.import_checkpoint import import_encoders, read_encoders
-from pipelines.tracking import open_run, tracked
-from ray_jobs.checks import messages, surroundings
-from ray_jobs.cli import Job, Plan, run_job
-from ray_jobs.console import StageProgress
+from pipelines.config.base import ImportConfig
+from pipelines.registry.import_checkpoint import import_encoders, read_encoders
+from pipelines.tracking.tracker import open_run, tracked
+from ray_jobs.cli.checks import messages, surroundings
+from ray_jobs.cli.console import StageProgress
+from ray_jobs.cli.main import Job, Plan, run_job
 from ray_jobs.promote import in_words
 
 

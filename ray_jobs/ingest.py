@@ -4,14 +4,14 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from pipelines.config import IngestConfig, IngestSettings
-from pipelines.ingest import IngestSummary, check_ingest, ingest
-from pipelines.made_clips import make_clips
-from pipelines.tracking import RunRef, log_dataset, open_run, tracked
-from ray_jobs.checks import messages, surroundings
-from ray_jobs.cli import Job, Plan, run_job
-from ray_jobs.cluster import connected
-from ray_jobs.console import StageProgress
+from pipelines.config.base import IngestConfig, IngestSettings
+from pipelines.ingest.ingest import IngestSummary, check_ingest, ingest
+from pipelines.sources.synthetic_clips import make_clips
+from pipelines.tracking.tracker import RunRef, log_dataset, open_run, tracked
+from ray_jobs.cli.checks import messages, surroundings
+from ray_jobs.cli.cluster import connected
+from ray_jobs.cli.console import StageProgress
+from ray_jobs.cli.main import Job, Plan, run_job
 
 
 def plan(config: IngestConfig) -> Plan:

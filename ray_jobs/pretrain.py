@@ -4,14 +4,14 @@ import math
 import sys
 from pathlib import Path
 
-from pipelines.config import PretrainConfig
-from pipelines.pretrain import PretrainResult, pretrain
-from pipelines.pretrain_checks import check_pretrain
-from pipelines.tracking import RunRef
-from ray_jobs.checks import surroundings
-from ray_jobs.cli import Job, Plan, run_job
-from ray_jobs.cluster import connected
-from ray_jobs.console import StageProgress
+from pipelines.config.base import PretrainConfig
+from pipelines.tracking.tracker import RunRef
+from pipelines.training.checks import check_pretrain
+from pipelines.training.pretrain import PretrainResult, pretrain
+from ray_jobs.cli.checks import surroundings
+from ray_jobs.cli.cluster import connected
+from ray_jobs.cli.console import StageProgress
+from ray_jobs.cli.main import Job, Plan, run_job
 
 
 def plan(config: PretrainConfig) -> Plan:

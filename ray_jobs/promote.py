@@ -5,14 +5,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.checkpoints import find_checkpoint
-from pipelines.config import PromoteConfig
+from pipelines.config.base import PromoteConfig
 from pipelines.errors import UserError
-from pipelines.registry import Registered, promote
-from pipelines.tracking import RunRef, open_run, tracked
-from ray_jobs.checks import messages, surroundings
-from ray_jobs.cli import Job, Plan, run_job
-from ray_jobs.console import StageProgress
+from pipelines.models.checkpoints import find_checkpoint
+from pipelines.registry.promote import Registered, promote
+from pipelines.tracking.tracker import RunRef, open_run, tracked
+from ray_jobs.cli.checks import messages, surroundings
+from ray_jobs.cli.console import StageProgress
+from ray_jobs.cli.main import Job, Plan, run_job
 
 
 def plan(config: PromoteConfig) -> Plan:

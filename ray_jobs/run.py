@@ -10,25 +10,25 @@ import sys
 import time
 from pathlib import Path
 
-from pipelines.config import (
+from pipelines.config.base import (
     EvaluateConfig,
     IngestConfig,
     PretrainConfig,
     PromoteConfig,
     RunConfig,
 )
-from pipelines.evaluation import check_gpu
-from pipelines.gallery import RunRecord, write_run_report
-from pipelines.ingest import check_ingest
-from pipelines.places import redacted
-from pipelines.pretrain import LOCK_FILE
-from pipelines.pretrain_checks import run_mistakes
-from pipelines.shards import locked, write_json
-from pipelines.tracking import SQLITE, RunRef, open_run, tracked
-from ray_jobs.checks import messages, surroundings
-from ray_jobs.cli import Job, Plan, run_job
-from ray_jobs.cluster import connected
-from ray_jobs.console import StageProgress, duration
+from pipelines.evaluation.evaluate import check_gpu
+from pipelines.files import locked, write_json
+from pipelines.ingest.ingest import check_ingest
+from pipelines.redaction import redacted
+from pipelines.report.run_report import RunRecord, write_run_report
+from pipelines.tracking.tracker import SQLITE, RunRef, open_run, tracked
+from pipelines.training.checks import run_mistakes
+from pipelines.training.pretrain import LOCK_FILE
+from ray_jobs.cli.checks import messages, surroundings
+from ray_jobs.cli.cluster import connected
+from ray_jobs.cli.console import StageProgress, duration
+from ray_jobs.cli.main import Job, Plan, run_job
 from ray_jobs.evaluate import evaluate_stage, gpu_mistakes, score_table
 from ray_jobs.ingest import in_words as ingest_in_words
 from ray_jobs.ingest import ingest_stage, made_folder

@@ -16,15 +16,14 @@ from typing import Any
 
 import torch
 
-from pipelines.clip_dataset import ClipDataset
-from pipelines.config import EvaluateConfig, PretrainConfig, PretrainSettings, PromoteConfig
-from pipelines.evaluation import check_gpu
-from pipelines.pretrain import LOCK_FILE
-from pipelines.pretrain_checks import FREE_TO_CHANGE, RUN_FILE
-from pipelines.registry import Registered
-from pipelines.shards import locked, write_json
-from pipelines.sweep import SweepResult, sweep
-from pipelines.sweep_checks import (
+from pipelines.config.base import EvaluateConfig, PretrainConfig, PretrainSettings, PromoteConfig
+from pipelines.config.sweep import SweepConfig
+from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.evaluation.evaluate import check_gpu
+from pipelines.files import locked, write_json
+from pipelines.registry.promote import Registered
+from pipelines.report.sweep_page import SweepRecord, write_sweep_report, write_winner
+from pipelines.sweep.checks import (
     DATASET_IDS,
     check_sweep,
     dataset_ids,
@@ -32,23 +31,24 @@ from pipelines.sweep_checks import (
     sweep_folder,
     trials_at_once,
 )
-from pipelines.sweep_config import SweepConfig
-from pipelines.sweep_report import SweepRecord, write_sweep_report, write_winner
-from pipelines.sweep_results import by_score, last_objective, shown, side_score
-from pipelines.sweep_search import num_trials
-from pipelines.sweep_space import combinations, edge_cases, overlaps, settings_of
-from pipelines.sweep_trial import best_values, pretrain_values
-from pipelines.sweep_trials import Trial
-from pipelines.tracking import RunRef, kept_settings, open_run, tracked
-from ray_jobs.checks import messages, surroundings
-from ray_jobs.cli import Job, Plan, run_job
-from ray_jobs.cluster import connected, ray_address
-from ray_jobs.console import StageProgress, duration, table
+from pipelines.sweep.results import by_score, last_objective, shown, side_score
+from pipelines.sweep.run_trial import best_values, pretrain_values
+from pipelines.sweep.search import num_trials
+from pipelines.sweep.space import combinations, edge_cases, overlaps, settings_of
+from pipelines.sweep.sweep import SweepResult, sweep
+from pipelines.sweep.trial_files import Trial
+from pipelines.tracking.tracker import RunRef, kept_settings, open_run, tracked
+from pipelines.training.checks import FREE_TO_CHANGE, RUN_FILE
+from pipelines.training.pretrain import LOCK_FILE
+from ray_jobs.cli.checks import messages, surroundings
+from ray_jobs.cli.cluster import connected, ray_address
+from ray_jobs.cli.console import StageProgress, duration, table
+from ray_jobs.cli.main import Job, Plan, run_job
+from ray_jobs.cli.settings import mistakes_in
 from ray_jobs.evaluate import evaluate_stage, gpu_mistakes, score_table
 from ray_jobs.pretrain import pretrain_stage
 from ray_jobs.promote import in_words as registered_in_words
 from ray_jobs.promote import promote_stage
-from ray_jobs.settings import mistakes_in
 
 NUM_COMBINATIONS = 200
 """Combinations of the space that are tried out before anything starts."""

@@ -13,6 +13,11 @@ from hypothesis import settings
 REPOSITORY = Path(__file__).resolve().parents[1]
 OWN_GOLDEN = Path(__file__).with_name("golden.json")
 
+# Programs that tests start import this checkout, and the tests' helpers.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])
+)
+
 settings.register_profile("deterministic", deadline=None, derandomize=True)
 settings.load_profile("deterministic")
 

@@ -30,7 +30,7 @@ from xkd_core.optim import (
 from xkd_core.schedules import cosine
 from xkd_core.shapes import Tensor
 from xkd_core.sharding import later_sync
-from xkd_core.views import Views, split_views
+from xkd_core.views.views import Views, split_views
 from xkd_core.xkd import XKD, XKDOutput
 
 Measure = Callable[[XKDOutput, Centers, ObjectiveConfig, float], Mapping[str, Tensor]]

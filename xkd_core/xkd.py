@@ -22,7 +22,7 @@ from xkd_core.patches import normalize_patches, to_patches
 from xkd_core.refinement import Refinement, agreement, refine_and_pool
 from xkd_core.shapes import Bool, Float, Tensor
 from xkd_core.sharding import cut_like, local_part
-from xkd_core.views import Views
+from xkd_core.views.views import Views
 
 TeacherView = Literal["global", "first_local"]
 

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from pipelines.checkpoints import TrainingInfo, load_tensors
-from pipelines.saving import CheckpointWriter
+from pipelines.models.checkpoints import TrainingInfo, load_tensors
+from pipelines.training.checkpoint_writer import CheckpointWriter
 from xkd_core.config import MethodConfig
 from xkd_core.optim import build_optimizer
 from xkd_core.xkd import build_xkd, model_tensors

@@ -40,14 +40,13 @@ from cpu_time import tree_cpu_seconds
 from other_feeds import BATCH_SIZE, WINDOW, loader, loader_all, ray_all
 from program import options, spread, surroundings
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from datasets import write_dataset
-
-from pipelines.clip_dataset import ClipDataset
-from pipelines.feed import Feed
+from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.filesystems import filesystem_of
-from pipelines.places import is_uri
+from pipelines.paths import is_uri
+from pipelines.training.feed import Feed
+from tests.helpers.clip_datasets import write_dataset
 
 DEFAULTS = {"input": "", "repeats": "5", "clips": "192", "s3": "false"}
 FEED_EPOCHS = 12

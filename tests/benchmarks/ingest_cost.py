@@ -26,14 +26,13 @@ import numpy as np
 from cpu_time import tree_cpu_seconds
 from program import most_memory, options, surroundings
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from media import tone, write_media
-
-from pipelines.config import IngestSettings
-from pipelines.ingest_plan import Unit, UnitSource
-from pipelines.ingest_unit import UnitIngester
-from pipelines.media import DecodeError, probe
+from pipelines.config.base import IngestSettings
+from pipelines.ingest.plan import Unit, UnitSource
+from pipelines.ingest.worker import UnitIngester
+from pipelines.media.decode import DecodeError, probe
+from tests.helpers.media import tone, write_media
 
 DEFAULTS = {"input": "", "videos": "200", "repeats": "5", "long_minutes": "10"}
 CORPORA = {"Kinetics-400": 260_000, "AudioSet": 2_100_000, "100 million clips": 100_000_000}

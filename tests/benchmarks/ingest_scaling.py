@@ -37,10 +37,10 @@ from ingest_cost import decode_all, make
 from ingest_cost import ingest as ingest_unit
 from program import options, spread, surroundings
 
-from pipelines.config import IngestConfig, RayConfig
-from pipelines.ingest import ingest
-from pipelines.ingest_unit import UnitIngester
-from ray_jobs.cluster import connected
+from pipelines.config.base import IngestConfig, RayConfig
+from pipelines.ingest.ingest import ingest
+from pipelines.ingest.worker import UnitIngester
+from ray_jobs.cli.cluster import connected
 from ray_jobs.ingest import settings_of
 
 DEFAULTS = {"clips": "1024", "repeats": "3"}

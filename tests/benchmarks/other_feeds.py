@@ -10,7 +10,7 @@ import torch
 from ray.data.collate_fn import ArrowBatchCollateFn
 from torch.utils.data import DataLoader, IterableDataset
 
-from pipelines.clip_dataset import ClipDataset
+from pipelines.dataset.clip_dataset import ClipDataset
 
 BATCH_SIZE = 16
 WINDOW = 4

@@ -23,10 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from program import most_memory
 
-from pipelines.config import IngestSettings
-from pipelines.ingest_plan import Fingerprint, make_plan
-from pipelines.sources import SourceList, list_sources
-from pipelines.unit_shards import Done
+from pipelines.config.base import IngestSettings
+from pipelines.ingest.plan import make_plan
+from pipelines.ingest.unit_shards import Done
+from pipelines.sources.source import Fingerprint, SourceList, list_sources
 
 
 def main() -> None:

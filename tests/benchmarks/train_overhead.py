@@ -21,26 +21,26 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 import ray
 import torch
 import yaml
-from datasets import FRAME_RATE, SAMPLE_RATE, write_dataset
 from program import options, spread, surroundings
 
-from pipelines.clip_dataset import ClipDataset
-from pipelines.config import PretrainConfig
-from pipelines.pretrain import pretrain
-from pipelines.tracking import RunRef
-from pipelines.train_loop import make_feed
-from ray_jobs.cluster import SURROUNDINGS
-from xkd_core.audio import LogMel
+from pipelines.config.base import PretrainConfig
+from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.tracking.tracker import RunRef
+from pipelines.training.loop import make_feed
+from pipelines.training.pretrain import pretrain
+from ray_jobs.cli.cluster import SURROUNDINGS
+from tests.helpers.clip_datasets import FRAME_RATE, SAMPLE_RATE, write_dataset
 from xkd_core.losses import initial_centers
 from xkd_core.optim import build_optimizer
 from xkd_core.train_step import TrainState, train_step
-from xkd_core.views import draw_view_parameters, make_views
+from xkd_core.views.log_mel import LogMel
+from xkd_core.views.views import draw_view_parameters, make_views
 from xkd_core.xkd import build_xkd
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -33,7 +33,6 @@ import numpy as np
 import torch
 from published_step import PlainXKD
 
-from xkd_core.audio import LogMel
 from xkd_core.config import MethodConfig, ModelConfig, OptimizerConfig, TransformerConfig
 from xkd_core.ema import update_teachers
 from xkd_core.encoders import pool_patches
@@ -41,7 +40,8 @@ from xkd_core.losses import initial_centers, losses
 from xkd_core.masking import random_mask
 from xkd_core.optim import build_optimizer, clip_each_gradient, clipped_parameters
 from xkd_core.train_step import TrainState, train_step
-from xkd_core.views import ClipBatch, Views, draw_view_parameters, make_views
+from xkd_core.views.log_mel import LogMel
+from xkd_core.views.views import ClipBatch, Views, draw_view_parameters, make_views
 from xkd_core.xkd import XKD, build_xkd
 
 PRESETS = {

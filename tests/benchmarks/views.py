@@ -28,16 +28,16 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
-from xkd_core.audio import LOG_FLOOR, LogMel
 from xkd_core.config import AudioConfig, MethodConfig
-from xkd_core.video_views import (
+from xkd_core.views.log_mel import LOG_FLOOR, LogMel
+from xkd_core.views.parameters import ViewParameters, draw_view_parameters
+from xkd_core.views.video import (
     VIDEO_MEAN,
     VIDEO_STD,
     resolve_crops,
     video_view,
 )
-from xkd_core.view_parameters import ViewParameters, draw_view_parameters
-from xkd_core.views import LARGEST_SAMPLE, ClipBatch, make_views
+from xkd_core.views.views import LARGEST_SAMPLE, ClipBatch, make_views
 
 CONFIG = MethodConfig()
 JITTER = (tvf.adjust_brightness, tvf.adjust_contrast, tvf.adjust_saturation, tvf.adjust_hue)

@@ -1,7 +1,8 @@
 """One tiny run of the main job that this folder's tests look at."""
 
 import pytest
-from programs import TINY, TinyRun, run_program
+
+from tests.helpers.programs import TINY, TinyRun, run_program
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
-from programs import run_program
-from training import unused_port
+
+from tests.helpers.programs import run_program
+from tests.helpers.training import unused_port
 
 pytestmark = pytest.mark.ray
 

@@ -1,7 +1,7 @@
 """A training that is killed, stopped or cut short ends as if nothing had happened.
 
 All of it is done for real: signals to processes, a node that goes, a server that goes, a disk
-that is full. Trainings are of seconds (`tests/training.py`).
+that is full. Trainings are of seconds (`tests/helpers/training.py`).
 """
 
 import contextlib
@@ -18,9 +18,17 @@ import psutil
 import pytest
 import ray
 import torch
-from datasets import write_dataset
 from ray.cluster_utils import Cluster
-from training import (
+
+from pipelines.config.base import PretrainConfig
+from pipelines.errors import JobFailed, Stopped
+from pipelines.models.checkpoints import find_checkpoint, is_complete, load_tensors, read_info
+from pipelines.tracking.tracker import RunRef
+from pipelines.training.checks import check_pretrain
+from pipelines.training.pretrain import PretrainResult, pretrain
+from ray_jobs.cli.cluster import SURROUNDINGS
+from tests.helpers.clip_datasets import write_dataset
+from tests.helpers.training import (
     curve,
     final_state,
     folder_of,
@@ -35,14 +43,6 @@ from training import (
     wait_for_checkpoint,
     wait_until,
 )
-
-from pipelines.checkpoints import find_checkpoint, is_complete, load_tensors, read_info
-from pipelines.config import PretrainConfig
-from pipelines.errors import JobFailed, Stopped
-from pipelines.pretrain import PretrainResult, pretrain
-from pipelines.pretrain_checks import check_pretrain
-from pipelines.tracking import RunRef
-from ray_jobs.cluster import SURROUNDINGS
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 

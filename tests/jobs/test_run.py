@@ -7,9 +7,9 @@ import mlflow
 import pyarrow.parquet as pq
 import pytest
 from mlflow.tracking import MlflowClient
-from programs import TINY, TinyRun, run_program
 
-from pipelines.checkpoints import find_checkpoint, read_info
+from pipelines.models.checkpoints import find_checkpoint, read_info
+from tests.helpers.programs import TINY, TinyRun, run_program
 
 pytestmark = pytest.mark.ray
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
-from programs import REPOSITORY, Done
-from test_sweep_survives import PRETRAIN, check_metrics, child_runs, write_sweep
 
-from pipelines.sweep_trials import Trial, read_trials
+from pipelines.sweep.trial_files import Trial, read_trials
+from tests.helpers.programs import REPOSITORY, Done
+from tests.jobs.test_sweep_survives import PRETRAIN, check_metrics, child_runs, write_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 

@@ -12,14 +12,14 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from datasets import FRAME_RATE, SAMPLE_RATE, write_dataset
 from mlflow.tracking import MlflowClient
-from programs import REPOSITORY, run_program
-from training import serving_mlflow, unused_port
 
-from pipelines.checkpoints import TRAINING_FILE, newest_checkpoint, read_info
-from pipelines.pretrain_checks import RUN_FILE
-from pipelines.sweep_trials import ENDED_FILE, TRIALS_FOLDER, Trial, read_trials
+from pipelines.models.checkpoints import TRAINING_FILE, newest_checkpoint, read_info
+from pipelines.sweep.trial_files import ENDED_FILE, TRIALS_FOLDER, Trial, read_trials
+from pipelines.training.checks import RUN_FILE
+from tests.helpers.clip_datasets import FRAME_RATE, SAMPLE_RATE, write_dataset
+from tests.helpers.programs import REPOSITORY, run_program
+from tests.helpers.training import serving_mlflow, unused_port
 
 PRETRAIN: dict[str, Any] = {
     "epochs": 6,

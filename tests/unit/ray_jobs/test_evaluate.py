@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.config import JobConfig, RunConfig
+from pipelines.config.base import JobConfig, RunConfig
+from ray_jobs.cli.settings import load_settings
 from ray_jobs.evaluate import gpu_mistakes
 from ray_jobs.run import plan
-from ray_jobs.settings import load_settings
 
 SMOKE = Path(__file__).resolve().parents[3] / "conf" / "run" / "smoke.yaml"
 NO_GPU = pytest.mark.skipif(torch.cuda.device_count() > 0, reason="this machine has a GPU")

@@ -1,7 +1,7 @@
 """What ingest says of its outcome."""
 
-from pipelines.ingest import IngestSummary
-from pipelines.ingest_plan import Changes
+from pipelines.ingest.ingest import IngestSummary
+from pipelines.ingest.plan import Changes
 from ray_jobs.ingest import in_words
 
 

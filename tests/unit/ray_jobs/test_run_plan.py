@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import RunConfig
+from pipelines.config.base import RunConfig
 from pipelines.errors import UserError
-from pipelines.pretrain import LOCK_FILE
-from pipelines.shards import locked
+from pipelines.files import locked
+from pipelines.training.pretrain import LOCK_FILE
+from ray_jobs.cli.settings import load_settings
 from ray_jobs.run import folder_of, work
-from ray_jobs.settings import load_settings
 
 SMOKE = Path(__file__).resolve().parents[3] / "conf" / "run" / "smoke.yaml"
 

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 import yaml
-from datasets import rename_dataset, write_dataset
 
+from pipelines.config.sweep import SweepConfig
 from pipelines.errors import UserError
-from pipelines.pretrain import LOCK_FILE
-from pipelines.pretrain_checks import RUN_FILE
-from pipelines.shards import locked
-from pipelines.sweep_checks import check_sweep, sweep_folder
-from pipelines.sweep_config import SweepConfig
-from pipelines.sweep_space import overlaps
-from pipelines.sweep_trials import Trial
-from pipelines.tracking import RunRef
-from ray_jobs.settings import load_settings
+from pipelines.files import locked
+from pipelines.sweep.checks import check_sweep, sweep_folder
+from pipelines.sweep.space import overlaps
+from pipelines.sweep.trial_files import Trial
+from pipelines.tracking.tracker import RunRef
+from pipelines.training.checks import RUN_FILE
+from pipelines.training.pretrain import LOCK_FILE
+from ray_jobs.cli.settings import load_settings
 from ray_jobs.sweep import _sweep_run, final_config, plan, space_mistakes, work
+from tests.helpers.clip_datasets import rename_dataset, write_dataset
 
 CONF = Path(__file__).resolve().parents[3] / "conf" / "sweep"
 

@@ -4,8 +4,8 @@ Tracing fails unless everything is one graph; no code is generated.
 """
 
 import torch
-from micro_model import micro_config, micro_model, micro_views
 
+from tests.helpers.networks import micro_config, micro_model, micro_views
 from xkd_core.losses import initial_centers, losses
 
 

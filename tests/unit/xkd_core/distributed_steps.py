@@ -7,15 +7,15 @@ import sys
 
 import torch
 import torch.distributed as dist
-from micro_model import micro_config, micro_model, micro_views, train_state
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.helpers.networks import micro_config, micro_model, micro_views, train_state
 from xkd_core.alignment import alignment_distance, gather_rows
 from xkd_core.config import ObjectiveConfig, OptimizerConfig
 from xkd_core.train_step import train_step
-from xkd_core.views import Views
+from xkd_core.views.views import Views
 from xkd_core.xkd import model_tensors
 
 NUM_CLIPS = 4

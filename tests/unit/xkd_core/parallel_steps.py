@@ -7,17 +7,17 @@ import sys
 
 import torch
 import torch.distributed as dist
-from micro_model import micro_config, micro_model, micro_views, train_state
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.helpers.networks import micro_config, micro_model, micro_views, train_state
 from xkd_core.config import ObjectiveConfig, OptimizerConfig
 from xkd_core.losses import Centers
 from xkd_core.sharding import load_optimizer_state, mapped_moments, shard, whole
 from xkd_core.train_step import TrainState, train_step
 from xkd_core.transformer import checkpoint_activations
-from xkd_core.views import split_views
+from xkd_core.views.views import split_views
 from xkd_core.xkd import load_model_tensors, model_tensors
 
 NUM_CLIPS = 8

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from micro_model import micro_model
 
+from tests.helpers.networks import micro_model
 from xkd_core.ema import update_teachers
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from micro_model import micro_config
 
+from tests.helpers.networks import micro_config
 from xkd_core.config import ModelConfig, TransformerConfig
 from xkd_core.encoders import build_encoder, pool_patches
 from xkd_core.masking import random_mask, take_tokens

@@ -10,9 +10,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from micro_model import VARIANTS, micro_config, micro_model, train_state
 from safetensors.torch import load_file
 
+from tests.helpers.networks import VARIANTS, micro_config, micro_model, train_state
 from xkd_core.alignment import coral, mmd
 from xkd_core.config import MethodConfig, ObjectiveConfig, OptimizerConfig
 from xkd_core.losses import (
@@ -25,11 +25,11 @@ from xkd_core.losses import (
 from xkd_core.masking import random_mask
 from xkd_core.optim import clip_each_gradient, clipped_parameters
 from xkd_core.patches import spectrogram_to_patches, video_to_patches
-from xkd_core.published import load_published, published_name
+from xkd_core.published.names import load_published, published_name
 from xkd_core.refinement import cross_modal_attention, refine
 from xkd_core.schedules import cosine
 from xkd_core.train_step import train_step
-from xkd_core.views import Views
+from xkd_core.views.views import Views
 
 LOSS_NAMES = {
     "loss": "loss/total",

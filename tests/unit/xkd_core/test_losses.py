@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from micro_model import micro_model, micro_views
 
+from tests.helpers.networks import micro_model, micro_views
 from xkd_core.config import ObjectiveConfig, TemperatureConfig
 from xkd_core.losses import (
     distillation_loss,

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from micro_model import VARIANTS, micro_config, micro_model
 
+from tests.helpers.networks import VARIANTS, micro_config, micro_model
 from xkd_core.config import OptimizerConfig
 from xkd_core.optim import (
     build_optimizer,

@@ -7,12 +7,12 @@ meant, `pytest tests/unit/xkd_core/test_own_golden.py --update-golden` renews th
 import numpy as np
 import pytest
 import torch
-from micro_model import VARIANTS, micro_config, micro_model, train_state
 
+from tests.helpers.networks import VARIANTS, micro_config, micro_model, train_state
 from xkd_core.config import ObjectiveConfig, OptimizerConfig
 from xkd_core.masking import video_mask_noise
 from xkd_core.train_step import train_step
-from xkd_core.views import Views
+from xkd_core.views.views import Views
 
 OBJECTIVES = {
     "default": {},

@@ -1,8 +1,8 @@
 """Facts about reconstructions for reports."""
 
 import torch
-from micro_model import micro_model
 
+from tests.helpers.networks import micro_model
 from xkd_core.masking import random_mask
 from xkd_core.patches import normalize_patches, spectrogram_to_patches, to_patches
 from xkd_core.reconstruction import reconstruct_audio, reconstruct_video

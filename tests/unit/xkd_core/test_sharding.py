@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from micro_model import micro_config, micro_model, micro_views, train_state
-from parallel_steps import WAYS, run_steps
 from safetensors.torch import load_file
 
+from tests.helpers.networks import micro_config, micro_model, micro_views, train_state
+from tests.unit.xkd_core.parallel_steps import WAYS, run_steps
 from xkd_core.config import ObjectiveConfig, OptimizerConfig
 from xkd_core.optim import build_optimizer
 from xkd_core.sharding import load_optimizer_state
 from xkd_core.train_step import train_step
 from xkd_core.transformer import checkpoint_activations
-from xkd_core.views import split_views
+from xkd_core.views.views import split_views
 from xkd_core.xkd import model_tensors
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed_steps import ALIGNMENTS, run_alignment, run_steps
-from micro_model import micro_config, micro_model, micro_views, train_state
 from safetensors.torch import load_file
 
+from tests.helpers.networks import micro_config, micro_model, micro_views, train_state
+from tests.unit.xkd_core.distributed_steps import ALIGNMENTS, run_alignment, run_steps
 from xkd_core.config import ObjectiveConfig, OptimizerConfig
 from xkd_core.train_step import non_finite, step_schedule, train_step
 from xkd_core.xkd import model_tensors

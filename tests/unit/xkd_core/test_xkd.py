@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from micro_model import VARIANTS, micro_config, micro_model, micro_views
 
+from tests.helpers.networks import VARIANTS, micro_config, micro_model, micro_views
 from xkd_core.config import ModelConfig, TransformerConfig
 from xkd_core.losses import initial_centers, losses
 from xkd_core.refinement import agreement, refine_and_pool

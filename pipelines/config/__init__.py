@@ -1,0 +1,1 @@
+"""What may be set: one module per job, as `conf/` has one folder per job."""

@@ -1,0 +1,172 @@
+"""What an embedding job has to do and what it has done: units, the identity of its output, counts.
+
+Sources become units as in an ingest; of a clip dataset, each shard is a unit.
+"""
+
+from collections import Counter
+from collections.abc import Set
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.config.base import EmbedConfig, IngestSettings
+from pipelines.dataset.clip_dataset import ClipDataset, open_parquet
+from pipelines.dataset.schema import CLIPS_FOLDER, MANIFEST, REJECTS_FOLDER, STATE_FOLDER
+from pipelines.embed.worker import EMBEDDINGS_FOLDER
+from pipelines.errors import UserError
+from pipelines.filesystems import is_file, is_folder, is_web
+from pipelines.ingest.plan import check_unchanged, make_plan, read_state
+from pipelines.ingest.unit_shards import Done, Revision
+from pipelines.progress import OnProgress
+from pipelines.registry.uri import EncoderVersion
+from pipelines.sources.fingerprints import fingerprint_sources
+from pipelines.sources.source import list_sources
+
+
+@dataclass(frozen=True)
+class EmbedSummary:
+    """What a folder of embeddings holds, and what this call added."""
+
+    sources: int
+    accepted: int
+    rejected: int
+    rejects_by_reason: dict[str, int]
+    clips: int
+    new_clips: int
+    model: str
+    """URI with the version."""
+    output: str
+
+
+def open_dataset(place: str) -> ClipDataset | None:
+    """Opens the input if it is a clip dataset; media may lie beside a manifest of their own.
+
+    Raises:
+        UserError: if it is one that cannot be read or was not finished.
+    """
+    if is_web(place):
+        return None
+    is_dataset = is_file(f"{place}/{MANIFEST}") and is_folder(f"{place}/{CLIPS_FOLDER}")
+    is_begun = is_folder(f"{place}/{STATE_FOLDER}")
+    return ClipDataset.open(place) if is_dataset or is_begun else None
+
+
+def check_rates(config: EmbedConfig, dataset: ClipDataset | None, version: EncoderVersion) -> None:
+    """Makes sure that stored clips have the rate that the model takes.
+
+    Raises:
+        UserError: if they have not.
+    """
+    if dataset is None:
+        return
+    rates = (
+        ("frame_rate", dataset.frame_rate, version.frame_rate)
+        if version.modality == "video"
+        else ("sample_rate", dataset.sample_rate, version.sample_rate)
+    )
+    name, there, needed = rates
+    if there != needed:
+        raise UserError(
+            f"input ({config.input}) has clips of {name} {there:g}, "
+            f"but {version.uri} takes {needed:g}"
+        )
+
+
+def identity_of(
+    config: EmbedConfig, dataset: ClipDataset | None, version: EncoderVersion
+) -> dict[str, Any]:
+    """What a folder of embeddings is made of."""
+    return {
+        "model": version.uri,
+        "input": config.input,
+        "dataset_id": dataset.dataset_id if dataset else None,
+        **{f"limits.{name}": value for name, value in config.limits.model_dump().items()},
+    }
+
+
+def check_same_output(output: Path, identity: dict[str, Any]) -> None:
+    """Makes sure that a folder is empty or holds embeddings of the same model and input.
+
+    Raises:
+        UserError: if it holds anything else.
+    """
+    there = read_state(output, "be empty or hold embeddings")
+    if there is not None:
+        check_unchanged(f"output ({output}) holds something else", there, identity)
+
+
+def stored_units(dataset: ClipDataset, done: Done) -> list[dict[str, Any]]:
+    """One unit for each shard that has no embeddings yet."""
+    return [
+        {
+            "name": PurePosixPath(shard).stem,
+            "shard": shard,
+            "unit": "",
+            "sources": _num_sources(shard),
+        }
+        for shard in dataset.shards
+        if PurePosixPath(shard).name not in done.shards
+    ]
+
+
+def _num_sources(shard: str) -> int:
+    with open_parquet(shard) as file:
+        return len(set(file.read(columns=["source"])["source"].to_pylist()))
+
+
+def media_units(
+    config: EmbedConfig, version: EncoderVersion, done: Done, on_progress: OnProgress
+) -> tuple[list[dict[str, Any]], dict[str, Revision], int]:
+    """What is to be done for media: units, shards to revise, and the number of all sources."""
+    listed = list_sources(config.input, "none")
+    on_progress(0, len(listed.sources), "listing")
+    fingerprints = fingerprint_sources(listed, Path(config.output), config.limits, on_progress)
+    settings = IngestSettings(
+        segment_seconds=version.clips.segment_seconds,
+        min_segment_seconds=version.clips.min_segment_seconds,
+        frame_rate=version.frame_rate,
+        short_side=version.clips.short_side,
+        sample_rate=version.sample_rate,
+        limits=config.limits,
+    )
+    plan = make_plan(listed, fingerprints, done, settings)
+    units = [
+        {"name": unit.name, "shard": "", "unit": unit.to_json(), "sources": len(unit.sources)}
+        for unit in plan.units
+    ]
+    return units, plan.revisions, len(listed.sources)
+
+
+def _read(file: Path, columns: list[str]) -> pa.Table:
+    return pq.read_table(file, columns=columns, partitioning=None)
+
+
+def summarize(output: Path, version: EncoderVersion, new_units: Set[str]) -> EmbedSummary:
+    """Counts what the shards hold; nothing is taken from what the run believes to have done."""
+    num_clips = new_clips = 0
+    accepted: set[str] = set()
+    rejected: set[str] = set()
+    reasons: Counter[str] = Counter()
+    for file in sorted((output / EMBEDDINGS_FOLDER).glob("*.parquet")):
+        sources = _read(file, ["source"])["source"].to_pylist()
+        num_clips += len(sources)
+        new_clips += len(sources) if file.stem in new_units else 0
+        accepted.update(sources)
+    for file in sorted((output / REJECTS_FOLDER).glob("*.parquet")):
+        table = _read(file, ["source", "reason"])
+        rejected.update(table["source"].to_pylist())
+        reasons.update(table["reason"].to_pylist())
+    assert not accepted & rejected
+    return EmbedSummary(
+        sources=len(accepted) + len(rejected),
+        accepted=len(accepted),
+        rejected=len(rejected),
+        rejects_by_reason=dict(sorted(reasons.items())),
+        clips=num_clips,
+        new_clips=new_clips,
+        model=version.uri,
+        output=str(output),
+    )

@@ -1,0 +1,1 @@
+"""Frozen features and their scores, of a checkpoint or while training."""

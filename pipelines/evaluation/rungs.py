@@ -1,0 +1,156 @@
+"""Scores of frozen features while training goes on, on the same clips each time.
+
+A sweep judges its trials by them (`RungScorer`), any training may watch them (`KnnScorer`).
+
+Rank 0 scores the networks that it has in memory; nothing is drawn from global random state, so a
+training that is scored computes what it would have computed anyway.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.config.base import EvaluateSettings, PretrainConfig
+from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.evaluation.evaluate import MODALITIES, knn_scores, score
+from pipelines.evaluation.features import features_of
+from pipelines.files import write_json
+from xkd_core.xkd import XKD
+
+KNN_SETTINGS = EvaluateSettings(
+    test_splits=("val", "test"), num_windows=1, untrained_baseline=False
+)
+"""How `KnnScorer` scores."""
+
+
+@dataclass(frozen=True)
+class RungPlan:
+    """How often a training is scored, on what, and where the scores go."""
+
+    num_rungs: int
+    dataset: str
+    settings: dict[str, Any]
+    """`EvaluateSettings` as JSON."""
+    folder: str
+
+
+def rung_steps(total_steps: int, num_rungs: int) -> dict[int, int]:
+    """Steps after which a training is scored, with the number of the rung.
+
+    >>> rung_steps(10, 4)
+    {0: 0, 3: 1, 5: 2, 8: 3, 10: 4}
+    """
+    return {-(-total_steps * rung // num_rungs): rung for rung in range(num_rungs + 1)}
+
+
+def rung_at(plan: Mapping[str, Any] | None, steps_done: int) -> dict[str, Any]:
+    """What was scored after so many steps, by an earlier worker perhaps; empty if nothing was."""
+    rungs = read_rungs(Path(plan["folder"])) if plan else ()
+    return next((asdict(rung) for rung in rungs if rung.step == steps_done), {})
+
+
+class RungScorer:
+    """Scores a training at its rungs; every worker has one, so that all agree on the steps."""
+
+    def __init__(
+        self, plan: Mapping[str, Any] | None, total_steps: int, steps_per_epoch: float
+    ) -> None:
+        self._plan = RungPlan(**plan) if plan else None
+        self._steps = rung_steps(total_steps, self._plan.num_rungs) if self._plan else {}
+        self._steps_per_epoch = steps_per_epoch
+
+    def is_due(self, steps_done: int) -> bool:
+        """Whether there is a rung after so many steps."""
+        return steps_done in self._steps
+
+    def score(
+        self, model: XKD, config: PretrainConfig, steps_done: int, collapse: Sequence[str]
+    ) -> dict[str, Any]:
+        """Scores the networks, writes the rung down, with signs of collapse, and returns it."""
+        assert self._plan is not None
+        settings = EvaluateSettings.model_validate(self._plan.settings)
+        dataset = ClipDataset.open(self._plan.dataset)
+        features = features_of({"trained": (model, config)}, dataset, settings, unheard)
+        found = score(features, settings)["modalities"]
+        rung = Rung(
+            rung=self._steps[steps_done],
+            step=steps_done,
+            epoch=steps_done / self._steps_per_epoch,
+            scores={
+                f"{modality}/{measure}": found[modality]["trained"][measure]
+                for modality in MODALITIES
+                if modality in found
+                for measure in ("knn", "linear")
+            },
+            num_test=min((side["trained"]["num_test"] for side in found.values()), default=0),
+            collapse=tuple(collapse),
+        )
+        add_rung(Path(self._plan.folder), rung)
+        return asdict(rung)
+
+
+class KnnScorer:
+    """Scores the teachers by nearest neighbors at the interval that `health.knn` asks for."""
+
+    def __init__(self, config: PretrainConfig, total_steps: int, steps_per_epoch: float) -> None:
+        self._config, self._knn = config, config.health.knn
+        self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
+
+    def is_due(self, steps_done: int) -> bool:
+        """Whether there is a score after so many steps."""
+        if self._knn is None:
+            return False
+        interval = self._knn.every_epochs * self._steps_per_epoch
+        begins = steps_done // interval > (steps_done - 1) // interval
+        return begins or steps_done == self._total_steps
+
+    def score(self, model: XKD) -> dict[str, float]:
+        """Accuracies as metrics of health, for the modalities that the labelled clips have."""
+        assert self._knn is not None
+        dataset = ClipDataset.open(self._knn.dataset or self._config.dataset)
+        features = features_of(
+            {"trained": (model, self._config)},
+            dataset,
+            KNN_SETTINGS,
+            unheard,
+            max_clips=self._knn.max_clips,
+        )
+        scores = knn_scores(features, KNN_SETTINGS)
+        return {f"health/{modality}/knn": value for modality, value in scores.items()}
+
+
+def unheard(_done: float, _total: float, _note: str) -> None:
+    """Where progress goes that nobody follows."""
+
+
+RUNGS_FILE = "rungs.json"
+
+
+@dataclass(frozen=True)
+class Rung:
+    """What a trial scored at one point of its training."""
+
+    rung: int
+    """0 is before the first step."""
+    step: int
+    epoch: float
+    scores: Mapping[str, float]
+    """Held-out accuracies: `video/knn`, `video/linear`, `audio/knn`, `audio/linear`."""
+    num_test: int = 0
+    """Held-out clips behind a score; the fewer of both modalities."""
+    collapse: Sequence[str] = ()
+    """Signs of collapse, in words."""
+
+
+def add_rung(folder: Path, rung: Rung) -> None:
+    """Writes down scores; a rung that is measured again replaces itself and all after it."""
+    kept = [asdict(other) for other in read_rungs(folder) if other.rung < rung.rung]
+    write_json(folder / RUNGS_FILE, [*kept, asdict(rung)])
+
+
+def read_rungs(folder: Path) -> tuple[Rung, ...]:
+    """The scores of a trial so far."""
+    file = folder / RUNGS_FILE
+    return tuple(Rung(**rung) for rung in json.loads(file.read_text())) if file.exists() else ()

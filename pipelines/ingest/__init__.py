@@ -1,0 +1,1 @@
+"""Sources become a clip dataset, each exactly once."""

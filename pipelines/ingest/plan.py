@@ -1,0 +1,404 @@
+"""What an ingest has to do: sources become units, and what complete units hold is left out.
+
+Sources are spread over units by the hash of their bytes, so a shard is a random sample of the
+input and a run that was killed plans the same units again. What complete units hold of sources that
+changed or went since is revised (`unit_shards`), so that the output is always what the present
+input would give.
+"""
+
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.config.base import IngestSettings
+from pipelines.dataset.schema import STATE_FOLDER, check_version
+from pipelines.errors import UserError
+from pipelines.ingest.unit_shards import Done, Held, Revision
+from pipelines.redaction import one_line
+from pipelines.sources.source import Fingerprint, Source, SourceList
+
+SETTINGS_FILE = "settings.json"
+UNIT_BYTES = 256_000_000
+"""Bytes of sources after which a unit is full, so that units take similar time."""
+MIN_UNITS = 8
+FREE_TO_CHANGE = frozenset({"num_workers", "max_reject_fraction", "keep_removed", "retry_rejects"})
+"""Settings that change no row that is there."""
+PASSING_REASONS = frozenset({"unreadable", "duplicate"})
+"""Reasons that lie outside of the file and are tried again when they do not hold any more."""
+REASONS_OF_LIMITS = {
+    "max_bytes": "too_large",
+    "max_spool_bytes": "too_large",
+    "max_seconds": "too_long",
+    "max_pixels": "too_many_pixels",
+    "max_decode_seconds": "decoder_timeout",
+    "max_memory_bytes": "out_of_memory",
+}
+"""Limits that may be raised for a dataset that is there, and what they reject."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitSource:
+    """A source with all that its rows need to know."""
+
+    path: str
+    uri: str
+    source_hash: str | None
+    byte_size: int | None
+    label: str | None
+    split: str | None
+    group: str | None
+    reason: str | None = None
+    """Set if it is rejected without being decoded."""
+    message: str = ""
+    labels: tuple[str, ...] = ()
+    start_seconds: float | None = None
+    """Segments that lie outside of this stretch are left out."""
+    end_seconds: float | None = None
+
+    @property
+    def all_labels(self) -> list[str]:
+        """The labels as rows have them: one, several or none."""
+        return list(self.labels) or ([self.label] if self.label else [])
+
+    @property
+    def stretch(self) -> tuple[float | None, float | None]:
+        """Where the stretch that it stands for begins and ends."""
+        return self.start_seconds, self.end_seconds
+
+    @property
+    def tags(self) -> dict[str, Any]:
+        """What comes from the list of sources and not from their bytes."""
+        return {
+            "label": self.label,
+            "labels": self.all_labels,
+            "split": self.split,
+            "group": self.group,
+        }
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Sources that go into one shard."""
+
+    name: str
+    sources: tuple[UnitSource, ...]
+
+    def to_json(self) -> str:
+        """For a row of Ray Data; what has its default is left out, for there may be millions."""
+        sources = [
+            {
+                name: value
+                for name in UnitSource.__slots__
+                if (value := getattr(source, name)) not in (None, "", ())
+            }
+            for source in self.sources
+        ]
+        return json.dumps({"name": self.name, "sources": sources})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Unit":
+        """The reverse of `to_json`."""
+        values = json.loads(text)
+        return cls(values["name"], tuple(map(_unit_source, values["sources"])))
+
+
+def _unit_source(values: dict[str, Any]) -> UnitSource:
+    needed = ("source_hash", "byte_size", "label", "split", "group")
+    every: dict[str, Any] = dict.fromkeys(needed) | values
+    every["labels"] = tuple(values.get("labels", ()))
+    return UnitSource(**every)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is different from the input that the output was made of."""
+
+    new: int = 0
+    changed: int = 0
+    """Sources with other bytes or another stretch than before, and those not readable before."""
+    removed: int = 0
+    renamed: int = 0
+    """Sources with another name, label, split or group than before, but the same bytes."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What has to be done so that the output is what the input gives."""
+
+    units: list[Unit]
+    revisions: dict[str, Revision]
+    """By shard."""
+    changes: Changes
+
+
+def make_plan(
+    listed: SourceList,
+    fingerprints: Sequence[Fingerprint],
+    done: Done,
+    settings: IngestSettings,
+    again: Set[str] = frozenset(),
+) -> Plan:
+    """Compares the input with what complete units hold, and spreads what is missing over units.
+
+    Args:
+        listed: The input.
+        fingerprints: Of its sources.
+        done: What complete units hold.
+        settings: How sources become rows.
+        again: Reasons of rejects that are decoded once more; those of `settings` are as well.
+    """
+    sources = _with_hashes(listed, fingerprints, done, settings)
+    # Sorted by content: neighbours in a folder are alike, neighbours in a shard should not be.
+    sources.sort(key=lambda source: (source.source_hash or "", source.uri))
+    passing = PASSING_REASONS | again | frozenset(settings.retry_rejects)
+    ledger = _Ledger(sources, settings.keep_removed, passing)
+    for held in (*done.accepted.values(), *done.rejected.values()):
+        ledger.compare(held)
+    units = []
+    # An input of few sources becomes several units all the same, so that all workers have some.
+    sources_per_unit = min(settings.sources_per_shard, -(-len(sources) // MIN_UNITS))
+    for unit in _fill_units(sources, sources_per_unit):
+        missing = tuple(source for source in unit if source.uri not in ledger.finished)
+        if missing:
+            units.append(Unit(_unit_name(missing, done.shards), missing))
+    return Plan(units, dict(ledger.revisions), ledger.changes())
+
+
+class _Ledger:
+    """Goes through what complete units hold, and notes what of it is right."""
+
+    def __init__(
+        self, sources: Sequence[UnitSource], keep_removed: bool, passing: Set[str]
+    ) -> None:
+        self._by_uri = {source.uri: source for source in sources}
+        self._by_hash = {source.source_hash: source for source in sources if not source.reason}
+        self._keep_removed = keep_removed
+        self._passing = passing
+        self._known: set[str] = set()
+        self._gone: set[str] = set()
+        self._num_renamed = 0
+        self.finished: set[str] = set()
+        self.revisions: defaultdict[str, Revision] = defaultdict(dict)
+
+    def compare(self, held: Held) -> None:
+        """Decides what becomes of a source's rows; accepted sources come before rejected ones."""
+        self._known.add(held.source)
+        source = self._now(held)
+        if source is not None:
+            self.finished.add(source.uri)
+            self._known.add(source.uri)
+            self._amend(held, source)
+        elif held.source in self._by_uri or not self._keep_removed:
+            self.revisions[held.shard][held.key] = None
+            self._gone.add(held.source)
+
+    def changes(self) -> Changes:
+        """Counts what is different."""
+        missing = self._by_uri.keys() - self.finished
+        return Changes(
+            new=len(missing - self._known),
+            changed=len(missing & self._known),
+            removed=len(self._gone - self._by_uri.keys()),
+            renamed=self._num_renamed,
+        )
+
+    def _now(self, held: Held) -> UnitSource | None:
+        """The source of the present input that the rows are right for."""
+        there = self._by_uri.get(held.source)
+        if held.reason is not None:
+            if there is None or there.uri in self.finished:
+                return None
+            return there if self._is_same_reject(held, there) else None
+        if (same := self._by_hash.get(held.source_hash)) is not None:
+            # Of another stretch there are other segments: it has to be decoded again.
+            return same if held.stretch == same.stretch else None
+        # What cannot be read just now keeps what it gave when it could.
+        return there if there is not None and there.reason == "unreadable" else None
+
+    def _is_same_reject(self, held: Held, source: UnitSource) -> bool:
+        """Whether a source would be rejected again, as far as can be told without decoding it."""
+        if (held.source_hash, held.stretch) != (source.source_hash, source.stretch):
+            return False
+        if source.reason is not None:
+            return (held.reason, held.message) == (source.reason, source.message)
+        return held.reason not in self._passing
+
+    def _amend(self, held: Held, source: UnitSource) -> None:
+        tags = {name: source.tags[name] for name in held.tags}
+        if source.reason is None and (held.source, held.tags) != (source.uri, tags):
+            self.revisions[held.shard][held.key] = {"source": source.uri, **tags}
+            self._num_renamed += 1
+
+
+def check_same(
+    output: Path, input_path: str | None, settings: IngestSettings
+) -> dict[str, Any] | None:
+    """Makes sure that a folder is empty or holds a dataset of this input and these settings.
+
+    Limits may be larger than they were, because that takes back no row.
+
+    Returns:
+        The settings that its rows were made with so far; None if there are none.
+
+    Raises:
+        UserError: If it holds anything else.
+    """
+    state = read_state(output, "be empty or a clip dataset")
+    if state is None:
+        return None
+    check_version(f"output ({output})", state.get("format_version", 1))
+    now = fixed_settings(settings)
+    # What has become a setting since is as it always was.
+    before: dict[str, Any] = now | state["settings"]
+    raised = {name: before[name] for name in _limit_names() if now[name] > before[name]}
+    check_unchanged(
+        f"output ({output}) holds another clip dataset",
+        {"input": state["input"], **before},
+        {"input": input_path or state["input"], **now, **raised},
+    )
+    return before
+
+
+def _limit_names() -> list[str]:
+    return [f"limits.{name}" for name in REASONS_OF_LIMITS]
+
+
+def reasons_of_raised_limits(before: Mapping[str, Any], settings: IngestSettings) -> frozenset[str]:
+    """What rejected sources that a limit which was raised since may let pass."""
+    now = fixed_settings(settings)
+    return frozenset(
+        reason
+        for name, reason in REASONS_OF_LIMITS.items()
+        if now[f"limits.{name}"] > before[f"limits.{name}"]
+    )
+
+
+def read_state(output: Path, must: str) -> dict[str, Any] | None:
+    """What a folder of results is made of; None if it is empty or not there.
+
+    Args:
+        output: The folder.
+        must: What it must do, for the message.
+
+    Raises:
+        UserError: If it holds anything else, or cannot be read.
+    """
+    file = output / STATE_FOLDER / SETTINGS_FILE
+    try:
+        names = sorted(os.listdir(output)) if os.path.isdir(output) else []
+        if os.path.exists(file):
+            state = json.loads(file.read_text())
+            if isinstance(state, dict):
+                return state
+            raise ValueError("it must be an object")
+    except OSError as error:
+        raise UserError(f"output ({output}) cannot be read: {one_line(error)}") from error
+    except ValueError as error:
+        raise UserError(
+            f"output ({output}): {file} is damaged: {one_line(error)}; take another output"
+        ) from error
+    if others := [name for name in names if name != STATE_FOLDER]:
+        raise UserError(f"output ({output}) must {must}, but holds {others[0]}")
+    return None
+
+
+def check_unchanged(what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Makes sure that results are made of what they would be made of now.
+
+    Raises:
+        UserError: If they are not.
+    """
+    changed = [
+        f"{name} is {there.get(name)} there and {value} here"
+        for name, value in here.items()
+        if there.get(name) != value
+    ]
+    if changed:
+        raise UserError(f"{what}: {'; '.join(changed)}. Take another output or the same settings")
+
+
+def fixed_settings(settings: IngestSettings) -> dict[str, Any]:
+    """The settings that rows depend on, flat."""
+    values = settings.model_dump(mode="json", exclude=set(FREE_TO_CHANGE))
+    limits = values.pop("limits")
+    return values | {f"limits.{name}": value for name, value in limits.items()}
+
+
+def _with_hashes(
+    listed: SourceList,
+    fingerprints: Sequence[Fingerprint],
+    done: Done,
+    settings: IngestSettings,
+) -> list[UnitSource]:
+    """Joins the sources with their hashes; the second one of two equal files is a duplicate."""
+    has_splits = any(source.split for source in listed.sources)
+    # The one whose rows are there already stays the first.
+    first = {
+        fingerprint.source_hash: source.uri
+        for source, fingerprint in zip(listed.sources, fingerprints, strict=True)
+        if (held := done.accepted.get(fingerprint.source_hash or "")) is not None
+        and held.source == source.uri
+    }
+    sources = []
+    for source, fingerprint in zip(listed.sources, fingerprints, strict=True):
+        source_hash = fingerprint.source_hash
+        reason, message = fingerprint.reason, fingerprint.message
+        if source_hash is not None:
+            original = first.setdefault(source_hash, source.uri)
+            if original != source.uri:
+                reason, message = "duplicate", f"same bytes as {original}"
+        split = source.split if has_splits else _split(source, source_hash, settings)
+        sources.append(
+            UnitSource(
+                path=source.path,
+                uri=source.uri,
+                source_hash=source_hash,
+                byte_size=fingerprint.byte_size,
+                label=source.label,
+                split=split,
+                group=source.group,
+                reason=reason,
+                message=message,
+                labels=source.labels,
+                start_seconds=source.start_seconds,
+                end_seconds=source.end_seconds,
+            )
+        )
+    return sources
+
+
+def _split(source: Source, source_hash: str | None, settings: IngestSettings) -> str | None:
+    """Draws a split from the group or the content, so it is the same in every run."""
+    key = source.group or source_hash
+    if key is None:
+        return None
+    draw = int.from_bytes(hashlib.sha256(f"split:{key}".encode()).digest()[:8], "big") / 2**64
+    return "test" if draw < settings.heldout_fraction else "train"
+
+
+def _fill_units(sources: Iterable[UnitSource], sources_per_unit: int) -> Iterator[list[UnitSource]]:
+    unit: list[UnitSource] = []
+    num_bytes = 0
+    for source in sources:
+        unit.append(source)
+        num_bytes += source.byte_size or 0
+        if len(unit) == sources_per_unit or num_bytes >= UNIT_BYTES:
+            yield unit
+            unit, num_bytes = [], 0
+    if unit:
+        yield unit
+
+
+def _unit_name(sources: Sequence[UnitSource], taken: Set[str]) -> str:
+    """Names a unit by what it holds; a name is only taken where a source left and came back."""
+    text = json.dumps([[source.source_hash, source.uri] for source in sources])
+    while True:
+        name = hashlib.sha256(text.encode()).hexdigest()[:24]
+        if f"{name}.parquet" not in taken:
+            return name
+        text += "again"

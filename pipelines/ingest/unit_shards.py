@@ -1,0 +1,175 @@
+"""What the complete units of an output hold, and bringing them in line with a changed input.
+
+An ingest and an embedding job keep the same books: a unit is one shard of rows and, if some of its
+sources gave none, one of rejects with the same name. The shard of rows is renamed into place last,
+so a unit is complete if it is there. Sources that changed or went are taken out of their shards,
+and those that were renamed or labelled anew are rewritten there; nothing of it needs decoding.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+
+from pipelines.dataset.schema import REJECTS_FOLDER, STRETCH
+from pipelines.dataset.shards import ShardWriter
+from pipelines.errors import UserError
+
+TAGS = ("label", "labels", "split", "group")
+"""Columns that come from the list of sources and not from their bytes."""
+
+Key = tuple[str, str | None]
+"""Name and hash of a source as a shard has them."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A source as the rows of a complete unit have it."""
+
+    shard: str
+    source: str
+    source_hash: str | None
+    tags: Mapping[str, Any]
+    """Those of `TAGS` that the rows have."""
+    reason: str | None = None
+    """Why it was rejected; None if it gave rows."""
+    message: str = ""
+    stretch: tuple[float | None, float | None] = (None, None)
+    """Where the stretch that was decoded begins and ends, in seconds."""
+
+    @property
+    def key(self) -> Key:
+        """What its rows are found by."""
+        return self.source, self.source_hash
+
+
+@dataclass(frozen=True)
+class Done:
+    """The sources that complete units hold."""
+
+    shards: frozenset[str] = frozenset()
+    """Names of files."""
+    accepted: Mapping[str, Held] = field(default_factory=dict)
+    """By hash."""
+    rejected: Mapping[str, Held] = field(default_factory=dict)
+    """By source."""
+
+
+Revision = dict[Key, dict[str, Any] | None]
+"""Of one shard: new values for the rows of a source, or None to take them out."""
+
+
+def read_done(output: Path, rows_folder: str) -> Done:
+    """Reads which sources the complete units hold, and removes what incomplete ones left.
+
+    Raises:
+        UserError: If a shard is damaged.
+    """
+    shards = frozenset(file.name for file in (output / rows_folder).glob("*.parquet"))
+    accepted: dict[str, Held] = {}
+    rejected: dict[str, Held] = {}
+    for name in sorted(shards):
+        for held in _read_held(output / rows_folder / name):
+            assert held.source_hash is not None
+            accepted[held.source_hash] = held
+    for file in sorted((output / REJECTS_FOLDER).glob("*.parquet")):
+        if file.name in shards:
+            rejected.update((held.source, held) for held in _read_held(file))
+        else:
+            file.unlink(missing_ok=True)
+    return Done(shards, accepted, rejected)
+
+
+def revise(
+    output: Path, rows_folder: str, revisions: Mapping[str, Revision], scratch: Path
+) -> None:
+    """Takes sources out of shards or gives their rows other values; done again, it does nothing."""
+    if not revisions:
+        return
+    rows = [
+        {
+            "shard": name,
+            "revision": json.dumps([[*key, values] for key, values in revision.items()]),
+        }
+        for name, revision in revisions.items()
+    ]
+    reviser = partial(_revise_shard, output, rows_folder, scratch)
+    # 1:1, reading and writing whole shards: a task each.
+    revised = ray.data.from_items(rows, override_num_blocks=len(rows)).map(reviser)
+    revised.context.enable_progress_bars = False
+    for _ in revised.iter_rows():
+        pass
+
+
+def _revise_shard(
+    output: Path, rows_folder: str, scratch: Path, row: dict[str, Any]
+) -> dict[str, Any]:
+    revision = {(source, key): values for source, key, values in json.loads(row["revision"])}
+    shard, rejects = output / rows_folder / row["shard"], output / REJECTS_FOLDER / row["shard"]
+    if rejects.exists() and not _rewrite(rejects, revision, scratch):
+        rejects.unlink()
+    if not _rewrite(shard, revision, scratch) and not rejects.exists():
+        shard.unlink()
+    return {"shard": row["shard"]}
+
+
+def _rewrite(place: Path, revision: Revision, scratch: Path) -> int:
+    """Rewrites a shard if the revision is about any of its rows; gives the number of rows left."""
+    with pq.ParquetFile(place) as file:
+        table = file.read(columns=["source", "source_hash"])
+        keys = set(zip(*(column.to_pylist() for column in table.columns), strict=True))
+        if not keys & revision.keys():
+            return len(table)
+        groups = range(file.num_row_groups)
+        rows_per_group = max(file.metadata.row_group(group).num_rows for group in groups)
+        writer = ShardWriter(
+            place, file.schema_arrow, rows_per_group=rows_per_group, scratch=scratch
+        )
+        num_rows = 0
+        try:
+            for group in groups:
+                for row in _revised(file.read_row_group(group), revision):
+                    writer.add(row)
+                    num_rows += 1
+            writer.commit()
+        except BaseException:
+            writer.discard()
+            raise
+    return num_rows
+
+
+def _revised(table: pa.Table, revision: Revision) -> Iterator[dict[str, Any]]:
+    for row in table.to_pylist():
+        values = revision.get((row["source"], row["source_hash"]), {})
+        if values is not None:
+            yield row | {name: value for name, value in values.items() if name in row}
+
+
+def _read_held(file: Path) -> Iterator[Held]:
+    """Gives each source of a shard once."""
+    stretch = tuple(field.name for field in STRETCH)
+    wanted = ("source", "source_hash", *TAGS, "reason", "message", *stretch)
+    try:
+        names = [name for name in wanted if name in pq.read_schema(file).names]
+        table = pq.read_table(file, columns=names, partitioning=None)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(
+            f"shard ({file}) is damaged: {error}; delete it, and the same command makes it anew"
+        ) from error
+    first = {(row["source"], row["source_hash"]): row for row in reversed(table.to_pylist())}
+    for row in first.values():
+        yield Held(
+            shard=file.name,
+            source=row["source"],
+            source_hash=row["source_hash"],
+            tags={name: row[name] for name in TAGS if name in row},
+            reason=row.get("reason"),
+            message=row.get("message", ""),
+            stretch=(row.get(stretch[0]), row.get(stretch[1])),
+        )

@@ -1,0 +1,1 @@
+"""Bytes of one media file become frames and samples on one clock."""

@@ -1,0 +1,171 @@
+"""What a registered encoder accepts: media paths, bytes of media, or decoded arrays.
+
+An input is cut into segments as in a clip dataset. Anything that cannot be used is a `ValueError`
+that names the input.
+"""
+
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torchaudio
+from numpy.typing import NDArray
+
+from pipelines.media.decode import DecodeError, decode_segments
+from pipelines.models.encoder_files import EncoderInfo
+
+Array = NDArray[Any]
+ARRAY_COLUMN = {"video": "frames", "audio": "waveform"}
+RATE_COLUMN = {"video": "frame_rate", "audio": "sample_rate"}
+
+
+def input_rows(model_input: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """One input after the other; MLflow makes a single row of `{"path": [...]}`.
+
+    Raises:
+        ValueError: if there is no column; MLflow drops those that have unknown names.
+    """
+    if not len(model_input.columns):
+        raise ValueError('inputs must have a column that the model knows, as {"path": ["FILE"]}')
+    for record in model_input.to_dict("records"):
+        row = {str(name): value for name, value in record.items() if not _is_missing(value)}
+        path = row.get("path")
+        if isinstance(path, list | tuple | np.ndarray):
+            yield from ({**row, "path": str(one)} for one in path)
+        else:
+            yield row
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and np.isnan(value))
+
+
+def read_segments(row: Mapping[str, Any], name: str, info: EncoderInfo) -> Iterator[Array]:
+    """Gives the frames or the waveform of each segment of an input; at least one.
+
+    Raises:
+        ValueError: as `EncoderModel.predict`.
+    """
+    column = ARRAY_COLUMN[info.modality]
+    given = [kind for kind in ("path", "bytes", column) if kind in row]
+    if len(given) != 1:
+        raise ValueError(
+            f"{name} must have exactly one of the columns path, bytes and {column}, "
+            f"but has {' and '.join(given) or 'none of them'}"
+        )
+    if given[0] == column:
+        yield from _cut(_read_array(row, name, info), info)
+        return
+    source = _source(row, given[0], name)
+    name = f"{name} ({row['path']})" if given[0] == "path" else name
+    found = False
+    for array in _decode(source, name, info):
+        found = True
+        yield array
+    if not found:
+        missing = "picture" if info.modality == "video" else "sound"
+        raise ValueError(f"{name} has no {missing}, which the {info.modality} encoder needs")
+
+
+def _source(row: Mapping[str, Any], kind: str, name: str) -> str | io.BytesIO:
+    value = row[kind]
+    if kind == "path" and isinstance(value, str | Path):
+        return str(value)
+    if kind == "bytes" and isinstance(value, bytes | bytearray | memoryview):
+        return io.BytesIO(value)
+    wanted = "a string" if kind == "path" else "the bytes of a file"
+    raise ValueError(f"{name}: {kind} must be {wanted}, but is of type {type(value).__name__}")
+
+
+def _decode(source: str | io.BytesIO, name: str, info: EncoderInfo) -> Iterator[Array]:
+    segments = decode_segments(
+        source,
+        segment_seconds=info.clips.segment_seconds,
+        min_segment_seconds=info.clips.min_segment_seconds,
+        frame_rate=info.model.video.frame_rate,
+        short_side=info.clips.short_side,
+        sample_rate=info.model.audio.sample_rate,
+    )
+    try:
+        for segment in segments:
+            array = segment.frames if info.modality == "video" else segment.waveform
+            if array is not None:
+                yield array
+    except DecodeError as error:
+        raise ValueError(f"{name} cannot be decoded: {error.reason}, {error.message}") from error
+
+
+def _read_array(row: Mapping[str, Any], name: str, info: EncoderInfo) -> Array:
+    """Frames or a waveform at the encoder's rate."""
+    column, rate_column = ARRAY_COLUMN[info.modality], RATE_COLUMN[info.modality]
+    try:
+        rate = float(row.get(rate_column, info.rate))
+    except (TypeError, ValueError):
+        rate = np.nan
+    if not 0 < rate < np.inf:
+        raise ValueError(f"{name}: {rate_column} ({row[rate_column]}) must be a number above 0")
+    try:
+        array = np.asarray(row[column])
+    except ValueError as error:
+        raise ValueError(f"{name}: {column} is not a rectangular array") from error
+    dtype: np.dtype[Any]
+    if info.modality == "video":
+        is_shaped = array.ndim == 4 and array.shape[-1] == 3
+        dtype, shape = np.dtype(np.uint8), "(T, H, W, 3)"
+    else:
+        is_shaped = array.ndim == 1
+        dtype, shape = np.dtype(np.int16), "(S,)"
+    if not is_shaped or not array.size or not _fits(array, dtype):
+        raise ValueError(
+            f"{name}: {column} must be a list of arrays, one for each input, of type {dtype} and "
+            f"shape {shape}, but this one is {array.dtype} of shape {array.shape}"
+        )
+    array = array.astype(dtype)
+    if info.modality == "video":
+        return resample_frames(array, rate, info.rate)
+    return resample_waveform(array, round(rate), round(info.rate))
+
+
+def _fits(array: Array, dtype: np.dtype[Any]) -> bool:
+    """Whether integers, as nested lists give them, can become this type unchanged."""
+    if array.dtype == dtype:
+        return True
+    limits = np.iinfo(dtype)
+    is_integer = np.issubdtype(array.dtype, np.integer)
+    return bool(is_integer and limits.min <= array.min() and array.max() <= limits.max)
+
+
+def resample_frames(frames: Array, rate: float, wanted_rate: float) -> Array:
+    """At each tick of the wanted rate, the frame that is seen then."""
+    if rate == wanted_rate:
+        return frames
+    num_ticks = max(1, round(len(frames) / rate * wanted_rate))
+    seen = np.floor(np.arange(num_ticks) / wanted_rate * rate + 1e-6).astype(np.int64)
+    return frames[seen.clip(max=len(frames) - 1)]
+
+
+def resample_waveform(waveform: Array, rate: int, wanted_rate: int) -> Array:
+    """The same sound at the wanted rate."""
+    if rate == wanted_rate:
+        return waveform
+    samples = torchaudio.functional.resample(
+        torch.from_numpy(waveform).float(), max(rate, 1), wanted_rate
+    )
+    limits = np.iinfo(np.int16)
+    resampled: Array = samples.round().clamp(limits.min, limits.max).numpy().astype(np.int16)
+    return resampled
+
+
+def _cut(array: Array, info: EncoderInfo) -> Iterator[Array]:
+    """Segments as decoding cuts them, but of any length if there is only one."""
+    frame_rate = info.model.video.frame_rate
+    seconds = max(1, round(info.clips.segment_seconds * frame_rate)) / frame_rate
+    length = max(1, round(seconds * info.rate))
+    for start in range(0, len(array), length):
+        segment = array[start : start + length]
+        if start == 0 or len(segment) >= info.clips.min_segment_seconds * info.rate:
+            yield segment

@@ -1,0 +1,115 @@
+"""A registered encoder: media or decoded arrays come in, one embedding for each comes out.
+
+This file and what it imports travel inside the model, so it needs no Ray, no registry and no
+checkout, and nothing is unpickled. How media are decoded, cut and looked at is frozen beside the
+weights, and is what evaluation did: a segment's embedding is the mean over evenly spread windows,
+an input's the mean over its segments.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipelines.media.windows import audio_windows, video_windows
+from pipelines.models.encoder_files import load_encoder
+from pipelines.models.encoder_inputs import input_rows, read_segments
+from xkd_core.views.log_mel import LogMel
+from xkd_core.views.views import plain_audio_view, plain_video_view
+
+ENCODER_ARTIFACT = "encoder"
+DEFAULT_BATCH_SIZE = 8
+
+Array = NDArray[Any]
+
+
+class EncoderModel(PythonModel):
+    """The model as MLflow loads it."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Loads the encoder, onto the GPU if there is one."""
+        encoder, self._info = load_encoder(Path(context.artifacts[ENCODER_ARTIFACT]))
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._encoder = encoder.to(self._device)
+        self._log_mel = LogMel(self._info.model.audio).to(self._device)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        context: PythonModelContext,  # noqa: ARG002 - MLflow's interface
+        model_input: pd.DataFrame,
+        params: dict[str, Any] | None = None,
+    ) -> NDArray[np.float32]:
+        """Embeds each input: (inputs, D).
+
+        Raises:
+            ValueError: if an input is not understood, cannot be decoded or lacks the modality; it
+                names the input.
+        """
+        params = params or {}
+        num_windows = int(params.get("num_windows", self._info.clips.num_windows))
+        batch_size = int(params.get("batch_size", DEFAULT_BATCH_SIZE))
+        if num_windows < 1 or batch_size < 1:
+            raise ValueError(
+                f"num_windows ({num_windows}) and batch_size ({batch_size}) must be at least 1"
+            )
+        places: list[tuple[int, int]] = []
+        embeddings: list[NDArray[np.float32]] = []
+        batch: list[Tensor] = []
+        num_inputs = 0
+        for index, row in enumerate(input_rows(model_input)):
+            num_inputs += 1
+            for segment, array in enumerate(read_segments(row, f"input {index}", self._info)):
+                for window in self._windows(array, num_windows):
+                    places.append((index, segment))
+                    batch.append(self._view(window))
+                    if len(batch) == batch_size:
+                        embeddings.append(self._embed(batch))
+                        batch.clear()
+        if batch:
+            embeddings.append(self._embed(batch))
+        return _mean_by_input(places, embeddings, num_inputs, self._info.model.encoder.width)
+
+    def _windows(self, array: Array, num_windows: int) -> list[Array]:
+        if self._info.modality == "video":
+            return list(video_windows(array, self._info.model.video.num_frames, num_windows))
+        return list(audio_windows(array, self._info.model.audio.num_samples, num_windows))
+
+    def _view(self, window: Array) -> Tensor:
+        # One window at a time, so that inputs of different sizes need no padding.
+        # Copied, because what is read from a dataset cannot be written to, which torch wants.
+        clip = torch.from_numpy(np.array(window)).unsqueeze(0).to(self._device)
+        if self._info.modality == "audio":
+            return plain_audio_view(clip, self._log_mel)
+        height, width = (torch.tensor([side], device=self._device) for side in clip.shape[2:4])
+        return plain_video_view(clip, height, width, self._info.model.video.size)
+
+    def _embed(self, batch: list[Tensor]) -> NDArray[np.float32]:
+        embedding: NDArray[np.float32] = self._encoder.embed(torch.cat(batch)).cpu().numpy()
+        return embedding
+
+
+def _mean_by_input(
+    places: list[tuple[int, int]],
+    embeddings: list[NDArray[np.float32]],
+    num_inputs: int,
+    width: int,
+) -> NDArray[np.float32]:
+    """The mean over windows within each segment, then over the segments of each input."""
+    if not num_inputs:
+        return np.zeros((0, width), np.float32)
+    segments, segment_of, num_windows = np.unique(
+        np.array(places), axis=0, return_inverse=True, return_counts=True
+    )
+    of_segments = np.zeros((len(segments), width))
+    np.add.at(of_segments, segment_of.reshape(-1), np.concatenate(embeddings))
+    of_segments /= num_windows[:, None]
+    num_segments = np.bincount(segments[:, 0], minlength=num_inputs)
+    of_inputs = np.zeros((num_inputs, width))
+    np.add.at(of_inputs, segments[:, 0], of_segments)
+    return (of_inputs / num_segments[:, None]).astype(np.float32)

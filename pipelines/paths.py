@@ -1,0 +1,73 @@
+"""Where relative paths lead, to `XKD_HOME` or the working directory; URIs without passwords.
+
+A job that was submitted to a cluster runs in a temporary copy of its working directory, which is
+deleted later; a relative path would lose what was made, so it is refused there.
+"""
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+PACKAGES = Path(__file__).resolve().parents[1]
+"""The folder that holds `xkd_core`, `pipelines` and `ray_jobs`."""
+
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def is_uri(place: str) -> bool:
+    """Whether a place is a URI and no path.
+
+    >>> is_uri("s3://bucket/key"), is_uri("/a://b"), is_uri("a.mp4")
+    (True, False, False)
+    """
+    return _URI.match(place) is not None
+
+
+def absolute_location(place: str) -> str:
+    """Makes a path absolute and leaves a URI as it is.
+
+    Raises:
+        ValueError: if it is a URI with a password, or relative in a submitted job without XKD_HOME.
+    """
+    if not is_uri(place):
+        return absolute_place(place)
+    scheme, _, rest = place.partition("://")
+    if scheme.lower() == "file":
+        return absolute_place(unquote(rest))
+    if "@" in rest.partition("/")[0]:
+        raise ValueError(
+            f"({scheme}://***) must not hold a password: results would show it. Clients take "
+            "theirs from the environment, such as AWS_ACCESS_KEY_ID"
+        )
+    return place
+
+
+def absolute_place(place: str) -> str:
+    """Makes a path absolute.
+
+    Raises:
+        ValueError: if it is a URI, or relative in a submitted job without XKD_HOME.
+    """
+    if is_uri(place):
+        raise ValueError(f"({place}) must be a path that every worker sees, not a URI")
+    path = Path(place).expanduser()
+    return os.path.normpath(path if path.is_absolute() else home(place) / path)
+
+
+def home(needed_for: str) -> Path:
+    """The folder that relative paths start from.
+
+    Raises:
+        ValueError: in a submitted job without XKD_HOME.
+    """
+    if folder := os.environ.get("XKD_HOME"):
+        return Path(folder).expanduser().absolute()
+    here = Path.cwd()
+    if any(part.startswith("_ray_pkg_") for part in here.parts):
+        raise ValueError(
+            f"({needed_for}) is relative, and a submitted job runs in a temporary copy of its "
+            "working directory: give an absolute path, or set XKD_HOME with "
+            '--runtime-env-json \'{"env_vars": {"XKD_HOME": "/shared/folder"}}\''
+        )
+    return here

@@ -1,0 +1,1 @@
+"""Encoders become registered versions, with a card and an alias."""

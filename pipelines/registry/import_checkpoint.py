@@ -1,0 +1,90 @@
+"""Encoders of the published method's files enter the registry, with the paper's preprocessing.
+
+They are scored on nothing, so none is compared with what is there: an alias goes to them if one is
+asked for. The same file again finds the versions that it made.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+from pipelines.config.base import ImportConfig
+from pipelines.errors import UserError
+from pipelines.models.encoder_files import ClipSettings, EncoderInfo
+from pipelines.registry.card import IMPORTED
+from pipelines.registry.promote import Registered, register_unscored
+from pipelines.tracking.tracker import RunRef
+from xkd_core.encoders import Encoder
+from xkd_core.published.encoders import (
+    PublishedEncoder,
+    build_published_encoder,
+    infer_model,
+    read_published_encoders,
+)
+
+
+class Imported(NamedTuple):
+    """An encoder out of a file, and all that is known about it."""
+
+    encoder: Encoder
+    info: EncoderInfo
+
+
+def read_encoders(config: ImportConfig) -> list[Imported]:
+    """The encoders that the settings choose, ready to be registered.
+
+    Raises:
+        UserError: if the file is no published checkpoint, is damaged, or does not fit the settings.
+    """
+    file = Path(config.file)
+    try:
+        found = read_published_encoders(file, modality=config.modality, role=config.role)
+        if config.role is None and len(found) > 1:  # a whole checkpoint, whose teachers are better
+            found = [one for one in found if one.role == "teacher"] or found
+        digest = _digest(file)
+        return [_imported(published, config, digest) for published in found]
+    except ValueError as error:
+        message = str(error)
+        raise UserError(message if str(file) in message else f"file ({file}): {message}") from error
+
+
+def import_encoders(config: ImportConfig, run: RunRef) -> list[Registered]:
+    """Registers the encoders of a file.
+
+    Raises:
+        UserError: as `read_encoders`.
+        JobFailed: if MLflow refuses.
+    """
+    return [
+        register_unscored(
+            one.encoder, one.info, f"{config.model_prefix}-{one.info.modality}", config.alias, run
+        )
+        for one in read_encoders(config)
+    ]
+
+
+def _imported(published: PublishedEncoder, config: ImportConfig, digest: str) -> Imported:
+    model = infer_model(
+        published, video=config.video, audio=config.audio, num_heads=config.num_heads
+    )
+    info = EncoderInfo(
+        modality=published.modality,
+        model=model,
+        clips=ClipSettings(
+            segment_seconds=config.segment_seconds,
+            min_segment_seconds=config.min_segment_seconds,
+            short_side=config.short_side,
+            num_windows=config.num_windows,
+        ),
+        provenance={
+            IMPORTED: Path(config.file).name,
+            "sha256": digest,
+            "role": published.role or "unknown",
+        },
+    )
+    return Imported(build_published_encoder(published, model).eval(), info)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

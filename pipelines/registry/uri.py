@@ -1,0 +1,87 @@
+"""From the URI of a registered encoder to the version it means now."""
+
+import json
+import re
+from dataclasses import dataclass
+
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from pipelines.config.base import TrackingConfig
+from pipelines.errors import UserError
+from pipelines.models.encoder_files import ClipSettings
+from pipelines.redaction import redacted
+from pipelines.tracking.tracker import check_tracking, tracking_uri
+from xkd_core.encoders import Modality
+
+MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+
+
+@dataclass(frozen=True)
+class EncoderVersion:
+    """A version that `resolve_model` found, and how it wants its clips."""
+
+    name: str
+    version: int
+    modality: Modality
+    frame_rate: float
+    sample_rate: int
+    clips: ClipSettings
+
+    @property
+    def uri(self) -> str:
+        """The version's URI, which stays the same when aliases move."""
+        return f"models:/{self.name}/{self.version}"
+
+
+def resolve_model(uri: str, tracking: TrackingConfig) -> EncoderVersion:
+    """Finds the version that a `models:/...` URI means now.
+
+    Raises:
+        UserError: if the URI is not one, nothing answers, or the model, alias or version is not
+            there or is not an encoder of this project.
+    """
+    match = MODEL_URI.fullmatch(uri)
+    if match is None:
+        raise UserError(f"model ({uri}) must be models:/NAME@ALIAS or models:/NAME/VERSION")
+    check_tracking(tracking)
+    client = MlflowClient(tracking_uri(tracking))
+    place = redacted(tracking_uri(tracking))
+    try:
+        registered = client.get_registered_model(match["name"])
+    except MlflowException as error:
+        names = ", ".join(sorted(one.name for one in client.search_registered_models())) or "none"
+        raise UserError(
+            f"model ({uri}): no model {match['name']} is registered at {place}, which has {names}"
+        ) from error
+    number = match["version"]
+    if number is None:
+        number = registered.aliases.get(match["alias"])
+        if number is None:
+            aliases = ", ".join(sorted(registered.aliases)) or "none"
+            raise UserError(
+                f"model ({uri}): {match['name']} has no alias {match['alias']}, its aliases are: "
+                f"{aliases}"
+            )
+    return _encoder_version(client, uri, match["name"], str(number))
+
+
+def _encoder_version(client: MlflowClient, uri: str, name: str, number: str) -> EncoderVersion:
+    try:
+        version = client.get_model_version(name, number)
+    except MlflowException as error:
+        raise UserError(f"model ({uri}): {name} has no version {number}") from error
+    tags = version.tags
+    if "xkd.clips" not in tags:
+        raise UserError(f"model ({uri}) is not an encoder that `promote` registered")
+    files = client.list_logged_model_artifacts(tags["xkd.model_id"])
+    if "MLmodel" not in {file.path for file in files}:
+        raise UserError(f"model ({uri}): the files of version {number} are gone: {version.source}")
+    return EncoderVersion(
+        name=name,
+        version=int(number),
+        modality="video" if tags["xkd.modality"] == "video" else "audio",
+        frame_rate=float(tags["xkd.frame_rate"]),
+        sample_rate=int(tags["xkd.sample_rate"]),
+        clips=ClipSettings(**json.loads(tags["xkd.clips"])),
+    )

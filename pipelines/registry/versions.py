@@ -1,0 +1,111 @@
+"""Versions of registered models: made of an encoder, or found by what it holds.
+
+Settings, weights and code decide what a version is, so registering the same encoder again finds
+the version that is there.
+"""
+
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
+
+from pipelines.models.encoder_files import EncoderInfo
+from pipelines.registry.package import save_package, stage
+from pipelines.tracking.tracker import RunRef, code_version
+from xkd_core.encoders import Encoder
+
+MAX_DESCRIPTION = 5000
+"""Characters that the registry's database takes."""
+
+
+def registered_model(client: MlflowClient, name: str, info: EncoderInfo) -> RegisteredModel:
+    """The model as it was before; it is made if it is not there."""
+    try:
+        client.create_registered_model(
+            name, description=f"Embeds {info.modality}; pretrained with XKD, arXiv:2211.13929."
+        )
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    return client.get_registered_model(name)
+
+
+def find_or_make_version(
+    encoder: Encoder, info: EncoderInfo, name: str, card: str, run: RunRef
+) -> ModelVersion:
+    """The version of an encoder: the one that is there, or one that is logged with the run."""
+    client = run.client()
+    with tempfile.TemporaryDirectory(prefix="xkd-model-") as folder:
+        content = stage(encoder, info, Path(folder))
+        version = _version_with(client, name, content)
+        if version is None:
+            version = _make_version(client, name, content, info, card, Path(folder), run)
+    return version
+
+
+def _version_with(client: MlflowClient, name: str, content: str) -> ModelVersion | None:
+    found = client.search_model_versions(f"name = '{name}' AND tags.`xkd.content` = '{content}'")
+    return max(found, key=lambda version: int(version.version), default=None)
+
+
+def _make_version(
+    client: MlflowClient,
+    name: str,
+    content: str,
+    info: EncoderInfo,
+    card: str,
+    staged: Path,
+    run: RunRef,
+) -> ModelVersion:
+    """Logs the model with the run, then makes a version of it."""
+    step = int(info.provenance.get("step", 0))
+    logged = client.create_logged_model(
+        run.experiment_id,
+        name=name.replace(".", "-"),  # no dots in names of logged models
+        source_run_id=run.run_id,
+        params={key: str(value) for key, value in info.provenance.items()},
+        model_type="encoder",
+    )
+    try:
+        model = Model(
+            artifact_path=logged.artifact_location,
+            run_id=run.run_id,
+            model_uuid=logged.model_id,
+            model_id=logged.model_id,
+        )
+        save_package(staged, info, card, staged / "model", model)
+        client.log_model_artifacts(logged.model_id, str(staged / "model"))
+    except BaseException:
+        client.finalize_logged_model(logged.model_id, LoggedModelStatus.FAILED)
+        raise
+    client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+    client.log_outputs(run.run_id, [LoggedModelOutput(logged.model_id, step)])
+    tags = {
+        "content": content,
+        "modality": info.modality,
+        "clips": json.dumps(asdict(info.clips)),
+        "frame_rate": info.model.video.frame_rate,
+        "sample_rate": info.model.audio.sample_rate,
+        "registered_with": code_version(),
+        "model_id": logged.model_id,
+        **info.provenance,
+    }
+    version = client.create_model_version(
+        name,
+        # Not models:/ID, which an sqlite store would look up at the global tracking URI.
+        logged.artifact_location,
+        run_id=run.run_id,
+        tags={f"xkd.{key}": value for key, value in tags.items()},
+        description=card[:MAX_DESCRIPTION],
+        model_id=logged.model_id,
+    )
+    versions = json.dumps([{"name": name, "version": version.version}])
+    client.set_logged_model_tags(logged.model_id, {MLFLOW_MODEL_VERSIONS: versions})
+    return version

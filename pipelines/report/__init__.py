@@ -1,0 +1,1 @@
+"""Pages people look at: run, dataset, sweep; all drawing is here."""

@@ -1,0 +1,103 @@
+"""Features as points of a plane, for the eye: t-SNE where there are enough clips, PCA where not.
+
+The result says which of the two it is, because distances mean something else in each. The same
+features and seed give the same map.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from sklearn.preprocessing import normalize
+
+from pipelines.report.figures import MARKERS, NUM_CLASS_COLORS, MapGroup
+
+MIN_TSNE_CLIPS = 30
+MAX_CLIPS = 1000
+MAX_CLASSES = 16
+"""Classes told apart by color and sign; the rarer ones share one gray."""
+OTHERS = "plain"
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class EmbeddingMap:
+    """Where the clips of one modality lie."""
+
+    modality: Literal["video", "audio"]
+    method: Literal["t-SNE", "PCA"]
+    points: Array
+    """(clips, 2)"""
+    labels: tuple[str, ...]
+    """One for each point, or none at all."""
+    num_clips: int
+    """Clips that there were; at most `MAX_CLIPS` of them are points."""
+
+
+def map_embeddings(
+    modality: Literal["video", "audio"],
+    features: Array,
+    labels: Sequence[str] = (),
+    *,
+    seed: int = 0,
+) -> EmbeddingMap | None:
+    """Maps features (clips, dimensions) to the plane; None if fewer than three are finite."""
+    finite = np.flatnonzero(np.isfinite(features).all(axis=1))
+    if len(finite) < 3:
+        return None
+    chosen = finite
+    if len(finite) > MAX_CLIPS:
+        chosen = np.sort(np.random.default_rng(seed).choice(finite, MAX_CLIPS, replace=False))
+    directions = normalize(np.asarray(features, dtype=np.float64)[chosen])
+    # All clips alike: t-SNE divides by the spread, PCA shows one point, which is the truth.
+    is_spread = bool(directions.std(axis=0).max() > 1e-9) and directions.shape[1] > 2
+    method: Literal["t-SNE", "PCA"] = (
+        "t-SNE" if is_spread and len(chosen) >= MIN_TSNE_CLIPS else "PCA"
+    )
+    points = _tsne(directions, seed) if method == "t-SNE" else _pca(directions)
+    kept_labels = tuple(labels[int(i)] for i in chosen) if len(labels) else ()
+    return EmbeddingMap(modality, method, points, kept_labels, num_clips=len(features))
+
+
+def group_points(
+    plane: EmbeddingMap, signs: dict[str, tuple[str, str]]
+) -> tuple[list[MapGroup], int]:
+    """Splits the points by the sign of their class; also counts those that share one."""
+    if not plane.labels:
+        return [MapGroup(plane.points, plane.modality, "o")], 0
+    labels = np.array(plane.labels, dtype=object)
+    others = np.array([label not in signs for label in plane.labels])
+    groups = [MapGroup(plane.points[others], OTHERS, ".")] if others.any() else []
+    for label, (color, marker) in signs.items():
+        if (labels == label).any():
+            groups.append(MapGroup(plane.points[labels == label], color, marker))
+    return groups, int(others.sum())
+
+
+def class_signs(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Gives the most frequent classes a color and a marker each, no pair twice."""
+    counts = Counter(labels)
+    frequent = sorted(counts, key=lambda label: (-counts[label], label))[:MAX_CLASSES]
+    return {
+        label: (f"class-{i % NUM_CLASS_COLORS}", MARKERS[i % len(MARKERS)])
+        for i, label in enumerate(sorted(frequent))
+    }
+
+
+def _tsne(directions: Array, seed: int) -> Array:
+    perplexity = min(30.0, (len(directions) - 1) / 3)
+    tsne = TSNE(perplexity=perplexity, init="pca", random_state=seed, max_iter=750)
+    return np.asarray(tsne.fit_transform(directions))
+
+
+def _pca(directions: Array) -> Array:
+    plane = np.zeros((len(directions), 2))
+    components = min(2, *directions.shape)
+    plane[:, :components] = PCA(components, svd_solver="full").fit_transform(directions)
+    return plane

@@ -1,0 +1,254 @@
+"""The report's drawings: curves and maps as inline SVG.
+
+Colors are drawn as stand-in hex values that `to_markup` turns into CSS variables, so that one
+drawing serves a light and a dark page. The page has no script and no font of its own.
+"""
+
+import io
+import math
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+from pipelines.media.windows import spread
+
+Array = NDArray[Any]
+
+MAX_CURVE_POINTS = 400
+"""A longer curve is drawn by the lowest and highest value of each stretch, so spikes stay."""
+SMOOTHED_FROM = 40
+"""Values from which a curve also gets its running mean."""
+MARKERS = "osD^vPX*<>p"
+"""As many as have no divisor with `NUM_CLASS_COLORS`, so each pair comes once."""
+NUM_CLASS_COLORS = 8
+
+_INK, _GRID, _BAD = "#010101", "#020202", "#030303"
+_STAND_INS = {_INK: "--muted", _GRID: "--line", _BAD: "--bad"}
+COLORS = {"video": "#040401", "audio": "#040402", "plain": "#040403"} | {
+    f"class-{i}": f"#0505{i:02x}" for i in range(NUM_CLASS_COLORS)
+}
+_STAND_INS |= {color: f"--{name}" for name, color in COLORS.items()}
+COLORS |= {"muted": _INK, "line": _GRID, "bad": _BAD}
+"""Colors of the page by their names."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart."""
+
+    steps: Array
+    values: Array
+    color: str = "plain"
+    """`video`, `audio` or `plain`."""
+
+
+@dataclass(frozen=True)
+class MapGroup:
+    """The points of one class, or of all classes that are not told apart."""
+
+    points: Array
+    color: str
+    marker: str
+
+
+def draw_lines(
+    series: Sequence[Series], *, alt: str, width: int = 320, height: int = 170
+) -> Markup:
+    """Draws values over steps; values that are not finite become red ticks at the foot."""
+    figure, axes = canvas(width, height, left=48, bottom=24, top=8, right=10)
+    for i, line in enumerate(series):
+        # Two curves that are the same must both be seen.
+        hides = any(np.array_equal(line.values, other.values) for other in series[:i])
+        _draw_line(axes, line, "--" if hides else "-")
+        lost = line.steps[~np.isfinite(line.values)]
+        if len(lost):
+            _mark_lost(axes, lost)
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    steps = np.unique(np.concatenate([line.steps for line in series]))
+    if len(steps) == 1:
+        axes.set_xticks(steps)
+    if not any(np.isfinite(line.values).any() for line in series):
+        axes.set_yticks([])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(_tick_text(axes)))
+    return to_markup(figure, alt)
+
+
+def draw_map(groups: Sequence[MapGroup], *, alt: str) -> Markup:
+    """Draws points of a plane; the axes of such a map have no unit and get no numbers."""
+    figure, axes = canvas(460, 400, left=6, bottom=6, top=6, right=6)
+    for group in groups:
+        axes.scatter(
+            group.points[:, 0],
+            group.points[:, 1],
+            s=22,
+            color=COLORS[group.color],
+            marker=group.marker,
+            alpha=0.8,
+            linewidths=0,
+        )
+    axes.margins(0.04)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.spines["bottom"].set_visible(False)
+    return to_markup(figure, alt)
+
+
+def draw_marker(color: str, marker: str) -> Markup:
+    """Draws the sign of a class for a legend."""
+    figure, axes = canvas(14, 14, left=0, bottom=0, top=0, right=0)
+    axes.scatter([0], [0], s=90, color=COLORS[color], marker=marker, linewidths=0)
+    axes.axis("off")
+    return to_markup(figure, "")
+
+
+def canvas(
+    width: int, height: int, *, left: int, bottom: int, top: int, right: int
+) -> tuple[Figure, Axes]:
+    """An empty drawing in the page's look; margins in pixels."""
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72, facecolor="none")
+    box = (left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height)
+    axes = figure.add_axes(box, facecolor="none")
+    axes.tick_params(colors=_INK, labelsize=11, length=0, pad=5)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(_GRID)
+    return figure, axes
+
+
+def to_markup(figure: Figure, alt: str) -> Markup:
+    """A drawing as inline SVG whose colors are those of the page."""
+    written, alt = io.StringIO(), visible(alt)
+    # Ids are salted with what the figure says, because all figures share one page.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": alt or "legend"}):
+        FigureCanvasSVG(figure).print_svg(  # type: ignore[no-untyped-call]  # matplotlib has none
+            written, metadata={"Date": None}
+        )
+    svg = written.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    svg = re.sub(r"#0[1-5]0[1-5][0-9a-f]{2}", lambda hit: _css_color(hit[0]), svg)
+    box = re.search(r'viewBox="[^"]*"', svg)
+    name = f'role="img" aria-label="{escape(alt)}"' if alt else 'aria-hidden="true"'
+    head = f"<svg {box[0] if box else ''} {name}>"
+    return Markup(head + svg[svg.index(">") + 1 :])
+
+
+def short_number(value: float) -> str:
+    """Writes a count of steps in few characters.
+
+    >>> [short_number(value) for value in (250, 12_000, 1_500_000)]
+    ['250', '12k', '1.5M']
+    """
+    for factor, unit in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{value / factor:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def thin(steps: Array, values: Array, most: int = MAX_CURVE_POINTS) -> tuple[Array, Array]:
+    """Drops points of a long curve but keeps the lowest and highest of each stretch."""
+    if len(values) <= most:
+        return steps, values
+    kept = [
+        places[extreme]
+        for places in np.array_split(np.arange(len(values)), most // 2)
+        for extreme in sorted({int(values[places].argmin()), int(values[places].argmax())})
+    ]
+    return steps[kept], values[kept]
+
+
+def running_mean(values: Array) -> Array:
+    """Smooths a curve by the mean of a tenth of its length around each value.
+
+    >>> running_mean(np.array([0.0, 3.0, 0.0])).tolist()
+    [1.5, 1.0, 1.5]
+    """
+    reach = max(1, len(values) // 20)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    first = np.maximum(np.arange(len(values)) - reach, 0)
+    last = np.minimum(np.arange(len(values)) + reach + 1, len(values))
+    return (sums[last] - sums[first]) / (last - first)
+
+
+def visible(text: str) -> str:
+    r"""Makes characters visible that could hide or reorder text, or cannot be written at all.
+
+    >>> visible("a\u202eb")
+    'a\\u202eb'
+    """
+    return "".join(
+        f"\\u{ord(c):04x}"
+        if unicodedata.category(c) in ("Cc", "Cf", "Cs") and c not in "\n\t"
+        else c
+        for c in text
+    )
+
+
+def _draw_line(axes: Axes, line: Series, dashes: str) -> None:
+    finite = np.isfinite(line.values)
+    steps, values, color = line.steps[finite], line.values[finite], COLORS[line.color]
+    if len(values) == 1:
+        axes.plot(steps, values, "o", color=color, markersize=5)
+        return
+    if len(values) >= SMOOTHED_FROM and _is_rough(values):
+        axes.plot(*thin(steps, running_mean(values)), dashes, color=color, linewidth=1.8)
+        look: dict[str, Any] = {"linewidth": 0.9, "alpha": 0.35}
+    else:
+        look = {"linewidth": 1.6, "linestyle": dashes}
+    # A gap in the line shows where values are missing.
+    gaps = np.flatnonzero(np.diff(np.flatnonzero(finite)) > 1) + 1
+    for part in np.split(np.arange(len(values)), gaps):
+        marker = "o" if len(part) == 1 else ""
+        axes.plot(
+            *thin(steps[part], values[part]), color=color, marker=marker, markersize=3, **look
+        )
+
+
+def _mark_lost(axes: Axes, steps: Array) -> None:
+    """Ticks at the foot, at most as many as can be told apart."""
+    steps = steps[spread(len(steps), MAX_CURVE_POINTS // 2)]
+    foot = np.full(len(steps), 0.03)
+    across = axes.get_xaxis_transform()
+    axes.plot(steps, foot, "|", color=_BAD, markersize=9, transform=across)
+
+
+def _is_rough(values: Array) -> bool:
+    changes = np.diff(values)
+    turns = int((changes[1:] * changes[:-1] < 0).sum())
+    return turns > len(values) / 10
+
+
+def _tick_text(axes: Axes) -> Any:
+    def text(value: float, _: int | None) -> str:
+        ticks = axes.get_yticks()
+        step = abs(ticks[1] - ticks[0]) if len(ticks) > 1 else abs(value) or 1.0
+        largest = float(np.abs(ticks).max())
+        if largest >= 1e5 or 0 < largest < 1e-3:
+            return "0" if value == 0 else f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
+        decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+        if round(step * 10**decimals, 6) % 1:  # a step such as 2.5 needs one digit more
+            decimals += 1
+        return f"{value:.{decimals}f}"
+
+    return text
+
+
+def _css_color(stand_in: str) -> str:
+    name = _STAND_INS.get(stand_in)
+    return f"var({name})" if name else stand_in

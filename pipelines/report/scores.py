@@ -1,0 +1,104 @@
+"""What the report says of scores: words, differences and how sure they are."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from pipelines.evaluation.scores import standard_error
+from pipelines.report.run_data import ReportData, Score
+
+MAX_CLASS_BARS = 24
+"""More classes than this are folded away but for the best and the worst."""
+SUBJECTS = {
+    "audio_to_video": "sound finds picture",
+    "video_to_audio": "picture finds sound",
+}
+MEASURES = {"knn": "nearest neighbors", "linear": "linear probe"}
+
+
+def headline(data: ReportData) -> str:
+    """Says in a sentence or two what the run came to."""
+    parts = []
+    if data.ingest:
+        counts = data.ingest
+        parts.append(
+            f"{counts.accepted:,} of {counts.sources:,} sources became {counts.clips:,} clips."
+        )
+    compared = [score for score in data.scores if score.untrained is not None]
+    if compared:
+        better = sum(verdict(score) == "gain" for score in compared)
+        most = max(compared, key=gain)
+        shares = f"{percent(most.trained)} against {percent(most.untrained)}"
+        parts.append(
+            f"Trained features are clearly better than untrained ones on {better} of "
+            f"{len(compared)} measures"
+            + (f", most on {described(most)}: {shares}." if better else ".")
+        )
+    return " ".join(parts)
+
+
+def percent(share: float | None) -> str:
+    r"""Writes a share of 1; number and sign stay on one line.
+
+    >>> percent(0.5), percent(None)
+    ('50.0\xa0%', 'not measured')
+    """
+    if share is None or not math.isfinite(share):
+        return "not measured"
+    return f"{100 * share:.1f}\u00a0%"
+
+
+def described(score: Score) -> str:
+    """Names a score in words."""
+    subject = SUBJECTS.get(score.subject, score.subject)
+    return f"{subject}, {MEASURES.get(score.measure, score.measure)}"
+
+
+def gain(score: Score) -> float:
+    """What training brought; minus infinity where that is not known."""
+    if score.untrained is None or not math.isfinite(score.trained - score.untrained):
+        return -math.inf
+    return score.trained - score.untrained
+
+
+def verdict(score: Score) -> str:
+    """Says `gain` or `loss` where the difference is above two standard errors, else `unsure`."""
+    if score.untrained is None or not math.isfinite(gain(score)):
+        return "unsure"
+    errors = (standard_error(share, score.num_test) for share in (score.trained, score.untrained))
+    if abs(gain(score)) <= 2 * math.hypot(*errors):
+        return "unsure"
+    return "gain" if gain(score) > 0 else "loss"
+
+
+def head_scores(scores: Sequence[Score]) -> list[Score]:
+    """One score for each modality: the linear probe's, or the first there is."""
+    shown: dict[str, Score] = {}
+    for score in scores:
+        if score.subject in ("video", "audio") and (
+            score.subject not in shown or score.measure == "linear"
+        ):
+            shown[score.subject] = score
+    return list(shown.values())
+
+
+def class_panel(score: Score, classes: Sequence[str]) -> dict[str, Any]:
+    """Sorts a score's classes, the best first, and folds away those between if they are many."""
+    untrained = list(score.untrained_by_class) or [math.nan] * len(classes)
+    rows = sorted(
+        (
+            row
+            for row in zip(classes, score.trained_by_class, untrained, strict=True)
+            if row[1] == row[1]
+        ),
+        key=lambda row: -row[1],
+    )
+    half = MAX_CLASS_BARS // 2
+    folded = rows[half:-half] if len(rows) > MAX_CLASS_BARS else []
+    return {
+        "score": score,
+        "first": rows[:half] if folded else rows,
+        "folded": folded,
+        "last": rows[-half:] if folded else [],
+        "absent": len(classes) - len(rows),
+    }

@@ -1,0 +1,1 @@
+"""What a job is given: folders, lists, published datasets, synthetic clips."""

@@ -1,0 +1,1 @@
+"""Many short trainings give the best settings, on Ray Tune."""

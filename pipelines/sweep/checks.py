@@ -1,0 +1,223 @@
+"""What can be found wrong with a sweep before it starts: its clips, its scores, its resources."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.config.base import clip_mismatch
+from pipelines.config.sweep import SweepConfig
+from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.errors import UserError
+from pipelines.evaluation.features import split_scored_on, unscorable
+from pipelines.sweep.run_trial import pretrain_values, trial_config
+from pipelines.sweep.search import num_trials
+from pipelines.sweep.space import edge_cases, settings_of
+from pipelines.sweep.trial_files import Trial
+from pipelines.tracking.tracker import flat
+from pipelines.training.checks import RUN_FILE, check_pretrain
+from xkd_core.config import MethodConfig
+from xkd_core.health import MIN_CLIPS
+
+FREE_TO_CHANGE = (
+    "tracking",
+    "ray",
+    "max_concurrent_trials",
+    "retry_failed",
+    "final",
+    "search.num_trials",
+    "pretrain.max_failures",
+    "pretrain.log_every",
+)
+"""Settings that may differ when a sweep goes on: they change no trial."""
+OF_CLIPS = ("exclude", "splits", "model.video", "model.audio")
+"""Settings that clips must fit, options in a space too; also the whole section `model`."""
+DATASET_IDS = "dataset_ids"
+"""Under this name a sweep keeps the clips that it began with, see `dataset_ids`."""
+
+
+TRIAL_BYTES = 400_000_000
+"""Memory of a trial's driver, beside its workers."""
+MANY = 1_000_000
+"""Trials that a node is taken to have memory for where that is not known."""
+
+
+def sweep_folder(config: SweepConfig) -> Path:
+    """Everything that a sweep leaves lies here."""
+    return Path(config.output) / config.name
+
+
+def dataset_ids(config: SweepConfig) -> dict[str, str]:
+    """Which clips a sweep trains on, and scores on if others, by the settings that name them.
+
+    Raises:
+        UserError: if one is no clip dataset.
+    """
+    return {name: ClipDataset.open(place).dataset_id for name, place in _places(config).items()}
+
+
+def _places(config: SweepConfig) -> dict[str, str]:
+    places = {"dataset": config.dataset, "scoring.dataset": config.scoring.dataset}
+    return {name: place for name, place in places.items() if place is not None}
+
+
+def check_sweep(config: SweepConfig) -> list[str]:
+    """All that stands in the way of a sweep but its space, found without starting anything."""
+    folder = sweep_folder(config)
+    # Under a name of no trial, since trials that are there have other settings.
+    base = trial_config(config, folder, Trial(0, {})).model_copy(update={"name": "base"})
+    mistakes = check_pretrain(base)
+    mistakes += _scoring_mistakes(config) + _collapse_mistakes(config)
+    mistakes += _option_mistakes(config, folder, mistakes)
+    file = folder / RUN_FILE
+    if file.exists():
+        there = json.loads(file.read_text())
+        mistakes += _settings_mistakes(config, there["config"])
+        mistakes += _clips_mistakes(config, there.get(DATASET_IDS, {}))
+    return mistakes
+
+
+def _option_mistakes(config: SweepConfig, folder: Path, of_all: Sequence[str]) -> list[str]:
+    """Why clips do not fit an option of the space, but for what is wrong without it as well."""
+    found = []
+    for key, value, values in edge_cases(config.space):
+        names = settings_of(config.space, {key: value})
+        if not any(name == "model" or name.startswith(OF_CLIPS) for name in names):
+            continue
+        option = trial_config(config, folder, Trial(0, values)).model_copy(update={"name": "base"})
+        mistakes = check_pretrain(option)
+        if config.scoring.dataset and (problem := _rates_mistake(config.scoring.dataset, option)):
+            mistakes.append(problem)
+        found += [f"space.{key} at {value}: {text}" for text in mistakes if text not in of_all]
+    return found
+
+
+def _rates_mistake(scoring_dataset: str, method: MethodConfig) -> str | None:
+    """Why clips to score on do not fit a method, or None; what is no dataset is told elsewhere."""
+    try:
+        dataset = ClipDataset.open(scoring_dataset)
+    except UserError:
+        return None
+    problem = clip_mismatch(method, frame_rate=dataset.frame_rate, sample_rate=dataset.sample_rate)
+    return f"scoring.dataset ({scoring_dataset}): {problem}" if problem else None
+
+
+def _settings_mistakes(config: SweepConfig, began_with: Mapping[str, Any]) -> list[str]:
+    """Why a sweep cannot go on with these settings."""
+    there, here = flat(began_with), flat(config.model_dump(mode="json"))
+    changes = [
+        f"{name} is {there.get(name)} there and {here.get(name)} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name) and not name.startswith(FREE_TO_CHANGE)
+    ]
+    if not changes:
+        return []
+    return [
+        f"name ({config.name}) is a sweep in {config.output} with other settings: "
+        f"{'; '.join(changes)}. Take another name or the same settings"
+    ]
+
+
+def _clips_mistakes(config: SweepConfig, began_with: Mapping[str, str]) -> list[str]:
+    """Why a sweep cannot go on with these clips; its trials would fail one after the other."""
+    try:
+        now = dataset_ids(config)
+    except UserError:
+        return []  # told already, with what is missing
+    return [
+        f"name ({config.name}) is a sweep in {config.output} whose trials must all see the same "
+        f"clips: it began with dataset {began_with[name]}, but {name} ({place}) is {now[name]} "
+        "now. Take another name or restore the clips of then"
+        for name, place in _places(config).items()
+        if began_with.get(name, now[name]) != now[name]
+    ]
+
+
+def _scoring_mistakes(config: SweepConfig) -> list[str]:
+    """Why the clips for scoring give no objective."""
+    place = config.scoring.dataset or config.dataset
+    try:
+        dataset = ClipDataset.open(place)
+    except UserError as error:
+        return [str(error)] if config.scoring.dataset else []
+    problem = clip_mismatch(
+        config.pretrain, frame_rate=dataset.frame_rate, sample_rate=dataset.sample_rate
+    )
+    if problem:  # of the clips that are trained on it is told as well, with theirs
+        return [f"scoring.dataset ({place}): {problem}"] if config.scoring.dataset else []
+    modality = config.objective.modality
+    sides = ("video", "audio") if modality in ("mean", "both") else (modality,)
+    return [
+        f"dataset ({place}) gives no {side} score: {problem}"
+        for side in sides
+        if (problem := unscorable(dataset, config.scoring, side))
+    ]
+
+
+def _collapse_mistakes(config: SweepConfig) -> list[str]:
+    """Why no trial could be seen to collapse, though that should end it."""
+    if not config.stopping.collapsed:
+        return []
+    num_workers = config.pretrain.worker_range[1]
+    for values in ({}, *(values for _, _, values in edge_cases(config.space))):
+        trial = pretrain_values(config, Trial(0, values))
+        batch_size, parts = trial["batch_size"], trial["accumulation_steps"]
+        num_clips = batch_size // (num_workers * parts)
+        if num_clips < MIN_CLIPS:
+            return [
+                f"stopping.collapsed (True) needs {MIN_CLIPS} clips that a worker takes at once, "
+                f"but batch_size ({batch_size}) over num_workers ({num_workers}) and "
+                f"accumulation_steps ({parts}) gives {num_clips}: take a larger batch_size or "
+                "stopping.collapsed=false"
+            ]
+    return []
+
+
+def scored_split(config: SweepConfig) -> str:
+    """The split that trials are scored on: the first that the dataset has."""
+    dataset = ClipDataset.open(config.scoring.dataset or config.dataset)
+    return split_scored_on(dataset, config.scoring) or ""
+
+
+def trials_at_once(config: SweepConfig, nodes: Iterable[Mapping[str, float]]) -> int:
+    """How many trials run side by side on nodes with these resources; memory may be unknown.
+
+    Raises:
+        UserError: if not one fits, or fewer than asked for.
+    """
+    nodes = list(nodes)
+    cpus = config.pretrain.cpus_per_worker or 1.0
+    workers = config.pretrain.worker_range[1]
+    places = sum(
+        int(
+            min(
+                node.get("CPU", 0.0) // cpus,
+                node.get("GPU", 0.0) if config.pretrain.use_gpu else float("inf"),
+            )
+        )
+        for node in nodes
+    )
+    memory = [node.get("memory", TRIAL_BYTES * MANY) for node in nodes]
+    drivers = sum(int(amount // TRIAL_BYTES) for amount in memory)
+    fit = min(places // workers, drivers)
+    is_memory_short = drivers < places // workers
+    kinds = {"CPU": cpus} | ({"GPU": 1.0} if config.pretrain.use_gpu else {})
+    have = ", ".join(f"{sum(node.get(kind, 0.0) for node in nodes):g} {kind}s" for kind in kinds)
+    one = " and ".join(f"{workers} x {amount:g} {kind}s" for kind, amount in kinds.items())
+    if is_memory_short:
+        have += f", {sum(memory) / 1e9:.1f} GB of memory"
+        one += f" and {TRIAL_BYTES / 1e9:g} GB of memory"
+    if not fit:
+        raise UserError(f"a trial needs {one}, but Ray has {have}")
+    wanted = config.max_concurrent_trials
+    if wanted is not None and wanted > fit:
+        needs = " and ".join(
+            f"{wanted} x {workers * amount:g} {kind}s" for kind, amount in kinds.items()
+        )
+        if is_memory_short:
+            needs += f" and {wanted} x {TRIAL_BYTES / 1e9:g} GB of memory"
+        raise UserError(
+            f"max_concurrent_trials ({wanted}) needs {needs}, has {have}: "
+            f"at most {fit} trial{'s' if fit > 1 else ''} at once"
+        )
+    return min(fit, wanted or fit, num_trials(config))

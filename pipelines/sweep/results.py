@@ -1,0 +1,212 @@
+"""What the trials of a sweep say: the best, the front of audio against video, what mattered.
+
+Scores are shares of held-out clips; only trials that completed had the same training and are
+compared by their last score. Everything here is a function of the trials.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+
+from pipelines.config.sweep import Domain, SweepConfig
+from pipelines.evaluation.rungs import Rung
+from pipelines.evaluation.scores import standard_error
+from pipelines.sweep.search import rung_objective
+from pipelines.sweep.space import parameters
+from pipelines.sweep.trial_files import Trial
+
+SEED = "seed"
+LEAST_FOR_IMPORTANCE = 6
+"""With fewer trials an importance would be invented."""
+
+
+@dataclass(frozen=True)
+class Importance:
+    """How much of the variance of the objective each entry of the space explains."""
+
+    shares: dict[str, float]
+    """The largest first; empty where it cannot be said."""
+    rung: int = 0
+    """The rung at which all these trials were scored."""
+    num_trials: int = 0
+    why_not: str = ""
+
+
+@dataclass(frozen=True)
+class OptionScore:
+    """What completed trials with one value of an entry scored."""
+
+    value: Any
+    num_trials: int
+    video: tuple[float, float]
+    """Mean and standard deviation over these trials; NaN where it was not scored."""
+    audio: tuple[float, float]
+    objective: tuple[float, float]
+
+
+def completed(trials: Sequence[Trial]) -> list[Trial]:
+    """Trials that were trained to their end."""
+    return [trial for trial in trials if trial.status == "completed"]
+
+
+def last_objective(config: SweepConfig, trial: Trial) -> float:
+    """The last score of a trial; NaN before the first."""
+    return rung_objective(config, trial.rungs[-1]) if trial.rungs else math.nan
+
+
+def side_score(config: SweepConfig, rung: Rung, side: str) -> float:
+    """The score of one modality; NaN where it was not scored."""
+    return rung.scores.get(f"{side}/{config.objective.measure}", math.nan)
+
+
+def by_score(config: SweepConfig, trials: Sequence[Trial]) -> list[Trial]:
+    """Completed trials first, the best of each before the others, failed ones last."""
+    order = ["completed", "stopped", "collapsed", "running", "failed"]
+
+    def place(trial: Trial) -> tuple[int, float, int]:
+        score = last_objective(config, trial)
+        return order.index(trial.status), -score if score == score else math.inf, trial.number
+
+    return sorted(trials, key=place)
+
+
+def shown(value: Any) -> str:
+    """A value of the space for people.
+
+    >>> shown(0.123456), shown("mean"), shown([1, 2])
+    ('0.123', 'mean', '[1, 2]')
+    """
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def trials_done(config: SweepConfig, trials: Sequence[Trial]) -> float:
+    """Trials that have ended, and of those that run the part that their rungs say."""
+    done = 0.0
+    for trial in trials:
+        if trial.status != "running":
+            done += 1
+        elif trial.rungs:
+            done += trial.rungs[-1].rung / config.scoring.num_rungs
+    return done
+
+
+def best_trial(config: SweepConfig, trials: Sequence[Trial]) -> Trial | None:
+    """The first completed trial of the settings whose mean objective over seeds is highest."""
+    groups: dict[str, list[Trial]] = {}
+    for trial in completed(trials):
+        values = {key: value for key, value in trial.values.items() if key != SEED}
+        groups.setdefault(json.dumps(values, sort_keys=True), []).append(trial)
+    if not groups:
+        return None
+    best = max(groups.values(), key=lambda group: _mean_objective(config, group))
+    return best[0]
+
+
+def _mean_objective(config: SweepConfig, trials: Sequence[Trial]) -> float:
+    return statistics.fmean(last_objective(config, trial) for trial in trials)
+
+
+def not_told_apart(config: SweepConfig, trials: Sequence[Trial], best: Trial) -> list[Trial]:
+    """Other completed trials within two standard errors of a difference from the best."""
+    rung = best.rungs[-1]
+    error = standard_error(rung_objective(config, rung), rung.num_test)
+    top = last_objective(config, best)
+    return [
+        trial
+        for trial in completed(trials)
+        if trial.number != best.number
+        and top - last_objective(config, trial) <= 2 * math.sqrt(2) * error
+    ]
+
+
+def pareto_front(config: SweepConfig, trials: Sequence[Trial]) -> list[Trial]:
+    """Completed trials that no other beats in both modalities, by rising video score."""
+    points = {
+        trial.number: tuple(
+            side_score(config, trial.rungs[-1], side) for side in ("video", "audio")
+        )
+        for trial in completed(trials)
+    }
+    front = [
+        trial
+        for trial in completed(trials)
+        if not any(
+            all(a >= b for a, b in zip(other, points[trial.number], strict=True))
+            and other != points[trial.number]
+            for other in points.values()
+        )
+    ]
+    return sorted(front, key=lambda trial: points[trial.number])
+
+
+def option_scores(config: SweepConfig, trials: Sequence[Trial]) -> dict[str, list[OptionScore]]:
+    """For each entry whose values can be counted: what each of its values came to."""
+    result = {}
+    for key, domain in config.space.items():
+        groups = [
+            (value, [trial for trial in completed(trials) if trial.values.get(key) == value])
+            for value in _options_tried(domain, [trial.values.get(key) for trial in trials])
+        ]
+        rows = [_option_score(config, value, group) for value, group in groups if group]
+        if rows and key != SEED:
+            result[key] = rows
+    return result
+
+
+def _options_tried(domain: Domain, values: Sequence[Any]) -> Sequence[Any]:
+    """The values of a domain in its order; of a range, which may be long, those of some trial."""
+    if domain.integer is not None:
+        return sorted({value for value in values if value is not None})
+    return domain.options or ()
+
+
+def _option_score(config: SweepConfig, value: Any, trials: Sequence[Trial]) -> OptionScore:
+    def spread(numbers: list[float]) -> tuple[float, float]:
+        deviation = statistics.stdev(numbers) if len(numbers) > 1 else math.nan
+        return statistics.fmean(numbers), deviation
+
+    return OptionScore(
+        value=value,
+        num_trials=len(trials),
+        video=spread([side_score(config, trial.rungs[-1], "video") for trial in trials]),
+        audio=spread([side_score(config, trial.rungs[-1], "audio") for trial in trials]),
+        objective=spread([last_objective(config, trial) for trial in trials]),
+    )
+
+
+def importance(config: SweepConfig, trials: Sequence[Trial]) -> Importance:
+    """Importance by functional ANOVA over a random forest (Optuna's), trained equally long.
+
+    The scores are those at the last rung that all trials reached, so that stopped trials count.
+    Entries that some trials do not have, because of a condition, are left out.
+    """
+    scored = [trial for trial in trials if trial.status != "failed" and len(trial.rungs) > 1]
+    if len(scored) < LEAST_FOR_IMPORTANCE:
+        return Importance({}, why_not=f"{len(scored)} scored trials are too few")
+    rung = min(len(trial.rungs) for trial in scored) - 1
+    scores = [rung_objective(config, trial.rungs[rung]) for trial in scored]
+    keys = [
+        key
+        for key in config.space
+        if all(key in trial.values for trial in scored)
+        and len({json.dumps(trial.values[key]) for trial in scored}) > 1
+    ]
+    if len(set(scores)) < 2 or not keys:
+        return Importance({}, rung, len(scored), "all trials have the same scores or settings")
+    study = optuna.create_study(direction="maximize")
+    for trial, score in zip(scored, scores, strict=True):
+        plain, distributions = parameters(config.space, {key: trial.values[key] for key in keys})
+        study.add_trial(
+            optuna.trial.create_trial(value=score, params=plain, distributions=distributions)
+        )
+    shares = optuna.importance.get_param_importances(
+        study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0), params=keys
+    )
+    return Importance(dict(shares), rung, len(scored))

@@ -1,0 +1,110 @@
+"""One trial of a sweep: a Ray Train run inside a Tune trial, which scores itself at its rungs.
+
+Tune's trial is the driver of the training and waits; it asks for memory, not for CPUs. Scores
+go from the training's rank 0 over Ray Train's controller to Tune; the last rung is told only when
+the training has ended, since a scheduler ends the trial with it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from pipelines.config.base import EvaluateSettings, PretrainConfig, PretrainSettings
+from pipelines.config.sweep import SweepConfig
+from pipelines.errors import JobFailed, Stopped, UserError
+from pipelines.evaluation.rungs import Rung, RungPlan, unheard
+from pipelines.sweep.search import OBJECTIVE, RUNG, tune_result
+from pipelines.sweep.space import merged, settings_of
+from pipelines.sweep.trial_files import TRIALS_FOLDER, Trial, read_trial, trial_folder
+from pipelines.tracking.tracker import RunRef
+from pipelines.training.pretrain import pretrain
+
+FAILURE = "failure"
+
+
+def pretrain_values(config: SweepConfig, trial: Trial) -> dict[str, Any]:
+    """All settings of a trial's training, not yet checked."""
+    base = config.pretrain.model_dump(mode="json")
+    if base["cpus_per_worker"] is None:
+        base["cpus_per_worker"] = 1.0
+    return merged(base, settings_of(config.space, trial.values))
+
+
+def trial_config(config: SweepConfig, folder: Path, trial: Trial) -> PretrainConfig:
+    """A trial's training."""
+    return PretrainConfig(
+        **pretrain_values(config, trial),
+        name=trial.name,
+        dataset=config.dataset,
+        output=str(folder / TRIALS_FOLDER),
+        tracking=config.tracking,
+        ray=config.ray,
+    )
+
+
+def best_values(config: SweepConfig, best: Trial) -> dict[str, Any]:
+    """The best settings at full length, those that differ from the defaults."""
+    settings = settings_of(config.space, best.values)
+    if config.final is not None and config.final.epochs is not None:
+        settings["epochs"] = config.final.epochs
+    values = merged(config.pretrain.model_dump(mode="json"), settings)
+    checked = PretrainSettings.model_validate(values)
+    return checked.model_dump(mode="json", exclude_defaults=True)
+
+
+def rung_plan(config: SweepConfig, folder: Path, number: int) -> RungPlan:
+    """When and on what a trial is scored."""
+    settings = config.scoring.model_dump(mode="json", include=set(EvaluateSettings.model_fields))
+    return RungPlan(
+        num_rungs=config.scoring.num_rungs,
+        dataset=config.scoring.dataset or config.dataset,
+        settings=settings,
+        folder=str(trial_folder(folder, number)),
+    )
+
+
+def run_trial(values: dict[str, Any], sweep: dict[str, Any], parent: dict[str, str]) -> None:
+    """What Tune runs: trains, or goes on training, and reports the rungs."""
+    config = SweepConfig.model_validate(sweep)
+    folder = Path(config.output) / config.name
+    trial = read_trial(folder, values["number"])
+    last = config.scoring.num_rungs
+    measured = [rung for rung in trial.rungs[1:] if rung.rung < last]
+    for rung in measured:  # before this trial was interrupted
+        tune.report(tune_result(config, rung))
+    try:
+        pretrain(
+            trial_config(config, folder, trial),
+            on_progress=unheard,
+            parent=RunRef(**parent),
+            rungs=rung_plan(config, folder, trial.number),
+            callbacks=[_RungReport(config, told=measured[-1].rung if measured else 0)],
+        )
+    except Stopped:  # goes on when the sweep does
+        raise
+    except (JobFailed, UserError) as failure:
+        tune.report({RUNG: 0, OBJECTIVE: 0.0, FAILURE: str(failure)})
+        return
+    tune.report(tune_result(config, read_trial(folder, trial.number).rungs[-1]))
+
+
+class _RungReport(TuneReportCallback):
+    """Tells Tune of every rung but the last, once; lives in Ray Train's controller."""
+
+    def __init__(self, config: SweepConfig, *, told: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Ray has no types here
+        self._config, self._told = config, told
+
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
+    ) -> None:
+        """Passes on what rank 0 scored; checkpoints without scores are not Tune's concern."""
+        del checkpoint  # Ray Train keeps them
+        rung = metrics[0].get(RUNG, 0)
+        if rung <= self._told or rung == self._config.scoring.num_rungs:
+            return  # a worker that died reports again what it does again
+        self._told = rung
+        scored = {name: metrics[0][name] for name in Rung.__dataclass_fields__}
+        super().after_report(run_context, [tune_result(self._config, Rung(**scored))], None)

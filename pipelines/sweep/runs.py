@@ -1,0 +1,100 @@
+"""The MLflow runs of a sweep's trials, as the sweep's driver looks after them.
+
+A trial that was stopped was killed: it can neither end its run nor send what MLflow did not take
+in time. A trial that ended never runs again, so nobody else would.
+"""
+
+import json
+import logging
+import time
+from pathlib import Path
+
+from mlflow.exceptions import MlflowException
+
+from pipelines.models.checkpoints import newest_checkpoint, read_unsent
+from pipelines.redaction import one_line
+from pipelines.sweep.trial_files import Trial, read_trials, trial_folder
+from pipelines.tracking.tracker import UNSENT_FILE, RunRef, Tracker, close_run
+from pipelines.training.checks import RUN_FILE
+
+logger = logging.getLogger(__name__)
+
+SEND_PATIENCE_SECONDS = 30.0
+"""How long a sweep that ends waits for MLflow to take what is left."""
+
+
+def trial_run(run: RunRef, folder: Path, number: int) -> RunRef | None:
+    """The MLflow run of a trial, if it has got one."""
+    file = trial_folder(folder, number) / RUN_FILE
+    if not file.exists():
+        return None
+    return RunRef(run.uri, run.experiment_id, json.loads(file.read_text())["run_id"])
+
+
+def close_trial(run: RunRef, folder: Path, trial: Trial) -> None:
+    """Ends the MLflow run of a trial that has ended, and sends what is left of its metrics.
+
+    A server that is away only leaves warnings.
+    """
+    child = trial_run(run, folder, trial.number)
+    if child is None:
+        return
+    _send(child, trial_folder(folder, trial.number), trial, 0.0)
+    tags = {"trial": str(trial.number), "status": trial.status, "reason": trial.reason}
+    tags |= {f"values.{key}": json.dumps(value) for key, value in trial.values.items()}
+    try:
+        client = child.client()
+        for name, value in tags.items():
+            client.set_tag(child.run_id, f"xkd.sweep.{name}", value)
+    except MlflowException as error:
+        logger.warning("MLflow did not take the tags of %s: %s", trial.name, one_line(error))
+    ends = {"completed": "FINISHED", "failed": "FAILED"}
+    close_run(child, ends.get(trial.status, "KILLED"))
+
+
+def close_strays(run: RunRef, folder: Path) -> None:
+    """Ends child runs that still count as running: of trials cut off, or while MLflow was away."""
+    try:
+        children = run.client().search_runs(
+            [run.experiment_id],
+            f"tags.`mlflow.parentRunId` = '{run.run_id}' AND attributes.status = 'RUNNING'",
+        )
+    except MlflowException as error:
+        logger.warning(
+            "MLflow does not say which runs of %s are open: %s", folder.name, one_line(error)
+        )
+        return
+    ended = {
+        child.run_id: trial
+        for trial in read_trials(folder)
+        if trial.status != "running" and (child := trial_run(run, folder, trial.number))
+    }
+    for stray in (child.info.run_id for child in children):
+        if stray in ended:
+            close_trial(run, folder, ended[stray])
+        else:
+            close_run(RunRef(run.uri, run.experiment_id, stray), "KILLED")
+
+
+def send_unsent(run: RunRef, folder: Path) -> None:
+    """Sends what MLflow did not take of trials that have ended; says what is left after a while."""
+    give_up_at = time.monotonic() + SEND_PATIENCE_SECONDS
+    for trial in read_trials(folder):
+        place, child = trial_folder(folder, trial.number), trial_run(run, folder, trial.number)
+        if trial.status == "running" or child is None or not (place / UNSENT_FILE).exists():
+            continue  # what runs sends its own
+        _send(child, place, trial, max(give_up_at - time.monotonic(), 0.0))
+        if (place / UNSENT_FILE).exists():
+            logger.warning(
+                "MLflow did not take all metrics of %s; the same command sends what is left in %s",
+                trial.name,
+                place / UNSENT_FILE,
+            )
+
+
+def _send(child: RunRef, place: Path, trial: Trial, patience_seconds: float) -> None:
+    # One that was killed kept nothing, but its last checkpoint knows; MLflow doubles no metric.
+    checkpoint = newest_checkpoint(place) if trial.status != "completed" else None
+    unsent = read_unsent(checkpoint) if checkpoint is not None else []
+    if unsent or (place / UNSENT_FILE).exists():
+        Tracker(child, place / UNSENT_FILE, unsent=unsent).close(patience_seconds)

@@ -1,0 +1,192 @@
+"""Which trial comes next, and which end early: Tune's searcher and scheduler over what is on disk.
+
+A suggestion is a function of (space, seed, number, trials so far), with the trials read from disk
+each time: a sweep that was killed goes on as it would have. Tune's own `OptunaSearch` keeps its
+study in the driver's memory and cannot be told the results of trials in a space with conditions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    TrialScheduler,
+)
+from ray.tune.search import Searcher
+
+from pipelines.config.sweep import Modality, SweepConfig
+from pipelines.evaluation.rungs import Rung
+from pipelines.sweep.space import Values, draw, grid, num_combinations, parameters
+from pipelines.sweep.trial_files import Trial, add_trial, read_trials
+
+RUNG = "rung"
+OBJECTIVE = "objective"
+
+
+def objective(scores: Any, measure: str, modality: Modality) -> float:
+    """The one number that a trial is judged by; the mean for two objectives."""
+    sides = ("video", "audio") if modality in ("mean", "both") else (modality,)
+    return sum(float(scores[f"{side}/{measure}"]) for side in sides) / len(sides)
+
+
+def rung_objective(config: SweepConfig, rung: Rung) -> float:
+    """The objective at a rung."""
+    return objective(rung.scores, config.objective.measure, config.objective.modality)
+
+
+def tune_result(config: SweepConfig, rung: Rung) -> dict[str, Any]:
+    """What Tune is told of a rung."""
+    return {
+        RUNG: rung.rung,
+        OBJECTIVE: rung_objective(config, rung),
+        "collapse": "; ".join(rung.collapse),
+    }
+
+
+class SweepSearch(Searcher):
+    """Suggests first the trials that did not end, then new ones."""
+
+    def __init__(self, config: SweepConfig, folder: Path) -> None:
+        super().__init__()
+        self._config, self._folder = config, folder
+        self._waiting = [t.number for t in read_trials(folder) if t.status == "running"]
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # Ray's own
+        """The number of the next trial, which is written down before Tune knows of it."""
+        del trial_id
+        if self._waiting:
+            return {"number": self._waiting.pop(0)}
+        trials = read_trials(self._folder)
+        number = len(trials)
+        if number >= num_trials(self._config):
+            return Searcher.FINISHED
+        add_trial(self._folder, number, suggestion(self._config, trials, number))
+        return {"number": number}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Nothing to remember: results are on disk."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save, but Tune wants a file."""
+        Path(checkpoint_path).write_text("{}")
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
+
+
+def num_trials(config: SweepConfig) -> int:
+    """Trials of the whole sweep."""
+    wanted = config.search.num_trials
+    if config.search.kind == "grid":
+        all_there_are = num_combinations(config.space)
+        return all_there_are if wanted is None else min(wanted, all_there_are)
+    assert wanted is not None  # the settings are checked for it
+    return wanted
+
+
+def suggestion(config: SweepConfig, trials: Sequence[Trial], number: int) -> Values:
+    """The values of a trial, given those before it."""
+    if config.search.kind == "grid":
+        return next(islice(grid(config.space), number, None))
+    study = study_of(config, trials, sampler_for(config, number))
+    return draw(config.space, study.ask())
+
+
+def sampler_for(config: SweepConfig, number: int) -> optuna.samplers.BaseSampler:
+    """A sampler whose random numbers are those of one trial alone."""
+    # Seeds of neighboring trials must not give neighboring streams.
+    seed = (config.search.seed * 1_000_003 + number * 7919 + 1) % 2**32
+    if config.search.kind == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    return optuna.samplers.TPESampler(
+        seed=seed,
+        n_startup_trials=config.search.startup_trials,
+        constant_liar=True,  # trials that still run count as bad, so that not all try the same
+    )
+
+
+def study_of(
+    config: SweepConfig, trials: Sequence[Trial], sampler: optuna.samplers.BaseSampler | None = None
+) -> optuna.Study:
+    """The trials so far as an Optuna study in memory."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    both = config.objective.modality == "both"
+    study = optuna.create_study(directions=["maximize"] * (2 if both else 1), sampler=sampler)
+    for trial in trials:
+        study.add_trial(_frozen(config, trial, both))
+    return study
+
+
+def _frozen(config: SweepConfig, trial: Trial, both: bool) -> FrozenTrial:
+    plain, distributions = parameters(config.space, dict(trial.values))
+    measure = config.objective.measure
+    if trial.status == "completed":
+        scores = trial.rungs[-1].scores
+        sides: tuple[Modality, ...] = ("video", "audio") if both else (config.objective.modality,)
+        values = [objective(scores, measure, side) for side in sides]
+        return create_trial(
+            state=TrialState.COMPLETE, values=values, params=plain, distributions=distributions
+        )
+    if trial.status in ("stopped", "collapsed") and not both:
+        steps = {rung.rung: rung_objective(config, rung) for rung in trial.rungs}
+        return create_trial(
+            state=TrialState.PRUNED,
+            params=plain,
+            distributions=distributions,
+            intermediate_values=steps,
+        )
+    state = TrialState.RUNNING if trial.status == "running" else TrialState.FAIL
+    return create_trial(state=state, params=plain, distributions=distributions)
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """What Ray's schedulers need to know of a trial of an earlier driver."""
+
+    trial_id: str
+
+
+def make_scheduler(config: SweepConfig, trials: Sequence[Trial]) -> TrialScheduler:
+    """The early stopping asked for, which has seen the trials that ended."""
+    stopping, last = config.stopping, config.scoring.num_rungs
+    scheduler: Any
+    if stopping.kind == "none":
+        return FIFOScheduler()
+    if stopping.kind == "asha":
+        scheduler = ASHAScheduler(
+            time_attr=RUNG,
+            metric=OBJECTIVE,
+            mode="max",
+            grace_period=stopping.grace_rungs,
+            reduction_factor=stopping.reduction_factor,
+            max_t=last,
+        )
+    else:
+        scheduler = MedianStoppingRule(
+            time_attr=RUNG,
+            metric=OBJECTIVE,
+            mode="max",
+            grace_period=stopping.grace_rungs,
+            min_samples_required=stopping.min_trials,
+            # Trials never pause: a paused one would pay for starting Ray Train again.
+            min_time_slice=float("inf"),  # type: ignore[arg-type]  # no int is long enough
+        )
+    for trial in trials:
+        if trial.status == "running":
+            continue  # reports its rungs again when it goes on
+        seen = _Ended(trial.name)
+        scheduler.on_trial_add(None, seen)
+        # The median rule counts what it is told at the end; it must not decide again.
+        tell = scheduler.on_trial_result if stopping.kind == "asha" else scheduler.on_trial_complete
+        for rung in trial.rungs[1:]:
+            tell(None, seen, tune_result(config, rung))
+    return scheduler

@@ -1,0 +1,221 @@
+"""A sweep on Ray Tune, the driver's side: many short trainings, scored on the way, the worst ended.
+
+A sweep is its name: the same name with the same settings goes on with the trials that did not end,
+each in its own MLflow run, under the sweep's. What has happened is read from the trials' folders
+(`sweep_trials.py`), never from Tune, whose own state may be seconds old when a driver is killed.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.exceptions import RayError, RayTaskError
+
+from pipelines.config.sweep import SweepConfig
+from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.errors import JobFailed
+from pipelines.progress import OnProgress
+from pipelines.redaction import one_line, redacted
+from pipelines.sweep.checks import TRIAL_BYTES, sweep_folder, trials_at_once
+from pipelines.sweep.results import best_trial, last_objective, trials_done
+from pipelines.sweep.run_trial import FAILURE, run_trial
+from pipelines.sweep.runs import close_strays, close_trial, send_unsent
+from pipelines.sweep.search import SweepSearch, make_scheduler, num_trials
+from pipelines.sweep.trial_files import (
+    Status,
+    Trial,
+    end_trial,
+    read_trial,
+    read_trials,
+    reopen_trial,
+)
+from pipelines.tracking.tracker import RunRef, log_dataset
+
+logger = logging.getLogger(__name__)
+
+HAD_COLLAPSED = "but had collapsed"
+"""What a trial that completed is marked with, in a sweep that does not end such trials."""
+SURROUNDINGS = {
+    # Ctrl-C is the job's to handle, as everywhere else.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # Scores are in MLflow and in the trials' folders.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep found."""
+
+    folder: Path
+    trials: tuple[Trial, ...]
+    best: Trial
+    """Of the completed trials; with several seeds, of the settings that are best on average."""
+
+
+def sweep(config: SweepConfig, run: RunRef, *, on_progress: OnProgress) -> SweepResult:
+    """Runs the trials that are left; Ray is connected and nothing was found wrong.
+
+    Args:
+        config: What to search.
+        run: The MLflow run of the sweep, which gets one child for each trial.
+        on_progress: Called as trials end.
+
+    Raises:
+        UserError: if Ray has too little for the trials.
+        JobFailed: if Ray or Tune failed in between, or no trial completed.
+    """
+    folder = sweep_folder(config)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    at_once = trials_at_once(config, nodes)
+    folder.mkdir(parents=True, exist_ok=True)
+    place = config.scoring.dataset or config.dataset
+    dataset = ClipDataset.open(place)
+    log_dataset(
+        run,
+        dataset_id=dataset.dataset_id,
+        path=place,
+        num_clips=dataset.num_clips,
+        context="evaluation",
+    )
+    try:
+        _run_trials(config, folder, run, at_once, on_progress)
+    finally:
+        close_strays(run, folder)
+        send_unsent(run, folder)
+    trials = tuple(read_trials(folder))
+    best = best_trial(config, trials)
+    if best is None:
+        reasons = "; ".join(f"{trial.name} {trial.status}: {trial.reason}" for trial in trials)
+        raise JobFailed(f"no trial completed: {reasons[:1000]}")
+    return SweepResult(folder, trials, best)
+
+
+def _run_trials(
+    config: SweepConfig, folder: Path, run: RunRef, at_once: int, on_progress: OnProgress
+) -> None:
+    if config.retry_failed:
+        reopen_failed(config, folder)
+    trials = read_trials(folder)
+    ended = [trial for trial in trials if trial.status != "running"]
+    left = num_trials(config) - len(ended)
+    if left <= 0:
+        return
+    for name, value in SURROUNDINGS.items():
+        os.environ.setdefault(name, value)
+    bookkeeper = _Bookkeeper(config, folder, run, on_progress)
+    bookkeeper.say()
+    trainable = tune.with_parameters(
+        run_trial, sweep=config.model_dump(mode="json", exclude_unset=True), parent=asdict(run)
+    )
+    name = time.strftime("%Y%m%d-%H%M%S")
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, {"CPU": 0, "memory": TRIAL_BYTES}),
+        tune_config=tune.TuneConfig(
+            num_samples=left,
+            max_concurrent_trials=at_once,
+            search_alg=SweepSearch(config, folder),
+            scheduler=make_scheduler(config, trials),
+        ),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=str(folder / "tune"),
+            stop=_has_collapsed if config.stopping.collapsed else None,
+            callbacks=[bookkeeper],
+            failure_config=tune.FailureConfig(max_failures=config.pretrain.max_failures),
+            verbose=0,
+        ),
+    )
+    # All that Tune was given, the server's password with it, for a restore that never comes.
+    (folder / "tune" / name / "tuner.pkl").unlink(missing_ok=True)
+    _fit(tuner)
+
+
+def reopen_failed(config: SweepConfig, folder: Path) -> None:
+    """Takes back the ends of failed trials, of as many as the sweep has room for."""
+    trials = read_trials(folder)
+    failed = [trial for trial in trials if trial.status == "failed"]
+    room = num_trials(config) - (len(trials) - len(failed))  # fewer may be wanted than before
+    for trial in failed[: max(room, 0)]:
+        reopen_trial(folder, trial.number)
+
+
+def _fit(tuner: tune.Tuner) -> None:
+    """Runs the trials, whose results are read from their folders."""
+    try:
+        tuner.fit()
+    except RayTaskError:  # what code raised; a mistake in it keeps its traceback
+        raise
+    except (tune.TuneError, RayError) as error:
+        # What Tune catches in its loop it raises again as a text, the traceback.
+        cause = error.__context__ if isinstance(error, tune.TuneError) else None
+        cause = cause or error
+        logger.info("where it failed", exc_info=error)
+        raise JobFailed(
+            f"the sweep was cut off by {type(cause).__name__}: {one_line(cause).rstrip('.')}. "
+            "Trials and their checkpoints stay; the same command goes on with those left"
+        ) from error
+
+
+def _has_collapsed(_trial_id: str, result: Mapping[Any, Any]) -> bool:
+    return bool(result.get("collapse"))
+
+
+class _Bookkeeper(tune.Callback):
+    """Writes down how trials end, closes their MLflow runs, and says how far the sweep is."""
+
+    def __init__(
+        self, config: SweepConfig, folder: Path, run: RunRef, on_progress: OnProgress
+    ) -> None:
+        self._config, self._folder, self._run = config, folder, run
+        self._on_progress = on_progress
+
+    def on_trial_result(self, *_: Any, **_info: Any) -> None:
+        """A trial has reached a rung."""
+        self.say()
+
+    def on_trial_complete(self, *_: Any, **info: Any) -> None:
+        """A trial has trained to its end, or was stopped."""
+        trial = info["trial"]
+        self._end(trial.config["number"], *how_it_ended(self._config, trial.last_result))
+
+    def on_trial_error(self, *_: Any, **info: Any) -> None:
+        """A trial has died more often than it may."""
+        trial = info["trial"]
+        if read_trial(self._folder, trial.config["number"]).status != "running":
+            return  # it had ended before, and what failed came after it
+        error = redacted(str(trial.get_error() or "it died")).strip()
+        self._end(trial.config["number"], "failed", error.splitlines()[-1][:300])
+
+    def _end(self, number: int, status: Status, reason: str) -> None:
+        end_trial(self._folder, number, status, reason)
+        close_trial(self._run, self._folder, read_trial(self._folder, number))
+        self.say()
+
+    def say(self) -> None:
+        """Says how far the sweep is, rungs of trials that run counted as parts of a trial."""
+        trials = read_trials(self._folder)
+        best = best_trial(self._config, trials)
+        note = ""
+        if best is not None:
+            note = f"best {best.name}: {last_objective(self._config, best):.1%}"
+        self._on_progress(trials_done(self._config, trials), num_trials(self._config), note)
+
+
+def how_it_ended(config: SweepConfig, last_result: dict[str, Any]) -> tuple[Status, str]:
+    """Status and reason of a trial that Tune has done with."""
+    if FAILURE in last_result:
+        return "failed", last_result[FAILURE]
+    rung, collapse = last_result.get("rung", 0), last_result.get("collapse")
+    # Also at the last rung: what has collapsed by then is no result.
+    if config.stopping.collapsed and collapse:
+        return "collapsed", f"at rung {rung}: {collapse}"
+    if rung == config.scoring.num_rungs:
+        return "completed", f"{HAD_COLLAPSED}: {collapse}" if collapse else ""
+    return "stopped", f"at rung {rung} of {config.scoring.num_rungs} by {config.stopping.kind}"

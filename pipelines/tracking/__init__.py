@@ -1,0 +1,1 @@
+"""MLflow runs: open, log without holding up work, reopen."""

@@ -1,0 +1,1 @@
+"""A clip dataset becomes checkpoints, on Ray Train."""

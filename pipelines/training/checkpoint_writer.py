@@ -1,0 +1,270 @@
+"""Checkpoints beside the training: copied while the next step computes, written by a thread.
+
+Weights change at one moment of a step, its update. A copy that begins after step k may therefore
+be made while step k + 1 runs forward and backward; only its update waits for the copy to be
+complete (`before_update`). Writing follows, and all workers report the checkpoint to Ray Train at
+the same step once it is whole on disk. One checkpoint is under way at a time.
+"""
+
+import logging
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import train
+from torch import Tensor
+
+from pipelines.models.checkpoints import TrainingInfo, checkpoint_name, save_checkpoint
+from pipelines.training.agreement import Agreement
+from pipelines.training.stopping import Stop
+from xkd_core.sharding import mapped_moments, whole
+
+logger = logging.getLogger(__name__)
+
+Unsent = Callable[[], Sequence[Mapping[str, Any]]]
+"""Gives the metrics that MLflow does not have yet."""
+
+
+class CheckpointWriter:
+    """Writes into a run's folder from a thread of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._host = _HostCopy()
+        self._copied = threading.Event()
+        self._copied.set()
+        self._writing: Future[Path] | None = None
+        self.written: list[Path] = []
+        self.failure = ""
+
+    def save(
+        self,
+        tensors: dict[str, Tensor],
+        optimizer_state: dict[str, Any],
+        info: TrainingInfo,
+        unsent: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Begins to copy and write; waits only for a checkpoint that is still being written."""
+        self.wait()
+        self._copied.clear()
+        ready = _recorded_event(tensors)
+        self._writing = self._pool.submit(
+            self._copy_and_write, tensors, optimizer_state, info, unsent, ready
+        )
+
+    def before_update(self) -> None:
+        """Waits until the tensors that were handed over may change."""
+        self._copied.wait()
+
+    def poll(self) -> None:
+        """Takes note of a checkpoint that is complete, or failed."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits for the checkpoint under way."""
+        if self._writing is None:
+            return
+        try:
+            self.written.append(self._writing.result())
+        except Exception as error:  # whatever it is, training must hear of it
+            self.failure = _in_words(error)
+            logger.exception("a checkpoint was not written")
+        self._writing = None
+
+    def close(self) -> None:
+        """Waits for the checkpoint under way and ends the thread."""
+        self.wait()
+        self._pool.shutdown()
+
+    def _copy_and_write(
+        self,
+        tensors: dict[str, Tensor],
+        optimizer_state: dict[str, Any],
+        info: TrainingInfo,
+        unsent: Sequence[Mapping[str, Any]],
+        ready: torch.cuda.Event | None,
+    ) -> Path:
+        try:
+            _check_room(self._folder, tensors, optimizer_state)
+            tensors, optimizer_state = self._host.take((tensors, optimizer_state), ready)
+        finally:
+            self._copied.set()
+        place = self._folder / checkpoint_name(info.next_step)
+        save_checkpoint(place, tensors, optimizer_state, info, unsent)
+        return place
+
+
+def _recorded_event(tensors: Mapping[str, Tensor]) -> torch.cuda.Event | None:
+    """What a device reaches when all that was asked of it so far is done."""
+    if not any(tensor.is_cuda for tensor in tensors.values()):
+        return None
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+class _HostCopy:
+    """Copies nested tensors into memory of the host that it keeps for the next time.
+
+    Memory that is touched for the first time costs several times the copying.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: list[Tensor] = []
+
+    def take(self, tree: Any, ready: torch.cuda.Event | None) -> Any:
+        """Makes the copy, beside the device's own work after `ready`; returns when it is there."""
+        earlier, self._buffers = iter(self._buffers), []
+
+        def copy(tensor: Tensor) -> Tensor:
+            buffer = next(earlier, None)
+            if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):
+                buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self._buffers.append(buffer)
+            return buffer.copy_(tensor.detach(), non_blocking=True)
+
+        if ready is None:
+            return _mapped(tree, copy)
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(stream):
+            stream.wait_event(ready)
+            result = _mapped(tree, copy)
+        stream.synchronize()
+        return result
+
+
+def _mapped(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {key: _mapped(value, function) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(_mapped(value, function) for value in tree)
+    return tree
+
+
+def _check_room(folder: Path, tensors: Any, optimizer_state: Any) -> None:
+    needed = 0
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal needed
+        needed += tensor.nbytes
+        return tensor
+
+    _mapped((tensors, optimizer_state), count)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(f"the disk is full: {_gigabytes(needed)} needed, {_gigabytes(free)} free")
+
+
+def _gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.3g} GB"
+
+
+def _in_words(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else repr(error)
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What all workers know after a step."""
+
+    stop: Stop
+    has_failed: bool
+    """A checkpoint could not be written."""
+
+
+class Saver:
+    """One worker's part in saving; all must call each method at the same steps."""
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self._writer = CheckpointWriter(folder) if rank == 0 else None
+        self._agreement = Agreement()
+        self._scores: list[Mapping[str, Any]] = []
+        self._num_reported = 0
+
+    def save(
+        self,
+        tensors: Mapping[str, Tensor],
+        optimizer_state: dict[str, Any],
+        info: TrainingInfo,
+        unsent: Unsent,
+        scores: Mapping[str, Any],
+    ) -> None:
+        """Begins a checkpoint; sharded tensors are gathered here, by all workers.
+
+        Ray Train hears of it, with its scores, once it is whole.
+        """
+        self._scores.append(scores)
+        gathered = {name: self._gathered(tensor) for name, tensor in tensors.items()}
+        optimizer_state = mapped_moments(optimizer_state, self._gathered)
+        if self._writer is not None:
+            self._writer.save(gathered, optimizer_state, info, unsent())
+
+    def _gathered(self, tensor: Tensor) -> Tensor:
+        """A whole tensor; of sharded ones no worker holds more than one on its device at a time."""
+        full = whole(tensor)
+        if full is tensor or self._writer is None:
+            return tensor
+        return full.cpu()
+
+    def before_update(self) -> None:
+        """Waits until weights may change."""
+        if self._writer is not None:
+            self._writer.before_update()
+
+    def after_step(self, stop: Stop) -> Signals:
+        """Reports what was written, and tells and hears why to stop."""
+        if self._writer is not None:
+            self._writer.poll()
+        return self._acted_on(self._agreement.exchange(self._values(stop)))
+
+    def finish(self) -> Signals:
+        """Waits until everything is written and reported."""
+        if self._writer is not None:
+            self._writer.wait()
+        return self._acted_on(self._agreement.settle(self._values(Stop.NO)))
+
+    def close(self) -> None:
+        """Lets a checkpoint under way become whole."""
+        if self._writer is not None:
+            self._writer.close()
+
+    @property
+    def failure(self) -> str:
+        """Why a checkpoint was not written; rank 0 knows."""
+        return self._writer.failure if self._writer is not None else ""
+
+    def _values(self, stop: Stop) -> list[int]:
+        if self._writer is None:
+            return [stop, 0, 0]
+        return [stop, len(self._writer.written), bool(self._writer.failure)]
+
+    def _acted_on(self, agreed: Sequence[int]) -> Signals:
+        stop, num_written, has_failed = agreed
+        while self._num_reported < num_written:
+            checkpoint = None
+            if self._writer is not None:
+                place = self._writer.written[self._num_reported]
+                checkpoint = train.Checkpoint.from_directory(place)
+            report_checkpoint(checkpoint, self._scores[self._num_reported])
+            self._num_reported += 1
+        return Signals(Stop(stop), bool(has_failed))
+
+
+def report_checkpoint(
+    checkpoint: train.Checkpoint | None, scores: Mapping[str, Any] | None = None
+) -> None:
+    """Makes a checkpoint that lies in the run's folder known to Ray Train."""
+    train.report(
+        dict(scores or {}),
+        checkpoint=checkpoint,
+        checkpoint_upload_mode=train.CheckpointUploadMode.NO_UPLOAD,
+    )

@@ -1,0 +1,256 @@
+"""What can be found wrong with a training before it starts: clips, checkpoints, settings, room.
+
+The same name with the same settings goes on from the last checkpoint; what would make it another
+training is refused here, before any worker starts.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.config.base import PretrainConfig, clip_mismatch
+from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256, read_clip_ids
+from pipelines.errors import UserError
+from pipelines.evaluation.evaluate import MODALITIES
+from pipelines.evaluation.features import unscorable
+from pipelines.evaluation.rungs import KNN_SETTINGS
+from pipelines.models.checkpoints import (
+    TrainingInfo,
+    check_dataset,
+    find_checkpoint,
+    newest_checkpoint,
+    read_info,
+)
+from pipelines.tracking.tracker import flat
+from pipelines.training.loop import make_feed
+
+ORDER = "a checkpoint's step is a place in the order of clips"
+RUN_FILE = "run.json"
+"""What a run began with, in its folder: MLflow run, settings, clips left out."""
+FREE_TO_CHANGE = (
+    "tracking",
+    "ray",
+    "num_workers",
+    "parallelism",
+    "activation_checkpointing",
+    "use_gpu",
+    "cpus_per_worker",
+    "resume",
+    "log_every",
+    "checkpoint_every",
+    "checkpoints_kept",
+    "max_failures",
+    "max_seconds",
+    "health",
+)
+"""Settings that may differ when a run goes on: they change nothing in what is computed."""
+SAME_WHEN_RESUMED = {
+    "batch_size": ORDER,
+    "seed": ORDER,
+    "splits": ORDER,
+    "shuffle_window": ORDER,
+    "optimizer.decay_tokens_and_positions": "what the optimizer remembers is kept by these groups",
+}
+"""Settings that a training shares with the checkpoint of another that it begins from, and why; so
+does it the networks and the clips. All else may differ."""
+
+
+def check_pretrain(config: PretrainConfig) -> list[str]:
+    """All that stands in the way of a training, found without starting anything."""
+    mistakes = []
+    try:
+        dataset = ClipDataset.open(config.dataset)
+        mistakes += _dataset_mistakes(config, dataset)
+        mistakes += knn_mistakes(config, dataset)
+        mistakes += checkpoint_mistakes(config, dataset)
+    except UserError as error:
+        mistakes.append(str(error))
+    mistakes += run_mistakes(config)
+    return list(dict.fromkeys(mistakes))
+
+
+def _dataset_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[str]:
+    problem = clip_mismatch(config, frame_rate=dataset.frame_rate, sample_rate=dataset.sample_rate)
+    if problem:
+        return [problem]
+    if config.exclude is not None and not _names_a_clip(config.exclude, dataset):
+        return [f"exclude ({config.exclude}) names no clip of dataset ({config.dataset})"]
+    if not make_feed(config, dataset, rank=0, world_size=1).num_clips:
+        splits = ", ".join(config.splits)
+        return [f"dataset ({config.dataset}) has no clip with picture and sound in split {splits}"]
+    return []
+
+
+def _names_a_clip(exclude: str, dataset: ClipDataset) -> bool:
+    """Whether a list is empty or about this dataset; one of another dataset would leave leaks."""
+    ids = read_clip_ids(exclude)
+    return not ids or not ids.isdisjoint(dataset.index.clip_id.tolist())
+
+
+def knn_mistakes(config: PretrainConfig, trained_on: ClipDataset) -> list[str]:
+    """Why no clip can be scored by nearest neighbors while training goes on."""
+    knn = config.health.knn
+    if knn is None:
+        return []
+    what = f"health.knn.dataset ({knn.dataset})" if knn.dataset else f"dataset ({config.dataset})"
+    try:
+        dataset = ClipDataset.open(knn.dataset) if knn.dataset else trained_on
+    except UserError as error:
+        return [f"health.knn: {error}"]
+    problem = clip_mismatch(config, frame_rate=dataset.frame_rate, sample_rate=dataset.sample_rate)
+    if problem:  # of the clips that are trained on it is told with theirs
+        return [f"{what}: {problem}"] if knn.dataset else []
+    problems = [unscorable(dataset, KNN_SETTINGS, modality) for modality in MODALITIES]
+    return [f"health.knn: {what} gives no score: {problems[0]}"] if all(problems) else []
+
+
+def checkpoint_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[str]:
+    """Why training cannot go on from where it would; workers would find out one after the other."""
+    own = newest_checkpoint(Path(config.output) / config.name)
+    try:
+        if own is not None:
+            check_dataset(own, config.dataset, dataset.dataset_id)
+            excluded = _exclude_mistakes(config, read_info(own).exclude_sha256)
+            return excluded + _unheeded_resume(config, own)
+        if config.resume is not None:
+            resumed = find_checkpoint(config.resume)
+            check_dataset(resumed, config.dataset, dataset.dataset_id)
+            return _resume_mistakes(config, dataset, read_info(resumed))
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def _unheeded_resume(config: PretrainConfig, own: Path) -> list[str]:
+    """Why `resume` would do nothing: it only counts where a run begins."""
+    if config.resume is None or config.resume == _run_file(config).get("config", {}).get("resume"):
+        return []
+    if find_checkpoint(config.resume).resolve() == own.resolve():
+        return []
+    return [
+        f"resume ({config.resume}) would do nothing: the run {config.name} has checkpoints of its "
+        f"own and goes on from its newest, {own}. Take another name to begin from resume"
+    ]
+
+
+def _resume_mistakes(config: PretrainConfig, dataset: ClipDataset, info: TrainingInfo) -> list[str]:
+    """Why a training cannot begin from a checkpoint of another one."""
+    what = f"resume ({config.resume})"
+    # With the defaults of settings that its version did not have yet.
+    there = PretrainConfig.model_validate(info.config).model_dump(mode="json")
+    here = config.model_dump(mode="json")
+    mistakes = [
+        f"{what} has another model: {text}" for text in _changes(there["model"], here["model"])
+    ]
+    old, new = flat(there), flat(here)
+    mistakes += [
+        f"{what} has another {name}: it is {old[name]} there and {new[name]} here, and {why}"
+        for name, why in SAME_WHEN_RESUMED.items()
+        if old[name] != new[name]
+    ]
+    if info.exclude_sha256 not in (None, clip_ids_sha256(config.exclude)):
+        mistakes.append(f"{what} left out other clips than exclude ({config.exclude}); {ORDER}")
+    return mistakes or _no_steps_left(config, dataset, info)
+
+
+def _no_steps_left(config: PretrainConfig, dataset: ClipDataset, info: TrainingInfo) -> list[str]:
+    feed = make_feed(config, dataset, rank=0, world_size=1)
+    total_steps = math.ceil(config.epochs * feed.steps_per_epoch)
+    if info.next_step < total_steps:
+        return []
+    return [
+        f"resume ({config.resume}) has done {info.next_step} steps, but epochs ({config.epochs:g}) "
+        f"are {total_steps} steps of {config.batch_size} of {feed.num_clips} clips: "
+        "none would be left"
+    ]
+
+
+def run_mistakes(config: PretrainConfig) -> list[str]:
+    """Why a run of this name cannot go on with these settings."""
+    there = _run_file(config)
+    if not there:
+        return []
+    changes = _changes(there["config"], config.model_dump(mode="json"))
+    if not changes:
+        return _exclude_mistakes(config, there.get(EXCLUDE_SHA256))
+    return [
+        f"name ({config.name}) is a run in {config.output} with other settings: "
+        f"{'; '.join(changes)}. Take another name or the same settings"
+    ]
+
+
+def _run_file(config: PretrainConfig) -> dict[str, Any]:
+    """What the run of this name began with; empty if there is none."""
+    file = Path(config.output) / config.name / RUN_FILE
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def _exclude_mistakes(config: PretrainConfig, began_with: str | None) -> list[str]:
+    """Why the list of clips left out is not that of the run; other ids make another order."""
+    try:
+        now = clip_ids_sha256(config.exclude)
+    except UserError as error:
+        return [str(error)]
+    if began_with in (None, now):
+        return []
+    return [
+        f"exclude ({config.exclude}) names other clips than when the run {config.name} began. "
+        "Take another name or the same list"
+    ]
+
+
+def _changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    old, new = flat(there), flat(here)
+    return [
+        f"{name} is {old.get(name)} there and {new.get(name)} here"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and name.split(".")[0] not in FREE_TO_CHANGE
+    ]
+
+
+def worker_resources(
+    config: PretrainConfig, nodes: Sequence[Mapping[str, float]]
+) -> dict[str, float]:
+    """What each worker gets of nodes with these resources.
+
+    Raises:
+        UserError: if the nodes have no room for the workers, for which Ray would wait for ever.
+    """
+    least, most = config.worker_range
+    cpus = config.cpus_per_worker
+    if cpus is None:
+        cpus = 1.0 if config.use_gpu else _cpu_share(nodes, most)
+    worker = {"CPU": cpus} | ({"GPU": 1.0} if config.use_gpu else {})
+    largest = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
+    if config.cpus_per_worker is not None and cpus > largest:
+        raise UserError(
+            f"cpus_per_worker ({cpus:g}) must not be above the {largest:g} CPUs of the largest node"
+        )
+    # A worker lies on one node: what is left over on several of them adds up to none.
+    places = sum(
+        min(int(node.get(kind, 0.0) // amount) for kind, amount in worker.items()) for node in nodes
+    )
+    if places < least:
+        needs = " and ".join(f"{least} x {amount:g} {kind}s" for kind, amount in worker.items())
+        have = "; ".join(
+            ", ".join(f"{node.get(kind, 0.0):g} {kind}s" for kind in worker) for node in nodes
+        )
+        raise UserError(
+            f"num_workers ({least}) needs {needs}, but the nodes of Ray have {have}: "
+            f"room for {places}"
+        )
+    return worker
+
+
+def _cpu_share(nodes: Sequence[Mapping[str, float]], num_workers: int) -> float:
+    """The most CPUs that each of so many workers can have, or 1."""
+    cpus = [int(node.get("CPU", 0.0)) for node in nodes]
+    fitting = (
+        share
+        for share in range(max(cpus, default=1), 1, -1)
+        if sum(have // share for have in cpus) >= num_workers
+    )
+    return float(next(fitting, 1))

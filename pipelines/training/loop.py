@@ -1,0 +1,320 @@
+"""Pretraining on Ray Train, the workers' side: build, resume, one global batch after the other.
+
+Every worker saves and reports at the same steps; rank 0 writes the checkpoints and is the only one
+that logs. Random numbers follow from (seed, epoch, clip id), so that what a step computes depends
+on nothing but its number.
+
+Method: XKD, arXiv:2211.13929, sections 3 and 4.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import train
+from ray.train.torch import get_device
+from torch import Tensor, distributed
+
+from pipelines.config.base import PretrainConfig
+from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256, read_clip_ids
+from pipelines.errors import UserError
+from pipelines.evaluation.rungs import KnnScorer, RungScorer
+from pipelines.models.checkpoints import TrainingInfo, read_info, read_unsent
+from pipelines.tracking.tracker import UNSENT_FILE, WARNING_TAG, RunRef, Tracker, code_version
+from pipelines.training.checkpoint_writer import Saver, Signals
+from pipelines.training.feed import Feed, FeedBatch
+from pipelines.training.finite_watch import FiniteWatch
+from pipelines.training.state import (
+    autocast_dtype,
+    build_state,
+    checkpoint_to_load,
+    load_state,
+    saved_tensors,
+)
+from pipelines.training.stopping import Stop, StopSignal
+from pipelines.training.throughput import MAX_WAIT, WAIT_REMEDY, Clock, SlowWatch
+from xkd_core.health import CollapseWatch, measure_health
+from xkd_core.train_step import TrainState, non_finite, train_step
+from xkd_core.views.log_mel import LogMel
+from xkd_core.views.views import Views, draw_view_parameters, make_views
+
+COLLAPSE_CAUSES = (
+    "usual causes: temperatures, objective.center_momentum of 1, model.head.normalize_output off, "
+    "alignment too weak, clips that are all alike (README, Health)"
+)
+
+
+def make_feed(config: PretrainConfig, dataset: ClipDataset, *, rank: int, world_size: int) -> Feed:
+    """The feed of one worker."""
+    return Feed(
+        dataset,
+        splits=config.splits,
+        batch_size=config.batch_size,
+        rank=rank,
+        world_size=world_size,
+        seed=config.seed,
+        shuffle_window=config.shuffle_window,
+        num_frames=config.model.video.num_frames,
+        frame_rate=config.model.video.frame_rate,
+        num_samples=config.model.audio.num_samples,
+        sample_rate=config.model.audio.sample_rate,
+        exclude=read_clip_ids(config.exclude) if config.exclude else (),
+    )
+
+
+def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
+    """What each worker runs; the values that rank 0 returns are the result of the training."""
+    config = PretrainConfig.model_validate(values["config"])
+    run = RunRef(**values["run"])
+    context = train.get_context()
+    rank = context.get_world_rank()
+    dataset = ClipDataset.open(config.dataset)
+    folder = Path(config.output) / config.name
+    exclude_sha256 = clip_ids_sha256(config.exclude)
+    if exclude_sha256 != values[EXCLUDE_SHA256]:  # edited before a worker started again
+        raise UserError(f"exclude ({config.exclude}) names other clips than when training began")
+    with ExitStack() as stack:
+        feed = make_feed(config, dataset, rank=rank, world_size=context.get_world_size())
+        stack.enter_context(closing(feed))
+        state = build_state(config)
+        checkpoint = checkpoint_to_load(config, values["rungs"])
+        if checkpoint is not None:
+            load_state(state, checkpoint, config, dataset.dataset_id)
+        log = None
+        if rank == 0:
+            is_own = checkpoint is not None and checkpoint.parent == folder
+            own = checkpoint if is_own else None
+            tracker = Tracker(
+                run,
+                folder / UNSENT_FILE,
+                system_metrics=True,
+                resumed=state.step > 0,
+                unsent=read_unsent(own) if own else (),
+            )
+            tracker = stack.enter_context(closing(tracker))
+            collapse_watch = CollapseWatch(read_info(own).health if own else ())
+            log = _Log(tracker, values["board"], SlowWatch(), collapse_watch)
+        # Closed first: what is being written becomes whole, and then the last metrics go out.
+        saver = stack.enter_context(closing(Saver(folder, rank)))
+        info = TrainingInfo(
+            next_step=0,
+            total_steps=math.ceil(config.epochs * feed.steps_per_epoch),
+            steps_per_epoch=feed.steps_per_epoch,
+            config=values["config"],
+            dataset_id=dataset.dataset_id,
+            run_id=run.run_id,
+            code_version=code_version(),
+            exclude_sha256=exclude_sha256,
+        )
+        stop_signal = StopSignal(values["board"] if rank == 0 else None, values["deadline"])
+        rungs = RungScorer(values["rungs"], info.total_steps, info.steps_per_epoch)
+        knn = KnnScorer(config, info.total_steps, info.steps_per_epoch)
+        training = _Training(config, feed, state, saver, stop_signal, rungs, knn, info, log)
+        if state.step == 0:
+            training.score_knn()
+            training.score()
+        return _train(training)
+
+
+@dataclass(frozen=True)
+class _Log:
+    """Where rank 0 says what it measures."""
+
+    tracker: Tracker
+    board: Any
+    slow_watch: SlowWatch
+    collapse_watch: CollapseWatch
+
+    def step(self, numbers: Mapping[str, float], step: int, total_steps: int) -> None:
+        """Logs what was measured at a step, and warnings that it gives rise to."""
+        warnings = self.slow_watch.new_warnings(numbers, step)
+        begins = self.collapse_watch.see(numbers)
+        signs = self.collapse_watch.signs
+        if begins:
+            warnings["collapse"] = f"step {step}: collapse: {'; '.join(signs)}; {COLLAPSE_CAUSES}"
+        self.tracker.log({**numbers, "health/collapsed": float(bool(signs))}, step)
+        note = _note(numbers) + ("  collapsed" if signs else "")
+        self.board.post.remote(step + 1, total_steps, note)
+        for kind, text in warnings.items():
+            self.tracker.tag(f"{WARNING_TAG}{kind}", text)
+            self.board.warn.remote(text)
+
+
+@dataclass(frozen=True)
+class _Training:
+    """All that the loop works with."""
+
+    config: PretrainConfig
+    feed: Feed
+    state: TrainState
+    saver: Saver
+    stop_signal: StopSignal
+    rungs: RungScorer
+    knn: KnnScorer
+    info: TrainingInfo
+    log: _Log | None
+    """Of rank 0."""
+
+    def is_last(self, step: int) -> bool:
+        return step + 1 == self.info.total_steps
+
+    def is_due(self, step: int) -> bool:
+        """Whether the losses of a step are recorded."""
+        is_rung = self.rungs.is_due(step + 1)
+        return self.is_last(step) or is_rung or step % self.config.log_every == 0
+
+    def is_saved(self, step: int) -> bool:
+        """Whether a checkpoint follows a step, stops aside."""
+        is_rung = self.rungs.is_due(step + 1)
+        return self.is_last(step) or is_rung or (step + 1) % self.config.checkpoint_every == 0
+
+    def record(self, numbers: Mapping[str, float], step: int) -> None:
+        """Logs what was measured at a step if this is rank 0."""
+        if self.log is not None:
+            self.log.step(numbers, step, self.info.total_steps)
+
+    def score(self) -> dict[str, Any]:
+        """Scores the networks if this is rank 0 at a rung."""
+        step = self.state.step
+        if self.log is None or not self.rungs.is_due(step):
+            return {}
+        collapse = self.log.collapse_watch.signs
+        scored = self.rungs.score(self.state.model, self.config, step, collapse)
+        scores = {f"score/{name}": value for name, value in scored["scores"].items()}
+        self.log.tracker.log(scores, step)
+        return scored
+
+    def score_knn(self) -> None:
+        """Logs the teachers' k-NN scores if this is rank 0 and they are due."""
+        step = self.state.step
+        if self.log is not None and self.knn.is_due(step):
+            self.log.tracker.log(self.knn.score(self.state.model), step)
+
+    def save(self, scored: Mapping[str, Any]) -> None:
+        """Begins a checkpoint of the present state, which Ray Train hears of with its scores."""
+        self.saver.save(
+            saved_tensors(self.state),
+            self.state.optimizer.state_dict(),
+            replace(
+                self.info,
+                next_step=self.state.step,
+                health=self.log.collapse_watch.records if self.log is not None else (),
+            ),
+            self.log.tracker.unsent if self.log is not None else list,
+            scored,
+        )
+
+
+def _train(training: _Training) -> dict[str, Any]:
+    """One global batch after the other, up to the end or a reason to stop."""
+    info, state, saver = training.info, training.state, training.saver
+    first_step = state.step
+    clock, watch = Clock(training.config.batch_size), FiniteWatch()
+    bad: tuple[int, list[str]] | None = None
+    signals = Signals(Stop.NO, has_failed=False)
+    for step, views in enumerate(_all_views(training, clock), first_step):
+        if step >= info.total_steps:
+            break
+        metrics = _step(training, views, clock, has_health=training.is_due(step))
+        clock.step_ends()
+        watch.see(step, metrics)
+        signals = saver.after_step(training.stop_signal.now())
+        is_saved = training.is_saved(step) or bool(signals.stop)
+        if training.is_due(step) or is_saved:
+            numbers, waited = together(metrics, clock.waited_seconds)
+            terms = non_finite(numbers)
+            bad = watch.first() or ((step, terms) if terms else None)
+            if bad is None and training.is_due(step):
+                training.record(numbers | clock.lap(waited), step)
+        if bad is not None or signals.has_failed:
+            break
+        with clock.pausing():
+            training.score_knn()
+        if is_saved:
+            with clock.pausing():
+                scored = training.score()
+            with clock.stalling():
+                training.save(scored)
+        if signals.stop:
+            break
+    end = saver.finish()
+    return {
+        "first_step": first_step,
+        "next_step": state.step,
+        "total_steps": info.total_steps,
+        "clips_per_second": clock.clips_per_second(),
+        "stop": int(signals.stop),
+        "not_finite": bad,
+        "has_failed": end.has_failed,
+        "failure": saver.failure,
+    }
+
+
+def _step(
+    training: _Training, views: Views, clock: Clock, *, has_health: bool
+) -> dict[str, Tensor]:
+    def before_update() -> None:
+        with clock.stalling():
+            training.saver.before_update()
+
+    return train_step(
+        training.state,
+        views,
+        training.config,
+        total_steps=training.info.total_steps,
+        steps_per_epoch=training.info.steps_per_epoch,
+        autocast_dtype=autocast_dtype(training.config),
+        measure=measure_health if has_health else None,
+        accumulation_steps=training.config.accumulation_steps,
+        before_update=before_update,
+    )
+
+
+def _all_views(training: _Training, clock: Clock) -> Iterator[Views]:
+    """The views of one global batch after the other, without end."""
+    log_mel = LogMel(training.config.model.audio).to(get_device())
+    batches = training.feed.batches(training.state.step)
+    while True:
+        with clock.waiting():
+            batch = next(batches)
+        yield _views(batch, training.config, log_mel)
+
+
+def _views(batch: FeedBatch, config: PretrainConfig, log_mel: LogMel) -> Views:
+    parameters = draw_view_parameters(batch.clip_ids, batch.epochs, config.seed, config)
+    device = get_device()
+    clips = type(batch.clips)(*(tensor.to(device, non_blocking=True) for tensor in batch.clips))
+    return make_views(clips, parameters, config, log_mel)
+
+
+def together(
+    metrics: Mapping[str, Tensor], waited_seconds: float
+) -> tuple[dict[str, float], float]:
+    """The metrics averaged over the workers, and the longest of their waits for clips.
+
+    Waits for the device, and once for the workers: each has a place of its own for its wait in
+    what they sum up.
+    """
+    averages = torch.stack([value.float() for value in metrics.values()])
+    if not distributed.is_initialized():
+        return dict(zip(metrics, averages.tolist(), strict=True)), waited_seconds
+    waits = averages.new_zeros(distributed.get_world_size())
+    waits[distributed.get_rank()] = waited_seconds
+    sums = torch.cat([averages, waits])
+    distributed.all_reduce(sums)
+    sums[: len(averages)] /= distributed.get_world_size()
+    values = sums.tolist()
+    numbers = dict(zip(metrics, values[: len(averages)], strict=True))
+    return numbers, max(values[len(averages) :])
+
+
+def _note(numbers: Mapping[str, float]) -> str:
+    note = f"loss {numbers['loss/total']:.3f}"
+    wait = numbers.get("time/data_wait_share", 0.0)
+    note += f"  data wait {wait:.0%}"
+    return note if wait <= MAX_WAIT else f"{note}, too much: {WAIT_REMEDY}"

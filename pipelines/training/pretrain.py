@@ -1,0 +1,276 @@
+"""Pretraining on Ray Train, the driver's side: a clip dataset becomes a run of checkpoints.
+
+A run is its name: the same name with the same settings goes on from the last checkpoint, in the
+same MLflow run, with the clips it would have seen; with other settings it is refused. Whatever
+stops a training in order (SIGTERM, Ctrl-C, `max_seconds`) leaves a checkpoint of the last step
+done. What is refused before a start is in `pretrain_checks.py`, what each worker does in
+`train_loop.py`.
+
+Method: XKD, arXiv:2211.13929, sections 3 and 4.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import train
+from ray.train.torch import TorchTrainer
+
+from pipelines.config.base import PretrainConfig
+from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256
+from pipelines.errors import JobFailed, Stopped, UserError
+from pipelines.evaluation.rungs import RungPlan
+from pipelines.files import locked, write_json
+from pipelines.models.checkpoints import find_checkpoint, read_info
+from pipelines.progress import OnProgress, watched_board
+from pipelines.redaction import redacted
+from pipelines.tracking.tracker import (
+    UNSENT_FILE,
+    RunRef,
+    kept_settings,
+    log_dataset,
+    open_run,
+    tracked,
+)
+from pipelines.training.checks import (
+    RUN_FILE,
+    checkpoint_mistakes,
+    knn_mistakes,
+    run_mistakes,
+    worker_resources,
+)
+from pipelines.training.loop import train_loop_per_worker
+from pipelines.training.stopping import Stop, StoppableTorchConfig
+
+logger = logging.getLogger(__name__)
+
+LOCK_FILE = ".lock"
+TRIAL_PATIENCE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """What came out of a training."""
+
+    checkpoint: Path
+    run: RunRef
+    total_steps: int
+    first_step: int
+    clips_per_second: float
+    """Over the steps of this call; NaN if none was left to do."""
+
+
+def pretrain(
+    config: PretrainConfig,
+    *,
+    on_progress: OnProgress,
+    parent: RunRef | None = None,
+    rungs: RungPlan | None = None,
+    callbacks: Sequence[train.UserCallback] = (),
+) -> PretrainResult:
+    """Trains, or goes on training; Ray is connected and `check_pretrain` found nothing.
+
+    Args:
+        config: What to train.
+        on_progress: Called as it goes on.
+        parent: The MLflow run that this one is part of.
+        rungs: When to score the features on the way, for a sweep.
+        callbacks: Ray Train's, called at each checkpoint.
+
+    Raises:
+        UserError: if the workers ask for more than Ray has, or the run is one with other settings
+            or of other clips, or another process is at it.
+        JobFailed: if workers died more often than `max_failures`, the loss was not finite, or a
+            checkpoint could not be written.
+        Stopped: if SIGTERM at a worker or `max_seconds` ended it early.
+        KeyboardInterrupt: after Ctrl-C, once the workers have stopped with a checkpoint; a second
+            one does not wait for them.
+    """
+    started = time.time()
+    folder = Path(config.output) / config.name
+    folder.mkdir(parents=True, exist_ok=True)
+    # A trial's earlier driver may outlive a sweep that was killed by seconds.
+    patience = TRIAL_PATIENCE_SECONDS if rungs else 0.0
+    with locked(folder / LOCK_FILE, f"run ({folder})", patience_seconds=patience):
+        dataset = ClipDataset.open(config.dataset)
+        # Again, for callers that make up the settings themselves: a finished training of other
+        # settings would be taken for this one.
+        if mistakes := [
+            *run_mistakes(config),
+            *checkpoint_mistakes(config, dataset),
+            *knn_mistakes(config, dataset),
+        ]:
+            raise UserError(mistakes[0])
+        scaling = _scaling(config)
+        with tracked(_open_run(config, folder, parent)) as run:
+            log_dataset(
+                run,
+                dataset_id=dataset.dataset_id,
+                path=config.dataset,
+                num_clips=dataset.num_clips,
+                context="training",
+            )
+            with watched_board(on_progress) as board:
+                values = {
+                    "config": kept_settings(config),  # goes into checkpoints; `run` has the server
+                    EXCLUDE_SHA256: clip_ids_sha256(config.exclude),
+                    "run": asdict(run),
+                    "board": board,
+                    "deadline": started + config.max_seconds if config.max_seconds else None,
+                    "rungs": asdict(rungs) if rungs else None,
+                }
+                outcome = _fit_unless_interrupted(
+                    lambda: _fit(config, scaling, values, callbacks), board.ask_to_stop.remote
+                )
+            _warn_of_unsent(folder)
+            _check_outcome(outcome, config, folder)
+            return PretrainResult(
+                checkpoint=find_checkpoint(str(folder)),
+                run=run,
+                total_steps=outcome["total_steps"],
+                first_step=outcome["first_step"],
+                clips_per_second=outcome["clips_per_second"],
+            )
+
+
+def _fit_unless_interrupted(
+    fit: Callable[[], dict[str, Any]], ask_to_stop: Callable[[], object]
+) -> dict[str, Any]:
+    """Fits in a thread of its own, since Ray Train takes Ctrl-C away from the main thread.
+
+    The first interrupt asks the workers to stop and waits for them; the second one ends the wait.
+    """
+    outcome: dict[str, Any] = {}
+    errors: list[BaseException] = []
+    is_over = threading.Event()
+
+    def run() -> None:
+        try:
+            outcome.update(fit())
+        except BaseException as error:  # raised again in the main thread
+            errors.append(error)
+        finally:
+            is_over.set()
+
+    thread = threading.Thread(target=run, daemon=True, name="fit")
+    try:
+        thread.start()
+        # Not `Thread.join`: once interrupted, Python 3.11 takes the thread for finished.
+        is_over.wait()
+    except KeyboardInterrupt as interrupt:
+        logger.warning("stopping after this step, with a checkpoint; once more stops at once")
+        ask_to_stop()
+        is_over.wait()
+        if outcome and not outcome["not_finite"] and not outcome["has_failed"]:
+            raise type(interrupt)(_in_words(outcome)) from None
+    if errors:
+        raise errors[0]
+    return outcome
+
+
+def _warn_of_unsent(folder: Path) -> None:
+    if (file := folder / UNSENT_FILE).exists():
+        logger.warning(
+            "MLflow did not take all metrics; the same command sends what is left in %s", file
+        )
+
+
+def _check_outcome(outcome: dict[str, Any], config: PretrainConfig, folder: Path) -> None:
+    if bad := outcome["not_finite"]:
+        raise JobFailed(_not_finite_message(bad[0], bad[1], folder))
+    if outcome["has_failed"]:
+        raise JobFailed(
+            f"a checkpoint could not be written to {folder}: {outcome['failure']}; "
+            f"{_last_checkpoint(folder)}. With room to write, the same command goes on from there"
+        )
+    if outcome["next_step"] < outcome["total_steps"]:
+        reason = "a worker got SIGTERM"
+        if outcome["stop"] == Stop.TIME_IS_UP:
+            reason = f"max_seconds ({config.max_seconds:g}) are over"
+        raise Stopped(f"{reason}: {_in_words(outcome)}. The same command goes on from there")
+
+
+def _in_words(outcome: dict[str, Any]) -> str:
+    return f"{outcome['next_step']} of {outcome['total_steps']} steps are done and saved"
+
+
+def _last_checkpoint(folder: Path) -> str:
+    try:
+        return f"the last good checkpoint is {find_checkpoint(str(folder))}"
+    except UserError:
+        return "there is no checkpoint yet"
+
+
+def _not_finite_message(step: int, terms: list[str], folder: Path) -> str:
+    return (
+        f"step {step} has a loss that is not finite ({', '.join(terms)}); "
+        f"{_last_checkpoint(folder)}. "
+        "A lower optimizer.learning_rate or precision=float32 is the usual remedy"
+    )
+
+
+def _open_run(config: PretrainConfig, folder: Path, parent: RunRef | None) -> RunRef:
+    file = folder / RUN_FILE
+    run_id = json.loads(file.read_text())["run_id"] if file.exists() else ""
+    if not run_id and config.resume:
+        checkpoint = find_checkpoint(config.resume)
+        if checkpoint.parent == folder:  # another training's run is not for this one's metrics
+            run_id = read_info(checkpoint).run_id
+    run = open_run(config, "pretrain", config.name, parent=parent, run_id=run_id)
+    values = {
+        "run_id": run.run_id,
+        "config": kept_settings(config),
+        EXCLUDE_SHA256: clip_ids_sha256(config.exclude),
+    }
+    write_json(file, values)
+    return run
+
+
+def _scaling(config: PretrainConfig) -> train.ScalingConfig:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    num_workers: Any = config.num_workers  # a pair is Ray Train's, of which its types know nothing
+    return train.ScalingConfig(
+        num_workers=num_workers,
+        use_gpu=config.use_gpu,
+        resources_per_worker=worker_resources(config, nodes),
+    )
+
+
+def _fit(
+    config: PretrainConfig,
+    scaling: train.ScalingConfig,
+    values: dict[str, Any],
+    callbacks: Sequence[train.UserCallback],
+) -> dict[str, Any]:
+    # Typed by Ray as without a result; what rank 0 returns is the result's `return_value`.
+    loop: Any = train_loop_per_worker
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config=values,
+        torch_config=StoppableTorchConfig(),
+        scaling_config=scaling,
+        run_config=train.RunConfig(
+            name=config.name,
+            storage_path=config.output,
+            failure_config=train.FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=train.CheckpointConfig(num_to_keep=config.checkpoints_kept),
+            callbacks=list[Any](callbacks),  # typed by Ray as Tune's
+        ),
+    )
+    try:
+        result: Any = trainer.fit()
+    except train.TrainingFailedError as error:
+        reason = redacted(str(error)).strip().splitlines()[-1][:300]
+        raise JobFailed(
+            f"training failed more than max_failures ({config.max_failures}) times: {reason}. "
+            "The same command goes on from the last checkpoint"
+        ) from error
+    outcome: dict[str, Any] = result.return_value
+    return outcome

@@ -1,0 +1,121 @@
+"""The state of a training in a worker: built, wrapped for several devices, saved and loaded.
+
+What a checkpoint holds does not depend on how many workers there are, nor on how they share the
+weights.
+
+Method: XKD, arXiv:2211.13929, sections 3 and 4.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import train
+from ray.train.collective import broadcast_from_rank_zero
+from ray.train.torch import get_device, prepare_model
+from torch import Tensor
+
+from pipelines.config.base import PretrainConfig
+from pipelines.evaluation.rungs import rung_at
+from pipelines.models.checkpoints import (
+    AUDIO_CENTER,
+    VIDEO_CENTER,
+    check_dataset,
+    find_checkpoint,
+    load_optimizer_state,
+    load_tensors,
+    newest_checkpoint,
+    read_info,
+    remove_other_checkpoints,
+)
+from pipelines.training.checkpoint_writer import report_checkpoint
+from xkd_core import sharding
+from xkd_core.losses import Centers, initial_centers
+from xkd_core.optim import build_optimizer
+from xkd_core.train_step import TrainState
+from xkd_core.transformer import checkpoint_activations
+from xkd_core.xkd import XKD, build_xkd, load_model_tensors, model_tensors
+
+
+def build_state(config: PretrainConfig) -> TrainState:
+    """New weights, the same in every worker, wrapped as `parallelism` says."""
+    device = get_device()
+    torch.manual_seed(config.seed)
+    model = build_xkd(config.model).to(device)
+    if config.activation_checkpointing:
+        for block in model.learning_blocks():
+            checkpoint_activations(block)
+    wrapped = _wrapped(model, config)
+    return TrainState(
+        model=model,
+        forward=torch.compile(wrapped) if config.compile else wrapped,
+        optimizer=build_optimizer(model, config.optimizer),
+        centers=initial_centers(config.model.head.output_width, device),
+    )
+
+
+def _wrapped(model: XKD, config: PretrainConfig) -> torch.nn.Module:
+    if config.parallelism == "ddp":
+        # Centres are no buffers: DDP has nothing to broadcast.
+        wrapped: torch.nn.Module = prepare_model(
+            model, parallel_strategy_kwargs={"broadcast_buffers": False}
+        )
+        return wrapped
+    if train.get_context().get_world_size() > 1:
+        sharding.shard(model, [*model.learning_blocks(), *model.teaching_blocks()])
+    return model
+
+
+def saved_tensors(state: TrainState) -> dict[str, Tensor]:
+    """The networks' tensors and the centres, as they are and perhaps sharded."""
+    centers = {VIDEO_CENTER: state.centers.video, AUDIO_CENTER: state.centers.audio}
+    return {**model_tensors(state.model), **centers}
+
+
+def checkpoint_to_load(
+    config: PretrainConfig, rungs: Mapping[str, Any] | None = None
+) -> Path | None:
+    """The run's newest complete checkpoint, else the one that `resume` names, if there is one.
+
+    What lies on disk counts: Ray Train may not have heard of a checkpoint before it was killed.
+    It then hears of it with what was scored at it, by `rungs`, the plan of a trial of a sweep.
+    Rank 0 looks, and all workers must ask.
+    """
+    folder = Path(config.output) / config.name
+    reported = {Path(known.checkpoint.path).name for known in train.get_all_reported_checkpoints()}
+    newest = newest_checkpoint(folder) if train.get_context().get_world_rank() == 0 else None
+    name = broadcast_from_rank_zero(newest.name if newest is not None else "")
+    if train.get_context().get_world_rank() == 0:
+        remove_other_checkpoints(folder, {folder / known for known in (*reported, name) if known})
+    if name and name not in reported:
+        scored = rung_at(rungs, read_info(folder / name).next_step)
+        report_checkpoint(train.Checkpoint.from_directory(folder / name), scored)
+    if name:
+        return folder / name
+    return find_checkpoint(config.resume) if config.resume is not None else None
+
+
+def load_state(state: TrainState, folder: Path, config: PretrainConfig, dataset_id: str) -> None:
+    """Goes back to where a checkpoint was.
+
+    Raises:
+        UserError: if it belongs to other clips.
+    """
+    check_dataset(folder, config.dataset, dataset_id)
+    tensors = load_tensors(folder)
+    device = get_device()
+    state.centers = Centers(
+        video=tensors.pop(VIDEO_CENTER).to(device), audio=tensors.pop(AUDIO_CENTER).to(device)
+    )
+    load_model_tensors(state.model, tensors)
+    sharding.load_optimizer_state(state.optimizer, load_optimizer_state(folder))
+    state.step = read_info(folder).next_step
+
+
+def autocast_dtype(config: PretrainConfig) -> torch.dtype | None:
+    """What `precision` means on this device."""
+    on_gpu = get_device().type == "cuda" and torch.cuda.is_bf16_supported()
+    if config.precision == "bfloat16" or (config.precision == "auto" and on_gpu):
+        return torch.bfloat16
+    return None

@@ -1,0 +1,47 @@
+"""What can be found wrong before any work starts, all of it at once."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from pipelines.config.base import JobConfig
+from pipelines.errors import UserError
+from pipelines.tracking.tracker import check_tracking
+from ray_jobs.cli.cluster import check_ray
+
+
+def surroundings(config: JobConfig, *outputs: str) -> tuple[str, ...]:
+    """Mistakes about MLflow, Ray and the folders that a job writes into."""
+    checks: list[Callable[[], None]] = [
+        lambda: check_tracking(config.tracking),
+        lambda: check_ray(config.ray),
+    ]
+    checks += [lambda place=place: check_writable(place) for place in outputs]  # type: ignore[misc]
+    return messages(*checks)
+
+
+def messages(*checks: Callable[[], object]) -> tuple[str, ...]:
+    """What the checks that fail say; two may stumble over the same."""
+    found = []
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            found.append(str(error))
+    return tuple(dict.fromkeys(found))
+
+
+def check_writable(place: str) -> None:
+    """Makes sure that a folder is there and writable, or can be made.
+
+    Raises:
+        UserError: if it cannot.
+    """
+    folder = Path(place)
+    # Not Path.exists, which raises an error for what lies in a folder that may not be read.
+    while not os.path.exists(folder) and folder != folder.parent:
+        folder = folder.parent
+    if not os.path.isdir(folder):
+        raise UserError(f"output ({place}) must be a folder, but {folder} is a file")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"output ({place}) is not writable")

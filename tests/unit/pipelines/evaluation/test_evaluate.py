@@ -1,0 +1,82 @@
+"""What an evaluation refuses before it starts."""
+
+import numpy as np
+import pytest
+
+from pipelines.config.base import EvaluateConfig
+from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.errors import UserError
+from pipelines.evaluation.evaluate import check_evaluate, check_gpu, evaluate, score
+from pipelines.evaluation.features import features_of
+from pipelines.models.checkpoints import TrainingInfo, checkpoint_name, save_checkpoint
+from pipelines.report.run_report import _maps, _retrievals, _shown_clips
+from tests.helpers.clip_datasets import write_dataset
+from tests.helpers.training import MODEL, tiny_config
+from xkd_core.xkd import build_xkd
+
+
+def quiet(*_):
+    """Where progress goes."""
+
+
+def evaluate_config(tmp_path, model=MODEL, **settings):
+    """An evaluation of a checkpoint without weights, on clips of 4 frames/s and 800 Hz."""
+    trained = tiny_config(tmp_path, tmp_path, model=model)
+    info = TrainingInfo(1, 1, 1.0, trained.model_dump(mode="json"), "clips", "run", "code")
+    checkpoint = tmp_path / "run" / checkpoint_name(1)
+    save_checkpoint(checkpoint, {}, {}, info)
+    clips = tmp_path / "clips"
+    if not clips.exists():
+        write_dataset(clips, 8, split=lambda i: "test" if i % 4 == 0 else "train")
+    values = {"checkpoint": str(checkpoint), "dataset": str(clips), "output": str(tmp_path / "out")}
+    return EvaluateConfig.model_validate(values | settings)
+
+
+def test_clips_of_another_rate_are_refused(tmp_path):
+    assert check_evaluate(evaluate_config(tmp_path)) == []
+    sharp = {**MODEL["audio"], "sample_rate": 1600, "num_samples": 3200, "hop_length": 68}
+    config = evaluate_config(tmp_path, {**MODEL, "audio": sharp})
+    (mistake,) = check_evaluate(config)
+    message = r"does not fit the checkpoint: model.audio.sample_rate \(1600\) must equal the clips'"
+    with pytest.raises(UserError, match=message):
+        evaluate(config, on_progress=quiet)
+    assert str(config.dataset) in mistake
+
+
+def test_a_gpu_that_no_node_has_is_told(local_ray):
+    with pytest.raises(UserError, match=r"use_gpu \(True\) needs a GPU, but no node"):
+        check_gpu("use_gpu")
+
+
+def test_splits_without_a_clip_are_refused(tmp_path):
+    config = evaluate_config(tmp_path, train_splits=["fit"], test_splits=["held"])
+    (mistake,) = check_evaluate(config)
+    assert mistake.endswith("test_splits (fit, held); its splits: test, train")
+
+
+def test_the_main_job_scores_nothing_where_no_clip_lies_in_its_splits(tmp_path):
+    """Its report, with all else, is worth more than a mistake after the training."""
+    config = evaluate_config(tmp_path, train_splits=["fit"], test_splits=["held"])
+    trained = tiny_config(tmp_path, tmp_path)
+    networks = {"trained": (build_xkd(trained.model).eval(), trained)}
+    dataset = ClipDataset.open(config.dataset)
+    features = features_of(networks, dataset, config, quiet)
+    assert features.matrices["video/trained"].shape == (0, 32)
+    assert features.retrieval["audio/trained"].shape == (0, 64)
+    scores = score(features, config)
+    assert scores["reason"] == "no clip lies in a split that is scored"
+    assert scores["modalities"] == {}
+    assert (
+        _shown_clips(features) == _maps(features) == _retrievals(dataset, trained, features) == []
+    )
+
+
+def test_clips_far_shorter_than_a_window_have_features(tmp_path):
+    write_dataset(tmp_path / "clips", 4, num_frames=1, split=lambda i: "test" if i % 2 else "train")
+    config = tiny_config(tmp_path, tmp_path)
+    networks = {"trained": (build_xkd(config.model).eval(), config)}
+    dataset = ClipDataset.open(tmp_path / "clips")
+    features = features_of(networks, dataset, evaluate_config(tmp_path), quiet)
+    assert features.is_test.sum() == 2
+    for matrix in features.matrices.values():
+        assert np.isfinite(matrix).all()

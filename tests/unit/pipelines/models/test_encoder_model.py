@@ -1,0 +1,231 @@
+"""A registered encoder by itself: same numbers as evaluation, from anything, anywhere."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mlflow.models import Model
+
+from pipelines.media.decode import decode_segments
+from pipelines.media.windows import audio_windows, video_windows
+from pipelines.models.encoder_inputs import resample_frames, resample_waveform
+from pipelines.registry.package import save_package, stage
+from tests.helpers.encoders import CLIPS, WIDTH, example_encoder, write_media
+from xkd_core.config import MethodConfig
+from xkd_core.views.log_mel import LogMel
+from xkd_core.views.views import ClipBatch, plain_views
+
+ISOLATED = """
+import importlib.util, json, os, sys
+sys.path[:] = [place for place in sys.path if place not in ("", os.environ["CHECKOUT"])]
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in str(finder)]
+for name in ("xkd_core", "pipelines"):
+    assert importlib.util.find_spec(name) is None, f"{name} can be imported without the model"
+import mlflow
+films = {"path": sys.argv[3:]}
+embeddings = [mlflow.pyfunc.load_model(place).predict(films).tolist() for place in sys.argv[1:3]]
+import pipelines.models.encoder_model, xkd_core
+json.dump({
+    "embeddings": embeddings,
+    "files": [xkd_core.__file__, pipelines.models.encoder_model.__file__],
+    "cluster": [name for name in ("ray", "sklearn", "boto3") if name in sys.modules],
+}, sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory):
+    """Both encoders as MLflow models on disk."""
+    folders = {}
+    for modality in ("video", "audio"):
+        encoder, info = example_encoder(modality)
+        staged = tmp_path_factory.mktemp(f"staged-{modality}")
+        stage(encoder, info, staged)
+        folders[modality] = tmp_path_factory.mktemp("models") / modality
+        save_package(staged, info, "# card\n", folders[modality], Model())
+    return folders
+
+
+@pytest.fixture(scope="module")
+def models(packages):
+    return {name: mlflow.pyfunc.load_model(str(folder)) for name, folder in packages.items()}
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """Three seconds, two segments; and one second with a single one."""
+    folder = tmp_path_factory.mktemp("films")
+    return [
+        write_media(folder / "long.mkv", seconds=3.0, seed=1),
+        write_media(folder / "short.mkv", seconds=1.25, seed=2),
+    ]
+
+
+def decoded(path):
+    return list(
+        decode_segments(
+            str(path),
+            segment_seconds=CLIPS.segment_seconds,
+            min_segment_seconds=CLIPS.min_segment_seconds,
+            frame_rate=8.0,
+            short_side=CLIPS.short_side,
+            sample_rate=4_000,
+        )
+    )
+
+
+def as_evaluated(modality, path):
+    """What evaluation computes: views of windows, averaged in segments, here over segments too."""
+    encoder, info = example_encoder(modality)
+    log_mel = LogMel(info.model.audio)
+    means = []
+    for segment in decoded(path):
+        videos = video_windows(segment.frames, 8, CLIPS.num_windows)
+        sounds = audio_windows(segment.waveform, 4_000, CLIPS.num_windows)
+        frames = torch.from_numpy(np.stack(videos))
+        batch = ClipBatch(
+            frames,
+            torch.full((len(frames),), frames.shape[2]),
+            torch.full((len(frames),), frames.shape[3]),
+            torch.from_numpy(np.stack(sounds)),
+        )
+        views = plain_views(batch, MethodConfig(model=info.model), log_mel)
+        with torch.no_grad():
+            embeddings = encoder.embed(views[0] if modality == "video" else views[1])
+        means.append(embeddings.mean(dim=0))
+    return torch.stack(means).mean(dim=0).numpy()
+
+
+@pytest.mark.parametrize("modality", ["video", "audio"])
+def test_embeddings_are_those_of_evaluation(models, films, modality):
+    expected = np.stack([as_evaluated(modality, film) for film in films])
+    embeddings = models[modality].predict({"path": [str(film) for film in films]})
+    assert embeddings.dtype == np.float32
+    np.testing.assert_allclose(embeddings, expected, atol=1e-5)
+    assert np.abs(embeddings[0] - embeddings[1]).max() > 1e-3
+
+
+def test_it_loads_without_the_checkout_and_without_unpickling(packages, films, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {
+        "CHECKOUT": str(Path(__file__).parents[4]),
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", ISOLATED, *map(str, packages.values()), *map(str, films)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert all(file.startswith(str(packages["video"])) for file in answer["files"])
+    assert answer["cluster"] == []
+    for modality, embeddings in zip(packages, answer["embeddings"], strict=True):
+        expected = np.stack([as_evaluated(modality, film) for film in films])
+        np.testing.assert_allclose(embeddings, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("modality", ["video", "audio"])
+def test_paths_bytes_and_arrays_of_a_film_give_the_same(models, films, modality):
+    model, film = models[modality], films[1]
+    (segment,) = decoded(film)
+    array, column, rate = {
+        "video": (segment.frames, "frames", {"frame_rate": 8}),
+        "audio": (segment.waveform, "waveform", {"sample_rate": 4_000}),
+    }[modality]
+    expected = model.predict({"path": [str(film)]})
+    for inputs in (
+        pd.DataFrame({"path": [str(film)]}),
+        [{"path": str(film)}],
+        {"bytes": [film.read_bytes()]},
+        {column: [array], **{name: [value] for name, value in rate.items()}},
+        {column: [array.tolist()]},
+        pd.DataFrame({column: [array]}),
+    ):
+        np.testing.assert_allclose(model.predict(inputs), expected, atol=1e-6)
+
+
+def test_an_array_of_many_segments_is_cut_as_a_film_is(models, films):
+    frames = np.concatenate([segment.frames for segment in decoded(films[0])])
+    expected = models["video"].predict({"path": [str(films[0])]})
+    np.testing.assert_allclose(models["video"].predict({"frames": [frames]}), expected, atol=1e-6)
+
+
+def test_batches_do_not_change_embeddings_but_windows_do(models, films):
+    inputs = {"path": [str(film) for film in films]}
+    expected = models["video"].predict(inputs)
+    for batch_size in (1, 3):
+        embeddings = models["video"].predict(inputs, params={"batch_size": batch_size})
+        np.testing.assert_allclose(embeddings, expected, atol=1e-5)
+    other = models["video"].predict(inputs, params={"num_windows": 1})
+    assert np.abs(other - expected).max() > 1e-4
+
+
+@pytest.mark.parametrize("modality", ["video", "audio"])
+def test_the_input_example_can_be_embedded(models, modality):
+    embeddings = models[modality].predict(models[modality].input_example)
+    assert embeddings.shape == (1, WIDTH)
+    assert np.isfinite(embeddings).all()
+
+
+def test_a_package_holds_nothing_that_is_pickled_and_only_the_code_it_needs(packages):
+    files = {path.relative_to(packages["video"]) for path in packages["video"].rglob("*.*")}
+    assert {path.suffix for path in files} == {
+        ".json", ".md", ".py", ".safetensors", ".txt", ".yaml",
+    }  # fmt: skip
+    pipelines = {path.parts[2] for path in files if path.parts[:2] == ("code", "pipelines")}
+    assert {"models", "media", "redaction.py"} <= pipelines
+    assert not pipelines & {"config", "ingest", "registry", "tracking"}
+
+
+@pytest.mark.parametrize(
+    ("modality", "inputs", "message"),
+    [
+        ("video", {"path": ["absent.mkv"]}, r"input 0 \(absent.mkv\) cannot be decoded: unreada"),
+        ("video", {"bytes": [b"no media"]}, r"input 0 cannot be decoded: not_media"),
+        ("video", {"sound": ["x"]}, r"inputs must have a column that the model knows"),
+        ("video", {"frame_rate": [8.0]}, r"input 0 must have exactly one of the columns path"),
+        ("video", {"frames": [np.zeros((4, 8, 8, 3))]}, r"frames must be .* type uint8 .* float64"),
+        ("video", {"frames": [[[1], [2]]]}, r"frames must be .* shape \(T, H, W, 3\), .* \(2, 1\)"),
+        ("audio", {"waveform": [[1, 99_999]]}, r"waveform must be .* type int16"),
+        ("audio", {"waveform": [[1, 2]], "sample_rate": [-1]}, r"sample_rate \(-1\) must be a num"),
+    ],
+)
+def test_an_input_that_cannot_be_used_is_named(models, modality, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        models[modality].predict(inputs)
+
+
+@pytest.mark.parametrize(("modality", "missing"), [("video", "picture"), ("audio", "sound")])
+def test_a_film_without_the_modality_is_named(models, tmp_path, modality, missing):
+    sides = {"picture": modality != "video", "sound": modality != "audio"}
+    film = write_media(tmp_path / "half.mkv", **sides)
+    with pytest.raises(ValueError, match=rf"half.mkv\) has no {missing}, which the {modality}"):
+        models[modality].predict({"path": [str(film)]})
+
+
+def test_resampled_frames_are_those_seen_at_the_time():
+    frames = np.arange(6)
+    assert resample_frames(frames, 24.0, 8.0).tolist() == [0, 3]
+    assert resample_frames(frames, 4.0, 8.0).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert resample_frames(frames, 8.0, 8.0) is frames
+
+
+def test_a_resampled_tone_is_the_same_tone():
+    def tone(rate):
+        return (9_000 * np.sin(2 * np.pi * 200 * np.arange(rate) / rate)).astype(np.int16)
+
+    resampled = resample_waveform(tone(8_000), 8_000, 4_000)
+    assert resampled.dtype == np.int16
+    np.testing.assert_allclose(resampled[100:-100], tone(4_000)[100:-100], atol=60)

@@ -1,0 +1,204 @@
+"""Encoders enter the registry, and the alias goes to the better one on the same dataset."""
+
+import shutil
+import socket
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from pipelines.config.base import JobConfig, PromoteSettings, TrackingConfig
+from pipelines.errors import JobFailed, UserError
+from pipelines.evaluation.features import load_model
+from pipelines.registry.promote import promote
+from pipelines.registry.uri import resolve_model
+from pipelines.tracking.tracker import open_run
+from tests.helpers.encoders import WIDTH, example_scores, write_checkpoint, write_media
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A run in an sqlite store; tests share it under names of their own."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    config = JobConfig(tracking=TrackingConfig(uri=f"sqlite:///{folder / 'mlflow.db'}"))
+    yield config, open_run(config, "promote", "test")
+    mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Two checkpoints of the same step with other weights."""
+    folder = tmp_path_factory.mktemp("run")
+    return [write_checkpoint(folder, seed=seed) for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def known(store, checkpoints):
+    return promote(checkpoints[0], None, settings("known"), store[1])
+
+
+def settings(prefix):
+    return PromoteSettings(model_prefix=prefix)
+
+
+def test_the_first_version_gets_the_alias(store, checkpoints):
+    registered = promote(checkpoints[0], example_scores(0.5), settings("first"), store[1])
+    assert [(one.name, one.version, one.alias_moved) for one in registered] == [
+        ("first-video", "1", True),
+        ("first-audio", "1", True),
+    ]
+    assert registered[0].reason == "gets the alias champion: no version had it"
+    version = MlflowClient(store[1].uri).get_model_version_by_alias("first-video", "champion")
+    assert version.version == 1
+    assert version.status == "READY"
+
+
+def test_a_version_says_what_it_is(store, checkpoints):
+    promote(checkpoints[0], example_scores(0.5), settings("card"), store[1])
+    client = MlflowClient(store[1].uri)
+    version = client.get_model_version("card-audio", "1")
+    assert "# card-audio" in version.description
+    assert "| linear probe | 50.0% | 20.0% |" in version.description
+    assert version.tags["xkd.evaluation.dataset_id"] == "clips-1"
+    assert version.tags["xkd.dataset_id"] == "training-clips"
+    assert version.tags["xkd.pretrain_run_id"] == "pretrain-run"
+    assert version.run_id == store[1].run_id
+    logged = client.get_logged_model(version.tags["xkd.model_id"])
+    scores = {metric.key: metric for metric in logged.metrics}
+    assert scores["evaluation/audio/trained/linear"].value == 0.5
+    assert scores["evaluation/audio/trained/linear"].dataset_digest == "clips-1"
+
+
+def test_scores_that_were_recorded_in_part_are_recorded_by_the_same_command(
+    store, checkpoints, monkeypatch
+):
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "log_batch", refuse)
+        with pytest.raises(JobFailed, match="the database is locked"):
+            promote(checkpoints[0], example_scores(0.5), settings("part"), store[1])
+    promote(checkpoints[0], example_scores(0.5), settings("part"), store[1])
+    client = MlflowClient(store[1].uri)
+    for modality in ("video", "audio"):
+        version = client.get_model_version(f"part-{modality}", "1")
+        logged = client.get_logged_model(version.tags["xkd.model_id"])
+        assert f"evaluation/{modality}/trained/linear" in {metric.key for metric in logged.metrics}
+        assert version.tags["xkd.evaluation.run_id"] == example_scores(0.5)["evaluate_run_id"]
+
+
+def refuse(*_, **__):
+    raise MlflowException("the database is locked")
+
+
+def test_the_registered_model_embeds_as_the_checkpoint_does(store, checkpoints, tmp_path):
+    film = write_media(tmp_path / "film.mkv", seconds=1.0)
+    promote(checkpoints[0], None, settings("load"), store[1])
+    mlflow.set_tracking_uri(store[1].uri)
+    model = mlflow.pyfunc.load_model("models:/load-video@champion")
+    weights = load_model(checkpoints[0])[0].video_teacher.state_dict()
+    there = model.unwrap_python_model()._encoder.state_dict()
+    assert weights.keys() == there.keys()
+    assert all((weights[name] == there[name]).all() for name in weights)
+    embedding = model.predict({"path": [str(film)]})
+    assert embedding.shape == (1, WIDTH)
+    assert np.isfinite(embedding).all()
+
+
+def test_the_alias_moves_to_a_better_version_only(store, checkpoints):
+    names = settings("better")
+    promote(checkpoints[0], example_scores(0.5), names, store[1])
+    worse = promote(checkpoints[1], example_scores(0.5), names, store[1])
+    assert [one.alias_moved for one in worse] == [False, False]
+    assert worse[0].reason == (
+        "registered without the alias champion: its linear probe score 0.5000 does not beat "
+        "0.5000 of version 1, which has it"
+    )
+    better = promote(checkpoints[1], example_scores(0.6), names, store[1])
+    assert [(one.version, one.alias_moved) for one in better] == [("2", True), ("2", True)]
+    assert better[0].reason == (
+        "gets the alias champion: its linear probe score 0.6000 beats 0.5000 of version 1"
+    )
+
+
+def test_the_alias_stays_where_nothing_can_be_compared(store, checkpoints):
+    names = settings("compare")
+    promote(checkpoints[0], example_scores(0.5), names, store[1])
+    unscored = promote(checkpoints[1], None, names, store[1])
+    assert unscored[0].reason.endswith("it has no linear probe score to compare with version 1, "
+                                       "which has it")  # fmt: skip
+    scores = example_scores(0.9, dataset_id="clips-2")
+    elsewhere = promote(checkpoints[1], scores, names, store[1])
+    assert elsewhere[0].reason.endswith(
+        "version 1, which has it, was scored on dataset clips-1, this version on clips-2"
+    )
+    assert not any(one.alias_moved for one in (*unscored, *elsewhere))
+
+
+def test_the_same_encoder_is_one_version(store, checkpoints):
+    names = settings("same")
+    first = promote(checkpoints[0], None, names, store[1])
+    second = promote(checkpoints[0], example_scores(0.5), names, store[1])
+    assert [one.version for one in second] == [one.version for one in first]
+    assert promote(checkpoints[0], example_scores(0.5), names, store[1]) == second
+    assert second[0].reason == "keeps the alias champion"
+    client = MlflowClient(store[1].uri)
+    version = client.get_model_version("same-video", "1")
+    assert version.tags["xkd.evaluation.linear"] == "0.5"
+    assert len(client.get_logged_model(version.tags["xkd.model_id"]).metrics) == 4
+
+
+@pytest.mark.parametrize(
+    "variant", ["modality_agnostic_student", "modality_agnostic_teacher_student"]
+)
+def test_encoders_that_share_blocks_are_registered_whole(store, tmp_path, variant):
+    checkpoint = write_checkpoint(tmp_path, variant=variant)
+    registered = promote(checkpoint, None, settings(variant), store[1])
+    mlflow.set_tracking_uri(store[1].uri)
+    for one in registered:
+        model = mlflow.pyfunc.load_model(f"models:/{one.name}/1")
+        assert model.predict(model.input_example).shape == (1, WIDTH)
+
+
+def test_scores_of_another_checkpoint_are_refused(store, checkpoints):
+    with pytest.raises(UserError, match="scores are of step 9, but the checkpoint is of step 7"):
+        promote(checkpoints[0], example_scores(0.5, step=9), settings("other"), store[1])
+
+
+def test_a_uri_is_resolved_to_the_version_it_means_now(store, known):
+    version = resolve_model("models:/known-audio@champion", store[0].tracking)
+    assert version.uri == "models:/known-audio/1"
+    assert (version.modality, version.sample_rate) == ("audio", 4_000)
+    assert version.clips.segment_seconds == 1.5
+    assert resolve_model("models:/known-audio/1", store[0].tracking) == version
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("xkd-video", r"model \(xkd-video\) must be models:/NAME@ALIAS or models:/NAME/VERSION"),
+        ("models:/nobody@champion", r"no model nobody is registered at sqlite:.*known-audio"),
+        ("models:/known-video@best", r"known-video has no alias best, its aliases are: champion"),
+        ("models:/known-video/9", r"known-video has no version 9"),
+    ],
+)
+def test_a_model_that_is_not_there_is_named(store, known, uri, message):
+    with pytest.raises(UserError, match=message):
+        resolve_model(uri, store[0].tracking)
+
+
+def test_files_that_are_gone_are_named(store, checkpoints):
+    promote(checkpoints[0], None, settings("gone"), store[1])
+    version = MlflowClient(store[1].uri).get_model_version("gone-video", "1")
+    shutil.rmtree(version.source)
+    with pytest.raises(UserError, match=r"the files of version 1 are gone: /"):
+        resolve_model("models:/gone-video/1", store[0].tracking)
+
+
+def test_a_server_that_does_not_answer_is_one_line():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(UserError, match=rf"127.0.0.1:{port}\) does not answer") as caught:
+        resolve_model("models:/xkd-video@champion", TrackingConfig(uri=f"http://127.0.0.1:{port}"))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,158 @@
+"""What is found wrong with a training before it starts."""
+
+import json
+import re
+
+import pytest
+
+from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.dataset.clip_ids import clip_ids_sha256
+from pipelines.errors import UserError
+from pipelines.training.checks import RUN_FILE, check_pretrain, worker_resources
+from pipelines.training.pretrain import _open_run
+from tests.helpers.clip_datasets import write_dataset
+from tests.helpers.training import folder_of, leave_checkpoint, tiny_config, tiny_dataset
+
+
+@pytest.mark.parametrize(
+    ("workers", "nodes", "cpus"),
+    [
+        (1, [16], 16),
+        (3, [16], 5),
+        (1, [8, 8], 8),  # not 16, which no node has
+        (3, [8, 8], 4),
+        (2, [2, 0, 12], 6),
+        (4, [2], 1),  # an elastic group takes what there is
+    ],
+)
+def test_cpus_are_shared_out_node_by_node(tmp_path, workers, nodes, cpus):
+    config = tiny_config(tmp_path, tmp_path, num_workers=[1, workers], batch_size=24)
+    config = config.model_copy(update={"cpus_per_worker": None})
+    assert worker_resources(config, [{"CPU": have} for have in nodes]) == {"CPU": cpus}
+
+
+@pytest.mark.parametrize(
+    ("settings", "nodes", "message"),
+    [
+        ({"cpus_per_worker": 9}, [{"CPU": 8}] * 2, r"cpus_per_worker \(9\) .* the 8 CPUs of the"),
+        (
+            {"num_workers": 2, "cpus_per_worker": 3},
+            [{"CPU": 5}, {"CPU": 2}],
+            r"num_workers \(2\) needs 2 x 3 CPUs, but .* have 5 CPUs; 2 CPUs: room for 1",
+        ),
+        (
+            {"use_gpu": True},
+            [{"CPU": 8}],
+            r"num_workers \(1\) needs 1 x 1 CPUs and 1 x 1 GPUs, .* 8 CPUs, 0 GPUs: room for 0",
+        ),
+    ],
+)
+def test_workers_that_fit_on_no_node_are_refused(tmp_path, settings, nodes, message):
+    with pytest.raises(UserError, match=message):
+        worker_resources(tiny_config(tmp_path, tmp_path, **settings), nodes)
+
+
+def test_a_list_of_excluded_clips_that_changed_is_refused(tmp_path):
+    dataset = tiny_dataset(tmp_path / "clips")
+    ids = ClipDataset.open(dataset).index.clip_id.tolist()
+    exclude = tmp_path / "leaks.txt"
+    exclude.write_text("\n".join(ids[:3]))
+    config = tiny_config(tmp_path, dataset, exclude=str(exclude))
+    folder_of(config).mkdir(parents=True)
+    _open_run(config, folder_of(config), None)
+    exclude.write_text("# in another order\n" + "\n".join(reversed(ids[:3])))
+    assert check_pretrain(config) == []
+    exclude.write_text("\n".join(ids[:4]))
+    (mistake,) = check_pretrain(config)
+    assert f"exclude ({exclude}) names other clips than when the run tiny began" in mistake
+    exclude.unlink()
+    (mistake,) = check_pretrain(config)
+    assert "cannot be read" in mistake
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 8}, "another batch_size: it is 4 there and 8 here, and .* order of clips"),
+        ({"seed": 3}, "another seed: it is 0 there and 3 here"),
+        ({"splits": ["train", "val"]}, "another splits: "),
+        ({"shuffle_window": 3}, "another shuffle_window: it is 16 there and 3 here"),
+        (
+            {"optimizer": {"warmup_epochs": 1.0, "decay_tokens_and_positions": False}},
+            "another optimizer.decay_tokens_and_positions: it is True there and False here",
+        ),
+        ({"epochs": 1.0}, r"has done 7 steps, but epochs \(1\) are 6 steps of 4 of 24 clips: none"),
+    ],
+)
+def test_a_checkpoint_of_another_training_that_does_not_fit_is_refused(tmp_path, settings, message):
+    config = tiny_config(tmp_path, tiny_dataset(tmp_path / "clips"))
+    place = leave_checkpoint(config)
+    (mistake,) = check_pretrain(
+        tiny_config(tmp_path, tmp_path / "clips", name="second", resume=str(place), **settings)
+    )
+    assert re.match(rf"resume \({place}\) has ", mistake)
+    assert re.search(message, mistake)
+
+
+def test_a_checkpoint_of_another_training_may_be_gone_on_with_in_another_way(tmp_path):
+    """Other workers, another schedule, other weights of the losses."""
+    config = tiny_config(tmp_path, tiny_dataset(tmp_path / "clips"))
+    place = leave_checkpoint(config, exclude_sha256=clip_ids_sha256(None))
+    other = tiny_config(
+        tmp_path,
+        tmp_path / "clips",
+        name="second",
+        resume=str(place),
+        num_workers=2,
+        epochs=20.0,
+        optimizer={"warmup_epochs": 0.0, "weight_decay": 0.3},
+        objective={"alignment_weight": 0.1},
+    )
+    assert check_pretrain(other) == []
+    ids = tmp_path / "leaks.txt"
+    ids.write_text(ClipDataset.open(tmp_path / "clips").index.clip_id[0])
+    (mistake,) = check_pretrain(other.model_copy(update={"exclude": str(ids)}))
+    assert f"left out other clips than exclude ({ids})" in mistake
+
+
+def test_a_checkpoint_that_would_not_be_begun_from_is_refused(tmp_path):
+    """The newest of the run itself always counts."""
+    config = tiny_config(tmp_path, tiny_dataset(tmp_path / "clips"))
+    older, newest = leave_checkpoint(config), leave_checkpoint(config, next_step=9)
+    other = leave_checkpoint(tiny_config(tmp_path, tmp_path / "clips", name="other"))
+    for place in (older, other):
+        (mistake,) = check_pretrain(config.model_copy(update={"resume": str(place)}))
+        assert f"resume ({place}) would do nothing" in mistake
+        assert f"its newest, {newest}. Take another name" in mistake
+    assert check_pretrain(config.model_copy(update={"resume": str(newest)})) == []
+    # The command that the run began with goes on.
+    again = config.model_copy(update={"resume": str(other)})
+    (folder_of(config) / RUN_FILE).write_text(
+        json.dumps({"run_id": "a", "config": again.model_dump(mode="json")})
+    )
+    assert check_pretrain(again) == []
+
+
+def test_clips_that_give_no_score_on_the_way_are_refused(tmp_path):
+    dataset = tiny_dataset(tmp_path / "clips")
+
+    def mistakes(**knn):
+        return check_pretrain(tiny_config(tmp_path, dataset, health={"knn": knn}))
+
+    (mistake,) = mistakes()
+    assert (
+        mistake == f"health.knn: dataset ({dataset}) gives no score: there is no split val or test"
+    )
+    (mistake,) = mistakes(dataset=str(tmp_path / "nowhere"))
+    assert mistake.startswith("health.knn: ")
+    labelled = write_dataset(
+        tmp_path / "labelled",
+        9,
+        has_video=lambda _: False,
+        split=lambda clip: "val" if clip < 3 else "train",
+    )
+    assert mistakes(dataset=str(labelled)) == []
+    with pytest.raises(ValueError, match=r"parallelism \(fsdp\) must be ddp with health.knn"):
+        tiny_config(
+            tmp_path, dataset, health={"knn": {}}, num_workers=2, parallelism="fsdp", batch_size=4
+        )

@@ -1,0 +1,64 @@
+"""Which Ray a job runs on."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pipelines.config.base import RayConfig
+from pipelines.errors import UserError
+from ray_jobs.cli.cluster import check_ray, ray_address
+
+
+@pytest.mark.parametrize(
+    ("setting", "variable", "address"),
+    [
+        (None, "", None),
+        (None, "local", None),
+        ("local", "10.0.0.1:6379", None),
+        (None, "10.0.0.1:6379", "10.0.0.1:6379"),
+        ("auto", "10.0.0.1:6379", "auto"),
+    ],
+)
+def test_local_is_a_ray_of_its_own_with_its_settings(monkeypatch, setting, variable, address):
+    monkeypatch.setenv("RAY_ADDRESS", variable)
+    assert ray_address(RayConfig(address=setting)) == address
+
+
+@pytest.mark.parametrize("address", ["host", "host:", "host:port", "127.0.0.1:99999"])
+def test_an_address_that_is_none_is_refused(address):
+    with pytest.raises(UserError, match=r"ray.address \(.*\) must be auto, HOST:PORT or ray://"):
+        check_ray(RayConfig(address=address))
+
+
+@pytest.mark.ray
+def test_sigterm_while_ray_starts_ends_as_at_any_other_time(tmp_path):
+    program = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from pipelines.config.base import JobConfig
+from ray_jobs.cli.main import Job, Plan, run_job
+from ray_jobs.cli.cluster import connected
+
+def terminate_once_ray_has_its_handler():
+    while getattr(signal.getsignal(signal.SIGTERM), "__module__", "").split(".")[0] != "ray":
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+def work(config):
+    threading.Thread(target=terminate_once_ray_has_its_handler, daemon=True).start()
+    with connected(config.ray):
+        print("connected")
+
+job = Job("example", "", JobConfig, lambda config: Plan((), ()), work)
+sys.exit(run_job(job, [sys.argv[1], "ray.num_cpus=1"]))
+"""
+    settings = tmp_path / "example.yaml"
+    settings.write_text("{}")
+    done = subprocess.run(
+        [sys.executable, "-c", program, settings], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == os.EX_TEMPFAIL, done.stderr
+    assert "example: terminated. The same command goes on from there." in done.stderr
+    assert "connected" not in done.stdout

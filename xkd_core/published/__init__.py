@@ -1,0 +1,1 @@
+"""Files of the published method: their names, their bytes, their encoders."""

@@ -1,0 +1,209 @@
+"""One video view of each clip: cut, resize, flip, jitter, gray, blur, normalise.
+
+Nothing is drawn here: a view is a function of its clip and its parameters. Pixels are kept as
+(B, 3, H, T, W) while a view is made, so that both axes of a resize or a blur are one batched matrix
+product; colours are changed after the resize, when there are fewest pixels.
+
+Paper: XKD, section 4; the formulas are torchvision's.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from xkd_core.config import Range
+from xkd_core.shapes import Bool, Float, Int, Tensor, UInt8
+from xkd_core.views.color import jitter_, make_gray_
+from xkd_core.views.parameters import VideoViewParameters, place
+from xkd_core.views.resampling import antialias_matrix, blur_matrix
+
+LARGEST_PIXEL = 255.0
+VIDEO_MEAN = (0.485, 0.456, 0.406)
+VIDEO_STD = (0.229, 0.224, 0.225)
+CPU_CHUNK_CLIPS = 1
+"""Clips worked on at once on a CPU, whose cache holds little more than one."""
+CUDA_CHUNK_VALUES = 1 << 28
+"""Values of frames that become floats at once on a GPU; bounds the memory that views take."""
+
+
+class Crops(NamedTuple):
+    """A rectangle of each clip's frames."""
+
+    top: Int[Tensor, " B"]
+    left: Int[Tensor, " B"]
+    height: Int[Tensor, " B"]
+    width: Int[Tensor, " B"]
+
+
+def video_view(
+    frames: UInt8[Tensor, "B T_clip H_clip W_clip 3"],
+    crops: Crops,
+    view: VideoViewParameters,
+    *,
+    num_frames: int,
+    size: int,
+) -> Float[Tensor, "B 3 T H W"]:
+    """Makes the view that the parameters describe, from `num_frames` frames of each clip."""
+    device = frames.device
+    resize = _resize_matrices(crops, view.flip.to(device), frames.shape[2], frames.shape[3], size)
+    blur = blur_matrix(view.blur_sigma.float().to(device), size=size, radius=size // 20)
+    is_blurred = view.blur_sigma.any(dim=1)
+    video = torch.empty((len(frames), 3, num_frames, size, size), device=device)
+    for rows in _chunks(frames):
+        taken = _take_frames(frames[rows], view.start[rows], num_frames)
+        pixels = _resize(taken, *(matrix[rows] for matrix in resize))
+        jitter_(pixels, view.color_factors[rows], view.color_order[rows])
+        make_gray_(pixels, view.gray[rows])
+        _blur_(pixels, blur[rows], is_blurred[rows])
+        _normalize_into(video[rows], pixels)
+    return video
+
+
+@torch.no_grad()
+def plain_video_view(
+    frames: UInt8[Tensor, "B T H W 3"],
+    heights: Int[Tensor, " B"],
+    widths: Int[Tensor, " B"],
+    size: int,
+) -> Float[Tensor, "B 3 T size size"]:
+    """Makes the view of evaluation: the largest central square of all frames, resized."""
+    side = heights.minimum(widths)
+    crops = Crops((heights - side) // 2, (widths - side) // 2, side, side)
+    upright = torch.zeros_like(side, dtype=torch.bool)
+    video = torch.empty((len(frames), 3, frames.shape[1], size, size), device=frames.device)
+    with torch.autocast(frames.device.type, enabled=False):
+        resize = _resize_matrices(crops, upright, frames.shape[2], frames.shape[3], size)
+        for rows in _chunks(frames):
+            pixels = _resize(frames[rows], *(matrix[rows] for matrix in resize))
+            _normalize_into(video[rows], pixels)
+    return video
+
+
+def normalize_video(pixels: Float[Tensor, "*B 3 T H W"]) -> Float[Tensor, "*B 3 T H W"]:
+    """Maps [0, 1] to the range of the views: ImageNet's mean and deviation per channel."""
+    mean, std = _mean_and_std(pixels)
+    return (pixels - mean) / std
+
+
+def denormalize_video(video: Float[Tensor, "*B 3 T H W"]) -> Float[Tensor, "*B 3 T H W"]:
+    """Undoes `normalize_video`: maps views back to [0, 1]."""
+    mean, std = _mean_and_std(video)
+    return video * std + mean
+
+
+def resolve_crops(
+    view: VideoViewParameters,
+    heights: Int[Tensor, " B"],
+    widths: Int[Tensor, " B"],
+    ratio: Range,
+) -> Crops:
+    """Turns proposed areas and ratios into rectangles, as torchvision's RandomResizedCrop.
+
+    The first proposal that fits is used; where none does, the largest central rectangle whose ratio
+    is within `ratio`. All tensors are on one device.
+    """
+    # In float64, so that rounding gives the same pixel on every device.
+    area = view.crop_area.double() * (heights * widths).unsqueeze(1)
+    proposed_width = (area * view.crop_ratio).sqrt().round().long()
+    proposed_height = (area / view.crop_ratio).sqrt().round().long()
+    fits = (
+        (proposed_width >= 1)
+        & (proposed_height >= 1)
+        & (proposed_width <= widths.unsqueeze(1))
+        & (proposed_height <= heights.unsqueeze(1))
+    )
+    first = fits.int().argmax(dim=1, keepdim=True)
+    any_fits = fits.any(dim=1)
+    central_width = widths.minimum((heights.double() * ratio.high).round().long())
+    central_height = heights.minimum((widths.double() / ratio.low).round().long())
+    width = torch.where(any_fits, proposed_width.gather(1, first).squeeze(1), central_width)
+    height = torch.where(any_fits, proposed_height.gather(1, first).squeeze(1), central_height)
+    room = torch.stack((heights - height, widths - width), dim=1)
+    top, left = torch.where(
+        any_fits.unsqueeze(1), place(view.crop_position, room), room // 2
+    ).unbind(dim=1)
+    return Crops(top, left, height, width)
+
+
+def _chunks(frames: Tensor) -> Iterator[slice]:
+    num_clips, values_per_clip = len(frames), frames.shape[1:].numel()
+    if frames.is_cuda:
+        size = max(1, CUDA_CHUNK_VALUES // max(1, values_per_clip))
+    else:
+        size = CPU_CHUNK_CLIPS
+    for first in range(0, num_clips, size):
+        yield slice(first, min(first + size, num_clips))
+
+
+def _take_frames(frames: Tensor, start: Tensor, num_frames: int) -> Tensor:
+    if num_frames == frames.shape[1]:
+        return frames
+    if len(frames) == 1:  # without a copy
+        return frames[:, int(start) : int(start) + num_frames]
+    index = start.unsqueeze(1) + torch.arange(num_frames)
+    return frames[torch.arange(len(frames)).unsqueeze(1), index]
+
+
+def _resize_matrices(
+    crops: Crops, flip: Bool[Tensor, " B"], input_height: int, input_width: int, size: int
+) -> tuple[Float[Tensor, "B size H"], Float[Tensor, "B size W"]]:
+    """Makes the matrices that cut, resize and flip; the first also scales pixels to [0, 1]."""
+    upright = torch.zeros_like(flip)
+    over_rows = antialias_matrix(
+        crops.top, crops.height, upright, input_size=input_height, output_size=size
+    )
+    over_columns = antialias_matrix(
+        crops.left, crops.width, flip, input_size=input_width, output_size=size
+    )
+    return over_rows / LARGEST_PIXEL, over_columns
+
+
+def _resize(
+    frames: UInt8[Tensor, "B T H W 3"],
+    over_rows: Float[Tensor, "B size H"],
+    over_columns: Float[Tensor, "B size W"],
+) -> Float[Tensor, "B 3 size T size"]:
+    if not frames.is_cuda:
+        # Only what a crop covers becomes floats; a GPU would have to stop to tell where that is.
+        (top, bottom), (left, right) = _support(over_rows), _support(over_columns)
+        frames = frames[:, :, top:bottom, left:right]
+        over_rows, over_columns = over_rows[:, :, top:bottom], over_columns[:, :, left:right]
+    B, T, H, W, C = frames.shape
+    size = over_rows.shape[1]
+    pixels = torch.empty((B, H, T, W, C), device=frames.device)
+    pixels.copy_(frames.transpose(1, 2))  # converts and reorders in one pass
+    pixels = torch.bmm(over_rows, pixels.view(B, H, -1)).view(B, size * T, W, C)
+    pixels = pixels.permute(0, 3, 1, 2).reshape(B, -1, W)
+    return torch.bmm(pixels, over_columns.mT).view(B, C, size, T, size)
+
+
+def _support(matrix: Tensor) -> tuple[int, int]:
+    """Range of inputs that some output of some clip uses."""
+    used = matrix.amax(dim=(0, 1)).nonzero()
+    return int(used[0]), int(used[-1]) + 1
+
+
+def _blur_(
+    pixels: Float[Tensor, "B 3 H T W"],
+    matrices: Float[Tensor, "B 2 size size"],
+    is_blurred: Bool[Tensor, " B"],
+) -> None:
+    """Blurs the chosen clips along rows and columns; `is_blurred` is on the CPU."""
+    chosen = is_blurred.nonzero().squeeze(1).to(pixels.device)
+    if not len(chosen):
+        return
+    over_rows, over_columns = matrices[chosen].repeat_interleave(3, dim=0).unbind(dim=1)
+    B, C, H, T, W = len(chosen), *pixels.shape[1:]
+    blurred = torch.bmm(over_rows, pixels[chosen].view(B * C, H, T * W))
+    pixels[chosen] = torch.bmm(blurred.view(B * C, H * T, W), over_columns.mT).view(B, C, H, T, W)
+
+
+def _normalize_into(video: Float[Tensor, "B 3 T H W"], pixels: Float[Tensor, "B 3 H T W"]) -> None:
+    mean, std = _mean_and_std(pixels)
+    video.copy_(pixels.sub_(mean).div_(std).transpose(2, 3))
+
+
+def _mean_and_std(like: Tensor) -> tuple[Float[Tensor, "3 1 1 1"], Float[Tensor, "3 1 1 1"]]:
+    mean, std = like.new_tensor((VIDEO_MEAN, VIDEO_STD)).view(2, 3, 1, 1, 1)
+    return mean, std
