@@ -21,14 +21,15 @@ from torch import Tensor, distributed
 
 from pipelines.config.base import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
-from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256, read_clip_ids
+from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256
 from pipelines.errors import UserError
 from pipelines.evaluation.rungs import KnnScorer, RungScorer
 from pipelines.models.checkpoints import TrainingInfo, read_info, read_unsent
 from pipelines.tracking.tracker import UNSENT_FILE, WARNING_TAG, RunRef, Tracker, code_version
 from pipelines.training.checkpoint_writer import Saver, Signals
-from pipelines.training.feed import Feed, FeedBatch
+from pipelines.training.feed import Feed, make_feed
 from pipelines.training.finite_watch import FiniteWatch
+from pipelines.training.read_ahead import FeedBatch
 from pipelines.training.state import (
     autocast_dtype,
     build_state,
@@ -47,25 +48,6 @@ COLLAPSE_CAUSES = (
     "usual causes: temperatures, objective.center_momentum of 1, model.head.normalize_output off, "
     "alignment too weak, clips that are all alike (README, Health)"
 )
-
-
-def make_feed(config: PretrainConfig, dataset: ClipDataset, *, rank: int, world_size: int) -> Feed:
-    """The feed of one worker."""
-    return Feed(
-        dataset,
-        splits=config.splits,
-        batch_size=config.batch_size,
-        rank=rank,
-        world_size=world_size,
-        seed=config.seed,
-        shuffle_window=config.shuffle_window,
-        num_frames=config.model.video.num_frames,
-        frame_rate=config.model.video.frame_rate,
-        num_samples=config.model.audio.num_samples,
-        sample_rate=config.model.audio.sample_rate,
-        epoch_unit=config.epoch_unit,
-        exclude=read_clip_ids(config.exclude) if config.exclude else (),
-    )
 
 
 def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
