@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.config.base import DatasetSettings
+from pipelines.config.dataset import DatasetSettings
 from pipelines.dataset.clip_dataset import Clip, ClipDataset
 from pipelines.dataset.near_duplicates import SCENE, Alike, find_alike
 from pipelines.dataset.scan import Scan, scan_dataset

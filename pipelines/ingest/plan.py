@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.base import IngestSettings
+from pipelines.config.ingest import IngestSettings
 from pipelines.dataset.schema import STATE_FOLDER, check_version
 from pipelines.errors import UserError
 from pipelines.ingest.unit_shards import Done, Held, Revision

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TextIO
 
-from pipelines.config.base import IngestSettings
+from pipelines.config.ingest import IngestSettings
 from pipelines.errors import UserError
 from pipelines.paths import is_uri
 from pipelines.redaction import one_line

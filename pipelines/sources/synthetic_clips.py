@@ -24,7 +24,7 @@ from av.codec.context import Flags
 from av.container import OutputContainer
 from av.video.stream import VideoStream
 
-from pipelines.config.base import MadeClipsConfig
+from pipelines.config.ingest import MadeClipsConfig
 from pipelines.errors import UserError
 from pipelines.sources.synthetic_patterns import KINDS
 from pipelines.sources.synthetic_scenes import Scene, make_scene

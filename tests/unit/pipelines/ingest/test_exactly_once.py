@@ -21,7 +21,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from pipelines.config.base import IngestSettings
+from pipelines.config.ingest import IngestSettings
 from pipelines.ingest.ingest import ingest
 from tests.helpers.media import write_media, write_numbered
 

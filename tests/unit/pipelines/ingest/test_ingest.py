@@ -13,7 +13,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.config.base import IngestSettings, LimitsConfig
+from pipelines.config.base import LimitsConfig
+from pipelines.config.ingest import IngestSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
 from pipelines.ingest.ingest import check_ingest, ingest
