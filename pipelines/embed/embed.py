@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.base import EmbedConfig
+from pipelines.config.embed import EmbedConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.schema import MANIFEST, REJECTS_FOLDER, STATE_FOLDER
 from pipelines.embed.plan import (
