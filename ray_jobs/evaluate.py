@@ -8,7 +8,7 @@ import torch
 
 from pipelines.config.base import EvaluateConfig, JobConfig
 from pipelines.evaluation.evaluate import Evaluation, check_evaluate, evaluate
-from pipelines.tracking.tracker import RunRef
+from pipelines.tracking.runs import RunRef
 from ray_jobs.cli.checks import surroundings
 from ray_jobs.cli.cluster import connected, ray_address
 from ray_jobs.cli.console import StageProgress, table

@@ -28,7 +28,7 @@ from pipelines.registry.promote import Registered
 from pipelines.report import run_data as report_data
 from pipelines.report.embedding_map import EmbeddingMap, map_embeddings
 from pipelines.report.page import write_report
-from pipelines.tracking.tracker import (
+from pipelines.tracking.runs import (
     RunRef,
     code_version,
     kept_settings,

@@ -25,7 +25,8 @@ from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256, read_cli
 from pipelines.errors import UserError
 from pipelines.evaluation.rungs import KnnScorer, RungScorer
 from pipelines.models.checkpoints import TrainingInfo, read_info, read_unsent
-from pipelines.tracking.tracker import UNSENT_FILE, WARNING_TAG, RunRef, Tracker, code_version
+from pipelines.tracking.runs import WARNING_TAG, RunRef, code_version
+from pipelines.tracking.tracker import UNSENT_FILE, Tracker
 from pipelines.training.checkpoint_writer import Saver, Signals
 from pipelines.training.feed import Feed, FeedBatch
 from pipelines.training.finite_watch import FiniteWatch

@@ -31,14 +31,8 @@ from pipelines.files import locked, write_json
 from pipelines.models.checkpoints import find_checkpoint, read_info
 from pipelines.progress import OnProgress, watched_board
 from pipelines.redaction import redacted
-from pipelines.tracking.tracker import (
-    UNSENT_FILE,
-    RunRef,
-    kept_settings,
-    log_dataset,
-    open_run,
-    tracked,
-)
+from pipelines.tracking.runs import RunRef, kept_settings, log_dataset, open_run, tracked
+from pipelines.tracking.tracker import UNSENT_FILE
 from pipelines.training.checks import (
     RUN_FILE,
     checkpoint_mistakes,

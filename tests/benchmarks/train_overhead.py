@@ -31,7 +31,7 @@ from program import options, spread, surroundings
 
 from pipelines.config.base import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
-from pipelines.tracking.tracker import RunRef
+from pipelines.tracking.runs import RunRef
 from pipelines.training.loop import make_feed
 from pipelines.training.pretrain import pretrain
 from ray_jobs.cli.cluster import SURROUNDINGS
