@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from pipelines.config.pretrain import PretrainConfig
-from pipelines.tracking.tracker import RunRef
+from pipelines.tracking.runs import RunRef
 from pipelines.training.checks import check_pretrain
 from pipelines.training.pretrain import PretrainResult, pretrain
 from ray_jobs.cli.checks import surroundings

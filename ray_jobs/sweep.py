@@ -39,7 +39,7 @@ from pipelines.sweep.search import num_trials
 from pipelines.sweep.space import combinations, edge_cases, overlaps, settings_of
 from pipelines.sweep.sweep import SweepResult, sweep
 from pipelines.sweep.trial_files import Trial
-from pipelines.tracking.tracker import RunRef, kept_settings, open_run, tracked
+from pipelines.tracking.runs import RunRef, kept_settings, open_run, tracked
 from pipelines.training.checks import FREE_TO_CHANGE, RUN_FILE
 from pipelines.training.pretrain import LOCK_FILE
 from ray_jobs.cli.checks import messages, surroundings

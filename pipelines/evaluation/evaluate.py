@@ -25,7 +25,7 @@ from pipelines.evaluation.features import Features, extract
 from pipelines.files import write_json
 from pipelines.models.checkpoints import TrainingInfo, find_checkpoint, read_info
 from pipelines.progress import OnProgress, watched_board
-from pipelines.tracking.tracker import RunRef, log_dataset, open_run, tracked
+from pipelines.tracking.runs import RunRef, log_dataset, open_run, tracked
 from xkd_core.probes import accuracy, fit_linear_probe, knn_predict, per_class_accuracy
 
 SCORES_FILE = "scores.json"

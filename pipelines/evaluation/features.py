@@ -21,7 +21,8 @@ from pipelines.models.checkpoints import AUDIO_CENTER, VIDEO_CENTER, load_tensor
 from pipelines.progress import OnProgress, poster
 from xkd_core.encoders import pool_patches
 from xkd_core.views.log_mel import LogMel
-from xkd_core.views.views import plain_audio_view, plain_video_view
+from xkd_core.views.video import plain_video_view
+from xkd_core.views.views import plain_audio_view
 from xkd_core.xkd import XKD, build_xkd, load_model_tensors
 
 Array = NDArray[Any]

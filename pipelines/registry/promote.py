@@ -28,7 +28,7 @@ from pipelines.redaction import one_line
 from pipelines.registry.alias import alias_rule
 from pipelines.registry.card import EncoderScores, encoder_scores, model_card
 from pipelines.registry.versions import MAX_DESCRIPTION, find_or_make_version, registered_model
-from pipelines.tracking.tracker import RunRef
+from pipelines.tracking.runs import RunRef
 from xkd_core.encoders import Encoder, Modality
 
 MODALITIES: tuple[Modality, ...] = ("video", "audio")

@@ -22,14 +22,14 @@ from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.evaluation.evaluate import MODALITIES, Evaluation
 from pipelines.evaluation.features import Features, load_model, padded_frames
 from pipelines.ingest.ingest import IngestSummary
-from pipelines.media.decode import REASONS
+from pipelines.media.container import REASONS
 from pipelines.media.windows import audio_windows, video_windows
 from pipelines.redaction import redacted
 from pipelines.registry.promote import Registered
 from pipelines.report import run_data as report_data
 from pipelines.report.embedding_map import EmbeddingMap, map_embeddings
 from pipelines.report.page import write_report
-from pipelines.tracking.tracker import (
+from pipelines.tracking.runs import (
     RunRef,
     code_version,
     kept_settings,
@@ -40,7 +40,9 @@ from pipelines.training.pretrain import PretrainResult
 from xkd_core.masking import random_mask, video_mask_noise
 from xkd_core.reconstruction import reconstruct_audio, reconstruct_video
 from xkd_core.views.log_mel import LogMel
-from xkd_core.views.views import ClipBatch, clip_generator, denormalize_video, plain_views
+from xkd_core.views.parameters import clip_generator
+from xkd_core.views.video import denormalize_video
+from xkd_core.views.views import ClipBatch, plain_views
 from xkd_core.xkd import XKD
 
 Array = NDArray[Any]

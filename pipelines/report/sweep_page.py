@@ -42,7 +42,7 @@ from pipelines.sweep.run_trial import best_values
 from pipelines.sweep.search import rung_objective
 from pipelines.sweep.sweep import SweepResult
 from pipelines.sweep.trial_files import Trial
-from pipelines.tracking.tracker import RunRef, code_version
+from pipelines.tracking.runs import RunRef, code_version
 
 WINNER_FILE = "best.yaml"
 SIDES = ("video", "audio")

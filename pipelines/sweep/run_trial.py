@@ -20,7 +20,7 @@ from pipelines.evaluation.rungs import Rung, RungPlan, unheard
 from pipelines.sweep.search import OBJECTIVE, RUNG, tune_result
 from pipelines.sweep.space import settings_of
 from pipelines.sweep.trial_files import TRIALS_FOLDER, Trial, read_trial, trial_folder
-from pipelines.tracking.tracker import RunRef
+from pipelines.tracking.runs import RunRef
 from pipelines.training.pretrain import pretrain
 
 FAILURE = "failure"

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from pipelines.dataset.clip_dataset import ClipDataset, ClipGroup
 from pipelines.errors import UserError
 from pipelines.media.windows import looped, padded
-from xkd_core.views.views import ClipBatch, clip_generator
+from xkd_core.views.parameters import clip_generator
+from xkd_core.views.views import ClipBatch
 
 READ_AHEAD_BATCHES = 2
 """Batches that are ready before they are asked for."""

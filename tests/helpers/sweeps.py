@@ -10,7 +10,7 @@ from pipelines.sweep.results import best_trial
 from pipelines.sweep.search import num_trials, suggestion
 from pipelines.sweep.sweep import SweepResult
 from pipelines.sweep.trial_files import Trial
-from pipelines.tracking.tracker import RunRef
+from pipelines.tracking.runs import RunRef
 
 PRETRAIN: dict[str, Any] = {
     "epochs": 8,
