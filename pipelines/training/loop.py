@@ -65,6 +65,7 @@ def make_feed(config: PretrainConfig, dataset: ClipDataset, *, rank: int, world_
         frame_rate=config.model.video.frame_rate,
         num_samples=config.model.audio.num_samples,
         sample_rate=config.model.audio.sample_rate,
+        epoch_unit=config.epoch_unit,
         exclude=read_clip_ids(config.exclude) if config.exclude else (),
     )
 

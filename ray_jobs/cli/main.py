@@ -54,6 +54,8 @@ class Plan:
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     mistakes: tuple[str, ...] = ()
+    notes: Callable[[], Sequence[str]] = tuple
+    """Gives further lines for `--dry-run`."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,7 @@ def _dry_run(config: JobConfig, plan: Plan) -> str:
     settings = yaml.safe_dump(kept_settings(config), sort_keys=False, width=100)
     lines = [settings, *(f"would read   {place}" for place in plan.reads)]
     lines += [f"would write  {place}" for place in plan.writes]
+    lines += plan.notes()
     lines.append(f"would log to {redacted(tracking_uri(config.tracking))}")
     lines.append(f"would run on {ray_address(config.ray) or 'a Ray of its own'}")
     return "\n".join(lines)

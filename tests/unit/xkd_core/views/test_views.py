@@ -333,3 +333,17 @@ def test_parts_of_a_batch_hold_all_views_of_their_clips():
         alone = views_of(slice(3 * index, 3 * index + 3))
         for name, tensor in part._asdict().items():
             torch.testing.assert_close(tensor, getattr(alone, name), msg=name)
+
+
+def test_the_papers_views_are_made_of_frames_as_small_as_the_published_ones():
+    """Short side 112, from which a crop of the whole frame needs no pixel that is not there."""
+    config = MethodConfig()
+    frames = torch.randint(0, 256, (2, 32, 149, 112, 3), dtype=torch.uint8)
+    sides = torch.tensor([149, 140]), torch.tensor([112, 112])
+    batch = ClipBatch(frames, *sides, torch.randint(-3000, 3000, (2, 64_000)).to(torch.int16))
+    views = make_views(batch, parameters_of(2, config), config, LogMel(config.model.audio))
+    assert views.video_global.shape == (2, 3, 32, 112, 112)
+    assert views.video_locals.shape == (1, 2, 3, 8, 96, 96)
+    for view in (views.video_global, views.video_locals):
+        assert view.isfinite().all()
+        assert view.std() > 0.1
