@@ -1,6 +1,7 @@
 """Settings by dotted names, such as `optimizer.learning_rate`."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 
@@ -12,4 +13,23 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
             result |= flat(value, f"{prefix}{key}.")
         else:
             result[prefix + key] = value
+    return result
+
+
+def merged(base: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings with dotted ones put over them.
+
+    >>> merged({"objective": {"alignment_weight": 1.0}}, {"objective.refinement": "none"})
+    {'objective': {'alignment_weight': 1.0, 'refinement': 'none'}}
+    """
+    result = deepcopy(dict(base))
+    for name, value in settings.items():
+        *sections, last = name.split(".")
+        section = result
+        for part in sections:
+            inner = section.setdefault(part, {})
+            if not isinstance(inner, dict):
+                section[part] = inner = {}
+            section = inner
+        section[last] = value
     return result

@@ -19,8 +19,7 @@ from mlflow.tracking import MlflowClient
 from pipelines.config.base import EvaluateSettings, IngestSettings, PromoteSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import JobFailed, UserError
-from pipelines.evaluation.features import load_model
-from pipelines.models.checkpoints import TrainingInfo, read_info
+from pipelines.models.checkpoints import TrainingInfo, load_model, read_info
 from pipelines.models.encoder_files import ClipSettings, EncoderInfo
 from pipelines.redaction import one_line
 from pipelines.registry.alias import alias_rule

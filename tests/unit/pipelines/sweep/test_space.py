@@ -4,13 +4,13 @@ import optuna
 import pytest
 
 from pipelines.config.base import PretrainSettings
+from pipelines.config.dotted import merged
 from pipelines.sweep.space import (
     combinations,
     draw,
     edge_cases,
     grid,
     is_searched,
-    merged,
     num_combinations,
     parameters,
     settings_of,
