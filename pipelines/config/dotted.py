@@ -1,4 +1,4 @@
-"""Settings by dotted names, such as `optimizer.learning_rate`."""
+"""Settings by their dotted names: `section.key`."""
 
 from collections.abc import Mapping
 from copy import deepcopy

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import ray
 
-from pipelines.config.base import EvaluateConfig, EvaluateSettings, PretrainConfig, clip_mismatch
+from pipelines.config.evaluate import EvaluateConfig, EvaluateSettings
+from pipelines.config.pretrain import PretrainConfig, clip_mismatch
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
 from pipelines.evaluation.features import Features, extract

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.config.base import EvaluateSettings
+from pipelines.config.evaluate import EvaluateSettings
 from pipelines.evaluation.features import Features
 from xkd_core.probes import accuracy, fit_linear_probe, knn_predict, per_class_accuracy
 

@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from pipelines.config.base import PretrainConfig
+from pipelines.config.pretrain import PretrainConfig
 from pipelines.errors import UserError
 from pipelines.files import temporary_name
 from xkd_core.xkd import XKD, build_xkd, load_model_tensors

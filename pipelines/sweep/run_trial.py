@@ -11,8 +11,9 @@ from typing import Any
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from pipelines.config.base import EvaluateSettings, PretrainConfig
 from pipelines.config.dotted import merged
+from pipelines.config.evaluate import EvaluateSettings
+from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.sweep import SweepConfig
 from pipelines.errors import JobFailed, Stopped, UserError
 from pipelines.evaluation.rungs import Rung, RungPlan

@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from pipelines.config.base import PretrainSettings
 from pipelines.config.dotted import merged
+from pipelines.config.pretrain import PretrainSettings
 from pipelines.config.sweep import SweepConfig
 from pipelines.evaluation.scores import MEASURES, percent
 from pipelines.redaction import redacted

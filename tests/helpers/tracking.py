@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.base import IngestConfig
+from pipelines.config.ingest import IngestConfig
 from pipelines.tracking.runs import RunRef, open_run
 
 

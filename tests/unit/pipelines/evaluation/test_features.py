@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipelines.config.base import EvaluateSettings
+from pipelines.config.evaluate import EvaluateSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.evaluation.features import features_of
 from pipelines.progress import ignore_progress

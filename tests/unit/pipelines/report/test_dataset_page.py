@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from pipelines.config.base import DatasetSettings
+from pipelines.config.dataset import DatasetSettings
 from pipelines.dataset.clip_ids import read_clip_ids
 from pipelines.dataset.review import review
 from pipelines.report.dataset_page import in_words, write_dataset_page

@@ -3,8 +3,8 @@
 import optuna
 import pytest
 
-from pipelines.config.base import PretrainSettings
 from pipelines.config.dotted import merged
+from pipelines.config.pretrain import PretrainSettings
 from pipelines.sweep.space import (
     combinations,
     draw,

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from pipelines.config.base import PretrainConfig
+from pipelines.config.pretrain import PretrainConfig
 from pipelines.sweep.sweep import SweepResult
 from pipelines.sweep.trial_files import Trial
 from pipelines.sweep.winner import write_winner

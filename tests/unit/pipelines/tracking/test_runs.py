@@ -7,7 +7,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, TEMPORARILY_UNAVAILABLE
 from mlflow.tracking import MlflowClient
 
-from pipelines.config.base import IngestConfig
+from pipelines.config.ingest import IngestConfig
 from pipelines.errors import JobFailed
 from pipelines.tracking import runs, server
 from pipelines.tracking.runs import log_dataset, metric_histories, open_run
