@@ -21,8 +21,7 @@ from pipelines.config.ingest import IngestSettings
 from pipelines.config.promote import PromoteSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import JobFailed, UserError
-from pipelines.evaluation.features import load_model
-from pipelines.models.checkpoints import TrainingInfo, read_info
+from pipelines.models.checkpoints import TrainingInfo, load_model, read_info
 from pipelines.models.encoder_files import ClipSettings, EncoderInfo
 from pipelines.redaction import one_line
 from pipelines.registry.alias import alias_rule

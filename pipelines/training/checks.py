@@ -15,9 +15,9 @@ from pipelines.config.pretrain import PretrainConfig, clip_mismatch
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256, read_clip_ids
 from pipelines.errors import UserError
-from pipelines.evaluation.evaluate import MODALITIES
 from pipelines.evaluation.features import unscorable
 from pipelines.evaluation.rungs import KNN_SETTINGS
+from pipelines.evaluation.scores import MODALITIES
 from pipelines.models.checkpoints import (
     TrainingInfo,
     check_dataset,

@@ -152,7 +152,7 @@ class SourceWindows:
         return np.where(np.repeat(has_none, num_runs), 1, starts)
 
 
-def _changes(values: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _changes(values: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
     """Where a value differs from the one before; the first one does."""
     changes = np.ones(len(values), bool)
     changes[1:] = values[1:] != values[:-1]
