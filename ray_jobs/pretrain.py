@@ -4,8 +4,8 @@ import math
 import sys
 from pathlib import Path
 
-from pipelines.config.base import PretrainConfig
-from pipelines.tracking.tracker import RunRef
+from pipelines.config.pretrain import PretrainConfig
+from pipelines.tracking.runs import RunRef
 from pipelines.training.checks import check_pretrain, training_length
 from pipelines.training.pretrain import PretrainResult, pretrain
 from ray_jobs.cli.checks import surroundings

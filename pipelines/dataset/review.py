@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.config.base import DatasetSettings
+from pipelines.config.dataset import DatasetSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.leaks import NamedPair, duplicate_ids, leaked_ids
 from pipelines.dataset.near_duplicates import SCENE, find_alike

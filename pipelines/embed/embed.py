@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.base import EmbedConfig
+from pipelines.config.embed import EmbedConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.schema import MANIFEST, REJECTS_FOLDER, STATE_FOLDER
 from pipelines.embed.plan import (
@@ -32,7 +32,7 @@ from pipelines.ingest.unit_shards import Revision, read_done, revise
 from pipelines.progress import OnProgress
 from pipelines.registry.uri import EncoderVersion, resolve_model
 from pipelines.sources.listing import list_sources
-from pipelines.tracking.tracker import tracking_uri
+from pipelines.tracking.server import tracking_uri
 
 FORMAT_VERSION = 1
 

@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.config.base import EmbedConfig, IngestSettings
+from pipelines.config.embed import EmbedConfig
+from pipelines.config.ingest import IngestSettings
 from pipelines.dataset.clip_dataset import ClipDataset, open_parquet
 from pipelines.dataset.schema import CLIPS_FOLDER, MANIFEST, REJECTS_FOLDER, STATE_FOLDER
 from pipelines.embed.worker import EMBEDDINGS_FOLDER

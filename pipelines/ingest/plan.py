@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.config.base import IngestSettings
+from pipelines.config.ingest import IngestSettings
 from pipelines.ingest.unit_shards import Done, Held, Revision
 from pipelines.sources.source import Fingerprint, Source, SourceList
 

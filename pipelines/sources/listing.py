@@ -3,7 +3,7 @@
 import os
 from typing import Literal
 
-from pipelines.config.base import IngestSettings
+from pipelines.config.ingest import IngestSettings
 from pipelines.errors import UserError
 from pipelines.filesystems import is_folder, is_web
 from pipelines.paths import is_uri

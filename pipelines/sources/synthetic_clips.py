@@ -22,7 +22,7 @@ from av.codec.context import Flags
 from av.container import OutputContainer
 from av.video.stream import VideoStream
 
-from pipelines.config.base import MadeClipsConfig
+from pipelines.config.ingest import MadeClipsConfig
 from pipelines.errors import UserError
 from pipelines.files import locked, replacing
 from pipelines.sources.synthetic_patterns import KINDS

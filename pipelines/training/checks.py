@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.base import PretrainConfig, clip_mismatch
+from pipelines.config.dotted import flat
+from pipelines.config.pretrain import PretrainConfig, clip_mismatch
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256, read_clip_ids
 from pipelines.errors import UserError
-from pipelines.evaluation.evaluate import MODALITIES
 from pipelines.evaluation.features import unscorable
 from pipelines.evaluation.rungs import KNN_SETTINGS
+from pipelines.evaluation.scores import MODALITIES
 from pipelines.models.checkpoints import (
     TrainingInfo,
     check_dataset,
@@ -24,7 +25,6 @@ from pipelines.models.checkpoints import (
     newest_checkpoint,
     read_info,
 )
-from pipelines.tracking.tracker import flat
 from pipelines.training.feed import make_feed
 
 ORDER = "a checkpoint's step is a place in the order of clips"

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.config.base import PretrainConfig
+from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset, ClipGroup
 from pipelines.dataset.clip_ids import read_clip_ids
 from pipelines.errors import UserError

@@ -15,6 +15,7 @@ no run of a source is as long as a window is one of its runs taken whole, for th
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -152,7 +153,7 @@ class SourceWindows:
         return np.where(np.repeat(has_none, num_runs), 1, starts)
 
 
-def _changes(values: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _changes(values: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
     """Where a value differs from the one before; the first one does."""
     changes = np.ones(len(values), bool)
     changes[1:] = values[1:] != values[:-1]

@@ -213,7 +213,8 @@ def _parser(job: Job) -> argparse.ArgumentParser:
 
 
 def _dry_run(config: JobConfig, plan: Plan) -> str:
-    from pipelines.tracking.tracker import kept_settings, tracking_uri
+    from pipelines.tracking.runs import kept_settings
+    from pipelines.tracking.server import tracking_uri
     from ray_jobs.cli.cluster import ray_address
 
     settings = yaml.safe_dump(kept_settings(config), sort_keys=False, width=100)

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.config.base import IngestSettings
+from pipelines.config.ingest import IngestSettings
 from pipelines.dataset.schema import CLIPS, CLIPS_FOLDER, FORMAT_VERSION, MANIFEST, REJECTS_FOLDER
 from pipelines.dataset.shards import ShardWriter
 from pipelines.files import write_json
 from pipelines.ingest.plan import UnitSource
 from pipelines.ingest.worker import clip_row
-from pipelines.media.decode import MediaInfo, Segment
+from pipelines.media.container import MediaInfo
+from pipelines.media.decode import Segment
 
 FRAME_RATE, SAMPLE_RATE = 4.0, 800
 FEED = {

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from pipelines.config.base import IngestSettings
+from pipelines.config.ingest import IngestSettings
 from pipelines.errors import UserError
 from pipelines.files import write_json
 from pipelines.ingest.plan import Changes, Unit, make_plan

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import av
 import pytest
 
-from pipelines.config.base import MadeClipsConfig
+from pipelines.config.ingest import MadeClipsConfig
 from pipelines.errors import UserError
 from pipelines.sources.synthetic_clips import STAMP, make_clips, num_files
 from pipelines.sources.synthetic_patterns import KINDS

@@ -21,17 +21,8 @@ from xkd_core.config import (
 from xkd_core.views import video as video_views
 from xkd_core.views.log_mel import LogMel
 from xkd_core.views.parameters import draw_view_parameters
-from xkd_core.views.video import resolve_crops
-from xkd_core.views.views import (
-    ClipBatch,
-    denormalize_video,
-    make_views,
-    normalize_video,
-    plain_audio_view,
-    plain_video_view,
-    plain_views,
-    split_views,
-)
+from xkd_core.views.video import denormalize_video, normalize_video, plain_video_view, resolve_crops
+from xkd_core.views.views import ClipBatch, make_views, plain_audio_view, plain_views, split_views
 
 VIDEO = VideoConfig(
     num_frames=8, frame_rate=8, size=32, local_num_frames=4, local_size=24, patch_size=8
