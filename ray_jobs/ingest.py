@@ -90,8 +90,8 @@ def in_words(summary: IngestSummary) -> str:
         text += f"; since the last run: {', '.join(f'{n} {name}' for name, n in changes.items())}"
     if summary.ignored:
         names = ", ".join(f"{count} {suffix}" for suffix, count in summary.ignored.items())
-        text += f"; files that are no source: {names}"
-    return text
+        text += f"; files that are not sources: {names}"
+    return "\n  ".join([text, *summary.notes])
 
 
 def report(config: IngestConfig) -> None:
