@@ -9,7 +9,7 @@ import torch
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
-from pipelines.config.base import ImportConfig
+from pipelines.config.import_checkpoint import ImportConfig
 from pipelines.errors import UserError
 from pipelines.media.windows import audio_windows, video_windows
 from pipelines.registry.import_checkpoint import import_encoders, read_encoders
