@@ -4,7 +4,7 @@ import sys
 
 from pipelines.config.embed import EmbedConfig
 from pipelines.embed.embed import check_embed, embed
-from pipelines.tracking.tracker import open_run, tracked
+from pipelines.tracking.runs import open_run, tracked
 from ray_jobs.cli.checks import surroundings
 from ray_jobs.cli.cluster import connected
 from ray_jobs.cli.console import StageProgress

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pipelines.config.promote import PromoteConfig
 from pipelines.models.checkpoints import find_checkpoint
 from pipelines.registry.promote import Registered, promote, read_scores
-from pipelines.tracking.tracker import RunRef, open_run, tracked
+from pipelines.tracking.runs import RunRef, open_run, tracked
 from ray_jobs.cli.checks import messages, surroundings
 from ray_jobs.cli.console import StageProgress
 from ray_jobs.cli.main import Job, Plan, run_job

@@ -17,7 +17,7 @@ from pipelines.redaction import one_line
 from pipelines.registry.card import IMPORTED, model_card
 from pipelines.registry.promote import Registered
 from pipelines.registry.versions import find_or_make_version, registered_model
-from pipelines.tracking.tracker import RunRef
+from pipelines.tracking.runs import RunRef
 from xkd_core.encoders import Encoder
 from xkd_core.published.encoders import (
     PublishedEncoder,

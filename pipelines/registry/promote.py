@@ -22,8 +22,7 @@ from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.promote import PromoteConfig, PromoteSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import JobFailed, UserError
-from pipelines.evaluation.features import load_model
-from pipelines.models.checkpoints import TrainingInfo, find_checkpoint, read_info
+from pipelines.models.checkpoints import TrainingInfo, find_checkpoint, load_model, read_info
 from pipelines.models.encoder_files import ClipSettings, EncoderInfo
 from pipelines.redaction import one_line
 from pipelines.registry.card import MEASURES, EncoderScores, encoder_scores, model_card
@@ -33,7 +32,7 @@ from pipelines.registry.versions import (
     record_scores,
     registered_model,
 )
-from pipelines.tracking.tracker import RunRef
+from pipelines.tracking.runs import RunRef
 from xkd_core.encoders import Encoder, Modality
 
 MODALITIES: tuple[Modality, ...] = ("video", "audio")

@@ -12,11 +12,11 @@ from mlflow.tracking import MlflowClient
 from pipelines.config.base import JobConfig, TrackingConfig
 from pipelines.config.promote import PromoteConfig, PromoteSettings
 from pipelines.errors import JobFailed, UserError
-from pipelines.evaluation.features import load_model
 from pipelines.files import write_json
+from pipelines.models.checkpoints import load_model
 from pipelines.registry.promote import promote, read_scores
 from pipelines.registry.uri import resolve_model
-from pipelines.tracking.tracker import open_run
+from pipelines.tracking.runs import open_run
 from tests.helpers.encoders import WIDTH, example_scores, write_checkpoint, write_media
 
 
