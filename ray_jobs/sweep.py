@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 
+from pipelines.config.describe import may_change
 from pipelines.config.evaluate import EvaluateConfig
+from pipelines.config.mistakes import mistakes_in
 from pipelines.config.pretrain import PretrainConfig, PretrainSettings
 from pipelines.config.promote import PromoteConfig
 from pipelines.config.sweep import SweepConfig
@@ -40,13 +42,12 @@ from pipelines.sweep.space import combinations, edge_cases, overlaps, settings_o
 from pipelines.sweep.sweep import SweepResult, sweep
 from pipelines.sweep.trial_files import Trial
 from pipelines.tracking.tracker import RunRef, kept_settings, open_run, tracked
-from pipelines.training.checks import FREE_TO_CHANGE, RUN_FILE
+from pipelines.training.checks import RUN_FILE
 from pipelines.training.pretrain import LOCK_FILE
 from ray_jobs.cli.checks import messages, surroundings
 from ray_jobs.cli.cluster import connected, ray_address
 from ray_jobs.cli.console import StageProgress, duration, table
 from ray_jobs.cli.main import Job, Plan, run_job
-from ray_jobs.cli.settings import mistakes_in
 from ray_jobs.evaluate import evaluate_stage, gpu_mistakes, score_table
 from ray_jobs.pretrain import pretrain_stage
 from ray_jobs.promote import in_words as registered_in_words
@@ -246,7 +247,9 @@ def final_config(config: SweepConfig, best: Trial, folder: Path) -> PretrainConf
     More trials or epochs may change what is best; a training that is there is then another one.
     """
     values = best_values(config, best)
-    trained = {name: value for name, value in values.items() if name not in FREE_TO_CHANGE}
+    trained = {
+        name: value for name, value in values.items() if not may_change(PretrainConfig, name)
+    }
     digest = hashlib.sha256(json.dumps(trained, sort_keys=True).encode()).hexdigest()
     return PretrainConfig(
         **values,

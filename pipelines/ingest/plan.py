@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.config import changes
 from pipelines.config.ingest import IngestSettings
 from pipelines.dataset.schema import STATE_FOLDER, check_version
 from pipelines.errors import UserError
@@ -26,8 +27,6 @@ SETTINGS_FILE = "settings.json"
 UNIT_BYTES = 256_000_000
 """Bytes of sources after which a unit is full, so that units take similar time."""
 MIN_UNITS = 8
-FREE_TO_CHANGE = frozenset({"num_workers", "max_reject_fraction", "keep_removed", "retry_rejects"})
-"""Settings that change no row that is there."""
 PASSING_REASONS = frozenset({"unreadable", "duplicate"})
 """Reasons that lie outside of the file and are tried again when they do not hold any more."""
 REASONS_OF_LIMITS = {
@@ -313,20 +312,14 @@ def check_unchanged(what: str, there: Mapping[str, Any], here: Mapping[str, Any]
     Raises:
         UserError: If they are not.
     """
-    changed = [
-        f"{name} is {there.get(name)} there and {value} here"
-        for name, value in here.items()
-        if there.get(name) != value
-    ]
+    changed = changes.differences({name: there.get(name) for name in here}, here)
     if changed:
         raise UserError(f"{what}: {'; '.join(changed)}. Take another output or the same settings")
 
 
 def fixed_settings(settings: IngestSettings) -> dict[str, Any]:
     """The settings that rows depend on, flat."""
-    values = settings.model_dump(mode="json", exclude=set(FREE_TO_CHANGE))
-    limits = values.pop("limits")
-    return values | {f"limits.{name}": value for name, value in limits.items()}
+    return changes.fixed_settings(IngestSettings, settings.model_dump(mode="json"))
 
 
 def _with_hashes(

@@ -23,9 +23,10 @@ from typing import Any
 import yaml
 
 from pipelines.config.base import JobConfig
+from pipelines.config.describe import setting_descriptions
 from pipelines.errors import JobFailed, Stopped, Terminated, UserError
 from pipelines.redaction import one_line, redacted
-from ray_jobs.cli.settings import described, load_settings
+from ray_jobs.cli.settings import load_settings
 
 JOBS = (
     "run",
@@ -192,7 +193,7 @@ def _parser(job: Job) -> argparse.ArgumentParser:
             initial_indent="  ",
             subsequent_indent="      ",
         )
-        for name, default, meaning in described(job.schema)
+        for name, default, meaning, _ in setting_descriptions(job.schema)
     ]
     parser = argparse.ArgumentParser(
         prog=f"python -m ray_jobs.{job.name.replace('-', '_')}",
