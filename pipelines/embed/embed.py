@@ -26,12 +26,12 @@ from pipelines.embed.plan import (
 from pipelines.embed.worker import EMBEDDINGS_FOLDER, UnitEmbedder
 from pipelines.errors import UserError
 from pipelines.files import locked, remove_leftovers, scratch_folder, write_failure, write_json
-from pipelines.ingest.plan import SETTINGS_FILE
+from pipelines.ingest.state import SETTINGS_FILE
 from pipelines.ingest.unit_graph import run_units
 from pipelines.ingest.unit_shards import Revision, read_done, revise
 from pipelines.progress import OnProgress
 from pipelines.registry.uri import EncoderVersion, resolve_model
-from pipelines.sources.source import list_sources
+from pipelines.sources.listing import list_sources
 from pipelines.tracking.tracker import tracking_uri
 
 FORMAT_VERSION = 1

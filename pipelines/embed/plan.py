@@ -19,12 +19,13 @@ from pipelines.dataset.schema import CLIPS_FOLDER, MANIFEST, REJECTS_FOLDER, STA
 from pipelines.embed.worker import EMBEDDINGS_FOLDER
 from pipelines.errors import UserError
 from pipelines.filesystems import is_file, is_folder, is_web
-from pipelines.ingest.plan import check_unchanged, make_plan, read_state
+from pipelines.ingest.plan import make_plan
+from pipelines.ingest.state import check_unchanged, read_state
 from pipelines.ingest.unit_shards import Done, Revision
 from pipelines.progress import OnProgress
 from pipelines.registry.uri import EncoderVersion
 from pipelines.sources.fingerprints import fingerprint_sources
-from pipelines.sources.source import list_sources
+from pipelines.sources.listing import list_sources
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from program import most_memory
 from pipelines.config.ingest import IngestSettings
 from pipelines.ingest.plan import make_plan
 from pipelines.ingest.unit_shards import Done
-from pipelines.sources.source import Fingerprint, SourceList, list_sources
+from pipelines.sources.listing import list_sources
+from pipelines.sources.source import Fingerprint, SourceList
 
 
 def main() -> None:
