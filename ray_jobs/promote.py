@@ -10,19 +10,20 @@ from pipelines.errors import UserError
 from pipelines.models.checkpoints import find_checkpoint
 from pipelines.registry.promote import Registered, promote
 from pipelines.tracking.tracker import RunRef, open_run, tracked
-from ray_jobs.cli.checks import messages, surroundings
+from ray_jobs.cli.checks import environment_mistakes, messages
 from ray_jobs.cli.console import StageProgress
-from ray_jobs.cli.main import Job, Plan, run_job
+from ray_jobs.cli.job import Job, JobPlan, run_job
+from ray_jobs.cli.jobs import JOBS
 
 
-def plan(config: PromoteConfig) -> Plan:
+def plan(config: PromoteConfig) -> JobPlan:
     """What promotion reads and writes."""
     names = tuple(f"models:/{config.model_prefix}-{m}@{config.alias}" for m in ("video", "audio"))
     mistakes = messages(lambda: find_checkpoint(config.checkpoint), lambda: check_scores(config))
-    return Plan(
+    return JobPlan(
         reads=tuple(place for place in (config.checkpoint, config.scores) if place),
         writes=names,
-        mistakes=(*mistakes, *surroundings(config)),
+        mistakes=(*mistakes, *environment_mistakes(config)),
     )
 
 
@@ -69,8 +70,7 @@ def work(config: PromoteConfig) -> None:
 
 
 JOB = Job(
-    name="promote",
-    about="The encoders of a checkpoint enter the registry; better ones get the alias.",
+    summary=JOBS["promote"],
     schema=PromoteConfig,
     plan=plan,
     work=work,

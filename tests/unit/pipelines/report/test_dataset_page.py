@@ -24,7 +24,7 @@ from pipelines.ingest.worker import reject_row
 from pipelines.report.dataset_page import in_words, write_dataset_page
 from pipelines.training.checks import check_pretrain
 from pipelines.training.feed import Feed
-from ray_jobs.cli.main import run_job
+from ray_jobs.cli.job import run_job
 from ray_jobs.dataset import JOB
 from tests.helpers.clip_datasets import FEED, write_dataset
 from tests.helpers.media import write_numbered
