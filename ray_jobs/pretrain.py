@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from pipelines.config.pretrain import PretrainConfig
-from pipelines.tracking.tracker import RunRef
-from pipelines.training.checks import check_pretrain
+from pipelines.tracking.runs import RunRef
+from pipelines.training.checks import check_pretrain, training_length
 from pipelines.training.pretrain import PretrainResult, pretrain
 from ray_jobs.cli.checks import environment_mistakes
 from ray_jobs.cli.cluster import connected
@@ -22,7 +22,12 @@ def plan(config: PretrainConfig) -> JobPlan:
     return JobPlan(
         reads=tuple(place for place in (config.dataset, config.resume, labelled) if place),
         writes=(folder,),
+<<<<<<< HEAD
         mistakes=(*check_pretrain(config), *environment_mistakes(config, folder)),
+=======
+        mistakes=(*check_pretrain(config), *surroundings(config, folder)),
+        notes=lambda: training_length(config),
+>>>>>>> main
     )
 
 

@@ -19,7 +19,8 @@ from pipelines.files import locked, write_json
 from pipelines.ingest.ingest import check_ingest
 from pipelines.redaction import redacted
 from pipelines.report.run_report import RunRecord, write_run_report
-from pipelines.tracking.tracker import SQLITE, RunRef, open_run, tracked
+from pipelines.tracking.runs import RunRef, open_run, tracked
+from pipelines.tracking.server import SQLITE
 from pipelines.training.checks import run_mistakes
 from pipelines.training.pretrain import LOCK_FILE
 from ray_jobs.cli.checks import check_gpus, environment_mistakes, gpu_mistakes, messages

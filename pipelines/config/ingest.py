@@ -58,7 +58,8 @@ class IngestSettings(Config):
     splits have clips of a fraction of a second, and evaluation loops and pads as training does."""
     frame_rate: PositiveFloat = 8.0
     short_side: PositiveInt = 128
-    """Pixels of the shorter side of a stored frame; sources that are smaller keep their size."""
+    """Pixels of the shorter side of a stored frame; sources that are smaller keep their size. The
+    published preprocessing has 112; 128 leaves more pixels to crops of a part of the frame."""
     sample_rate: PositiveInt = 16_000
     heldout_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     """Share of the sources put into the split `test` where the input names no splits; by content,

@@ -32,6 +32,10 @@ class PretrainSettings(MethodConfig):
     """The method, and how it is trained."""
 
     epochs: PositiveFloat
+    epoch_unit: Literal["source", "segment"] = "source"
+    """What an epoch takes one clip of. `source`, as in the paper: one clip of each video, from
+    anywhere in it, also across adjacent segments. `segment`: one clip of each stored segment, so a
+    video of 10 s that is stored as two segments gives two clips an epoch."""
     batch_size: PositiveInt
     """Clips of one step over all workers."""
     splits: tuple[str, ...] = ("train",)

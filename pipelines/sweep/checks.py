@@ -15,7 +15,7 @@ from pipelines.sweep.run_trial import pretrain_values, trial_config
 from pipelines.sweep.search import num_trials
 from pipelines.sweep.space import edge_cases, settings_of
 from pipelines.sweep.trial_files import Trial
-from pipelines.training.checks import RUN_FILE, check_pretrain
+from pipelines.training.checks import EARLIER_EPOCH_UNIT, RUN_FILE, check_pretrain
 from xkd_core.config import MethodConfig
 from xkd_core.health import MIN_CLIPS
 
@@ -93,7 +93,17 @@ def _rates_mistake(scoring_dataset: str, method: MethodConfig) -> str | None:
 
 def _settings_mistakes(config: SweepConfig, began_with: Mapping[str, Any]) -> list[str]:
     """Why a sweep cannot go on with these settings."""
+<<<<<<< HEAD
     changes = changed_settings(SweepConfig, began_with, config.model_dump(mode="json"))
+=======
+    there, here = flat(began_with), flat(config.model_dump(mode="json"))
+    there.setdefault("pretrain.epoch_unit", EARLIER_EPOCH_UNIT)
+    changes = [
+        f"{name} is {there.get(name)} there and {here.get(name)} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name) and not name.startswith(FREE_TO_CHANGE)
+    ]
+>>>>>>> main
     if not changes:
         return []
     return [
