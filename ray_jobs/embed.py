@@ -4,13 +4,8 @@ import sys
 
 from pipelines.config.embed import EmbedConfig
 from pipelines.embed.embed import check_embed, embed
-<<<<<<< HEAD
-from pipelines.tracking.tracker import open_run, tracked
-from ray_jobs.cli.checks import environment_mistakes
-=======
 from pipelines.tracking.runs import open_run, tracked
-from ray_jobs.cli.checks import surroundings
->>>>>>> main
+from ray_jobs.cli.checks import environment_mistakes
 from ray_jobs.cli.cluster import connected
 from ray_jobs.cli.console import StageProgress
 from ray_jobs.cli.job import Job, JobPlan, run_job

@@ -5,15 +5,9 @@ from typing import Any
 
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.evaluation.evaluate import Evaluation, check_evaluate, evaluate
-<<<<<<< HEAD
-from pipelines.tracking.tracker import RunRef
+from pipelines.tracking.runs import RunRef
 from ray_jobs.cli.checks import check_gpus, environment_mistakes, gpu_mistakes
 from ray_jobs.cli.cluster import connected
-=======
-from pipelines.tracking.runs import RunRef
-from ray_jobs.cli.checks import surroundings
-from ray_jobs.cli.cluster import connected, ray_address
->>>>>>> main
 from ray_jobs.cli.console import StageProgress, table
 from ray_jobs.cli.job import Job, JobPlan, run_job
 from ray_jobs.cli.jobs import JOBS

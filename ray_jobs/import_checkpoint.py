@@ -4,13 +4,8 @@ import sys
 
 from pipelines.config.import_checkpoint import ImportConfig
 from pipelines.registry.import_checkpoint import import_encoders, read_encoders
-<<<<<<< HEAD
-from pipelines.tracking.tracker import open_run, tracked
-from ray_jobs.cli.checks import environment_mistakes, messages
-=======
 from pipelines.tracking.runs import open_run, tracked
-from ray_jobs.cli.checks import messages, surroundings
->>>>>>> main
+from ray_jobs.cli.checks import environment_mistakes, messages
 from ray_jobs.cli.console import StageProgress
 from ray_jobs.cli.job import Job, JobPlan, run_job
 from ray_jobs.cli.jobs import JOBS

@@ -7,13 +7,8 @@ from pathlib import Path
 from pipelines.config.ingest import IngestConfig, IngestSettings
 from pipelines.ingest.ingest import IngestSummary, check_ingest, ingest
 from pipelines.sources.synthetic_clips import make_clips
-<<<<<<< HEAD
-from pipelines.tracking.tracker import RunRef, log_dataset, open_run, tracked
-from ray_jobs.cli.checks import environment_mistakes, messages
-=======
 from pipelines.tracking.runs import RunRef, log_dataset, open_run, tracked
-from ray_jobs.cli.checks import messages, surroundings
->>>>>>> main
+from ray_jobs.cli.checks import environment_mistakes, messages
 from ray_jobs.cli.cluster import connected
 from ray_jobs.cli.console import StageProgress
 from ray_jobs.cli.job import Job, JobPlan, run_job

@@ -22,12 +22,8 @@ def plan(config: PretrainConfig) -> JobPlan:
     return JobPlan(
         reads=tuple(place for place in (config.dataset, config.resume, labelled) if place),
         writes=(folder,),
-<<<<<<< HEAD
         mistakes=(*check_pretrain(config), *environment_mistakes(config, folder)),
-=======
-        mistakes=(*check_pretrain(config), *surroundings(config, folder)),
         notes=lambda: training_length(config),
->>>>>>> main
     )
 
 

@@ -9,13 +9,8 @@ from pipelines.config.promote import PromoteConfig
 from pipelines.errors import UserError
 from pipelines.models.checkpoints import find_checkpoint
 from pipelines.registry.promote import Registered, promote
-<<<<<<< HEAD
-from pipelines.tracking.tracker import RunRef, open_run, tracked
-from ray_jobs.cli.checks import environment_mistakes, messages
-=======
 from pipelines.tracking.runs import RunRef, open_run, tracked
-from ray_jobs.cli.checks import messages, surroundings
->>>>>>> main
+from ray_jobs.cli.checks import environment_mistakes, messages
 from ray_jobs.cli.console import StageProgress
 from ray_jobs.cli.job import Job, JobPlan, run_job
 from ray_jobs.cli.jobs import JOBS

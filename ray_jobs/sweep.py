@@ -33,23 +33,13 @@ from pipelines.sweep.checks import (
     trials_at_once,
 )
 from pipelines.sweep.results import by_score, last_objective, shown, side_score
-<<<<<<< HEAD
-from pipelines.sweep.run_trial import best_values
-=======
-from pipelines.sweep.run_trial import pretrain_values
->>>>>>> main
 from pipelines.sweep.search import num_trials
 from pipelines.sweep.space_checks import space_mistakes
 from pipelines.sweep.sweep import SweepResult, sweep
 from pipelines.sweep.trial_files import Trial
-<<<<<<< HEAD
-from pipelines.tracking.tracker import RunRef, kept_settings, open_run, tracked
-from pipelines.training.checks import RUN_FILE
-=======
 from pipelines.sweep.winner import best_values, write_winner
 from pipelines.tracking.runs import RunRef, kept_settings, open_run, tracked
-from pipelines.training.checks import FREE_TO_CHANGE, RUN_FILE
->>>>>>> main
+from pipelines.training.checks import RUN_FILE
 from pipelines.training.pretrain import LOCK_FILE
 from ray_jobs.cli.checks import check_gpus, environment_mistakes, gpu_mistakes, messages
 from ray_jobs.cli.cluster import connected, ray_address

@@ -93,17 +93,9 @@ def _rates_mistake(scoring_dataset: str, method: MethodConfig) -> str | None:
 
 def _settings_mistakes(config: SweepConfig, began_with: Mapping[str, Any]) -> list[str]:
     """Why a sweep cannot go on with these settings."""
-<<<<<<< HEAD
-    changes = changed_settings(SweepConfig, began_with, config.model_dump(mode="json"))
-=======
-    there, here = flat(began_with), flat(config.model_dump(mode="json"))
-    there.setdefault("pretrain.epoch_unit", EARLIER_EPOCH_UNIT)
-    changes = [
-        f"{name} is {there.get(name)} there and {here.get(name)} here"
-        for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name) and not name.startswith(FREE_TO_CHANGE)
-    ]
->>>>>>> main
+    pretrain = {"epoch_unit": EARLIER_EPOCH_UNIT, **began_with["pretrain"]}
+    there = {**began_with, "pretrain": pretrain}
+    changes = changed_settings(SweepConfig, there, config.model_dump(mode="json"))
     if not changes:
         return []
     return [

@@ -188,11 +188,8 @@ def run_mistakes(config: PretrainConfig) -> list[str]:
     there = _run_file(config)
     if not there:
         return []
-<<<<<<< HEAD
-    changes = changed_settings(PretrainConfig, there["config"], config.model_dump(mode="json"))
-=======
-    changes = _changes(_with_epoch_unit(there["config"]), config.model_dump(mode="json"))
->>>>>>> main
+    began_with = _with_epoch_unit(there["config"])
+    changes = changed_settings(PretrainConfig, began_with, config.model_dump(mode="json"))
     if not changes:
         return _exclude_mistakes(config, there.get(EXCLUDE_SHA256))
     return [
@@ -221,23 +218,11 @@ def _exclude_mistakes(config: PretrainConfig, began_with: str | None) -> list[st
     ]
 
 
-<<<<<<< HEAD
-=======
 def _with_epoch_unit(there: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a training, which may be older than `epoch_unit`."""
     return {"epoch_unit": EARLIER_EPOCH_UNIT, **there}
 
 
-def _changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    old, new = flat(there), flat(here)
-    return [
-        f"{name} is {old.get(name)} there and {new.get(name)} here"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and name.split(".")[0] not in FREE_TO_CHANGE
-    ]
-
-
->>>>>>> main
 def worker_resources(
     config: PretrainConfig, nodes: Sequence[Mapping[str, float]]
 ) -> dict[str, float]:

@@ -9,13 +9,8 @@ import torch
 
 from pipelines.config.base import JobConfig
 from pipelines.errors import UserError
-<<<<<<< HEAD
-from pipelines.tracking.tracker import check_tracking
-from ray_jobs.cli.cluster import check_ray, ray_address
-=======
 from pipelines.tracking.server import check_tracking
-from ray_jobs.cli.cluster import check_ray
->>>>>>> main
+from ray_jobs.cli.cluster import check_ray, ray_address
 
 
 def environment_mistakes(config: JobConfig, *outputs: str) -> tuple[str, ...]:

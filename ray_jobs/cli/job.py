@@ -42,6 +42,8 @@ class JobPlan:
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     mistakes: tuple[str, ...] = ()
+    notes: Callable[[], Sequence[str]] = tuple
+    """Gives further lines for `--dry-run`."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def _plan_and_work(job: Job, arguments: argparse.Namespace) -> None:
 
 def _outside_reason(error: Exception) -> str | None:
     """What the system, MLflow or Ray failed with, or None if it was the code."""
-    # Not before: these take seconds, and MLflow heeds what pipelines.tracking.tracker sets.
+    # Not before: these take seconds, and MLflow heeds what pipelines.tracking.server sets.
     from mlflow.exceptions import MlflowException
     from ray.exceptions import RayError, RayTaskError
 
@@ -153,12 +155,14 @@ def _counted(mistakes: Sequence[str]) -> list[str]:
 
 
 def _dry_run(config: JobConfig, plan: JobPlan) -> str:
-    from pipelines.tracking.tracker import kept_settings, tracking_uri
+    from pipelines.tracking.runs import kept_settings
+    from pipelines.tracking.server import tracking_uri
     from ray_jobs.cli.cluster import ray_address
 
     settings = yaml.safe_dump(kept_settings(config), sort_keys=False, width=100)
     lines = [settings, *(f"would read   {place}" for place in plan.reads)]
     lines += [f"would write  {place}" for place in plan.writes]
+    lines += plan.notes()
     lines.append(f"would log to {redacted(tracking_uri(config.tracking))}")
     lines.append(f"would run on {ray_address(config.ray) or 'a Ray of its own'}")
     return "\n".join(lines)

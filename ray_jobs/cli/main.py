@@ -9,59 +9,8 @@ from collections.abc import Sequence
 
 from ray_jobs.cli.jobs import JOBS
 
-<<<<<<< HEAD
 _HELP = ("-h", "--help")
 _USER_ERROR = 2
-=======
-from pipelines.config.base import JobConfig
-from pipelines.errors import JobFailed, Stopped, Terminated, UserError
-from pipelines.redaction import one_line, redacted
-from ray_jobs.cli.settings import described, load_settings
-
-JOBS = (
-    "run",
-    "ingest",
-    "dataset",
-    "pretrain",
-    "sweep",
-    "evaluate",
-    "promote",
-    "embed",
-    "import-checkpoint",
-)
-
-logger = logging.getLogger(__name__)
-
-FAILED = 1
-USER_ERROR = 2
-RESUMABLE = os.EX_TEMPFAIL
-INTERRUPTED = 130
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a job would read and write, and what stands in its way."""
-
-    reads: tuple[str, ...]
-    writes: tuple[str, ...]
-    mistakes: tuple[str, ...] = ()
-    notes: Callable[[], Sequence[str]] = tuple
-    """Gives further lines for `--dry-run`."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A program: its settings, its plan and its work."""
-
-    name: str
-    about: str
-    schema: type[JobConfig]
-    plan: Callable[[Any], Plan]
-    work: Callable[[Any], None]
-    how_to_go_on: str = "The same command goes on from there."
-    place: str | None = None
-    """The setting that the first argument is where it is no YAML file."""
->>>>>>> main
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,36 +44,6 @@ def _overview() -> str:
         "CONFIG is a YAML file, or the short name of one that comes with XKD: `xkd run smoke`.",
         "xkd JOB --help lists a job's configurations and settings.",
     ]
-<<<<<<< HEAD
-=======
-    parser = argparse.ArgumentParser(
-        prog=f"python -m ray_jobs.{job.name.replace('-', '_')}",
-        description=job.about,
-        epilog="settings (default) and what they mean:\n" + "\n".join(settings),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    what = f"{job.place.upper()} | CONFIG.yaml" if job.place else "CONFIG.yaml"
-    parser.add_argument("config", metavar=what)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that go first")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the settings and places, do nothing"
-    )
-    parser.add_argument("--verbose", action="store_true", help="show the log as well")
-    return parser
-
-
-def _dry_run(config: JobConfig, plan: Plan) -> str:
-    from pipelines.tracking.runs import kept_settings
-    from pipelines.tracking.server import tracking_uri
-    from ray_jobs.cli.cluster import ray_address
-
-    settings = yaml.safe_dump(kept_settings(config), sort_keys=False, width=100)
-    lines = [settings, *(f"would read   {place}" for place in plan.reads)]
-    lines += [f"would write  {place}" for place in plan.writes]
-    lines += plan.notes()
-    lines.append(f"would log to {redacted(tracking_uri(config.tracking))}")
-    lines.append(f"would run on {ray_address(config.ray) or 'a Ray of its own'}")
->>>>>>> main
     return "\n".join(lines)
 
 

@@ -5,11 +5,7 @@ import pytest
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
-<<<<<<< HEAD
-from pipelines.evaluation.evaluate import check_evaluate, evaluate, score
-=======
-from pipelines.evaluation.evaluate import check_evaluate, check_gpu, evaluate
->>>>>>> main
+from pipelines.evaluation.evaluate import check_evaluate, evaluate
 from pipelines.evaluation.features import features_of
 from pipelines.evaluation.scores import score
 from pipelines.models.checkpoints import TrainingInfo, checkpoint_name, save_checkpoint

@@ -9,18 +9,8 @@ from pipelines.config.dataset import DatasetSettings
 from pipelines.dataset.clip_ids import read_clip_ids
 from pipelines.dataset.review import review
 from pipelines.report.dataset_page import in_words, write_dataset_page
-<<<<<<< HEAD
-from pipelines.training.checks import check_pretrain
-from pipelines.training.feed import Feed
-from ray_jobs.cli.job import run_job
-from ray_jobs.dataset import JOB
-from tests.helpers.clip_datasets import FEED, write_dataset
-from tests.helpers.media import write_numbered
-from tests.helpers.scenes import scene
-=======
 from tests.helpers.pages import Page
 from tests.helpers.reviewed import write_reviewed
->>>>>>> main
 
 pytestmark = pytest.mark.ray
 
