@@ -22,7 +22,6 @@ from pipelines.config.promote import PromoteConfig
 from pipelines.config.sweep import SweepConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.evaluation.evaluate import check_gpu
-from pipelines.files import locked, write_json
 from pipelines.registry.promote import Registered
 from pipelines.report.sweep_page import SweepRecord, write_sweep_report
 from pipelines.sweep.checks import (
@@ -40,9 +39,9 @@ from pipelines.sweep.space import combinations, edge_cases, overlaps, settings_o
 from pipelines.sweep.sweep import SweepResult, sweep
 from pipelines.sweep.trial_files import Trial
 from pipelines.sweep.winner import best_values, write_winner
-from pipelines.tracking.runs import RunRef, kept_settings, open_run, tracked
-from pipelines.training.checks import FREE_TO_CHANGE, RUN_FILE
-from pipelines.training.pretrain import LOCK_FILE
+from pipelines.tracking.run_folder import RunFolder
+from pipelines.tracking.runs import RunRef, kept_settings, tracked
+from pipelines.training.checks import FREE_TO_CHANGE
 from ray_jobs.cli.checks import messages, surroundings
 from ray_jobs.cli.cluster import connected, ray_address
 from ray_jobs.cli.console import StageProgress, duration, table
@@ -152,11 +151,10 @@ def _values(config: SweepConfig, values: dict[str, Any]) -> dict[str, Any]:
 def work(config: SweepConfig) -> None:
     """Sweeps, reports, and trains the best settings if asked to; says what came out."""
     started = time.monotonic()
-    folder = sweep_folder(config)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = RunFolder(sweep_folder(config))
     final: tuple[dict[str, Any], Sequence[Registered]] | None = None
     with (
-        locked(folder / LOCK_FILE, f"sweep ({folder})"),
+        folder.locked("sweep"),
         connected(config.ray, dashboard=True),
         tracked(_sweep_run(config, folder)) as run,
     ):
@@ -176,7 +174,7 @@ def work(config: SweepConfig) -> None:
             ClipDataset.open(config.scoring.dataset or config.dataset).dataset_id,
             scored_split(config),
         )
-        report = write_sweep_report(folder / "report.html", record)
+        report = write_sweep_report(folder.path / "report.html", record)
         run.client().log_artifact(run.run_id, str(report))
     print(f"\n{config.name} is complete after {duration(time.monotonic() - started)}")
     print(_trial_table(config, result.trials))
@@ -189,15 +187,11 @@ def work(config: SweepConfig) -> None:
     print(f"  report: {report}")
 
 
-def _sweep_run(config: SweepConfig, folder: Path) -> RunRef:
-    file = folder / RUN_FILE
-    there = json.loads(file.read_text()) if file.exists() else {}
+def _sweep_run(config: SweepConfig, folder: RunFolder) -> RunRef:
     # An earlier version did not keep them: then those of now count from here on.
-    clips = there.get(DATASET_IDS) or dataset_ids(config)
-    run = open_run(config, "sweep", config.name, run_id=there.get("run_id", ""))
-    values = {"run_id": run.run_id, "config": kept_settings(config), DATASET_IDS: clips}
-    write_json(file, values)
-    return run
+    clips = folder.began_with.get(DATASET_IDS) or dataset_ids(config)
+    keep = {"config": kept_settings(config), DATASET_IDS: clips}
+    return folder.open_run(config, "sweep", config.name, keep=keep)
 
 
 def _sweep_stage(config: SweepConfig, run: RunRef) -> SweepResult:

@@ -13,9 +13,8 @@ from pipelines.files import locked
 from pipelines.sweep.checks import check_sweep, sweep_folder
 from pipelines.sweep.space import overlaps
 from pipelines.sweep.trial_files import Trial
+from pipelines.tracking.run_folder import LOCK_FILE, RUN_FILE, RunFolder
 from pipelines.tracking.runs import RunRef
-from pipelines.training.checks import RUN_FILE
-from pipelines.training.pretrain import LOCK_FILE
 from ray_jobs.cli.settings import load_settings
 from ray_jobs.sweep import _sweep_run, final_config, plan, space_mistakes, work
 from tests.helpers.clip_datasets import rename_dataset, write_dataset
@@ -159,7 +158,7 @@ def begun(folder, monkeypatch, *overrides):
     places = [f"output={folder}", f"dataset={clips}"]
     config = load_settings(SweepConfig, CONF / "smoke.yaml", [*places, *overrides])
     sweep_folder(config).mkdir(exist_ok=True)
-    _sweep_run(config, sweep_folder(config))
+    _sweep_run(config, RunFolder(sweep_folder(config)))
     return config, (sweep_folder(config) / RUN_FILE).read_text()
 
 
