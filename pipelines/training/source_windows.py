@@ -15,6 +15,7 @@ no run of a source is as long as a window is one of its runs taken whole, for th
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
