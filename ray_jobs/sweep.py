@@ -21,7 +21,6 @@ from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.promote import PromoteConfig
 from pipelines.config.sweep import SweepConfig
 from pipelines.dataset.clip_dataset import ClipDataset
-from pipelines.files import locked, write_json
 from pipelines.registry.promote import Registered
 from pipelines.report.sweep_page import SweepRecord, write_sweep_report
 from pipelines.sweep.checks import (
@@ -38,18 +37,21 @@ from pipelines.sweep.space_checks import space_mistakes
 from pipelines.sweep.sweep import SweepResult, sweep
 from pipelines.sweep.trial_files import Trial
 from pipelines.sweep.winner import best_values, write_winner
-from pipelines.tracking.runs import RunRef, kept_settings, open_run, tracked
-from pipelines.training.checks import RUN_FILE
-from pipelines.training.pretrain import LOCK_FILE
-from ray_jobs.cli.checks import check_gpus, environment_mistakes, gpu_mistakes, messages
+from pipelines.tracking.run_folder import RunFolder
+from pipelines.tracking.runs import RunRef, kept_settings, tracked
+from ray_jobs.cli.checks import (
+    check_gpus,
+    environment_mistakes,
+    gpu_mistakes,
+    messages,
+)
 from ray_jobs.cli.cluster import connected, ray_address
 from ray_jobs.cli.console import StageProgress, duration, table
 from ray_jobs.cli.job import Job, JobPlan, run_job
 from ray_jobs.cli.jobs import JOBS
 from ray_jobs.evaluate import evaluate_stage, score_table
 from ray_jobs.pretrain import pretrain_stage
-from ray_jobs.promote import in_words as registered_in_words
-from ray_jobs.promote import promote_stage
+from ray_jobs.promote import promote_stage, registered_text
 
 FINAL = "final"
 
@@ -90,11 +92,10 @@ def _check_resources(config: SweepConfig) -> None:
 def work(config: SweepConfig) -> None:
     """Sweeps, reports, and trains the best settings if asked to; says what came out."""
     started = time.monotonic()
-    folder = sweep_folder(config)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = RunFolder(sweep_folder(config))
     final: tuple[dict[str, Any], Sequence[Registered]] | None = None
     with (
-        locked(folder / LOCK_FILE, f"sweep ({folder})"),
+        folder.locked("sweep"),
         connected(config.ray, dashboard=True),
         tracked(_sweep_run(config, folder)) as run,
     ):
@@ -113,28 +114,24 @@ def work(config: SweepConfig) -> None:
             ClipDataset.open(config.scoring.dataset or config.dataset).dataset_id,
             scored_split(config),
         )
-        report = write_sweep_report(folder / "report.html", record)
+        report = write_sweep_report(folder.path / "report.html", record)
         run.client().log_artifact(run.run_id, str(report))
     print(f"\n{config.name} is complete after {duration(time.monotonic() - started)}")
     print(_trial_table(config, result.trials))
     if final:
         print(score_table(final[0]))
-        print(registered_in_words(final[1]))
+        print(registered_text(final[1]))
     print(f"  best: {result.best.name}, {winner}")
     if result.best.reason:
         print(f"  mind: {result.best.name} completed, {result.best.reason}")
     print(f"  report: {report}")
 
 
-def _sweep_run(config: SweepConfig, folder: Path) -> RunRef:
-    file = folder / RUN_FILE
-    there = json.loads(file.read_text()) if file.exists() else {}
+def _sweep_run(config: SweepConfig, folder: RunFolder) -> RunRef:
     # An earlier version did not keep them: then those of now count from here on.
-    clips = there.get(DATASET_IDS) or dataset_ids(config)
-    run = open_run(config, "sweep", config.name, run_id=there.get("run_id", ""))
-    values = {"run_id": run.run_id, "config": kept_settings(config), DATASET_IDS: clips}
-    write_json(file, values)
-    return run
+    clips = folder.began_with.get(DATASET_IDS) or dataset_ids(config)
+    keep = {"config": kept_settings(config), DATASET_IDS: clips}
+    return folder.open_run(config, "sweep", config.name, keep=keep)
 
 
 def _sweep_stage(config: SweepConfig, run: RunRef) -> SweepResult:

@@ -1,6 +1,5 @@
 """What can be found wrong with a sweep before it starts: its clips, its scores, its resources."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from pipelines.sweep.run_trial import pretrain_values, trial_config
 from pipelines.sweep.search import num_trials
 from pipelines.sweep.space import edge_cases, settings_of
 from pipelines.sweep.trial_files import Trial
-from pipelines.training.checks import EARLIER_EPOCH_UNIT, RUN_FILE, check_pretrain
+from pipelines.tracking.run_folder import RunFolder
+from pipelines.training.checks import EARLIER_EPOCH_UNIT, check_pretrain
 from xkd_core.config import MethodConfig
 from xkd_core.health import MIN_CLIPS
 
@@ -58,9 +58,7 @@ def check_sweep(config: SweepConfig) -> list[str]:
     mistakes = check_pretrain(base)
     mistakes += _scoring_mistakes(config) + _collapse_mistakes(config)
     mistakes += _option_mistakes(config, folder, mistakes)
-    file = folder / RUN_FILE
-    if file.exists():
-        there = json.loads(file.read_text())
+    if there := RunFolder(folder).began_with:
         mistakes += _settings_mistakes(config, there["config"])
         mistakes += _clips_mistakes(config, there.get(DATASET_IDS, {}))
     return mistakes

@@ -4,7 +4,6 @@ The same name with the same settings goes on from the last checkpoint; what woul
 training is refused here, before any worker starts.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,11 +25,10 @@ from pipelines.models.checkpoints import (
     newest_checkpoint,
     read_info,
 )
+from pipelines.tracking.run_folder import RunFolder
 from pipelines.training.loop import make_feed
 
 ORDER = "a checkpoint's step is a place in the order of clips"
-RUN_FILE = "run.json"
-"""What a run began with, in its folder: MLflow run, settings, clips left out."""
 SAME_WHEN_RESUMED = {
     "batch_size": ORDER,
     "seed": ORDER,
@@ -200,8 +198,7 @@ def run_mistakes(config: PretrainConfig) -> list[str]:
 
 def _run_file(config: PretrainConfig) -> dict[str, Any]:
     """What the run of this name began with; empty if there is none."""
-    file = Path(config.output) / config.name / RUN_FILE
-    return json.loads(file.read_text()) if file.exists() else {}
+    return RunFolder(Path(config.output) / config.name).began_with
 
 
 def _exclude_mistakes(config: PretrainConfig, began_with: str | None) -> list[str]:
