@@ -141,6 +141,9 @@ def decode_segments(
             if streams[1] is not None and streams[1].index in timeline.streams:
                 times = timeline.streams[streams[1].index]
                 audio = AudioTrack(streams[1], times, origin, sample_rate)
+            if video is None and audio is None:
+                cause = one_line(scan.errors[0]) if scan.errors else "the streams hold no frame"
+                raise DecodeError("undecodable", cause)
             cutter = _Cutter(container, streams, video, audio, frame_rate, sample_rate)
             cutter.ticks_per_segment = max(1, round(segment_seconds * frame_rate))
             cutter.min_seconds, cutter.max_seconds = min_segment_seconds, max_seconds
@@ -231,7 +234,7 @@ class _Cutter:
                     break
                 yield from self._cut(self.ticks_per_segment)
         for track in self._tracks:
-            self._finish(track)
+            self._finish(track)  # if packets that were scanned could not be read again
         last_tick = round(self._last_end * self._frame_rate)
         while self._first_tick < last_tick:
             yield from self._cut(min(self.ticks_per_segment, last_tick - self._first_tick))

@@ -23,6 +23,9 @@ UNTIMED_FORMATS = frozenset({"avi"})
 GUESSING_FORMATS = frozenset({"matroska,webm"})
 """Formats without decoding times; FFmpeg guesses them from the presentation times."""
 
+MAX_DELAY_SECONDS = 60.0
+"""Where a packet is decoded and presented further apart, the decoding time is damaged."""
+
 
 @dataclass(frozen=True)
 class StreamTimeline:
@@ -81,6 +84,8 @@ def build_timeline(
     is_exact = container.format.name not in GUESSING_FORMATS
     clocks = [_clock(table, is_exact) for table in tables]
     leaps = [] if is_untimed else find_leaps(clocks, _has(container, Flags.ts_discont))
+    if not clocks:
+        return Timeline({})
     offsets, times = epoch_offsets(clocks, leaps)
     timeline = Timeline({}, times, [])
     for number, (index, clock) in enumerate(zip(indices, clocks, strict=True)):
@@ -107,6 +112,8 @@ def _clock(table: PacketTable, is_exact: bool) -> Clock:
     if not kept.any():
         kept = np.ones(len(table), np.bool_)
     decode = np.where(np.isfinite(table.dts), table.dts, np.nan if not is_exact else table.pts)
+    is_damaged = np.abs(table.dts - table.pts) > MAX_DELAY_SECONDS
+    decode = np.where(is_damaged, table.pts, decode)
     return Clock(
         order=table.order[kept],
         start=table.pts[kept].copy(),
@@ -131,7 +138,7 @@ def _filled(values: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray
 def _picture(clock: Clock, is_untimed: bool) -> StreamTimeline:
     starts = clock.start
     num_unknown = int(np.isnan(starts).sum())
-    is_by_order = is_untimed or 10 * num_unknown > len(starts)
+    is_by_order = is_untimed or 2 * num_unknown > len(starts)
     if is_by_order:
         slots = np.sort(clock.decode)
         if len(slots) > 1 and slots[0] == slots[-1]:
