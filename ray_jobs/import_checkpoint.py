@@ -2,9 +2,9 @@
 
 import sys
 
-from pipelines.config.base import ImportConfig
+from pipelines.config.import_checkpoint import ImportConfig
 from pipelines.registry.import_checkpoint import import_encoders, read_encoders
-from pipelines.tracking.tracker import open_run, tracked
+from pipelines.tracking.runs import open_run, tracked
 from ray_jobs.cli.checks import messages, surroundings
 from ray_jobs.cli.console import StageProgress
 from ray_jobs.cli.main import Job, Plan, run_job

@@ -4,9 +4,9 @@ import math
 import sys
 from pathlib import Path
 
-from pipelines.config.base import PretrainConfig
-from pipelines.tracking.tracker import RunRef
-from pipelines.training.checks import check_pretrain
+from pipelines.config.pretrain import PretrainConfig
+from pipelines.tracking.runs import RunRef
+from pipelines.training.checks import check_pretrain, training_length
 from pipelines.training.pretrain import PretrainResult, pretrain
 from ray_jobs.cli.checks import surroundings
 from ray_jobs.cli.cluster import connected
@@ -22,6 +22,7 @@ def plan(config: PretrainConfig) -> Plan:
         reads=tuple(place for place in (config.dataset, config.resume, labelled) if place),
         writes=(folder,),
         mistakes=(*check_pretrain(config), *surroundings(config, folder)),
+        notes=lambda: training_length(config),
     )
 
 

@@ -5,11 +5,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.config.base import PromoteConfig
+from pipelines.config.promote import PromoteConfig
 from pipelines.errors import UserError
 from pipelines.models.checkpoints import find_checkpoint
 from pipelines.registry.promote import Registered, promote
-from pipelines.tracking.tracker import RunRef, open_run, tracked
+from pipelines.tracking.runs import RunRef, open_run, tracked
 from ray_jobs.cli.checks import messages, surroundings
 from ray_jobs.cli.console import StageProgress
 from ray_jobs.cli.main import Job, Plan, run_job

@@ -10,19 +10,18 @@ import sys
 import time
 from pathlib import Path
 
-from pipelines.config.base import (
-    EvaluateConfig,
-    IngestConfig,
-    PretrainConfig,
-    PromoteConfig,
-    RunConfig,
-)
+from pipelines.config.evaluate import EvaluateConfig
+from pipelines.config.ingest import IngestConfig
+from pipelines.config.pretrain import PretrainConfig
+from pipelines.config.promote import PromoteConfig
+from pipelines.config.run import RunConfig
 from pipelines.evaluation.evaluate import check_gpu
 from pipelines.files import locked, write_json
 from pipelines.ingest.ingest import check_ingest
 from pipelines.redaction import redacted
 from pipelines.report.run_report import RunRecord, write_run_report
-from pipelines.tracking.tracker import SQLITE, RunRef, open_run, tracked
+from pipelines.tracking.runs import RunRef, open_run, tracked
+from pipelines.tracking.server import SQLITE
 from pipelines.training.checks import run_mistakes
 from pipelines.training.pretrain import LOCK_FILE
 from ray_jobs.cli.checks import messages, surroundings

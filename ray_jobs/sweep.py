@@ -16,13 +16,15 @@ from typing import Any
 
 import torch
 
-from pipelines.config.base import EvaluateConfig, PretrainConfig, PretrainSettings, PromoteConfig
+from pipelines.config.evaluate import EvaluateConfig
+from pipelines.config.pretrain import PretrainConfig, PretrainSettings
+from pipelines.config.promote import PromoteConfig
 from pipelines.config.sweep import SweepConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.evaluation.evaluate import check_gpu
 from pipelines.files import locked, write_json
 from pipelines.registry.promote import Registered
-from pipelines.report.sweep_page import SweepRecord, write_sweep_report, write_winner
+from pipelines.report.sweep_page import SweepRecord, write_sweep_report
 from pipelines.sweep.checks import (
     DATASET_IDS,
     check_sweep,
@@ -32,12 +34,13 @@ from pipelines.sweep.checks import (
     trials_at_once,
 )
 from pipelines.sweep.results import by_score, last_objective, shown, side_score
-from pipelines.sweep.run_trial import best_values, pretrain_values
+from pipelines.sweep.run_trial import pretrain_values
 from pipelines.sweep.search import num_trials
 from pipelines.sweep.space import combinations, edge_cases, overlaps, settings_of
 from pipelines.sweep.sweep import SweepResult, sweep
 from pipelines.sweep.trial_files import Trial
-from pipelines.tracking.tracker import RunRef, kept_settings, open_run, tracked
+from pipelines.sweep.winner import best_values, write_winner
+from pipelines.tracking.runs import RunRef, kept_settings, open_run, tracked
 from pipelines.training.checks import FREE_TO_CHANGE, RUN_FILE
 from pipelines.training.pretrain import LOCK_FILE
 from ray_jobs.cli.checks import messages, surroundings

@@ -14,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.config.base import IngestSettings
+from pipelines.config.ingest import IngestSettings
 from pipelines.dataset.schema import CLIPS, CLIPS_FOLDER, REJECTS, REJECTS_FOLDER, clip_id
 from pipelines.dataset.shards import ShardWriter
 from pipelines.files import write_failure
 from pipelines.ingest.plan import Unit, UnitSource
-from pipelines.media.decode import DecodeError, Segment
+from pipelines.media.container import DecodeError
+from pipelines.media.decode import Segment
 from pipelines.media.decoder_process import OUTSIDE_REASONS, DecoderProcess
 from pipelines.sources.spool import Spool
 

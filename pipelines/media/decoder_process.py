@@ -29,7 +29,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.media.decode import DecodeError, MediaInfo, Segment, decode_segments
+from pipelines.media.container import DecodeError, MediaInfo
+from pipelines.media.decode import Segment, decode_segments
 from pipelines.paths import PACKAGES
 from pipelines.redaction import one_line
 

@@ -8,12 +8,12 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines.config.base import ImportConfig
+from pipelines.config.import_checkpoint import ImportConfig
 from pipelines.errors import UserError
 from pipelines.models.encoder_files import ClipSettings, EncoderInfo
 from pipelines.registry.card import IMPORTED
 from pipelines.registry.promote import Registered, register_unscored
-from pipelines.tracking.tracker import RunRef
+from pipelines.tracking.runs import RunRef
 from xkd_core.encoders import Encoder
 from xkd_core.published.encoders import (
     PublishedEncoder,

@@ -16,17 +16,18 @@ from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from pipelines.config.base import EvaluateSettings, IngestSettings, PromoteSettings
+from pipelines.config.evaluate import EvaluateSettings
+from pipelines.config.ingest import IngestSettings
+from pipelines.config.promote import PromoteSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import JobFailed, UserError
-from pipelines.evaluation.features import load_model
-from pipelines.models.checkpoints import TrainingInfo, read_info
+from pipelines.models.checkpoints import TrainingInfo, load_model, read_info
 from pipelines.models.encoder_files import ClipSettings, EncoderInfo
 from pipelines.redaction import one_line
 from pipelines.registry.alias import alias_rule
 from pipelines.registry.card import EncoderScores, encoder_scores, model_card
 from pipelines.registry.versions import MAX_DESCRIPTION, find_or_make_version, registered_model
-from pipelines.tracking.tracker import RunRef
+from pipelines.tracking.runs import RunRef
 from xkd_core.encoders import Encoder, Modality
 
 MODALITIES: tuple[Modality, ...] = ("video", "audio")

@@ -11,7 +11,7 @@ from pipelines.config.base import TrackingConfig
 from pipelines.errors import UserError
 from pipelines.models.encoder_files import ClipSettings
 from pipelines.redaction import redacted
-from pipelines.tracking.tracker import check_tracking, tracking_uri
+from pipelines.tracking.server import check_tracking, tracking_uri
 from xkd_core.encoders import Modality
 
 MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")

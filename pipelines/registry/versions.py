@@ -18,7 +18,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from pipelines.models.encoder_files import EncoderInfo
 from pipelines.registry.package import save_package, stage
-from pipelines.tracking.tracker import RunRef, code_version
+from pipelines.tracking.runs import RunRef, code_version
 from xkd_core.encoders import Encoder
 
 MAX_DESCRIPTION = 5000

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from mlflow.exceptions import MlflowException
 
-from pipelines.models.checkpoints import newest_checkpoint, read_unsent
+from pipelines.models.checkpoints import UNSENT_FILE, newest_checkpoint, read_unsent
 from pipelines.redaction import one_line
 from pipelines.sweep.trial_files import Trial, read_trials, trial_folder
-from pipelines.tracking.tracker import UNSENT_FILE, RunRef, Tracker, close_run
+from pipelines.tracking.runs import RunRef, close_run
+from pipelines.tracking.tracker import Tracker
 from pipelines.training.checks import RUN_FILE
 
 logger = logging.getLogger(__name__)

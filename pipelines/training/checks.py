@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.base import PretrainConfig, clip_mismatch
+from pipelines.config.dotted import flat
+from pipelines.config.pretrain import PretrainConfig, clip_mismatch
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256, read_clip_ids
 from pipelines.errors import UserError
-from pipelines.evaluation.evaluate import MODALITIES
 from pipelines.evaluation.features import unscorable
 from pipelines.evaluation.rungs import KNN_SETTINGS
+from pipelines.evaluation.scores import MODALITIES
 from pipelines.models.checkpoints import (
     TrainingInfo,
     check_dataset,
@@ -24,7 +25,6 @@ from pipelines.models.checkpoints import (
     newest_checkpoint,
     read_info,
 )
-from pipelines.tracking.tracker import flat
 from pipelines.training.loop import make_feed
 
 ORDER = "a checkpoint's step is a place in the order of clips"
@@ -50,12 +50,16 @@ FREE_TO_CHANGE = (
 SAME_WHEN_RESUMED = {
     "batch_size": ORDER,
     "seed": ORDER,
+    "epoch_unit": ORDER,
     "splits": ORDER,
     "shuffle_window": ORDER,
     "optimizer.decay_tokens_and_positions": "what the optimizer remembers is kept by these groups",
 }
 """Settings that a training shares with the checkpoint of another that it begins from, and why; so
 does it the networks and the clips. All else may differ."""
+
+EARLIER_EPOCH_UNIT = "segment"
+"""Of trainings from before the setting was there; its default is another one."""
 
 
 def check_pretrain(config: PretrainConfig) -> list[str]:
@@ -70,6 +74,19 @@ def check_pretrain(config: PretrainConfig) -> list[str]:
         mistakes.append(str(error))
     mistakes += run_mistakes(config)
     return list(dict.fromkeys(mistakes))
+
+
+def training_length(config: PretrainConfig) -> list[str]:
+    """Says how many steps a training has, for `--dry-run`; nothing if its clips cannot be read."""
+    try:
+        feed = make_feed(config, ClipDataset.open(config.dataset), rank=0, world_size=1)
+    except UserError:
+        return []
+    total_steps = math.ceil(config.epochs * feed.steps_per_epoch)
+    return [
+        f"would train  {total_steps:,} steps, {feed.steps_per_epoch:,.10g} an epoch: "
+        f"one clip of each of {feed.num_clips:,} {config.epoch_unit}s"
+    ]
 
 
 def _dataset_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[str]:
@@ -113,8 +130,9 @@ def checkpoint_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[st
     try:
         if own is not None:
             check_dataset(own, config.dataset, dataset.dataset_id)
-            excluded = _exclude_mistakes(config, read_info(own).exclude_sha256)
-            return excluded + _unheeded_resume(config, own)
+            info = read_info(own)
+            excluded = _exclude_mistakes(config, info.exclude_sha256)
+            return excluded + _unit_mistakes(config, own, info) + _unheeded_resume(config, own)
         if config.resume is not None:
             resumed = find_checkpoint(config.resume)
             check_dataset(resumed, config.dataset, dataset.dataset_id)
@@ -122,6 +140,17 @@ def checkpoint_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[st
     except UserError as error:
         return [str(error)]
     return []
+
+
+def _unit_mistakes(config: PretrainConfig, own: Path, info: TrainingInfo) -> list[str]:
+    """Why a run cannot go on from its own checkpoint, also where its `run.json` is lost."""
+    there = _with_epoch_unit(info.config)["epoch_unit"]
+    if there == config.epoch_unit or _run_file(config):  # the file of the run says it
+        return []
+    return [
+        f"epoch_unit ({config.epoch_unit}) must be {there}, as in checkpoint {own}: {ORDER}. Take "
+        f"epoch_unit={there} or another name"
+    ]
 
 
 def _unheeded_resume(config: PretrainConfig, own: Path) -> list[str]:
@@ -140,7 +169,8 @@ def _resume_mistakes(config: PretrainConfig, dataset: ClipDataset, info: Trainin
     """Why a training cannot begin from a checkpoint of another one."""
     what = f"resume ({config.resume})"
     # With the defaults of settings that its version did not have yet.
-    there = PretrainConfig.model_validate(info.config).model_dump(mode="json")
+    earlier = _with_epoch_unit(info.config)
+    there = PretrainConfig.model_validate(earlier).model_dump(mode="json")
     here = config.model_dump(mode="json")
     mistakes = [
         f"{what} has another model: {text}" for text in _changes(there["model"], here["model"])
@@ -163,8 +193,8 @@ def _no_steps_left(config: PretrainConfig, dataset: ClipDataset, info: TrainingI
         return []
     return [
         f"resume ({config.resume}) has done {info.next_step} steps, but epochs ({config.epochs:g}) "
-        f"are {total_steps} steps of {config.batch_size} of {feed.num_clips} clips: "
-        "none would be left"
+        f"are {total_steps} steps of {config.batch_size} of {feed.num_clips} clips (one of each "
+        f"{config.epoch_unit}): none would be left"
     ]
 
 
@@ -173,7 +203,7 @@ def run_mistakes(config: PretrainConfig) -> list[str]:
     there = _run_file(config)
     if not there:
         return []
-    changes = _changes(there["config"], config.model_dump(mode="json"))
+    changes = _changes(_with_epoch_unit(there["config"]), config.model_dump(mode="json"))
     if not changes:
         return _exclude_mistakes(config, there.get(EXCLUDE_SHA256))
     return [
@@ -200,6 +230,11 @@ def _exclude_mistakes(config: PretrainConfig, began_with: str | None) -> list[st
         f"exclude ({config.exclude}) names other clips than when the run {config.name} began. "
         "Take another name or the same list"
     ]
+
+
+def _with_epoch_unit(there: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a training, which may be older than `epoch_unit`."""
+    return {"epoch_unit": EARLIER_EPOCH_UNIT, **there}
 
 
 def _changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:

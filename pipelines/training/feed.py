@@ -1,9 +1,11 @@
-"""Clips in the order of training: each exactly once an epoch, whatever the number of workers.
+"""Clips in the order of training: one of each source an epoch, whatever the number of workers.
 
-The order follows from (dataset id, seed, epoch): row groups are shuffled, and rows are shuffled
-within windows of row groups. The epochs' orders one after another are cut into global batches, and
-each worker takes its slice of each, so the state of the feed is one integer: the number of global
-batches consumed. Which part of a clip is taken follows from (seed, epoch, clip id).
+The order follows from (dataset id, seed, epoch): row groups are shuffled, and the sources in them
+are shuffled within windows of row groups. A source belongs to the row group of its first segment.
+The epochs' orders one after another are cut into global batches, and each worker takes its slice of
+each, so the state of the feed is one integer: the number of global batches consumed. Which window
+of a source is taken follows from (seed, epoch, id of its first segment), and only the row groups
+that the window lies in are read. With `epoch_unit="segment"` each segment is a source of its own.
 """
 
 import math
@@ -13,7 +15,7 @@ import weakref
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,8 +23,9 @@ from numpy.typing import NDArray
 
 from pipelines.dataset.clip_dataset import ClipDataset, ClipGroup
 from pipelines.errors import UserError
-from pipelines.media.windows import looped, padded
-from xkd_core.views.views import ClipBatch, clip_generator
+from pipelines.training.source_windows import Piece, SourceWindows, WindowSize
+from xkd_core.views.parameters import clip_generator
+from xkd_core.views.views import ClipBatch
 
 READ_AHEAD_BATCHES = 2
 """Batches that are ready before they are asked for."""
@@ -34,24 +37,27 @@ class FeedBatch:
 
     clips: ClipBatch
     clip_ids: list[str]
+    """Of the first segment of each source, whichever window of it was taken."""
     epochs: list[int]
     """A batch may begin in one epoch and end in the next."""
 
 
 @dataclass(frozen=True)
 class _Window:
-    """Rows that are shuffled together, of which only this worker's are kept."""
+    """Sources that are shuffled together, of which only this worker's are kept."""
 
     epoch: int
-    rows: NDArray[np.int64]
+    sources: NDArray[np.int64]
 
 
 @dataclass
 class _Batch:
     """A batch whose clips are known but not read yet."""
 
-    rows: list[int] = field(default_factory=list)
+    clip_ids: list[str] = field(default_factory=list)
     epochs: list[int] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    """The row that each window begins in."""
     frames: NDArray[np.uint8] | None = None
     waveform: NDArray[np.int16] | None = None
 
@@ -62,11 +68,8 @@ class _Place:
 
     batch: _Batch
     number: int
-
-    @property
-    def row(self) -> int:
-        """Of the dataset."""
-        return self.batch.rows[self.number]
+    pieces: list[Piece]
+    """Where it comes from."""
 
 
 class Feed:
@@ -86,6 +89,7 @@ class Feed:
         frame_rate: float,
         num_samples: int,
         sample_rate: int,
+        epoch_unit: Literal["source", "segment"] = "source",
         exclude: Collection[str] = (),
     ) -> None:
         _check_rate(dataset, "frame_rate", dataset.frame_rate, frame_rate)
@@ -97,16 +101,19 @@ class Feed:
         self._dataset = dataset
         self._batch_size, self._rank, self._share = batch_size, rank, batch_size // world_size
         self._seed, self._shuffle_window = seed, shuffle_window
-        self._num_frames, self._num_samples = num_frames, num_samples
-        self._samples_per_frame = sample_rate / frame_rate
-        self._groups = _eligible_groups(dataset, splits, exclude)
+        self._size = WindowSize(num_frames, num_samples, frame_rate, sample_rate)
+        index = dataset.index
+        rows = _eligible_rows(dataset, splits, exclude)
+        unit_of_row = index.source_number if epoch_unit == "source" else np.arange(len(index.group))
+        self._windows_of = SourceWindows(index, rows, unit_of_row, self._size)
+        self._groups = _groups(dataset, self._windows_of)
         self._pixels, self._sounds = _Memory(), _Memory()
         self._readers: list[_ReadAhead] = []
 
     @property
     def num_clips(self) -> int:
-        """Clips of the splits that have both picture and sound."""
-        return sum(len(rows) for rows in self._groups)
+        """Clips an epoch: the sources (or segments) of the splits with picture and sound."""
+        return len(self._windows_of.first_rows)
 
     @property
     def steps_per_epoch(self) -> float:
@@ -146,28 +153,37 @@ class Feed:
         batch = _Batch()
         for window in self._windows(first_batch):
             waiting.append([])
-            for row in window.rows.tolist():
-                waiting[-1].append(_Place(batch, len(batch.rows)))
-                batch.rows.append(row)
-                batch.epochs.append(window.epoch)
+            for source in window.sources.tolist():
+                waiting[-1].append(self._place(batch, source, window.epoch))
                 if len(batch.rows) == self._share:
                     batch = _Batch()
             while waiting and waiting[0][-1].batch is not batch:
                 yield waiting.pop(0)
 
+    def _place(self, batch: _Batch, source: int, epoch: int) -> _Place:
+        """Draws a window of a source and gives it the next place in a batch."""
+        clip_id = str(self._dataset.index.clip_id[self._windows_of.first_rows[source]])
+        generator = clip_generator(self._seed, epoch, clip_id, "window")
+        start = int(generator.integers(self._windows_of.num_starts(source)))
+        place = _Place(batch, len(batch.rows), self._windows_of.pieces(source, start))
+        batch.clip_ids.append(clip_id)
+        batch.epochs.append(epoch)
+        batch.rows.append(place.pieces[0].row)
+        return place
+
     def _windows(self, first_batch: int) -> Iterator[_Window]:
-        """Gives windows from a global batch on, with this worker's rows of them."""
+        """Gives windows from a global batch on, with this worker's sources of them."""
         first = first_batch * self._batch_size
         epoch = first // self.num_clips
         position = epoch * self.num_clips
         while True:
-            for rows in self._order(epoch):
-                positions = position + np.arange(len(rows))
+            for sources in self._order(epoch):
+                positions = position + np.arange(len(sources))
                 is_mine = (positions % self._batch_size) // self._share == self._rank
-                chosen = rows[is_mine & (positions >= first)]
+                chosen = sources[is_mine & (positions >= first)]
                 if len(chosen):
                     yield _Window(epoch, chosen)
-                position += len(rows)
+                position += len(sources)
             epoch += 1
 
     def _order(self, epoch: int) -> Iterator[NDArray[np.int64]]:
@@ -180,51 +196,62 @@ class Feed:
     def _load(self, places: Sequence[_Place]) -> list[FeedBatch]:
         """Reads a window row group by row group, and gives the batches that are whole with it.
 
-        Each clip is copied to its place at once, while it is in the cache, and the row group's
+        Each piece is copied to its place at once, while it is in the cache, and the row group's
         memory serves the next one: both are cheaper than to keep row groups until they are used.
         """
         index = self._dataset.index
-        by_group: dict[int, list[_Place]] = {}
+        by_group: dict[int, list[tuple[_Place, Piece]]] = {}
         for place in places:
-            by_group.setdefault(int(index.group[place.row]), []).append(place)
+            for piece in place.pieces:
+                by_group.setdefault(int(index.group[piece.row]), []).append((place, piece))
         for number in sorted(by_group):
             group = self._dataset.read_group(number)
-            for place in by_group[number]:
-                self._fill(place, group)
+            for place, piece in by_group[number]:
+                self._fill(place, piece, group)
+        for place in places:
+            self._pad(place)
         last = self._share - 1
         return [self._whole(place.batch) for place in places if place.number == last]
 
-    def _fill(self, place: _Place, group: ClipGroup) -> None:
-        """Takes the same random stretch of picture and sound."""
-        batch, row = place.batch, place.row
-        frames, waveform = group.frames(row), group.waveform(row)
+    def _fill(self, place: _Place, piece: Piece, group: ClipGroup) -> None:
+        """Copies picture and sound of a piece."""
+        frames, waveform = group.frames(piece.row), group.waveform(piece.row)
         assert frames is not None
         assert waveform is not None
-        clip_id = str(self._dataset.index.clip_id[row])
-        generator = clip_generator(self._seed, batch.epochs[place.number], clip_id, "window")
-        start = int(generator.integers(max(0, len(frames) - self._num_frames) + 1))
-        frames = frames[start : start + self._num_frames]
-        first_sample = round(start * self._samples_per_frame)
-        waveform = waveform[first_sample : first_sample + self._num_samples]
-        if len(frames) < self._num_frames:
-            frames = looped(frames, self._num_frames)
-        if len(waveform) < self._num_samples:
-            waveform = padded(waveform, self._num_samples)
+        frames, waveform = frames[piece.frames], waveform[piece.samples]
+        all_frames, all_samples = self._arrays(place.batch)
+        length, height, width = frames.shape[:3]
+        first, stop = piece.first_frame, piece.first_frame + length
+        all_frames[place.number, first:stop, :height, :width] = frames
+        first, stop = piece.first_sample, piece.first_sample + len(waveform)
+        all_samples[place.number, first:stop] = waveform
+
+    def _pad(self, place: _Place) -> None:
+        """Loops a picture that is too short and ends a sound that is too short in silence."""
+        frames, samples = self._arrays(place.batch)
+        last = place.pieces[-1]
+        there = last.first_frame + last.frames.stop - last.frames.start
+        if there < self._size.num_frames:
+            looped = np.arange(there, self._size.num_frames) % there
+            frames[place.number, there:] = frames[place.number, looped]
+        there = last.first_sample + last.samples.stop - last.samples.start
+        samples[place.number, there:] = 0
+
+    def _arrays(self, batch: _Batch) -> tuple[NDArray[np.uint8], NDArray[np.int16]]:
         if batch.frames is None or batch.waveform is None:
             batch.frames, batch.waveform = self._allocate(batch)
-        batch.frames[place.number, :, : frames.shape[1], : frames.shape[2]] = frames
-        batch.waveform[place.number] = waveform
+        return batch.frames, batch.waveform
 
     def _allocate(self, batch: _Batch) -> tuple[NDArray[np.uint8], NDArray[np.int16]]:
         """Makes room for the largest frames; smaller ones are padded on the right and below."""
         index = self._dataset.index
         heights, widths = index.height[batch.rows], index.width[batch.rows]
         largest = int(heights.max()), int(widths.max())
-        shape = (self._share, self._num_frames, *largest, 3)
+        shape = (self._share, self._size.num_frames, *largest, 3)
         frames = self._pixels.take(shape, np.uint8)
         if not (heights == heights[0]).all() or not (widths == widths[0]).all():
             frames.fill(0)
-        return frames, self._sounds.take((self._share, self._num_samples), np.int16)
+        return frames, self._sounds.take((self._share, self._size.num_samples), np.int16)
 
     def _whole(self, batch: _Batch) -> FeedBatch:
         index = self._dataset.index
@@ -234,7 +261,7 @@ class Feed:
             widths=torch.from_numpy(index.width[batch.rows].astype(np.int64)),
             waveform=torch.from_numpy(batch.waveform),
         )
-        return FeedBatch(clips, index.clip_id[batch.rows].tolist(), batch.epochs)
+        return FeedBatch(clips, batch.clip_ids, batch.epochs)
 
 
 class _Memory:
@@ -265,18 +292,24 @@ def _check_rate(dataset: ClipDataset, name: str, there: float, needed: float) ->
         )
 
 
-def _eligible_groups(
+def _eligible_rows(
     dataset: ClipDataset, splits: Sequence[str], exclude: Collection[str]
-) -> list[NDArray[np.int64]]:
-    """The rows of each row group that have both streams and belong to a split, or to none."""
+) -> NDArray[np.int64]:
+    """The rows that have both streams and belong to a split, or to none."""
     index = dataset.index
     chosen = (index.num_frames > 0) & index.has_audio & np.isin(index.split, [*splits, ""])
     if exclude:
         chosen &= ~np.isin(index.clip_id, np.array(sorted(exclude)))
-    rows = np.flatnonzero(chosen)
-    if not len(rows):
+    return np.flatnonzero(chosen)
+
+
+def _groups(dataset: ClipDataset, windows: SourceWindows) -> list[NDArray[np.int64]]:
+    """The sources that begin in each row group, in the order of their first rows."""
+    sources = np.argsort(windows.first_rows)
+    if not len(sources):
         return []
-    return np.split(rows, np.flatnonzero(np.diff(index.group[rows])) + 1)
+    groups = dataset.index.group[windows.first_rows[sources]]
+    return np.split(sources, np.flatnonzero(np.diff(groups)) + 1)
 
 
 def _drained(batches: list[FeedBatch]) -> Iterator[FeedBatch]:

@@ -19,13 +19,14 @@ from ray import train
 from ray.train.torch import get_device
 from torch import Tensor, distributed
 
-from pipelines.config.base import PretrainConfig
+from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256, read_clip_ids
 from pipelines.errors import UserError
 from pipelines.evaluation.rungs import KnnScorer, RungScorer
-from pipelines.models.checkpoints import TrainingInfo, read_info, read_unsent
-from pipelines.tracking.tracker import UNSENT_FILE, WARNING_TAG, RunRef, Tracker, code_version
+from pipelines.models.checkpoints import UNSENT_FILE, TrainingInfo, read_info, read_unsent
+from pipelines.tracking.runs import WARNING_TAG, RunRef, code_version
+from pipelines.tracking.tracker import Tracker
 from pipelines.training.checkpoint_writer import Saver, Signals
 from pipelines.training.feed import Feed, FeedBatch
 from pipelines.training.finite_watch import FiniteWatch
@@ -41,7 +42,8 @@ from pipelines.training.throughput import MAX_WAIT, WAIT_REMEDY, Clock, SlowWatc
 from xkd_core.health import CollapseWatch, measure_health
 from xkd_core.train_step import TrainState, non_finite, train_step
 from xkd_core.views.log_mel import LogMel
-from xkd_core.views.views import Views, draw_view_parameters, make_views
+from xkd_core.views.parameters import draw_view_parameters
+from xkd_core.views.views import Views, make_views
 
 COLLAPSE_CAUSES = (
     "usual causes: temperatures, objective.center_momentum of 1, model.head.normalize_output off, "
@@ -63,6 +65,7 @@ def make_feed(config: PretrainConfig, dataset: ClipDataset, *, rank: int, world_
         frame_rate=config.model.video.frame_rate,
         num_samples=config.model.audio.num_samples,
         sample_rate=config.model.audio.sample_rate,
+        epoch_unit=config.epoch_unit,
         exclude=read_clip_ids(config.exclude) if config.exclude else (),
     )
 

@@ -22,23 +22,16 @@ import ray
 from ray import train
 from ray.train.torch import TorchTrainer
 
-from pipelines.config.base import PretrainConfig
+from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256
 from pipelines.errors import JobFailed, Stopped, UserError
 from pipelines.evaluation.rungs import RungPlan
 from pipelines.files import locked, write_json
-from pipelines.models.checkpoints import find_checkpoint, read_info
+from pipelines.models.checkpoints import UNSENT_FILE, find_checkpoint, read_info
 from pipelines.progress import OnProgress, watched_board
 from pipelines.redaction import redacted
-from pipelines.tracking.tracker import (
-    UNSENT_FILE,
-    RunRef,
-    kept_settings,
-    log_dataset,
-    open_run,
-    tracked,
-)
+from pipelines.tracking.runs import RunRef, kept_settings, log_dataset, open_run, tracked
 from pipelines.training.checks import (
     RUN_FILE,
     checkpoint_mistakes,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipelines.config.base import JobConfig
 from pipelines.errors import UserError
-from pipelines.tracking.tracker import check_tracking
+from pipelines.tracking.server import check_tracking
 from ray_jobs.cli.cluster import check_ray
 
 

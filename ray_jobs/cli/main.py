@@ -54,6 +54,8 @@ class Plan:
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     mistakes: tuple[str, ...] = ()
+    notes: Callable[[], Sequence[str]] = tuple
+    """Gives further lines for `--dry-run`."""
 
 
 @dataclass(frozen=True)
@@ -211,12 +213,14 @@ def _parser(job: Job) -> argparse.ArgumentParser:
 
 
 def _dry_run(config: JobConfig, plan: Plan) -> str:
-    from pipelines.tracking.tracker import kept_settings, tracking_uri
+    from pipelines.tracking.runs import kept_settings
+    from pipelines.tracking.server import tracking_uri
     from ray_jobs.cli.cluster import ray_address
 
     settings = yaml.safe_dump(kept_settings(config), sort_keys=False, width=100)
     lines = [settings, *(f"would read   {place}" for place in plan.reads)]
     lines += [f"would write  {place}" for place in plan.writes]
+    lines += plan.notes()
     lines.append(f"would log to {redacted(tracking_uri(config.tracking))}")
     lines.append(f"would run on {ray_address(config.ray) or 'a Ray of its own'}")
     return "\n".join(lines)

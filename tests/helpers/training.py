@@ -15,7 +15,7 @@ import psutil
 import yaml
 from mlflow.tracking import MlflowClient
 
-from pipelines.config.base import PretrainConfig
+from pipelines.config.pretrain import PretrainConfig
 from pipelines.models.checkpoints import (
     TrainingInfo,
     checkpoint_name,
@@ -25,7 +25,7 @@ from pipelines.models.checkpoints import (
     read_info,
     save_checkpoint,
 )
-from pipelines.tracking.tracker import RunRef
+from pipelines.tracking.runs import RunRef
 from tests.helpers.clip_datasets import write_dataset
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ from pipelines.files import locked
 from pipelines.sweep.checks import check_sweep, sweep_folder
 from pipelines.sweep.space import overlaps
 from pipelines.sweep.trial_files import Trial
-from pipelines.tracking.tracker import RunRef
+from pipelines.tracking.runs import RunRef
 from pipelines.training.checks import RUN_FILE
 from pipelines.training.pretrain import LOCK_FILE
 from ray_jobs.cli.settings import load_settings

@@ -11,19 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from pipelines.config.base import (
-    EmbedConfig,
-    IngestSettings,
-    JobConfig,
-    LimitsConfig,
-    PromoteSettings,
-    TrackingConfig,
-)
+from pipelines.config.base import JobConfig, LimitsConfig, TrackingConfig
+from pipelines.config.embed import EmbedConfig
+from pipelines.config.ingest import IngestSettings
+from pipelines.config.promote import PromoteSettings
 from pipelines.embed.embed import check_embed, embed
 from pipelines.errors import UserError
 from pipelines.ingest.ingest import ingest
 from pipelines.registry.promote import promote
-from pipelines.tracking.tracker import open_run
+from pipelines.tracking.runs import open_run
 from tests.helpers.encoders import WIDTH, example_scores, write_checkpoint, write_media
 from tests.helpers.media import write_growing
 

@@ -9,12 +9,13 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from pipelines.config.base import JobConfig, PromoteSettings, TrackingConfig
+from pipelines.config.base import JobConfig, TrackingConfig
+from pipelines.config.promote import PromoteSettings
 from pipelines.errors import JobFailed, UserError
-from pipelines.evaluation.features import load_model
+from pipelines.models.checkpoints import load_model
 from pipelines.registry.promote import promote
 from pipelines.registry.uri import resolve_model
-from pipelines.tracking.tracker import open_run
+from pipelines.tracking.runs import open_run
 from tests.helpers.encoders import WIDTH, example_scores, write_checkpoint, write_media
 
 

@@ -184,6 +184,10 @@ def test_a_sweep_goes_on_only_with_its_own_settings(tmp_path):
     assert checked(tmp_path, clips, **free)[1] == []
     _, (mistake,) = checked(tmp_path, clips, search={"num_trials": 14, "seed": 5})
     assert "search.seed is 0 there and 5 here" in mistake
+    del there["config"]["pretrain"]["epoch_unit"]  # of a version that did not know it
+    (folder / "run.json").write_text(json.dumps(there))
+    _, (mistake,) = checked(tmp_path, clips)
+    assert "pretrain.epoch_unit is segment there and source here" in mistake
 
 
 @pytest.mark.parametrize("changed", ["dataset", "scoring.dataset"])

@@ -11,7 +11,8 @@ import pytest
 
 from pipelines.errors import JobFailed, UserError
 from pipelines.files import locked
-from pipelines.tracking.tracker import UNSENT_FILE, RunRef
+from pipelines.models.checkpoints import UNSENT_FILE
+from pipelines.tracking.runs import RunRef
 from pipelines.training.checks import RUN_FILE, check_pretrain
 from pipelines.training.pretrain import (
     LOCK_FILE,
