@@ -234,6 +234,7 @@ def epoch_offsets(
             if span is None:
                 continue
             first, stop = span
+            _drop_foreign(clocks[stream], first, stop)
             offsets[stream][first:stop] = offset
             start, end = extent(clocks[stream], first, stop)
             starts.append(start + offset)
@@ -243,6 +244,15 @@ def epoch_offsets(
     alone = [leap for leap in leaps if leap.epoch is None]
     times += [float((clocks[x.stream].decode + offsets[x.stream])[x.packet]) for x in alone]
     return offsets, sorted(times)
+
+
+def _drop_foreign(clock: Clock, first: int, stop: int) -> None:
+    """Forgets presentation times that an epoch cannot have, as FFmpeg guesses them at a leap."""
+    slack = 1.0 + REORDER_PACKETS * clock.step()
+    starts = clock.start[first:stop]
+    is_foreign = starts > clock.decode[stop - 1] + slack
+    is_foreign |= starts < clock.decode[first] - slack
+    starts[is_foreign] = np.nan
 
 
 def _span(clock: Clock, begins: dict[int, int], epoch: int) -> tuple[int, int] | None:

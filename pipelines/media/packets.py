@@ -108,6 +108,10 @@ class _Rows:
 
     def __init__(self, stream: VideoStream | AudioStream) -> None:
         self._time_base = float(stream.time_base or 1)
+        self._exact_duration = 0.0
+        if isinstance(stream, AudioStream) and stream.codec_context.sample_rate:
+            samples = stream.codec_context.frame_size or 0
+            self._exact_duration = samples / stream.codec_context.sample_rate
         self._order, self._size = array("q"), array("q")
         self._pts, self._dts, self._duration = array("d"), array("d"), array("d")
         self._is_key, self._is_discarded = array("b"), array("b")
@@ -128,11 +132,17 @@ class _Rows:
             order=np.array(self._order, np.int64),
             pts=self._seconds(self._pts),
             dts=self._seconds(self._dts),
-            duration=np.clip(np.nan_to_num(self._seconds(self._duration)), 0, None),
+            duration=self._durations(),
             size=np.array(self._size, np.int64),
             is_key=np.array(self._is_key, np.bool_),
             is_discarded=np.array(self._is_discarded, np.bool_),
         )
+
+    def _durations(self) -> NDArray[np.float64]:
+        """Durations, unrounded where the codec says how many samples a packet has."""
+        declared = np.clip(np.nan_to_num(self._seconds(self._duration)), 0, None)
+        is_rounded = np.abs(declared - self._exact_duration) < self._time_base
+        return np.where(is_rounded & (declared > 0), self._exact_duration, declared)
 
     def _seconds(self, ticks: "array[float]") -> NDArray[np.float64]:
         seconds = np.array(ticks, np.float64) * self._time_base

@@ -43,6 +43,8 @@ class StreamTimeline:
     """The n-th frame that comes out of the decoder begins at `shown[n]`."""
     is_trusted: bool
     """Timestamps are measured; otherwise they are counted from what is there."""
+    is_followed: bool = False
+    """Where timestamps drift away from the samples of the sound, the picture goes with them."""
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -98,7 +100,32 @@ def build_timeline(
             found, bridged = _sound(moved, sorted(first), not is_untimed)
             timeline.bridged.extend(bridged)
         timeline.streams[index] = _with_hidden(found, tables[number])
+    if video in timeline.streams and audio in timeline.streams:
+        picture, sound = timeline.streams[video], timeline.streams[audio]
+        is_followed = _is_followed(picture, sound, scan.tables[audio].duration)
+        timeline.streams[audio] = replace(sound, is_followed=is_followed)
     return timeline
+
+
+def _is_followed(
+    picture: StreamTimeline, sound: StreamTimeline, durations: NDArray[np.float64]
+) -> bool:
+    """Whether the sound ends with the picture by its timestamps rather than by its samples.
+
+    Recordings begin and end both at once. A device that gives a percent too few samples is stamped
+    by the same clock as the picture, so both end together by their timestamps, and the samples must
+    be stretched. If they end together by the number of samples, the timestamps are wrong.
+    """
+    known = np.flatnonzero(np.isfinite(sound.starts))
+    breaks = np.flatnonzero(sound.is_break)
+    known = known[known >= (breaks[-1] if len(breaks) else 0)]
+    if len(known) < 2 or not len(picture.shown) or not sound.is_trusted:
+        return False
+    first, last = known[0], known[-1]
+    by_timestamps = float(sound.starts[last] + durations[last])
+    by_samples = float(sound.starts[first] + durations[first : last + 1].sum())
+    end = float(picture.shown[-1])
+    return abs(by_timestamps - end) < abs(by_samples - end)
 
 
 def _has(container: InputContainer, flag: Flags) -> bool:

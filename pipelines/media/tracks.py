@@ -168,9 +168,12 @@ class VideoTrack:
     def _stamp(self, packet: "Packet[Any]", number: int) -> None:
         """Gives a packet, and so its frame, the time of the timeline."""
         start = self.times.starts[number]
+        packet.dts = None  # else FFmpeg may take it for a better time of the frame
         if self.times.is_by_order:
             packet.pts = number
-        elif np.isfinite(start):
+        elif not np.isfinite(start):
+            packet.pts = None
+        else:
             packet.pts = round(start / self._time_base)
             if self._may_skip:
                 self._skip_unneeded_frame(float(start) - self._origin)
@@ -269,8 +272,8 @@ def _stored_size(width: int, height: int, pixel_aspect: float, short_side: int) 
 class AudioTrack:
     """The sound as 16-bit mono at one rate, in runs of samples without a hole.
 
-    A run goes on as long as timestamps agree with its samples. Where sound is missing the next run
-    begins later; where timestamps drift away slowly, the run is stretched after them.
+    Where sound is missing, the next run begins later. Where timestamps drift away slowly, the run
+    goes on, and is stretched after them if the picture goes with them.
     """
 
     def __init__(
@@ -306,6 +309,7 @@ class AudioTrack:
         if packet is not None:
             start = self.times.starts[number]
             packet.pts = round(start / self._time_base) if np.isfinite(start) else None
+            packet.dts = None
             if self.times.is_break[number] and np.isfinite(start):
                 self._break_at = float(start) - self._origin
         num_corrupt = 0
@@ -328,7 +332,8 @@ class AudioTrack:
             seconds = frame.pts * self._time_base - self._origin
         if self.start is None:
             self.start = seconds
-        if layout != self._layout or self._is_hole(seconds - expected, seconds):
+        is_hole = self._is_hole(seconds - expected, seconds)
+        if is_hole or layout != self._layout or self._fifo is None:
             if self._layout is not None and seconds - expected > HOLE_SECONDS:
                 self.gaps.append(expected)
             self._begin_run(layout, seconds)
@@ -372,9 +377,10 @@ class AudioTrack:
             return True
         step = abs(error - self._pace.error)
         self._pace.error = error
-        if not self.times.is_trusted and error < 0:
+        if abs(error) <= HOLE_SECONDS or (error < 0 and not self.times.is_trusted):
             return False
-        return abs(error) > HOLE_SECONDS and (step > STEP_SECONDS or abs(error) > MAX_ERROR_SECONDS)
+        is_lost = self.times.is_followed and abs(error) > MAX_ERROR_SECONDS
+        return step > STEP_SECONDS or is_lost
 
     def _look_ahead(self, number: int) -> None:
         """Finishes a run that a hole follows: what is silent is known before it is over."""
@@ -384,7 +390,8 @@ class AudioTrack:
             start = self.times.starts[following]
             if np.isfinite(start):
                 self.known_until = max(self.known_until, float(start) - self._origin)
-        passed = float(self.times.due[number]) - self._origin - MAX_LATE_SECONDS
+        late = MAX_LATE_SECONDS + max(0.0, self._pace.error)
+        passed = float(self.times.due[number]) - self._origin - late
         self.known_until = max(self.known_until, passed)
 
     def _begin_run(self, layout: tuple[str, int, int], seconds: float) -> None:
@@ -414,7 +421,9 @@ class AudioTrack:
             samples: NDArray[np.int16] = resampled.to_ndarray()[0]
             self._write(self._stretcher.stretch(samples, self._pace.ratio))
         self._num_queued = 0
-        if self.times.is_trusted and self._pace.follow(seconds):
+        if self.times.is_followed:
+            self._pace.follow(seconds)
+        if self.times.is_trusted and self._pace.has_drifted():
             self.bridged.append(self._run_drained)
 
     def _write(self, samples: NDArray[np.int16]) -> None:
@@ -440,23 +449,28 @@ class Pace:
         self._drift = 0.0
         self._seconds = 0.0
         self._moved = 0.0
+        self._counted = 0.0
 
-    def follow(self, seconds: float) -> bool:
-        """Sets the ratio for the next samples; says whether so much was moved as a hole has."""
+    def follow(self, seconds: float) -> None:
+        """Sets the ratio for the next samples, after so many seconds of them."""
+        self._moved += (self.ratio - 1) * seconds
         self._seconds += seconds
         if not self._is_active:
             if abs(self.error) <= HOLE_SECONDS:
-                return False
+                return
             self._is_active = True
-            self._drift = float(np.clip(self.error / self._seconds, -MAX_DRIFT, MAX_DRIFT))
-        self._moved += abs(self.ratio - 1) * seconds
+            self._drift = self.error / self._seconds
         self._drift += FOLLOW_RATE**2 * self.error * seconds
         self._drift = float(np.clip(self._drift, -MAX_DRIFT, MAX_DRIFT))
         change = self._drift + 2 * FOLLOW_RATE * self.error
         self.ratio = 1 + float(np.clip(change, -MAX_DRIFT, MAX_DRIFT))
-        if self._moved < HOLE_SECONDS:
+
+    def has_drifted(self) -> bool:
+        """Whether timestamps and samples have moved apart by a hole since this said so before."""
+        apart = self.error + self._moved
+        if abs(apart - self._counted) <= HOLE_SECONDS:
             return False
-        self._moved -= HOLE_SECONDS
+        self._counted = apart
         return True
 
 
