@@ -57,8 +57,9 @@ class PacketScan:
 
     tables: dict[int, PacketTable]
     """By index of the stream."""
-    held: list["Packet[Any]"] | None
-    """The packets themselves in the order of the file, None if they are too many bytes."""
+    held: list["Packet[Any] | None"] | None
+    """The packets themselves in the order of the file, None if they are too many bytes. Decoding
+    takes them out."""
     errors: list[Exception] = field(default_factory=list)
     """Why reading ended before the end of the source, if it did."""
 
@@ -67,22 +68,24 @@ def scan_packets(
     container: av.container.InputContainer,
     streams: Sequence[VideoStream | AudioStream],
     *,
-    max_held_bytes: int = MAX_HELD_BYTES,
+    max_held_bytes: int | None = None,
 ) -> PacketScan:
     """Reads all packets of some streams and decodes none.
 
-    The container is at its end afterwards: decode `held`, or open the source again.
+    The container is at its end afterwards: decode `held`, or open the source again. By default
+    `MAX_HELD_BYTES` are held.
     """
     rows = {stream.index: _Rows(stream) for stream in streams}
     errors: list[Exception] = []
-    held: list[Packet[Any]] | None = []
+    held: list[Packet[Any] | None] | None = []
     num_bytes = 0
+    most = MAX_HELD_BYTES if max_held_bytes is None else max_held_bytes
     for order, packet in enumerate(read_packets(container, streams, errors)):
         rows[packet.stream_index].add(order, packet)
         if held is not None:
             held.append(packet)
             num_bytes += packet.size + PACKET_OVERHEAD_BYTES
-            if num_bytes > max_held_bytes:
+            if num_bytes > most:
                 held = None
     tables = {index: of_stream.table() for index, of_stream in rows.items()}
     return PacketScan(tables, held, errors)

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import Any, BinaryIO
 
 import av.stream
+import numpy as np
 from av.packet import Packet
 
 from pipelines.media.container import Source, open_source
@@ -48,15 +49,17 @@ def due_packets(
 def _held(scan: PacketScan, timeline: Timeline) -> Iterator[DuePacket]:
     held = scan.held
     assert held is not None
-    places = [
-        (due, index, number, order)
-        for index, stream in timeline.streams.items()
-        for number, (due, order) in enumerate(
-            zip(stream.due.tolist(), scan.tables[index].order.tolist(), strict=True)
-        )
-    ]
-    for due, index, number, order in sorted(places):
-        yield due, index, number, held[order]
+    indices = list(timeline.streams)
+    lengths = [len(timeline.streams[index]) for index in indices]
+    streams = np.repeat(indices, lengths)
+    numbers = np.concatenate([np.arange(length) for length in lengths])
+    due = np.concatenate([timeline.streams[index].due for index in indices])
+    orders = np.concatenate([scan.tables[index].order for index in indices])
+    for place in np.lexsort((numbers, streams, due)):
+        order = orders[place]
+        packet, held[order] = held[order], None  # its memory is free once it is decoded
+        assert packet is not None
+        yield float(due[place]), int(streams[place]), int(numbers[place]), packet
 
 
 def _read_again(
