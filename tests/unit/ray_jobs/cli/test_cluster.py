@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pipelines.config.base import RayConfig
+from pipelines.config.base import RaySettings
 from pipelines.errors import UserError
 from ray_jobs.cli.cluster import check_ray, ray_address
 
@@ -23,13 +23,13 @@ from ray_jobs.cli.cluster import check_ray, ray_address
 )
 def test_local_is_a_ray_of_its_own_with_its_settings(monkeypatch, setting, variable, address):
     monkeypatch.setenv("RAY_ADDRESS", variable)
-    assert ray_address(RayConfig(address=setting)) == address
+    assert ray_address(RaySettings(address=setting)) == address
 
 
 @pytest.mark.parametrize("address", ["host", "host:", "host:port", "127.0.0.1:99999"])
 def test_an_address_that_is_none_is_refused(address):
     with pytest.raises(UserError, match=r"ray.address \(.*\) must be auto, HOST:PORT or ray://"):
-        check_ray(RayConfig(address=address))
+        check_ray(RaySettings(address=address))
 
 
 @pytest.mark.ray
@@ -38,7 +38,8 @@ def test_sigterm_while_ray_starts_ends_as_at_any_other_time(tmp_path):
 import os, signal, sys, threading, time
 from pathlib import Path
 from pipelines.config.base import JobConfig
-from ray_jobs.cli.main import Job, Plan, run_job
+from ray_jobs.cli.job import Job, JobPlan, run_job
+from ray_jobs.cli.jobs import JobSummary
 from ray_jobs.cli.cluster import connected
 
 def terminate_once_ray_has_its_handler():
@@ -51,7 +52,8 @@ def work(config):
     with connected(config.ray):
         print("connected")
 
-job = Job("example", "", JobConfig, lambda config: Plan((), ()), work)
+summary = JobSummary("example", "", "", ())
+job = Job(summary, JobConfig, lambda config: JobPlan((), ()), work)
 sys.exit(run_job(job, [sys.argv[1], "ray.num_cpus=1"]))
 """
     settings = tmp_path / "example.yaml"
