@@ -20,8 +20,8 @@ from xkd_core.shapes import Float, Int, Tensor
 from xkd_core.transformer import block_with_attention, init_transformer, transformer_blocks
 
 Modality = Literal["video", "audio"]
-VIDEO_CHANNELS = 3
-AUDIO_CHANNELS = 1
+_VIDEO_CHANNELS = 3
+_AUDIO_CHANNELS = 1
 
 
 class Encoder(nn.Module):
@@ -120,7 +120,7 @@ def build_encoder(
     if modality == "video":
         return Encoder(
             patch_size=(video.tubelet_size, video.patch_size, video.patch_size),
-            num_channels=VIDEO_CHANNELS,
+            num_channels=_VIDEO_CHANNELS,
             grid=video.grid,
             width=size.width,
             blocks=blocks,
@@ -128,7 +128,7 @@ def build_encoder(
         )
     return Encoder(
         patch_size=(audio.patch_bins, audio.patch_frames),
-        num_channels=AUDIO_CHANNELS,
+        num_channels=_AUDIO_CHANNELS,
         grid=audio.grid,
         width=size.width,
         blocks=blocks,

@@ -6,7 +6,7 @@ training is refused here, before any worker starts.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from pipelines.models.checkpoints import (
 )
 from pipelines.training.loop import make_feed
 
-ORDER = "a checkpoint's step is a place in the order of clips"
+_ORDER = "a checkpoint's step is a place in the order of clips"
 RUN_FILE = "run.json"
 """What a run began with, in its folder: MLflow run, settings, clips left out."""
 FREE_TO_CHANGE = (
@@ -47,12 +47,12 @@ FREE_TO_CHANGE = (
     "health",
 )
 """Settings that may differ when a run goes on: they change nothing in what is computed."""
-SAME_WHEN_RESUMED = {
-    "batch_size": ORDER,
-    "seed": ORDER,
-    "epoch_unit": ORDER,
-    "splits": ORDER,
-    "shuffle_window": ORDER,
+_SAME_WHEN_RESUMED = {
+    "batch_size": _ORDER,
+    "seed": _ORDER,
+    "epoch_unit": _ORDER,
+    "splits": _ORDER,
+    "shuffle_window": _ORDER,
     "optimizer.decay_tokens_and_positions": "what the optimizer remembers is kept by these groups",
 }
 """Settings that a training shares with the checkpoint of another that it begins from, and why; so
@@ -148,7 +148,7 @@ def _unit_mistakes(config: PretrainConfig, own: Path, info: TrainingInfo) -> lis
     if there == config.epoch_unit or _run_file(config):  # the file of the run says it
         return []
     return [
-        f"epoch_unit ({config.epoch_unit}) must be {there}, as in checkpoint {own}: {ORDER}. Take "
+        f"epoch_unit ({config.epoch_unit}) must be {there}, as in checkpoint {own}: {_ORDER}. Take "
         f"epoch_unit={there} or another name"
     ]
 
@@ -178,11 +178,11 @@ def _resume_mistakes(config: PretrainConfig, dataset: ClipDataset, info: Trainin
     old, new = flat(there), flat(here)
     mistakes += [
         f"{what} has another {name}: it is {old[name]} there and {new[name]} here, and {why}"
-        for name, why in SAME_WHEN_RESUMED.items()
+        for name, why in _SAME_WHEN_RESUMED.items()
         if old[name] != new[name]
     ]
     if info.exclude_sha256 not in (None, clip_ids_sha256(config.exclude)):
-        mistakes.append(f"{what} left out other clips than exclude ({config.exclude}); {ORDER}")
+        mistakes.append(f"{what} left out other clips than exclude ({config.exclude}); {_ORDER}")
     return mistakes or _no_steps_left(config, dataset, info)
 
 
@@ -244,48 +244,3 @@ def _changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name) and name.split(".")[0] not in FREE_TO_CHANGE
     ]
-
-
-def worker_resources(
-    config: PretrainConfig, nodes: Sequence[Mapping[str, float]]
-) -> dict[str, float]:
-    """What each worker gets of nodes with these resources.
-
-    Raises:
-        UserError: if the nodes have no room for the workers, for which Ray would wait for ever.
-    """
-    least, most = config.worker_range
-    cpus = config.cpus_per_worker
-    if cpus is None:
-        cpus = 1.0 if config.use_gpu else _cpu_share(nodes, most)
-    worker = {"CPU": cpus} | ({"GPU": 1.0} if config.use_gpu else {})
-    largest = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
-    if config.cpus_per_worker is not None and cpus > largest:
-        raise UserError(
-            f"cpus_per_worker ({cpus:g}) must not be above the {largest:g} CPUs of the largest node"
-        )
-    # A worker lies on one node: what is left over on several of them adds up to none.
-    places = sum(
-        min(int(node.get(kind, 0.0) // amount) for kind, amount in worker.items()) for node in nodes
-    )
-    if places < least:
-        needs = " and ".join(f"{least} x {amount:g} {kind}s" for kind, amount in worker.items())
-        have = "; ".join(
-            ", ".join(f"{node.get(kind, 0.0):g} {kind}s" for kind in worker) for node in nodes
-        )
-        raise UserError(
-            f"num_workers ({least}) needs {needs}, but the nodes of Ray have {have}: "
-            f"room for {places}"
-        )
-    return worker
-
-
-def _cpu_share(nodes: Sequence[Mapping[str, float]], num_workers: int) -> float:
-    """The most CPUs that each of so many workers can have, or 1."""
-    cpus = [int(node.get("CPU", 0.0)) for node in nodes]
-    fitting = (
-        share
-        for share in range(max(cpus, default=1), 1, -1)
-        if sum(have // share for have in cpus) >= num_workers
-    )
-    return float(next(fitting, 1))
