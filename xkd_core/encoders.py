@@ -7,7 +7,7 @@ Paper: XKD, arXiv:2211.13929; ViT, arXiv:2010.11929.
 """
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from xkd_core.shapes import Float, Int, Tensor
 from xkd_core.transformer import block_with_attention, init_transformer, transformer_blocks
 
 Modality = Literal["video", "audio"]
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
 _VIDEO_CHANNELS = 3
 _AUDIO_CHANNELS = 1
 
