@@ -7,19 +7,20 @@ from pipelines.config.promote import PromoteConfig
 from pipelines.models.checkpoints import find_checkpoint
 from pipelines.registry.promote import Registered, promote, read_scores
 from pipelines.tracking.runs import RunRef, open_run, tracked
-from ray_jobs.cli.checks import messages, surroundings
+from ray_jobs.cli.checks import environment_mistakes, messages
 from ray_jobs.cli.console import StageProgress
-from ray_jobs.cli.main import Job, Plan, run_job
+from ray_jobs.cli.job import Job, JobPlan, run_job
+from ray_jobs.cli.jobs import JOBS
 
 
-def plan(config: PromoteConfig) -> Plan:
+def plan(config: PromoteConfig) -> JobPlan:
     """What promotion reads and writes."""
     names = tuple(f"models:/{config.model_prefix}-{m}@{config.alias}" for m in ("video", "audio"))
     mistakes = messages(lambda: find_checkpoint(config.checkpoint), lambda: read_scores(config))
-    return Plan(
+    return JobPlan(
         reads=tuple(place for place in (config.checkpoint, config.scores) if place),
         writes=names,
-        mistakes=(*mistakes, *surroundings(config)),
+        mistakes=(*mistakes, *environment_mistakes(config)),
     )
 
 
@@ -33,7 +34,7 @@ def promote_stage(config: PromoteConfig, parent: RunRef | None = None) -> Sequen
     return registered
 
 
-def in_words(registered: Sequence[Registered]) -> str:
+def registered_text(registered: Sequence[Registered]) -> str:
     """One line for each version: what it is, and whether it has the alias."""
     return "\n".join(
         f"  {model.name} version {model.version}: {model.reason}" for model in registered
@@ -42,12 +43,11 @@ def in_words(registered: Sequence[Registered]) -> str:
 
 def work(config: PromoteConfig) -> None:
     """Registers and says what has the alias."""
-    print(in_words(promote_stage(config)))
+    print(registered_text(promote_stage(config)))
 
 
 JOB = Job(
-    name="promote",
-    about="The encoders of a checkpoint enter the registry; better ones get the alias.",
+    summary=JOBS["promote"],
     schema=PromoteConfig,
     plan=plan,
     work=work,

@@ -7,9 +7,13 @@ from pipelines.config.ingest import IngestConfig
 from pipelines.tracking.runs import RunRef, open_run
 
 
-def run_at(home: Path, **how: Any) -> RunRef:
-    """Opens a run in an sqlite file in `home`."""
-    config = IngestConfig.model_validate(
+def config_at(home: Path) -> IngestConfig:
+    """Settings of a job that logs to an sqlite file in `home`."""
+    return IngestConfig.model_validate(
         {"output": str(home / "clips"), "tracking": {"uri": f"sqlite:///{home}/mlflow.db"}}
     )
-    return open_run(config, "ingest", "test", **how)
+
+
+def run_at(home: Path, **how: Any) -> RunRef:
+    """Opens a run in an sqlite file in `home`."""
+    return open_run(config_at(home), "ingest", "test", **how)

@@ -5,7 +5,7 @@ import pytest
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
-from pipelines.evaluation.evaluate import check_evaluate, check_gpu, evaluate
+from pipelines.evaluation.evaluate import check_evaluate, evaluate
 from pipelines.evaluation.features import features_of
 from pipelines.evaluation.scores import score
 from pipelines.models.checkpoints import TrainingInfo, checkpoint_name, save_checkpoint
@@ -41,11 +41,6 @@ def test_clips_of_another_rate_are_refused(tmp_path):
     with pytest.raises(UserError, match=message):
         evaluate(config, on_progress=quiet)
     assert str(config.dataset) in mistake
-
-
-def test_a_gpu_that_no_node_has_is_told(local_ray):
-    with pytest.raises(UserError, match=r"use_gpu \(True\) needs a GPU, but no node"):
-        check_gpu("use_gpu")
 
 
 def test_splits_without_a_clip_are_refused(tmp_path):

@@ -12,10 +12,10 @@ from pipelines.config.base import TrackingConfig
 from pipelines.errors import UserError
 from pipelines.sweep.runs import close_strays, close_trial
 from pipelines.sweep.trial_files import add_trial, read_trial, trial_folder
+from pipelines.tracking.run_folder import RUN_FILE
 from pipelines.tracking.runs import RunRef, close_run
 from pipelines.tracking.server import check_tracking
 from pipelines.tracking.tracker import Tracker
-from pipelines.training.checks import RUN_FILE
 from tests.helpers.tracking import run_at
 
 

@@ -9,7 +9,8 @@ from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import clip_ids_sha256
 from pipelines.errors import UserError
 from pipelines.models.checkpoints import TRAINING_FILE
-from pipelines.training.checks import RUN_FILE, check_pretrain, training_length, worker_resources
+from pipelines.tracking.run_folder import RUN_FILE
+from pipelines.training.checks import check_pretrain, training_length, worker_resources
 from pipelines.training.pretrain import _open_run
 from tests.helpers.clip_datasets import source_of, write_dataset, write_segments
 from tests.helpers.training import folder_of, leave_checkpoint, tiny_config, tiny_dataset
