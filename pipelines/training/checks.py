@@ -86,7 +86,7 @@ def _dataset_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[str]
 def _names_a_clip(exclude: str, dataset: ClipDataset) -> bool:
     """Whether a list is empty or about this dataset; one of another dataset would leave leaks."""
     ids = read_clip_ids(exclude)
-    return not ids or not ids.isdisjoint(dataset.index.clip_id.tolist())
+    return not ids or bool(dataset.index.clip_id.isin(ids).any())
 
 
 def knn_mistakes(config: PretrainConfig, trained_on: ClipDataset) -> list[str]:
