@@ -147,7 +147,7 @@ def work(config: RunConfig) -> None:
         progress.finish(str(report))
     print(f"\n{config.name} is complete after {duration(time.monotonic() - started)}")
     print(f"  {ingest_in_words(summary)}")
-    print(score_table(evaluation.scores))
+    print(score_table(evaluation.scores.found))
     print(registered_in_words(registered))
     print(f"  report: {report}")
     print(f"  MLflow: {mlflow_page(parent)}")

@@ -22,6 +22,7 @@ from pipelines.config.promote import PromoteConfig
 from pipelines.config.sweep import SweepConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.evaluation.evaluate import check_gpu
+from pipelines.evaluation.scores import FeatureScores
 from pipelines.registry.promote import Registered
 from pipelines.report.sweep_page import SweepRecord, write_sweep_report
 from pipelines.sweep.checks import (
@@ -152,7 +153,7 @@ def work(config: SweepConfig) -> None:
     """Sweeps, reports, and trains the best settings if asked to; says what came out."""
     started = time.monotonic()
     folder = RunFolder(sweep_folder(config))
-    final: tuple[dict[str, Any], Sequence[Registered]] | None = None
+    final: tuple[FeatureScores, Sequence[Registered]] | None = None
     with (
         folder.locked("sweep"),
         connected(config.ray, dashboard=True),
@@ -207,7 +208,7 @@ def _sweep_stage(config: SweepConfig, run: RunRef) -> SweepResult:
 
 def _final_stage(
     config: SweepConfig, result: SweepResult, run: RunRef
-) -> tuple[dict[str, Any], Sequence[Registered]]:
+) -> tuple[FeatureScores, Sequence[Registered]]:
     """The best settings at full length, scored and registered."""
     assert config.final is not None
     folder = result.folder / FINAL
@@ -232,7 +233,7 @@ def _final_stage(
         ),
         run,
     )
-    return evaluation.scores, registered
+    return evaluation.scores.found, registered
 
 
 def final_config(config: SweepConfig, best: Trial, folder: Path) -> PretrainConfig:

@@ -3,6 +3,7 @@
 Pictures are made of held-out clips in the driver; there are few of them.
 """
 
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pipelines.config.run import RunConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.evaluation.evaluate import Evaluation
 from pipelines.evaluation.features import Features
-from pipelines.evaluation.scores import MODALITIES
+from pipelines.evaluation.scores import MEASURES, MODALITIES, FeatureScores, NetworkScore
 from pipelines.ingest.ingest import IngestSummary
 from pipelines.media.container import REASONS
 from pipelines.models.checkpoints import load_model
@@ -75,7 +76,7 @@ def write_run_report(path: Path, record: RunRecord) -> Path:
         ingest=_ingest_counts(record.ingest, dataset),
         metrics=_curves(record.training.run),
         classes=features.classes,
-        scores=_scores(scores),
+        scores=_scores(scores.found),
         reconstructions=pictures.reconstructions(),
         attention=pictures.attention(),
         maps=_maps(features),
@@ -93,8 +94,8 @@ def write_run_report(path: Path, record: RunRecord) -> Path:
         tracking_uri=redacted(record.run.uri),
         settings=_settings(record.config),
         provenance=_provenance(record),
-        notes={"scores": f"Nothing is scored, because {scores['reason']}."}
-        if scores["reason"]
+        notes={"scores": f"Nothing is scored, because {scores.found.reason}."}
+        if scores.found.reason
         else {},
     )
     return write_report(path, data)
@@ -126,30 +127,32 @@ def _curves(run: RunRef) -> dict[str, tuple[Array, Array]]:
     }
 
 
-def _scores(scores: Mapping[str, Any]) -> list[report_data.Score]:
-    found = []
-    for modality, networks in scores["modalities"].items():
-        trained, untrained = networks["trained"], networks.get("untrained")
-        for measure in ("knn", "linear"):
-            found.append(
-                report_data.Score(
-                    subject=modality,
-                    measure=measure,
-                    trained=trained[measure],
-                    untrained=untrained[measure] if untrained else None,
-                    chance=trained["majority"],
-                    num_test=trained["num_test"],
-                    trained_by_class=_numbers(trained[f"{measure}_per_class"]),
-                    untrained_by_class=_numbers(untrained[f"{measure}_per_class"])
-                    if untrained
-                    else (),
-                )
-            )
-    return found
+def _scores(scores: FeatureScores) -> list[report_data.Score]:
+    return [
+        _measure_score(modality, networks, measure)
+        for modality, networks in scores.modalities.items()
+        for measure in MEASURES
+    ]
+
+
+def _measure_score(
+    modality: str, networks: Mapping[str, NetworkScore], measure: str
+) -> report_data.Score:
+    trained, untrained = networks["trained"], networks.get("untrained")
+    return report_data.Score(
+        subject=modality,
+        measure=measure,
+        trained=trained.accuracy[measure],
+        untrained=untrained.accuracy[measure] if untrained else None,
+        chance=trained.majority,
+        num_test=trained.num_test,
+        trained_by_class=_numbers(trained.by_class[measure]),
+        untrained_by_class=_numbers(untrained.by_class[measure]) if untrained else (),
+    )
 
 
 def _numbers(values: Sequence[float | None]) -> list[float]:
-    return [float("nan") if value is None else value for value in values]
+    return [math.nan if value is None else value for value in values]
 
 
 def _shown_clips(features: Features) -> list[int]:
@@ -227,8 +230,8 @@ def _settings(config: RunConfig) -> str:
 def _provenance(record: RunRecord) -> dict[str, str]:
     tools = ("torch", "ray", "mlflow", "av", "timm", "numpy")
     return {
-        "dataset": record.evaluation.scores["dataset_id"],
-        "checkpoint": f"step {record.evaluation.scores['step']}",
+        "dataset": record.evaluation.scores.dataset_id,
+        "checkpoint": f"step {record.evaluation.scores.step}",
         "MLflow run": record.run.run_id,
         "code": code_version(),
         "Python": platform.python_version(),

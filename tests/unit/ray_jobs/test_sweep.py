@@ -151,7 +151,9 @@ def test_a_second_sweep_of_that_name_is_refused(tmp_path):
 
 def begun(folder, monkeypatch, *overrides):
     """A sweep that has opened its run, and what it then has written down."""
-    monkeypatch.setattr("pipelines.tracking.run_folder.open_run", lambda *_, **__: RunRef("uri", "0", "run"))
+    monkeypatch.setattr(
+        "pipelines.tracking.run_folder.open_run", lambda *_, **__: RunRef("uri", "0", "run")
+    )
     clips = folder / "clips"
     if not clips.exists():
         write_dataset(clips, 12, split=lambda i: "test" if i % 4 == 0 else "train")
