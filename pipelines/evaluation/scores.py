@@ -131,7 +131,7 @@ def read_scores(path: Path) -> Scores:
     """
     try:
         return Scores.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no scores.json of an evaluation") from error
 
 
