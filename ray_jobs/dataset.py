@@ -10,7 +10,8 @@ from pipelines.report.dataset_page import in_words, write_dataset_page
 from ray_jobs.cli.checks import check_writable, messages
 from ray_jobs.cli.cluster import check_ray, connected
 from ray_jobs.cli.console import StageProgress
-from ray_jobs.cli.main import Job, Plan, run_job
+from ray_jobs.cli.job import Job, JobPlan, run_job
+from ray_jobs.cli.jobs import JOBS
 
 
 def folder_of(config: DatasetConfig) -> Path:
@@ -18,10 +19,10 @@ def folder_of(config: DatasetConfig) -> Path:
     return Path(config.output or f"{config.dataset}/page")
 
 
-def plan(config: DatasetConfig) -> Plan:
+def plan(config: DatasetConfig) -> JobPlan:
     """What the job reads and writes."""
     places = (config.dataset, *config.against)
-    return Plan(
+    return JobPlan(
         reads=places,
         writes=(str(folder_of(config)),),
         mistakes=messages(
@@ -45,12 +46,10 @@ def work(config: DatasetConfig) -> None:
 
 
 JOB = Job(
-    name="dataset",
-    about="A page about a clip dataset: what it holds, what is doubtful, what leaks.",
+    summary=JOBS["dataset"],
     schema=DatasetConfig,
     plan=plan,
     work=work,
-    place="dataset",
 )
 
 if __name__ == "__main__":

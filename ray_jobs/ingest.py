@@ -8,20 +8,21 @@ from pipelines.config.ingest import IngestConfig, IngestSettings
 from pipelines.ingest.ingest import IngestSummary, check_ingest, ingest
 from pipelines.sources.synthetic_clips import make_clips
 from pipelines.tracking.runs import RunRef, log_dataset, open_run, tracked
-from ray_jobs.cli.checks import messages, surroundings
+from ray_jobs.cli.checks import environment_mistakes, messages
 from ray_jobs.cli.cluster import connected
 from ray_jobs.cli.console import StageProgress
-from ray_jobs.cli.main import Job, Plan, run_job
+from ray_jobs.cli.job import Job, JobPlan, run_job
+from ray_jobs.cli.jobs import JOBS
 
 
-def plan(config: IngestConfig) -> Plan:
+def plan(config: IngestConfig) -> JobPlan:
     """What ingest reads and writes."""
     source = config.input or str(made_folder(config))
     mistakes = messages(lambda: check_ingest(config.input, config.output, config))
-    return Plan(
+    return JobPlan(
         reads=(source,),
         writes=(config.output,) if config.input else (source, config.output),
-        mistakes=(*mistakes, *surroundings(config, config.output)),
+        mistakes=(*mistakes, *environment_mistakes(config, config.output)),
     )
 
 
@@ -90,8 +91,8 @@ def in_words(summary: IngestSummary) -> str:
         text += f"; since the last run: {', '.join(f'{n} {name}' for name, n in changes.items())}"
     if summary.ignored:
         names = ", ".join(f"{count} {suffix}" for suffix, count in summary.ignored.items())
-        text += f"; files that are no source: {names}"
-    return text
+        text += f"; files that are not sources: {names}"
+    return "\n  ".join([text, *summary.notes])
 
 
 def report(config: IngestConfig) -> None:
@@ -101,8 +102,7 @@ def report(config: IngestConfig) -> None:
 
 
 JOB = Job(
-    name="ingest",
-    about="A folder or list of media becomes a clip dataset.",
+    summary=JOBS["ingest"],
     schema=IngestConfig,
     plan=plan,
     work=report,

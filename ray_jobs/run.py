@@ -14,7 +14,6 @@ from pipelines.config.ingest import IngestConfig
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.promote import PromoteConfig
 from pipelines.config.run import RunConfig
-from pipelines.evaluation.evaluate import check_gpu
 from pipelines.ingest.ingest import check_ingest
 from pipelines.redaction import redacted
 from pipelines.report.run_report import RunRecord, write_run_report
@@ -22,15 +21,16 @@ from pipelines.tracking.run_folder import RunFolder
 from pipelines.tracking.runs import RunRef, tracked
 from pipelines.tracking.server import SQLITE
 from pipelines.training.checks import run_mistakes
-from ray_jobs.cli.checks import messages, surroundings
+from ray_jobs.cli.checks import check_gpus, environment_mistakes, gpu_mistakes, messages
 from ray_jobs.cli.cluster import connected
 from ray_jobs.cli.console import StageProgress, duration
-from ray_jobs.cli.main import Job, Plan, run_job
-from ray_jobs.evaluate import evaluate_stage, gpu_mistakes, score_table
+from ray_jobs.cli.job import Job, JobPlan, run_job
+from ray_jobs.cli.jobs import JOBS
+from ray_jobs.evaluate import evaluate_stage, score_table
 from ray_jobs.ingest import in_words as ingest_in_words
+from ray_jobs.ingest import in_words as registered_in_words
 from ray_jobs.ingest import ingest_stage, made_folder
 from ray_jobs.pretrain import pretrain_stage
-from ray_jobs.promote import in_words as registered_in_words
 from ray_jobs.promote import promote_stage
 
 
@@ -86,11 +86,11 @@ def promote_config(config: RunConfig, checkpoint: Path, scores: Path) -> Promote
     )
 
 
-def plan(config: RunConfig) -> Plan:
+def plan(config: RunConfig) -> JobPlan:
     """What the main job reads and writes."""
     ingest = ingest_config(config)
     folder = folder_of(config)
-    return Plan(
+    return JobPlan(
         reads=(config.input or str(made_folder(ingest)),),
         writes=(
             f"{folder}/{{clips,pretrain,evaluate,report.html}}",
@@ -100,7 +100,7 @@ def plan(config: RunConfig) -> Plan:
             *messages(lambda: check_ingest(config.input, ingest.output, config.ingest)),
             *run_mistakes(pretrain_config(config)),
             *gpu_mistakes(config, _wants_gpu(config)),
-            *surroundings(config, str(folder)),
+            *environment_mistakes(config, str(folder)),
         ),
     )
 
@@ -122,9 +122,7 @@ def work(config: RunConfig) -> None:
         connected(config.ray),
         tracked(run_folder.open_run(config, "run", config.name)) as parent,
     ):
-        for setting, is_wanted in _wants_gpu(config).items():
-            if is_wanted:  # told before hours of ingest and training, not after them
-                check_gpu(setting)
+        check_gpus(_wants_gpu(config))  # before hours of ingest and training, not after them
         summary = ingest_stage(ingest_config(config), parent)
         training = pretrain_stage(pretrain_config(config), parent)
         evaluation = evaluate_stage(evaluate_config(config, training.checkpoint), parent)
@@ -162,8 +160,7 @@ def mlflow_page(run: RunRef) -> str:
 
 
 JOB = Job(
-    name="run",
-    about="The main job: media in, registered encoders and a report out.",
+    summary=JOBS["run"],
     schema=RunConfig,
     plan=plan,
     work=work,

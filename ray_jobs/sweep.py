@@ -10,18 +10,16 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from pipelines.config.describe import may_change
 from pipelines.config.evaluate import EvaluateConfig
-from pipelines.config.pretrain import PretrainConfig, PretrainSettings
+from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.promote import PromoteConfig
 from pipelines.config.sweep import SweepConfig
 from pipelines.dataset.clip_dataset import ClipDataset
-from pipelines.evaluation.evaluate import check_gpu
 from pipelines.evaluation.scores import FeatureScores
 from pipelines.registry.promote import Registered
 from pipelines.report.sweep_page import SweepRecord, write_sweep_report
@@ -34,35 +32,27 @@ from pipelines.sweep.checks import (
     trials_at_once,
 )
 from pipelines.sweep.results import by_score, last_objective, shown, side_score
-from pipelines.sweep.run_trial import pretrain_values
 from pipelines.sweep.search import num_trials
-from pipelines.sweep.space import combinations, edge_cases, overlaps, settings_of
+from pipelines.sweep.space_checks import space_mistakes
 from pipelines.sweep.sweep import SweepResult, sweep
 from pipelines.sweep.trial_files import Trial
 from pipelines.sweep.winner import best_values, write_winner
 from pipelines.tracking.run_folder import RunFolder
 from pipelines.tracking.runs import RunRef, kept_settings, tracked
-from pipelines.training.checks import FREE_TO_CHANGE
-from ray_jobs.cli.checks import messages, surroundings
+from ray_jobs.cli.checks import check_gpus, environment_mistakes, gpu_mistakes, messages
 from ray_jobs.cli.cluster import connected, ray_address
 from ray_jobs.cli.console import StageProgress, duration, table
-from ray_jobs.cli.main import Job, Plan, run_job
-from ray_jobs.cli.settings import mistakes_in
-from ray_jobs.evaluate import evaluate_stage, gpu_mistakes, score_table
+from ray_jobs.cli.job import Job, JobPlan, run_job
+from ray_jobs.cli.jobs import JOBS
+from ray_jobs.evaluate import evaluate_stage, score_table
+from ray_jobs.ingest import in_words as registered_in_words
 from ray_jobs.pretrain import pretrain_stage
-from ray_jobs.promote import in_words as registered_in_words
 from ray_jobs.promote import promote_stage
 
-NUM_COMBINATIONS = 200
-"""Combinations of the space that are tried out before anything starts."""
-FIXED = ("num_workers", "use_gpu", "cpus_per_worker", "parallelism")
-"""Settings of resources: trials run side by side, so all ask for the same."""
-LEFT_OUT = ("max_seconds",)
-"""Settings that no trial may have."""
 FINAL = "final"
 
 
-def plan(config: SweepConfig) -> Plan:
+def plan(config: SweepConfig) -> JobPlan:
     """What a sweep reads and writes."""
     folder = sweep_folder(config)
     writes = [f"{folder}/{{trials,report.html,best.yaml}}"]
@@ -70,21 +60,22 @@ def plan(config: SweepConfig) -> Plan:
         prefix, alias = config.final.promote.model_prefix, config.final.promote.alias
         writes += [f"{folder}/{FINAL}", f"models:/{prefix}-{{video,audio}}@{alias}"]
     problems = space_mistakes(config)
-    return Plan(
+    return JobPlan(
         reads=tuple({config.dataset: 0, config.scoring.dataset or config.dataset: 0}),
         writes=tuple(writes),
         mistakes=(
             *problems,
             *(() if problems else check_sweep(config)),
             *messages(lambda: _check_resources(config)),
-            *gpu_mistakes(config, {"final.evaluate.use_gpu": _scores_on_gpu(config)}),
-            *surroundings(config, str(folder)),
+            *gpu_mistakes(config, _wants_gpu(config)),
+            *environment_mistakes(config, str(folder)),
         ),
     )
 
 
-def _scores_on_gpu(config: SweepConfig) -> bool:
-    return config.final is not None and config.final.evaluate.use_gpu
+def _wants_gpu(config: SweepConfig) -> dict[str, bool]:
+    is_wanted = config.final is not None and config.final.evaluate.use_gpu
+    return {"final.evaluate.use_gpu": is_wanted}
 
 
 def _check_resources(config: SweepConfig) -> None:
@@ -92,61 +83,6 @@ def _check_resources(config: SweepConfig) -> None:
     if ray_address(config.ray) is None:
         cpus = config.ray.num_cpus or os.cpu_count() or 1
         trials_at_once(config, [{"CPU": cpus, "GPU": torch.cuda.device_count()}])
-
-
-def space_mistakes(config: SweepConfig) -> list[str]:
-    """Everything in the space that gives no valid training, each once."""
-    found = _fixed_mistakes(config) + overlaps(config.space) + _edge_mistakes(config)
-    found += _path_mistakes(config)
-    found = found or _combination_mistakes(config)
-    if not found and config.final and config.final.epochs:
-        values = _values(config, {}) | {"epochs": config.final.epochs}
-        found = [f"final.epochs: {mistake}" for mistake in mistakes_in(values, PretrainSettings)]
-    return list(dict.fromkeys(found))
-
-
-def _fixed_mistakes(config: SweepConfig) -> list[str]:
-    rules = dict.fromkeys(FIXED, "must be set under pretrain, the same for all trials")
-    rules |= dict.fromkeys(LEFT_OUT, "must not be set in a sweep")
-    return [
-        f"space.{key}: {name} {rules[name]}"
-        for key, domain in config.space.items()
-        for name in chain((key,), *(domain.bundles or {}).values())
-        if name in rules
-    ]
-
-
-def _edge_mistakes(config: SweepConfig) -> list[str]:
-    """Of each end and option by itself."""
-    found = []
-    for key, value, values in edge_cases(config.space):
-        for mistake in mistakes_in(_values(config, values), PretrainSettings):
-            at = "" if "is not a setting" in mistake else f" at {value}"
-            found.append(f"space.{key}{at}: {mistake}")
-    return found
-
-
-def _path_mistakes(config: SweepConfig) -> list[str]:
-    """Paths of options are read in trials, which have working directories of their own."""
-    found = []
-    for key, _, values in edge_cases(config.space):
-        exclude = settings_of(config.space, values).get("exclude")
-        if isinstance(exclude, str) and not os.path.isabs(exclude):
-            found.append(f"space.{key}: exclude ({exclude}) must be an absolute path in a space")
-    return found
-
-
-def _combination_mistakes(config: SweepConfig) -> list[str]:
-    """Of the first combination that is not valid, as two settings that do not go together."""
-    for values in combinations(config.space, NUM_COMBINATIONS, config.search.seed):
-        mistakes = mistakes_in(_values(config, values), PretrainSettings)
-        if mistakes:
-            return [f"space has combinations that are not valid, as {values}: {mistakes[0]}"]
-    return []
-
-
-def _values(config: SweepConfig, values: dict[str, Any]) -> dict[str, Any]:
-    return pretrain_values(config, Trial(0, values))
 
 
 def work(config: SweepConfig) -> None:
@@ -159,8 +95,7 @@ def work(config: SweepConfig) -> None:
         connected(config.ray, dashboard=True),
         tracked(_sweep_run(config, folder)) as run,
     ):
-        if _scores_on_gpu(config):  # told before the trials, not after them
-            check_gpu("final.evaluate.use_gpu")
+        check_gpus(_wants_gpu(config))  # before the trials, not after them
         result = _sweep_stage(config, run)
         winner = write_winner(config, result)
         run.client().log_artifact(run.run_id, str(winner))
@@ -242,7 +177,9 @@ def final_config(config: SweepConfig, best: Trial, folder: Path) -> PretrainConf
     More trials or epochs may change what is best; a training that is there is then another one.
     """
     values = best_values(config, best)
-    trained = {name: value for name, value in values.items() if name not in FREE_TO_CHANGE}
+    trained = {
+        name: value for name, value in values.items() if not may_change(PretrainConfig, name)
+    }
     digest = hashlib.sha256(json.dumps(trained, sort_keys=True).encode()).hexdigest()
     return PretrainConfig(
         **values,
@@ -272,8 +209,7 @@ def _trial_table(config: SweepConfig, trials: Sequence[Trial]) -> str:
 
 
 JOB = Job(
-    name="sweep",
-    about="Many short trainings find the settings of a long one: Ray Tune over Ray Train.",
+    summary=JOBS["sweep"],
     schema=SweepConfig,
     plan=plan,
     work=work,

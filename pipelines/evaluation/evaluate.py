@@ -82,15 +82,13 @@ def evaluate(
     """Scores a checkpoint; Ray is connected.
 
     Raises:
-        UserError: if the clips are not of the rates that the checkpoint takes, or there is no GPU.
+        UserError: if the clips are not of the rates that the checkpoint takes.
     """
     checkpoint = find_checkpoint(config.checkpoint)
     info = read_info(checkpoint)
     dataset = ClipDataset.open(config.dataset)
     if mistakes := _clip_mistakes(config, info, dataset):
         raise UserError(mistakes[0])
-    if config.use_gpu:
-        check_gpu("use_gpu")
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     with tracked(open_run(config, "evaluate", config.name, parent=parent)) as run:
@@ -119,16 +117,6 @@ def evaluate(
             client.log_metric(run.run_id, f"evaluation/{name}", value)
         client.log_artifact(run.run_id, str(output / SCORES_FILE))
     return Evaluation(scores, features, run, output / SCORES_FILE)
-
-
-def check_gpu(setting: str) -> None:
-    """Makes sure that a node of Ray, which is connected, has a GPU for an evaluation.
-
-    Raises:
-        UserError: if there is none, for which its task would wait for ever.
-    """
-    if not any(node["Resources"].get("GPU", 0.0) >= 1 for node in ray.nodes() if node["Alive"]):
-        raise UserError(f"{setting} (True) needs a GPU, but no node of Ray has one")
 
 
 def _extract(checkpoint: Path, config: EvaluateConfig, on_progress: OnProgress) -> Features:

@@ -4,6 +4,7 @@
 is the mean over evenly spread windows; a modality that a clip does not have gives NaN.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -233,8 +234,8 @@ class _Embedder:
                 for begin in range(0, len(windows), len(clips))
             ]
         )
-        for clip in sorted(set(owners)):
-            mine = pooled[[window for window, owner in enumerate(owners) if owner == clip]]
+        counts = Counter(owners)  # windows lie clip by clip
+        for clip, mine in zip(counts, pooled.split(list(counts.values())), strict=True):
             features[clip] = mine.mean(dim=0).cpu().numpy()
             logits[clip] = head(mine).mean(dim=0).cpu().numpy()
         return features, logits

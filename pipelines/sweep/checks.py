@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.dotted import flat
+from pipelines.config.changes import changed_settings
 from pipelines.config.pretrain import clip_mismatch
 from pipelines.config.sweep import SweepConfig
 from pipelines.dataset.clip_dataset import ClipDataset
@@ -19,17 +19,6 @@ from pipelines.training.checks import EARLIER_EPOCH_UNIT, check_pretrain
 from xkd_core.config import MethodConfig
 from xkd_core.health import MIN_CLIPS
 
-FREE_TO_CHANGE = (
-    "tracking",
-    "ray",
-    "max_concurrent_trials",
-    "retry_failed",
-    "final",
-    "search.num_trials",
-    "pretrain.max_failures",
-    "pretrain.log_every",
-)
-"""Settings that may differ when a sweep goes on: they change no trial."""
 OF_CLIPS = ("exclude", "splits", "model.video", "model.audio")
 """Settings that clips must fit, options in a space too; also the whole section `model`."""
 DATASET_IDS = "dataset_ids"
@@ -102,13 +91,9 @@ def _rates_mistake(scoring_dataset: str, method: MethodConfig) -> str | None:
 
 def _settings_mistakes(config: SweepConfig, began_with: Mapping[str, Any]) -> list[str]:
     """Why a sweep cannot go on with these settings."""
-    there, here = flat(began_with), flat(config.model_dump(mode="json"))
-    there.setdefault("pretrain.epoch_unit", EARLIER_EPOCH_UNIT)
-    changes = [
-        f"{name} is {there.get(name)} there and {here.get(name)} here"
-        for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name) and not name.startswith(FREE_TO_CHANGE)
-    ]
+    pretrain = {"epoch_unit": EARLIER_EPOCH_UNIT, **began_with["pretrain"]}
+    there = {**began_with, "pretrain": pretrain}
+    changes = changed_settings(SweepConfig, there, config.model_dump(mode="json"))
     if not changes:
         return []
     return [

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.config.changes import changed_settings, differences
 from pipelines.config.dotted import flat
 from pipelines.config.pretrain import PretrainConfig, clip_mismatch
 from pipelines.dataset.clip_dataset import ClipDataset
@@ -28,23 +29,6 @@ from pipelines.tracking.run_folder import RunFolder
 from pipelines.training.loop import make_feed
 
 ORDER = "a checkpoint's step is a place in the order of clips"
-FREE_TO_CHANGE = (
-    "tracking",
-    "ray",
-    "num_workers",
-    "parallelism",
-    "activation_checkpointing",
-    "use_gpu",
-    "cpus_per_worker",
-    "resume",
-    "log_every",
-    "checkpoint_every",
-    "checkpoints_kept",
-    "max_failures",
-    "max_seconds",
-    "health",
-)
-"""Settings that may differ when a run goes on: they change nothing in what is computed."""
 SAME_WHEN_RESUMED = {
     "batch_size": ORDER,
     "seed": ORDER,
@@ -171,7 +155,8 @@ def _resume_mistakes(config: PretrainConfig, dataset: ClipDataset, info: Trainin
     there = PretrainConfig.model_validate(earlier).model_dump(mode="json")
     here = config.model_dump(mode="json")
     mistakes = [
-        f"{what} has another model: {text}" for text in _changes(there["model"], here["model"])
+        f"{what} has another model: {text}"
+        for text in differences(flat(there["model"]), flat(here["model"]))
     ]
     old, new = flat(there), flat(here)
     mistakes += [
@@ -201,7 +186,8 @@ def run_mistakes(config: PretrainConfig) -> list[str]:
     there = _run_file(config)
     if not there:
         return []
-    changes = _changes(_with_epoch_unit(there["config"]), config.model_dump(mode="json"))
+    began_with = _with_epoch_unit(there["config"])
+    changes = changed_settings(PretrainConfig, began_with, config.model_dump(mode="json"))
     if not changes:
         return _exclude_mistakes(config, there.get(EXCLUDE_SHA256))
     return [
@@ -232,15 +218,6 @@ def _exclude_mistakes(config: PretrainConfig, began_with: str | None) -> list[st
 def _with_epoch_unit(there: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a training, which may be older than `epoch_unit`."""
     return {"epoch_unit": EARLIER_EPOCH_UNIT, **there}
-
-
-def _changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    old, new = flat(there), flat(here)
-    return [
-        f"{name} is {old.get(name)} there and {new.get(name)} here"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and name.split(".")[0] not in FREE_TO_CHANGE
-    ]
 
 
 def worker_resources(

@@ -260,7 +260,7 @@ def _train(training: _Training) -> dict[str, Any]:
 
 def _step(
     training: _Training, views: Views, clock: Clock, *, has_health: bool
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor | float]:
     def before_update() -> None:
         with clock.stalling():
             training.saver.before_update()
@@ -296,24 +296,27 @@ def _views(batch: FeedBatch, config: PretrainConfig, log_mel: LogMel) -> Views:
 
 
 def together(
-    metrics: Mapping[str, Tensor], waited_seconds: float
+    metrics: Mapping[str, Tensor | float], waited_seconds: float
 ) -> tuple[dict[str, float], float]:
     """The metrics averaged over the workers, and the longest of their waits for clips.
 
     Waits for the device, and once for the workers: each has a place of its own for its wait in
-    what they sum up.
+    what they sum up. Numbers that are no tensors are the same in every worker and stay as they are.
     """
-    averages = torch.stack([value.float() for value in metrics.values()])
-    if not distributed.is_initialized():
-        return dict(zip(metrics, averages.tolist(), strict=True)), waited_seconds
-    waits = averages.new_zeros(distributed.get_world_size())
-    waits[distributed.get_rank()] = waited_seconds
-    sums = torch.cat([averages, waits])
-    distributed.all_reduce(sums)
-    sums[: len(averages)] /= distributed.get_world_size()
-    values = sums.tolist()
-    numbers = dict(zip(metrics, values[: len(averages)], strict=True))
-    return numbers, max(values[len(averages) :])
+    measured = {name: value for name, value in metrics.items() if isinstance(value, Tensor)}
+    averages = torch.stack([value.float() for value in measured.values()])
+    if distributed.is_initialized():
+        waits = averages.new_zeros(distributed.get_world_size())
+        waits[distributed.get_rank()] = waited_seconds
+        sums = torch.cat([averages, waits])
+        distributed.all_reduce(sums)
+        sums[: len(averages)] /= distributed.get_world_size()
+        values = sums.tolist()
+        waited_seconds = max(values[len(averages) :])
+    else:
+        values = averages.tolist()
+    numbers = {name: value for name, value in metrics.items() if not isinstance(value, Tensor)}
+    return numbers | dict(zip(measured, values, strict=False)), waited_seconds
 
 
 def _note(numbers: Mapping[str, float]) -> str:

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from ray_jobs.cli.main import run_job
+from ray_jobs.cli.job import run_job
 from ray_jobs.dataset import JOB
 from tests.helpers.reviewed import write_reviewed
 

@@ -12,11 +12,12 @@ from pipelines.errors import UserError
 from pipelines.files import locked
 from pipelines.sweep.checks import check_sweep, sweep_folder
 from pipelines.sweep.space import overlaps
+from pipelines.sweep.space_checks import space_mistakes
 from pipelines.sweep.trial_files import Trial
 from pipelines.tracking.run_folder import LOCK_FILE, RUN_FILE, RunFolder
 from pipelines.tracking.runs import RunRef
 from ray_jobs.cli.settings import load_settings
-from ray_jobs.sweep import _sweep_run, final_config, plan, space_mistakes, work
+from ray_jobs.sweep import _sweep_run, final_config, plan, work
 from tests.helpers.clip_datasets import rename_dataset, write_dataset
 
 CONF = Path(__file__).resolve().parents[3] / "conf" / "sweep"

@@ -6,7 +6,7 @@ from pipelines.config.evaluate import EvaluateConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
 from pipelines.evaluation.classifiers import score
-from pipelines.evaluation.evaluate import check_evaluate, check_gpu, evaluate
+from pipelines.evaluation.evaluate import check_evaluate, evaluate
 from pipelines.evaluation.features import features_of
 from pipelines.models.checkpoints import TrainingInfo, checkpoint_name, save_checkpoint
 from pipelines.report.run_report import _maps, _retrievals, _shown_clips
@@ -41,11 +41,6 @@ def test_clips_of_another_rate_are_refused(tmp_path):
     with pytest.raises(UserError, match=message):
         evaluate(config, on_progress=quiet)
     assert str(config.dataset) in mistake
-
-
-def test_a_gpu_that_no_node_has_is_told(local_ray):
-    with pytest.raises(UserError, match=r"use_gpu \(True\) needs a GPU, but no node"):
-        check_gpu("use_gpu")
 
 
 def test_splits_without_a_clip_are_refused(tmp_path):

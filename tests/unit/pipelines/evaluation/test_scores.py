@@ -76,5 +76,5 @@ def test_scores_come_back_and_keep_the_keys_of_the_file(tmp_path):
 def test_another_file_is_no_scores(tmp_path, text):
     file = tmp_path / "scores.json"
     file.write_text(text)
-    with pytest.raises(ValueError, match="is no scores.json of an evaluation"):
+    with pytest.raises(ValueError, match=r"is no scores\.json of an evaluation"):
         read_scores(file)
