@@ -6,7 +6,7 @@ from pathlib import Path
 from pipelines.config.dataset import DatasetConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.review import review
-from pipelines.report.dataset_page import in_words, write_dataset_page
+from pipelines.report.dataset_page import review_text, write_dataset_page
 from ray_jobs.cli.checks import check_writable, messages
 from ray_jobs.cli.cluster import check_ray, connected
 from ray_jobs.cli.console import StageProgress
@@ -41,7 +41,7 @@ def work(config: DatasetConfig) -> None:
         found = review(dataset, config, progress)
     page = write_dataset_page(folder_of(config), found)
     progress.finish(config.dataset)
-    print(in_words(found))
+    print(review_text(found))
     print(f"page: {page}")
 
 

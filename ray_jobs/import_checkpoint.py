@@ -9,7 +9,7 @@ from ray_jobs.cli.checks import environment_mistakes, messages
 from ray_jobs.cli.console import StageProgress
 from ray_jobs.cli.job import Job, JobPlan, run_job
 from ray_jobs.cli.jobs import JOBS
-from ray_jobs.ingest import in_words
+from ray_jobs.promote import registered_text
 
 
 def plan(config: ImportConfig) -> JobPlan:
@@ -32,7 +32,7 @@ def work(config: ImportConfig) -> None:
     with tracked(open_run(config, "import-checkpoint", config.name)) as run:
         registered = import_encoders(config, run)
     progress.finish(", ".join(f"{model.name} version {model.version}" for model in registered))
-    print(in_words(registered))
+    print(registered_text(registered))
 
 
 JOB = Job(

@@ -50,7 +50,7 @@ def ingest_stage(config: IngestConfig, parent: RunRef | None = None) -> IngestSu
     with tracked(open_run(config, "ingest", config.name, parent=parent)) as run:
         summary = ingest(source, config.output, settings_of(config), on_progress=progress)
         log_summary(run, config, summary)
-    progress.finish(in_words(summary))
+    progress.finish(summary_text(summary))
     return summary
 
 
@@ -77,7 +77,7 @@ def log_summary(run: RunRef, config: IngestConfig, summary: IngestSummary) -> No
     )
 
 
-def in_words(summary: IngestSummary) -> str:
+def summary_text(summary: IngestSummary) -> str:
     """The counts in one line."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in summary.rejects_by_reason.items())
     text = (

@@ -34,7 +34,7 @@ def promote_stage(config: PromoteConfig, parent: RunRef | None = None) -> Sequen
     return registered
 
 
-def in_words(registered: Sequence[Registered]) -> str:
+def registered_text(registered: Sequence[Registered]) -> str:
     """One line for each version: what it is, and whether it has the alias."""
     return "\n".join(
         f"  {model.name} version {model.version}: {model.reason}" for model in registered
@@ -43,7 +43,7 @@ def in_words(registered: Sequence[Registered]) -> str:
 
 def work(config: PromoteConfig) -> None:
     """Registers and says what has the alias."""
-    print(in_words(promote_stage(config)))
+    print(registered_text(promote_stage(config)))
 
 
 JOB = Job(

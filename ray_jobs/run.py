@@ -27,11 +27,9 @@ from ray_jobs.cli.console import StageProgress, duration
 from ray_jobs.cli.job import Job, JobPlan, run_job
 from ray_jobs.cli.jobs import JOBS
 from ray_jobs.evaluate import evaluate_stage, score_table
-from ray_jobs.ingest import in_words as ingest_in_words
-from ray_jobs.ingest import in_words as registered_in_words
-from ray_jobs.ingest import ingest_stage, made_folder
+from ray_jobs.ingest import ingest_stage, made_folder, summary_text
 from ray_jobs.pretrain import pretrain_stage
-from ray_jobs.promote import promote_stage
+from ray_jobs.promote import promote_stage, registered_text
 
 
 def folder_of(config: RunConfig) -> Path:
@@ -144,9 +142,9 @@ def work(config: RunConfig) -> None:
         parent.client().log_artifact(parent.run_id, str(report))
         progress.finish(str(report))
     print(f"\n{config.name} is complete after {duration(time.monotonic() - started)}")
-    print(f"  {ingest_in_words(summary)}")
+    print(f"  {summary_text(summary)}")
     print(score_table(evaluation.scores.found))
-    print(registered_in_words(registered))
+    print(registered_text(registered))
     print(f"  report: {report}")
     print(f"  MLflow: {mlflow_page(parent)}")
 

@@ -45,9 +45,8 @@ from ray_jobs.cli.console import StageProgress, duration, table
 from ray_jobs.cli.job import Job, JobPlan, run_job
 from ray_jobs.cli.jobs import JOBS
 from ray_jobs.evaluate import evaluate_stage, score_table
-from ray_jobs.ingest import in_words as registered_in_words
 from ray_jobs.pretrain import pretrain_stage
-from ray_jobs.promote import promote_stage
+from ray_jobs.promote import promote_stage, registered_text
 
 FINAL = "final"
 
@@ -116,7 +115,7 @@ def work(config: SweepConfig) -> None:
     print(_trial_table(config, result.trials))
     if final:
         print(score_table(final[0]))
-        print(registered_in_words(final[1]))
+        print(registered_text(final[1]))
     print(f"  best: {result.best.name}, {winner}")
     if result.best.reason:
         print(f"  mind: {result.best.name} completed, {result.best.reason}")

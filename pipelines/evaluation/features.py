@@ -235,7 +235,7 @@ class _Embedder:
             ]
         )
         counts = Counter(owners)  # windows lie clip by clip
-        for clip, mine in zip(counts, pooled.split(list(counts.values())), strict=True):
+        for clip, mine in zip(counts, torch.split(pooled, list(counts.values())), strict=True):
             features[clip] = mine.mean(dim=0).cpu().numpy()
             logits[clip] = head(mine).mean(dim=0).cpu().numpy()
         return features, logits

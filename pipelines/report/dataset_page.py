@@ -97,7 +97,7 @@ def render(review: Review, folder: Path) -> str:
     )
 
 
-def in_words(review: Review) -> str:
+def review_text(review: Review) -> str:
     """The page in some lines."""
     manifest = review.manifest
     by_split = ", ".join(f"{count:,} {split}" for split, count in review.splits.items())

@@ -32,9 +32,9 @@ def copy_together(tree: Tree, device: torch.device) -> Tree:
     tensors = list(_tensors(tree))
     sizes = [math.ceil(tensor.nbytes / ALIGNMENT) * ALIGNMENT for tensor in tensors]
     packed = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
-    for part, tensor in zip(packed.split(sizes), tensors, strict=True):
+    for part, tensor in zip(torch.split(packed, sizes), tensors, strict=True):
         _seen_as(tensor, part).copy_(tensor)
-    parts = packed.to(device, non_blocking=True).split(sizes)
+    parts = torch.split(packed.to(device, non_blocking=True), sizes)
     there = iter([_seen_as(tensor, part) for tensor, part in zip(tensors, parts, strict=True)])
     copied: Tree = _replaced(tree, there)
     return copied

@@ -8,7 +8,7 @@ import pytest
 from pipelines.config.dataset import DatasetSettings
 from pipelines.dataset.clip_ids import read_clip_ids
 from pipelines.dataset.review import review
-from pipelines.report.dataset_page import in_words, write_dataset_page
+from pipelines.report.dataset_page import review_text, write_dataset_page
 from tests.helpers.pages import Page
 from tests.helpers.reviewed import write_reviewed
 
@@ -49,7 +49,7 @@ def test_the_page_is_one_file_that_trusts_nothing(found, tmp_path):
 
 
 def test_the_words_say_what_to_leave_out(found):
-    text = in_words(found)
+    text = review_text(found)
     assert "8 train, 2 test" in text
     assert "alike by picture, test and train: 1 pairs" in text
     assert "to leave out: 1 leaks, 1 duplicates" in text
