@@ -25,8 +25,8 @@ from pipelines.models.checkpoints import TrainingInfo, find_checkpoint, read_inf
 from pipelines.progress import OnProgress, watched_board
 from pipelines.tracking.runs import RunRef, log_dataset, open_run, tracked
 
-SCORES_FILE = "scores.json"
-FEATURES_FILE = "features.npz"
+_SCORES_FILE = "scores.json"
+_FEATURES_FILE = "features.npz"
 
 
 @dataclass(frozen=True)
@@ -110,13 +110,13 @@ def evaluate(
             num_windows=config.num_windows,
             found=score(features, config),
         )
-        write_json(output / SCORES_FILE, scores.to_json())
-        np.savez(output / FEATURES_FILE, allow_pickle=False, **features.arrays())
+        write_json(output / _SCORES_FILE, scores.to_json())
+        np.savez(output / _FEATURES_FILE, allow_pickle=False, **features.arrays())
         client = run.client()
         for name, value in scores.found.accuracies().items():
             client.log_metric(run.run_id, f"evaluation/{name}", value)
-        client.log_artifact(run.run_id, str(output / SCORES_FILE))
-    return Evaluation(scores, features, run, output / SCORES_FILE)
+        client.log_artifact(run.run_id, str(output / _SCORES_FILE))
+    return Evaluation(scores, features, run, output / _SCORES_FILE)
 
 
 def _extract(checkpoint: Path, config: EvaluateConfig, on_progress: OnProgress) -> Features:

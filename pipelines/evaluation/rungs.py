@@ -124,7 +124,7 @@ class KnnScorer:
         return {f"health/{modality}/knn": value for modality, value in scores.items()}
 
 
-RUNGS_FILE = "rungs.json"
+_RUNGS_FILE = "rungs.json"
 
 
 @dataclass(frozen=True)
@@ -146,10 +146,10 @@ class Rung:
 def add_rung(folder: Path, rung: Rung) -> None:
     """Writes down scores; a rung that is measured again replaces itself and all after it."""
     kept = [asdict(other) for other in read_rungs(folder) if other.rung < rung.rung]
-    write_json(folder / RUNGS_FILE, [*kept, asdict(rung)])
+    write_json(folder / _RUNGS_FILE, [*kept, asdict(rung)])
 
 
 def read_rungs(folder: Path) -> tuple[Rung, ...]:
     """The scores of a trial so far."""
-    file = folder / RUNGS_FILE
+    file = folder / _RUNGS_FILE
     return tuple(Rung(**rung) for rung in json.loads(file.read_text())) if file.exists() else ()

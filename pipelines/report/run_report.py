@@ -34,18 +34,18 @@ from pipelines.report.run_pictures import Pictures, Thumbnails
 from pipelines.tracking.runs import (
     RunRef,
     code_version,
-    kept_settings,
     metric_histories,
+    settings_without_password,
     warnings_of,
 )
 from pipelines.training.pretrain import PretrainResult
 
 Array = NDArray[Any]
-NUM_CLIPS = 4
+_NUM_CLIPS = 4
 """Clips shown as reconstructions and with attention."""
-NUM_QUERIES = 4
-NUM_NEIGHBORS = 5
-NUM_REJECTS = 50
+_NUM_QUERIES = 4
+_NUM_NEIGHBORS = 5
+_NUM_REJECTS = 50
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _ingest_counts(summary: IngestSummary, dataset: ClipDataset) -> report_data.
         reason_meanings=REASONS,
         examples=[
             report_data.Reject(row["source"], row["reason"], row["message"])
-            for row in dataset.rejects(NUM_REJECTS)
+            for row in dataset.rejects(_NUM_REJECTS)
         ],
     )
 
@@ -166,7 +166,7 @@ def _shown_clips(features: Features) -> list[int]:
     for clip in candidates.tolist():
         first_of_class.setdefault(int(features.labels[clip]), clip)
     rest = [clip for clip in candidates.tolist() if clip not in first_of_class.values()]
-    return [*first_of_class.values(), *rest][:NUM_CLIPS]
+    return [*first_of_class.values(), *rest][:_NUM_CLIPS]
 
 
 def _maps(features: Features) -> list[EmbeddingMap]:
@@ -185,10 +185,10 @@ def _retrievals(
 ) -> list[report_data.Retrieval]:
     """Sounds that look for pictures, and the reverse, by the outputs of the teachers' heads."""
     clips = features.retrieval_clips
-    if len(clips) <= NUM_NEIGHBORS:
+    if len(clips) <= _NUM_NEIGHBORS:
         return []
     video, audio = (_directions(features.retrieval[f"{m}/trained"]) for m in MODALITIES)
-    queries = np.linspace(0, len(clips) - 1, NUM_QUERIES).astype(int)
+    queries = np.linspace(0, len(clips) - 1, _NUM_QUERIES).astype(int)
     similarity = {"audio_to_video": audio @ video.T, "video_to_audio": video @ audio.T}
     thumbnails = Thumbnails(dataset, config, features)
     retrievals = []
@@ -199,7 +199,7 @@ def _retrievals(
     for direction in directions:
         asked, found = direction.split("_to_")
         for query in queries.tolist():
-            nearest = np.argsort(-similarity[direction][query], kind="stable")[:NUM_NEIGHBORS]
+            nearest = np.argsort(-similarity[direction][query], kind="stable")[:_NUM_NEIGHBORS]
             retrievals.append(
                 report_data.Retrieval(
                     direction=direction,
@@ -224,7 +224,7 @@ def _directions(matrix: Array) -> Array:
 
 
 def _settings(config: RunConfig) -> str:
-    return yaml.safe_dump(kept_settings(config), sort_keys=False, width=100)
+    return yaml.safe_dump(settings_without_password(config), sort_keys=False, width=100)
 
 
 def _provenance(record: RunRecord) -> dict[str, str]:

@@ -17,7 +17,7 @@ from pipelines.config.base import JobConfig
 from pipelines.config.dotted import flat
 from pipelines.errors import Stopped, UserError
 from pipelines.redaction import one_line, redacted
-from pipelines.tracking.server import SQLITE, patiently, tracking_uri
+from pipelines.tracking.server import SQLITE, retry_while_away, tracking_uri
 
 # isort: split
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param
@@ -26,9 +26,9 @@ from mlflow.tracking import MlflowClient
 
 logger = logging.getLogger(__name__)
 
-OPEN_PATIENCE_SECONDS = 30.0
+_OPEN_PATIENCE_SECONDS = 30.0
 """How long a job that begins waits for MLflow, which answered a moment ago (`check_tracking`)."""
-WORK_PATIENCE_SECONDS = 300.0
+_WORK_PATIENCE_SECONDS = 300.0
 """How long work that is under way waits, as a trial of a sweep that begins."""
 WARNING_TAG = "xkd.warning."
 """Start of the tags under which a run keeps what its user must know."""
@@ -47,7 +47,7 @@ class RunRef:
         return MlflowClient(self.uri)
 
 
-def kept_settings(config: JobConfig) -> dict[str, Any]:
+def settings_without_password(config: JobConfig) -> dict[str, Any]:
     """All settings as JSON for files that others may read: without the server's password."""
     values = config.model_dump(mode="json")
     if values["tracking"]["uri"]:
@@ -70,22 +70,24 @@ def open_run(
     if uri.startswith(SQLITE):
         Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
     client = MlflowClient(uri)
-    patience = WORK_PATIENCE_SECONDS if parent is not None else OPEN_PATIENCE_SECONDS
-    if run_id and (experiment_id := patiently(uri, patience, lambda: _reopened(client, run_id))):
-        return RunRef(uri, experiment_id, run_id)
-    experiment_id = (
-        parent.experiment_id
-        if parent is not None
-        else patiently(uri, patience, lambda: _experiment(client, config.tracking.experiment, uri))
-    )
+    patience = _WORK_PATIENCE_SECONDS if parent is not None else _OPEN_PATIENCE_SECONDS
+    if run_id:
+        found = retry_while_away(uri, patience, lambda: _reopened(client, run_id))
+        if found is not None:
+            return RunRef(uri, found, run_id)
+    if parent is not None:
+        experiment_id = parent.experiment_id
+    else:
+        wanted = config.tracking.experiment
+        experiment_id = retry_while_away(uri, patience, lambda: _experiment(client, wanted, uri))
     tags = {"xkd.job": job, "xkd.code_version": code_version()}
     if parent is not None:
         tags["mlflow.parentRunId"] = parent.run_id
-    run = patiently(
+    run = retry_while_away(
         uri, patience, lambda: client.create_run(experiment_id, run_name=name, tags=tags)
     )
     reference = RunRef(uri, experiment_id, run.info.run_id)
-    patiently(uri, patience, lambda: _log_settings(client, reference.run_id, config))
+    retry_while_away(uri, patience, lambda: _log_settings(client, reference.run_id, config))
     return reference
 
 
@@ -123,7 +125,7 @@ def _reopened(client: MlflowClient, run_id: str) -> str | None:
 
 
 def _log_settings(client: MlflowClient, run_id: str, config: JobConfig) -> None:
-    values = kept_settings(config)
+    values = settings_without_password(config)
     client.log_dict(run_id, values, "config.json")
     parameters = [Param(key, str(value)[:500]) for key, value in flat(values).items()]
     client.log_batch(run_id, params=parameters)
@@ -211,4 +213,4 @@ def log_dataset(run: RunRef, *, dataset_id: str, path: str, num_clips: int, cont
         client.set_tag(run.run_id, f"xkd.dataset.{context}", dataset_id)
         client.log_inputs(run.run_id, [DatasetInput(dataset, [tag])])
 
-    patiently(run.uri, WORK_PATIENCE_SECONDS, log)
+    retry_while_away(run.uri, _WORK_PATIENCE_SECONDS, log)

@@ -39,10 +39,10 @@ for handler in logging.getLogger("mlflow").handlers:
     handler.addFilter(_without_password)  # its monitor warns of a server with the whole URI
 
 SQLITE = "sqlite:///"
-SQLITE_HEADER = b"SQLite format 3\x00"
+_SQLITE_HEADER = b"SQLite format 3\x00"
 RETRY_SECONDS = 2.0
-MAX_RETRY_SECONDS = 30.0
-CONNECT_SECONDS = 5.0
+_MAX_RETRY_SECONDS = 30.0
+_CONNECT_SECONDS = 5.0
 
 
 def tracking_uri(config: TrackingConfig) -> str:
@@ -93,12 +93,12 @@ def _check_sqlite(file: Path) -> None:
 def _is_database(file: Path) -> bool:
     """Whether it begins as one, or is empty as one may be at first."""
     with file.open("rb") as content:
-        return content.read(len(SQLITE_HEADER)) in (b"", SQLITE_HEADER)
+        return content.read(len(_SQLITE_HEADER)) in (b"", _SQLITE_HEADER)
 
 
 def _check_server(uri: str, host: str, port: int) -> None:
     try:
-        socket.create_connection((host, port), CONNECT_SECONDS).close()
+        socket.create_connection((host, port), _CONNECT_SECONDS).close()
         MlflowClient(uri).search_experiments(max_results=1)
     except (OSError, MlflowException) as error:
         raise UserError(
@@ -106,7 +106,7 @@ def _check_server(uri: str, host: str, port: int) -> None:
         ) from error
 
 
-def patiently(uri: str, patience_seconds: float, act: Callable[[], T]) -> T:
+def retry_while_away(uri: str, patience_seconds: float, act: Callable[[], T]) -> T:
     """Does something at MLflow, which may be tried again while it is away.
 
     Raises:
@@ -122,7 +122,7 @@ def patiently(uri: str, patience_seconds: float, act: Callable[[], T]) -> T:
                 raise JobFailed(f"MLflow ({redacted(uri)}) fails: {one_line(error)}") from error
             logger.warning("MLflow does not answer, trying again: %s", one_line(error))
         time.sleep(pause)
-        pause = min(2 * pause, MAX_RETRY_SECONDS)
+        pause = min(2 * pause, _MAX_RETRY_SECONDS)
 
 
 def _is_away(error: Exception) -> bool:

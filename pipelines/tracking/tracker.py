@@ -30,9 +30,9 @@ logger = logging.getLogger(__name__)
 
 UNSENT_FILE = "unsent_metrics.jsonl"
 """In a run's folder, what its tracker could not send."""
-MAX_BATCH = 1000
+_MAX_BATCH = 1000
 """Metrics that MLflow takes at once."""
-MAX_TAG_CHARACTERS = 5000
+_MAX_TAG_CHARACTERS = 5000
 
 
 class Tracker:
@@ -80,7 +80,7 @@ class Tracker:
 
     def tag(self, name: str, value: str) -> None:
         """Queues a tag of the run."""
-        self._add(_Record([], [RunTag(name, value[:MAX_TAG_CHARACTERS])]))
+        self._add(_Record([], [RunTag(name, value[:_MAX_TAG_CHARACTERS])]))
 
     def unsent(self) -> list[dict[str, Any]]:
         """Metrics and tags that MLflow may not have yet."""
@@ -137,8 +137,8 @@ class Tracker:
 
     def _sent(self, client: MlflowClient, record: "_Record") -> bool:
         try:
-            for first in range(0, max(len(record.metrics), 1), MAX_BATCH):
-                metrics = record.metrics[first : first + MAX_BATCH]
+            for first in range(0, max(len(record.metrics), 1), _MAX_BATCH):
+                metrics = record.metrics[first : first + _MAX_BATCH]
                 client.log_batch(self._run.run_id, metrics=metrics, tags=record.tags)
         except (MlflowException, OSError) as error:
             logger.warning("MLflow does not take metrics, trying again: %s", one_line(error))

@@ -81,7 +81,7 @@ def test_the_start_of_a_part_waits_for_mlflow(tmp_path, monkeypatch, method):
 def test_mlflow_that_stays_away_is_one_line(tmp_path, monkeypatch):
     whole = run_at(tmp_path)
     failing_first(monkeypatch, "create_run", *[NO_ANSWER] * 1000)
-    monkeypatch.setattr(runs, "WORK_PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(runs, "_WORK_PATIENCE_SECONDS", 0.3)
     with pytest.raises(JobFailed) as failed:
         run_at(tmp_path, parent=whole)
     assert "\n" not in str(failed.value)
