@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 from pipelines.config.ingest import IngestConfig
 from pipelines.errors import JobFailed
 from pipelines.tracking import runs, server
-from pipelines.tracking.runs import log_dataset, metric_histories, open_run
+from pipelines.tracking.runs import RunRef, log_dataset, metric_histories, open_run
 from pipelines.tracking.tracker import Tracker
 from tests.helpers.tracking import run_at
 
@@ -98,3 +98,12 @@ def test_a_step_that_is_done_again_counts_once_with_its_later_value(tmp_path):
         time.sleep(0.002)  # MLflow's clock counts milliseconds
     expected = ([0, 1, 2, 3], [0.5, 0.5, 0.25, 0.25])
     assert metric_histories(run) == {"time/clips_per_second": expected}
+
+
+def test_a_run_in_a_file_has_a_page_and_a_command_that_serves_it(tmp_path):
+    run = run_at(tmp_path)
+    ending = f"/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+    assert run.page() == f"http://127.0.0.1:5000{ending}"
+    assert run.server_command().endswith(f"mlflow ui --backend-store-uri {run.uri}")
+    remote = RunRef("https://host/mlflow/", run.experiment_id, run.run_id)
+    assert (remote.page(), remote.server_command()) == (f"https://host/mlflow{ending}", "")
