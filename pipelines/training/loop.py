@@ -23,9 +23,9 @@ from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256
 from pipelines.errors import UserError
 from pipelines.evaluation.rungs import KnnScorer, RungScorer
-from pipelines.models.checkpoints import UNSENT_FILE, TrainingInfo, read_info, read_unsent
+from pipelines.models.checkpoints import TrainingInfo, read_info, read_unsent
 from pipelines.tracking.runs import RunRef, code_version
-from pipelines.tracking.tracker import Tracker
+from pipelines.tracking.tracker import UNSENT_FILE, Tracker
 from pipelines.training.checkpoint_writer import Saver, Signals
 from pipelines.training.feed import Feed, make_feed
 from pipelines.training.finite_watch import FiniteWatch
