@@ -26,13 +26,14 @@ from pipelines.models.checkpoints import (
     read_info,
 )
 from pipelines.tracking.run_folder import RunFolder
-from pipelines.training.loop import make_feed
+from pipelines.training.feed import make_feed
 
 ORDER = "a checkpoint's step is a place in the order of clips"
 SAME_WHEN_RESUMED = {
     "batch_size": ORDER,
     "seed": ORDER,
     "epoch_unit": ORDER,
+    "num_lanes": ORDER,
     "splits": ORDER,
     "shuffle_window": ORDER,
     "optimizer.decay_tokens_and_positions": "what the optimizer remembers is kept by these groups",
@@ -40,8 +41,8 @@ SAME_WHEN_RESUMED = {
 """Settings that a training shares with the checkpoint of another that it begins from, and why; so
 does it the networks and the clips. All else may differ."""
 
-EARLIER_EPOCH_UNIT = "segment"
-"""Of trainings from before the setting was there; its default is another one."""
+EARLIER_SETTINGS = {"epoch_unit": "segment", "num_lanes": 1}
+"""How trainings from before these settings ordered their clips; the defaults are others."""
 
 
 def check_pretrain(config: PretrainConfig) -> list[str]:
@@ -114,7 +115,7 @@ def checkpoint_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[st
             check_dataset(own, config.dataset, dataset.dataset_id)
             info = read_info(own)
             excluded = _exclude_mistakes(config, info.exclude_sha256)
-            return excluded + _unit_mistakes(config, own, info) + _unheeded_resume(config, own)
+            return excluded + _order_mistakes(config, own, info) + _unheeded_resume(config, own)
         if config.resume is not None:
             resumed = find_checkpoint(config.resume)
             check_dataset(resumed, config.dataset, dataset.dataset_id)
@@ -124,14 +125,16 @@ def checkpoint_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[st
     return []
 
 
-def _unit_mistakes(config: PretrainConfig, own: Path, info: TrainingInfo) -> list[str]:
+def _order_mistakes(config: PretrainConfig, own: Path, info: TrainingInfo) -> list[str]:
     """Why a run cannot go on from its own checkpoint, also where its `run.json` is lost."""
-    there = _with_epoch_unit(info.config)["epoch_unit"]
-    if there == config.epoch_unit or _run_file(config):  # the file of the run says it
+    if _run_file(config):  # which says it with all else that changed
         return []
+    there = EARLIER_SETTINGS | info.config
     return [
-        f"epoch_unit ({config.epoch_unit}) must be {there}, as in checkpoint {own}: {ORDER}. Take "
-        f"epoch_unit={there} or another name"
+        f"{name} ({getattr(config, name)}) must be {there[name]}, as in checkpoint {own}: {ORDER}. "
+        f"Take {name}={there[name]} or another name"
+        for name in EARLIER_SETTINGS
+        if there[name] != getattr(config, name)
     ]
 
 
@@ -151,8 +154,7 @@ def _resume_mistakes(config: PretrainConfig, dataset: ClipDataset, info: Trainin
     """Why a training cannot begin from a checkpoint of another one."""
     what = f"resume ({config.resume})"
     # With the defaults of settings that its version did not have yet.
-    earlier = _with_epoch_unit(info.config)
-    there = PretrainConfig.model_validate(earlier).model_dump(mode="json")
+    there = PretrainConfig.model_validate(EARLIER_SETTINGS | info.config).model_dump(mode="json")
     here = config.model_dump(mode="json")
     mistakes = [
         f"{what} has another model: {text}"
@@ -186,7 +188,7 @@ def run_mistakes(config: PretrainConfig) -> list[str]:
     there = _run_file(config)
     if not there:
         return []
-    began_with = _with_epoch_unit(there["config"])
+    began_with = EARLIER_SETTINGS | there["config"]
     changes = changed_settings(PretrainConfig, began_with, config.model_dump(mode="json"))
     if not changes:
         return _exclude_mistakes(config, there.get(EXCLUDE_SHA256))
@@ -213,11 +215,6 @@ def _exclude_mistakes(config: PretrainConfig, began_with: str | None) -> list[st
         f"exclude ({config.exclude}) names other clips than when the run {config.name} began. "
         "Take another name or the same list"
     ]
-
-
-def _with_epoch_unit(there: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a training, which may be older than `epoch_unit`."""
-    return {"epoch_unit": EARLIER_EPOCH_UNIT, **there}
 
 
 def worker_resources(
