@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from pipelines.config.base import settings_without_password
 from pipelines.config.describe import may_change
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.pretrain import PretrainConfig
@@ -38,7 +39,7 @@ from pipelines.sweep.sweep import SweepResult, sweep
 from pipelines.sweep.trial_files import Trial
 from pipelines.sweep.winner import best_values, write_winner
 from pipelines.tracking.run_folder import RunFolder
-from pipelines.tracking.runs import RunRef, kept_settings, tracked
+from pipelines.tracking.runs import RunRef, tracked
 from ray_jobs.cli.checks import (
     check_gpus,
     environment_mistakes,
@@ -130,7 +131,7 @@ def work(config: SweepConfig) -> None:
 def _sweep_run(config: SweepConfig, folder: RunFolder) -> RunRef:
     # An earlier version did not keep them: then those of now count from here on.
     clips = folder.began_with.get(DATASET_IDS) or dataset_ids(config)
-    keep = {"config": kept_settings(config), DATASET_IDS: clips}
+    keep = {"config": settings_without_password(config), DATASET_IDS: clips}
     return folder.open_run(config, "sweep", config.name, keep=keep)
 
 

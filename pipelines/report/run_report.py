@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from pipelines.config.base import settings_without_password
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.run import RunConfig
 from pipelines.dataset.clip_dataset import ClipDataset
@@ -30,13 +31,7 @@ from pipelines.report import run_data as report_data
 from pipelines.report.embedding_map import EmbeddingMap, map_embeddings
 from pipelines.report.run_page import write_report
 from pipelines.report.run_pictures import Pictures, Thumbnails
-from pipelines.tracking.runs import (
-    RunRef,
-    code_version,
-    kept_settings,
-    metric_histories,
-    warnings_of,
-)
+from pipelines.tracking.runs import RunRef, code_version, metric_histories, warnings_of
 from pipelines.training.pretrain import PretrainResult
 
 Array = NDArray[Any]
@@ -221,7 +216,7 @@ def _directions(matrix: Array) -> Array:
 
 
 def _settings(config: RunConfig) -> str:
-    return yaml.safe_dump(kept_settings(config), sort_keys=False, width=100)
+    return yaml.safe_dump(settings_without_password(config), sort_keys=False, width=100)
 
 
 def _provenance(record: RunRecord) -> dict[str, str]:

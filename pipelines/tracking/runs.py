@@ -11,12 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from pipelines.config.base import JobConfig
+from pipelines.config.base import JobConfig, settings_without_password
 from pipelines.config.dotted import flat
 from pipelines.errors import Stopped, UserError
-from pipelines.redaction import one_line, redacted
+from pipelines.redaction import one_line
 from pipelines.tracking.server import SQLITE, patiently, tracking_uri
 
 # isort: split
@@ -45,14 +44,6 @@ class RunRef:
     def client(self) -> MlflowClient:
         """A client for the run's server."""
         return MlflowClient(self.uri)
-
-
-def kept_settings(config: JobConfig) -> dict[str, Any]:
-    """All settings as JSON for files that others may read: without the server's password."""
-    values = config.model_dump(mode="json")
-    if values["tracking"]["uri"]:
-        values["tracking"]["uri"] = redacted(values["tracking"]["uri"])
-    return values
 
 
 def open_run(
@@ -123,7 +114,7 @@ def _reopened(client: MlflowClient, run_id: str) -> str | None:
 
 
 def _log_settings(client: MlflowClient, run_id: str, config: JobConfig) -> None:
-    values = kept_settings(config)
+    values = settings_without_password(config)
     client.log_dict(run_id, values, "config.json")
     parameters = [Param(key, str(value)[:500]) for key, value in flat(values).items()]
     client.log_batch(run_id, params=parameters)

@@ -17,6 +17,7 @@ import torch
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.training.feed import make_feed
+from ray_jobs.cli.settings import load_settings
 from xkd_core.health import CollapseWatch, measure_health
 from xkd_core.losses import initial_centers
 from xkd_core.optim import build_optimizer

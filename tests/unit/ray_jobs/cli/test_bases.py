@@ -10,7 +10,10 @@ from pipelines.config.sweep import SweepConfig
 from pipelines.errors import UserError
 from ray_jobs.cli.settings import load_settings
 
-RECIPE = "epochs: 40\nbatch_size: 8\nsplits: [a, b]\nmodel: {encoder: {width: 96, depth: 3, num_heads: 3}}\n"
+RECIPE = (
+    "epochs: 40\nbatch_size: 8\nsplits: [a, b]\n"
+    "model: {encoder: {width: 96, depth: 3, num_heads: 3}}\n"
+)
 
 
 def write(folder: Path, **files: str) -> None:
