@@ -16,6 +16,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from pipelines.config.base import settings_without_password
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.run import RunConfig
 from pipelines.dataset.clip_dataset import ClipDataset
@@ -31,13 +32,7 @@ from pipelines.report import run_data as report_data
 from pipelines.report.embedding_map import EmbeddingMap, map_embeddings
 from pipelines.report.run_page import write_report
 from pipelines.report.run_pictures import Pictures, Thumbnails
-from pipelines.tracking.runs import (
-    RunRef,
-    code_version,
-    metric_histories,
-    settings_without_password,
-    warnings_of,
-)
+from pipelines.tracking.runs import RunRef, code_version, metric_histories, warnings_of
 from pipelines.training.pretrain import PretrainResult
 from xkd_core.encoders import MODALITIES
 

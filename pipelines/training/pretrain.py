@@ -21,6 +21,7 @@ import ray
 from ray import train
 from ray.train.torch import TorchTrainer
 
+from pipelines.config.base import settings_without_password
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256
@@ -30,7 +31,7 @@ from pipelines.models.checkpoints import find_checkpoint, read_info
 from pipelines.progress import OnProgress, watched_board
 from pipelines.redaction import redacted
 from pipelines.tracking.run_folder import RunFolder
-from pipelines.tracking.runs import RunRef, log_dataset, settings_without_password, tracked
+from pipelines.tracking.runs import RunRef, log_dataset, tracked
 from pipelines.tracking.tracker import UNSENT_FILE
 from pipelines.training.checks import (
     checkpoint_mistakes,
