@@ -57,7 +57,7 @@ def build_state(config: PretrainConfig) -> TrainState:
 
 def _wrapped(model: XKD, config: PretrainConfig) -> torch.nn.Module:
     if config.parallelism == "ddp":
-        # Centres are no buffers: DDP has nothing to broadcast.
+        # Centers are no buffers: DDP has nothing to broadcast.
         wrapped: torch.nn.Module = prepare_model(
             model, parallel_strategy_kwargs={"broadcast_buffers": False}
         )
@@ -68,7 +68,7 @@ def _wrapped(model: XKD, config: PretrainConfig) -> torch.nn.Module:
 
 
 def saved_tensors(state: TrainState) -> dict[str, Tensor]:
-    """The networks' tensors and the centres, as they are and perhaps sharded."""
+    """The networks' tensors and the centers, as they are and perhaps sharded."""
     centers = {VIDEO_CENTER: state.centers.video, AUDIO_CENTER: state.centers.audio}
     return {**model_tensors(state.model), **centers}
 
