@@ -15,11 +15,11 @@ from pipelines.sweep.search import num_trials
 from pipelines.sweep.space import edge_cases, settings_of
 from pipelines.sweep.trial_files import Trial
 from pipelines.tracking.run_folder import RunFolder
-from pipelines.training.checks import EARLIER_EPOCH_UNIT, check_pretrain
+from pipelines.training.checks import EARLIER_SETTINGS, check_pretrain
 from xkd_core.config import MethodConfig
 from xkd_core.health import MIN_CLIPS
 
-OF_CLIPS = ("exclude", "splits", "model.video", "model.audio")
+_OF_CLIPS = ("exclude", "splits", "model.video", "model.audio")
 """Settings that clips must fit, options in a space too; also the whole section `model`."""
 DATASET_IDS = "dataset_ids"
 """Under this name a sweep keeps the clips that it began with, see `dataset_ids`."""
@@ -27,7 +27,7 @@ DATASET_IDS = "dataset_ids"
 
 TRIAL_BYTES = 400_000_000
 """Memory of a trial's driver, beside its workers."""
-MANY = 1_000_000
+_UNKNOWN_MEMORY_TRIALS = 1_000_000
 """Trials that a node is taken to have memory for where that is not known."""
 
 
@@ -69,7 +69,7 @@ def _option_mistakes(config: SweepConfig, folder: Path, of_all: Sequence[str]) -
     found = []
     for key, value, values in edge_cases(config.space):
         names = settings_of(config.space, {key: value})
-        if not any(name == "model" or name.startswith(OF_CLIPS) for name in names):
+        if not any(name == "model" or name.startswith(_OF_CLIPS) for name in names):
             continue
         option = trial_config(config, folder, Trial(0, values)).model_copy(update={"name": "base"})
         mistakes = check_pretrain(option)
@@ -91,8 +91,7 @@ def _rates_mistake(scoring_dataset: str, method: MethodConfig) -> str | None:
 
 def _settings_mistakes(config: SweepConfig, began_with: Mapping[str, Any]) -> list[str]:
     """Why a sweep cannot go on with these settings."""
-    pretrain = {"epoch_unit": EARLIER_EPOCH_UNIT, **began_with["pretrain"]}
-    there = {**began_with, "pretrain": pretrain}
+    there = {**began_with, "pretrain": EARLIER_SETTINGS | began_with["pretrain"]}
     changes = changed_settings(SweepConfig, there, config.model_dump(mode="json"))
     if not changes:
         return []
@@ -181,7 +180,7 @@ def trials_at_once(config: SweepConfig, nodes: Iterable[Mapping[str, float]]) ->
         )
         for node in nodes
     )
-    memory = [node.get("memory", TRIAL_BYTES * MANY) for node in nodes]
+    memory = [node.get("memory", TRIAL_BYTES * _UNKNOWN_MEMORY_TRIALS) for node in nodes]
     drivers = sum(int(amount // TRIAL_BYTES) for amount in memory)
     fit = min(places // workers, drivers)
     is_memory_short = drivers < places // workers

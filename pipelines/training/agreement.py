@@ -24,7 +24,7 @@ class Agreement:
         self._coming: tuple[torch.Tensor, distributed.Work] | None = None
 
     def exchange(self, values: Sequence[int]) -> list[int]:
-        """Sends this step's values and returns the last step's result; a single worker's, this step's."""
+        """Sends values and returns the result of the last step, or of this one if alone."""
         if not self._is_shared:
             return list(values)
         before, self._coming = self._coming, self._begin(values)

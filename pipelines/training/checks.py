@@ -5,7 +5,6 @@ different training are refused here, before any worker starts.
 """
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from pipelines.models.checkpoints import (
     read_info,
 )
 from pipelines.tracking.run_folder import RunFolder
-from pipelines.training.loop import make_feed
+from pipelines.training.feed import make_feed
 from xkd_core.encoders import MODALITIES
 
 _ORDER = "a checkpoint's step is a position in the order of clips"
@@ -33,6 +32,7 @@ _SAME_WHEN_RESUMED = {
     "batch_size": _ORDER,
     "seed": _ORDER,
     "epoch_unit": _ORDER,
+    "num_lanes": _ORDER,
     "splits": _ORDER,
     "shuffle_window": _ORDER,
     "optimizer.decay_tokens_and_positions": "what the optimizer remembers is kept by these groups",
@@ -40,8 +40,8 @@ _SAME_WHEN_RESUMED = {
 """Settings that must equal those of the checkpoint that `resume` names, and the reasons. The model
 and the clips must be the same too; other settings may differ."""
 
-EARLIER_EPOCH_UNIT = "segment"
-"""Value for trainings older than the setting, whose default is different."""
+EARLIER_SETTINGS = {"epoch_unit": "segment", "num_lanes": 1}
+"""Values for trainings older than these settings, whose defaults are different."""
 
 
 def check_pretrain(config: PretrainConfig) -> list[str]:
@@ -86,7 +86,7 @@ def _dataset_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[str]
 def _names_a_clip(exclude: str, dataset: ClipDataset) -> bool:
     """Whether a list is empty or names clips of this dataset, as a list of leaks must."""
     ids = read_clip_ids(exclude)
-    return not ids or not ids.isdisjoint(dataset.index.clip_id.tolist())
+    return not ids or bool(dataset.index.clip_id.isin(ids).any())
 
 
 def knn_mistakes(config: PretrainConfig, trained_on: ClipDataset) -> list[str]:
@@ -114,7 +114,7 @@ def checkpoint_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[st
             check_dataset(own, config.dataset, dataset.dataset_id)
             info = read_info(own)
             excluded = _exclude_mistakes(config, info.exclude_sha256)
-            return excluded + _unit_mistakes(config, own, info) + _unheeded_resume(config, own)
+            return excluded + _order_mistakes(config, own, info) + _unheeded_resume(config, own)
         if config.resume is not None:
             resumed = find_checkpoint(config.resume)
             check_dataset(resumed, config.dataset, dataset.dataset_id)
@@ -124,14 +124,16 @@ def checkpoint_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[st
     return []
 
 
-def _unit_mistakes(config: PretrainConfig, own: Path, info: TrainingInfo) -> list[str]:
-    """Returns why a run cannot resume its own checkpoint; needed if `run.json` is lost."""
-    there = _with_epoch_unit(info.config)["epoch_unit"]
-    if there == config.epoch_unit or _run_file(config):  # the file of the run says it
+def _order_mistakes(config: PretrainConfig, own: Path, info: TrainingInfo) -> list[str]:
+    """Returns why a run cannot resume its own checkpoint, also if its `run.json` is lost."""
+    if _run_file(config):  # reported with all other changes
         return []
+    there = EARLIER_SETTINGS | info.config
     return [
-        f"epoch_unit ({config.epoch_unit}) must be {there}, as in checkpoint {own}: {_ORDER}. Take "
-        f"epoch_unit={there} or another name"
+        f"{name} ({getattr(config, name)}) must be {there[name]}, as in checkpoint {own}: "
+        f"{_ORDER}. Take {name}={there[name]} or another name"
+        for name in EARLIER_SETTINGS
+        if there[name] != getattr(config, name)
     ]
 
 
@@ -150,9 +152,8 @@ def _unheeded_resume(config: PretrainConfig, own: Path) -> list[str]:
 def _resume_mistakes(config: PretrainConfig, dataset: ClipDataset, info: TrainingInfo) -> list[str]:
     """Returns why a training cannot start from the checkpoint of another one."""
     what = f"resume ({config.resume})"
-    # Settings that its version did not have get their defaults.
-    earlier = _with_epoch_unit(info.config)
-    there = PretrainConfig.model_validate(earlier).model_dump(mode="json")
+    # Other settings that its version did not have get their defaults.
+    there = PretrainConfig.model_validate(EARLIER_SETTINGS | info.config).model_dump(mode="json")
     here = config.model_dump(mode="json")
     mistakes = [
         f"{what} has another model: {text}"
@@ -186,7 +187,7 @@ def run_mistakes(config: PretrainConfig) -> list[str]:
     there = _run_file(config)
     if not there:
         return []
-    began_with = _with_epoch_unit(there["config"])
+    began_with = EARLIER_SETTINGS | there["config"]
     changes = changed_settings(PretrainConfig, began_with, config.model_dump(mode="json"))
     if not changes:
         return _exclude_mistakes(config, there.get(EXCLUDE_SHA256))
@@ -213,8 +214,3 @@ def _exclude_mistakes(config: PretrainConfig, began_with: str | None) -> list[st
         f"exclude ({config.exclude}) names other clips than when the run {config.name} began. "
         "Take another name or the same list"
     ]
-
-
-def _with_epoch_unit(there: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings of a training that may be older than `epoch_unit`."""
-    return {"epoch_unit": EARLIER_EPOCH_UNIT, **there}

@@ -19,16 +19,17 @@ from torch import Tensor
 
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
-from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256, read_clip_ids
+from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256
 from pipelines.errors import UserError
 from pipelines.evaluation.rungs import KnnScorer, RungScorer
-from pipelines.models.checkpoints import UNSENT_FILE, TrainingInfo, read_info, read_unsent
+from pipelines.models.checkpoints import TrainingInfo, read_info, read_unsent
 from pipelines.tracking.runs import RunRef, code_version
-from pipelines.tracking.tracker import Tracker
+from pipelines.tracking.tracker import UNSENT_FILE, Tracker
 from pipelines.training.checkpoint_writer import Saver, Signals
-from pipelines.training.feed import Feed, FeedBatch
+from pipelines.training.feed import Feed, make_feed
 from pipelines.training.finite_watch import FiniteWatch
 from pipelines.training.outcome import TrainOutcome
+from pipelines.training.read_ahead import FeedBatch
 from pipelines.training.records import StepLog, reduce_metrics
 from pipelines.training.state import (
     autocast_dtype,
@@ -44,25 +45,6 @@ from xkd_core.train_step import TrainState, non_finite, train_step
 from xkd_core.views.log_mel import LogMel
 from xkd_core.views.parameters import draw_view_parameters
 from xkd_core.views.views import Views, make_views
-
-
-def make_feed(config: PretrainConfig, dataset: ClipDataset, *, rank: int, world_size: int) -> Feed:
-    """The feed of one worker."""
-    return Feed(
-        dataset,
-        splits=config.splits,
-        batch_size=config.batch_size,
-        rank=rank,
-        world_size=world_size,
-        seed=config.seed,
-        shuffle_window=config.shuffle_window,
-        num_frames=config.model.video.num_frames,
-        frame_rate=config.model.video.frame_rate,
-        num_samples=config.model.audio.num_samples,
-        sample_rate=config.model.audio.sample_rate,
-        epoch_unit=config.epoch_unit,
-        exclude=read_clip_ids(config.exclude) if config.exclude else (),
-    )
 
 
 def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:

@@ -20,16 +20,18 @@ import ray
 from ray import train
 from ray.train.torch import TorchTrainer
 
+from pipelines.config.base import settings_without_password
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256
 from pipelines.errors import JobFailed, UserError
 from pipelines.evaluation.rungs import RungPlan
-from pipelines.models.checkpoints import UNSENT_FILE, find_checkpoint, read_info
+from pipelines.models.checkpoints import find_checkpoint, read_info
 from pipelines.progress import OnProgress, watched_board
 from pipelines.redaction import redacted
 from pipelines.tracking.run_folder import RunFolder
-from pipelines.tracking.runs import RunRef, kept_settings, log_dataset, tracked
+from pipelines.tracking.runs import RunRef, log_dataset, tracked
+from pipelines.tracking.tracker import UNSENT_FILE
 from pipelines.training.checks import (
     checkpoint_mistakes,
     knn_mistakes,
@@ -109,7 +111,8 @@ def pretrain(
             )
             with watched_board(on_progress) as board:
                 values = {
-                    "config": kept_settings(config),  # goes into checkpoints; `run` has the server
+                    # Goes into checkpoints; `run` has the server.
+                    "config": settings_without_password(config),
                     EXCLUDE_SHA256: clip_ids_sha256(config.exclude),
                     "run": asdict(run),
                     "board": board,
@@ -178,7 +181,10 @@ def _open_run(config: PretrainConfig, folder: RunFolder, parent: RunRef | None) 
         checkpoint = find_checkpoint(config.resume)
         if checkpoint.parent == folder.path:  # metrics do not go to another training's run
             run_id = read_info(checkpoint).run_id
-    keep = {"config": kept_settings(config), EXCLUDE_SHA256: clip_ids_sha256(config.exclude)}
+    keep = {
+        "config": settings_without_password(config),
+        EXCLUDE_SHA256: clip_ids_sha256(config.exclude),
+    }
     return folder.open_run(config, "pretrain", config.name, parent=parent, run_id=run_id, keep=keep)
 
 
