@@ -25,7 +25,7 @@ Location = Annotated[str, Field(min_length=1), AfterValidator(absolute_location)
 """A path, or a URI that pyarrow or fsspec opens."""
 
 
-class TrackingConfig(Config):
+class TrackingSettings(Config):
     """Where MLflow keeps what a job measures."""
 
     uri: str | None = None
@@ -34,7 +34,7 @@ class TrackingConfig(Config):
     experiment: str = Field("xkd", min_length=1)
 
 
-class RayConfig(Config):
+class RaySettings(Config):
     """Which Ray a job runs on."""
 
     address: str | None = None
@@ -49,11 +49,11 @@ class RayConfig(Config):
 class JobConfig(Config):
     """What every job has."""
 
-    tracking: TrackingConfig = Field(TrackingConfig(), json_schema_extra={"may_change": True})
-    ray: RayConfig = Field(RayConfig(), json_schema_extra={"may_change": True})
+    tracking: TrackingSettings = Field(TrackingSettings(), json_schema_extra={"may_change": True})
+    ray: RaySettings = Field(RaySettings(), json_schema_extra={"may_change": True})
 
 
-class LimitsConfig(Config):
+class LimitsSettings(Config):
     """What one source may cost; above it the source goes to the rejects."""
 
     max_bytes: PositiveInt = 50_000_000_000

@@ -16,9 +16,10 @@ from pipelines.config.evaluate import EvaluateSettings
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.evaluation.features import features_of
-from pipelines.evaluation.scores import MODALITIES, knn_scores, score
+from pipelines.evaluation.scores import knn_scores, score
 from pipelines.files import write_json
 from pipelines.progress import ignore_progress
+from xkd_core.encoders import MODALITIES
 from xkd_core.xkd import XKD
 
 KNN_SETTINGS = EvaluateSettings(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.evaluation.features import Features
+from xkd_core.encoders import MODALITIES
 from xkd_core.probes import accuracy, fit_linear_probe, knn_predict, per_class_accuracy
 
 
@@ -20,9 +21,6 @@ def standard_error(share: float, count: int | None) -> float:
         return 0.0
     share = min(max(share, 0.0), 1.0)
     return math.sqrt(share * (1 - share) / count)
-
-
-MODALITIES = ("video", "audio")
 
 
 def score(features: Features, settings: EvaluateSettings) -> dict[str, Any]:

@@ -34,9 +34,7 @@ from pipelines.registry.versions import (
     registered_model,
 )
 from pipelines.tracking.runs import RunRef
-from xkd_core.encoders import Encoder, Modality
-
-MODALITIES: tuple[Modality, ...] = ("video", "audio")
+from xkd_core.encoders import MODALITIES, Encoder
 
 
 @dataclass(frozen=True)

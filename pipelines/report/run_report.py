@@ -20,7 +20,6 @@ from pipelines.config.run import RunConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.evaluation.evaluate import Evaluation
 from pipelines.evaluation.features import Features
-from pipelines.evaluation.scores import MODALITIES
 from pipelines.ingest.ingest import IngestSummary
 from pipelines.media.container import REASONS
 from pipelines.models.checkpoints import load_model
@@ -38,6 +37,7 @@ from pipelines.tracking.runs import (
     warnings_of,
 )
 from pipelines.training.pretrain import PretrainResult
+from xkd_core.encoders import MODALITIES
 
 Array = NDArray[Any]
 NUM_CLIPS = 4
@@ -171,7 +171,7 @@ def _maps(features: Features) -> list[EmbeddingMap]:
     labels = [features.classes[label] if label >= 0 else "" for label in features.labels[chosen]]
     named = labels if any(labels) else ()
     maps = [
-        map_embeddings(modality, features.matrices[f"{modality}/trained"][chosen], named)  # type: ignore[arg-type]
+        map_embeddings(modality, features.matrices[f"{modality}/trained"][chosen], named)
         for modality in MODALITIES
     ]
     return [plane for plane in maps if plane is not None]

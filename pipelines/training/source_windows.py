@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.dataset.clip_dataset import ClipIndex
+from pipelines.dataset.index import ClipIndex
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from program import options, spread, surroundings
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.tracking.runs import RunRef
-from pipelines.training.loop import make_feed
+from pipelines.training.feed import make_feed
 from pipelines.training.pretrain import pretrain
 from ray_jobs.cli.cluster import SURROUNDINGS
 from tests.helpers.clip_datasets import FRAME_RATE, SAMPLE_RATE, write_dataset

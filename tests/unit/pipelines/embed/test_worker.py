@@ -7,7 +7,7 @@ import mlflow
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipelines.config.base import JobConfig, LimitsConfig, TrackingConfig
+from pipelines.config.base import JobConfig, LimitsSettings, TrackingSettings
 from pipelines.config.promote import PromoteSettings
 from pipelines.embed.worker import UnitEmbedder
 from pipelines.ingest.plan import Unit, UnitSource
@@ -21,7 +21,7 @@ from tests.helpers.registered_code import copy_code
 
 
 def test_each_version_embeds_with_its_own_code(tmp_path, monkeypatch):
-    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    tracking = TrackingSettings(uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
     run = open_run(JobConfig(tracking=tracking), "promote", "test")
     checkpoint = write_checkpoint(tmp_path / "run")
     promote(checkpoint, None, PromoteSettings(), run)
@@ -41,7 +41,7 @@ def test_each_version_embeds_with_its_own_code(tmp_path, monkeypatch):
                 str(tmp_path),
                 run.uri,
                 replace(version, version=number),
-                LimitsConfig().model_dump(),
+                LimitsSettings().model_dump(),
                 batch_size=2,
             )
             for number in (1, 2)

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
-from pipelines.training.loop import make_feed
+from pipelines.training.feed import make_feed
 from xkd_core.health import CollapseWatch, measure_health
 from xkd_core.losses import initial_centers
 from xkd_core.optim import build_optimizer
