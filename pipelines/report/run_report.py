@@ -1,6 +1,6 @@
-"""What a run's report shows, gathered from its stages: curves, scores, pictures of what was learnt.
+"""Gathers the data of a run's report from its stages: curves, scores and pictures.
 
-Pictures are made of held-out clips in the driver; there are few of them.
+The driver computes the pictures, of a few held-out clips.
 """
 
 import math
@@ -42,7 +42,7 @@ from pipelines.training.pretrain import PretrainResult
 
 Array = NDArray[Any]
 _NUM_CLIPS = 4
-"""Clips shown as reconstructions and with attention."""
+"""Clips whose reconstruction and attention are shown."""
 _NUM_QUERIES = 4
 _NUM_NEIGHBORS = 5
 _NUM_REJECTS = 50
@@ -50,7 +50,7 @@ _NUM_REJECTS = 50
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What the stages of a run left."""
+    """The results of the stages of a run."""
 
     config: RunConfig
     ingest: IngestSummary
@@ -62,7 +62,11 @@ class RunRecord:
 
 
 def write_run_report(path: Path, record: RunRecord) -> Path:
-    """Writes the page of a run."""
+    """Writes the report of a run to `path`.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
     features, scores = record.evaluation.features, record.evaluation.scores
     dataset = ClipDataset.open(str(path.parent / "clips"))
     shown = _shown_clips(features)
@@ -156,7 +160,7 @@ def _numbers(values: Sequence[float | None]) -> list[float]:
 
 
 def _shown_clips(features: Features) -> list[int]:
-    """Held-out clips with both modalities, of different classes as far as possible."""
+    """Picks held-out clips with both modalities, of different classes if possible."""
     both = np.isfinite(features.matrices["video/trained"]).all(axis=1)
     both &= np.isfinite(features.matrices["audio/trained"]).all(axis=1)
     candidates = np.flatnonzero(both & features.is_test)
@@ -183,7 +187,7 @@ def _maps(features: Features) -> list[EmbeddingMap]:
 def _retrievals(
     dataset: ClipDataset, config: PretrainConfig, features: Features
 ) -> list[report_data.Retrieval]:
-    """Sounds that look for pictures, and the reverse, by the outputs of the teachers' heads."""
+    """Finds the nearest videos of audio clips and the reverse, by the teachers' head outputs."""
     clips = features.retrieval_clips
     if len(clips) <= _NUM_NEIGHBORS:
         return []
