@@ -79,7 +79,7 @@ def _clip_mistakes(config: EvaluateConfig, info: TrainingInfo, dataset: ClipData
 def evaluate(
     config: EvaluateConfig, *, on_progress: OnProgress, parent: RunRef | None = None
 ) -> Evaluation:
-    """Scores a checkpoint; Ray is connected.
+    """Scores a checkpoint; Ray must be connected.
 
     Raises:
         UserError: if the clips are not of the rates that the checkpoint takes.

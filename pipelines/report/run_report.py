@@ -231,12 +231,19 @@ def _settings(config: RunConfig) -> str:
     return yaml.safe_dump(settings_without_password(config), sort_keys=False, width=100)
 
 
+def _server(run: RunRef) -> dict[str, str]:
+    command = run.server_command()
+    return {"served by": command} if command else {}
+
+
 def _provenance(record: RunRecord) -> dict[str, str]:
     tools = ("torch", "ray", "mlflow", "av", "timm", "numpy")
     return {
         "dataset": record.evaluation.scores.dataset_id,
         "checkpoint": f"step {record.evaluation.scores.step}",
         "MLflow run": record.run.run_id,
+        "MLflow page": record.run.page(),
+        **_server(record.run),
         "code": code_version(),
         "Python": platform.python_version(),
         **{tool: version(tool) for tool in tools},

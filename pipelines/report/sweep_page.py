@@ -230,6 +230,7 @@ def _provenance(record: SweepRecord) -> dict[str, str]:
     return {
         "MLflow": redacted(record.run.uri),
         "run": record.run.run_id,
+        "MLflow page": record.run.page(),
         "evaluation dataset id": record.dataset_id,
         "split that trials were scored on": record.test_split,
         "code version": code_version(),

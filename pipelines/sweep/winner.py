@@ -39,7 +39,7 @@ def write_winner(config: SweepConfig, result: SweepResult) -> Path:
     score = percent(last_objective(config, result.best)).replace("\u00a0", " ")
     notes = f"# Warning: it completed, {result.best.reason}\n" if result.best.reason else ""
     if has_password:
-        notes += f"# MLflow: set MLFLOW_TRACKING_URI to {redacted(uri)}; passwords are not stored here.\n"
+        notes += f"# MLflow: set MLFLOW_TRACKING_URI ({redacted(uri)}); no password is stored.\n"
     header = (
         f"# {result.best.name} of the sweep {config.name}: {objective_name(config)} {score}.\n"
         f"{notes}#\n#   {winner_command(file)}\n"
