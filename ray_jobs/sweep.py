@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from pipelines.config.base import settings_without_password
 from pipelines.config.describe import may_change
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.pretrain import PretrainConfig
@@ -38,7 +39,7 @@ from pipelines.sweep.sweep import SweepResult, sweep
 from pipelines.sweep.trial_files import Trial
 from pipelines.sweep.winner import best_values, write_winner
 from pipelines.tracking.run_folder import RunFolder
-from pipelines.tracking.runs import RunRef, settings_without_password, tracked
+from pipelines.tracking.runs import RunRef, tracked
 from ray_jobs.cli.checks import check_gpus, environment_mistakes, gpu_mistakes, messages
 from ray_jobs.cli.cluster import connected, ray_address
 from ray_jobs.cli.console import StageProgress, duration, table

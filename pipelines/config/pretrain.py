@@ -63,7 +63,12 @@ class PretrainSettings(MethodConfig):
     compile: bool = False
     """Compile the networks with torch.compile."""
     shuffle_window: PositiveInt = 16
-    """Row groups whose rows are shuffled together."""
+    """Row groups whose rows are shuffled together, over all lanes; each lane has at least one."""
+    num_lanes: PositiveInt | None = None
+    """Parts of a batch, a divisor of `batch_size`, that take their clips from row groups of their
+    own, so that a worker reads the row groups of its lanes alone. By default as many as the dataset
+    has row groups for: at least 4 clips of a batch and 32 row groups each. More workers than lanes
+    read what they share twice. Trainings from before this setting have 1."""
     log_every: PositiveInt = Field(10, json_schema_extra={"may_change": True})
     """Steps between two records of the losses."""
     checkpoint_every: PositiveInt = Field(200, json_schema_extra={"may_change": True})
@@ -103,6 +108,14 @@ class PretrainSettings(MethodConfig):
             raise ValueError(
                 f"batch_size ({self.batch_size}) must be at least 2 for each of {of_what}"
             )
+
+    @model_validator(mode="after")
+    def _lanes_divide(self) -> "PretrainSettings":
+        if self.num_lanes and self.batch_size % self.num_lanes:
+            raise ValueError(
+                f"num_lanes ({self.num_lanes}) must divide batch_size ({self.batch_size})"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_worker_can_score(self) -> "PretrainSettings":

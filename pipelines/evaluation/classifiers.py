@@ -10,14 +10,15 @@ from torch import Tensor
 
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.evaluation.features import Features
-from pipelines.evaluation.scores import MODALITIES, FeatureScores, NetworkScore
+from pipelines.evaluation.scores import FeatureScores, NetworkScore
+from xkd_core.encoders import MODALITIES
 from xkd_core.probes import accuracy, fit_linear_probe, knn_predict, per_class_accuracy
 
 
 def score(features: Features, settings: EvaluateSettings) -> FeatureScores:
     """Scores both modalities of all networks; leaves out a modality that cannot be scored."""
     reason = _why_no_scores(features)
-    modalities = {}
+    modalities: dict[str, dict[str, NetworkScore]] = {}
     for modality in () if reason else MODALITIES:
         networks = {
             network: _score_network(features, matrix, settings)

@@ -16,9 +16,9 @@ from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.evaluation.classifiers import knn_scores, score
 from pipelines.evaluation.features import features_of
-from pipelines.evaluation.scores import MODALITIES
 from pipelines.files import write_json
 from pipelines.progress import ignore_progress
+from xkd_core.encoders import MODALITIES
 from xkd_core.xkd import XKD
 
 KNN_SETTINGS = EvaluateSettings(

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-MODALITIES = ("video", "audio")
 MEASURES = {"knn": "nearest neighbors", "linear": "linear probe"}
 """The measures with their names for people."""
 

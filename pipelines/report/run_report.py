@@ -16,12 +16,13 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from pipelines.config.base import settings_without_password
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.run import RunConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.evaluation.evaluate import Evaluation
 from pipelines.evaluation.features import Features
-from pipelines.evaluation.scores import MEASURES, MODALITIES, FeatureScores, NetworkScore
+from pipelines.evaluation.scores import MEASURES, FeatureScores, NetworkScore
 from pipelines.ingest.ingest import IngestSummary
 from pipelines.media.container import REASONS
 from pipelines.models.checkpoints import load_model
@@ -31,14 +32,9 @@ from pipelines.report import run_data as report_data
 from pipelines.report.embedding_map import EmbeddingMap, map_embeddings
 from pipelines.report.run_page import write_report
 from pipelines.report.run_pictures import Pictures, Thumbnails
-from pipelines.tracking.runs import (
-    RunRef,
-    code_version,
-    metric_histories,
-    settings_without_password,
-    warnings_of,
-)
+from pipelines.tracking.runs import RunRef, code_version, metric_histories, warnings_of
 from pipelines.training.pretrain import PretrainResult
+from xkd_core.encoders import MODALITIES
 
 Array = NDArray[Any]
 _NUM_CLIPS = 4
@@ -178,7 +174,7 @@ def _maps(features: Features) -> list[EmbeddingMap]:
     labels = [features.classes[label] if label >= 0 else "" for label in features.labels[chosen]]
     named = labels if any(labels) else ()
     maps = [
-        map_embeddings(modality, features.matrices[f"{modality}/trained"][chosen], named)  # type: ignore[arg-type]
+        map_embeddings(modality, features.matrices[f"{modality}/trained"][chosen], named)
         for modality in MODALITIES
     ]
     return [plane for plane in maps if plane is not None]

@@ -15,7 +15,7 @@ from pipelines.sweep.search import num_trials
 from pipelines.sweep.space import edge_cases, settings_of
 from pipelines.sweep.trial_files import Trial
 from pipelines.tracking.run_folder import RunFolder
-from pipelines.training.checks import EARLIER_EPOCH_UNIT, check_pretrain
+from pipelines.training.checks import EARLIER_SETTINGS, check_pretrain
 from xkd_core.config import MethodConfig
 from xkd_core.health import MIN_CLIPS
 
@@ -91,8 +91,7 @@ def _rates_mistake(scoring_dataset: str, method: MethodConfig) -> str | None:
 
 def _settings_mistakes(config: SweepConfig, began_with: Mapping[str, Any]) -> list[str]:
     """Returns why a sweep cannot continue with these settings."""
-    pretrain = {"epoch_unit": EARLIER_EPOCH_UNIT, **began_with["pretrain"]}
-    there = {**began_with, "pretrain": pretrain}
+    there = {**began_with, "pretrain": EARLIER_SETTINGS | began_with["pretrain"]}
     changes = changed_settings(SweepConfig, there, config.model_dump(mode="json"))
     if not changes:
         return []

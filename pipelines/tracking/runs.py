@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from pipelines.config.base import JobConfig
+from pipelines.config.base import JobConfig, settings_without_password
 from pipelines.config.dotted import flat
 from pipelines.errors import Stopped, UserError
 from pipelines.redaction import one_line, redacted
@@ -67,14 +66,6 @@ class RunRef:
             return ""
         program = Path(sys.executable).with_name("mlflow")
         return f"{shlex.quote(str(program))} ui --backend-store-uri {shlex.quote(self.uri)}"
-
-
-def settings_without_password(config: JobConfig) -> dict[str, Any]:
-    """Returns all settings as JSON without the server's password, for files others may read."""
-    values = config.model_dump(mode="json")
-    if values["tracking"]["uri"]:
-        values["tracking"]["uri"] = redacted(values["tracking"]["uri"])
-    return values
 
 
 def open_run(

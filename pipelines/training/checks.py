@@ -5,7 +5,6 @@ training is refused here, before any worker starts.
 """
 
 import math
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256, read_cli
 from pipelines.errors import UserError
 from pipelines.evaluation.features import unscorable
 from pipelines.evaluation.rungs import KNN_SETTINGS
-from pipelines.evaluation.scores import MODALITIES
 from pipelines.models.checkpoints import (
     TrainingInfo,
     check_dataset,
@@ -26,22 +24,24 @@ from pipelines.models.checkpoints import (
     read_info,
 )
 from pipelines.tracking.run_folder import RunFolder
-from pipelines.training.loop import make_feed
+from pipelines.training.feed import make_feed
+from xkd_core.encoders import MODALITIES
 
-ORDER = "a checkpoint's step is a place in the order of clips"
-SAME_WHEN_RESUMED = {
-    "batch_size": ORDER,
-    "seed": ORDER,
-    "epoch_unit": ORDER,
-    "splits": ORDER,
-    "shuffle_window": ORDER,
+_ORDER = "a checkpoint's step is a place in the order of clips"
+_SAME_WHEN_RESUMED = {
+    "batch_size": _ORDER,
+    "seed": _ORDER,
+    "epoch_unit": _ORDER,
+    "num_lanes": _ORDER,
+    "splits": _ORDER,
+    "shuffle_window": _ORDER,
     "optimizer.decay_tokens_and_positions": "what the optimizer remembers is kept by these groups",
 }
 """Settings that a training shares with the checkpoint of another that it begins from, and why; so
 does it the networks and the clips. All else may differ."""
 
-EARLIER_EPOCH_UNIT = "segment"
-"""Of trainings from before the setting was there; its default is another one."""
+EARLIER_SETTINGS = {"epoch_unit": "segment", "num_lanes": 1}
+"""How trainings from before these settings ordered their clips; the defaults are others."""
 
 
 def check_pretrain(config: PretrainConfig) -> list[str]:
@@ -86,7 +86,7 @@ def _dataset_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[str]
 def _names_a_clip(exclude: str, dataset: ClipDataset) -> bool:
     """Whether a list is empty or about this dataset; one of another dataset would leave leaks."""
     ids = read_clip_ids(exclude)
-    return not ids or not ids.isdisjoint(dataset.index.clip_id.tolist())
+    return not ids or bool(dataset.index.clip_id.isin(ids).any())
 
 
 def knn_mistakes(config: PretrainConfig, trained_on: ClipDataset) -> list[str]:
@@ -114,7 +114,7 @@ def checkpoint_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[st
             check_dataset(own, config.dataset, dataset.dataset_id)
             info = read_info(own)
             excluded = _exclude_mistakes(config, info.exclude_sha256)
-            return excluded + _unit_mistakes(config, own, info) + _unheeded_resume(config, own)
+            return excluded + _order_mistakes(config, own, info) + _unheeded_resume(config, own)
         if config.resume is not None:
             resumed = find_checkpoint(config.resume)
             check_dataset(resumed, config.dataset, dataset.dataset_id)
@@ -124,14 +124,16 @@ def checkpoint_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[st
     return []
 
 
-def _unit_mistakes(config: PretrainConfig, own: Path, info: TrainingInfo) -> list[str]:
+def _order_mistakes(config: PretrainConfig, own: Path, info: TrainingInfo) -> list[str]:
     """Why a run cannot go on from its own checkpoint, also where its `run.json` is lost."""
-    there = _with_epoch_unit(info.config)["epoch_unit"]
-    if there == config.epoch_unit or _run_file(config):  # the file of the run says it
+    if _run_file(config):  # which says it with all else that changed
         return []
+    there = EARLIER_SETTINGS | info.config
     return [
-        f"epoch_unit ({config.epoch_unit}) must be {there}, as in checkpoint {own}: {ORDER}. Take "
-        f"epoch_unit={there} or another name"
+        f"{name} ({getattr(config, name)}) must be {there[name]}, as in checkpoint {own}: "
+        f"{_ORDER}. Take {name}={there[name]} or another name"
+        for name in EARLIER_SETTINGS
+        if there[name] != getattr(config, name)
     ]
 
 
@@ -151,8 +153,7 @@ def _resume_mistakes(config: PretrainConfig, dataset: ClipDataset, info: Trainin
     """Why a training cannot begin from a checkpoint of another one."""
     what = f"resume ({config.resume})"
     # With the defaults of settings that its version did not have yet.
-    earlier = _with_epoch_unit(info.config)
-    there = PretrainConfig.model_validate(earlier).model_dump(mode="json")
+    there = PretrainConfig.model_validate(EARLIER_SETTINGS | info.config).model_dump(mode="json")
     here = config.model_dump(mode="json")
     mistakes = [
         f"{what} has another model: {text}"
@@ -161,11 +162,11 @@ def _resume_mistakes(config: PretrainConfig, dataset: ClipDataset, info: Trainin
     old, new = flat(there), flat(here)
     mistakes += [
         f"{what} has another {name}: it is {old[name]} there and {new[name]} here, and {why}"
-        for name, why in SAME_WHEN_RESUMED.items()
+        for name, why in _SAME_WHEN_RESUMED.items()
         if old[name] != new[name]
     ]
     if info.exclude_sha256 not in (None, clip_ids_sha256(config.exclude)):
-        mistakes.append(f"{what} left out other clips than exclude ({config.exclude}); {ORDER}")
+        mistakes.append(f"{what} left out other clips than exclude ({config.exclude}); {_ORDER}")
     return mistakes or _no_steps_left(config, dataset, info)
 
 
@@ -186,7 +187,7 @@ def run_mistakes(config: PretrainConfig) -> list[str]:
     there = _run_file(config)
     if not there:
         return []
-    began_with = _with_epoch_unit(there["config"])
+    began_with = EARLIER_SETTINGS | there["config"]
     changes = changed_settings(PretrainConfig, began_with, config.model_dump(mode="json"))
     if not changes:
         return _exclude_mistakes(config, there.get(EXCLUDE_SHA256))
@@ -213,53 +214,3 @@ def _exclude_mistakes(config: PretrainConfig, began_with: str | None) -> list[st
         f"exclude ({config.exclude}) names other clips than when the run {config.name} began. "
         "Take another name or the same list"
     ]
-
-
-def _with_epoch_unit(there: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a training, which may be older than `epoch_unit`."""
-    return {"epoch_unit": EARLIER_EPOCH_UNIT, **there}
-
-
-def worker_resources(
-    config: PretrainConfig, nodes: Sequence[Mapping[str, float]]
-) -> dict[str, float]:
-    """What each worker gets of nodes with these resources.
-
-    Raises:
-        UserError: if the nodes have no room for the workers, for which Ray would wait for ever.
-    """
-    least, most = config.worker_range
-    cpus = config.cpus_per_worker
-    if cpus is None:
-        cpus = 1.0 if config.use_gpu else _cpu_share(nodes, most)
-    worker = {"CPU": cpus} | ({"GPU": 1.0} if config.use_gpu else {})
-    largest = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
-    if config.cpus_per_worker is not None and cpus > largest:
-        raise UserError(
-            f"cpus_per_worker ({cpus:g}) must not be above the {largest:g} CPUs of the largest node"
-        )
-    # A worker lies on one node: what is left over on several of them adds up to none.
-    places = sum(
-        min(int(node.get(kind, 0.0) // amount) for kind, amount in worker.items()) for node in nodes
-    )
-    if places < least:
-        needs = " and ".join(f"{least} x {amount:g} {kind}s" for kind, amount in worker.items())
-        have = "; ".join(
-            ", ".join(f"{node.get(kind, 0.0):g} {kind}s" for kind in worker) for node in nodes
-        )
-        raise UserError(
-            f"num_workers ({least}) needs {needs}, but the nodes of Ray have {have}: "
-            f"room for {places}"
-        )
-    return worker
-
-
-def _cpu_share(nodes: Sequence[Mapping[str, float]], num_workers: int) -> float:
-    """The most CPUs that each of so many workers can have, or 1."""
-    cpus = [int(node.get("CPU", 0.0)) for node in nodes]
-    fitting = (
-        share
-        for share in range(max(cpus, default=1), 1, -1)
-        if sum(have // share for have in cpus) >= num_workers
-    )
-    return float(next(fitting, 1))

@@ -155,7 +155,7 @@ def _counted(mistakes: Sequence[str]) -> list[str]:
 
 
 def _dry_run(config: JobConfig, plan: JobPlan) -> str:
-    from pipelines.tracking.runs import settings_without_password
+    from pipelines.config.base import settings_without_password
     from pipelines.tracking.server import tracking_uri
     from ray_jobs.cli.cluster import ray_address
 

@@ -9,9 +9,10 @@ from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import clip_ids_sha256
 from pipelines.errors import UserError
 from pipelines.models.checkpoints import TRAINING_FILE
-from pipelines.tracking.run_folder import RUN_FILE
-from pipelines.training.checks import check_pretrain, training_length, worker_resources
+from pipelines.tracking.run_folder import RUN_FILE, RunFolder
+from pipelines.training.checks import EARLIER_SETTINGS, check_pretrain, training_length
 from pipelines.training.pretrain import _open_run
+from pipelines.training.resources import worker_resources
 from tests.helpers.clip_datasets import source_of, write_dataset, write_segments
 from tests.helpers.training import folder_of, leave_checkpoint, tiny_config, tiny_dataset
 
@@ -61,7 +62,7 @@ def test_a_list_of_excluded_clips_that_changed_is_refused(tmp_path):
     exclude.write_text("\n".join(ids[:3]))
     config = tiny_config(tmp_path, dataset, exclude=str(exclude))
     folder_of(config).mkdir(parents=True)
-    _open_run(config, folder_of(config), None)
+    _open_run(config, RunFolder(folder_of(config)), None)
     exclude.write_text("# in another order\n" + "\n".join(reversed(ids[:3])))
     assert check_pretrain(config) == []
     exclude.write_text("\n".join(ids[:4]))
@@ -100,35 +101,37 @@ def test_a_checkpoint_of_another_training_that_does_not_fit_is_refused(tmp_path,
     assert re.search(message, mistake)
 
 
-def forget_epoch_unit(place):
-    """Makes a file one of a version that did not know the setting."""
+def forget_order(place):
+    """Makes a file one of a version that did not know how to order clips in another way."""
     values = json.loads(place.read_text())
-    del values["config"]["epoch_unit"]
+    del values["config"]["epoch_unit"], values["config"]["num_lanes"]
     place.write_text(json.dumps(values))
 
 
-def test_a_training_older_than_epoch_units_goes_on_by_segments_alone(tmp_path):
+def test_a_training_from_before_sources_and_lanes_goes_on_in_its_own_order(tmp_path):
     dataset = tiny_dataset(tmp_path / "clips")
     config = tiny_config(tmp_path, dataset)
-    segments = config.model_copy(update={"epoch_unit": "segment"})
+    segments = config.model_copy(update=EARLIER_SETTINGS)
     folder_of(config).mkdir(parents=True)
-    _open_run(config, folder_of(config), None)
-    forget_epoch_unit(folder_of(config) / RUN_FILE)
+    _open_run(config, RunFolder(folder_of(config)), None)
+    forget_order(folder_of(config) / RUN_FILE)
     (mistake,) = check_pretrain(config)
     assert "epoch_unit is segment there and source here" in mistake
     assert check_pretrain(segments) == []
 
     (folder_of(config) / RUN_FILE).unlink()
     own = leave_checkpoint(config)
-    forget_epoch_unit(own / TRAINING_FILE)
-    (mistake,) = check_pretrain(config)
-    assert f"epoch_unit (source) must be segment, as in checkpoint {own}" in mistake
+    forget_order(own / TRAINING_FILE)
+    mistakes = check_pretrain(config)
+    assert f"epoch_unit (source) must be segment, as in checkpoint {own}" in mistakes[0]
+    assert "Take num_lanes=1 or another name" in mistakes[1]
     assert check_pretrain(segments) == []
 
     other = tiny_config(tmp_path, dataset, name="second", resume=str(own))
-    (mistake,) = check_pretrain(other)
-    assert "another epoch_unit: it is segment there and source here" in mistake
-    assert check_pretrain(other.model_copy(update={"epoch_unit": "segment"})) == []
+    mistakes = check_pretrain(other)
+    assert "another epoch_unit: it is segment there and source here" in mistakes[0]
+    assert "another num_lanes: it is 1 there and None here" in mistakes[1]
+    assert check_pretrain(other.model_copy(update=EARLIER_SETTINGS)) == []
 
 
 def test_a_dry_run_says_how_long_a_training_is(tmp_path):
