@@ -72,6 +72,12 @@ class MediaInfo:
     """As declared, 0 if unknown."""
 
 
+# Metadata that are not UTF-8 must not fail a file: PyAV 19 sees to that itself.
+_METADATA: dict[str, Any] = (
+    {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
+)
+
+
 def probe(source: Source) -> MediaInfo:
     """Reads what a source says about itself without decoding it."""
     with open_source(source) as container:
@@ -99,7 +105,7 @@ def open_source(source: Source) -> av.container.InputContainer:
         except UnicodeEncodeError:
             name = open(source, "rb")  # noqa: SIM115 - closed with the container's last reference
     try:
-        return av.open(name, "r", options=options, metadata_errors="replace")
+        return av.open(name, "r", options=options, **_METADATA)
     except MemoryError:
         raise
     except (PermissionError, FileNotFoundError, IsADirectoryError) as error:
