@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipelines.media.container import REASONS
+from pipelines.media.reasons import REASONS
 from pipelines.paths import absolute_location, absolute_place, is_uri
 from xkd_core.config import AudioConfig, Config, MethodConfig, PositiveFloats, VideoConfig
 

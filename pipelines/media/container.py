@@ -14,38 +14,21 @@ from av.audio.stream import AudioStream
 from av.error import FFmpegError
 from av.video.stream import VideoStream
 
+from pipelines.media.orientation import UPRIGHT, Orientation
 from pipelines.media.tracks import ROUNDING_TICKS, native_rate
 from pipelines.redaction import one_line
-
-REASONS = {
-    "unreadable": "the file cannot be opened or read",
-    "empty_file": "the file has no bytes",
-    "too_large": "the file is larger than limits.max_bytes",
-    "duplicate": "another source has the same bytes",
-    "not_media": "no demuxer of FFmpeg opens it",
-    "no_streams": "there is neither a picture nor a sound stream with a known decoder",
-    "undecodable": "no frame and no sound could be decoded",
-    "too_short": "it is shorter than min_segment_seconds (min_source_seconds if that is given)",
-    "too_long": "it is longer than limits.max_seconds",
-    "too_many_pixels": "a frame is larger than limits.max_pixels",
-    "decoder_crashed": "the process that decoded it died",
-    "decoder_timeout": "nothing came out of the decoder for limits.max_decode_seconds",
-    "out_of_memory": "decoding needs more than limits.max_memory_bytes",
-    "no_picture": "a video encoder is to embed it, and it has no picture",
-    "no_sound": "an audio encoder is to embed it, and it has no sound",
-}
-"""Why a source can be rejected."""
 
 PLAYLISTS = frozenset({"hls", "dash", "concat", "imf", "webm_dash_manifest", "sdp", "vobsub"})
 """Formats of FFmpeg in which a file names other files, itself among them."""
 NO_FILES = frozenset({"image2", "lavfi", "rtsp", "rtp", "alsa", "oss", "fbdev", "video4linux2"})
 """Formats in which a name means something else than a file."""
 
-Source = str | BinaryIO
+MediaInput = str | BinaryIO
+"""A path, or a file object that can seek."""
 
 
 class DecodeError(Exception):
-    """A source that gives no segments; `reason` is one of `REASONS`."""
+    """A source that gives no segments; `reason` is one of `reasons.REASONS`."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -66,20 +49,22 @@ class MediaInfo:
     """Frames per second as declared, 0 if unknown."""
     rotation: int
     """Degrees counterclockwise by which frames were turned; stored frames are upright."""
+    is_mirrored: bool
+    """Whether left and right were exchanged before that."""
     stream_offset_seconds: float
     """Start of the sound minus start of the picture."""
     duration_seconds: float
     """As declared, 0 if unknown."""
 
 
-def probe(source: Source) -> MediaInfo:
+def probe(source: MediaInput) -> MediaInfo:
     """Reads what a source says about itself without decoding it."""
     with open_source(source) as container:
         streams = choose_streams(container)
-        return describe(container, *streams, rotation=0)
+        return describe(container, *streams, UPRIGHT)
 
 
-def open_source(source: Source) -> av.container.InputContainer:
+def open_source(source: MediaInput) -> av.container.InputContainer:
     """Opens a path or a file object, and nothing that it might refer to.
 
     Raises:
@@ -154,7 +139,7 @@ def clock_origin(video_start: float | None, audio_start: float | None, frame_rat
     return video_start - int(ticks + ROUNDING_TICKS) / frame_rate
 
 
-def check_claims(
+def check_declared_limits(
     container: av.container.InputContainer,
     video: VideoStream | None,
     max_pixels: int,
@@ -178,7 +163,7 @@ def describe(
     container: av.container.InputContainer,
     video: VideoStream | None,
     audio: AudioStream | None,
-    rotation: int,
+    orientation: Orientation,
 ) -> MediaInfo:
     """Collects what the container says about the streams chosen."""
     starts = start_seconds(video), start_seconds(audio)
@@ -190,7 +175,8 @@ def describe(
         native_width=video.codec_context.width if video else 0,
         native_height=video.codec_context.height if video else 0,
         native_rate=native_rate(video) if video else 0.0,
-        rotation=rotation,
+        rotation=orientation.rotation,
+        is_mirrored=orientation.is_mirrored,
         stream_offset_seconds=offset,
         duration_seconds=max(0.0, (container.duration or 0) / av.time_base),
     )

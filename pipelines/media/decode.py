@@ -22,11 +22,10 @@ from av.error import FFmpegError
 from numpy.typing import NDArray
 
 from pipelines.media.container import (
-    REASONS,
     DecodeError,
     MediaInfo,
-    Source,
-    check_claims,
+    MediaInput,
+    check_declared_limits,
     choose_streams,
     clock_origin,
     describe,
@@ -34,10 +33,12 @@ from pipelines.media.container import (
     probe,
     start_seconds,
 )
-from pipelines.media.tracks import AudioTrack, PixelLimitError, VideoTrack
+from pipelines.media.orientation import UPRIGHT
+from pipelines.media.picture import WHOLE, PictureConverter, PixelLimitError
+from pipelines.media.tracks import AudioTrack, VideoTrack
 from pipelines.redaction import one_line
 
-__all__ = ["REASONS", "DecodeError", "MediaInfo", "Segment", "decode_segments", "probe"]
+__all__ = ["DecodeError", "MediaInfo", "Segment", "decode_segments", "probe"]
 
 MAX_AHEAD_SECONDS = 10.0
 """How far one stream may be behind the other in the file before it counts as missing."""
@@ -58,7 +59,7 @@ class Segment:
 
 
 def decode_segments(
-    source: Source,
+    source: MediaInput,
     *,
     segment_seconds: float,
     min_segment_seconds: float,
@@ -92,12 +93,15 @@ def decode_segments(
     try:
         with open_source(source) as container:
             video_stream, audio_stream = choose_streams(container)
-            check_claims(container, video_stream, max_pixels, max_seconds)
+            check_declared_limits(container, video_stream, max_pixels, max_seconds)
             starts = start_seconds(video_stream), start_seconds(audio_stream)
             origin = clock_origin(*starts, frame_rate)
             video = audio = None
             if video_stream is not None:
-                video = VideoTrack(video_stream, origin, frame_rate, short_side, max_pixels)
+                converter = PictureConverter(
+                    crop=WHOLE, short_side=short_side, max_pixels=max_pixels
+                )
+                video = VideoTrack(video_stream, origin, frame_rate, converter)
             if audio_stream is not None:
                 audio = AudioTrack(audio_stream, origin, sample_rate)
             cutter = _Cutter(container, video, audio, frame_rate, sample_rate)
@@ -234,8 +238,8 @@ class _Cutter:
         if self._info is None:
             video = self._video.stream if self._video else None
             audio = self._audio.stream if self._audio else None
-            rotation = self._video.rotation if self._video else 0
-            info = describe(self._container, video, audio, rotation)
+            orientation = self._video.orientation if self._video else UPRIGHT
+            info = describe(self._container, video, audio, orientation)
             if self._video and self._audio:
                 starts = self._video.start, self._audio.start
                 if starts[0] is not None and starts[1] is not None:

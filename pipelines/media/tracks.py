@@ -4,23 +4,24 @@ Times are seconds on the clock of `media.decode_segments`. Both tracks keep what
 is taken, and both forget what lies before the segment that was taken last.
 """
 
+from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
 from av.audio.fifo import AudioFifo
 from av.audio.frame import AudioFrame
-from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.packet import Packet
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from pipelines.media.mixing import MonoMixer
+from pipelines.media.orientation import Orientation
+from pipelines.media.picture import PictureConverter, same_shape
+
 MAX_HOLD_SECONDS = 10.0
 """How long a frame stands for what is seen when no other follows."""
-MAX_ELONGATION = 8
-"""The longer side of a stored frame is at most this many short sides."""
 AUDIO_DRIFT_SECONDS = 0.03
 """Sound that is further from where its timestamp says is moved there."""
 ROUNDING_TICKS = 0.02
@@ -32,10 +33,6 @@ DRAIN_SAMPLES = 8192
 """Samples that are resampled at once (measured: cheaper than single frames, and than seconds)."""
 MIN_NATIVE_SAMPLE_RATE = 100
 """Below it a header lies, and a second of sound would become hours."""
-
-
-class PixelLimitError(Exception):
-    """A frame is larger than allowed."""
 
 
 def native_rate(stream: VideoStream) -> float:
@@ -55,8 +52,7 @@ class VideoTrack:
         stream: VideoStream,
         origin: float,
         frame_rate: float,
-        short_side: int,
-        max_pixels: int,
+        converter: PictureConverter,
     ) -> None:
         # One decoder a core and no threads inside is the cheapest in CPU seconds (measured).
         stream.thread_type = "NONE"
@@ -66,15 +62,12 @@ class VideoTrack:
         self.position = 0.0
         """Up to here it is known what is seen."""
         self.start: float | None = None
-        self.rotation = 0
         self._origin = origin
         self._time_base = float(stream.time_base or 1)
         self._period = 1 / (native_rate(stream) or frame_rate)
         self._frame_rate = frame_rate
-        self._short_side = short_side
-        self._max_pixels = max_pixels
-        self._reformatter = VideoReformatter()
-        self._size: tuple[int, int] | None = None
+        self._converter = converter
+        self._declared_aspects = _pixel_aspects(stream)
         self._held: VideoFrame | None = None
         self._next_tick = 0
         self._may_skip = (
@@ -82,6 +75,11 @@ class VideoTrack:
             and stream.container.format.name in TIMED_CONTAINERS
         )
         self._skip: Literal["DEFAULT", "NONREF"] = "DEFAULT"
+
+    @property
+    def orientation(self) -> Orientation:
+        """How the last picture that was stored was laid upright."""
+        return self._converter.orientation
 
     def decode(self, packet: "Packet[Any] | None") -> int:
         """Decodes a packet, or without one what the decoder still holds; counts damaged frames."""
@@ -144,55 +142,41 @@ class VideoTrack:
         self.skip_to(first_tick + num_ticks)
         if not chosen or 2 * len(chosen) < num_ticks:
             return None
-        clip = np.empty((num_ticks, *chosen[0][1].shape), np.uint8)
+        pictures = same_shape([pixels for _, pixels in chosen])
+        clip = np.empty((num_ticks, *pictures[0].shape), np.uint8)
         at = 0
         for tick in range(num_ticks):
             # A gap shows the frame before it, a late start the first frame.
             while at + 1 < len(chosen) and chosen[at + 1][0] <= first_tick + tick:
                 at += 1
-            clip[tick] = chosen[at][1]
+            clip[tick] = pictures[at]
         return clip
 
     def _sample(self, frame: VideoFrame, start: float, end: float) -> None:
         first = max(self._next_tick, _ceil(start * self._frame_rate - 0.5))
         stop = _ceil(end * self._frame_rate - 0.5)
         if stop > first:
-            pixels = self._convert(frame)
+            pixels = self._converter.convert(frame, self._pixel_aspect())
             self.frames.extend((tick, pixels) for tick in range(first, stop))
             self._next_tick = stop
 
-    def _convert(self, frame: VideoFrame) -> NDArray[np.uint8]:
-        if frame.width * frame.height > self._max_pixels:
-            size = f"{frame.width} x {frame.height}"
-            raise PixelLimitError(f"a frame of {size}, limits.max_pixels ({self._max_pixels})")
-        if self._size is None:
-            # The first frame fixes the size and the turn; a later one of another size is scaled.
-            self.rotation = round(frame.rotation / 90) * 90
-            # As FFmpeg's own tools have it: what the container says is before what the codec says.
-            codec = self.stream.codec_context
-            aspect = self.stream.sample_aspect_ratio or codec.sample_aspect_ratio or 1
-            self._size = _stored_size(frame.width, frame.height, float(aspect), self._short_side)
-        width, height = self._size
-        small = self._reformatter.reformat(
-            frame, width, height, "rgb24", interpolation=Interpolation.AREA, threads=1
-        )
-        pixels = small.to_ndarray().view(np.uint8)  # which it is; rgb24 has no other type
-        return np.rot90(pixels, self.rotation // 90) if self.rotation else pixels
+    def _pixel_aspect(self) -> float:
+        """Width of a pixel by its height."""
+        container, codec = now = _pixel_aspects(self.stream)
+        # As FFmpeg's own tools have it: what the container says is before what the codec says.
+        # Some containers only pass on what the codec said at first, which can change.
+        says_codec = self._declared_aspects[0] == self._declared_aspects[1]
+        return float((codec if says_codec else container) or max(now) or 1)
+
+
+def _pixel_aspects(stream: VideoStream) -> tuple[Fraction, Fraction]:
+    """As the container and as the codec say, 0 if they do not."""
+    codec = stream.codec_context.sample_aspect_ratio
+    return Fraction(stream.sample_aspect_ratio or 0), Fraction(codec or 0)
 
 
 def _ceil(value: float) -> int:
     return int(-(-value // 1))
-
-
-def _stored_size(width: int, height: int, pixel_aspect: float, short_side: int) -> tuple[int, int]:
-    """Scales to the short side, never up; pixels become square."""
-    display_width = width * pixel_aspect if 0.1 < pixel_aspect < 10 else float(width)
-    scale = min(
-        1.0,
-        short_side / min(display_width, height),
-        MAX_ELONGATION * short_side / max(display_width, height),
-    )
-    return max(1, round(display_width * scale)), max(1, round(height * scale))
 
 
 class AudioTrack:
@@ -209,8 +193,8 @@ class AudioTrack:
         self._time_base = float(stream.time_base or 1)
         self._sample_rate = sample_rate
         self._fifo: AudioFifo | None = None
-        self._resampler: AudioResampler | None = None
-        self._layout: tuple[str, int, int] | None = None
+        self._mixer: MonoMixer | None = None
+        self._layout: tuple[str, str, int] | None = None
         self._run_start = 0.0
         self._run_input = 0
         self._run_drained = 0
@@ -230,7 +214,7 @@ class AudioTrack:
             return
         if frame.sample_rate < MIN_NATIVE_SAMPLE_RATE:
             raise ValueError(f"sample rate ({frame.sample_rate}) is absurd")
-        layout = (frame.format.name, frame.layout.nb_channels, frame.sample_rate)
+        layout = (frame.format.name, frame.layout.name, frame.sample_rate)
         expected = self._run_start + self._run_input / frame.sample_rate
         seconds = expected
         if frame.pts is not None:
@@ -252,7 +236,7 @@ class AudioTrack:
         if self._fifo is not None:
             self._drain(self._fifo.read())
             self._drain(None)
-        self._fifo = self._resampler = self._layout = None
+        self._fifo = self._mixer = self._layout = None
 
     def skip_to(self, sample: int) -> None:
         """Forgets what is before a sample."""
@@ -272,20 +256,18 @@ class AudioTrack:
         self.skip_to(first_sample + num_samples)
         return waveform if num_there and 2 * num_there >= num_samples else None
 
-    def _begin_run(self, layout: tuple[str, int, int], seconds: float) -> None:
+    def _begin_run(self, layout: tuple[str, str, int], seconds: float) -> None:
         self.finish()
-        # Resampled before it becomes an array: PyAV dies on arrays of eight planar channels.
         # Many frames at a time, because the cost is per call.
         self._fifo = AudioFifo()
-        self._resampler = AudioResampler(format="s16", layout="mono", rate=self._sample_rate)
+        self._mixer = MonoMixer(self._sample_rate)
         self._layout = layout
         self._run_start, self._run_input, self._run_drained = seconds, 0, 0
         self._write_at = round(seconds * self._sample_rate)
 
     def _drain(self, frame: AudioFrame | None) -> None:
-        assert self._resampler is not None
-        for resampled in self._resampler.resample(frame):
-            samples: NDArray[np.int16] = resampled.to_ndarray()[0]
+        assert self._mixer is not None
+        for samples in self._mixer.flush() if frame is None else self._mixer.mix(frame):
             self.runs.append((self._write_at, samples))
             self._write_at += len(samples)
         self.position = max(self.position, self._write_at / self._sample_rate)

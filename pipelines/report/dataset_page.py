@@ -18,7 +18,7 @@ from pipelines.dataset.near_duplicates import SCENE
 from pipelines.dataset.review import NamedPair, Review, ShownClip, ShownReject
 from pipelines.errors import UserError
 from pipelines.files import temporary_name, write_failure
-from pipelines.media.decode import REASONS
+from pipelines.media.reasons import REASONS
 from pipelines.media.windows import spread
 from pipelines.report.images import frame_image
 from pipelines.report.page import duration, page_environment, write_page

@@ -21,7 +21,7 @@ from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.evaluation.evaluate import MODALITIES, Evaluation
 from pipelines.evaluation.features import Features, load_model, padded_frames
 from pipelines.ingest.ingest import IngestSummary
-from pipelines.media.decode import REASONS
+from pipelines.media.reasons import REASONS
 from pipelines.media.windows import audio_windows, video_windows
 from pipelines.redaction import redacted
 from pipelines.registry.promote import Registered

@@ -5,7 +5,8 @@ import av
 import numpy as np
 import pytest
 
-from pipelines.media.decode import REASONS, DecodeError, decode_segments, probe
+from pipelines.media.decode import DecodeError, decode_segments, probe
+from pipelines.media.reasons import REASONS
 from tests.helpers.media import (
     CODECS,
     frame_number,

@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.media.decode import REASONS, DecodeError, probe
+from pipelines.media.decode import DecodeError, probe
 from pipelines.media.decoder_process import DecoderProcess
+from pipelines.media.reasons import REASONS
 from tests.helpers.media import tone, write_media, write_numbered
 
 SETTINGS = {
