@@ -42,3 +42,21 @@ def is_encrypted(packet: "Packet[Any]") -> bool:
     return not num_parts or any(
         part for _, part in struct.iter_unpack(">2I", parts[: len(parts) // 8 * 8])
     )
+
+
+TS_PACKET_BYTES = 188
+_SYNC = 0x47
+_SCRAMBLING = 0xC0
+
+
+def is_scrambled(source: MediaInput) -> bool:
+    """Whether packets of an MPEG transport stream are scrambled; most streams begin soon."""
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(source, "rb")) if isinstance(source, str) else source
+        file.seek(0)
+        data = file.read(_PROBED_BYTES)
+    start = next(
+        (at for at in range(min(len(data), 1024)) if data[at : at + 377 : 188] == b"\x47\x47\x47"), 0
+    )
+    headers = [data[at : at + 4] for at in range(start, len(data) - 3, TS_PACKET_BYTES)]
+    return any(h[0] == _SYNC and h[3] & 0x80 for h in headers)

@@ -6,18 +6,17 @@ come last: a still image or a few frames, a tenth of the frame rate, a stamp-siz
 that compresses to nothing. Flags and order decide between the others.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from itertools import chain
-from math import inf
 from typing import Any, Literal
 
-import av.container
 import av.stream
-from av.packet import Packet
+import numpy as np
 from av.stream import Disposition
 
-from pipelines.media.encryption import declares_encryption, is_encrypted
+from pipelines.media.encryption import declares_encryption
+from pipelines.media.packets import PacketTable
 
 MIN_SHARE_OF_LENGTH = 0.5
 MIN_SHARE_OF_RATE = 0.25
@@ -37,36 +36,6 @@ _SECONDARY = (
     | Disposition.dependent
     | Disposition.metadata
 )
-
-
-@dataclass
-class StreamContents:
-    """What the packets of a stream come to."""
-
-    num_packets: int = 0
-    num_bytes: int = 0
-    num_encrypted: int = 0
-    first: float = inf
-    """Time stamps in seconds."""
-    last: float = -inf
-
-    def add(self, packet: "Packet[Any]") -> None:
-        """Counts a packet in; one without bytes ends a stream."""
-        if not packet.size:
-            return
-        self.num_packets += 1
-        self.num_bytes += packet.size
-        self.num_encrypted += is_encrypted(packet)
-        stamp = packet.pts if packet.pts is not None else packet.dts
-        if stamp is not None and packet.time_base:
-            seconds = float(stamp * packet.time_base)
-            self.first = min(self.first, seconds)
-            self.last = max(self.last, seconds)
-
-    @property
-    def seconds(self) -> float:
-        """From the first packet to the last, 0 if nobody knows."""
-        return max(0.0, self.last - self.first) if self.num_packets else 0.0
 
 
 @dataclass(frozen=True)
@@ -101,26 +70,33 @@ class Candidate:
         return self.num_packets > 1
 
 
-def candidate(stream: av.stream.Stream, contents: StreamContents) -> Candidate | None:
-    """Describes a stream of pictures or sound, None for others."""
-    if stream.type not in ("video", "audio"):
-        return None
+def candidate(stream: av.stream.Stream, packets: PacketTable | None) -> Candidate:
+    """Describes a stream of pictures or sound by what it declares and what it holds."""
     # Without a decoder there is no codec context, whatever the type stubs say.
     codec: Any = stream.codec_context
+    num_packets = len(packets) if packets else 0
+    is_encrypted = declares_encryption(stream) or bool(packets and packets.is_encrypted.any())
     return Candidate(
         index=stream.index,
         kind="video" if stream.type == "video" else "audio",
         codec=codec.name if codec else "",
         has_decoder=bool(codec),
-        is_encrypted=contents.num_encrypted > 0 or declares_encryption(stream),
+        is_encrypted=is_encrypted,
         is_attached=bool(stream.disposition & _ATTACHED),
         is_secondary=bool(stream.disposition & _SECONDARY),
         is_default=bool(stream.disposition & Disposition.default),
         num_pixels=codec.width * codec.height if codec and stream.type == "video" else 0,
-        num_packets=contents.num_packets,
-        num_bytes=contents.num_bytes,
-        seconds=contents.seconds,
+        num_packets=num_packets,
+        num_bytes=int(packets.size.sum()) if packets else 0,
+        seconds=_seconds(packets) if packets else 0.0,
     )
+
+
+def _seconds(packets: PacketTable) -> float:
+    """From the first time stamp to the last, 0 if there are none."""
+    times = np.where(np.isnan(packets.pts), packets.dts, packets.pts)
+    times = times[~np.isnan(times)]
+    return float(np.ptp(times)) if len(times) else 0.0
 
 
 @dataclass(frozen=True)
@@ -221,12 +197,3 @@ def _most(candidates: Iterable[Candidate], name: str) -> float:
 def _rate(amount: int, of: Candidate) -> float:
     """An amount a second; of a single moment no rate is known."""
     return amount / of.seconds if of.seconds else 0.0
-
-
-def read_contents(container: av.container.InputContainer) -> Mapping[int, StreamContents]:
-    """Goes through all packets of a container that has just been opened."""
-    contents = {stream.index: StreamContents() for stream in container.streams}
-    for packet in container.demux():
-        # Streams can begin later than the container was opened.
-        contents.setdefault(packet.stream_index, StreamContents()).add(packet)
-    return contents
