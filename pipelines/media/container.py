@@ -4,6 +4,7 @@ Everything here is said by the file, so nothing of it is believed beyond what it
 """
 
 import os
+import stat
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -11,9 +12,17 @@ import av
 import av.container
 import av.stream
 from av.audio.stream import AudioStream
-from av.error import FFmpegError
+from av.error import ArgumentError, FFmpegError
 from av.video.stream import VideoStream
 
+from pipelines.media.formats import (
+    NEVER,
+    Formats,
+    codec_of,
+    container_whitelist,
+    decoder_whitelist,
+    is_common,
+)
 from pipelines.media.tracks import ROUNDING_TICKS, native_rate
 from pipelines.redaction import one_line
 
@@ -23,6 +32,7 @@ REASONS = {
     "too_large": "the file is larger than limits.max_bytes",
     "duplicate": "another source has the same bytes",
     "not_media": "no demuxer of FFmpeg opens it",
+    "format_not_allowed": "its container or a codec is not among those of limits.formats (common)",
     "no_streams": "there is neither a picture nor a sound stream with a known decoder",
     "undecodable": "no frame and no sound could be decoded",
     "too_short": "it is shorter than min_segment_seconds (min_source_seconds if that is given)",
@@ -36,12 +46,8 @@ REASONS = {
 }
 """Why a source can be rejected."""
 
-PLAYLISTS = frozenset({"hls", "dash", "concat", "imf", "webm_dash_manifest", "sdp", "vobsub"})
-"""Formats of FFmpeg in which a file names other files, itself among them."""
-NO_FILES = frozenset({"image2", "lavfi", "rtsp", "rtp", "alsa", "oss", "fbdev", "video4linux2"})
-"""Formats in which a name means something else than a file."""
-
-Source = str | BinaryIO
+Source = str | int | BinaryIO
+"""A path, the descriptor of an open file, or a file object that can seek."""
 
 
 class DecodeError(Exception):
@@ -72,40 +78,99 @@ class MediaInfo:
     """As declared, 0 if unknown."""
 
 
-def probe(source: Source) -> MediaInfo:
+def probe(source: Source, formats: Formats = "common") -> MediaInfo:
     """Reads what a source says about itself without decoding it."""
-    with open_source(source) as container:
+    with open_source(source, formats) as container:
         streams = choose_streams(container)
+        check_codecs(*streams, formats)
         return describe(container, *streams, rotation=0)
 
 
-def open_source(source: Source) -> av.container.InputContainer:
-    """Opens a path or a file object, and nothing that it might refer to.
+def open_file(path: str) -> int:
+    """Opens a file for reading; nothing else is ever opened by its name.
 
     Raises:
-        DecodeError: If it cannot be opened.
+        DecodeError: If it cannot be opened, or is a folder, pipe or device.
     """
-    av.logging.set_level(av.logging.PANIC)
-    # A `file:` name cannot be taken for a protocol or a pattern.
-    options = {
-        "format_whitelist": ",".join(sorted(av.formats_available - PLAYLISTS - NO_FILES)),
-        "protocol_whitelist": "file,crypto,data",
-    }
-    name: Any = source
-    if isinstance(source, str):
-        try:
-            name = "file:" + os.path.abspath(source)
-            name.encode()
-        except UnicodeEncodeError:
-            name = open(source, "rb")  # noqa: SIM115 - closed with the container's last reference
+    # Opening a pipe waits for who writes into it, unless it must not block.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
     try:
-        return av.open(name, "r", options=options, metadata_errors="replace")
+        file = os.open(path, flags)
+    except (OSError, ValueError) as error:
+        raise DecodeError("unreadable", one_line(error)) from error
+    if stat.S_ISREG(os.fstat(file).st_mode):
+        return file
+    os.close(file)
+    raise DecodeError("unreadable", "not a regular file")
+
+
+def open_source(source: Source, formats: Formats = "common") -> av.container.InputContainer:
+    """Opens a source, and nothing that it might refer to.
+
+    FFmpeg gets a descriptor and no name, so that what a file is follows from its bytes alone.
+
+    Args:
+        source: A path, a descriptor, which stays open, or a file object.
+        formats: Which containers and codecs are allowed.
+
+    Raises:
+        DecodeError: If it cannot be opened, or is in a container that is not allowed.
+    """
+    if isinstance(source, str):
+        file = open_file(source)
+        try:
+            return open_source(file, formats)
+        finally:
+            os.close(file)
+    av.logging.set_level(av.logging.PANIC)
+    try:
+        return _opened(source, formats)
     except MemoryError:
         raise
-    except (PermissionError, FileNotFoundError, IsADirectoryError) as error:
-        raise DecodeError("unreadable", one_line(error)) from error
+    except ArgumentError as error:  # what FFmpeg says of a format that is not on the list
+        raise _refusal(source, formats, error) from error
     except (FFmpegError, ValueError, OSError) as error:
         raise DecodeError("not_media", one_line(error)) from error
+
+
+def _opened(source: int | BinaryIO, formats: Formats) -> av.container.InputContainer:
+    options = {"format_whitelist": container_whitelist(formats), "protocol_whitelist": "fd"}
+    if formats == "common":
+        options["codec_whitelist"] = decoder_whitelist()
+    name: Any = source
+    if isinstance(source, int):
+        os.lseek(source, 0, os.SEEK_SET)
+        options["fd"] = str(source)  # FFmpeg duplicates it
+        name = "fd:"
+    return av.open(name, "r", options=options, metadata_errors="replace")
+
+
+def _refusal(source: int | BinaryIO, formats: Formats, error: ArgumentError) -> DecodeError:
+    """Names the format of a source that may not be opened, which only FFmpeg's log does."""
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        if not isinstance(source, int):
+            source.seek(0)
+        with av.logging.Capture() as log:
+            _opened(source, formats).close()
+    except (FFmpegError, ValueError, OSError):
+        pass
+    finally:
+        av.logging.set_level(av.logging.PANIC)
+    for _, name, message in log:
+        if message.startswith("Format not on whitelist"):
+            if formats == "all" or not NEVER.isdisjoint(name.split(",")):
+                return DecodeError("not_media", f"{name} is not a format of media files")
+            return not_allowed(f"{name} files are")
+    return DecodeError("not_media", one_line(error))
+
+
+def not_allowed(what: str) -> DecodeError:
+    """Why a container or codec beside the common ones is refused, and what to do."""
+    return DecodeError(
+        "format_not_allowed",
+        f"{what} not among the common formats; limits.formats=all decodes whatever FFmpeg does",
+    )
 
 
 def choose_streams(
@@ -132,6 +197,19 @@ def choose_streams(
         if stream not in (video, audio):
             stream.discard = av.stream.Discard.all
     return video, audio
+
+
+def check_codecs(
+    video: VideoStream | None, audio: AudioStream | None, formats: Formats
+) -> None:
+    """Refuses a source whose picture or sound is in a codec that is not allowed.
+
+    Raises:
+        DecodeError: If it is; without its sound it would be another source.
+    """
+    for stream, kind in ((video, "the picture's"), (audio, "the sound's")):
+        if stream is not None and formats == "common" and not is_common(stream):
+            raise not_allowed(f"{kind} codec {codec_of(stream)} is")
 
 
 def start_seconds(stream: VideoStream | AudioStream | None) -> float | None:

@@ -27,6 +27,7 @@ from pipelines.media.container import (
     MediaInfo,
     Source,
     check_claims,
+    check_codecs,
     choose_streams,
     clock_origin,
     describe,
@@ -34,6 +35,7 @@ from pipelines.media.container import (
     probe,
     start_seconds,
 )
+from pipelines.media.formats import Formats
 from pipelines.media.tracks import AudioTrack, PixelLimitError, VideoTrack
 from pipelines.redaction import one_line
 
@@ -68,6 +70,7 @@ def decode_segments(
     sample_rate: int,
     max_pixels: int = 8192 * 4320,
     max_seconds: float = 6 * 3600.0,
+    formats: Formats = "common",
 ) -> Iterator[Segment]:
     """Cuts a source into segments, reading it once from front to back.
 
@@ -75,7 +78,7 @@ def decode_segments(
     to whole frames; the last one is as long as the source is.
 
     Args:
-        source: A path, or a file object that can seek.
+        source: A path, the descriptor of an open file, or a file object that can seek.
         segment_seconds: Length of a segment.
         min_segment_seconds: A shorter rest is dropped.
         min_source_seconds: So is a shorter source; by default as a rest.
@@ -84,14 +87,16 @@ def decode_segments(
         sample_rate: Of the sound.
         max_pixels: Of one frame.
         max_seconds: Of the whole source.
+        formats: Which containers and codecs are decoded.
 
     Raises:
         DecodeError: If nothing comes out, or a limit is passed; then what came before is not to be
             used.
     """
     try:
-        with open_source(source) as container:
+        with open_source(source, formats) as container:
             video_stream, audio_stream = choose_streams(container)
+            check_codecs(video_stream, audio_stream, formats)
             check_claims(container, video_stream, max_pixels, max_seconds)
             starts = start_seconds(video_stream), start_seconds(audio_stream)
             origin = clock_origin(*starts, frame_rate)
