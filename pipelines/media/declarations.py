@@ -14,6 +14,7 @@ FFmpeg knows both and prints them with all that it knows of a file:
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import av
 import av.container
@@ -41,7 +42,8 @@ def read_declarations(container: av.container.InputContainer) -> Declarations:
     av.logging.set_level(av.logging.INFO)
     av.logging.set_skip_repeated(False)
     try:
-        return parse_dump(container.dumps_format())
+        printable: Any = container  # the type stubs lack it
+        return parse_dump(printable.dumps_format())
     finally:
         av.logging.set_skip_repeated(skips)
         av.logging.set_level(level)

@@ -10,7 +10,9 @@ earlier by whole frames where the sound does. It ticks `frame_rate` times a seco
 of a tick is the one that a player shows in the middle of it.
 """
 
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,21 +27,25 @@ from pipelines.media.container import (
     DecodeError,
     MediaInfo,
     MediaInput,
+    check_codecs,
     check_declared_limits,
-    choose_streams,
     clock_origin,
     describe,
     open_source,
-    probe,
     start_seconds,
 )
+from pipelines.media.formats import Formats
 from pipelines.media.orientation import UPRIGHT
+from pipelines.media.packets import read_packets
 from pipelines.media.picture import WHOLE, PictureConverter, PixelLimitError
+from pipelines.media.selection import Selection, select_streams
 from pipelines.media.tracks import AudioTrack, VideoTrack
 from pipelines.redaction import one_line
 
-__all__ = ["DecodeError", "MediaInfo", "Segment", "decode_segments", "probe"]
+__all__ = ["DecodeError", "MediaInfo", "Segment", "decode_segments"]
 
+MAX_DAMAGED_FRACTION = 0.5
+"""Above it the frames of a source show more of what a decoder made up than of what was there."""
 MAX_AHEAD_SECONDS = 10.0
 """How far one stream may be behind the other in the file before it counts as missing."""
 
@@ -69,6 +75,8 @@ def decode_segments(
     sample_rate: int,
     max_pixels: int = 8192 * 4320,
     max_seconds: float = 6 * 3600.0,
+    max_damaged_fraction: float = MAX_DAMAGED_FRACTION,
+    formats: Formats = "common",
 ) -> Iterator[Segment]:
     """Cuts a source into segments, reading it once from front to back.
 
@@ -76,7 +84,7 @@ def decode_segments(
     to whole frames; the last one is as long as the source is.
 
     Args:
-        source: A path, or a file object that can seek.
+        source: A path, the descriptor of an open file, or a file object that can seek.
         segment_seconds: Length of a segment.
         min_segment_seconds: A shorter rest is dropped.
         min_source_seconds: So is a shorter source; by default as a rest.
@@ -85,29 +93,40 @@ def decode_segments(
         sample_rate: Of the sound.
         max_pixels: Of one frame.
         max_seconds: Of the whole source.
+        max_damaged_fraction: Share of the frames, of pictures or of sound, that may be damaged.
+        formats: Which containers and codecs are decoded.
 
     Raises:
         DecodeError: If nothing comes out, or a limit is passed; then what came before is not to be
             used.
     """
     try:
-        with open_source(source) as container:
-            video_stream, audio_stream = choose_streams(container)
+        with ExitStack() as stack:
+            container = stack.enter_context(open_source(source, formats))
+            selection = select_streams(container, source, formats)
+            video_stream, audio_stream = selection.streams(container)
+            check_codecs(video_stream, audio_stream, formats)
             check_declared_limits(container, video_stream, max_pixels, max_seconds)
             starts = start_seconds(video_stream), start_seconds(audio_stream)
+            if selection.scan.held is None:
+                container = stack.enter_context(open_source(source, formats))
+                video_stream, audio_stream = selection.streams(container)
             origin = clock_origin(*starts, frame_rate)
             video = audio = None
             if video_stream is not None:
                 converter = PictureConverter(
-                    crop=WHOLE, short_side=short_side, max_pixels=max_pixels
+                    crop=selection.declarations.crops.get(video_stream.index, WHOLE),
+                    short_side=short_side,
+                    max_pixels=max_pixels,
                 )
                 video = VideoTrack(video_stream, origin, frame_rate, converter)
             if audio_stream is not None:
                 audio = AudioTrack(audio_stream, origin, sample_rate)
-            cutter = _Cutter(container, video, audio, frame_rate, sample_rate)
+            cutter = _Cutter(container, selection, video, audio, frame_rate, sample_rate)
             cutter.ticks_per_segment = max(1, round(segment_seconds * frame_rate))
             cutter.min_seconds, cutter.max_seconds = min_segment_seconds, max_seconds
             cutter.min_source_seconds = min_source_seconds or min_segment_seconds
+            cutter.max_damaged_fraction = max_damaged_fraction
             yield from cutter.segments()
     except MemoryError as error:
         raise DecodeError("out_of_memory", str(error) or "cannot allocate memory") from error
@@ -122,16 +141,19 @@ class _Cutter:
     min_seconds: float
     min_source_seconds: float
     max_seconds: float
+    max_damaged_fraction: float
 
     def __init__(
         self,
         container: av.container.InputContainer,
+        selection: Selection,
         video: VideoTrack | None,
         audio: AudioTrack | None,
         frame_rate: float,
         sample_rate: int,
     ) -> None:
         self._container = container
+        self._selection = selection
         self._video = video
         self._audio = audio
         self._tracks = [track for track in (video, audio) if track is not None]
@@ -140,6 +162,7 @@ class _Cutter:
         self._first_tick = 0
         self._seconds_out = 0.0
         self._num_errors = 0
+        self._num_damaged: Counter[int] = Counter()
         self._first_error = ""
         self._info: MediaInfo | None = None
 
@@ -155,6 +178,7 @@ class _Cutter:
         for track in self._tracks:
             self._decode(track, None)
             self._finish(track)
+            self._check_damage(track)
         last_tick = round(max(track.position for track in self._tracks) * self._frame_rate)
         while self._first_tick < last_tick:
             yield from self._cut(min(self.ticks_per_segment, last_tick - self._first_tick))
@@ -163,23 +187,49 @@ class _Cutter:
             raise self._nothing()
 
     def _packets(self) -> Iterator["av.packet.Packet[Any]"]:
-        try:
-            for packet in self._container.demux([track.stream for track in self._tracks]):
-                if packet.size:
-                    yield packet
-        except FFmpegError as error:
-            # What was read before the damage is good.
+        scan = self._selection.scan
+        streams = [track.stream for track in self._tracks]
+        if scan.held is not None:
+            indices = {stream.index for stream in streams}
+            errors = scan.errors
+            yield from (packet for packet in scan.held if packet.stream_index in indices)
+        else:
+            errors = []
+            yield from read_packets(self._container, streams, errors)
+        for error in errors:
             self._note(error)
 
     def _decode(
         self, track: VideoTrack | AudioTrack, packet: "av.packet.Packet[Any] | None"
     ) -> None:
         try:
-            self._num_errors += track.decode(packet)
+            num_damaged = track.decode(packet)
         except MemoryError:
             raise
         except (FFmpegError, ValueError) as error:
             self._note(error)
+            self._num_damaged[track.stream.index] += 1
+            self._check_damage(track)
+        else:
+            self._num_errors += num_damaged
+            if num_damaged:
+                self._num_damaged[track.stream.index] += 1
+                self._check_damage(track)
+
+    def _check_damage(self, track: VideoTrack | AudioTrack) -> None:
+        """Gives up a source of whose picture or sound too much is damaged.
+
+        Of a stream that has given nothing at all, nothing damaged can get into a clip.
+        """
+        num_damaged = self._num_damaged[track.stream.index]
+        num_packets = len(self._selection.scan.tables[track.stream.index])
+        if track.start is not None and num_damaged > self.max_damaged_fraction * num_packets:
+            what = "picture" if track is self._video else "sound"
+            raise DecodeError(
+                "damaged",
+                f"{num_damaged} or more of {num_packets} packets of the {what}, "
+                f"limits.max_damaged_fraction ({self.max_damaged_fraction:g})",
+            )
 
     def _finish(self, track: VideoTrack | AudioTrack) -> None:
         try:
@@ -240,6 +290,11 @@ class _Cutter:
             audio = self._audio.stream if self._audio else None
             orientation = self._video.orientation if self._video else UPRIGHT
             info = describe(self._container, video, audio, orientation)
+            info = replace(
+                info,
+                declares_picture=self._selection.declares_picture,
+                declares_sound=self._selection.declares_sound,
+            )
             if self._video and self._audio:
                 starts = self._video.start, self._audio.start
                 if starts[0] is not None and starts[1] is not None:
@@ -250,11 +305,15 @@ class _Cutter:
         return self._info
 
     def _nothing(self) -> DecodeError:
-        if any(track.start is not None for track in self._tracks):
-            seconds = max(0.0, *(track.position for track in self._tracks))
-            is_own = self.min_source_seconds != self.min_seconds
-            name = "min_source_seconds" if is_own else "min_segment_seconds"
-            return DecodeError(
-                "too_short", f"{seconds:.2f} s, {name} ({self.min_source_seconds:g})"
-            )
-        return DecodeError("undecodable", self._first_error or "the streams hold no frame")
+        if not any(track.start is not None for track in self._tracks):
+            return DecodeError("undecodable", self._first_error or "the streams hold no frame")
+        seconds = max(0.0, *(track.position for track in self._tracks))
+        held = self._selection.seconds
+        why = f": {self._first_error}" if self._first_error else ""
+        if seconds >= self.min_source_seconds:
+            return DecodeError("undecodable", f"less than half of its {seconds:.2f} s decodes{why}")
+        if self._first_error and held >= self.min_source_seconds:
+            return DecodeError("undecodable", f"{seconds:.2f} of its {held:.2f} s decode{why}")
+        is_own = self.min_source_seconds != self.min_seconds
+        name = "min_source_seconds" if is_own else "min_segment_seconds"
+        return DecodeError("too_short", f"{seconds:.2f} s, {name} ({self.min_source_seconds:g})")

@@ -10,6 +10,11 @@ ENCRYPTED_TAGS = frozenset({"encv", "enca", "drms", "drmi", "aavd"})
 """Kinds of samples in MP4 of which only the encryption is known."""
 SAMPLE_AES_TAGS = frozenset({"\xdb", "\xcf", "\xc1", "\xc2"})
 """Types of streams in MPEG-TS that HTTP Live Streaming encrypts in part."""
+PROBED_BYTES = 2_000_000
+"""Of a transport stream, in which scrambled packets are looked for."""
+_TS_PACKET_BYTES = (188, 192, 204)
+_SYNC = b"\x47"
+_SCRAMBLED = 0x80
 _KEY_ID = "enc_key_id"
 """Under this name FFmpeg passes on the key of an encrypted track of Matroska."""
 
@@ -44,19 +49,14 @@ def is_encrypted(packet: "Packet[Any]") -> bool:
     )
 
 
-TS_PACKET_BYTES = 188
-_SYNC = 0x47
-_SCRAMBLING = 0xC0
+def is_scrambled(data: bytes) -> bool:
+    """Whether the beginning of an MPEG transport stream has scrambled packets.
 
-
-def is_scrambled(source: MediaInput) -> bool:
-    """Whether packets of an MPEG transport stream are scrambled; most streams begin soon."""
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(source, "rb")) if isinstance(source, str) else source
-        file.seek(0)
-        data = file.read(_PROBED_BYTES)
-    start = next(
-        (at for at in range(min(len(data), 1024)) if data[at : at + 377 : 188] == b"\x47\x47\x47"), 0
-    )
-    headers = [data[at : at + 4] for at in range(start, len(data) - 3, TS_PACKET_BYTES)]
-    return any(h[0] == _SYNC and h[3] & 0x80 for h in headers)
+    FFmpeg passes over them, so that nothing is left of their streams.
+    """
+    for length in _TS_PACKET_BYTES:
+        for start in range(min(length, len(data))):
+            if data[start : start + 4 * length : length] == _SYNC * 4:
+                flags = data[start + 3 :: length]
+                return any(flag & _SCRAMBLED for flag in flags)
+    return False

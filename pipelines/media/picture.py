@@ -6,9 +6,9 @@ where one array must hold them.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
@@ -64,7 +64,7 @@ class PictureConverter:
         if frame.width * frame.height > self._max_pixels:
             size = f"{frame.width} x {frame.height}"
             raise PixelLimitError(f"a frame of {size}, limits.max_pixels ({self._max_pixels})")
-        matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
         self.orientation = UPRIGHT if matrix is None else read_orientation(bytes(matrix))
         if self._crop != WHOLE:
             frame = self._cropped(frame)

@@ -6,6 +6,7 @@ REASONS = {
     "too_large": "the file is larger than limits.max_bytes",
     "duplicate": "another source has the same bytes",
     "not_media": "no demuxer of FFmpeg opens it",
+    "format_not_allowed": "its container or a codec is not among those of limits.formats (common)",
     "no_streams": "there is neither a picture nor a sound stream with a known decoder",
     "encrypted": "its picture and sound are encrypted",
     "undecodable": "no frame and no sound could be decoded, or too few for any clip",

@@ -9,9 +9,19 @@ from av.error import FFmpegError
 from av.stream import Discard
 from av.video.stream import VideoStream
 
-from pipelines.media.container import DecodeError, MediaInput, open_source
+from pipelines.media.container import (
+    DecodeError,
+    MediaInfo,
+    MediaInput,
+    check_codecs,
+    describe,
+    open_source,
+    read_beginning,
+)
 from pipelines.media.declarations import Declarations, read_declarations
-from pipelines.media.encryption import is_scrambled
+from pipelines.media.encryption import PROBED_BYTES, is_scrambled
+from pipelines.media.formats import Formats
+from pipelines.media.orientation import UPRIGHT
 from pipelines.media.packets import PacketScan, scan_packets
 from pipelines.media.streams import Candidate, Choice, candidate, choose
 from pipelines.redaction import one_line
@@ -33,21 +43,49 @@ class Selection:
     declares_picture: bool
     """Whether there is a picture stream at all, covers apart."""
     declares_sound: bool
+    seconds: float
+    """From the first to the last packet of the longer of the two, 0 if there are no time stamps."""
     scan: PacketScan
     declarations: Declarations
 
+    def streams(
+        self, container: av.container.InputContainer
+    ) -> tuple[VideoStream | None, AudioStream | None]:
+        """The two streams in a container of the source, which passes over all others."""
+        video = None if self.video is None else container.streams[self.video]
+        audio = None if self.audio is None else container.streams[self.audio]
+        assert video is None or isinstance(video, VideoStream)
+        assert audio is None or isinstance(audio, AudioStream)
+        keep_only(container, {stream.index for stream in (video, audio) if stream is not None})
+        return video, audio
 
-def select_streams(container: av.container.InputContainer, source: MediaInput) -> Selection:
+
+def probe(source: MediaInput, formats: Formats = "common") -> MediaInfo:
+    """Reads what a source says about itself and what it holds, without decoding it."""
+    with open_source(source, formats) as container:
+        selection = select_streams(container, source, formats)
+        streams = selection.streams(container)
+        check_codecs(*streams, formats)
+        return describe(container, *streams, UPRIGHT)
+
+
+def select_streams(
+    container: av.container.InputContainer, source: MediaInput, formats: Formats
+) -> Selection:
     """Chooses the streams of a container that has just been opened; it is at its end then.
 
     Args:
         container: Of the source.
         source: Opened again where streams have to be tried.
+        formats: Which containers and codecs are decoded.
 
     Raises:
         DecodeError: If there is none to be decoded.
     """
-    declared = [*container.streams.video, *container.streams.audio]
+    declared: list[VideoStream | AudioStream] = [
+        *container.streams.video,
+        *container.streams.audio,
+    ]
     # Without a decoder there is no codec context, whatever the type stubs say.
     scannable = [stream for stream in declared if stream.codec_context]
     keep_only(container, {stream.index for stream in scannable})
@@ -57,13 +95,15 @@ def select_streams(container: av.container.InputContainer, source: MediaInput) -
     candidates.sort(key=lambda each: each.index)
     if not any(each.is_usable for each in candidates):
         raise _nothing_usable(container, source, candidates, scan)
-    choice = _tried(source, candidates, declarations.programs)
+    choice = _tried(source, formats, candidates, declarations.programs)
+    chosen = [each for each in candidates if each.index in (choice.video, choice.audio)]
     shown = [each for each in candidates if not each.is_attached]
     return Selection(
         video=choice.video,
         audio=choice.audio,
         declares_picture=any(each.kind == "video" for each in shown),
         declares_sound=any(each.kind == "audio" for each in shown),
+        seconds=max(each.seconds for each in chosen),
         scan=scan,
         declarations=declarations,
     )
@@ -77,7 +117,10 @@ def keep_only(container: av.container.InputContainer, indices: Set[int]) -> None
 
 
 def _tried(
-    source: MediaInput, candidates: Sequence[Candidate], programs: Sequence[Set[int]]
+    source: MediaInput,
+    formats: Formats,
+    candidates: Sequence[Candidate],
+    programs: Sequence[Set[int]],
 ) -> Choice:
     """Chooses, and chooses again where a stream gives nothing and another one might."""
     good: set[int] = set()
@@ -94,7 +137,7 @@ def _tried(
         if not doubtful or len(good) + len(failed) >= MAX_TRIALS:
             return choice
         for each in doubtful:
-            (good if gives_something(source, each.index) else failed).add(each.index)
+            (good if gives_something(source, formats, each.index) else failed).add(each.index)
 
 
 def _can_replace(other: Candidate, chosen: Candidate, failed: Set[int]) -> bool:
@@ -102,9 +145,9 @@ def _can_replace(other: Candidate, chosen: Candidate, failed: Set[int]) -> bool:
     return is_another and other.kind == chosen.kind and other.is_usable
 
 
-def gives_something(source: MediaInput, index: int) -> bool:
+def gives_something(source: MediaInput, formats: Formats, index: int) -> bool:
     """Whether a stream gives an undamaged frame within its first packets."""
-    with open_source(source) as container:
+    with open_source(source, formats) as container:
         stream = container.streams[index]
         assert isinstance(stream, VideoStream | AudioStream)
         keep_only(container, {index})
@@ -134,11 +177,11 @@ def _nothing_usable(
         names = {"video": "picture", "audio": "sound"}
         kinds = " and ".join(dict.fromkeys(names[each.kind] for each in encrypted))
         return DecodeError("encrypted", f"its {kinds} can only be read with a key")
-    if container.format.name == "mpegts" and is_scrambled(source):
+    if container.format.name == "mpegts" and is_scrambled(read_beginning(source, PROBED_BYTES)):
         return DecodeError("encrypted", "its transport stream is scrambled")
     if not decodable:
-        kinds = sorted({stream.type for stream in container.streams})
+        types = sorted({stream.type for stream in container.streams})
         covers = " (a cover alone)" if len(shown) < len(candidates) else ""
-        return DecodeError("no_streams", f"streams: {', '.join(kinds) or 'none'}{covers}")
+        return DecodeError("no_streams", f"streams: {', '.join(types) or 'none'}{covers}")
     why = one_line(scan.errors[0]) if scan.errors else "the streams hold no frame"
     return DecodeError("undecodable", why)

@@ -5,8 +5,9 @@ import av
 import numpy as np
 import pytest
 
-from pipelines.media.decode import DecodeError, decode_segments, probe
+from pipelines.media.decode import DecodeError, decode_segments
 from pipelines.media.reasons import REASONS
+from pipelines.media.selection import probe
 from tests.helpers.media import (
     CODECS,
     frame_number,
