@@ -24,12 +24,15 @@ from av.audio.resampler import AudioResampler
 from av.error import FFmpegError
 from numpy.typing import NDArray
 
-CANCELS_BELOW = 0.2
+CANCELS_BELOW = 0.1
 """Share of the expected power below which a mix has lost its channels. For stereo that is a
-correlation of -0.8: recordings of a room stay far above it, and lossy codecs leave an inverted
-channel far below it."""
+correlation of -0.9: films and recordings of a room stay above it for all but moments, and lossy
+codecs leave an inverted channel far below it."""
 AGREES_ABOVE = 0.5
 """Share of the expected power above which the mix is heard again."""
+HALF_LIFE_SECONDS = 0.17
+"""The share is averaged over the past with weights that halve in this time: a moment of the music
+that is out of phase is no reason to change what is heard."""
 SILENT_POWER = 1e-8
 """Of full scale: 80 dB below it."""
 AS_LOUD_AS = 0.8
@@ -50,6 +53,7 @@ class MonoMixer:
         self._is_known = True
         self._channel: int | None = None
         """The one that is heard instead of the mix."""
+        self._share: float | None = None
 
     def mix(self, frame: AudioFrame) -> list[Samples]:
         """Takes samples; what comes out can lag behind."""
@@ -58,7 +62,7 @@ class MonoMixer:
         if self._is_known and len(self._weights) == 1:
             return self._resample(frame)
         channels = self._unpack(frame)
-        channel = self._lost_to(channels)
+        channel = self._lost_to(channels, frame.sample_rate)
         mixed: list[Samples] = []
         if channel != self._channel and self._is_known:
             # What is heard comes in another format now.
@@ -92,7 +96,7 @@ class MonoMixer:
             -1, frame.layout.nb_channels
         )
 
-    def _lost_to(self, channels: Channels) -> int | None:
+    def _lost_to(self, channels: Channels, sample_rate: int) -> int | None:
         """The channel to be heard instead of the mix, None for the mix."""
         assert self._weights is not None
         if not len(channels):
@@ -106,6 +110,10 @@ class MonoMixer:
         if not 100 * SILENT_POWER < loudest < np.inf:
             return self._channel
         share = mixed / expected if mixed > SILENT_POWER else 0.0
+        if self._share is not None:
+            past = 0.5 ** (len(channels) / sample_rate / HALF_LIFE_SECONDS)
+            share = past * self._share + (1 - past) * share
+        self._share = share
         if share < CANCELS_BELOW and self._channel is None:
             return int(np.argmax(power >= AS_LOUD_AS * loudest))
         return None if share > AGREES_ABOVE else self._channel

@@ -98,7 +98,8 @@ def read_packets(
 ) -> Iterator["Packet[Any]"]:
     """Gives the packets that hold data; an error ends them and is added to the list."""
     try:
-        for packet in container.demux(list(streams)):
+        # Without any PyAV would take all.
+        for packet in container.demux(list(streams)) if streams else ():
             if packet.size:
                 yield packet
     except FFmpegError as error:

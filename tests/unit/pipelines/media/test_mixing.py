@@ -83,13 +83,20 @@ def test_opposite_phases_give_one_channel(layout, noise):
 
 
 def test_the_mix_comes_back_when_channels_agree():
-    left = np.tile(SINE, 3)
-    right = np.concatenate([SINE, -SINE, SINE])
+    left = np.tile(SINE, 6)
+    right = np.concatenate([SINE, SINE, -SINE, -SINE, SINE, SINE])
     samples = mixed(left, right, layout="stereo")
-    assert len(samples) == pytest.approx(48_000, abs=4)
-    for second in range(3):
+    assert len(samples) == pytest.approx(96_000, abs=4)
+    for second in (0, 1, 3, 4, 5):  # after a second it is sure that they disagree
         part = samples[second * 16_000 + 1000 : (second + 1) * 16_000 - 1000]
         assert amplitude(part) == pytest.approx(0.5, rel=0.05)
+
+
+def test_a_moment_out_of_phase_changes_nothing():
+    right = SINE.copy()
+    right[20_000:26_000] *= -1
+    samples = mixed(SINE, right, layout="stereo")
+    assert np.abs(samples[7_000:8_300]).max() < 100
 
 
 def test_surround_with_opposite_rear_keeps_its_front():
