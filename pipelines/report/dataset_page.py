@@ -20,7 +20,7 @@ from pipelines.dataset.review import Review
 from pipelines.dataset.shown import ShownClip, ShownReject
 from pipelines.errors import UserError
 from pipelines.files import replacing, write_failure
-from pipelines.media.container import REASONS
+from pipelines.media.reasons import REASONS
 from pipelines.media.windows import spread
 from pipelines.report.images import frame_image
 from pipelines.report.page import duration, page_environment, write_page

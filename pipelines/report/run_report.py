@@ -22,7 +22,7 @@ from pipelines.evaluation.evaluate import Evaluation
 from pipelines.evaluation.features import Features
 from pipelines.evaluation.scores import MODALITIES
 from pipelines.ingest.ingest import IngestSummary
-from pipelines.media.container import REASONS
+from pipelines.media.reasons import REASONS
 from pipelines.models.checkpoints import load_model
 from pipelines.redaction import redacted
 from pipelines.registry.promote import Registered
