@@ -44,8 +44,6 @@ from pipelines.redaction import one_line
 
 __all__ = ["DecodeError", "MediaInfo", "Segment", "decode_segments"]
 
-MAX_DAMAGED_FRACTION = 0.5
-"""Above it the frames of a source show more of what a decoder made up than of what was there."""
 MAX_AHEAD_SECONDS = 10.0
 """How far one stream may be behind the other in the file before it counts as missing."""
 
@@ -75,7 +73,7 @@ def decode_segments(
     sample_rate: int,
     max_pixels: int = 8192 * 4320,
     max_seconds: float = 6 * 3600.0,
-    max_damaged_fraction: float = MAX_DAMAGED_FRACTION,
+    max_damaged_fraction: float = 0.25,
     formats: Formats = "common",
 ) -> Iterator[Segment]:
     """Cuts a source into segments, reading it once from front to back.
@@ -178,7 +176,6 @@ class _Cutter:
         for track in self._tracks:
             self._decode(track, None)
             self._finish(track)
-            self._check_damage(track)
         last_tick = round(max(track.position for track in self._tracks) * self._frame_rate)
         while self._first_tick < last_tick:
             yield from self._cut(min(self.ticks_per_segment, last_tick - self._first_tick))
@@ -208,22 +205,24 @@ class _Cutter:
             raise
         except (FFmpegError, ValueError) as error:
             self._note(error)
-            self._num_damaged[track.stream.index] += 1
-            self._check_damage(track)
+            self._count_damaged(track)
         else:
             self._num_errors += num_damaged
             if num_damaged:
-                self._num_damaged[track.stream.index] += 1
-                self._check_damage(track)
+                self._count_damaged(track)
 
-    def _check_damage(self, track: VideoTrack | AudioTrack) -> None:
+    def _count_damaged(self, track: VideoTrack | AudioTrack) -> None:
         """Gives up a source of whose picture or sound too much is damaged.
 
-        Of a stream that has given nothing at all, nothing damaged can get into a clip.
+        What comes before the first frame is not: a stream that is cut off begins with packets that
+        need others before them, and of one that gives nothing, nothing damaged gets into a clip.
         """
-        num_damaged = self._num_damaged[track.stream.index]
-        num_packets = len(self._selection.scan.tables[track.stream.index])
-        if track.start is not None and num_damaged > self.max_damaged_fraction * num_packets:
+        if track.start is None:
+            return
+        index = track.stream.index
+        self._num_damaged[index] += 1
+        num_damaged, num_packets = self._num_damaged[index], len(self._selection.scan.tables[index])
+        if num_damaged > self.max_damaged_fraction * num_packets:
             what = "picture" if track is self._video else "sound"
             raise DecodeError(
                 "damaged",
