@@ -92,6 +92,9 @@ def summary_text(summary: IngestSummary) -> str:
     if summary.ignored:
         names = ", ".join(f"{count} {suffix}" for suffix, count in summary.ignored.items())
         text += f"; files that are not sources: {names}"
+    if repairs := {name: count for name, count in summary.repairs.items() if count}:
+        names = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in repairs.items())
+        text += f"; in the clips: {names}"
     return "\n  ".join([text, *summary.notes])
 
 

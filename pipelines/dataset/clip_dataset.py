@@ -337,14 +337,19 @@ def _read_small(shard: str) -> tuple[pa.Table, list[int]]:
 
 
 def read_columns(shard: str, columns: Sequence[str]) -> pa.Table:
-    """Reads columns of all rows of a shard of clips.
+    """Reads columns of all rows of a shard of clips; those that an older shard lacks are null.
 
     Raises:
         UserError: If it is none that this code can read.
     """
     with open_parquet(shard) as file:
         check_columns(f"shard ({shard})", file.schema_arrow, CLIPS)
-        return file.read(columns=list(columns), use_threads=False)
+        there = [name for name in columns if name in file.schema_arrow.names]
+        table = file.read(columns=there, use_threads=False)
+    for name in columns:
+        if name not in there:
+            table = table.append_column(CLIPS.field(name), pa.nulls(len(table), pa.int32()))
+    return table.select(list(columns))
 
 
 def _source_numbers(table: pa.Table) -> NDArray[np.int64]:

@@ -28,6 +28,12 @@ STRETCH = (
 )
 """With these a later run sees that a list names another stretch, of clips and of rejects."""
 
+REPAIRS = tuple(
+    pa.field(name, pa.int32())
+    for name in ("clock_leaps", "sound_gaps", "bridged_gaps", "rebased_clocks")
+)
+"""What was wrong with the timestamps in a clip; shards written before they were counted lack it."""
+
 CLIPS = pa.schema(
     [
         pa.field("clip_id", pa.string(), nullable=False),
@@ -61,6 +67,7 @@ CLIPS = pa.schema(
         pa.field("rotation", pa.int32()),
         pa.field("stream_offset_seconds", pa.float64()),
         pa.field("decode_errors", pa.int32(), nullable=False),
+        *REPAIRS,
     ],
     metadata=_METADATA,
 )
@@ -99,7 +106,7 @@ def check_version(what: str, version: object) -> None:
 
 
 def check_columns(what: str, there: pa.Schema, needed: pa.Schema) -> None:
-    """Makes sure that a file has the columns of a schema, of the same types.
+    """Makes sure that a file has the columns of a schema, of the same types, but for `REPAIRS`.
 
     Raises:
         UserError: If it has not; columns that come on top are no harm.
@@ -109,6 +116,8 @@ def check_columns(what: str, there: pa.Schema, needed: pa.Schema) -> None:
     wrong = []
     for field in needed:
         at = there.get_field_index(field.name)
+        if at < 0 and field in REPAIRS:
+            continue
         if at < 0:
             wrong.append(f"{field.name} is missing")
         elif there.field(at).type != field.type:

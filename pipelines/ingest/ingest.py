@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.config.ingest import IngestSettings
@@ -23,6 +24,7 @@ from pipelines.dataset.schema import (
     FORMAT_VERSION,
     MANIFEST,
     REJECTS_FOLDER,
+    REPAIRS,
     STATE_FOLDER,
 )
 from pipelines.errors import UserError
@@ -55,6 +57,8 @@ class IngestSummary:
     new_clips: int
     """Clips that were not there before this call."""
     media_seconds: float
+    repairs: dict[str, int]
+    """Damage, and wrong timestamps that were mended, over all clips, by column."""
     dataset_id: str
     ignored: dict[str, int]
     """Files of the input that are not media, by extension."""
@@ -175,6 +179,8 @@ def _summarize(
 ) -> IngestSummary:
     """Counts what the shards hold; nothing is taken from what the run believes to have done."""
     columns = ["clip_id", "source", "duration_seconds", "label", "labels", "split"]
+    counted = ["decode_errors", *(field.name for field in REPAIRS)]
+    columns += counted
     tables = {
         file.stem: read_columns(str(file), columns)
         for file in sorted((folder / CLIPS_FOLDER).glob("*.parquet"))
@@ -197,6 +203,7 @@ def _summarize(
         clips=len(clips),
         new_clips=sum(len(tables[unit.name]) for unit in plan.units),
         media_seconds=sum(clips["duration_seconds"].to_pylist()),
+        repairs={name: pc.sum(clips[name], min_count=0).as_py() for name in counted},
         dataset_id=_dataset_id(clips, settings),
         ignored=listed.ignored,
         notes=_notes(listed, settings),

@@ -7,6 +7,7 @@ rows are taken back, and if some are in the file already the shard is written an
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,7 @@ def clip_row(source: UnitSource, segment: Segment, settings: IngestSettings) -> 
         "rotation": info.rotation,
         "stream_offset_seconds": info.stream_offset_seconds,
         "decode_errors": segment.decode_errors,
+        **asdict(segment.repairs),
     }
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipelines.media.container import DecodeError, MediaInfo
-from pipelines.media.decode import Segment
+from pipelines.media.decode import ClockRepairs, Segment
 from pipelines.media.picture import MAX_ELONGATION
 from pipelines.media.reasons import REASONS
 
@@ -52,6 +52,7 @@ def segment_header(segment: Segment) -> dict[str, Any]:
         "frames": None if segment.frames is None else segment.frames.shape,
         "samples": 0 if segment.waveform is None else len(segment.waveform),
         "decode_errors": segment.decode_errors,
+        "repairs": asdict(segment.repairs),
         "info": asdict(segment.info),
     }
 
@@ -116,6 +117,8 @@ class Expectation:
         _require(samples == 0 or abs(samples - expected) <= 1, "samples")
         _require(samples > 0 or header["frames"] is not None, "a segment of nothing")
         _integer(header["decode_errors"], "decode_errors")
+        for name in ClockRepairs.__dataclass_fields__:
+            _integer(header["repairs"][name], name)
 
     def _check_shape(self, shape: object, num_ticks: int) -> None:
         if shape is None:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipelines.media.container import DecodeError, open_file
-from pipelines.media.decode import Segment
+from pipelines.media.decode import ClockRepairs, Segment
 from pipelines.media.decoder_messages import (
     LENGTH_BYTES,
     MAX_HEADER_BYTES,
@@ -254,7 +254,8 @@ class _Decoder:
         except OSError:  # the next answer says that it died
             pass
         start, seconds = float(header["start_seconds"]), float(header["duration_seconds"])
-        return Segment(start, seconds, frames, waveform, header["decode_errors"], info)
+        errors, repairs = header["decode_errors"], ClockRepairs(**header["repairs"])
+        return Segment(start, seconds, frames, waveform, errors, info, repairs)
 
     def _read(self, num_bytes: int, deadline: float) -> bytearray:
         began = time.monotonic()
