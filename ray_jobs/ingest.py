@@ -68,6 +68,8 @@ def log_summary(run: RunRef, config: IngestConfig, summary: IngestSummary) -> No
         client.log_metric(run.run_id, f"ingest/{name}", getattr(summary, name))
     for reason, count in summary.rejects_by_reason.items():
         client.log_metric(run.run_id, f"ingest/rejects/{reason}", count)
+    for name, count in asdict(summary.flaws).items():
+        client.log_metric(run.run_id, f"ingest/flaws/{name}", count)
     log_dataset(
         run,
         dataset_id=summary.dataset_id,
@@ -92,7 +94,7 @@ def summary_text(summary: IngestSummary) -> str:
     if summary.ignored:
         names = ", ".join(f"{count} {suffix}" for suffix, count in summary.ignored.items())
         text += f"; files that are not sources: {names}"
-    return "\n  ".join([text, *summary.notes])
+    return "\n  ".join([text, *summary.flaws.sentences(), *summary.notes])
 
 
 def report(config: IngestConfig) -> None:

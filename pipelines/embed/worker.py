@@ -160,6 +160,7 @@ class UnitEmbedder:
             "short_side": clips.short_side,
             "sample_rate": self._version.sample_rate,
             "max_pixels": self._limits.max_pixels,
+            "max_damaged_fraction": self._limits.max_damaged_fraction,
             "max_seconds": self._limits.max_seconds,
         }
 
