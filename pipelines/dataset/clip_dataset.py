@@ -32,6 +32,7 @@ from pipelines.dataset.schema import (
     STRETCH,
     check_columns,
     check_version,
+    with_added,
 )
 from pipelines.errors import UserError
 from pipelines.filesystems import filesystem_of, is_folder, list_files
@@ -344,7 +345,8 @@ def read_columns(shard: str, columns: Sequence[str]) -> pa.Table:
     """
     with open_parquet(shard) as file:
         check_columns(f"shard ({shard})", file.schema_arrow, CLIPS)
-        return file.read(columns=list(columns), use_threads=False)
+        there = [name for name in columns if name in file.schema_arrow.names]
+        return with_added(file.read(columns=there, use_threads=False), columns)
 
 
 def _source_numbers(table: pa.Table) -> NDArray[np.int64]:
