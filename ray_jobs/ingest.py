@@ -17,7 +17,7 @@ from ray_jobs.cli.jobs import JOBS
 
 def plan(config: IngestConfig) -> JobPlan:
     """What ingest reads and writes."""
-    source = config.input or str(made_folder(config))
+    source = config.input or str(synthetic_folder(config))
     mistakes = messages(lambda: check_ingest(config.input, config.output, config))
     return JobPlan(
         reads=(source,),
@@ -26,7 +26,7 @@ def plan(config: IngestConfig) -> JobPlan:
     )
 
 
-def made_folder(config: IngestConfig) -> Path:
+def synthetic_folder(config: IngestConfig) -> Path:
     """Where the made clips lie: beside the dataset made of them."""
     return Path(config.output).parent / "videos"
 
@@ -41,10 +41,10 @@ def ingest_stage(config: IngestConfig, parent: RunRef | None = None) -> IngestSu
     """Ingests under a run of MLflow, with progress."""
     source = config.input
     if source is None:
-        folder = made_folder(config)
+        folder = synthetic_folder(config)
         progress = StageProgress("make", "clips")
-        make_clips(folder, config.made, lambda done, total: progress(done, total, ""))
-        progress.finish(f"{config.made.num_clips} clips and 2 broken files in {folder}")
+        make_clips(folder, config.synthetic, lambda done, total: progress(done, total, ""))
+        progress.finish(f"{config.synthetic.num_clips} clips and 2 broken files in {folder}")
         source = str(folder)
     progress = StageProgress("ingest", "sources")
     with tracked(open_run(config, "ingest", config.name, parent=parent)) as run:
@@ -68,6 +68,8 @@ def log_summary(run: RunRef, config: IngestConfig, summary: IngestSummary) -> No
         client.log_metric(run.run_id, f"ingest/{name}", getattr(summary, name))
     for reason, count in summary.rejects_by_reason.items():
         client.log_metric(run.run_id, f"ingest/rejects/{reason}", count)
+    for name, count in asdict(summary.flaws).items():
+        client.log_metric(run.run_id, f"ingest/flaws/{name}", count)
     log_dataset(
         run,
         dataset_id=summary.dataset_id,
@@ -92,10 +94,7 @@ def summary_text(summary: IngestSummary) -> str:
     if summary.ignored:
         names = ", ".join(f"{count} {suffix}" for suffix, count in summary.ignored.items())
         text += f"; files that are not sources: {names}"
-    if repairs := {name: count for name, count in summary.repairs.items() if count}:
-        names = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in repairs.items())
-        text += f"; in the clips: {names}"
-    return "\n  ".join([text, *summary.notes])
+    return "\n  ".join([text, *summary.flaws.sentences(), *summary.notes])
 
 
 def report(config: IngestConfig) -> None:

@@ -32,7 +32,7 @@ from ray_jobs.cli.console import StageProgress, duration
 from ray_jobs.cli.job import Job, JobPlan, run_job
 from ray_jobs.cli.jobs import JOBS
 from ray_jobs.evaluate import evaluate_stage, score_table
-from ray_jobs.ingest import ingest_stage, made_folder, summary_text
+from ray_jobs.ingest import ingest_stage, summary_text, synthetic_folder
 from ray_jobs.pretrain import pretrain_stage
 from ray_jobs.promote import promote_stage, registered_text
 
@@ -48,7 +48,7 @@ def ingest_config(config: RunConfig) -> IngestConfig:
         **config.ingest.model_dump(),
         input=config.input,
         output=str(folder_of(config) / "clips"),
-        made=config.made,
+        synthetic=config.synthetic,
         tracking=config.tracking,
         ray=config.ray,
     )
@@ -94,7 +94,7 @@ def plan(config: RunConfig) -> JobPlan:
     ingest = ingest_config(config)
     folder = folder_of(config)
     return JobPlan(
-        reads=(config.input or str(made_folder(ingest)),),
+        reads=(config.input or str(synthetic_folder(ingest)),),
         writes=(
             f"{folder}/{{clips,pretrain,evaluate,report.html}}",
             f"models:/{config.promote.model_prefix}-{{video,audio}}@{config.promote.alias}",

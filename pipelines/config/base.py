@@ -25,7 +25,7 @@ Location = Annotated[str, Field(min_length=1), AfterValidator(absolute_location)
 """A path, or a URI that pyarrow or fsspec opens."""
 
 
-class TrackingConfig(Config):
+class TrackingSettings(Config):
     """Where MLflow keeps what a job measures."""
 
     uri: str | None = None
@@ -34,7 +34,7 @@ class TrackingConfig(Config):
     experiment: str = Field("xkd", min_length=1)
 
 
-class RayConfig(Config):
+class RaySettings(Config):
     """Which Ray a job runs on."""
 
     address: str | None = None
@@ -49,11 +49,11 @@ class RayConfig(Config):
 class JobConfig(Config):
     """What every job has."""
 
-    tracking: TrackingConfig = Field(TrackingConfig(), json_schema_extra={"may_change": True})
-    ray: RayConfig = Field(RayConfig(), json_schema_extra={"may_change": True})
+    tracking: TrackingSettings = Field(TrackingSettings(), json_schema_extra={"may_change": True})
+    ray: RaySettings = Field(RaySettings(), json_schema_extra={"may_change": True})
 
 
-class LimitsConfig(Config):
+class LimitsSettings(Config):
     """What one source may cost; above it the source goes to the rejects."""
 
     max_bytes: PositiveInt = 50_000_000_000
@@ -61,6 +61,10 @@ class LimitsConfig(Config):
     """Of one frame."""
     max_seconds: PositiveFloat = 6 * 3600.0
     """Length of a source."""
+    max_damaged_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25
+    """Share of the packets of a source's picture, or of its sound, that may be damaged. A damaged
+    frame spoils those that are predicted from it as well; files with a few bad sectors, or that
+    were cut off, stay below a fifth, and those that show mostly noise lie far above."""
     max_decode_seconds: PositiveFloat = 600.0
     """Wall time without a segment coming out of the decoder."""
     max_memory_bytes: PositiveInt = 4_000_000_000

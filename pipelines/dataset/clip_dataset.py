@@ -32,6 +32,7 @@ from pipelines.dataset.schema import (
     STRETCH,
     check_columns,
     check_version,
+    with_added,
 )
 from pipelines.errors import UserError
 from pipelines.filesystems import filesystem_of, is_folder, list_files
@@ -337,7 +338,7 @@ def _read_small(shard: str) -> tuple[pa.Table, list[int]]:
 
 
 def read_columns(shard: str, columns: Sequence[str]) -> pa.Table:
-    """Reads columns of all rows of a shard of clips; those that an older shard lacks are null.
+    """Reads columns of all rows of a shard of clips.
 
     Raises:
         UserError: If it is none that this code can read.
@@ -345,11 +346,7 @@ def read_columns(shard: str, columns: Sequence[str]) -> pa.Table:
     with open_parquet(shard) as file:
         check_columns(f"shard ({shard})", file.schema_arrow, CLIPS)
         there = [name for name in columns if name in file.schema_arrow.names]
-        table = file.read(columns=there, use_threads=False)
-    for name in columns:
-        if name not in there:
-            table = table.append_column(CLIPS.field(name), pa.nulls(len(table), pa.int32()))
-    return table.select(list(columns))
+        return with_added(file.read(columns=there, use_threads=False), columns)
 
 
 def _source_numbers(table: pa.Table) -> NDArray[np.int64]:

@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.config.base import LimitsConfig
+from pipelines.config.base import LimitsSettings
 from pipelines.dataset.clip_dataset import read_groups
 from pipelines.dataset.schema import REJECTS, REJECTS_FOLDER, STRETCH, clip_id
 from pipelines.dataset.shards import ShardWriter
@@ -87,7 +87,7 @@ class UnitEmbedder:
         self._output, self._scratch = Path(output), Path(scratch)
         self._version = version
         self._batch_size = batch_size
-        self._limits = LimitsConfig.model_validate(limits)
+        self._limits = LimitsSettings.model_validate(limits)
         self._decoder = DecoderProcess(
             max_memory_bytes=self._limits.max_memory_bytes,
             timeout_seconds=self._limits.max_decode_seconds,
@@ -160,6 +160,7 @@ class UnitEmbedder:
             "short_side": clips.short_side,
             "sample_rate": self._version.sample_rate,
             "max_pixels": self._limits.max_pixels,
+            "max_damaged_fraction": self._limits.max_damaged_fraction,
             "max_seconds": self._limits.max_seconds,
         }
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.config.ingest import IngestSettings
@@ -24,9 +23,10 @@ from pipelines.dataset.schema import (
     FORMAT_VERSION,
     MANIFEST,
     REJECTS_FOLDER,
-    REPAIRS,
     STATE_FOLDER,
 )
+from pipelines.dataset.source_flaws import COLUMNS as FLAW_COLUMNS
+from pipelines.dataset.source_flaws import SourceFlaws, count_flaws
 from pipelines.errors import UserError
 from pipelines.files import locked, remove_leftovers, scratch_folder, write_failure, write_json
 from pipelines.ingest.plan import Changes, Plan, Unit, make_plan
@@ -57,8 +57,8 @@ class IngestSummary:
     new_clips: int
     """Clips that were not there before this call."""
     media_seconds: float
-    repairs: dict[str, int]
-    """Damage, and wrong timestamps that were mended, over all clips, by column."""
+    flaws: SourceFlaws
+    """Accepted sources that gave less than they declare, or had to be mended."""
     dataset_id: str
     ignored: dict[str, int]
     """Files of the input that are not media, by extension."""
@@ -178,9 +178,7 @@ def _summarize(
     folder: Path, listed: SourceList, plan: Plan, settings: IngestSettings
 ) -> IngestSummary:
     """Counts what the shards hold; nothing is taken from what the run believes to have done."""
-    columns = ["clip_id", "source", "duration_seconds", "label", "labels", "split"]
-    counted = ["decode_errors", *(field.name for field in REPAIRS)]
-    columns += counted
+    columns = ["clip_id", "duration_seconds", "label", "labels", "split", *FLAW_COLUMNS]
     tables = {
         file.stem: read_columns(str(file), columns)
         for file in sorted((folder / CLIPS_FOLDER).glob("*.parquet"))
@@ -203,7 +201,7 @@ def _summarize(
         clips=len(clips),
         new_clips=sum(len(tables[unit.name]) for unit in plan.units),
         media_seconds=sum(clips["duration_seconds"].to_pylist()),
-        repairs={name: pc.sum(clips[name], min_count=0).as_py() for name in counted},
+        flaws=count_flaws(clips),
         dataset_id=_dataset_id(clips, settings),
         ignored=listed.ignored,
         notes=_notes(listed, settings),

@@ -152,6 +152,7 @@ class _Attempt:
             "sample_rate": settings.sample_rate,
             "max_pixels": settings.limits.max_pixels,
             "max_seconds": settings.limits.max_seconds,
+            "max_damaged_fraction": settings.limits.max_damaged_fraction,
         }
 
     def _reject(self, source: UnitSource, reason: str, message: str) -> dict[str, Any]:
@@ -238,6 +239,9 @@ def clip_row(source: UnitSource, segment: Segment, settings: IngestSettings) -> 
         "rotation": info.rotation,
         "stream_offset_seconds": info.stream_offset_seconds,
         "decode_errors": segment.decode_errors,
+        "is_mirrored": info.is_mirrored,
+        "declares_picture": info.declares_picture,
+        "declares_sound": info.declares_sound,
         **asdict(segment.repairs),
     }
 

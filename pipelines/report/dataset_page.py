@@ -111,6 +111,7 @@ def review_text(review: Review) -> str:
         f"streams: {streams}",
         f"labels: {len(review.labels):,}",
         f"rejected sources: {manifest.get('rejected', 0):,}" + (f" ({reasons})" if reasons else ""),
+        *review.flaws.sentences(),
         f"silent clips: {len(review.silent):,}, static clips: {len(review.static):,}",
     ]
     for kind, place, count in pair_counts(review.pairs):

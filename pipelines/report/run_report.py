@@ -109,6 +109,7 @@ def _ingest_counts(summary: IngestSummary, dataset: ClipDataset) -> report_data.
         clips=summary.clips,
         ignored=sum(summary.ignored.values()),
         media_seconds=summary.media_seconds,
+        flaws=summary.flaws.sentences(),
         splits={str(name): int(count) for name, count in zip(splits, counts, strict=True)},
         rejects_by_reason=summary.rejects_by_reason,
         reason_meanings=REASONS,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from pipelines.config.base import TrackingConfig
+from pipelines.config.base import TrackingSettings
 from pipelines.errors import JobFailed, UserError
 from pipelines.paths import home
 from pipelines.redaction import one_line, redacted
@@ -45,13 +45,13 @@ MAX_RETRY_SECONDS = 30.0
 CONNECT_SECONDS = 5.0
 
 
-def tracking_uri(config: TrackingConfig) -> str:
+def tracking_uri(config: TrackingSettings) -> str:
     """Where MLflow is: the setting, else MLFLOW_TRACKING_URI, else an sqlite file at home."""
     given = config.uri or os.environ.get("MLFLOW_TRACKING_URI")
     return given or f"{SQLITE}{home('mlflow.db') / 'mlflow.db'}"
 
 
-def check_tracking(config: TrackingConfig) -> None:
+def check_tracking(config: TrackingSettings) -> None:
     """Makes sure that MLflow can be reached, before any work starts.
 
     Raises:

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from pipelines.config.base import TrackingConfig
+from pipelines.config.base import TrackingSettings
 from pipelines.errors import UserError
 from pipelines.sweep.runs import close_strays, close_trial
 from pipelines.sweep.trial_files import add_trial, read_trial, trial_folder
@@ -36,7 +36,7 @@ from tests.helpers.tracking import run_at
 def test_a_wrong_address_is_refused_in_one_line(tmp_path, uri, message):
     (tmp_path / "text.db").write_text("no database, but notes")
     with pytest.raises(UserError, match=message) as refused:
-        check_tracking(TrackingConfig(uri=uri.replace("{folder}", str(tmp_path))))
+        check_tracking(TrackingSettings(uri=uri.replace("{folder}", str(tmp_path))))
     assert "secret" not in str(refused.value)
 
 
@@ -44,7 +44,7 @@ def test_a_database_that_is_there_empty_or_not_yet_made_is_taken(tmp_path):
     (tmp_path / "empty.db").touch()
     run_at(tmp_path)
     for name in ("empty.db", "mlflow.db", "folder/new.db"):
-        check_tracking(TrackingConfig(uri=f"sqlite:///{tmp_path}/{name}"))
+        check_tracking(TrackingSettings(uri=f"sqlite:///{tmp_path}/{name}"))
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def test_a_password_is_told_by_nothing_that_fails(tmp_path, monkeypatch, caplog,
     with dropping_connections() as uri:
         run = RunRef(uri, "0", "a" * 32)
         with pytest.raises(UserError) as refused:
-            check_tracking(TrackingConfig(uri=uri))
+            check_tracking(TrackingSettings(uri=uri))
         close_run(run, "FINISHED")
         tracker = Tracker(run, tmp_path / "unsent.jsonl")
         tracker.log({"loss/total": 0.5}, 1)

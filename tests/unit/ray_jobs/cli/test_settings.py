@@ -64,7 +64,7 @@ def test_all_mistakes_are_reported_at_once(tmp_path):
         "  model: {video: {num_frames: 30}}\n  optimizer: {lr: 1}\n"
     )
     with pytest.raises(UserError) as caught:
-        load_settings(RunConfig, file, ["made.num_clips=3"])
+        load_settings(RunConfig, file, ["synthetic.num_clips=3"])
     message = str(caught.value)
     for part in (
         "7 mistakes",
@@ -74,7 +74,7 @@ def test_all_mistakes_are_reported_at_once(tmp_path):
         "num_frames (30) must be a multiple of tubelet_size (4)",
         "pretrain.optimizer.lr is not a setting",
         "name ('bad name')",
-        "made.num_clips (3)",
+        "synthetic.num_clips (3)",
     ):
         assert part in message
 
