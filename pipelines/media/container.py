@@ -199,9 +199,7 @@ def choose_streams(
     return video, audio
 
 
-def check_codecs(
-    video: VideoStream | None, audio: AudioStream | None, formats: Formats
-) -> None:
+def check_codecs(video: VideoStream | None, audio: AudioStream | None, formats: Formats) -> None:
     """Refuses a source whose picture or sound is in a codec that is not allowed.
 
     Raises:

@@ -10,6 +10,7 @@ half of what a small clip takes (measured). So a file that gets hold of its deco
 the few that follow it, a second of work at most; `process_per_file` rules that out.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -138,9 +139,7 @@ class DecoderProcess:
         if template is not None:
             template.close()
 
-    def _request(
-        self, file: int, expectation: Expectation, settings: dict[str, Any]
-    ) -> "_Decoder":
+    def _request(self, file: int, expectation: Expectation, settings: dict[str, Any]) -> "_Decoder":
         if self._decoder is not None and not self._decoder.may_serve(
             expectation, self._shared_seconds
         ):
@@ -251,10 +250,8 @@ class _Decoder:
         # Copied before anything looks at them, for the decoder can still write.
         frames = None if frames is None else frames.copy()
         waveform = None if waveform is None else waveform.copy()
-        try:
+        with contextlib.suppress(OSError):  # the next answer says that it died
             self._channel.sendall(TAKEN)
-        except OSError:  # the next answer says that it died
-            pass
         start, seconds = float(header["start_seconds"]), float(header["duration_seconds"])
         return Segment(start, seconds, frames, waveform, header["decode_errors"], info)
 

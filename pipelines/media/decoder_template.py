@@ -46,7 +46,7 @@ class Template:
                 self._process = subprocess.Popen(
                     # Without -P modules of the folder that the job runs in would come first.
                     [sys.executable, "-P", "-m", MODULE, str(max_memory_bytes)],
-                    stdin=theirs,
+                    stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     env=_environment(),

@@ -9,7 +9,6 @@ from typing import Literal
 
 import av
 from av.codec.codec import UnknownCodecError
-from av.container import InputContainer
 from av.stream import Stream
 
 Formats = Literal["common", "all"]

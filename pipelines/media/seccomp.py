@@ -1,7 +1,7 @@
 """A filter of system calls for a process that has all it needs: an allow-list by seccomp.
 
-The filter is a small program that the kernel runs at each call (`man 2 seccomp`). It is made here by
-`ctypes`, for x86-64 and 64-bit Arm. What is not on the list fails with `EPERM`, so that a library
+The filter is a small program that the kernel runs at each call (`man 2 seccomp`), for x86-64 and
+64-bit Arm. What is not on the list fails with `EPERM`, so that a library
 that tries something in passing goes on without it. Calls that no decoder makes, whatever the file,
 end the process at once: whoever makes them has got hold of it.
 """
@@ -90,9 +90,7 @@ def is_available() -> bool:
     if machine is None:
         return False
     action = ctypes.c_uint32(_KILL)
-    return bool(
-        _libc.syscall(machine.seccomp, _GET_ACTION_AVAIL, 0, ctypes.byref(action)) == 0
-    )
+    return bool(_libc.syscall(machine.seccomp, _GET_ACTION_AVAIL, 0, ctypes.byref(action)) == 0)
 
 
 def install(*, fstat_by_name: bool = False) -> None:
@@ -154,8 +152,10 @@ def _program(machine: _Machine, *, fstat_by_name: bool) -> bytes:
     steps += _when(number(_CLONE3), [_step(_RETURN, _ERROR | errno.ENOSYS)])
     for pair in (_MMAP, _MPROTECT):
         steps += _when(number(pair), [*_argument(2), *_unless_bits(_PROT_EXEC)])
-    allowed = [_step(_EQUAL, command, len(_FCNTL_COMMANDS) - at, 0)
-               for at, command in enumerate(_FCNTL_COMMANDS)]
+    allowed = [
+        _step(_EQUAL, command, len(_FCNTL_COMMANDS) - at, 0)
+        for at, command in enumerate(_FCNTL_COMMANDS)
+    ]
     steps += _when(
         number(_FCNTL),
         [*_argument(1), *allowed, _step(_RETURN, _ERROR | errno.EPERM), _step(_RETURN, _ALLOW)],
