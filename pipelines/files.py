@@ -16,23 +16,61 @@ from typing import IO
 from pipelines.errors import UserError
 
 
-def temporary_name(place: Path) -> Path:
-    """A name beside a file under which it is written."""
-    return place.with_name(f".{place.name}.{uuid.uuid4().hex[:12]}.tmp")
+def temporary_name(path: Path) -> Path:
+    """Returns a hidden name beside `path`, under which it is written."""
+    name = f".{path.name[:100]}.{uuid.uuid4().hex[:12]}.tmp"  # a file name has 255 bytes at most
+    return path.with_name(name)
 
 
-def write_json(place: Path, values: object) -> None:
-    """Writes a small file atomically."""
-    temporary = temporary_name(place)
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Writes a file or a folder whole or not at all.
+
+    The block writes to the temporary path that it is given. When the block ends, the bytes are
+    synced and take the name `path`, in place of what had it; when it raises, they are removed.
+
+    Raises:
+        OSError: If `path` cannot be written; what had its name stays.
+    """
+    temporary = temporary_name(path)
     try:
-        with open(temporary, "w") as file:
-            file.write(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())  # as of a shard: no name without what it names
-        os.replace(temporary, place)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+        yield temporary
+        commit(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def commit(temporary: Path, path: Path) -> None:
+    """Gives a file or folder on the same disk its name once its bytes are safe.
+
+    After a power cut, `path` names the whole new content or what it named before: a name is never
+    on disk before the bytes that it stands for.
+    """
+    is_folder = temporary.is_dir()
+    for part in [*temporary.rglob("*"), temporary] if is_folder else [temporary]:
+        _sync(part)
+    if is_folder and path.exists():
+        shutil.rmtree(path)
+    os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def write_json(path: Path, values: object) -> None:
+    """Writes a small JSON file whole or not at all."""
+    with replacing(path) as temporary:
+        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_failure(error: OSError) -> str:

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from pipelines.config.base import DatasetConfig
+from pipelines.config.dataset import DatasetConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.review import review
 from pipelines.report.dataset_page import in_words, write_dataset_page

@@ -2,7 +2,7 @@
 
 import sys
 
-from pipelines.config.base import EmbedConfig
+from pipelines.config.embed import EmbedConfig
 from pipelines.embed.embed import check_embed, embed
 from pipelines.tracking.tracker import open_run, tracked
 from ray_jobs.cli.checks import surroundings

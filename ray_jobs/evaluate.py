@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from pipelines.config.base import EvaluateConfig, JobConfig
+from pipelines.config.base import JobConfig
+from pipelines.config.evaluate import EvaluateConfig
 from pipelines.evaluation.evaluate import Evaluation, check_evaluate, evaluate
 from pipelines.tracking.tracker import RunRef
 from ray_jobs.cli.checks import surroundings

@@ -2,7 +2,7 @@
 
 import sys
 
-from pipelines.config.base import ImportConfig
+from pipelines.config.import_checkpoint import ImportConfig
 from pipelines.registry.import_checkpoint import import_encoders, read_encoders
 from pipelines.tracking.tracker import open_run, tracked
 from ray_jobs.cli.checks import messages, surroundings

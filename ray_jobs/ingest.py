@@ -4,7 +4,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from pipelines.config.base import IngestConfig, IngestSettings
+from pipelines.config.ingest import IngestConfig, IngestSettings
 from pipelines.ingest.ingest import IngestSummary, check_ingest, ingest
 from pipelines.sources.synthetic_clips import make_clips
 from pipelines.tracking.tracker import RunRef, log_dataset, open_run, tracked

@@ -4,7 +4,7 @@ import math
 import sys
 from pathlib import Path
 
-from pipelines.config.base import PretrainConfig
+from pipelines.config.pretrain import PretrainConfig
 from pipelines.tracking.tracker import RunRef
 from pipelines.training.checks import check_pretrain
 from pipelines.training.pretrain import PretrainResult, pretrain

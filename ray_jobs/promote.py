@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.config.base import PromoteConfig
+from pipelines.config.promote import PromoteConfig
 from pipelines.errors import UserError
 from pipelines.models.checkpoints import find_checkpoint
 from pipelines.registry.promote import Registered, promote

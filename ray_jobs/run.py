@@ -10,13 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-from pipelines.config.base import (
-    EvaluateConfig,
-    IngestConfig,
-    PretrainConfig,
-    PromoteConfig,
-    RunConfig,
-)
+from pipelines.config.evaluate import EvaluateConfig
+from pipelines.config.ingest import IngestConfig
+from pipelines.config.pretrain import PretrainConfig
+from pipelines.config.promote import PromoteConfig
+from pipelines.config.run import RunConfig
 from pipelines.evaluation.evaluate import check_gpu
 from pipelines.files import locked, write_json
 from pipelines.ingest.ingest import check_ingest

@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 
-from pipelines.config.base import EvaluateConfig, PretrainConfig, PretrainSettings, PromoteConfig
+from pipelines.config.evaluate import EvaluateConfig
+from pipelines.config.pretrain import PretrainConfig, PretrainSettings
+from pipelines.config.promote import PromoteConfig
 from pipelines.config.sweep import SweepConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.evaluation.evaluate import check_gpu

@@ -11,14 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 from pydantic import model_validator as checked
 
-from pipelines.config.base import (
-    EvaluateSettings,
-    JobConfig,
-    Name,
-    Place,
-    PretrainSettings,
-    PromoteSettings,
-)
+from pipelines.config.base import JobConfig, Name, Place
+from pipelines.config.evaluate import EvaluateSettings
+from pipelines.config.pretrain import PretrainSettings
+from pipelines.config.promote import PromoteSettings
 from xkd_core.config import Config
 
 NAME = re.compile(r"\w[\w .-]{0,79}")

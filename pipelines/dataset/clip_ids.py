@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipelines.errors import UserError
-from pipelines.files import temporary_name
+from pipelines.files import replacing
 
 EXCLUDE_SHA256 = "exclude_sha256"
 """Under this name a run keeps the `clip_ids_sha256` of what it leaves out."""
@@ -37,6 +37,5 @@ def clip_ids_sha256(file: str | None) -> str:
 
 def write_clip_ids(file: Path, ids: Iterable[str], about: str) -> None:
     """Writes ids under a line that says what they are, whole or not at all."""
-    temporary = temporary_name(file)
-    temporary.write_text("\n".join([f"# {about}", *sorted(ids)]) + "\n", encoding="utf-8")
-    temporary.replace(file)
+    with replacing(file) as temporary:
+        temporary.write_text("\n".join([f"# {about}", *sorted(ids)]) + "\n", encoding="utf-8")

@@ -14,17 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-FRAME_CODES_PER_SECOND = 8.0
-SOUND_CODES_PER_SECOND = 31.25
-_THUMB = 32
-_LOW = 8
-_MIN_CONTRAST = 4.0
-"""Standard deviation of gray levels below which a frame shows nothing that could be told."""
-_SOUND_WINDOW_SECONDS = 0.256
-_SOUND_BANDS = np.geomspace(300.0, 2000.0, 34)
-"""Edges of 33 bands, in hertz."""
-_MIN_LOUDNESS = 1e-4
-"""Root mean square, as a share of full scale, below which a moment of sound is silence."""
+from pipelines.dataset.codes import FRAME_CODES_PER_SECOND, SOUND_CODES_PER_SECOND, Codes
+
 _MIN_MOTION = 0.05
 """Share of a code's bits that change within a second in a picture that moves."""
 _MAX_ERROR_OF_MOTION = 0.4
@@ -57,25 +48,6 @@ SOUND_RULE = Rule(32, SOUND_CODES_PER_SECOND, ((0, 32),), 0.27, 1.5, 2)
 
 
 @dataclass(frozen=True)
-class Codes:
-    """The codes of one clip; those that say nothing are marked."""
-
-    values: NDArray[np.uint64]
-    valid: NDArray[np.bool_]
-
-    def to_bytes(self) -> bytes:
-        """For a column of a table."""
-        return self.values.tobytes() + self.valid.tobytes()
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> "Codes":
-        """The reverse of `to_bytes`."""
-        count = len(data) // 9
-        values = np.frombuffer(data, np.uint64, count)
-        return cls(values, np.frombuffer(data, np.bool_, count, 8 * count))
-
-
-@dataclass(frozen=True)
 class Pair:
     """Two clips that are alike, the first one with the lower number."""
 
@@ -86,38 +58,6 @@ class Pair:
     seconds: float
     offset_seconds: float
     """Where the second one begins in the first one."""
-
-
-def frame_codes(frames: NDArray[np.uint8], frame_rate: float) -> Codes:
-    """Hashes frames T H W 3, eight a second: a copy may begin between two frames."""
-    times = np.arange(0.0, len(frames) / frame_rate, 1.0 / FRAME_CODES_PER_SECOND)
-    chosen = frames[np.minimum((times * frame_rate).astype(int), len(frames) - 1)]
-    gray = chosen.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    small = _shrunk(_shrunk(gray, 1), 2)
-    basis = _cosines()
-    low = np.einsum("uy,tyx,vx->tuv", basis, small, basis)
-    levels = np.concatenate(
-        [low[:, :_LOW, :_LOW].reshape(len(low), -1)[:, 1:], low[:, 0, _LOW:]], 1
-    )
-    bits = levels > np.median(levels, axis=1, keepdims=True)
-    return Codes(_packed(bits), small.std(axis=(1, 2)) >= _MIN_CONTRAST)
-
-
-def sound_codes(waveform: NDArray[np.int16], sample_rate: int) -> Codes:
-    """Hashes int16 samples, about thirty times a second."""
-    samples = waveform.astype(np.float32) / 32768.0
-    window = round(_SOUND_WINDOW_SECONDS * sample_rate)
-    hop = round(sample_rate / SOUND_CODES_PER_SECOND)
-    if len(samples) < window + hop or sample_rate < 2 * _SOUND_BANDS[-1]:
-        return Codes(np.empty(0, np.uint64), np.empty(0, np.bool_))
-    moments = np.lib.stride_tricks.sliding_window_view(samples, window)[::hop]
-    power = np.abs(np.fft.rfft(moments * np.hanning(window).astype(np.float32))) ** 2
-    edges = np.searchsorted(np.fft.rfftfreq(window, 1.0 / sample_rate), _SOUND_BANDS)
-    bands = np.add.reduceat(power[:, : edges[-1]], edges[:-1], axis=1)
-    between = bands[:, :-1] - bands[:, 1:]
-    bits = between[1:] - between[:-1] > 0
-    loudness = np.sqrt(np.mean(np.square(moments[1:]), axis=1))
-    return Codes(_packed(bits), loudness >= _MIN_LOUDNESS)
 
 
 def find_alike(
@@ -181,7 +121,7 @@ def find_pairs(codes: Sequence[Codes], sources: Sequence[int], rule: Rule) -> li
     lengths = np.array([len(clip.values) for clip in codes], np.int64)
     if not lengths.sum():
         return []
-    every = _Every(
+    every = _AllCodes(
         np.concatenate([clip.values for clip in codes]),
         np.concatenate([clip.valid for clip in codes]),
         np.cumsum(lengths) - lengths,
@@ -202,7 +142,7 @@ def _goodness(pair: Pair) -> tuple[float, float, float]:
 
 
 @dataclass(frozen=True)
-class _Every:
+class _AllCodes:
     """The codes of all clips, one clip after the other."""
 
     values: NDArray[np.uint64]
@@ -212,7 +152,7 @@ class _Every:
 
 
 def _candidates(
-    every: _Every, sources: NDArray[np.int64], rule: Rule
+    every: _AllCodes, sources: NDArray[np.int64], rule: Rule
 ) -> Iterator[NDArray[np.int64]]:
     """Pairs of clips and offsets at which enough parts of codes agree: rows of three numbers.
 
@@ -246,7 +186,7 @@ def _counted(found: Sequence[NDArray[np.int64]], min_hits: int) -> Iterator[NDAr
 
 
 def _entries(
-    every: _Every, first_bit: int, num_bits: int
+    every: _AllCodes, first_bit: int, num_bits: int
 ) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]]:
     """Gives one part of all codes, sorted, with the clip and the position in it of each.
 
@@ -272,7 +212,7 @@ def _entries(
         yield joint >> np.uint64(32), owner, place[kept] - every.starts[owner]
 
 
-def _alike(every: _Every, candidates: NDArray[np.int64], rule: Rule) -> list[Pair]:
+def _alike(every: _AllCodes, candidates: NDArray[np.int64], rule: Rule) -> list[Pair]:
     """Compares clips code by code and gives those that are alike."""
     first, second, offset = candidates.T
     begin = np.maximum(offset, 0)
@@ -300,28 +240,3 @@ def _alike(every: _Every, candidates: NDArray[np.int64], rule: Rule) -> list[Pai
         )
         for i in chosen
     ]
-
-
-def _shrunk(images: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    """Averages an axis down to 32 cells; one that is shorter is repeated."""
-    size = images.shape[axis]
-    if size < _THUMB:
-        return images.take(np.arange(_THUMB) * size // _THUMB, axis=axis)
-    edges = np.arange(_THUMB) * size // _THUMB
-    counts = np.diff([*edges, size])
-    shape = [1] * images.ndim
-    shape[axis] = _THUMB
-    means: NDArray[np.float32] = np.add.reduceat(images, edges, axis=axis)
-    return np.asarray(means / counts.reshape(shape), np.float32)
-
-
-def _cosines() -> NDArray[np.float32]:
-    """The lowest frequencies of the discrete cosine transform, one more than are used twice."""
-    places = (np.arange(_THUMB) + 0.5) * np.pi / _THUMB
-    return np.cos(np.arange(_LOW + 1)[:, None] * places).astype(np.float32)
-
-
-def _packed(bits: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    weights = np.uint64(1) << np.arange(bits.shape[1], dtype=np.uint64)
-    packed: NDArray[np.uint64] = (bits.astype(np.uint64) * weights).sum(axis=1, dtype=np.uint64)
-    return packed

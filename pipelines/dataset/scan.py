@@ -10,7 +10,7 @@ import ray.data
 from numpy.typing import NDArray
 
 from pipelines.dataset.clip_dataset import ClipDataset, read_groups
-from pipelines.dataset.near_duplicates import Codes, frame_codes, sound_codes
+from pipelines.dataset.codes import Codes, frame_codes, sound_codes
 from pipelines.progress import OnProgress
 
 _COLUMNS = [

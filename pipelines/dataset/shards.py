@@ -7,7 +7,6 @@ and cannot add a shard that nobody planned.
 """
 
 import contextlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.files import temporary_name
+from pipelines.files import commit, temporary_name
 
 MAX_GROUP_BYTES = 64_000_000
 """A row group ends here even if it has few rows, so that memory does not follow their size."""
@@ -79,9 +78,7 @@ class ShardWriter:
         """Makes the shard visible."""
         self._flush()
         self._writer.close()
-        with open(self._temporary, "rb") as file:
-            os.fsync(file.fileno())  # a name must not outlive a power cut that its bytes do not
-        os.replace(self._temporary, self._place)
+        commit(self._temporary, self._place)
 
     def discard(self) -> None:
         """Removes what was written."""

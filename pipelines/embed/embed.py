@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.base import EmbedConfig
+from pipelines.config.embed import EmbedConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.schema import MANIFEST, REJECTS_FOLDER, STATE_FOLDER
 from pipelines.embed.plan import (
@@ -26,12 +26,12 @@ from pipelines.embed.plan import (
 from pipelines.embed.worker import EMBEDDINGS_FOLDER, UnitEmbedder
 from pipelines.errors import UserError
 from pipelines.files import locked, remove_leftovers, scratch_folder, write_failure, write_json
-from pipelines.ingest.plan import SETTINGS_FILE
+from pipelines.ingest.state import SETTINGS_FILE
 from pipelines.ingest.unit_graph import run_units
 from pipelines.ingest.unit_shards import Revision, read_done, revise
 from pipelines.progress import OnProgress
 from pipelines.registry.uri import EncoderVersion, resolve_model
-from pipelines.sources.source import list_sources
+from pipelines.sources.listing import list_sources
 from pipelines.tracking.tracker import tracking_uri
 
 FORMAT_VERSION = 1

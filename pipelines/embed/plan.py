@@ -12,18 +12,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.config.base import EmbedConfig, IngestSettings
+from pipelines.config.embed import EmbedConfig
+from pipelines.config.ingest import IngestSettings
 from pipelines.dataset.clip_dataset import ClipDataset, open_parquet
 from pipelines.dataset.schema import CLIPS_FOLDER, MANIFEST, REJECTS_FOLDER, STATE_FOLDER
 from pipelines.embed.worker import EMBEDDINGS_FOLDER
 from pipelines.errors import UserError
 from pipelines.filesystems import is_file, is_folder, is_web
-from pipelines.ingest.plan import check_unchanged, make_plan, read_state
+from pipelines.ingest.plan import make_plan
+from pipelines.ingest.state import check_unchanged, read_state
 from pipelines.ingest.unit_shards import Done, Revision
 from pipelines.progress import OnProgress
 from pipelines.registry.uri import EncoderVersion
 from pipelines.sources.fingerprints import fingerprint_sources
-from pipelines.sources.source import list_sources
+from pipelines.sources.listing import list_sources
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.config.base import EvaluateConfig, EvaluateSettings, PretrainConfig, clip_mismatch
+from pipelines.config.evaluate import EvaluateConfig, EvaluateSettings
+from pipelines.config.pretrain import PretrainConfig, clip_mismatch
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
 from pipelines.evaluation.features import Features, extract

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.config.base import EvaluateSettings, PretrainConfig
+from pipelines.config.evaluate import EvaluateSettings
+from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import Clip, ClipDataset
 from pipelines.media.windows import audio_windows, video_windows
 from pipelines.models.checkpoints import AUDIO_CENTER, VIDEO_CENTER, load_tensors, read_info

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.base import EvaluateSettings, PretrainConfig
+from pipelines.config.evaluate import EvaluateSettings
+from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.evaluation.evaluate import MODALITIES, knn_scores, score
 from pipelines.evaluation.features import features_of

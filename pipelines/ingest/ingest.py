@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.config.base import IngestSettings
+from pipelines.config.ingest import IngestSettings
 from pipelines.dataset.clip_dataset import read_columns
 from pipelines.dataset.schema import (
     CLIPS_FOLDER,
@@ -27,14 +27,11 @@ from pipelines.dataset.schema import (
 )
 from pipelines.errors import UserError
 from pipelines.files import locked, remove_leftovers, scratch_folder, write_failure, write_json
-from pipelines.ingest.plan import (
+from pipelines.ingest.plan import Changes, Plan, Unit, make_plan
+from pipelines.ingest.state import (
     SETTINGS_FILE,
-    Changes,
-    Plan,
-    Unit,
     check_same,
     fixed_settings,
-    make_plan,
     reasons_of_raised_limits,
 )
 from pipelines.ingest.unit_graph import run_units
@@ -42,7 +39,7 @@ from pipelines.ingest.unit_shards import read_done, revise
 from pipelines.ingest.worker import UnitIngester
 from pipelines.progress import OnProgress
 from pipelines.sources.fingerprints import fingerprint_sources
-from pipelines.sources.published_datasets import list_input
+from pipelines.sources.listing import list_input
 from pipelines.sources.source import SourceList
 
 

@@ -8,37 +8,20 @@ input would give.
 
 import hashlib
 import json
-import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from pipelines.config.base import IngestSettings
-from pipelines.dataset.schema import STATE_FOLDER, check_version
-from pipelines.errors import UserError
+from pipelines.config.ingest import IngestSettings
 from pipelines.ingest.unit_shards import Done, Held, Revision
-from pipelines.redaction import one_line
 from pipelines.sources.source import Fingerprint, Source, SourceList
 
-SETTINGS_FILE = "settings.json"
 UNIT_BYTES = 256_000_000
 """Bytes of sources after which a unit is full, so that units take similar time."""
 MIN_UNITS = 8
-FREE_TO_CHANGE = frozenset({"num_workers", "max_reject_fraction", "keep_removed", "retry_rejects"})
-"""Settings that change no row that is there."""
 PASSING_REASONS = frozenset({"unreadable", "duplicate"})
 """Reasons that lie outside of the file and are tried again when they do not hold any more."""
-REASONS_OF_LIMITS = {
-    "max_bytes": "too_large",
-    "max_spool_bytes": "too_large",
-    "max_seconds": "too_long",
-    "max_pixels": "too_many_pixels",
-    "max_decode_seconds": "decoder_timeout",
-    "max_memory_bytes": "out_of_memory",
-}
-"""Limits that may be raised for a dataset that is there, and what they reject."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,100 +216,6 @@ class _Ledger:
         if source.reason is None and (held.source, held.tags) != (source.uri, tags):
             self.revisions[held.shard][held.key] = {"source": source.uri, **tags}
             self._num_renamed += 1
-
-
-def check_same(
-    output: Path, input_path: str | None, settings: IngestSettings
-) -> dict[str, Any] | None:
-    """Makes sure that a folder is empty or holds a dataset of this input and these settings.
-
-    Limits may be larger than they were, because that takes back no row.
-
-    Returns:
-        The settings that its rows were made with so far; None if there are none.
-
-    Raises:
-        UserError: If it holds anything else.
-    """
-    state = read_state(output, "be empty or a clip dataset")
-    if state is None:
-        return None
-    check_version(f"output ({output})", state.get("format_version", 1))
-    now = fixed_settings(settings)
-    # What has become a setting since is as it always was.
-    before: dict[str, Any] = now | state["settings"]
-    raised = {name: before[name] for name in _limit_names() if now[name] > before[name]}
-    check_unchanged(
-        f"output ({output}) holds another clip dataset",
-        {"input": state["input"], **before},
-        {"input": input_path or state["input"], **now, **raised},
-    )
-    return before
-
-
-def _limit_names() -> list[str]:
-    return [f"limits.{name}" for name in REASONS_OF_LIMITS]
-
-
-def reasons_of_raised_limits(before: Mapping[str, Any], settings: IngestSettings) -> frozenset[str]:
-    """What rejected sources that a limit which was raised since may let pass."""
-    now = fixed_settings(settings)
-    return frozenset(
-        reason
-        for name, reason in REASONS_OF_LIMITS.items()
-        if now[f"limits.{name}"] > before[f"limits.{name}"]
-    )
-
-
-def read_state(output: Path, must: str) -> dict[str, Any] | None:
-    """What a folder of results is made of; None if it is empty or not there.
-
-    Args:
-        output: The folder.
-        must: What it must do, for the message.
-
-    Raises:
-        UserError: If it holds anything else, or cannot be read.
-    """
-    file = output / STATE_FOLDER / SETTINGS_FILE
-    try:
-        names = sorted(os.listdir(output)) if os.path.isdir(output) else []
-        if os.path.exists(file):
-            state = json.loads(file.read_text())
-            if isinstance(state, dict):
-                return state
-            raise ValueError("it must be an object")
-    except OSError as error:
-        raise UserError(f"output ({output}) cannot be read: {one_line(error)}") from error
-    except ValueError as error:
-        raise UserError(
-            f"output ({output}): {file} is damaged: {one_line(error)}; take another output"
-        ) from error
-    if others := [name for name in names if name != STATE_FOLDER]:
-        raise UserError(f"output ({output}) must {must}, but holds {others[0]}")
-    return None
-
-
-def check_unchanged(what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Makes sure that results are made of what they would be made of now.
-
-    Raises:
-        UserError: If they are not.
-    """
-    changed = [
-        f"{name} is {there.get(name)} there and {value} here"
-        for name, value in here.items()
-        if there.get(name) != value
-    ]
-    if changed:
-        raise UserError(f"{what}: {'; '.join(changed)}. Take another output or the same settings")
-
-
-def fixed_settings(settings: IngestSettings) -> dict[str, Any]:
-    """The settings that rows depend on, flat."""
-    values = settings.model_dump(mode="json", exclude=set(FREE_TO_CHANGE))
-    limits = values.pop("limits")
-    return values | {f"limits.{name}": value for name, value in limits.items()}
 
 
 def _with_hashes(

@@ -2,7 +2,7 @@
 
 from mlflow.entities.model_registry import ModelVersion
 
-from pipelines.config.base import PromoteSettings
+from pipelines.config.promote import PromoteSettings
 from pipelines.registry.card import MEASURES, EncoderScores
 
 

@@ -8,7 +8,7 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines.config.base import ImportConfig
+from pipelines.config.import_checkpoint import ImportConfig
 from pipelines.errors import UserError
 from pipelines.models.encoder_files import ClipSettings, EncoderInfo
 from pipelines.registry.card import IMPORTED

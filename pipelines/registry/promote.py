@@ -16,7 +16,9 @@ from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from pipelines.config.base import EvaluateSettings, IngestSettings, PromoteSettings
+from pipelines.config.evaluate import EvaluateSettings
+from pipelines.config.ingest import IngestSettings
+from pipelines.config.promote import PromoteSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import JobFailed, UserError
 from pipelines.evaluation.features import load_model

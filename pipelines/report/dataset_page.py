@@ -14,10 +14,12 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from pipelines.dataset.clip_ids import write_clip_ids
+from pipelines.dataset.leaks import NamedPair
 from pipelines.dataset.near_duplicates import SCENE
-from pipelines.dataset.review import NamedPair, Review, ShownClip, ShownReject
+from pipelines.dataset.review import Review
+from pipelines.dataset.shown import ShownClip, ShownReject
 from pipelines.errors import UserError
-from pipelines.files import temporary_name, write_failure
+from pipelines.files import replacing, write_failure
 from pipelines.media.decode import REASONS
 from pipelines.media.windows import spread
 from pipelines.report.images import frame_image
@@ -56,12 +58,13 @@ def write_dataset_page(folder: Path, review: Review) -> Path:
 
 
 def _write_pairs(file: Path, pairs: Sequence[NamedPair]) -> None:
-    temporary = temporary_name(file)
-    with open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as lines:
+    with (
+        replacing(file) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as lines,
+    ):
         writer = csv.writer(lines)
         writer.writerow([column.name for column in fields(NamedPair)])
         writer.writerows(astuple(pair) for pair in pairs)
-    temporary.replace(file)
 
 
 def render(review: Review, folder: Path) -> str:

@@ -16,7 +16,8 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from pipelines.config.base import PretrainConfig, RunConfig
+from pipelines.config.pretrain import PretrainConfig
+from pipelines.config.run import RunConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.evaluation.evaluate import MODALITIES, Evaluation
 from pipelines.evaluation.features import Features, load_model, padded_frames

@@ -22,7 +22,7 @@ import ray.data
 
 from pipelines.config.base import LimitsConfig
 from pipelines.dataset.schema import STATE_FOLDER
-from pipelines.files import temporary_name
+from pipelines.files import replacing
 from pipelines.filesystems import RemoteFile, opened
 from pipelines.paths import is_uri
 from pipelines.progress import OnProgress
@@ -262,6 +262,5 @@ def _write_cache(
         ),
     ]
     file = output / STATE_FOLDER / CACHE_FILE
-    temporary = temporary_name(file)
-    pq.write_table(pa.table(columns, schema=_CACHE), temporary)
-    os.replace(temporary, file)
+    with replacing(file) as temporary:
+        pq.write_table(pa.table(columns, schema=_CACHE), temporary)

@@ -27,20 +27,11 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TextIO
 
-from pipelines.config.base import IngestSettings
 from pipelines.errors import UserError
 from pipelines.paths import is_uri
 from pipelines.redaction import one_line
-from pipelines.sources.source import (
-    NOT_MEDIA_SUFFIXES,
-    Source,
-    SourceList,
-    check_once,
-    list_sources,
-    text_of,
-    unique_labels,
-    walk_files,
-)
+from pipelines.sources.folders import NOT_MEDIA_SUFFIXES, walk_files
+from pipelines.sources.source import Source, SourceList, check_once, text_of, unique_labels
 
 KINETICS_SOUND_CLASSES = frozenset(
     {
@@ -155,35 +146,30 @@ class Folder:
         return (dict(zip(columns, row, strict=False)) for row in rows if row)
 
 
-def list_input(input_path: str, settings: IngestSettings) -> SourceList:
-    """Finds the sources of an input: of a published dataset, a folder or a list.
+def list_published(input_path: str, dataset: str, fold: int) -> SourceList:
+    """Finds the sources of a published dataset by its official lists.
 
     Raises:
-        UserError: If it holds none, or a list is missing or not as it should be.
+        UserError: If the folder holds none of its media, or a list is missing or malformed.
     """
-    if settings.dataset is None:
-        return list_sources(input_path, settings.labels)
     if is_uri(input_path) or not os.path.isdir(input_path):
-        raise UserError(f"input ({input_path}) must be a folder: it is to hold {settings.dataset}")
-    folder = read_folder(
-        os.path.abspath(input_path), has_pictures=settings.dataset not in _SOUND_DATASETS
-    )
-    read, num_folds = CORPORA[settings.dataset]
-    fold = settings.fold or 1
+        raise UserError(f"input ({input_path}) must be a folder: it is to hold {dataset}")
+    folder = read_folder(os.path.abspath(input_path), has_pictures=dataset not in _SOUND_DATASETS)
+    read, num_folds = CORPORA[dataset]
     if fold > num_folds:
-        raise UserError(f"fold ({fold}) must be at most {num_folds} for {settings.dataset}")
+        raise UserError(f"fold ({fold}) must be at most {num_folds} for {dataset}")
     try:
         rows = list(read(folder, fold))
     except UserError:  # a ValueError as well, and clear as it is
         raise
     except (KeyError, IndexError, ValueError) as error:
         raise UserError(
-            f"input ({input_path}) has a list that is not as {settings.dataset} has it: "
+            f"input ({input_path}) has a list that is not as {dataset} has it: "
             f"{type(error).__name__} {error}"
         ) from error
     found = _sources(folder, rows)
     if not any(row.stem in folder.media for row in rows):
-        raise UserError(f"input ({input_path}) must hold media of {settings.dataset}, but has none")
+        raise UserError(f"input ({input_path}) must hold media of {dataset}, but has none")
     return found
 
 

@@ -6,14 +6,12 @@ for any number of threads. It is made beside its place and moved there whole; a 
 there is therefore complete, and its stamp says from which settings.
 """
 
-import fcntl
 import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +22,9 @@ from av.codec.context import Flags
 from av.container import OutputContainer
 from av.video.stream import VideoStream
 
-from pipelines.config.base import MadeClipsConfig
+from pipelines.config.ingest import MadeClipsConfig
 from pipelines.errors import UserError
+from pipelines.files import locked, replacing
 from pipelines.sources.synthetic_patterns import KINDS
 from pipelines.sources.synthetic_scenes import Scene, make_scene
 
@@ -33,6 +32,8 @@ VERSION = 2
 """Goes up whenever the same settings would give other clips."""
 STAMP = ".made_clips.json"
 NUM_BROKEN = 2
+_PATIENCE_SECONDS = 3600.0
+"""How long one process waits for another that makes the same folder."""
 
 
 class Encoding(NamedTuple):
@@ -81,7 +82,8 @@ def make_clips(
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_name(f".{folder.name}.lock")):
+        lock = folder.with_name(f".{folder.name}.lock")
+        with locked(lock, str(folder), patience_seconds=_PATIENCE_SECONDS):
             if not _is_made(folder, config):
                 _make_whole(folder, config, on_progress)
     except OSError as error:
@@ -115,14 +117,6 @@ def encode(scene: Scene, encoding: Encoding) -> bytes:
     return file.getvalue()
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Only one process makes the folder; the others wait, then find it there."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _is_made(folder: Path, config: MadeClipsConfig) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
@@ -152,15 +146,12 @@ def _read_stamp(path: Path) -> dict[str, Any]:
 def _make_whole(
     folder: Path, config: MadeClipsConfig, on_progress: Callable[[int, int], None]
 ) -> None:
-    beside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
-    try:
-        _make_files(beside, config, on_progress)
+    for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    with replacing(folder) as temporary:
+        _make_files(temporary, config, on_progress)
         stamp = json.dumps(_stamp(config), indent=2, sort_keys=True)
-        (beside / STAMP).write_text(stamp + "\n", encoding="utf-8")
-        os.replace(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        (temporary / STAMP).write_text(stamp + "\n", encoding="utf-8")
 
 
 def _make_files(

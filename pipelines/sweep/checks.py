@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.base import clip_mismatch
+from pipelines.config.dotted import flat
+from pipelines.config.pretrain import clip_mismatch
 from pipelines.config.sweep import SweepConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
@@ -14,7 +15,6 @@ from pipelines.sweep.run_trial import pretrain_values, trial_config
 from pipelines.sweep.search import num_trials
 from pipelines.sweep.space import edge_cases, settings_of
 from pipelines.sweep.trial_files import Trial
-from pipelines.tracking.tracker import flat
 from pipelines.training.checks import RUN_FILE, check_pretrain
 from xkd_core.config import MethodConfig
 from xkd_core.health import MIN_CLIPS

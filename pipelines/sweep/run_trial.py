@@ -11,12 +11,14 @@ from typing import Any
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from pipelines.config.base import EvaluateSettings, PretrainConfig, PretrainSettings
+from pipelines.config.dotted import merged
+from pipelines.config.evaluate import EvaluateSettings
+from pipelines.config.pretrain import PretrainConfig, PretrainSettings
 from pipelines.config.sweep import SweepConfig
 from pipelines.errors import JobFailed, Stopped, UserError
 from pipelines.evaluation.rungs import Rung, RungPlan, unheard
 from pipelines.sweep.search import OBJECTIVE, RUNG, tune_result
-from pipelines.sweep.space import merged, settings_of
+from pipelines.sweep.space import settings_of
 from pipelines.sweep.trial_files import TRIALS_FOLDER, Trial, read_trial, trial_folder
 from pipelines.tracking.tracker import RunRef
 from pipelines.training.pretrain import pretrain

@@ -7,7 +7,6 @@ has none. `settings_of` turns them into dotted settings, `merged` puts these ove
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -217,25 +216,6 @@ def settings_of(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
         bundles = space[key].bundles
         settings |= {key: value} if bundles is None else bundles[value]
     return settings
-
-
-def merged(base: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings with dotted ones put over them.
-
-    >>> merged({"objective": {"alignment_weight": 1.0}}, {"objective.refinement": "none"})
-    {'objective': {'alignment_weight': 1.0, 'refinement': 'none'}}
-    """
-    result = deepcopy(dict(base))
-    for name, value in settings.items():
-        *sections, last = name.split(".")
-        section = result
-        for part in sections:
-            inner = section.setdefault(part, {})
-            if not isinstance(inner, dict):
-                section[part] = inner = {}
-            section = inner
-        section[last] = value
-    return result
 
 
 def combinations(space: Space, count: int, seed: int) -> Iterator[Values]:

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from pipelines.config.base import JobConfig, TrackingConfig
+from pipelines.config.dotted import flat
 from pipelines.errors import JobFailed, Stopped, UserError
 from pipelines.files import temporary_name
 from pipelines.paths import home
@@ -246,17 +247,6 @@ def _log_settings(client: MlflowClient, run_id: str, config: JobConfig) -> None:
     client.log_dict(run_id, values, "config.json")
     parameters = [Param(key, str(value)[:500]) for key, value in flat(values).items()]
     client.log_batch(run_id, params=parameters)
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as `section.key: value`."""
-    result: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            result |= flat(value, f"{prefix}{key}.")
-        else:
-            result[prefix + key] = value
-    return result
 
 
 def close_run(run: RunRef, status: str) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.base import PretrainConfig, clip_mismatch
+from pipelines.config.dotted import flat
+from pipelines.config.pretrain import PretrainConfig, clip_mismatch
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256, read_clip_ids
 from pipelines.errors import UserError
@@ -24,7 +25,6 @@ from pipelines.models.checkpoints import (
     newest_checkpoint,
     read_info,
 )
-from pipelines.tracking.tracker import flat
 from pipelines.training.loop import make_feed
 
 ORDER = "a checkpoint's step is a place in the order of clips"

@@ -22,7 +22,7 @@ import ray
 from ray import train
 from ray.train.torch import TorchTrainer
 
-from pipelines.config.base import PretrainConfig
+from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256
 from pipelines.errors import JobFailed, Stopped, UserError

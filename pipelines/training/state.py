@@ -16,7 +16,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import get_device, prepare_model
 from torch import Tensor
 
-from pipelines.config.base import PretrainConfig
+from pipelines.config.pretrain import PretrainConfig
 from pipelines.evaluation.rungs import rung_at
 from pipelines.models.checkpoints import (
     AUDIO_CENTER,

@@ -28,7 +28,7 @@ from program import most_memory, options, surroundings
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from pipelines.config.base import IngestSettings
+from pipelines.config.ingest import IngestSettings
 from pipelines.ingest.plan import Unit, UnitSource
 from pipelines.ingest.worker import UnitIngester
 from pipelines.media.decode import DecodeError, probe

@@ -37,7 +37,8 @@ from ingest_cost import decode_all, make
 from ingest_cost import ingest as ingest_unit
 from program import options, spread, surroundings
 
-from pipelines.config.base import IngestConfig, RayConfig
+from pipelines.config.base import RayConfig
+from pipelines.config.ingest import IngestConfig
 from pipelines.ingest.ingest import ingest
 from pipelines.ingest.worker import UnitIngester
 from ray_jobs.cli.cluster import connected

@@ -23,10 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from program import most_memory
 
-from pipelines.config.base import IngestSettings
+from pipelines.config.ingest import IngestSettings
 from pipelines.ingest.plan import make_plan
 from pipelines.ingest.unit_shards import Done
-from pipelines.sources.source import Fingerprint, SourceList, list_sources
+from pipelines.sources.listing import list_sources
+from pipelines.sources.source import Fingerprint, SourceList
 
 
 def main() -> None:

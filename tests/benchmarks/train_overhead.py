@@ -29,7 +29,7 @@ import torch
 import yaml
 from program import options, spread, surroundings
 
-from pipelines.config.base import PretrainConfig
+from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.tracking.tracker import RunRef
 from pipelines.training.loop import make_feed

@@ -6,7 +6,8 @@ import av
 import numpy as np
 import torch
 
-from pipelines.config.base import IngestSettings, PretrainConfig
+from pipelines.config.ingest import IngestSettings
+from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.schema import FORMAT_VERSION, MANIFEST
 from pipelines.files import write_json
 from pipelines.models.checkpoints import AUDIO_CENTER, VIDEO_CENTER, TrainingInfo, save_checkpoint

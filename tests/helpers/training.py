@@ -15,7 +15,7 @@ import psutil
 import yaml
 from mlflow.tracking import MlflowClient
 
-from pipelines.config.base import PretrainConfig
+from pipelines.config.pretrain import PretrainConfig
 from pipelines.models.checkpoints import (
     TrainingInfo,
     checkpoint_name,

@@ -20,7 +20,7 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 
-from pipelines.config.base import PretrainConfig
+from pipelines.config.pretrain import PretrainConfig
 from pipelines.errors import JobFailed, Stopped
 from pipelines.models.checkpoints import find_checkpoint, is_complete, load_tensors, read_info
 from pipelines.tracking.tracker import RunRef

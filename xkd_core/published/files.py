@@ -2,14 +2,14 @@
 
 A file holds the weights of one encoder, under the names of training or under those of evaluation,
 or a whole checkpoint of training, `{"model": ..., "epoch": ..., "optimizer": ..., "amp": ...}`.
-Files come from outside: PyTorch checks neither checksums nor that a tensor is as large as it says,
-so that is done here. What an encoder in a file is follows in `published_encoders.py`.
+Files come from outside: `pickles.py` reads them without running anything in them. PyTorch
+does not check that a tensor is as large as it says, so that is done here. What an encoder in a file
+is follows in `encoders.py`.
 
 Format: the checkpoints of arXiv:2211.13929.
 """
 
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ import torch
 from xkd_core.encoders import Encoder
 from xkd_core.losses import Centers
 from xkd_core.published.names import to_published, to_published_encoder
+from xkd_core.published.pickles import printable, read_pickle
 from xkd_core.shapes import Tensor
 from xkd_core.xkd import XKD
 
@@ -40,20 +41,16 @@ def read_published_tensors(file: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: If it is no such file, is damaged, or a tensor is not what it says it is.
     """
-    if not file.is_file():
-        raise ValueError(f"{file} does not exist or is no file")
-    try:
-        damage = _damage(file)
-        values = torch.load(file, map_location="cpu", weights_only=True) if not damage else None
-    except Exception as error:  # whatever a broken or hostile file makes the readers raise
-        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-        raise ValueError(f"{file} is not a file of weights alone: {reason}") from error
-    if damage:
-        raise ValueError(f"{file} is damaged: {damage}")
+    values = read_pickle(file)
     if isinstance(values, Mapping) and isinstance(values.get(WHOLE_KEY), Mapping):
         values = values[WHOLE_KEY]
-    if not isinstance(values, Mapping) or not values:
+    if not isinstance(values, Mapping):
         raise ValueError(f"{file} must hold tensors by name, but holds a {type(values).__name__}")
+    if not any(isinstance(value, Tensor) for value in values.values()):
+        names = ", ".join(printable(name) for name in list(values)[:8]) or "nothing"
+        raise ValueError(
+            f"{file} must hold tensors by name, at its top or under {WHOLE_KEY!r}, but has {names}"
+        )
     for name, value in values.items():
         _check_tensor(name, value)
     return {str(name).removeprefix(DISTRIBUTED_PREFIX): value for name, value in values.items()}
@@ -92,22 +89,12 @@ def evaluation_name(name: str) -> str:
     return name
 
 
-def _damage(file: Path) -> str | None:
-    """What is wrong with a zip, whose checksums PyTorch does not compare; older files are none."""
-    if not zipfile.is_zipfile(file):
-        return None
-    with zipfile.ZipFile(file) as archive:
-        for record in archive.infolist():
-            if record.compress_type != zipfile.ZIP_STORED:
-                return f"{record.filename} is compressed, as in no checkpoint"
-        wrong = archive.testzip()
-    return f"the checksum of {wrong} is wrong" if wrong else None
-
-
 def _check_tensor(name: Any, value: Any) -> None:
     """Refuses what is no tensor, no matrix of numbers, or larger than the memory behind it."""
+    if not isinstance(name, str) or name != printable(name):
+        raise ValueError(f"{printable(name)} is not the name of a tensor")
     if not isinstance(value, Tensor):
-        raise ValueError(f"{name} must be a tensor, but is a {type(value).__name__}")
+        raise ValueError(f"{name} must be a tensor, but is of type {type(value).__name__}")
     if value.is_nested or value.layout != torch.strided or not value.is_floating_point():
         raise ValueError(f"{name} must be a dense tensor of floating-point numbers")
     if value.device.type != "cpu" or value.untyped_storage().nbytes() < value.nbytes:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.config.base import JobConfig, RunConfig
+from pipelines.config.base import JobConfig
+from pipelines.config.run import RunConfig
 from ray_jobs.cli.settings import load_settings
 from ray_jobs.evaluate import gpu_mistakes
 from ray_jobs.run import plan

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config.base import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
 from pipelines.files import locked
 from pipelines.training.pretrain import LOCK_FILE

@@ -6,16 +6,8 @@ import numpy as np
 import pytest
 
 from pipelines.dataset import near_duplicates
-from pipelines.dataset.near_duplicates import (
-    FRAME_RULE,
-    SCENE,
-    SOUND_RULE,
-    Codes,
-    find_alike,
-    find_pairs,
-    frame_codes,
-    sound_codes,
-)
+from pipelines.dataset.codes import Codes, frame_codes, sound_codes
+from pipelines.dataset.near_duplicates import FRAME_RULE, SCENE, SOUND_RULE, find_alike, find_pairs
 from pipelines.media.decode import decode_segments
 from tests.helpers.media import write_media
 from tests.helpers.scenes import RATE, SAMPLE_RATE, scene, sound

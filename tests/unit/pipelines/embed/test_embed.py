@@ -11,14 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from pipelines.config.base import (
-    EmbedConfig,
-    IngestSettings,
-    JobConfig,
-    LimitsConfig,
-    PromoteSettings,
-    TrackingConfig,
-)
+from pipelines.config.base import JobConfig, LimitsConfig, TrackingConfig
+from pipelines.config.embed import EmbedConfig
+from pipelines.config.ingest import IngestSettings
+from pipelines.config.promote import PromoteSettings
 from pipelines.embed.embed import check_embed, embed
 from pipelines.errors import UserError
 from pipelines.ingest.ingest import ingest

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines.config.base import EvaluateConfig
+from pipelines.config.evaluate import EvaluateConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
 from pipelines.evaluation.evaluate import check_evaluate, check_gpu, evaluate, score

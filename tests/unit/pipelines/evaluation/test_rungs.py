@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipelines.config.base import EvaluateSettings, PretrainConfig
+from pipelines.config.evaluate import EvaluateSettings
+from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.evaluation.evaluate import score
 from pipelines.evaluation.features import features_of

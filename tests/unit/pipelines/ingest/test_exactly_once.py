@@ -21,7 +21,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from pipelines.config.base import IngestSettings
+from pipelines.config.ingest import IngestSettings
 from pipelines.ingest.ingest import ingest
 from tests.helpers.media import write_media, write_numbered
 
@@ -33,7 +33,7 @@ NUM_KILLS = 20
 DRIVER = """
 import sys
 import ray
-from pipelines.config.base import IngestSettings
+from pipelines.config.ingest import IngestSettings
 from pipelines.ingest.ingest import ingest
 address, videos, output, settings = sys.argv[1:]
 ray.init(address=address, log_to_driver=False)

@@ -13,7 +13,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.config.base import IngestSettings, LimitsConfig
+from pipelines.config.base import LimitsConfig
+from pipelines.config.ingest import IngestSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
 from pipelines.ingest.ingest import check_ingest, ingest
@@ -457,7 +458,7 @@ def test_a_killed_run_is_completed_by_the_next_one(made, videos, tmp_path):
     output = tmp_path / "clips"
     program = (
         "import ray\n"
-        "from pipelines.config.base import IngestSettings\n"
+        "from pipelines.config.ingest import IngestSettings\n"
         "from pipelines.ingest.ingest import ingest\n"
         "ray.init(address='local', num_cpus=2, include_dashboard=False, "
         "object_store_memory=200_000_000)\n"

@@ -3,17 +3,11 @@ import os
 
 import pytest
 
-from pipelines.config.base import IngestSettings
+from pipelines.config.ingest import IngestSettings
 from pipelines.errors import UserError
 from pipelines.files import write_json
-from pipelines.ingest.plan import (
-    Changes,
-    Unit,
-    check_same,
-    fixed_settings,
-    make_plan,
-    reasons_of_raised_limits,
-)
+from pipelines.ingest.plan import Changes, Unit, make_plan
+from pipelines.ingest.state import check_same, fixed_settings, reasons_of_raised_limits
 from pipelines.ingest.unit_shards import Done, Held
 from pipelines.sources.source import Fingerprint, Source, SourceList
 

@@ -1,5 +1,7 @@
 """Files of the published method become registered encoders that embed as the files' encoders do."""
 
+import argparse
+
 import mlflow
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import torch
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
-from pipelines.config.base import ImportConfig
+from pipelines.config.import_checkpoint import ImportConfig
 from pipelines.errors import UserError
 from pipelines.media.windows import audio_windows, video_windows
 from pipelines.registry.import_checkpoint import import_encoders, read_encoders
@@ -36,10 +38,17 @@ AUDIO = {
 
 @pytest.fixture(scope="module")
 def file(golden_dir, tmp_path_factory):
-    """A whole checkpoint of training."""
+    """A whole checkpoint of training, whose scheduler sets NumPy's numbers."""
     weights = load_file(golden_dir / "modality_specific" / "weights.safetensors")
     file = tmp_path_factory.mktemp("published") / "checkpoint.pth.tar"
-    torch.save({"model": {f"module.{name}": t for name, t in weights.items()}, "epoch": 800}, file)
+    groups = [{"lr": np.float64(1e-4), "weight_decay": np.float64(0.3), "betas": (0.9, 0.95)}]
+    values = {
+        "optimizer": {"state": {}, "param_groups": groups},
+        "model": {f"module.{name}": tensor for name, tensor in weights.items()},
+        "epoch": 800,
+        "amp": None,
+    }
+    torch.save(values, file)
     return file
 
 
@@ -128,6 +137,14 @@ def test_settings_that_do_not_fit_the_file_are_one_line(file, changes, message):
     with pytest.raises(UserError, match=message) as caught:
         read_encoders(settings(file, **changes))
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_holds_more_than_weights_is_refused_in_one_line(tmp_path):
+    file = tmp_path / "checkpoint.pth.tar"
+    torch.save({"model": {"cls_token": torch.ones(1)}, "args": argparse.Namespace()}, file)
+    message = rf"^{file} holds argparse\.Namespace, which is not weights; nothing in it was run$"
+    with pytest.raises(UserError, match=message):
+        read_encoders(settings(file))
 
 
 def test_clips_of_two_lengths_are_refused(file):

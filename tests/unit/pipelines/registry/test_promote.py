@@ -9,7 +9,8 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from pipelines.config.base import JobConfig, PromoteSettings, TrackingConfig
+from pipelines.config.base import JobConfig, TrackingConfig
+from pipelines.config.promote import PromoteSettings
 from pipelines.errors import JobFailed, UserError
 from pipelines.evaluation.features import load_model
 from pipelines.registry.promote import promote

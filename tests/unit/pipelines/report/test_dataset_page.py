@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from pipelines.config.base import DatasetSettings, PretrainConfig
+from pipelines.config.dataset import DatasetSettings
+from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import read_clip_ids
 from pipelines.dataset.review import review

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from pipelines.config.base import PretrainConfig
+from pipelines.config.pretrain import PretrainConfig
 from pipelines.report.sweep_page import render_sweep, write_sweep_report, write_winner
 from pipelines.sweep.sweep import SweepResult
 from pipelines.sweep.trial_files import Trial

@@ -5,7 +5,7 @@ import pytest
 from pipelines.config.base import LimitsConfig
 from pipelines.sources import fingerprints
 from pipelines.sources.fingerprints import fingerprint_sources
-from pipelines.sources.source import list_sources
+from pipelines.sources.listing import list_sources
 
 pytestmark = pytest.mark.ray
 

@@ -6,11 +6,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.config.base import IngestSettings
+from pipelines.config.ingest import IngestSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
 from pipelines.ingest.ingest import ingest
-from pipelines.sources.published_datasets import KINETICS_SOUND_CLASSES, SAME_NAME, list_input
+from pipelines.sources.listing import list_input
+from pipelines.sources.published_datasets import KINETICS_SOUND_CLASSES, SAME_NAME
 from tests.helpers.media import tone, write_media, write_numbered
 
 

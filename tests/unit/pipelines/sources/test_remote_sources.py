@@ -14,11 +14,11 @@ import pytest
 from moto.server import ThreadedMotoServer
 from pyarrow import fs as pafs
 
-from pipelines.config.base import IngestSettings
+from pipelines.config.ingest import IngestSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
 from pipelines.ingest.ingest import ingest
-from pipelines.sources.source import list_sources
+from pipelines.sources.listing import list_sources
 from pipelines.training.feed import Feed
 from tests.helpers.clip_datasets import FEED, write_dataset
 from tests.helpers.media import write_numbered

@@ -5,7 +5,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import UserError
-from pipelines.sources.source import Source, list_sources
+from pipelines.sources.listing import list_sources
+from pipelines.sources.source import Source
 
 
 def touch(path, content=b"x"):

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import av
 import pytest
 
-from pipelines.config.base import MadeClipsConfig
+from pipelines.config.ingest import MadeClipsConfig
 from pipelines.errors import UserError
 from pipelines.sources.synthetic_clips import STAMP, make_clips, num_files
 from pipelines.sources.synthetic_patterns import KINDS
@@ -135,7 +135,7 @@ def test_an_interrupted_make_leaves_nothing_and_starts_over(tmp_path):
         make_clips(folder, config, interrupt)
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
 
-    left_by_a_killed_process = tmp_path / ".clips.partial" / "train"
+    left_by_a_killed_process = tmp_path / ".clips.0123456789ab.tmp" / "train"
     left_by_a_killed_process.mkdir(parents=True)
     (left_by_a_killed_process / "half.mp4").write_bytes(b"half")
     make_clips(folder, config, ignore_progress)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from pipelines.config.base import IngestConfig
+from pipelines.config.ingest import IngestConfig
 from pipelines.models.checkpoints import TrainingInfo, checkpoint_name, save_checkpoint
 from pipelines.sweep import runs as sweep_runs
 from pipelines.sweep.runs import close_strays, close_trial, send_unsent

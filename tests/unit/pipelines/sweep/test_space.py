@@ -3,14 +3,14 @@
 import optuna
 import pytest
 
-from pipelines.config.base import PretrainSettings
+from pipelines.config.dotted import merged
+from pipelines.config.pretrain import PretrainSettings
 from pipelines.sweep.space import (
     combinations,
     draw,
     edge_cases,
     grid,
     is_searched,
-    merged,
     num_combinations,
     parameters,
     settings_of,

@@ -14,7 +14,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, TEMPORARILY_UNAVAILABLE
 from mlflow.tracking import MlflowClient
 
-from pipelines.config.base import IngestConfig, TrackingConfig
+from pipelines.config.base import TrackingConfig
+from pipelines.config.ingest import IngestConfig
 from pipelines.errors import JobFailed, UserError
 from pipelines.sweep.runs import close_strays, close_trial
 from pipelines.sweep.trial_files import add_trial, read_trial, trial_folder

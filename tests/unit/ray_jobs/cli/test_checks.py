@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config.base import PromoteConfig
+from pipelines.config.promote import PromoteConfig
 from ray_jobs.promote import plan
 
 CHECKS = """
@@ -16,7 +16,8 @@ import os
 import sys
 from pathlib import Path
 
-from pipelines.config.base import IngestSettings, TrackingConfig
+from pipelines.config.base import TrackingConfig
+from pipelines.config.ingest import IngestSettings
 from pipelines.embed.plan import check_same_output
 from pipelines.ingest.plan import check_same
 from pipelines.tracking.tracker import check_tracking

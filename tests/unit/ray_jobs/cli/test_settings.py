@@ -4,15 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config.base import (
-    EmbedConfig,
-    EvaluateConfig,
-    ImportConfig,
-    IngestConfig,
-    PretrainConfig,
-    PromoteConfig,
-    RunConfig,
-)
+from pipelines.config.embed import EmbedConfig
+from pipelines.config.evaluate import EvaluateConfig
+from pipelines.config.import_checkpoint import ImportConfig
+from pipelines.config.ingest import IngestConfig
+from pipelines.config.pretrain import PretrainConfig
+from pipelines.config.promote import PromoteConfig
+from pipelines.config.run import RunConfig
 from pipelines.config.sweep import SweepConfig
 from pipelines.errors import UserError
 from ray_jobs.cli.settings import described, load_settings

@@ -1,0 +1,36 @@
+"""Settings of the job that reviews a clip dataset."""
+
+from pydantic import PositiveInt, model_validator
+
+from pipelines.config.base import JobConfig, Location, Place
+from pipelines.paths import is_uri
+from xkd_core.config import Config
+
+
+class DatasetSettings(Config):
+    """How a clip dataset is looked through."""
+
+    against: tuple[Location, ...] = ()
+    """Other clip datasets, such as those that are evaluated on: clips trained on that are alike to
+    clips there are leaks as well."""
+    train_splits: tuple[str, ...] = ("train",)
+    """Splits trained on; rows without a split always are."""
+    max_shown: PositiveInt = 24
+    """Clips in the contact sheet, and at most in each of the other lists."""
+
+
+class DatasetConfig(DatasetSettings, JobConfig):
+    """`ray_jobs.dataset`: a page about a clip dataset, and the clips to leave out of training."""
+
+    dataset: Location
+    """Folder of the clip dataset."""
+    output: Place | None = None
+    """Folder of the page and the lists; by default `page` in the dataset's folder."""
+
+    @model_validator(mode="after")
+    def _place_for_the_page(self) -> "DatasetConfig":
+        if self.output is None and is_uri(self.dataset):
+            raise ValueError(
+                f"output must be given, for dataset ({self.dataset}) is no folder here"
+            )
+        return self

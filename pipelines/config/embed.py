@@ -1,0 +1,22 @@
+"""Settings of the job that embeds media with a registered model."""
+
+from pydantic import PositiveInt
+
+from pipelines.config.base import JobConfig, LimitsConfig, Location, Name, Place
+
+
+class EmbedConfig(JobConfig):
+    """`ray_jobs.embed`: a registered model over any media becomes a Parquet of embeddings."""
+
+    name: Name = "embed"
+    model: str
+    """Of the registry: `models:/xkd-video@champion`, `models:/xkd-audio/3`."""
+    input: Location
+    """Folder of media, a list, or a clip dataset."""
+    output: Place
+    """Folder of the embeddings."""
+    batch_size: PositiveInt = 16
+    """Clips that go through the encoder at once."""
+    num_workers: PositiveInt | None = None
+    """By default one for each CPU that Ray has."""
+    limits: LimitsConfig = LimitsConfig()

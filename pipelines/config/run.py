@@ -1,0 +1,45 @@
+"""Settings of the main job, which has those of every stage."""
+
+from pydantic import model_validator
+
+from pipelines.config.base import JobConfig, Location, Name, Place
+from pipelines.config.evaluate import EvaluateSettings
+from pipelines.config.ingest import IngestSettings, MadeClipsConfig
+from pipelines.config.pretrain import PretrainSettings, clip_mismatch
+from pipelines.config.promote import PromoteSettings
+
+
+class RunConfig(JobConfig):
+    """`ray_jobs.run`: the main job, from media to registered encoders and a report."""
+
+    name: Name
+    """Name of the run; a run that exists goes on where it stopped."""
+    input: Location | None = None
+    """As for `ingest`: without it clips are made on the spot."""
+    output: Place
+    """Folder that gets one folder for each name."""
+    made: MadeClipsConfig = MadeClipsConfig()
+    ingest: IngestSettings = IngestSettings()
+    pretrain: PretrainSettings
+    evaluate: EvaluateSettings = EvaluateSettings()
+    promote: PromoteSettings = PromoteSettings()
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> "RunConfig":
+        problem = clip_mismatch(
+            self.pretrain,
+            frame_rate=self.ingest.frame_rate,
+            sample_rate=self.ingest.sample_rate,
+        )
+        if problem:
+            raise ValueError(problem)
+        if self.ingest.dataset and self.input is None:
+            raise ValueError(
+                f"ingest.dataset ({self.ingest.dataset}) must come with input, its folder"
+            )
+        if self.evaluate.role != self.promote.role:
+            raise ValueError(
+                f"promote.role ({self.promote.role}) must equal "
+                f"evaluate.role ({self.evaluate.role}): what is registered is what was scored"
+            )
+        return self

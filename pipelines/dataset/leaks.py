@@ -1,0 +1,63 @@
+"""Which clips leak: near-duplicates on both sides of a split, or twice in training."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from pipelines.dataset.near_duplicates import SCENE, Alike
+
+
+@dataclass(frozen=True)
+class NamedPair:
+    """Two clips that are alike, for a table."""
+
+    kind: str
+    agreement: float
+    is_leak: bool
+    first_id: str
+    first_source: str
+    first_split: str
+    second_id: str
+    second_source: str
+    second_split: str
+
+
+def leaked_ids(alike: Sequence[Alike], held_out: Sequence[bool], ids: Sequence[str]) -> list[str]:
+    """Clips trained on that are alike to one held out, themselves or by way of others alike.
+
+    Of a clip with many copies not every two are compared (`near_duplicates`), so that a copy may be
+    bound to the one held out by others alone.
+    """
+    leaders = _leaders(pair for pair in alike if pair.kind != SCENE)
+    spoilt = {leader for clip, leader in leaders.items() if held_out[clip]}
+    return sorted(
+        ids[clip] for clip, leader in leaders.items() if leader in spoilt and not held_out[clip]
+    )
+
+
+def duplicate_ids(
+    alike: Sequence[Alike], held_out: Sequence[bool], ids: Sequence[str]
+) -> list[str]:
+    """All but the first of each group of clips trained on that are alike."""
+    leaders = _leaders(
+        pair
+        for pair in alike
+        if pair.kind != SCENE and not held_out[pair.first] and not held_out[pair.second]
+    )
+    return sorted(ids[clip] for clip, leader in leaders.items() if clip != leader)
+
+
+def _leaders(pairs: Iterable[Alike]) -> dict[int, int]:
+    """The first clip of its group for each clip that is alike to another one."""
+    ends = np.array([(pair.first, pair.second) for pair in pairs], np.int64).reshape(-1, 2)
+    clips, ends = np.unique(ends, return_inverse=True)
+    if not len(clips):
+        return {}
+    first, second = ends.reshape(-1, 2).T
+    links = coo_array((np.ones(len(first), bool), (first, second)), (len(clips), len(clips)))
+    _, groups = connected_components(links, directed=False)
+    _, leaders = np.unique(groups, return_index=True)  # clips are sorted: the first is the lowest
+    return dict(zip(clips.tolist(), clips[leaders[groups]].tolist(), strict=True))

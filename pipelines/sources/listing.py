@@ -1,0 +1,68 @@
+"""An input becomes sources: a folder, a list, or a published dataset."""
+
+import os
+from typing import Literal
+
+from pipelines.config.ingest import IngestSettings
+from pipelines.errors import UserError
+from pipelines.filesystems import is_folder, is_web
+from pipelines.paths import is_uri
+from pipelines.sources.folders import list_folder
+from pipelines.sources.lists import local_list, read_list
+from pipelines.sources.published_datasets import list_published
+from pipelines.sources.source import LIST_SUFFIXES, SourceList, check_once, suffix_of
+
+
+def list_sources(input_path: str, labels: Literal["auto", "folder", "none"]) -> SourceList:
+    """Finds the sources of a folder or of a list, sorted by path.
+
+    Args:
+        input_path: A path, or a URI.
+        labels: Whether folders name labels.
+
+    Raises:
+        UserError: If the input is not there, is neither, or holds no source.
+    """
+    place = input_path if is_uri(input_path) else os.path.abspath(input_path)
+    found = _list(place, labels, input_path)
+    if not found.sources:
+        ignored = ", ".join(f"{count} {suffix}" for suffix, count in found.ignored.items())
+        what = f"only {ignored}" if ignored else "it is empty"
+        raise UserError(f"input ({input_path}) must hold media, but {what}")
+    found.sources.sort(key=lambda source: source.uri)
+    check_once(found)
+    return found
+
+
+def _list(place: str, labels: Literal["auto", "folder", "none"], given: str) -> SourceList:
+    is_list = suffix_of(place) in LIST_SUFFIXES
+    if is_web(place):
+        if not is_list:
+            raise UserError(
+                f"input ({given}) must be a list that ends with {', '.join(LIST_SUFFIXES)}: "
+                "a web server has no folders to go through"
+            )
+    elif is_folder(place):
+        return list_folder(place, labels)
+    elif not is_uri(place) and not os.path.exists(place):
+        raise UserError(f"input ({given}) does not exist")
+    elif not is_list:
+        raise UserError(
+            f"input ({given}) must be a folder or a list that ends with {', '.join(LIST_SUFFIXES)}"
+        )
+    with local_list(place) as file:
+        # What a web address asks for may hold a slash, and is nothing that a path is relative to.
+        whole = place.partition("?")[0] if is_web(place) else place
+        base = whole.rpartition("/")[0]
+        return SourceList(place, list(read_list(file, base, place)))
+
+
+def list_input(input_path: str, settings: IngestSettings) -> SourceList:
+    """Finds the sources of an input: of a published dataset, a folder or a list.
+
+    Raises:
+        UserError: If it holds none, or a list is missing or malformed.
+    """
+    if settings.dataset is None:
+        return list_sources(input_path, settings.labels)
+    return list_published(input_path, settings.dataset, settings.fold or 1)
