@@ -5,7 +5,7 @@ import sys
 from pipelines.config.embed import EmbedConfig
 from pipelines.embed.embed import check_embed, embed
 from pipelines.tracking.tracker import open_run, tracked
-from ray_jobs.cli.checks import surroundings
+from ray_jobs.cli.checks import decoder_mistakes, decoder_text, surroundings
 from ray_jobs.cli.cluster import connected
 from ray_jobs.cli.console import StageProgress
 from ray_jobs.cli.main import Job, Plan, run_job
@@ -14,7 +14,7 @@ from ray_jobs.cli.main import Job, Plan, run_job
 def plan(config: EmbedConfig) -> Plan:
     """What embedding reads and writes."""
     # An MLflow that does not answer would be named by the model's look-up a second time.
-    around = surroundings(config, config.output)
+    around = surroundings(config, config.output) + decoder_mistakes(config, config.decoder)
     return Plan(
         reads=(config.model, config.input),
         writes=(config.output,),
@@ -24,6 +24,7 @@ def plan(config: EmbedConfig) -> Plan:
 
 def work(config: EmbedConfig) -> None:
     """Embeds and says where the embeddings are."""
+    print(decoder_text(config))
     progress = StageProgress("embed", "sources")
     with connected(config.ray), tracked(open_run(config, "embed", config.name)) as run:
         summary = embed(config, on_progress=progress)

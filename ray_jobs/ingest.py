@@ -8,7 +8,7 @@ from pipelines.config.ingest import IngestConfig, IngestSettings
 from pipelines.ingest.ingest import IngestSummary, check_ingest, ingest
 from pipelines.sources.synthetic_clips import make_clips
 from pipelines.tracking.tracker import RunRef, log_dataset, open_run, tracked
-from ray_jobs.cli.checks import messages, surroundings
+from ray_jobs.cli.checks import decoder_mistakes, decoder_text, messages, surroundings
 from ray_jobs.cli.cluster import connected
 from ray_jobs.cli.console import StageProgress
 from ray_jobs.cli.main import Job, Plan, run_job
@@ -17,7 +17,10 @@ from ray_jobs.cli.main import Job, Plan, run_job
 def plan(config: IngestConfig) -> Plan:
     """What ingest reads and writes."""
     source = config.input or str(made_folder(config))
-    mistakes = messages(lambda: check_ingest(config.input, config.output, config))
+    mistakes = (
+        *messages(lambda: check_ingest(config.input, config.output, config)),
+        *decoder_mistakes(config, config.decoder),
+    )
     return Plan(
         reads=(source,),
         writes=(config.output,) if config.input else (source, config.output),
@@ -45,6 +48,7 @@ def ingest_stage(config: IngestConfig, parent: RunRef | None = None) -> IngestSu
         make_clips(folder, config.made, lambda done, total: progress(done, total, ""))
         progress.finish(f"{config.made.num_clips} clips and 2 broken files in {folder}")
         source = str(folder)
+    print(decoder_text(config))
     progress = StageProgress("ingest", "sources")
     with tracked(open_run(config, "ingest", config.name, parent=parent)) as run:
         summary = ingest(source, config.output, settings_of(config), on_progress=progress)

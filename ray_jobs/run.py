@@ -23,7 +23,7 @@ from pipelines.report.run_report import RunRecord, write_run_report
 from pipelines.tracking.tracker import SQLITE, RunRef, open_run, tracked
 from pipelines.training.checks import run_mistakes
 from pipelines.training.pretrain import LOCK_FILE
-from ray_jobs.cli.checks import messages, surroundings
+from ray_jobs.cli.checks import decoder_mistakes, messages, surroundings
 from ray_jobs.cli.cluster import connected
 from ray_jobs.cli.console import StageProgress, duration
 from ray_jobs.cli.main import Job, Plan, run_job
@@ -101,6 +101,7 @@ def plan(config: RunConfig) -> Plan:
         ),
         mistakes=(
             *messages(lambda: check_ingest(config.input, ingest.output, config.ingest)),
+            *decoder_mistakes(config, config.ingest.decoder),
             *run_mistakes(pretrain_config(config)),
             *gpu_mistakes(config, _wants_gpu(config)),
             *surroundings(config, str(folder)),

@@ -2,7 +2,7 @@
 
 from pydantic import PositiveInt
 
-from pipelines.config.base import JobConfig, LimitsConfig, Location, Name, Place
+from pipelines.config.base import DecoderSettings, JobConfig, LimitsConfig, Location, Name, Place
 
 
 class EmbedConfig(JobConfig):
@@ -20,3 +20,4 @@ class EmbedConfig(JobConfig):
     num_workers: PositiveInt | None = None
     """By default one for each CPU that Ray has."""
     limits: LimitsConfig = LimitsConfig()
+    decoder: DecoderSettings = DecoderSettings()

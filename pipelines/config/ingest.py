@@ -11,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipelines.config.base import JobConfig, LimitsConfig, Location, Name, Place
+from pipelines.config.base import DecoderSettings, JobConfig, LimitsConfig, Location, Name, Place
 from pipelines.media.container import REASONS
 from xkd_core.config import Config
 
@@ -64,6 +64,7 @@ class IngestSettings(Config):
     """Share of the sources put into the split `test` where the input names no splits; by content,
     so it never changes for a file."""
     limits: LimitsConfig = LimitsConfig()
+    decoder: DecoderSettings = DecoderSettings()
     sources_per_shard: PositiveInt = 32
     rows_per_group: PositiveInt = 16
     """Rows of a Parquet row group, which is what a reader reads at once."""
