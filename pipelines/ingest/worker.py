@@ -62,8 +62,8 @@ class UnitIngester:
         except (SandboxError, DecoderStartError) as error:
             yield _outcome(failed=f"cannot be made: {error}") | {"unit": unit.name}
         except OSError as error:
-            failed = f"cannot be written: {write_failure(error)}"
-            yield _outcome(failed=failed) | {"unit": unit.name}
+            why = f"cannot be written: {write_failure(error)}"
+            yield _outcome(failed=why) | {"unit": unit.name}
 
     def close(self) -> None:
         """Ends the decoder."""
