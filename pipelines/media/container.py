@@ -138,7 +138,9 @@ def _opened(source: int | BinaryIO, formats: Formats) -> av.container.InputConta
     if formats == "common":
         options["codec_whitelist"] = decoder_whitelist()
     name: Any = source
-    if isinstance(source, int):
+    if not isinstance(source, int):
+        source.seek(0)
+    else:
         os.lseek(source, 0, os.SEEK_SET)
         options["fd"] = str(source)  # FFmpeg duplicates it
         name = "fd:"
@@ -149,8 +151,6 @@ def _refusal(source: int | BinaryIO, formats: Formats, error: ArgumentError) -> 
     """Names the format of a source that may not be opened, which only FFmpeg's log does."""
     av.logging.set_level(av.logging.ERROR)
     try:
-        if not isinstance(source, int):
-            source.seek(0)
         with av.logging.Capture() as log:
             _opened(source, formats).close()
     except (FFmpegError, ValueError, OSError):
