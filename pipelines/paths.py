@@ -9,8 +9,9 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
-PACKAGES = Path(__file__).resolve().parents[1]
-"""The folder that holds `xkd_core`, `pipelines` and `ray_jobs`."""
+PACKAGES = Path(__file__).resolve().parents[__name__.count(".")]
+"""The folder that this code is imported from: of the checkout, or of the code inside a registered
+model, which has one more name in front (`xkd_1a2b3c4d.pipelines.paths`)."""
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 

@@ -82,3 +82,7 @@ def watched_board(on_progress: OnProgress) -> Iterator[Any]:
         finished.set()
         thread.join(timeout=15)
         ray.kill(board)
+
+
+def ignore_progress(_done: float, _total: float, _note: str) -> None:
+    """Where progress goes that nobody follows."""

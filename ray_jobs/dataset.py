@@ -6,11 +6,12 @@ from pathlib import Path
 from pipelines.config.dataset import DatasetConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.review import review
-from pipelines.report.dataset_page import in_words, write_dataset_page
+from pipelines.report.dataset_page import review_text, write_dataset_page
 from ray_jobs.cli.checks import check_writable, messages
 from ray_jobs.cli.cluster import check_ray, connected
 from ray_jobs.cli.console import StageProgress
-from ray_jobs.cli.main import Job, Plan, run_job
+from ray_jobs.cli.job import Job, JobPlan, run_job
+from ray_jobs.cli.jobs import JOBS
 
 
 def folder_of(config: DatasetConfig) -> Path:
@@ -18,10 +19,10 @@ def folder_of(config: DatasetConfig) -> Path:
     return Path(config.output or f"{config.dataset}/page")
 
 
-def plan(config: DatasetConfig) -> Plan:
+def plan(config: DatasetConfig) -> JobPlan:
     """What the job reads and writes."""
     places = (config.dataset, *config.against)
-    return Plan(
+    return JobPlan(
         reads=places,
         writes=(str(folder_of(config)),),
         mistakes=messages(
@@ -40,17 +41,15 @@ def work(config: DatasetConfig) -> None:
         found = review(dataset, config, progress)
     page = write_dataset_page(folder_of(config), found)
     progress.finish(config.dataset)
-    print(in_words(found))
+    print(review_text(found))
     print(f"page: {page}")
 
 
 JOB = Job(
-    name="dataset",
-    about="A page about a clip dataset: what it holds, what is doubtful, what leaks.",
+    summary=JOBS["dataset"],
     schema=DatasetConfig,
     plan=plan,
     work=work,
-    place="dataset",
 )
 
 if __name__ == "__main__":

@@ -4,18 +4,20 @@ import sys
 
 from pipelines.config.embed import EmbedConfig
 from pipelines.embed.embed import check_embed, embed
-from pipelines.tracking.tracker import open_run, tracked
-from ray_jobs.cli.checks import decoder_mistakes, decoder_text, surroundings
+from pipelines.tracking.runs import open_run, tracked
+from ray_jobs.cli.checks import decoder_mistakes, decoder_text, environment_mistakes
 from ray_jobs.cli.cluster import connected
 from ray_jobs.cli.console import StageProgress
-from ray_jobs.cli.main import Job, Plan, run_job
+from ray_jobs.cli.job import Job, JobPlan, run_job
+from ray_jobs.cli.jobs import JOBS
 
 
-def plan(config: EmbedConfig) -> Plan:
+def plan(config: EmbedConfig) -> JobPlan:
     """What embedding reads and writes."""
     # An MLflow that does not answer would be named by the model's look-up a second time.
-    around = surroundings(config, config.output) + decoder_mistakes(config, config.decoder)
-    return Plan(
+    around = environment_mistakes(config, config.output)
+    around += decoder_mistakes(config, config.decoder)
+    return JobPlan(
         reads=(config.model, config.input),
         writes=(config.output,),
         mistakes=around or tuple(check_embed(config)),
@@ -40,8 +42,7 @@ def work(config: EmbedConfig) -> None:
 
 
 JOB = Job(
-    name="embed",
-    about="A registered model over any media becomes a Parquet of embeddings.",
+    summary=JOBS["embed"],
     schema=EmbedConfig,
     plan=plan,
     work=work,

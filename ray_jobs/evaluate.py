@@ -1,48 +1,38 @@
 """`python -m ray_jobs.evaluate CONFIG.yaml`: how good the features of a checkpoint are."""
 
 import sys
-from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from pipelines.config.base import JobConfig
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.evaluation.evaluate import Evaluation, check_evaluate, evaluate
-from pipelines.tracking.tracker import RunRef
-from ray_jobs.cli.checks import surroundings
-from ray_jobs.cli.cluster import connected, ray_address
+from pipelines.tracking.runs import RunRef
+from ray_jobs.cli.checks import check_gpus, environment_mistakes, gpu_mistakes
+from ray_jobs.cli.cluster import connected
 from ray_jobs.cli.console import StageProgress, table
-from ray_jobs.cli.main import Job, Plan, run_job
+from ray_jobs.cli.job import Job, JobPlan, run_job
+from ray_jobs.cli.jobs import JOBS
 
 
-def plan(config: EvaluateConfig) -> Plan:
+def plan(config: EvaluateConfig) -> JobPlan:
     """What evaluation reads and writes."""
-    return Plan(
+    return JobPlan(
         reads=(config.checkpoint, config.dataset),
         writes=(config.output,),
         mistakes=(
             *check_evaluate(config),
             *gpu_mistakes(config, {"use_gpu": config.use_gpu}),
-            *surroundings(config, config.output),
+            *environment_mistakes(config, config.output),
         ),
     )
 
 
-def gpu_mistakes(config: JobConfig, wanted: Mapping[str, bool]) -> tuple[str, ...]:
-    """The settings that want a GPU which a Ray of this process's own will not have.
-
-    What a cluster has is known only once it is connected.
-    """
-    if ray_address(config.ray) is not None or torch.cuda.device_count():
-        return ()
-    return tuple(
-        f"{name} (True) needs a GPU, but this machine has none" for name in wanted if wanted[name]
-    )
-
-
 def evaluate_stage(config: EvaluateConfig, parent: RunRef | None = None) -> Evaluation:
-    """Evaluates with progress."""
+    """Evaluates with progress.
+
+    Raises:
+        UserError: if it needs a GPU that no node of Ray has.
+    """
+    check_gpus({"use_gpu": config.use_gpu})
     progress = StageProgress("evaluate", "clips")
     evaluation = evaluate(config, on_progress=progress, parent=parent)
     progress.finish(f"{len(evaluation.features.clip_ids)} clips; {evaluation.scores_file}")
@@ -71,8 +61,7 @@ def work(config: EvaluateConfig) -> None:
 
 
 JOB = Job(
-    name="evaluate",
-    about="How good the features of a checkpoint are: k-NN and linear probe, per modality.",
+    summary=JOBS["evaluate"],
     schema=EvaluateConfig,
     plan=plan,
     work=work,

@@ -4,14 +4,15 @@ import sys
 
 from pipelines.config.import_checkpoint import ImportConfig
 from pipelines.registry.import_checkpoint import import_encoders, read_encoders
-from pipelines.tracking.tracker import open_run, tracked
-from ray_jobs.cli.checks import messages, surroundings
+from pipelines.tracking.runs import open_run, tracked
+from ray_jobs.cli.checks import environment_mistakes, messages
 from ray_jobs.cli.console import StageProgress
-from ray_jobs.cli.main import Job, Plan, run_job
-from ray_jobs.promote import in_words
+from ray_jobs.cli.job import Job, JobPlan, run_job
+from ray_jobs.cli.jobs import JOBS
+from ray_jobs.promote import registered_text
 
 
-def plan(config: ImportConfig) -> Plan:
+def plan(config: ImportConfig) -> JobPlan:
     """What the import reads and writes."""
     modalities = (config.modality,) if config.modality else ("video", "audio")
     writes: tuple[str, ...] = tuple(f"models:/{config.model_prefix}-{m}" for m in modalities)
@@ -21,8 +22,8 @@ def plan(config: ImportConfig) -> Plan:
         found = [one.info.modality for one in read_encoders(config)]
         writes = tuple(f"models:/{config.model_prefix}-{modality}" for modality in found)
 
-    mistakes = (*messages(check_file), *surroundings(config))
-    return Plan(reads=(config.file,), writes=writes, mistakes=mistakes)
+    mistakes = (*messages(check_file), *environment_mistakes(config))
+    return JobPlan(reads=(config.file,), writes=writes, mistakes=mistakes)
 
 
 def work(config: ImportConfig) -> None:
@@ -31,16 +32,14 @@ def work(config: ImportConfig) -> None:
     with tracked(open_run(config, "import-checkpoint", config.name)) as run:
         registered = import_encoders(config, run)
     progress.finish(", ".join(f"{model.name} version {model.version}" for model in registered))
-    print(in_words(registered))
+    print(registered_text(registered))
 
 
 JOB = Job(
-    name="import-checkpoint",
-    about="The encoders of a file of the published method enter the registry.",
+    summary=JOBS["import-checkpoint"],
     schema=ImportConfig,
     plan=plan,
     work=work,
-    place="file",
 )
 
 if __name__ == "__main__":

@@ -7,24 +7,25 @@ from pathlib import Path
 from pipelines.config.ingest import IngestConfig, IngestSettings
 from pipelines.ingest.ingest import IngestSummary, check_ingest, ingest
 from pipelines.sources.synthetic_clips import make_clips
-from pipelines.tracking.tracker import RunRef, log_dataset, open_run, tracked
-from ray_jobs.cli.checks import decoder_mistakes, decoder_text, messages, surroundings
+from pipelines.tracking.runs import RunRef, log_dataset, open_run, tracked
+from ray_jobs.cli.checks import decoder_mistakes, decoder_text, environment_mistakes, messages
 from ray_jobs.cli.cluster import connected
 from ray_jobs.cli.console import StageProgress
-from ray_jobs.cli.main import Job, Plan, run_job
+from ray_jobs.cli.job import Job, JobPlan, run_job
+from ray_jobs.cli.jobs import JOBS
 
 
-def plan(config: IngestConfig) -> Plan:
+def plan(config: IngestConfig) -> JobPlan:
     """What ingest reads and writes."""
     source = config.input or str(made_folder(config))
     mistakes = (
         *messages(lambda: check_ingest(config.input, config.output, config)),
         *decoder_mistakes(config, config.decoder),
     )
-    return Plan(
+    return JobPlan(
         reads=(source,),
         writes=(config.output,) if config.input else (source, config.output),
-        mistakes=(*mistakes, *surroundings(config, config.output)),
+        mistakes=(*mistakes, *environment_mistakes(config, config.output)),
     )
 
 
@@ -53,7 +54,7 @@ def ingest_stage(config: IngestConfig, parent: RunRef | None = None) -> IngestSu
     with tracked(open_run(config, "ingest", config.name, parent=parent)) as run:
         summary = ingest(source, config.output, settings_of(config), on_progress=progress)
         log_summary(run, config, summary)
-    progress.finish(in_words(summary))
+    progress.finish(summary_text(summary))
     return summary
 
 
@@ -80,7 +81,7 @@ def log_summary(run: RunRef, config: IngestConfig, summary: IngestSummary) -> No
     )
 
 
-def in_words(summary: IngestSummary) -> str:
+def summary_text(summary: IngestSummary) -> str:
     """The counts in one line."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in summary.rejects_by_reason.items())
     text = (
@@ -94,8 +95,8 @@ def in_words(summary: IngestSummary) -> str:
         text += f"; since the last run: {', '.join(f'{n} {name}' for name, n in changes.items())}"
     if summary.ignored:
         names = ", ".join(f"{count} {suffix}" for suffix, count in summary.ignored.items())
-        text += f"; files that are no source: {names}"
-    return text
+        text += f"; files that are not sources: {names}"
+    return "\n  ".join([text, *summary.notes])
 
 
 def report(config: IngestConfig) -> None:
@@ -105,8 +106,7 @@ def report(config: IngestConfig) -> None:
 
 
 JOB = Job(
-    name="ingest",
-    about="A folder or list of media becomes a clip dataset.",
+    summary=JOBS["ingest"],
     schema=IngestConfig,
     plan=plan,
     work=report,

@@ -5,23 +5,25 @@ import sys
 from pathlib import Path
 
 from pipelines.config.pretrain import PretrainConfig
-from pipelines.tracking.tracker import RunRef
-from pipelines.training.checks import check_pretrain
+from pipelines.tracking.runs import RunRef
+from pipelines.training.checks import check_pretrain, training_length
 from pipelines.training.pretrain import PretrainResult, pretrain
-from ray_jobs.cli.checks import surroundings
+from ray_jobs.cli.checks import environment_mistakes
 from ray_jobs.cli.cluster import connected
 from ray_jobs.cli.console import StageProgress
-from ray_jobs.cli.main import Job, Plan, run_job
+from ray_jobs.cli.job import Job, JobPlan, run_job
+from ray_jobs.cli.jobs import JOBS
 
 
-def plan(config: PretrainConfig) -> Plan:
+def plan(config: PretrainConfig) -> JobPlan:
     """What pretraining reads and writes."""
     folder = str(Path(config.output) / config.name)
     labelled = config.health.knn and config.health.knn.dataset
-    return Plan(
+    return JobPlan(
         reads=tuple(place for place in (config.dataset, config.resume, labelled) if place),
         writes=(folder,),
-        mistakes=(*check_pretrain(config), *surroundings(config, folder)),
+        mistakes=(*check_pretrain(config), *environment_mistakes(config, folder)),
+        notes=lambda: training_length(config),
     )
 
 
@@ -48,8 +50,7 @@ def work(config: PretrainConfig) -> None:
 
 
 JOB = Job(
-    name="pretrain",
-    about="A clip dataset becomes encoders: XKD on Ray Train.",
+    summary=JOBS["pretrain"],
     schema=PretrainConfig,
     plan=plan,
     work=work,

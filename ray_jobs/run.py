@@ -4,7 +4,6 @@ Ingest, pretrain, evaluate, register, report, each in a run of MLflow under one 
 command goes on where an earlier one stopped.
 """
 
-import json
 import shlex
 import sys
 import time
@@ -15,26 +14,28 @@ from pipelines.config.ingest import IngestConfig
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.promote import PromoteConfig
 from pipelines.config.run import RunConfig
-from pipelines.evaluation.evaluate import check_gpu
-from pipelines.files import locked, write_json
 from pipelines.ingest.ingest import check_ingest
 from pipelines.redaction import redacted
 from pipelines.report.run_report import RunRecord, write_run_report
-from pipelines.tracking.tracker import SQLITE, RunRef, open_run, tracked
+from pipelines.tracking.run_folder import RunFolder
+from pipelines.tracking.runs import RunRef, tracked
+from pipelines.tracking.server import SQLITE
 from pipelines.training.checks import run_mistakes
-from pipelines.training.pretrain import LOCK_FILE
-from ray_jobs.cli.checks import decoder_mistakes, messages, surroundings
+from ray_jobs.cli.checks import (
+    check_gpus,
+    decoder_mistakes,
+    environment_mistakes,
+    gpu_mistakes,
+    messages,
+)
 from ray_jobs.cli.cluster import connected
 from ray_jobs.cli.console import StageProgress, duration
-from ray_jobs.cli.main import Job, Plan, run_job
-from ray_jobs.evaluate import evaluate_stage, gpu_mistakes, score_table
-from ray_jobs.ingest import in_words as ingest_in_words
-from ray_jobs.ingest import ingest_stage, made_folder
+from ray_jobs.cli.job import Job, JobPlan, run_job
+from ray_jobs.cli.jobs import JOBS
+from ray_jobs.evaluate import evaluate_stage, score_table
+from ray_jobs.ingest import ingest_stage, made_folder, summary_text
 from ray_jobs.pretrain import pretrain_stage
-from ray_jobs.promote import in_words as registered_in_words
-from ray_jobs.promote import promote_stage
-
-RUN_FILE = "run.json"
+from ray_jobs.promote import promote_stage, registered_text
 
 
 def folder_of(config: RunConfig) -> Path:
@@ -89,11 +90,11 @@ def promote_config(config: RunConfig, checkpoint: Path, scores: Path) -> Promote
     )
 
 
-def plan(config: RunConfig) -> Plan:
+def plan(config: RunConfig) -> JobPlan:
     """What the main job reads and writes."""
     ingest = ingest_config(config)
     folder = folder_of(config)
-    return Plan(
+    return JobPlan(
         reads=(config.input or str(made_folder(ingest)),),
         writes=(
             f"{folder}/{{clips,pretrain,evaluate,report.html}}",
@@ -104,7 +105,7 @@ def plan(config: RunConfig) -> Plan:
             *decoder_mistakes(config, config.ingest.decoder),
             *run_mistakes(pretrain_config(config)),
             *gpu_mistakes(config, _wants_gpu(config)),
-            *surroundings(config, str(folder)),
+            *environment_mistakes(config, str(folder)),
         ),
     )
 
@@ -120,15 +121,13 @@ def work(config: RunConfig) -> None:
     """All stages, then what came out."""
     started = time.monotonic()
     folder = folder_of(config)
-    folder.mkdir(parents=True, exist_ok=True)
+    run_folder = RunFolder(folder)
     with (
-        locked(folder / LOCK_FILE, f"run ({folder})"),
+        run_folder.locked(),
         connected(config.ray),
-        tracked(_parent_run(config, folder)) as parent,
+        tracked(run_folder.open_run(config, "run", config.name)) as parent,
     ):
-        for setting, is_wanted in _wants_gpu(config).items():
-            if is_wanted:  # told before hours of ingest and training, not after them
-                check_gpu(setting)
+        check_gpus(_wants_gpu(config))  # before hours of ingest and training, not after them
         summary = ingest_stage(ingest_config(config), parent)
         training = pretrain_stage(pretrain_config(config), parent)
         evaluation = evaluate_stage(evaluate_config(config, training.checkpoint), parent)
@@ -150,19 +149,11 @@ def work(config: RunConfig) -> None:
         parent.client().log_artifact(parent.run_id, str(report))
         progress.finish(str(report))
     print(f"\n{config.name} is complete after {duration(time.monotonic() - started)}")
-    print(f"  {ingest_in_words(summary)}")
+    print(f"  {summary_text(summary)}")
     print(score_table(evaluation.scores))
-    print(registered_in_words(registered))
+    print(registered_text(registered))
     print(f"  report: {report}")
     print(f"  MLflow: {mlflow_page(parent)}")
-
-
-def _parent_run(config: RunConfig, folder: Path) -> RunRef:
-    file = folder / RUN_FILE
-    run_id = json.loads(file.read_text())["run_id"] if file.exists() else ""
-    run = open_run(config, "run", config.name, run_id=run_id)
-    write_json(file, {"run_id": run.run_id})
-    return run
 
 
 def mlflow_page(run: RunRef) -> str:
@@ -174,8 +165,7 @@ def mlflow_page(run: RunRef) -> str:
 
 
 JOB = Job(
-    name="run",
-    about="The main job: media in, registered encoders and a report out.",
+    summary=JOBS["run"],
     schema=RunConfig,
     plan=plan,
     work=work,

@@ -10,21 +10,19 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipelines.config.describe import may_change
 from pipelines.config.evaluate import EvaluateConfig
-from pipelines.config.pretrain import PretrainConfig, PretrainSettings
+from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.promote import PromoteConfig
 from pipelines.config.sweep import SweepConfig
 from pipelines.dataset.clip_dataset import ClipDataset
-from pipelines.evaluation.evaluate import check_gpu
-from pipelines.files import locked, write_json
 from pipelines.registry.promote import Registered
-from pipelines.report.sweep_page import SweepRecord, write_sweep_report, write_winner
+from pipelines.report.sweep_page import SweepRecord, write_sweep_report
 from pipelines.sweep.checks import (
     DATASET_IDS,
     check_sweep,
@@ -34,34 +32,31 @@ from pipelines.sweep.checks import (
     trials_at_once,
 )
 from pipelines.sweep.results import by_score, last_objective, shown, side_score
-from pipelines.sweep.run_trial import best_values, pretrain_values
 from pipelines.sweep.search import num_trials
-from pipelines.sweep.space import combinations, edge_cases, overlaps, settings_of
+from pipelines.sweep.space_checks import space_mistakes
 from pipelines.sweep.sweep import SweepResult, sweep
 from pipelines.sweep.trial_files import Trial
-from pipelines.tracking.tracker import RunRef, kept_settings, open_run, tracked
-from pipelines.training.checks import FREE_TO_CHANGE, RUN_FILE
-from pipelines.training.pretrain import LOCK_FILE
-from ray_jobs.cli.checks import messages, surroundings
+from pipelines.sweep.winner import best_values, write_winner
+from pipelines.tracking.run_folder import RunFolder
+from pipelines.tracking.runs import RunRef, kept_settings, tracked
+from ray_jobs.cli.checks import (
+    check_gpus,
+    environment_mistakes,
+    gpu_mistakes,
+    messages,
+)
 from ray_jobs.cli.cluster import connected, ray_address
 from ray_jobs.cli.console import StageProgress, duration, table
-from ray_jobs.cli.main import Job, Plan, run_job
-from ray_jobs.cli.settings import mistakes_in
-from ray_jobs.evaluate import evaluate_stage, gpu_mistakes, score_table
+from ray_jobs.cli.job import Job, JobPlan, run_job
+from ray_jobs.cli.jobs import JOBS
+from ray_jobs.evaluate import evaluate_stage, score_table
 from ray_jobs.pretrain import pretrain_stage
-from ray_jobs.promote import in_words as registered_in_words
-from ray_jobs.promote import promote_stage
+from ray_jobs.promote import promote_stage, registered_text
 
-NUM_COMBINATIONS = 200
-"""Combinations of the space that are tried out before anything starts."""
-FIXED = ("num_workers", "use_gpu", "cpus_per_worker", "parallelism")
-"""Settings of resources: trials run side by side, so all ask for the same."""
-LEFT_OUT = ("max_seconds",)
-"""Settings that no trial may have."""
 FINAL = "final"
 
 
-def plan(config: SweepConfig) -> Plan:
+def plan(config: SweepConfig) -> JobPlan:
     """What a sweep reads and writes."""
     folder = sweep_folder(config)
     writes = [f"{folder}/{{trials,report.html,best.yaml}}"]
@@ -69,21 +64,22 @@ def plan(config: SweepConfig) -> Plan:
         prefix, alias = config.final.promote.model_prefix, config.final.promote.alias
         writes += [f"{folder}/{FINAL}", f"models:/{prefix}-{{video,audio}}@{alias}"]
     problems = space_mistakes(config)
-    return Plan(
+    return JobPlan(
         reads=tuple({config.dataset: 0, config.scoring.dataset or config.dataset: 0}),
         writes=tuple(writes),
         mistakes=(
             *problems,
             *(() if problems else check_sweep(config)),
             *messages(lambda: _check_resources(config)),
-            *gpu_mistakes(config, {"final.evaluate.use_gpu": _scores_on_gpu(config)}),
-            *surroundings(config, str(folder)),
+            *gpu_mistakes(config, _wants_gpu(config)),
+            *environment_mistakes(config, str(folder)),
         ),
     )
 
 
-def _scores_on_gpu(config: SweepConfig) -> bool:
-    return config.final is not None and config.final.evaluate.use_gpu
+def _wants_gpu(config: SweepConfig) -> dict[str, bool]:
+    is_wanted = config.final is not None and config.final.evaluate.use_gpu
+    return {"final.evaluate.use_gpu": is_wanted}
 
 
 def _check_resources(config: SweepConfig) -> None:
@@ -93,74 +89,17 @@ def _check_resources(config: SweepConfig) -> None:
         trials_at_once(config, [{"CPU": cpus, "GPU": torch.cuda.device_count()}])
 
 
-def space_mistakes(config: SweepConfig) -> list[str]:
-    """Everything in the space that gives no valid training, each once."""
-    found = _fixed_mistakes(config) + overlaps(config.space) + _edge_mistakes(config)
-    found += _path_mistakes(config)
-    found = found or _combination_mistakes(config)
-    if not found and config.final and config.final.epochs:
-        values = _values(config, {}) | {"epochs": config.final.epochs}
-        found = [f"final.epochs: {mistake}" for mistake in mistakes_in(values, PretrainSettings)]
-    return list(dict.fromkeys(found))
-
-
-def _fixed_mistakes(config: SweepConfig) -> list[str]:
-    rules = dict.fromkeys(FIXED, "must be set under pretrain, the same for all trials")
-    rules |= dict.fromkeys(LEFT_OUT, "must not be set in a sweep")
-    return [
-        f"space.{key}: {name} {rules[name]}"
-        for key, domain in config.space.items()
-        for name in chain((key,), *(domain.bundles or {}).values())
-        if name in rules
-    ]
-
-
-def _edge_mistakes(config: SweepConfig) -> list[str]:
-    """Of each end and option by itself."""
-    found = []
-    for key, value, values in edge_cases(config.space):
-        for mistake in mistakes_in(_values(config, values), PretrainSettings):
-            at = "" if "is not a setting" in mistake else f" at {value}"
-            found.append(f"space.{key}{at}: {mistake}")
-    return found
-
-
-def _path_mistakes(config: SweepConfig) -> list[str]:
-    """Paths of options are read in trials, which have working directories of their own."""
-    found = []
-    for key, _, values in edge_cases(config.space):
-        exclude = settings_of(config.space, values).get("exclude")
-        if isinstance(exclude, str) and not os.path.isabs(exclude):
-            found.append(f"space.{key}: exclude ({exclude}) must be an absolute path in a space")
-    return found
-
-
-def _combination_mistakes(config: SweepConfig) -> list[str]:
-    """Of the first combination that is not valid, as two settings that do not go together."""
-    for values in combinations(config.space, NUM_COMBINATIONS, config.search.seed):
-        mistakes = mistakes_in(_values(config, values), PretrainSettings)
-        if mistakes:
-            return [f"space has combinations that are not valid, as {values}: {mistakes[0]}"]
-    return []
-
-
-def _values(config: SweepConfig, values: dict[str, Any]) -> dict[str, Any]:
-    return pretrain_values(config, Trial(0, values))
-
-
 def work(config: SweepConfig) -> None:
     """Sweeps, reports, and trains the best settings if asked to; says what came out."""
     started = time.monotonic()
-    folder = sweep_folder(config)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = RunFolder(sweep_folder(config))
     final: tuple[dict[str, Any], Sequence[Registered]] | None = None
     with (
-        locked(folder / LOCK_FILE, f"sweep ({folder})"),
+        folder.locked("sweep"),
         connected(config.ray, dashboard=True),
         tracked(_sweep_run(config, folder)) as run,
     ):
-        if _scores_on_gpu(config):  # told before the trials, not after them
-            check_gpu("final.evaluate.use_gpu")
+        check_gpus(_wants_gpu(config))  # before the trials, not after them
         result = _sweep_stage(config, run)
         winner = write_winner(config, result)
         run.client().log_artifact(run.run_id, str(winner))
@@ -175,28 +114,24 @@ def work(config: SweepConfig) -> None:
             ClipDataset.open(config.scoring.dataset or config.dataset).dataset_id,
             scored_split(config),
         )
-        report = write_sweep_report(folder / "report.html", record)
+        report = write_sweep_report(folder.path / "report.html", record)
         run.client().log_artifact(run.run_id, str(report))
     print(f"\n{config.name} is complete after {duration(time.monotonic() - started)}")
     print(_trial_table(config, result.trials))
     if final:
         print(score_table(final[0]))
-        print(registered_in_words(final[1]))
+        print(registered_text(final[1]))
     print(f"  best: {result.best.name}, {winner}")
     if result.best.reason:
         print(f"  mind: {result.best.name} completed, {result.best.reason}")
     print(f"  report: {report}")
 
 
-def _sweep_run(config: SweepConfig, folder: Path) -> RunRef:
-    file = folder / RUN_FILE
-    there = json.loads(file.read_text()) if file.exists() else {}
+def _sweep_run(config: SweepConfig, folder: RunFolder) -> RunRef:
     # An earlier version did not keep them: then those of now count from here on.
-    clips = there.get(DATASET_IDS) or dataset_ids(config)
-    run = open_run(config, "sweep", config.name, run_id=there.get("run_id", ""))
-    values = {"run_id": run.run_id, "config": kept_settings(config), DATASET_IDS: clips}
-    write_json(file, values)
-    return run
+    clips = folder.began_with.get(DATASET_IDS) or dataset_ids(config)
+    keep = {"config": kept_settings(config), DATASET_IDS: clips}
+    return folder.open_run(config, "sweep", config.name, keep=keep)
 
 
 def _sweep_stage(config: SweepConfig, run: RunRef) -> SweepResult:
@@ -246,7 +181,9 @@ def final_config(config: SweepConfig, best: Trial, folder: Path) -> PretrainConf
     More trials or epochs may change what is best; a training that is there is then another one.
     """
     values = best_values(config, best)
-    trained = {name: value for name, value in values.items() if name not in FREE_TO_CHANGE}
+    trained = {
+        name: value for name, value in values.items() if not may_change(PretrainConfig, name)
+    }
     digest = hashlib.sha256(json.dumps(trained, sort_keys=True).encode()).hexdigest()
     return PretrainConfig(
         **values,
@@ -276,8 +213,7 @@ def _trial_table(config: SweepConfig, trials: Sequence[Trial]) -> str:
 
 
 JOB = Job(
-    name="sweep",
-    about="Many short trainings find the settings of a long one: Ray Tune over Ray Train.",
+    summary=JOBS["sweep"],
     schema=SweepConfig,
     plan=plan,
     work=work,

@@ -1,7 +1,7 @@
 """One optimisation step: forward, losses, backward, clip, AdamW, teachers, centres.
 
-Nothing here waits for the device: every metric stays a tensor, and whoever reads it waits. A
-non-finite loss is therefore not caught here; `non_finite` names the metrics that are.
+Nothing here waits for the device: what is measured on it stays there as a tensor, and whoever reads
+it waits. A non-finite loss is therefore not caught here; `non_finite` names the metrics that are.
 
 A batch may be taken in parts (`accumulation_steps`). Reconstruction, distillation, centres and
 gradients are then those of the whole batch, since they are means over clips. The alignment is the
@@ -61,10 +61,9 @@ class StepSchedule:
     video_teacher_temperature: float
     audio_teacher_temperature: float
 
-    def metrics(self) -> dict[str, Tensor]:
-        """One tensor on the CPU for each value."""
-        values = {f"schedule/{name}": value for name, value in vars(self).items()}
-        return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+    def metrics(self) -> dict[str, float]:
+        """The values by metric name; numbers, since no device computes them."""
+        return {f"schedule/{name}": value for name, value in vars(self).items()}
 
 
 def train_step(
@@ -78,7 +77,7 @@ def train_step(
     measure: Measure | None = None,
     accumulation_steps: int = 1,
     before_update: Callable[[], None] | None = None,
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor | float]:
     """Learns from one batch.
 
     Args:
@@ -94,7 +93,8 @@ def train_step(
         before_update: Called once the gradients are there and before any weight changes.
 
     Returns:
-        Metrics by name: tensors without dimensions, detached and not waited for.
+        Metrics by name: what is measured as tensors without dimensions on the device, detached and
+        not waited for; the schedule's values as numbers.
 
     Raises:
         ValueError: If `autocast_dtype` needs loss scaling, as float16 does.
@@ -160,7 +160,7 @@ def step_schedule(
     )
 
 
-def non_finite(metrics: Mapping[str, Tensor] | Mapping[str, float]) -> list[str]:
+def non_finite(metrics: Mapping[str, Tensor | float]) -> list[str]:
     """Names of the metrics that are infinite or not a number; waits for the device."""
     return [name for name, value in metrics.items() if not math.isfinite(value)]
 

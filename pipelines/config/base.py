@@ -49,8 +49,8 @@ class RayConfig(Config):
 class JobConfig(Config):
     """What every job has."""
 
-    tracking: TrackingConfig = TrackingConfig()
-    ray: RayConfig = RayConfig()
+    tracking: TrackingConfig = Field(TrackingConfig(), json_schema_extra={"may_change": True})
+    ray: RayConfig = Field(RayConfig(), json_schema_extra={"may_change": True})
 
 
 class DecoderSettings(Config):

@@ -1,6 +1,6 @@
 """Settings of the job that embeds media with a registered model."""
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from pipelines.config.base import DecoderSettings, JobConfig, LimitsConfig, Location, Name, Place
 
@@ -15,9 +15,9 @@ class EmbedConfig(JobConfig):
     """Folder of media, a list, or a clip dataset."""
     output: Place
     """Folder of the embeddings."""
-    batch_size: PositiveInt = 16
+    batch_size: PositiveInt = Field(16, json_schema_extra={"may_change": True})
     """Clips that go through the encoder at once."""
-    num_workers: PositiveInt | None = None
+    num_workers: PositiveInt | None = Field(None, json_schema_extra={"may_change": True})
     """By default one for each CPU that Ray has."""
     limits: LimitsConfig = LimitsConfig()
-    decoder: DecoderSettings = DecoderSettings()
+    decoder: DecoderSettings = Field(DecoderSettings(), json_schema_extra={"may_change": True})

@@ -58,24 +58,27 @@ class IngestSettings(Config):
     splits have clips of a fraction of a second, and evaluation loops and pads as training does."""
     frame_rate: PositiveFloat = 8.0
     short_side: PositiveInt = 128
-    """Pixels of the shorter side of a stored frame; sources that are smaller keep their size."""
+    """Pixels of the shorter side of a stored frame; sources that are smaller keep their size. The
+    published preprocessing has 112; 128 leaves more pixels to crops of a part of the frame."""
     sample_rate: PositiveInt = 16_000
     heldout_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     """Share of the sources put into the split `test` where the input names no splits; by content,
     so it never changes for a file."""
     limits: LimitsConfig = LimitsConfig()
-    decoder: DecoderSettings = DecoderSettings()
+    decoder: DecoderSettings = Field(DecoderSettings(), json_schema_extra={"may_change": True})
     sources_per_shard: PositiveInt = 32
     rows_per_group: PositiveInt = 16
     """Rows of a Parquet row group, which is what a reader reads at once."""
-    num_workers: PositiveInt | None = None
+    num_workers: PositiveInt | None = Field(None, json_schema_extra={"may_change": True})
     """Decoders at a time; by default one for each CPU that Ray has."""
-    max_reject_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    max_reject_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        1.0, json_schema_extra={"may_change": True}
+    )
     """The job fails if a larger share of the sources is rejected."""
-    retry_rejects: tuple[str, ...] = ()
+    retry_rejects: tuple[str, ...] = Field((), json_schema_extra={"may_change": True})
     """Reasons of rejects to decode once more, such as `decoder_crashed` on a machine that had too
     little memory. What a limit rejected is decoded again by itself when the limit is raised."""
-    keep_removed: bool = False
+    keep_removed: bool = Field(False, json_schema_extra={"may_change": True})
     """Keep what sources gave that are in the input no more, for media that is deleted once it is
     ingested; by default it is removed."""
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from pipelines.config.base import JobConfig, Location, Name, Place
 from xkd_core.config import Config, MethodConfig
@@ -32,6 +32,10 @@ class PretrainSettings(MethodConfig):
     """The method, and how it is trained."""
 
     epochs: PositiveFloat
+    epoch_unit: Literal["source", "segment"] = "source"
+    """What an epoch takes one clip of. `source`, as in the paper: one clip of each video, from
+    anywhere in it, also across adjacent segments. `segment`: one clip of each stored segment, so a
+    video of 10 s that is stored as two segments gives two clips an epoch."""
     batch_size: PositiveInt
     """Clips of one step over all workers."""
     splits: tuple[str, ...] = ("train",)
@@ -39,36 +43,43 @@ class PretrainSettings(MethodConfig):
     exclude: Place | None = None
     """A file of clip ids, one a line, that are left out, such as `leaks.txt` of `xkd dataset`."""
     seed: NonNegativeInt = 0
-    num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
+    num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
+        1, json_schema_extra={"may_change": True}
+    )
     """A number, or the least and the most: training then goes on with the workers there are, fewer
     after a node is lost and more when one comes; `batch_size` stays that of all of them."""
-    use_gpu: bool = False
-    cpus_per_worker: PositiveFloat | None = None
+    use_gpu: bool = Field(False, json_schema_extra={"may_change": True})
+    cpus_per_worker: PositiveFloat | None = Field(None, json_schema_extra={"may_change": True})
     """By default all CPUs of Ray shared out among the workers, node by node, or 1 with a GPU."""
-    parallelism: Literal["ddp", "fsdp"] = "ddp"
+    parallelism: Literal["ddp", "fsdp"] = Field("ddp", json_schema_extra={"may_change": True})
     """`ddp`: each worker has all weights; `fsdp`: they are spread over the workers."""
     accumulation_steps: PositiveInt = 1
     """Parts in which a worker takes its share of a batch; the alignment is then the mean over
     parts, all else is as for the whole."""
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool = Field(False, json_schema_extra={"may_change": True})
     """Compute activations again in the backward pass instead of keeping them."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto` is bfloat16 autocast on a GPU that has it, else float32."""
     compile: bool = False
     """Compile the networks with torch.compile."""
     shuffle_window: PositiveInt = 16
-    """Row groups whose rows are shuffled together."""
-    log_every: PositiveInt = 10
+    """Row groups whose rows are shuffled together, over all lanes; each lane has at least one."""
+    num_lanes: PositiveInt | None = None
+    """Parts of a batch, a divisor of `batch_size`, that take their clips from row groups of their
+    own, so that a worker reads the row groups of its lanes alone. By default as many as the dataset
+    has row groups for: at least 4 clips of a batch and 32 row groups each. More workers than lanes
+    read what they share twice. Trainings from before this setting have 1."""
+    log_every: PositiveInt = Field(10, json_schema_extra={"may_change": True})
     """Steps between two records of the losses."""
-    checkpoint_every: PositiveInt = 200
+    checkpoint_every: PositiveInt = Field(200, json_schema_extra={"may_change": True})
     """Steps between two checkpoints; the last step always leaves one."""
-    checkpoints_kept: PositiveInt = 2
-    max_failures: NonNegativeInt = 2
+    checkpoints_kept: PositiveInt = Field(2, json_schema_extra={"may_change": True})
+    max_failures: NonNegativeInt = Field(2, json_schema_extra={"may_change": True})
     """Times that the worker group is started again after a worker died."""
-    max_seconds: PositiveFloat | None = None
+    max_seconds: PositiveFloat | None = Field(None, json_schema_extra={"may_change": True})
     """Seconds after which one call leaves a checkpoint and ends with exit code 75; the same
     command goes on."""
-    health: HealthSettings = HealthSettings()
+    health: HealthSettings = Field(HealthSettings(), json_schema_extra={"may_change": True})
 
     @property
     def worker_range(self) -> tuple[int, int]:
@@ -99,6 +110,14 @@ class PretrainSettings(MethodConfig):
             )
 
     @model_validator(mode="after")
+    def _lanes_divide(self) -> "PretrainSettings":
+        if self.num_lanes and self.batch_size % self.num_lanes:
+            raise ValueError(
+                f"num_lanes ({self.num_lanes}) must divide batch_size ({self.batch_size})"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_worker_can_score(self) -> "PretrainSettings":
         if self.health.knn and self.parallelism == "fsdp" and self.worker_range[1] > 1:
             raise ValueError(
@@ -126,7 +145,7 @@ class PretrainConfig(PretrainSettings, JobConfig):
     """Folder of the clip dataset."""
     output: Place
     """Folder that gets one folder of checkpoints for each name."""
-    resume: Place | None = None
+    resume: Place | None = Field(None, json_schema_extra={"may_change": True})
     """A checkpoint of another run to begin from, at its step and so at its place in the order of
     clips: networks, clips and all that orders them must be the same, and there must be steps left
     to do. Once this run has a checkpoint of its own it goes on from its newest."""

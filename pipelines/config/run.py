@@ -1,6 +1,6 @@
 """Settings of the main job, which has those of every stage."""
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from pipelines.config.base import JobConfig, Location, Name, Place
 from pipelines.config.evaluate import EvaluateSettings
@@ -21,8 +21,8 @@ class RunConfig(JobConfig):
     made: MadeClipsConfig = MadeClipsConfig()
     ingest: IngestSettings = IngestSettings()
     pretrain: PretrainSettings
-    evaluate: EvaluateSettings = EvaluateSettings()
-    promote: PromoteSettings = PromoteSettings()
+    evaluate: EvaluateSettings = Field(EvaluateSettings(), json_schema_extra={"may_change": True})
+    promote: PromoteSettings = Field(PromoteSettings(), json_schema_extra={"may_change": True})
 
     @model_validator(mode="after")
     def _stages_fit(self) -> "RunConfig":

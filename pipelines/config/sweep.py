@@ -182,21 +182,25 @@ class SweepConfig(JobConfig):
     """Folder of the clip dataset."""
     output: Place
     """Folder that gets one folder for each name."""
-    pretrain: PretrainSettings
+    pretrain: PretrainSettings = Field(
+        json_schema_extra={"may_change": ["max_failures", "log_every"]}
+    )
     """What all trials have in common; without `cpus_per_worker` a worker gets one CPU."""
     space: dict[str, Domain] = Field(min_length=1)
     """Searched settings by their dotted names, such as `objective.alignment_weight:
     {loguniform: [0.01, 1]}`; kinds: choice, uniform, loguniform, integer, bundles."""
-    search: SearchSettings = SearchSettings()
+    search: SearchSettings = Field(
+        SearchSettings(), json_schema_extra={"may_change": ["num_trials"]}
+    )
     stopping: StoppingSettings = StoppingSettings()
     objective: ScoreSettings = ScoreSettings()
     scoring: RungSettings = RungSettings()
-    max_concurrent_trials: PositiveInt | None = None
+    max_concurrent_trials: PositiveInt | None = Field(None, json_schema_extra={"may_change": True})
     """By default as many as fit."""
-    retry_failed: bool = False
+    retry_failed: bool = Field(False, json_schema_extra={"may_change": True})
     """When a sweep goes on, failed trials do too, from their last checkpoints and in their own
     MLflow runs; completed, stopped and collapsed ones never do."""
-    final: FinalSettings | None = None
+    final: FinalSettings | None = Field(None, json_schema_extra={"may_change": True})
     """Train the best settings at full length and register the encoders."""
 
     @field_validator("space", mode="before")

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -28,6 +29,7 @@ from pipelines.dataset.schema import (
     MANIFEST,
     REJECTS_FOLDER,
     STATE_FOLDER,
+    STRETCH,
     check_columns,
     check_version,
 )
@@ -51,6 +53,8 @@ _INDEX_COLUMNS = [
     "num_samples",
     "has_audio",
 ]
+_SOURCE_COLUMNS = ["source_hash", *(field.name for field in STRETCH)]
+"""What a source is: a file that was renamed is the same one."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class ClipIndex:
     group: NDArray[np.int64]
     """Row group of each row, counted over all shards."""
     row_in_group: NDArray[np.int64]
+    source_number: NDArray[np.int64]
+    """Equal for the rows of one source: the same bytes, and the same stretch of them."""
 
 
 @dataclass(frozen=True)
@@ -169,11 +175,17 @@ class ClipDataset:
                 f"dataset ({self.path}) has {num_rows} clips in its shards, but {self.num_clips} "
                 f"in {MANIFEST}; {_AGAIN}"
             )
-        columns = _to_numpy(pa.concat_tables([table for table, _ in parts]))
+        table = pa.concat_tables([table for table, _ in parts])
+        columns = _to_numpy(table.select(_INDEX_COLUMNS))
         sizes = np.array([size for _, sizes in parts for size in sizes], np.int64)
         group = np.repeat(np.arange(len(sizes)), sizes)
         row_in_group = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        return ClipIndex(**columns, group=group, row_in_group=row_in_group)
+        return ClipIndex(
+            **columns,
+            group=group,
+            row_in_group=row_in_group,
+            source_number=_source_numbers(table),
+        )
 
     @cached_property
     def _groups(self) -> tuple[tuple[str, int], ...]:
@@ -320,7 +332,8 @@ def _read_small(shard: str) -> tuple[pa.Table, list[int]]:
         check_columns(f"shard ({shard})", file.schema_arrow, CLIPS)
         groups = range(file.num_row_groups)
         sizes = [file.metadata.row_group(i).num_rows for i in groups]
-        return file.read(columns=_INDEX_COLUMNS, use_threads=False), sizes
+        columns = [*_INDEX_COLUMNS, *_SOURCE_COLUMNS]
+        return file.read(columns=columns, use_threads=False), sizes
 
 
 def read_columns(shard: str, columns: Sequence[str]) -> pa.Table:
@@ -332,6 +345,22 @@ def read_columns(shard: str, columns: Sequence[str]) -> pa.Table:
     with open_parquet(shard) as file:
         check_columns(f"shard ({shard})", file.schema_arrow, CLIPS)
         return file.read(columns=list(columns), use_threads=False)
+
+
+def _source_numbers(table: pa.Table) -> NDArray[np.int64]:
+    """Numbers the sources of a table's rows."""
+    hashes = table["source_hash"].dictionary_encode().unify_dictionaries()
+    codes = [chunk.indices for chunk in hashes.chunks]
+    keys = [pa.chunked_array(codes, pa.int32()).to_numpy()]
+    # An open end is unequal to any time.
+    keys += [pc.fill_null(table[field.name], -1.0).to_numpy() for field in STRETCH]
+    order = np.lexsort(keys)
+    is_new = np.zeros(len(order), bool)
+    for key in keys:
+        is_new[1:] |= key[order[1:]] != key[order[:-1]]
+    numbers = np.empty(len(order), np.int64)
+    numbers[order] = np.cumsum(is_new)
+    return numbers
 
 
 def _to_numpy(table: pa.Table) -> dict[str, NDArray[Any]]:

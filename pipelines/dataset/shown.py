@@ -14,7 +14,7 @@ from pipelines.dataset.leaks import NamedPair
 from pipelines.dataset.near_duplicates import Alike
 from pipelines.dataset.review_tables import COLUMNS, label_text
 from pipelines.dataset.scan import Scan, scan_dataset
-from pipelines.media.decode import DecodeError
+from pipelines.media.container import DecodeError
 from pipelines.media.decoder_process import DecoderProcess, DecoderStartError
 from pipelines.media.windows import spread
 from pipelines.progress import OnProgress

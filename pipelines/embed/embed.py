@@ -32,7 +32,7 @@ from pipelines.ingest.unit_shards import Revision, read_done, revise
 from pipelines.progress import OnProgress
 from pipelines.registry.uri import EncoderVersion, resolve_model
 from pipelines.sources.listing import list_sources
-from pipelines.tracking.tracker import tracking_uri
+from pipelines.tracking.server import tracking_uri
 
 FORMAT_VERSION = 1
 

@@ -23,7 +23,8 @@ from pipelines.dataset.shards import ShardWriter
 from pipelines.files import write_failure
 from pipelines.ingest.plan import Unit, UnitSource
 from pipelines.ingest.worker import in_stretch, reject_row
-from pipelines.media.decode import DecodeError, Segment
+from pipelines.media.container import DecodeError
+from pipelines.media.decode import Segment
 from pipelines.media.decoder_process import OUTSIDE_REASONS, DecoderProcess, DecoderStartError
 from pipelines.media.sandbox import SandboxError
 from pipelines.models.encoder_inputs import ARRAY_COLUMN, RATE_COLUMN

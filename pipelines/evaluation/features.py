@@ -4,6 +4,7 @@
 is the mean over evenly spread windows; a modality that a clip does not have gives NaN.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,15 @@ from pipelines.config.evaluate import EvaluateSettings
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import Clip, ClipDataset
 from pipelines.media.windows import audio_windows, video_windows
-from pipelines.models.checkpoints import AUDIO_CENTER, VIDEO_CENTER, load_tensors, read_info
+from pipelines.models.checkpoints import (
+    load_model,
+)
 from pipelines.progress import OnProgress, poster
 from xkd_core.encoders import pool_patches
 from xkd_core.views.log_mel import LogMel
-from xkd_core.views.views import plain_audio_view, plain_video_view
-from xkd_core.xkd import XKD, build_xkd, load_model_tensors
+from xkd_core.views.video import plain_video_view
+from xkd_core.views.views import plain_audio_view
+from xkd_core.xkd import XKD
 
 Array = NDArray[Any]
 MAX_RETRIEVAL_CLIPS = 512
@@ -67,18 +71,6 @@ class Features:
             "is_test": self.is_test,
             **{name.replace("/", "_"): matrix for name, matrix in self.matrices.items()},
         }
-
-
-def load_model(checkpoint: Path, *, trained: bool = True) -> tuple[XKD, PretrainConfig]:
-    """The networks of a checkpoint, or the same ones as they were before the first step."""
-    config = PretrainConfig.model_validate(read_info(checkpoint).config)
-    torch.manual_seed(config.seed)
-    model = build_xkd(config.model)
-    if trained:
-        tensors = load_tensors(checkpoint)
-        del tensors[VIDEO_CENTER], tensors[AUDIO_CENTER]
-        load_model_tensors(model, tensors)
-    return model.eval(), config
 
 
 def extract(checkpoint: str, dataset_path: str, settings: EvaluateSettings, board: Any) -> Features:
@@ -242,8 +234,8 @@ class _Embedder:
                 for begin in range(0, len(windows), len(clips))
             ]
         )
-        for clip in sorted(set(owners)):
-            mine = pooled[[window for window, owner in enumerate(owners) if owner == clip]]
+        counts = Counter(owners)  # windows lie clip by clip
+        for clip, mine in zip(counts, torch.split(pooled, list(counts.values())), strict=True):
             features[clip] = mine.mean(dim=0).cpu().numpy()
             logits[clip] = head(mine).mean(dim=0).cpu().numpy()
         return features, logits

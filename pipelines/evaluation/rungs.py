@@ -15,9 +15,10 @@ from typing import Any
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
-from pipelines.evaluation.evaluate import MODALITIES, knn_scores, score
 from pipelines.evaluation.features import features_of
+from pipelines.evaluation.scores import MODALITIES, knn_scores, score
 from pipelines.files import write_json
+from pipelines.progress import ignore_progress
 from xkd_core.xkd import XKD
 
 KNN_SETTINGS = EvaluateSettings(
@@ -73,7 +74,7 @@ class RungScorer:
         assert self._plan is not None
         settings = EvaluateSettings.model_validate(self._plan.settings)
         dataset = ClipDataset.open(self._plan.dataset)
-        features = features_of({"trained": (model, config)}, dataset, settings, unheard)
+        features = features_of({"trained": (model, config)}, dataset, settings, ignore_progress)
         found = score(features, settings)["modalities"]
         rung = Rung(
             rung=self._steps[steps_done],
@@ -115,15 +116,11 @@ class KnnScorer:
             {"trained": (model, self._config)},
             dataset,
             KNN_SETTINGS,
-            unheard,
+            ignore_progress,
             max_clips=self._knn.max_clips,
         )
         scores = knn_scores(features, KNN_SETTINGS)
         return {f"health/{modality}/knn": value for modality, value in scores.items()}
-
-
-def unheard(_done: float, _total: float, _note: str) -> None:
-    """Where progress goes that nobody follows."""
 
 
 RUNGS_FILE = "rungs.json"

@@ -57,7 +57,9 @@ class IngestSummary:
     media_seconds: float
     dataset_id: str
     ignored: dict[str, int]
-    """Files of the input that are no media, by ending."""
+    """Files of the input that are not media, by extension."""
+    notes: list[str]
+    """How splits and labels were read, in sentences for people."""
     changes: Changes
     """How the input differs from what was complete before this call."""
 
@@ -197,8 +199,16 @@ def _summarize(
         media_seconds=sum(clips["duration_seconds"].to_pylist()),
         dataset_id=_dataset_id(clips, settings),
         ignored=listed.ignored,
+        notes=_notes(listed, settings),
         changes=plan.changes,
     )
+
+
+def _notes(listed: SourceList, settings: IngestSettings) -> list[str]:
+    if any(source.split for source in listed.sources):
+        return listed.notes
+    held_out = f"splits are made from content: {settings.heldout_fraction:.0%} of the sources test"
+    return [*listed.notes, held_out]
 
 
 def _dataset_id(clips: pa.Table, settings: IngestSettings) -> str:
@@ -253,7 +263,13 @@ def _write_manifest(
     folder: Path, listed: SourceList, summary: IngestSummary, settings: IngestSettings
 ) -> None:
     counts = asdict(summary)
-    del counts["new_clips"], counts["dataset_id"], counts["ignored"], counts["changes"]
+    del (
+        counts["new_clips"],
+        counts["dataset_id"],
+        counts["ignored"],
+        counts["changes"],
+        counts["notes"],
+    )
     manifest = {
         "format_version": FORMAT_VERSION,
         "dataset_id": summary.dataset_id,

@@ -6,16 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipelines.config import changes
 from pipelines.config.ingest import IngestSettings
 from pipelines.dataset.schema import STATE_FOLDER, check_version
 from pipelines.errors import UserError
 from pipelines.redaction import one_line
 
 SETTINGS_FILE = "settings.json"
-FREE_TO_CHANGE = frozenset(
-    {"num_workers", "max_reject_fraction", "keep_removed", "retry_rejects", "decoder"}
-)
-"""Settings that change no row that is there."""
 REASONS_OF_LIMITS = {
     "max_bytes": "too_large",
     "max_spool_bytes": "too_large",
@@ -113,17 +110,11 @@ def check_unchanged(what: str, there: Mapping[str, Any], here: Mapping[str, Any]
     Raises:
         UserError: If they are not.
     """
-    changed = [
-        f"{name} is {there.get(name)} there and {value} here"
-        for name, value in here.items()
-        if there.get(name) != value
-    ]
+    changed = changes.differences({name: there.get(name) for name in here}, here)
     if changed:
         raise UserError(f"{what}: {'; '.join(changed)}. Take another output or the same settings")
 
 
 def fixed_settings(settings: IngestSettings) -> dict[str, Any]:
     """The settings that rows depend on, flat."""
-    values = settings.model_dump(mode="json", exclude=set(FREE_TO_CHANGE))
-    limits = values.pop("limits")
-    return values | {f"limits.{name}": value for name, value in limits.items()}
+    return changes.fixed_settings(IngestSettings, settings.model_dump(mode="json"))

@@ -19,7 +19,8 @@ from pipelines.dataset.schema import CLIPS, CLIPS_FOLDER, REJECTS, REJECTS_FOLDE
 from pipelines.dataset.shards import ShardWriter
 from pipelines.files import write_failure
 from pipelines.ingest.plan import Unit, UnitSource
-from pipelines.media.decode import DecodeError, Segment
+from pipelines.media.container import DecodeError
+from pipelines.media.decode import Segment
 from pipelines.media.decoder_process import OUTSIDE_REASONS, DecoderProcess, DecoderStartError
 from pipelines.media.sandbox import SandboxError
 from pipelines.sources.spool import Spool

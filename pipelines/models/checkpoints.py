@@ -23,8 +23,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from pipelines.config.pretrain import PretrainConfig
 from pipelines.errors import UserError
 from pipelines.files import temporary_name
+from xkd_core.xkd import XKD, build_xkd, load_model_tensors
 
 FORMAT_VERSION = 1
 MODEL_FILE = "model.safetensors"
@@ -199,3 +201,15 @@ def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
 def load_optimizer_state(folder: Path) -> dict[str, Any]:
     """The optimizer's state, on the CPU; nothing but tensors and numbers is read."""
     return torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+
+
+def load_model(checkpoint: Path, *, trained: bool = True) -> tuple[XKD, PretrainConfig]:
+    """The networks of a checkpoint, or the same ones as they were before the first step."""
+    config = PretrainConfig.model_validate(read_info(checkpoint).config)
+    torch.manual_seed(config.seed)
+    model = build_xkd(config.model)
+    if trained:
+        tensors = load_tensors(checkpoint)
+        del tensors[VIDEO_CENTER], tensors[AUDIO_CENTER]
+        load_model_tensors(model, tensors)
+    return model.eval(), config

@@ -1,10 +1,42 @@
-"""What MLflow runs to load a registered encoder; beside it in the model lies the code it imports.
+"""What MLflow runs to load a registered encoder: imports its code, which lies beside this file.
 
-Kept apart from `encoder_model.py`, because naming the model is a side effect of importing this.
+    MODEL/encoder_entry.py                               this file
+    MODEL/code/xkd_1a2b3c4d/pipelines/models/...         the code of this encoder alone
+    MODEL/code/xkd_1a2b3c4d/xkd_core/...
+
+The code has a package name of its own, made from what the model holds. So encoders of several
+versions run in one process, each with its own code, beside a checkout of this project and beside
+any package `pipelines` that a user has. Only a copy of a model whose code was edited has the name
+of another: Python then imports the code that belongs to this file anew. What was imported before
+keeps working, because functions hold on to the modules that they came from.
+
+Kept apart from `encoder_model.py`, because running this names the model to MLflow.
 """
+
+import importlib.util
+import sys
+from pathlib import Path
 
 from mlflow.models import set_model
 
-from pipelines.models.encoder_model import EncoderModel
 
-set_model(EncoderModel())
+def import_package(folder: Path) -> str:
+    """Imports the package in a folder, in place of one of the same name; returns its name."""
+    name = folder.name
+    for module in [one for one in sys.modules if one.partition(".")[0] == name]:
+        del sys.modules[module]
+    spec = importlib.util.spec_from_file_location(
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    package = importlib.util.module_from_spec(spec)
+    sys.modules[name] = package
+    spec.loader.exec_module(package)
+    return name
+
+
+(CODE,) = Path(__file__).with_name("code").glob("xkd_*")
+set_model(
+    importlib.import_module(f"{import_package(CODE)}.pipelines.models.encoder_model").EncoderModel()
+)

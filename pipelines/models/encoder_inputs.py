@@ -15,7 +15,8 @@ import torch
 import torchaudio
 from numpy.typing import NDArray
 
-from pipelines.media.decode import DecodeError, decode_segments
+from pipelines.media.container import DecodeError
+from pipelines.media.decode import decode_segments
 from pipelines.models.encoder_files import EncoderInfo
 
 Array = NDArray[Any]

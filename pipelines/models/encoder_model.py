@@ -20,7 +20,8 @@ from pipelines.media.windows import audio_windows, video_windows
 from pipelines.models.encoder_files import load_encoder
 from pipelines.models.encoder_inputs import input_rows, read_segments
 from xkd_core.views.log_mel import LogMel
-from xkd_core.views.views import plain_audio_view, plain_video_view
+from xkd_core.views.video import plain_video_view
+from xkd_core.views.views import plain_audio_view
 
 ENCODER_ARTIFACT = "encoder"
 DEFAULT_BATCH_SIZE = 8

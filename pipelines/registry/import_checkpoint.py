@@ -8,12 +8,16 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
+from mlflow.exceptions import MlflowException
+
 from pipelines.config.import_checkpoint import ImportConfig
-from pipelines.errors import UserError
+from pipelines.errors import JobFailed, UserError
 from pipelines.models.encoder_files import ClipSettings, EncoderInfo
-from pipelines.registry.card import IMPORTED
-from pipelines.registry.promote import Registered, register_unscored
-from pipelines.tracking.tracker import RunRef
+from pipelines.redaction import one_line
+from pipelines.registry.card import IMPORTED, model_card
+from pipelines.registry.promote import Registered
+from pipelines.registry.versions import find_or_make_version, registered_model
+from pipelines.tracking.runs import RunRef
 from xkd_core.encoders import Encoder
 from xkd_core.published.encoders import (
     PublishedEncoder,
@@ -55,12 +59,25 @@ def import_encoders(config: ImportConfig, run: RunRef) -> list[Registered]:
         UserError: as `read_encoders`.
         JobFailed: if MLflow refuses.
     """
-    return [
-        register_unscored(
-            one.encoder, one.info, f"{config.model_prefix}-{one.info.modality}", config.alias, run
-        )
-        for one in read_encoders(config)
-    ]
+    return [_register(one, config, run) for one in read_encoders(config)]
+
+
+def _register(imported: Imported, config: ImportConfig, run: RunRef) -> Registered:
+    """Finds or makes the version of an encoder; an alias is set without a comparison."""
+    client, alias, info = run.client(), config.alias, imported.info
+    name = f"{config.model_prefix}-{info.modality}"
+    try:
+        registered_model(client, name, info)
+        card = model_card(name, alias, info, None)
+        version = find_or_make_version(imported.encoder, info, name, card, run)
+        if alias is not None:
+            client.set_registered_model_alias(name, alias, str(version.version))
+    except MlflowException as error:
+        raise JobFailed(
+            f"MLflow did not register {name}: {one_line(error)}. The same command tries again"
+        ) from error
+    reason = "registered without an alias" if alias is None else f"gets the alias {alias}"
+    return Registered(name, str(version.version), alias is not None, reason)
 
 
 def _imported(published: PublishedEncoder, config: ImportConfig, digest: str) -> Imported:

@@ -1,7 +1,9 @@
-"""An encoder as an MLflow model that loads where this project has never been.
+"""An encoder as an MLflow model that loads where this project is not installed.
 
-The model holds the weights, the settings, the card and a copy of the modules that it imports, found
-by following imports. Its requirements are the installed versions of what those modules need.
+The model holds the weights, the settings, the card, and a copy of the modules that it imports,
+found by following imports. The copies lie below a package of their own, named `xkd_` and the first
+eight digits of a hash of weights, settings, and code, and import each other from there; see
+`encoder_entry.py` for the reason. The requirements are the installed versions of what they need.
 """
 
 import ast
@@ -9,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from pipelines.models.encoder_files import SETTINGS_FILE, WEIGHTS_FILE, EncoderI
 from pipelines.models.encoder_inputs import ARRAY_COLUMN, RATE_COLUMN
 from pipelines.models.encoder_model import DEFAULT_BATCH_SIZE, ENCODER_ARTIFACT
 from pipelines.paths import PACKAGES
+from pipelines.registry.renaming import renamed
 from xkd_core.encoders import Encoder
 
 # MLflow would copy the uv.lock of whatever project a job is started in.
@@ -31,8 +34,9 @@ os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 _PACKAGES = ("pipelines", "xkd_core")
-# Its path alone: importing the entry would name the model.
-ENTRY = PACKAGES / "pipelines" / "models" / "encoder_entry.py"
+# Paths alone: importing the entry would name the model to MLflow.
+_ENTRY = Path("pipelines", "models", "encoder_entry.py")
+_MODEL = Path("pipelines", "models", "encoder_model.py")
 CARD_ARTIFACT = "card"
 CARD_FILE = "README.md"
 REQUIREMENTS = (
@@ -56,57 +60,101 @@ def pip_requirements() -> list[str]:
     return [f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS]
 
 
-def stage(encoder: Encoder, info: EncoderInfo, folder: Path) -> str:
-    """Writes `encoder/` and `code/` into a folder; returns a hash of what decides embeddings."""
+def package_name(content: str) -> str:
+    """The package that holds the code of a model with this hash of its content."""
+    return f"xkd_{content[:8]}"
+
+
+def stage(encoder: Encoder, info: EncoderInfo, folder: Path, *, packages: Path = PACKAGES) -> str:
+    """Writes weights, settings, and code into a folder, as `save_package` takes them.
+
+    Args:
+        encoder: Its weights are written.
+        info: The settings.
+        folder: An empty folder.
+        packages: The folder that holds the code.
+
+    Returns:
+        A hash of what decides embeddings: weights, settings, and code.
+
+    Raises:
+        ValueError: If the code names its modules in a way that cannot be renamed.
+    """
     export_encoder(encoder, info, folder / "encoder")
     digest = hashlib.sha256((folder / "encoder" / WEIGHTS_FILE).read_bytes())
     settings = json.loads((folder / "encoder" / SETTINGS_FILE).read_text())
     del settings["provenance"]
     digest.update(json.dumps(settings, sort_keys=True).encode())
-    for source in sorted(imported_files(ENTRY)):
-        place = source.relative_to(PACKAGES)
-        target = folder / "code" / place
+    sources = {file: (packages / file).read_bytes() for file in traveling_files(packages)}
+    for file, source in {_ENTRY: (packages / _ENTRY).read_bytes(), **sources}.items():
+        digest.update(f"{file}\n".encode() + source)
+    content = digest.hexdigest()
+    _write_code(sources, package_name(content), folder / "code")
+    shutil.copyfile(packages / _ENTRY, folder / _ENTRY.name)
+    return content
+
+
+def _write_code(sources: Mapping[Path, bytes], package: str, folder: Path) -> None:
+    """Writes modules below a package, by which they then import each other."""
+    modules = {".".join(file.with_suffix("").parts) for file in sources}
+    modules = {module.removesuffix(".__init__") for module in modules} - set(_PACKAGES)
+    (folder / package).mkdir(parents=True)
+    (folder / package / "__init__.py").write_text('"""The code of one registered encoder."""\n')
+    for file, source in sources.items():
+        target = folder / package / file
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
-        digest.update(f"{place}\n".encode() + source.read_bytes())
-    return digest.hexdigest()
+        try:
+            target.write_bytes(renamed(source, package, modules))
+        except ValueError as error:
+            raise ValueError(f"{file}, {error}") from error
 
 
-def imported_files(entry: Path) -> set[Path]:
-    """This project's modules that a file imports, directly or not, without the file itself."""
-    found: set[Path] = set()
-    waiting = [entry]
+def traveling_files(packages: Path) -> list[Path]:
+    """The modules that the model imports, directly or not, and itself; relative and sorted."""
+    found = {_MODEL}
+    waiting = [_MODEL]
     while waiting:
-        new = set(_imports(waiting.pop())) - found
+        new = set(_imports(packages, waiting.pop())) - found
         found |= new
         waiting += new
-    return found
+    folders = {parent for file in found for parent in file.parents if parent.name}
+    return sorted(found | {folder / "__init__.py" for folder in folders})
 
 
-def _imports(file: Path) -> Iterator[Path]:
-    for node in ast.walk(ast.parse(file.read_text())):
-        names = []
+def _imports(packages: Path, file: Path) -> Iterator[Path]:
+    """The modules of this project that a module imports, by name or as a name of a package."""
+    for node in ast.walk(ast.parse((packages / file).read_bytes())):
+        names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = [node.module or ""]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         for name in names:
-            *folders, module = name.split(".")
-            if folders and folders[0] in _PACKAGES:
-                for depth in range(1, len(folders) + 1):
-                    yield PACKAGES.joinpath(*folders[:depth], "__init__.py")
-                yield PACKAGES.joinpath(*folders, f"{module}.py")
+            first, *rest = name.split(".")
+            module = Path(first, *rest)
+            if first in _PACKAGES and (packages / module.with_suffix(".py")).is_file():
+                yield module.with_suffix(".py")
+            elif first in _PACKAGES and (packages / module / "__init__.py").is_file():
+                yield module / "__init__.py"
 
 
 def save_package(staged: Path, info: EncoderInfo, card: str, path: Path, model: Model) -> None:
-    """Makes an MLflow model of a staged encoder."""
+    """Makes an MLflow model of a staged encoder.
+
+    Args:
+        staged: What `stage` wrote; the card is written beside it.
+        info: As it was staged.
+        card: In Markdown.
+        path: The folder of the model, which is made.
+        model: What MLflow knows about it so far.
+    """
     card_file = staged / CARD_FILE
     card_file.write_text(card)
     mlflow.pyfunc.save_model(
         path=str(path),
         mlflow_model=model,
-        python_model=str(ENTRY),
-        code_paths=[str(staged / "code" / package) for package in _PACKAGES],
+        python_model=str(staged / _ENTRY.name),
+        code_paths=[str(folder) for folder in (staged / "code").iterdir()],
         artifacts={
             ENCODER_ARTIFACT: str(staged / "encoder"),
             CARD_ARTIFACT: str(card_file),

@@ -1,34 +1,38 @@
 """The model registry: encoders become versions, and the alias goes to the one that is better.
 
-A version says in its tags what it was scored on and with what result, so that two versions can be
+A version's tags hold its scores and the dataset they were measured on, so that two versions can be
 compared without their runs. The alias moves only to a version that beats the present one on the
 same dataset. Registering the same encoder again finds the version that is there.
 """
 
-import time
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Metric
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.config.ingest import IngestSettings
-from pipelines.config.promote import PromoteSettings
+from pipelines.config.pretrain import PretrainConfig
+from pipelines.config.promote import PromoteConfig, PromoteSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import JobFailed, UserError
-from pipelines.evaluation.features import load_model
-from pipelines.models.checkpoints import TrainingInfo, read_info
+from pipelines.models.checkpoints import TrainingInfo, find_checkpoint, load_model, read_info
 from pipelines.models.encoder_files import ClipSettings, EncoderInfo
 from pipelines.redaction import one_line
-from pipelines.registry.alias import alias_rule
-from pipelines.registry.card import EncoderScores, encoder_scores, model_card
-from pipelines.registry.versions import MAX_DESCRIPTION, find_or_make_version, registered_model
-from pipelines.tracking.tracker import RunRef
+from pipelines.registry.card import MEASURES, EncoderScores, encoder_scores, model_card
+from pipelines.registry.versions import (
+    CODE_TAG,
+    find_or_make_version,
+    record_scores,
+    registered_model,
+)
+from pipelines.tracking.runs import RunRef
 from xkd_core.encoders import Encoder, Modality
 
 MODALITIES: tuple[Modality, ...] = ("video", "audio")
@@ -45,11 +49,29 @@ class Registered:
     """Why the alias moved or not, in one line."""
 
 
-def check_scores(scores: Mapping[str, Any], info: TrainingInfo, settings: PromoteSettings) -> None:
-    """Makes sure that scores are those of a checkpoint.
+def read_scores(config: PromoteConfig) -> Mapping[str, Any] | None:
+    """The scores that the settings name, which must be those of the checkpoint; None without.
 
     Raises:
-        UserError: if they are of another one.
+        UserError: If the file is not a `scores.json`, or its scores are of another checkpoint.
+    """
+    if config.scores is None:
+        return None
+    try:
+        scores: Mapping[str, Any] = dict(json.loads(Path(config.scores).read_text()).items())
+        for modality in MODALITIES:
+            encoder_scores(scores, modality)  # reads all that is used of it
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        raise UserError(f"scores ({config.scores}) must be a scores.json of evaluate") from None
+    check_scores(scores, read_info(find_checkpoint(config.checkpoint)), config)
+    return scores
+
+
+def check_scores(scores: Mapping[str, Any], info: TrainingInfo, settings: PromoteSettings) -> None:
+    """Makes sure that scores are those of a checkpoint, wherever both are now.
+
+    Raises:
+        UserError: If they are of another one.
     """
     there = (scores.get("pretrain_run_id"), scores.get("step"), scores.get("role"))
     here = (info.run_id, info.next_step, settings.role)
@@ -68,19 +90,21 @@ def promote(
 
     Args:
         checkpoint: A complete checkpoint.
-        scores: What an evaluation of it wrote; without it the alias goes only where there is none.
-        settings: Names, the alias and the metric.
+        scores: The scores of an evaluation of it. Without them the alias goes only to a model that
+            has none yet.
+        settings: Names, the alias, and the metric.
         run: The run that the models are logged to.
 
     Raises:
-        UserError: if the scores are of another checkpoint.
-        JobFailed: if MLflow refuses.
+        UserError: If the scores are of another checkpoint, or the clip dataset of the training is
+            gone.
+        JobFailed: If MLflow refuses.
     """
     training = read_info(checkpoint)
     if scores is not None:
         check_scores(scores, training, settings)
     model, config = load_model(checkpoint)
-    clips = _clip_settings(config.dataset, scores)
+    clips = _clip_settings(training_dataset(checkpoint, config), scores)
     try:
         return [
             _register(
@@ -104,8 +128,40 @@ def promote(
         ) from error
 
 
+def training_dataset(checkpoint: Path, config: PretrainConfig) -> str:
+    """Where the clip dataset of a training is now.
+
+    A checkpoint names it by an absolute path. If the folder that holds both was moved or is mounted
+    elsewhere, the path is gone, and the dataset lies where it lay relative to the run:
+
+        recorded   /home/me/a/runs/smoke/pretrain         /home/me/a/runs/smoke/ingest
+        now        /mnt/b/runs/smoke/pretrain/smoke/...   /mnt/b/runs/smoke/ingest
+    """
+    if Path(config.dataset).exists():
+        return config.dataset
+    old_run = Path(config.output, config.name)
+    for run in checkpoint.absolute().parents:
+        kept = _common_ending(old_run, run)
+        if kept and config.name == run.name:
+            old_root, new_root = old_run.parents[kept - 1], run.parents[kept - 1]
+            if Path(config.dataset).is_relative_to(old_root):
+                moved = new_root / Path(config.dataset).relative_to(old_root)
+                return str(moved) if moved.exists() else config.dataset
+    return config.dataset
+
+
+def _common_ending(first: Path, second: Path) -> int:
+    """How many of the last names of two paths are the same.
+
+    >>> _common_ending(Path("/a/runs/one"), Path("/b/c/runs/one"))
+    2
+    """
+    pairs = zip(reversed(first.parts), reversed(second.parts), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1] != "/", pairs))
+
+
 def _clip_settings(dataset: str, scores: Mapping[str, Any] | None) -> ClipSettings:
-    """As the clips were made that the encoder was trained on, which must still be there."""
+    """How media are cut for the encoder: as the clips were that it was trained on."""
     ingest = IngestSettings.model_validate(ClipDataset.open(dataset).manifest["settings"])
     num_windows = (scores or {}).get("num_windows", EvaluateSettings().num_windows)
     return ClipSettings(
@@ -144,68 +200,9 @@ def _register(
     client = run.client()
     registered = registered_model(client, name, info)
     version = find_or_make_version(encoder, info, name, card, run)
-    _tag_scores(client, version, card, scores, run)
+    if scores is not None:
+        record_scores(client, version, card, scores, run)
     return _decide(client, registered, version, scores, settings)
-
-
-def register_unscored(
-    encoder: Encoder, info: EncoderInfo, name: str, alias: str | None, run: RunRef
-) -> Registered:
-    """Finds or makes the version of an encoder that comes from elsewhere; an alias is just set.
-
-    Raises:
-        JobFailed: if MLflow refuses.
-    """
-    client = run.client()
-    try:
-        registered_model(client, name, info)
-        card = model_card(name, alias, info, None)
-        version = find_or_make_version(encoder, info, name, card, run)
-        if alias is not None:
-            client.set_registered_model_alias(name, alias, str(version.version))
-    except MlflowException as error:
-        raise JobFailed(
-            f"MLflow did not register {name}: {one_line(error)}. The same command tries again"
-        ) from error
-    reason = "registered without an alias" if alias is None else f"gets the alias {alias}"
-    return Registered(name, str(version.version), alias is not None, reason)
-
-
-def _tag_scores(
-    client: MlflowClient,
-    version: ModelVersion,
-    card: str,
-    scores: EncoderScores | None,
-    run: RunRef,
-) -> None:
-    """Records the scores with the version, and with the logged model that it was made from."""
-    if scores is None or version.tags.get("xkd.evaluation.run_id") == scores.run_id:
-        return
-    client.update_model_version(version.name, version.version, card[:MAX_DESCRIPTION])
-    tags = {"dataset_id": scores.dataset_id}
-    tags |= {measure: repr(value) for measure, value in scores.trained.items()}
-    for key, value in tags.items():
-        client.set_model_version_tag(version.name, version.version, f"xkd.evaluation.{key}", value)
-    now = int(time.time() * 1000)
-    metrics = [
-        Metric(
-            f"evaluation/{version.tags['xkd.modality']}/{network}/{measure}",
-            accuracy,
-            now,
-            0,
-            model_id=version.tags["xkd.model_id"],
-            dataset_name="clips",
-            dataset_digest=scores.dataset_id[:36],
-            run_id=run.run_id,
-        )
-        for network, values in (("trained", scores.trained), ("untrained", scores.untrained))
-        for measure, accuracy in values.items()
-    ]
-    client.log_batch(run.run_id, metrics=metrics)
-    # Last: with it the scores count as recorded, and are not recorded again.
-    client.set_model_version_tag(
-        version.name, version.version, "xkd.evaluation.run_id", scores.run_id
-    )
 
 
 def _decide(
@@ -227,3 +224,31 @@ def _decide(
         client.set_registered_model_alias(name, alias, number)
     verdict = f"gets the alias {alias}" if moves else f"registered without the alias {alias}"
     return Registered(name, number, moves, f"{verdict}: {reason}")
+
+
+def alias_rule(
+    present: ModelVersion | None, scores: EncoderScores | None, settings: PromoteSettings
+) -> tuple[bool, str]:
+    """Whether the alias moves from the present version to one with these scores, and why."""
+    if present is None:
+        return True, "no version had it"
+    holder, measure = f"version {present.version}", MEASURES[settings.metric]
+    if scores is None:
+        return False, f"it has no {measure} score to compare with {holder}, which has it"
+    old = present.tags.get(f"xkd.evaluation.{settings.metric}")
+    if old is None:
+        return False, f"{holder}, which has it, has no {measure} score to compare with"
+    dataset_id = present.tags.get("xkd.evaluation.dataset_id")
+    if dataset_id != scores.dataset_id:
+        return False, (
+            f"{holder}, which has it, was scored on dataset {dataset_id}, "
+            f"this version on {scores.dataset_id}"
+        )
+    new = scores.trained[settings.metric]
+    if new > float(old):
+        return True, f"its {measure} score {new:.4f} beats {float(old):.4f} of {holder}"
+    if new == float(old) and CODE_TAG not in present.tags:
+        return True, f"its {measure} score {new:.4f} is that of {holder}, which embed refuses"
+    return False, (
+        f"its {measure} score {new:.4f} does not beat {float(old):.4f} of {holder}, which has it"
+    )

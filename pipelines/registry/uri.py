@@ -11,7 +11,8 @@ from pipelines.config.base import TrackingConfig
 from pipelines.errors import UserError
 from pipelines.models.encoder_files import ClipSettings
 from pipelines.redaction import redacted
-from pipelines.tracking.tracker import check_tracking, tracking_uri
+from pipelines.registry.versions import CODE_TAG
+from pipelines.tracking.server import check_tracking, tracking_uri
 from xkd_core.encoders import Modality
 
 MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
@@ -74,6 +75,11 @@ def _encoder_version(client: MlflowClient, uri: str, name: str, number: str) -> 
     tags = version.tags
     if "xkd.clips" not in tags:
         raise UserError(f"model ({uri}) is not an encoder that `promote` registered")
+    if CODE_TAG not in tags:
+        raise UserError(
+            f"model ({uri}): version {number} was registered by an older release, whose code would "
+            "not run beside this one: promote its checkpoint again"
+        )
     files = client.list_logged_model_artifacts(tags["xkd.model_id"])
     if "MLmodel" not in {file.path for file in files}:
         raise UserError(f"model ({uri}): the files of version {number} are gone: {version.source}")

@@ -6,10 +6,11 @@ the version that is there.
 
 import json
 import tempfile
+import time
 from dataclasses import asdict
 from pathlib import Path
 
-from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
@@ -17,11 +18,14 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from pipelines.models.encoder_files import EncoderInfo
-from pipelines.registry.package import save_package, stage
-from pipelines.tracking.tracker import RunRef, code_version
+from pipelines.registry.card import EncoderScores
+from pipelines.registry.package import package_name, save_package, stage
+from pipelines.tracking.runs import RunRef, code_version
 from xkd_core.encoders import Encoder
 
-MAX_DESCRIPTION = 5000
+CODE_TAG = "xkd.code"
+"""Name of the package that holds a version's code; older versions had no package of their own."""
+_MAX_DESCRIPTION = 5000
 """Characters that the registry's database takes."""
 
 
@@ -88,6 +92,7 @@ def _make_version(
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
     client.log_outputs(run.run_id, [LoggedModelOutput(logged.model_id, step)])
     tags = {
+        CODE_TAG.removeprefix("xkd."): package_name(content),
         "content": content,
         "modality": info.modality,
         "clips": json.dumps(asdict(info.clips)),
@@ -103,9 +108,42 @@ def _make_version(
         logged.artifact_location,
         run_id=run.run_id,
         tags={f"xkd.{key}": value for key, value in tags.items()},
-        description=card[:MAX_DESCRIPTION],
+        description=card[:_MAX_DESCRIPTION],
         model_id=logged.model_id,
     )
     versions = json.dumps([{"name": name, "version": version.version}])
     client.set_logged_model_tags(logged.model_id, {MLFLOW_MODEL_VERSIONS: versions})
     return version
+
+
+def record_scores(
+    client: MlflowClient, version: ModelVersion, card: str, scores: EncoderScores, run: RunRef
+) -> None:
+    """Records scores with a version and with the logged model that it was made from, once."""
+    if version.tags.get("xkd.evaluation.run_id") == scores.run_id:
+        return
+    client.update_model_version(version.name, version.version, card[:_MAX_DESCRIPTION])
+    tags = {"dataset_id": scores.dataset_id}
+    tags |= {measure: repr(value) for measure, value in scores.trained.items()}
+    for key, value in tags.items():
+        client.set_model_version_tag(version.name, version.version, f"xkd.evaluation.{key}", value)
+    now = int(time.time() * 1000)
+    metrics = [
+        Metric(
+            f"evaluation/{version.tags['xkd.modality']}/{network}/{measure}",
+            accuracy,
+            now,
+            0,
+            model_id=version.tags["xkd.model_id"],
+            dataset_name="clips",
+            dataset_digest=scores.dataset_id[:36],
+            run_id=run.run_id,
+        )
+        for network, values in (("trained", scores.trained), ("untrained", scores.untrained))
+        for measure, accuracy in values.items()
+    ]
+    client.log_batch(run.run_id, metrics=metrics)
+    # Last: this tag marks the scores as recorded, so what was cut off before is done again.
+    client.set_model_version_tag(
+        version.name, version.version, "xkd.evaluation.run_id", scores.run_id
+    )

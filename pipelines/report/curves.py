@@ -15,6 +15,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from pipelines.report.figures import Series, draw_lines
+from pipelines.report.page import compact
 
 Curve = tuple[NDArray[Any], NDArray[Any]]
 """Steps and values."""
@@ -126,17 +127,6 @@ def last_finite(curve: Curve) -> float | None:
     values = _clean(curve)[1]
     finite = values[np.isfinite(values)]
     return float(finite[-1]) if len(finite) else None
-
-
-def compact(value: float) -> str:
-    """Writes a value with about four figures.
-
-    >>> [compact(value) for value in (0.123456, 1234.5, 0.0000123, 3.0)]
-    ['0.1235', '1,234', '1.2e-05', '3']
-    """
-    if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
-        return f"{value:.2g}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _shared_cards(curves: Mapping[str, Curve], meanings: Mapping[str, str]) -> tuple[Card, ...]:

@@ -20,7 +20,7 @@ from pipelines.dataset.review import Review
 from pipelines.dataset.shown import ShownClip, ShownReject
 from pipelines.errors import UserError
 from pipelines.files import replacing, write_failure
-from pipelines.media.decode import REASONS
+from pipelines.media.container import REASONS
 from pipelines.media.windows import spread
 from pipelines.report.images import frame_image
 from pipelines.report.page import duration, page_environment, write_page
@@ -97,7 +97,7 @@ def render(review: Review, folder: Path) -> str:
     )
 
 
-def in_words(review: Review) -> str:
+def review_text(review: Review) -> str:
     """The page in some lines."""
     manifest = review.manifest
     by_split = ", ".join(f"{count:,} {split}" for split, count in review.splits.items())

@@ -7,7 +7,6 @@ drawing serves a light and a dark page. The page has no script and no font of it
 import io
 import math
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from pipelines.media.windows import spread
+from pipelines.report.page import visible
 
 Array = NDArray[Any]
 
@@ -184,20 +184,6 @@ def running_mean(values: Array) -> Array:
     first = np.maximum(np.arange(len(values)) - reach, 0)
     last = np.minimum(np.arange(len(values)) + reach + 1, len(values))
     return (sums[last] - sums[first]) / (last - first)
-
-
-def visible(text: str) -> str:
-    r"""Makes characters visible that could hide or reorder text, or cannot be written at all.
-
-    >>> visible("a\u202eb")
-    'a\\u202eb'
-    """
-    return "".join(
-        f"\\u{ord(c):04x}"
-        if unicodedata.category(c) in ("Cc", "Cf", "Cs") and c not in "\n\t"
-        else c
-        for c in text
-    )
 
 
 def _draw_line(axes: Axes, line: Series, dashes: str) -> None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.evaluation.scores import standard_error
+from pipelines.evaluation.scores import MEASURES, percent, standard_error
 from pipelines.report.run_data import ReportData, Score
 
 MAX_CLASS_BARS = 24
@@ -13,7 +13,6 @@ SUBJECTS = {
     "audio_to_video": "sound finds picture",
     "video_to_audio": "picture finds sound",
 }
-MEASURES = {"knn": "nearest neighbors", "linear": "linear probe"}
 
 
 def headline(data: ReportData) -> str:
@@ -35,17 +34,6 @@ def headline(data: ReportData) -> str:
             + (f", most on {described(most)}: {shares}." if better else ".")
         )
     return " ".join(parts)
-
-
-def percent(share: float | None) -> str:
-    r"""Writes a share of 1; number and sign stay on one line.
-
-    >>> percent(0.5), percent(None)
-    ('50.0\xa0%', 'not measured')
-    """
-    if share is None or not math.isfinite(share):
-        return "not measured"
-    return f"{100 * share:.1f}\u00a0%"
 
 
 def described(score: Score) -> str:

@@ -5,7 +5,6 @@ every text hostile. `write_winner` writes the best settings as a file for `ray_j
 """
 
 import math
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +18,6 @@ from pipelines.evaluation.rungs import Rung
 from pipelines.evaluation.scores import standard_error
 from pipelines.redaction import redacted
 from pipelines.report.page import page_environment, write_page
-from pipelines.report.scores import MEASURES, percent
 from pipelines.report.sweep_figures import (
     Look,
     TrialLine,
@@ -38,13 +36,12 @@ from pipelines.sweep.results import (
     shown,
     side_score,
 )
-from pipelines.sweep.run_trial import best_values
 from pipelines.sweep.search import rung_objective
 from pipelines.sweep.sweep import SweepResult
 from pipelines.sweep.trial_files import Trial
-from pipelines.tracking.tracker import RunRef, code_version
+from pipelines.sweep.winner import objective_name, winner_command
+from pipelines.tracking.runs import RunRef, code_version
 
-WINNER_FILE = "best.yaml"
 SIDES = ("video", "audio")
 
 
@@ -60,48 +57,6 @@ class SweepRecord:
     dataset_id: str
     test_split: str
     """The split that trials were scored on."""
-
-
-def write_winner(config: SweepConfig, result: SweepResult) -> Path:
-    """Writes the best settings as a configuration of `ray_jobs.pretrain`."""
-    file = result.folder / WINNER_FILE
-    values = {
-        "name": f"{config.name}-best"[:80],
-        "dataset": config.dataset,
-        "output": str(result.folder / "best"),
-        **best_values(config, result.best),
-    }
-    tracking = config.tracking.model_dump(exclude_defaults=True)
-    uri = tracking.get("uri") or ""
-    has_password = redacted(uri) != uri
-    if has_password:
-        del tracking["uri"]
-    if tracking:
-        values["tracking"] = tracking
-    score = percent(last_objective(config, result.best)).replace("\u00a0", " ")
-    notes = f"# Mind: it completed, {result.best.reason}\n" if result.best.reason else ""
-    if has_password:
-        notes += (
-            f"# MLflow: set MLFLOW_TRACKING_URI, as {redacted(uri)}; passwords are not kept here.\n"
-        )
-    header = (
-        f"# {result.best.name} of the sweep {config.name}: {objective_name(config)} {score}.\n"
-        f"{notes}#\n#   {winner_command(file)}\n"
-    )
-    file.write_text(header + yaml.safe_dump(values, sort_keys=False, width=100))
-    return file
-
-
-def winner_command(file: Path) -> str:
-    """What to type to train the best settings."""
-    return f"python -m ray_jobs.pretrain {shlex.quote(str(file))}"
-
-
-def objective_name(config: SweepConfig) -> str:
-    """The objective in words."""
-    side = config.objective.modality
-    sides = "mean of video and audio" if side in ("mean", "both") else side
-    return f"{MEASURES[config.objective.measure]}, {sides}"
 
 
 def write_sweep_report(path: Path, record: SweepRecord) -> Path:

@@ -6,9 +6,11 @@ nothing disappears silently. Nothing is opened here.
 """
 
 import os
+import stat
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from pipelines.filesystems import list_files
@@ -101,8 +103,8 @@ NOT_MEDIA_SUFFIXES = frozenset(
 def list_folder(root: str, labels: Literal["auto", "folder", "none"]) -> SourceList:
     """Finds the sources below a folder, unsorted."""
     ignored: Counter[str] = Counter()
-    files: list[tuple[Source, str | None]] = []
-    for source, parts in _walk_remote(root) if is_uri(root) else _walk_local(root):
+    files: list[tuple[Source, tuple[str, ...]]] = []
+    for source, parts in _walk_remote(root) if is_uri(root) else _walk_local(root, ignored):
         name = source.path.rpartition("/")[2]
         suffix = os.path.splitext(name)[1].lower()
         if name.startswith("."):
@@ -110,41 +112,93 @@ def list_folder(root: str, labels: Literal["auto", "folder", "none"]) -> SourceL
         elif suffix in NOT_MEDIA_SUFFIXES:
             ignored[suffix] += 1
         else:
-            files.append((source, _folder_label(parts)))
-    names = {name for _, name in files}
+            files.append((source, parts))
+    level, notes = split_level([parts for _, parts in files])
+    names = {_folder_label(parts, level) for _, parts in files}
     use_names = labels == "folder" or (labels == "auto" and len(names - {None}) > 1)
-    sources = [_labelled(source, name) if name and use_names else source for source, name in files]
-    return SourceList(root, sources, dict(sorted(ignored.items())))
+    sources = [
+        replace(
+            source,
+            label=_text(_folder_label(parts, level)) if use_names else None,
+            split=_folder_split(parts, level),
+        )
+        for source, parts in files
+    ]
+    return SourceList(root, sources, dict(sorted(ignored.items())), notes)
 
 
-def _labelled(source: Source, name: str) -> Source:
-    label = sys.intern(text_of(name))
-    return Source(
-        source.path, source.uri, label, source.split, None, source.byte_size, source.modified
+def split_level(folders: Sequence[tuple[str, ...]]) -> tuple[int | None, list[str]]:
+    """Finds the level of a tree whose folders name splits.
+
+    Splits lie above the labels or below them, and on one level only:
+
+        train/dog/a.mp4   level 0          dog/train/a.mp4   level -1
+        test/dog/b.mp4                     dog/test/b.mp4
+
+    A level counts if each of its folders names a split. Elsewhere a folder called `test` is a
+    folder like any other: a class of videos may be called so.
+
+    Args:
+        folders: The folders between the root and each file.
+
+    Returns:
+        0, -1 or None, and sentences that say which folders were taken as splits or were not.
+    """
+    inner = [parts for parts in folders if parts]
+    for level in (0, -1):
+        names = Counter(parts[level] for parts in inner)
+        if inner and all(name.lower() in SPLITS for name in names):
+            return level, _split_notes(names, num_outside=len(folders) - len(inner))
+    found = sorted({part for parts in inner for part in parts if part.lower() in SPLITS})
+    if not found:
+        return None, []
+    note = (
+        f"folders named {', '.join(found)} are not taken as splits, because other folders lie "
+        "beside them or they lie on several levels; use train/LABEL/ or LABEL/train/ throughout, "
+        "or a list with a column split"
     )
+    return None, [note]
 
 
-def _folder_label(parts: tuple[str, ...]) -> str | None:
-    if not parts or parts[-1].lower() in SPLITS:
-        return None
-    return parts[-1]
+def _split_notes(names: Counter[str], num_outside: int) -> list[str]:
+    counts = ", ".join(
+        f"{name} ({count} files)"
+        if name == SPLITS[name.lower()]
+        else f"{name} as {SPLITS[name.lower()]} ({count} files)"
+        for name, count in sorted(names.items())
+    )
+    notes = [f"splits are taken from folders: {counts}"]
+    if num_outside:
+        notes.append(f"{num_outside} files outside of them have no split and are trained on")
+    return notes
 
 
-def _folder_split(parts: tuple[str, ...]) -> str | None:
-    return next((SPLITS[part.lower()] for part in parts if part.lower() in SPLITS), None)
+def _text(name: str | None) -> str | None:
+    return None if name is None else sys.intern(text_of(name))
 
 
-def _walk_local(root: str) -> Iterator[tuple[Source, tuple[str, ...]]]:
-    for path, parts in walk_files(root):
-        yield Source(path, text_of(path), None, _folder_split(parts), None), parts
+def _folder_label(parts: tuple[str, ...], level: int | None) -> str | None:
+    rest = parts if level is None else parts[1:] if level == 0 else parts[:-1]
+    return rest[-1] if rest else None
 
 
-def walk_files(root: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _folder_split(parts: tuple[str, ...], level: int | None) -> str | None:
+    return SPLITS[parts[level].lower()] if parts and level is not None else None
+
+
+def _walk_local(root: str, ignored: Counter[str]) -> Iterator[tuple[Source, tuple[str, ...]]]:
+    for path, parts in walk_files(root, ignored):
+        yield Source(path, text_of(path), None, None, None), parts
+
+
+def walk_files(
+    root: str, ignored: Counter[str] | None = None
+) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Goes through a tree and through links in it, but into each folder once.
 
     Gives each file's path and the folders between the root and it. A folder that cannot be listed
     comes as if it were a file: it will be rejected as one. So does a hidden one, whose name says
-    that it is none.
+    that it is none. Pipes, sockets and devices are counted in `ignored` and never opened.
     """
     visited = set()
     waiting: list[tuple[str, tuple[str, ...]]] = [(root, ())]
@@ -166,6 +220,8 @@ def walk_files(root: str) -> Iterator[tuple[str, tuple[str, ...]]]:
                 inner.append((entry.path, (*parts, entry.name)))
             elif _is_file(entry) or _is_folder(entry):
                 yield entry.path, parts
+            elif ignored is not None:
+                ignored[_special(entry)] += 1
         waiting += reversed(inner)
 
 
@@ -184,6 +240,12 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return True
 
 
+def _special(entry: os.DirEntry[str]) -> str:
+    """What a file is that is neither a folder nor a regular file; links are followed."""
+    mode = entry.stat().st_mode
+    return "pipe" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
+
+
 def _walk_remote(root: str) -> Iterator[tuple[Source, tuple[str, ...]]]:
     prefix = root.rstrip("/") + "/"
     hidden = set()
@@ -197,6 +259,5 @@ def _walk_remote(root: str) -> Iterator[tuple[Source, tuple[str, ...]]]:
                 hidden.add(folder)
                 yield Source(folder, text_of(folder), None, None, None), parts[:depth]
             continue
-        split = _folder_split(parts)
         size, modified = entry.byte_size, entry.modified
-        yield Source(entry.uri, text_of(entry.uri), None, split, None, size, modified), parts
+        yield Source(entry.uri, text_of(entry.uri), None, None, None, size, modified), parts

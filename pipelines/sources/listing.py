@@ -8,7 +8,7 @@ from pipelines.errors import UserError
 from pipelines.filesystems import is_folder, is_web
 from pipelines.paths import is_uri
 from pipelines.sources.folders import list_folder
-from pipelines.sources.lists import local_list, read_list
+from pipelines.sources.lists import list_notes, local_list, read_list
 from pipelines.sources.published_datasets import list_published
 from pipelines.sources.source import LIST_SUFFIXES, SourceList, check_once, suffix_of
 
@@ -54,7 +54,8 @@ def _list(place: str, labels: Literal["auto", "folder", "none"], given: str) -> 
         # What a web address asks for may hold a slash, and is nothing that a path is relative to.
         whole = place.partition("?")[0] if is_web(place) else place
         base = whole.rpartition("/")[0]
-        return SourceList(place, list(read_list(file, base, place)))
+        sources = list(read_list(file, base, place))
+    return SourceList(place, sources, notes=list_notes(sources))
 
 
 def list_input(input_path: str, settings: IngestSettings) -> SourceList:

@@ -12,7 +12,8 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import unquote
@@ -46,6 +47,30 @@ def read_list(file: str, base: str, place: str) -> Iterator[Source]:
             yield source
         except ValueError as error:
             raise UserError(f"list ({place}): row {number}: {error}") from error
+
+
+def list_notes(sources: Sequence[Source]) -> list[str]:
+    """Says what a list's splits and labels hold that its writer may not have meant."""
+    notes = []
+    splits = Counter(source.split for source in sources)
+    if set(splits) != {None}:
+        counts = ", ".join(
+            f"{split or 'none'} ({count} rows)"
+            for split, count in sorted(splits.items(), key=lambda item: item[0] or "")
+        )
+        notes.append(f"splits are taken from the list: {counts}")
+    if others := sorted(split for split in splits if split and split not in SPLITS.values()):
+        notes.append(
+            f"splits {', '.join(others)} are neither train, val nor test: name them in "
+            "splits to train on them"
+        )
+    with_comma = [s for s in sources if len(s.labels) == 1 and "," in s.labels[0]]
+    if with_comma:
+        notes.append(
+            f"{len(with_comma)} rows have a comma in labels ({with_comma[0].labels[0]}), which is "
+            f"part of one label; {LABEL_SEPARATOR} separates labels"
+        )
+    return notes
 
 
 def _listed(row: Mapping[str, Any], path: str) -> Source:

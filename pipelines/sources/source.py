@@ -13,13 +13,17 @@ from pipelines.filesystems import is_web
 LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 SPLITS = {
     "train": "train",
+    "training": "train",
     "val": "val",
     "valid": "val",
     "validation": "val",
     "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
     "heldout": "test",
 }
-"""Folder names and list values that name a split, and how it is called here."""
+"""Names of folders and values of lists that stand for a split, and what the split is called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +57,11 @@ class SourceList:
     input: str
     sources: list[Source]
     ignored: dict[str, int] = field(default_factory=dict)
-    """Files that are no source, counted by ending, as `hidden` (a hidden folder is one), as
-    `not listed`, or as `of the name of another`."""
+    """Files that are not sources, counted by extension, as `hidden` (a hidden folder counts once),
+    as `not listed`, as `of the name of another`, or as `pipe`, `socket` or
+    `device`."""
+    notes: list[str] = field(default_factory=list)
+    """How splits and labels were read, in sentences for people."""
 
 
 def check_once(found: SourceList) -> None:

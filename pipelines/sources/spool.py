@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from pipelines.errors import UserError
 from pipelines.filesystems import RemoteFile, opened
-from pipelines.media.decode import DecodeError
+from pipelines.media.container import DecodeError
 from pipelines.paths import is_uri
 from pipelines.redaction import one_line
 

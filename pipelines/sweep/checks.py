@@ -1,11 +1,10 @@
 """What can be found wrong with a sweep before it starts: its clips, its scores, its resources."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.dotted import flat
+from pipelines.config.changes import changed_settings
 from pipelines.config.pretrain import clip_mismatch
 from pipelines.config.sweep import SweepConfig
 from pipelines.dataset.clip_dataset import ClipDataset
@@ -15,21 +14,11 @@ from pipelines.sweep.run_trial import pretrain_values, trial_config
 from pipelines.sweep.search import num_trials
 from pipelines.sweep.space import edge_cases, settings_of
 from pipelines.sweep.trial_files import Trial
-from pipelines.training.checks import RUN_FILE, check_pretrain
+from pipelines.tracking.run_folder import RunFolder
+from pipelines.training.checks import EARLIER_SETTINGS, check_pretrain
 from xkd_core.config import MethodConfig
 from xkd_core.health import MIN_CLIPS
 
-FREE_TO_CHANGE = (
-    "tracking",
-    "ray",
-    "max_concurrent_trials",
-    "retry_failed",
-    "final",
-    "search.num_trials",
-    "pretrain.max_failures",
-    "pretrain.log_every",
-)
-"""Settings that may differ when a sweep goes on: they change no trial."""
 OF_CLIPS = ("exclude", "splits", "model.video", "model.audio")
 """Settings that clips must fit, options in a space too; also the whole section `model`."""
 DATASET_IDS = "dataset_ids"
@@ -69,9 +58,7 @@ def check_sweep(config: SweepConfig) -> list[str]:
     mistakes = check_pretrain(base)
     mistakes += _scoring_mistakes(config) + _collapse_mistakes(config)
     mistakes += _option_mistakes(config, folder, mistakes)
-    file = folder / RUN_FILE
-    if file.exists():
-        there = json.loads(file.read_text())
+    if there := RunFolder(folder).began_with:
         mistakes += _settings_mistakes(config, there["config"])
         mistakes += _clips_mistakes(config, there.get(DATASET_IDS, {}))
     return mistakes
@@ -104,12 +91,8 @@ def _rates_mistake(scoring_dataset: str, method: MethodConfig) -> str | None:
 
 def _settings_mistakes(config: SweepConfig, began_with: Mapping[str, Any]) -> list[str]:
     """Why a sweep cannot go on with these settings."""
-    there, here = flat(began_with), flat(config.model_dump(mode="json"))
-    changes = [
-        f"{name} is {there.get(name)} there and {here.get(name)} here"
-        for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name) and not name.startswith(FREE_TO_CHANGE)
-    ]
+    there = {**began_with, "pretrain": EARLIER_SETTINGS | began_with["pretrain"]}
+    changes = changed_settings(SweepConfig, there, config.model_dump(mode="json"))
     if not changes:
         return []
     return [

@@ -13,14 +13,15 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from pipelines.config.dotted import merged
 from pipelines.config.evaluate import EvaluateSettings
-from pipelines.config.pretrain import PretrainConfig, PretrainSettings
+from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.sweep import SweepConfig
 from pipelines.errors import JobFailed, Stopped, UserError
-from pipelines.evaluation.rungs import Rung, RungPlan, unheard
+from pipelines.evaluation.rungs import Rung, RungPlan
+from pipelines.progress import ignore_progress
 from pipelines.sweep.search import OBJECTIVE, RUNG, tune_result
 from pipelines.sweep.space import settings_of
 from pipelines.sweep.trial_files import TRIALS_FOLDER, Trial, read_trial, trial_folder
-from pipelines.tracking.tracker import RunRef
+from pipelines.tracking.runs import RunRef
 from pipelines.training.pretrain import pretrain
 
 FAILURE = "failure"
@@ -46,16 +47,6 @@ def trial_config(config: SweepConfig, folder: Path, trial: Trial) -> PretrainCon
     )
 
 
-def best_values(config: SweepConfig, best: Trial) -> dict[str, Any]:
-    """The best settings at full length, those that differ from the defaults."""
-    settings = settings_of(config.space, best.values)
-    if config.final is not None and config.final.epochs is not None:
-        settings["epochs"] = config.final.epochs
-    values = merged(config.pretrain.model_dump(mode="json"), settings)
-    checked = PretrainSettings.model_validate(values)
-    return checked.model_dump(mode="json", exclude_defaults=True)
-
-
 def rung_plan(config: SweepConfig, folder: Path, number: int) -> RungPlan:
     """When and on what a trial is scored."""
     settings = config.scoring.model_dump(mode="json", include=set(EvaluateSettings.model_fields))
@@ -79,7 +70,7 @@ def run_trial(values: dict[str, Any], sweep: dict[str, Any], parent: dict[str, s
     try:
         pretrain(
             trial_config(config, folder, trial),
-            on_progress=unheard,
+            on_progress=ignore_progress,
             parent=RunRef(**parent),
             rungs=rung_plan(config, folder, trial.number),
             callbacks=[_RungReport(config, told=measured[-1].rung if measured else 0)],

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from mlflow.exceptions import MlflowException
 
-from pipelines.models.checkpoints import newest_checkpoint, read_unsent
+from pipelines.models.checkpoints import UNSENT_FILE, newest_checkpoint, read_unsent
 from pipelines.redaction import one_line
 from pipelines.sweep.trial_files import Trial, read_trials, trial_folder
-from pipelines.tracking.tracker import UNSENT_FILE, RunRef, Tracker, close_run
-from pipelines.training.checks import RUN_FILE
+from pipelines.tracking.run_folder import RunFolder
+from pipelines.tracking.runs import RunRef, close_run
+from pipelines.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +26,8 @@ SEND_PATIENCE_SECONDS = 30.0
 
 def trial_run(run: RunRef, folder: Path, number: int) -> RunRef | None:
     """The MLflow run of a trial, if it has got one."""
-    file = trial_folder(folder, number) / RUN_FILE
-    if not file.exists():
-        return None
-    return RunRef(run.uri, run.experiment_id, json.loads(file.read_text())["run_id"])
+    run_id = RunFolder(trial_folder(folder, number)).run_id
+    return RunRef(run.uri, run.experiment_id, run_id) if run_id else None
 
 
 def close_trial(run: RunRef, folder: Path, trial: Trial) -> None:

@@ -35,7 +35,7 @@ from pipelines.sweep.trial_files import (
     read_trials,
     reopen_trial,
 )
-from pipelines.tracking.tracker import RunRef, log_dataset
+from pipelines.tracking.runs import RunRef, log_dataset
 
 logger = logging.getLogger(__name__)
 

@@ -4,20 +4,20 @@ The same name with the same settings goes on from the last checkpoint; what woul
 training is refused here, before any worker starts.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.config.changes import changed_settings, differences
 from pipelines.config.dotted import flat
 from pipelines.config.pretrain import PretrainConfig, clip_mismatch
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256, read_clip_ids
 from pipelines.errors import UserError
-from pipelines.evaluation.evaluate import MODALITIES
 from pipelines.evaluation.features import unscorable
 from pipelines.evaluation.rungs import KNN_SETTINGS
+from pipelines.evaluation.scores import MODALITIES
 from pipelines.models.checkpoints import (
     TrainingInfo,
     check_dataset,
@@ -25,37 +25,24 @@ from pipelines.models.checkpoints import (
     newest_checkpoint,
     read_info,
 )
-from pipelines.training.loop import make_feed
+from pipelines.tracking.run_folder import RunFolder
+from pipelines.training.feed import make_feed
 
 ORDER = "a checkpoint's step is a place in the order of clips"
-RUN_FILE = "run.json"
-"""What a run began with, in its folder: MLflow run, settings, clips left out."""
-FREE_TO_CHANGE = (
-    "tracking",
-    "ray",
-    "num_workers",
-    "parallelism",
-    "activation_checkpointing",
-    "use_gpu",
-    "cpus_per_worker",
-    "resume",
-    "log_every",
-    "checkpoint_every",
-    "checkpoints_kept",
-    "max_failures",
-    "max_seconds",
-    "health",
-)
-"""Settings that may differ when a run goes on: they change nothing in what is computed."""
 SAME_WHEN_RESUMED = {
     "batch_size": ORDER,
     "seed": ORDER,
+    "epoch_unit": ORDER,
+    "num_lanes": ORDER,
     "splits": ORDER,
     "shuffle_window": ORDER,
     "optimizer.decay_tokens_and_positions": "what the optimizer remembers is kept by these groups",
 }
 """Settings that a training shares with the checkpoint of another that it begins from, and why; so
 does it the networks and the clips. All else may differ."""
+
+EARLIER_SETTINGS = {"epoch_unit": "segment", "num_lanes": 1}
+"""How trainings from before these settings ordered their clips; the defaults are others."""
 
 
 def check_pretrain(config: PretrainConfig) -> list[str]:
@@ -70,6 +57,19 @@ def check_pretrain(config: PretrainConfig) -> list[str]:
         mistakes.append(str(error))
     mistakes += run_mistakes(config)
     return list(dict.fromkeys(mistakes))
+
+
+def training_length(config: PretrainConfig) -> list[str]:
+    """Says how many steps a training has, for `--dry-run`; nothing if its clips cannot be read."""
+    try:
+        feed = make_feed(config, ClipDataset.open(config.dataset), rank=0, world_size=1)
+    except UserError:
+        return []
+    total_steps = math.ceil(config.epochs * feed.steps_per_epoch)
+    return [
+        f"would train  {total_steps:,} steps, {feed.steps_per_epoch:,.10g} an epoch: "
+        f"one clip of each of {feed.num_clips:,} {config.epoch_unit}s"
+    ]
 
 
 def _dataset_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[str]:
@@ -113,8 +113,9 @@ def checkpoint_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[st
     try:
         if own is not None:
             check_dataset(own, config.dataset, dataset.dataset_id)
-            excluded = _exclude_mistakes(config, read_info(own).exclude_sha256)
-            return excluded + _unheeded_resume(config, own)
+            info = read_info(own)
+            excluded = _exclude_mistakes(config, info.exclude_sha256)
+            return excluded + _order_mistakes(config, own, info) + _unheeded_resume(config, own)
         if config.resume is not None:
             resumed = find_checkpoint(config.resume)
             check_dataset(resumed, config.dataset, dataset.dataset_id)
@@ -122,6 +123,19 @@ def checkpoint_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[st
     except UserError as error:
         return [str(error)]
     return []
+
+
+def _order_mistakes(config: PretrainConfig, own: Path, info: TrainingInfo) -> list[str]:
+    """Why a run cannot go on from its own checkpoint, also where its `run.json` is lost."""
+    if _run_file(config):  # which says it with all else that changed
+        return []
+    there = EARLIER_SETTINGS | info.config
+    return [
+        f"{name} ({getattr(config, name)}) must be {there[name]}, as in checkpoint {own}: {ORDER}. "
+        f"Take {name}={there[name]} or another name"
+        for name in EARLIER_SETTINGS
+        if there[name] != getattr(config, name)
+    ]
 
 
 def _unheeded_resume(config: PretrainConfig, own: Path) -> list[str]:
@@ -140,10 +154,11 @@ def _resume_mistakes(config: PretrainConfig, dataset: ClipDataset, info: Trainin
     """Why a training cannot begin from a checkpoint of another one."""
     what = f"resume ({config.resume})"
     # With the defaults of settings that its version did not have yet.
-    there = PretrainConfig.model_validate(info.config).model_dump(mode="json")
+    there = PretrainConfig.model_validate(EARLIER_SETTINGS | info.config).model_dump(mode="json")
     here = config.model_dump(mode="json")
     mistakes = [
-        f"{what} has another model: {text}" for text in _changes(there["model"], here["model"])
+        f"{what} has another model: {text}"
+        for text in differences(flat(there["model"]), flat(here["model"]))
     ]
     old, new = flat(there), flat(here)
     mistakes += [
@@ -163,8 +178,8 @@ def _no_steps_left(config: PretrainConfig, dataset: ClipDataset, info: TrainingI
         return []
     return [
         f"resume ({config.resume}) has done {info.next_step} steps, but epochs ({config.epochs:g}) "
-        f"are {total_steps} steps of {config.batch_size} of {feed.num_clips} clips: "
-        "none would be left"
+        f"are {total_steps} steps of {config.batch_size} of {feed.num_clips} clips (one of each "
+        f"{config.epoch_unit}): none would be left"
     ]
 
 
@@ -173,7 +188,8 @@ def run_mistakes(config: PretrainConfig) -> list[str]:
     there = _run_file(config)
     if not there:
         return []
-    changes = _changes(there["config"], config.model_dump(mode="json"))
+    began_with = EARLIER_SETTINGS | there["config"]
+    changes = changed_settings(PretrainConfig, began_with, config.model_dump(mode="json"))
     if not changes:
         return _exclude_mistakes(config, there.get(EXCLUDE_SHA256))
     return [
@@ -184,8 +200,7 @@ def run_mistakes(config: PretrainConfig) -> list[str]:
 
 def _run_file(config: PretrainConfig) -> dict[str, Any]:
     """What the run of this name began with; empty if there is none."""
-    file = Path(config.output) / config.name / RUN_FILE
-    return json.loads(file.read_text()) if file.exists() else {}
+    return RunFolder(Path(config.output) / config.name).began_with
 
 
 def _exclude_mistakes(config: PretrainConfig, began_with: str | None) -> list[str]:
@@ -199,15 +214,6 @@ def _exclude_mistakes(config: PretrainConfig, began_with: str | None) -> list[st
     return [
         f"exclude ({config.exclude}) names other clips than when the run {config.name} began. "
         "Take another name or the same list"
-    ]
-
-
-def _changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    old, new = flat(there), flat(here)
-    return [
-        f"{name} is {old.get(name)} there and {new.get(name)} here"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and name.split(".")[0] not in FREE_TO_CHANGE
     ]
 
 

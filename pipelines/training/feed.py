@@ -1,72 +1,71 @@
-"""Clips in the order of training: each exactly once an epoch, whatever the number of workers.
+"""Clips for training: one of each source an epoch, whatever the number of workers.
 
-The order follows from (dataset id, seed, epoch): row groups are shuffled, and rows are shuffled
-within windows of row groups. The epochs' orders one after another are cut into global batches, and
-each worker takes its slice of each, so the state of the feed is one integer: the number of global
-batches consumed. Which part of a clip is taken follows from (seed, epoch, clip id).
+`order` says which source is at which position of which batch, as a function of (dataset id, seed,
+epoch); each worker takes its slice of each global batch, so the state of the feed is one integer:
+the number of global batches consumed. `source_windows` says which windows a source has; the one
+taken follows from (seed, epoch, id of the first segment), and only the row groups that it lies in
+are read. With `epoch_unit="segment"` each segment counts as a source of its own.
+
+    plan   windows of the order -> slots of batches        a few batches ahead, nothing is read
+    read   row groups of a window -> copied into the slots  several threads, one row group each
+    give   batches in order, each when its slots are full   a thread of its own, ReadAhead
 """
 
-import math
-import queue
 import threading
-import weakref
+from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import count
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset, ClipGroup
+from pipelines.dataset.clip_ids import read_clip_ids
 from pipelines.errors import UserError
-from pipelines.media.windows import looped, padded
-from xkd_core.views.views import ClipBatch, clip_generator
+from pipelines.training.order import Order, Window
+from pipelines.training.read_ahead import ArrayPool, FeedBatch, ReadAhead
+from pipelines.training.source_windows import Piece, SourceWindows, WindowSize
+from xkd_core.views.parameters import clip_generator
+from xkd_core.views.views import ClipBatch
 
-READ_AHEAD_BATCHES = 2
-"""Batches that are ready before they are asked for."""
-
-
-@dataclass(frozen=True)
-class FeedBatch:
-    """One worker's slice of a global batch."""
-
-    clips: ClipBatch
-    clip_ids: list[str]
-    epochs: list[int]
-    """A batch may begin in one epoch and end in the next."""
-
-
-@dataclass(frozen=True)
-class _Window:
-    """Rows that are shuffled together, of which only this worker's are kept."""
-
-    epoch: int
-    rows: NDArray[np.int64]
+READ_THREADS = 4
+"""Row groups that a worker reads at a time."""
 
 
 @dataclass
 class _Batch:
-    """A batch whose clips are known but not read yet."""
+    """A batch whose clips may not be read yet."""
 
-    rows: list[int] = field(default_factory=list)
-    epochs: list[int] = field(default_factory=list)
+    clip_ids: list[str]
+    epochs: list[int]
+    rows: list[int]
+    """The row that each window begins in."""
     frames: NDArray[np.uint8] | None = None
     waveform: NDArray[np.int16] | None = None
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a clip goes in a batch."""
+class _Slot:
+    """Where a clip goes in a batch, and what it is made of."""
 
     batch: _Batch
     number: int
+    pieces: list[Piece]
 
-    @property
-    def row(self) -> int:
-        """Of the dataset."""
-        return self.batch.rows[self.number]
+
+@dataclass
+class _Planned:
+    """A window whose clips have their slots; then one that is being read."""
+
+    first_batch: int
+    last_batch: int
+    slots: list[_Slot]
+    reads: list[Future[None]] = field(default_factory=list)
 
 
 class Feed:
@@ -86,6 +85,8 @@ class Feed:
         frame_rate: float,
         num_samples: int,
         sample_rate: int,
+        epoch_unit: Literal["source", "segment"] = "source",
+        num_lanes: int | None = None,
         exclude: Collection[str] = (),
     ) -> None:
         _check_rate(dataset, "frame_rate", dataset.frame_rate, frame_rate)
@@ -94,19 +95,32 @@ class Feed:
             raise ValueError(
                 f"batch_size ({batch_size}) must be a multiple of world_size ({world_size})"
             )
-        self._dataset = dataset
-        self._batch_size, self._rank, self._share = batch_size, rank, batch_size // world_size
-        self._seed, self._shuffle_window = seed, shuffle_window
-        self._num_frames, self._num_samples = num_frames, num_samples
-        self._samples_per_frame = sample_rate / frame_rate
-        self._groups = _eligible_groups(dataset, splits, exclude)
-        self._pixels, self._sounds = _Memory(), _Memory()
-        self._readers: list[_ReadAhead] = []
+        self._dataset, self._seed = dataset, seed
+        self._batch_size, self._share = batch_size, batch_size // world_size
+        self._rank, self._world_size = rank, world_size
+        self._size = WindowSize(num_frames, num_samples, frame_rate, sample_rate)
+        index = dataset.index
+        rows = _eligible_rows(dataset, splits, exclude)
+        unit_of_row = index.source_number if epoch_unit == "source" else np.arange(len(index.group))
+        self._windows_of = SourceWindows(index, rows, unit_of_row, self._size)
+        first_rows = self._windows_of.first_rows
+        self._order = Order(
+            index.group[first_rows],
+            first_rows,
+            batch_size=batch_size,
+            shuffle_window=shuffle_window,
+            num_lanes=num_lanes,
+            seed=seed,
+            dataset_id=dataset.dataset_id,
+        )
+        self._pixels, self._sounds = ArrayPool(), ArrayPool()
+        self._allocating = threading.Lock()
+        self._readers: list[ReadAhead] = []
 
     @property
     def num_clips(self) -> int:
-        """Clips of the splits that have both picture and sound."""
-        return sum(len(rows) for rows in self._groups)
+        """Clips an epoch: the sources (or segments) of the splits with picture and sound."""
+        return self._order.num_sources
 
     @property
     def steps_per_epoch(self) -> float:
@@ -120,7 +134,7 @@ class Feed:
                 f"dataset ({self._dataset.path}) has no clip with picture and sound in the splits "
                 "that are trained on"
             )
-        reader = _ReadAhead(self._read(first_batch))
+        reader = ReadAhead(self._read(first_batch))
         self._readers.append(reader)
         return reader
 
@@ -131,100 +145,130 @@ class Feed:
         self._readers.clear()
 
     def _read(self, first_batch: int) -> Iterator[FeedBatch]:
-        """Reads the next window while the present one is used."""
-        with ThreadPoolExecutor(1, thread_name_prefix="feed-window") as pool:
-            ready: Future[list[FeedBatch]] | None = None
-            for places in self._places(first_batch):
-                coming = pool.submit(self._load, places)
-                if ready is not None:
-                    yield from _drained(ready.result())
-                ready = coming
+        """Reads the windows of each batch, and some ahead while batches are used."""
+        batches: dict[int, _Batch] = {}
+        planned = self._plan(first_batch, batches)
+        coming = next(planned)
+        reading: deque[_Planned] = deque()
+        pool = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="feed-window")
+        try:
+            for number in count(first_batch):
+                while coming.first_batch <= number or not self._is_ahead(reading, number):
+                    self._submit(coming, pool)
+                    reading.append(coming)
+                    coming = next(planned)
+                while reading and reading[0].first_batch <= number:
+                    self._finish(reading.popleft())
+                yield self._whole(batches.pop(number))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
-    def _places(self, first_batch: int) -> Iterator[list[_Place]]:
-        """Gives the places of each window's clips when all clips of their batches are known."""
-        waiting: list[list[_Place]] = []
-        batch = _Batch()
-        for window in self._windows(first_batch):
-            waiting.append([])
-            for row in window.rows.tolist():
-                waiting[-1].append(_Place(batch, len(batch.rows)))
-                batch.rows.append(row)
-                batch.epochs.append(window.epoch)
-                if len(batch.rows) == self._share:
-                    batch = _Batch()
-            while waiting and waiting[0][-1].batch is not batch:
-                yield waiting.pop(0)
+    def _is_ahead(self, reading: Collection[_Planned], number: int) -> bool:
+        """Whether reading is far enough beyond a batch: work for all threads, and another batch."""
+        ahead = [window for window in reading if window.first_batch > number]
+        num_reads = sum(len(window.reads) for window in ahead)
+        return num_reads >= READ_THREADS and sum(len(w.slots) for w in ahead) >= self._share
 
-    def _windows(self, first_batch: int) -> Iterator[_Window]:
-        """Gives windows from a global batch on, with this worker's rows of them."""
-        first = first_batch * self._batch_size
-        epoch = first // self.num_clips
-        position = epoch * self.num_clips
-        while True:
-            for rows in self._order(epoch):
-                positions = position + np.arange(len(rows))
-                is_mine = (positions % self._batch_size) // self._share == self._rank
-                chosen = rows[is_mine & (positions >= first)]
-                if len(chosen):
-                    yield _Window(epoch, chosen)
-                position += len(rows)
-            epoch += 1
+    def _plan(self, first_batch: int, batches: dict[int, _Batch]) -> Iterator[_Planned]:
+        """Gives the windows that can be read: all clips of all their batches are known."""
+        waiting: deque[_Planned] = deque()
+        for window in self._order.windows(first_batch, self._rank, self._world_size):
+            window_begin = int(window.positions[0]) // self._batch_size
+            while waiting and waiting[0].last_batch < window_begin:
+                yield waiting.popleft()
+            waiting.append(self._give_slots(window, batches))
 
-    def _order(self, epoch: int) -> Iterator[NDArray[np.int64]]:
-        generator = clip_generator(self._seed, epoch, self._dataset.dataset_id, "order")
-        groups = generator.permutation(len(self._groups))
-        for begin in range(0, len(groups), self._shuffle_window):
-            window = groups[begin : begin + self._shuffle_window]
-            yield generator.permutation(np.concatenate([self._groups[group] for group in window]))
+    def _give_slots(self, window: Window, batches: dict[int, _Batch]) -> _Planned:
+        numbers, slots = np.divmod(window.positions, self._batch_size)
+        planned = _Planned(int(numbers[0]), int(numbers[-1]), [])
+        places = (slots - self._rank * self._share).tolist()
+        for source, number, place in zip(
+            window.sources.tolist(), numbers.tolist(), places, strict=True
+        ):
+            if number not in batches:
+                share = self._share
+                batches[number] = _Batch([""] * share, [0] * share, [0] * share)
+            slot = self._draw(source, window.epoch, batches[number], place)
+            planned.slots.append(slot)
+        return planned
 
-    def _load(self, places: Sequence[_Place]) -> list[FeedBatch]:
-        """Reads a window row group by row group, and gives the batches that are whole with it.
+    def _draw(self, source: int, epoch: int, batch: _Batch, place: int) -> _Slot:
+        """Draws the window of a source that goes to a place of a batch."""
+        clip_id = str(self._dataset.index.clip_id[self._windows_of.first_rows[source]])
+        generator = clip_generator(self._seed, epoch, clip_id, "window")
+        start = int(generator.integers(self._windows_of.num_starts(source)))
+        pieces = self._windows_of.pieces(source, start)
+        batch.clip_ids[place], batch.epochs[place] = clip_id, epoch
+        batch.rows[place] = pieces[0].row
+        return _Slot(batch, place, pieces)
 
-        Each clip is copied to its place at once, while it is in the cache, and the row group's
+    def _submit(self, window: _Planned, pool: ThreadPoolExecutor) -> None:
+        """Begins to read a window, row group by row group."""
+        by_group: dict[int, list[tuple[_Slot, Piece]]] = {}
+        for slot in window.slots:
+            for piece in slot.pieces:
+                group = int(self._dataset.index.group[piece.row])
+                by_group.setdefault(group, []).append((slot, piece))
+        window.reads = [
+            pool.submit(self._fill, group, by_group[group]) for group in sorted(by_group)
+        ]
+
+    def _finish(self, window: _Planned) -> None:
+        """Waits until a window is read."""
+        for read in window.reads:
+            read.result()
+        for slot in window.slots:
+            self._pad(slot)
+
+    def _fill(self, number: int, pieces: Sequence[tuple[_Slot, Piece]]) -> None:
+        """Reads a row group and copies what is needed of it.
+
+        Each piece is copied to its slot at once, while it is in the cache, and the row group's
         memory serves the next one: both are cheaper than to keep row groups until they are used.
         """
-        index = self._dataset.index
-        by_group: dict[int, list[_Place]] = {}
-        for place in places:
-            by_group.setdefault(int(index.group[place.row]), []).append(place)
-        for number in sorted(by_group):
-            group = self._dataset.read_group(number)
-            for place in by_group[number]:
-                self._fill(place, group)
-        last = self._share - 1
-        return [self._whole(place.batch) for place in places if place.number == last]
+        group = self._dataset.read_group(number)
+        for slot, piece in pieces:
+            self._copy(slot, piece, group)
 
-    def _fill(self, place: _Place, group: ClipGroup) -> None:
-        """Takes the same random stretch of picture and sound."""
-        batch, row = place.batch, place.row
-        frames, waveform = group.frames(row), group.waveform(row)
+    def _copy(self, slot: _Slot, piece: Piece, group: ClipGroup) -> None:
+        frames, waveform = group.frames(piece.row), group.waveform(piece.row)
         assert frames is not None
         assert waveform is not None
-        clip_id = str(self._dataset.index.clip_id[row])
-        generator = clip_generator(self._seed, batch.epochs[place.number], clip_id, "window")
-        start = int(generator.integers(max(0, len(frames) - self._num_frames) + 1))
-        frames = frames[start : start + self._num_frames]
-        first_sample = round(start * self._samples_per_frame)
-        waveform = waveform[first_sample : first_sample + self._num_samples]
-        if len(frames) < self._num_frames:
-            frames = looped(frames, self._num_frames)
-        if len(waveform) < self._num_samples:
-            waveform = padded(waveform, self._num_samples)
-        if batch.frames is None or batch.waveform is None:
-            batch.frames, batch.waveform = self._allocate(batch)
-        batch.frames[place.number, :, : frames.shape[1], : frames.shape[2]] = frames
-        batch.waveform[place.number] = waveform
+        frames, waveform = frames[piece.frames], waveform[piece.samples]
+        all_frames, all_samples = self._arrays(slot.batch)
+        length, height, width = frames.shape[:3]
+        first, stop = piece.first_frame, piece.first_frame + length
+        all_frames[slot.number, first:stop, :height, :width] = frames
+        first, stop = piece.first_sample, piece.first_sample + len(waveform)
+        all_samples[slot.number, first:stop] = waveform
+
+    def _pad(self, slot: _Slot) -> None:
+        """Loops a picture that is too short and ends a sound that is too short in silence."""
+        frames, samples = self._arrays(slot.batch)
+        last = slot.pieces[-1]
+        there = last.first_frame + last.frames.stop - last.frames.start
+        if there < self._size.num_frames:
+            looped = np.arange(there, self._size.num_frames) % there
+            frames[slot.number, there:] = frames[slot.number, looped]
+        there = last.first_sample + last.samples.stop - last.samples.start
+        samples[slot.number, there:] = 0
+
+    def _arrays(self, batch: _Batch) -> tuple[NDArray[np.uint8], NDArray[np.int16]]:
+        with self._allocating:
+            if batch.frames is None or batch.waveform is None:
+                batch.frames, batch.waveform = self._allocate(batch)
+            return batch.frames, batch.waveform
 
     def _allocate(self, batch: _Batch) -> tuple[NDArray[np.uint8], NDArray[np.int16]]:
         """Makes room for the largest frames; smaller ones are padded on the right and below."""
         index = self._dataset.index
         heights, widths = index.height[batch.rows], index.width[batch.rows]
         largest = int(heights.max()), int(widths.max())
-        shape = (self._share, self._num_frames, *largest, 3)
+        shape = (self._share, self._size.num_frames, *largest, 3)
         frames = self._pixels.take(shape, np.uint8)
         if not (heights == heights[0]).all() or not (widths == widths[0]).all():
             frames.fill(0)
-        return frames, self._sounds.take((self._share, self._num_samples), np.int16)
+        return frames, self._sounds.take((self._share, self._size.num_samples), np.int16)
 
     def _whole(self, batch: _Batch) -> FeedBatch:
         index = self._dataset.index
@@ -234,28 +278,31 @@ class Feed:
             widths=torch.from_numpy(index.width[batch.rows].astype(np.int64)),
             waveform=torch.from_numpy(batch.waveform),
         )
-        return FeedBatch(clips, index.clip_id[batch.rows].tolist(), batch.epochs)
+        return FeedBatch(clips, batch.clip_ids, batch.epochs)
 
 
-class _Memory:
-    """Arrays in memory that is used again when nothing refers to the array before any more.
+def make_feed(config: PretrainConfig, dataset: ClipDataset, *, rank: int, world_size: int) -> Feed:
+    """Makes the feed of one worker.
 
-    New memory costs more than what is written to it: the system clears every page of it first.
+    Raises:
+        UserError: If the list of `exclude` cannot be read or the clips have other rates.
     """
-
-    def __init__(self) -> None:
-        self._free: list[NDArray[np.uint8]] = []
-
-    def take(self, shape: tuple[int, ...], dtype: type[Any]) -> NDArray[Any]:
-        """An array with anything in it."""
-        num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-        memory = self._free.pop() if self._free else None
-        if memory is None or len(memory) < num_bytes:
-            memory = np.empty(num_bytes, np.uint8)
-        array = memory[:num_bytes].view(dtype).reshape(shape)
-        # A tensor made of the array, and any view of it, keeps this very object.
-        weakref.finalize(array, self._free.append, memory).atexit = False
-        return array
+    return Feed(
+        dataset,
+        splits=config.splits,
+        batch_size=config.batch_size,
+        rank=rank,
+        world_size=world_size,
+        seed=config.seed,
+        shuffle_window=config.shuffle_window,
+        num_frames=config.model.video.num_frames,
+        frame_rate=config.model.video.frame_rate,
+        num_samples=config.model.audio.num_samples,
+        sample_rate=config.model.audio.sample_rate,
+        epoch_unit=config.epoch_unit,
+        num_lanes=config.num_lanes,
+        exclude=read_clip_ids(config.exclude) if config.exclude else (),
+    )
 
 
 def _check_rate(dataset: ClipDataset, name: str, there: float, needed: float) -> None:
@@ -265,68 +312,12 @@ def _check_rate(dataset: ClipDataset, name: str, there: float, needed: float) ->
         )
 
 
-def _eligible_groups(
+def _eligible_rows(
     dataset: ClipDataset, splits: Sequence[str], exclude: Collection[str]
-) -> list[NDArray[np.int64]]:
-    """The rows of each row group that have both streams and belong to a split, or to none."""
+) -> NDArray[np.int64]:
+    """The rows that have both streams and belong to a split, or to none."""
     index = dataset.index
     chosen = (index.num_frames > 0) & index.has_audio & np.isin(index.split, [*splits, ""])
     if exclude:
         chosen &= ~np.isin(index.clip_id, np.array(sorted(exclude)))
-    rows = np.flatnonzero(chosen)
-    if not len(rows):
-        return []
-    return np.split(rows, np.flatnonzero(np.diff(index.group[rows])) + 1)
-
-
-def _drained(batches: list[FeedBatch]) -> Iterator[FeedBatch]:
-    """Gives a list's items and forgets each, so that its memory is free when it is used."""
-    batches.reverse()
-    while batches:
-        yield batches.pop()
-
-
-class _ReadAhead(Iterator[FeedBatch]):
-    """Runs an iterator in a thread of its own, some items ahead."""
-
-    def __init__(self, batches: Iterator[FeedBatch]) -> None:
-        self._queue: queue.Queue[Any] = queue.Queue(READ_AHEAD_BATCHES)
-        self._closed = threading.Event()
-        self._thread = threading.Thread(
-            target=self._fill, args=(batches,), daemon=True, name="feed"
-        )
-        self._thread.start()
-
-    def __next__(self) -> FeedBatch:
-        while not self._closed.is_set():
-            try:
-                item = self._queue.get(timeout=1.0)
-            except queue.Empty:
-                continue
-            if isinstance(item, BaseException):
-                self.close()
-                raise item
-            batch: FeedBatch = item
-            return batch
-        raise StopIteration
-
-    def close(self) -> None:
-        """Ends the thread; what it has ready is lost."""
-        self._closed.set()
-
-    def _fill(self, batches: Iterator[FeedBatch]) -> None:
-        try:
-            for batch in batches:
-                if not self._put(batch):
-                    return
-        except Exception as error:  # raised again where the batch is asked for
-            self._put(error)
-
-    def _put(self, item: object) -> bool:
-        while not self._closed.is_set():
-            try:
-                self._queue.put(item, timeout=0.2)
-                return True
-            except queue.Full:
-                continue
-        return False
+    return np.flatnonzero(chosen)

@@ -20,10 +20,15 @@ class FiniteWatch:
         self._names: list[str] = []
         self._first_steps: Tensor | None = None
 
-    def see(self, step: int, metrics: Mapping[str, Tensor]) -> None:
+    def see(self, step: int, metrics: Mapping[str, Tensor | float]) -> None:
         """Takes in the metrics of a step."""
-        self._names = [name for name in metrics if name.startswith(WATCHED)]
-        values = torch.stack([metrics[name].detach().float() for name in self._names])
+        watched = {
+            name: value
+            for name, value in metrics.items()
+            if name.startswith(WATCHED) and isinstance(value, Tensor)
+        }
+        self._names = list(watched)
+        values = torch.stack([value.detach().float() for value in watched.values()])
         steps = torch.where(values.isfinite(), NEVER, step)
         if self._first_steps is not None:
             steps = torch.minimum(self._first_steps, steps)

@@ -21,14 +21,16 @@ from torch import Tensor, distributed
 
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
-from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256, read_clip_ids
+from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256
 from pipelines.errors import UserError
 from pipelines.evaluation.rungs import KnnScorer, RungScorer
-from pipelines.models.checkpoints import TrainingInfo, read_info, read_unsent
-from pipelines.tracking.tracker import UNSENT_FILE, WARNING_TAG, RunRef, Tracker, code_version
+from pipelines.models.checkpoints import UNSENT_FILE, TrainingInfo, read_info, read_unsent
+from pipelines.tracking.runs import WARNING_TAG, RunRef, code_version
+from pipelines.tracking.tracker import Tracker
 from pipelines.training.checkpoint_writer import Saver, Signals
-from pipelines.training.feed import Feed, FeedBatch
+from pipelines.training.feed import Feed, make_feed
 from pipelines.training.finite_watch import FiniteWatch
+from pipelines.training.read_ahead import FeedBatch
 from pipelines.training.state import (
     autocast_dtype,
     build_state,
@@ -41,30 +43,13 @@ from pipelines.training.throughput import MAX_WAIT, WAIT_REMEDY, Clock, SlowWatc
 from xkd_core.health import CollapseWatch, measure_health
 from xkd_core.train_step import TrainState, non_finite, train_step
 from xkd_core.views.log_mel import LogMel
-from xkd_core.views.views import Views, draw_view_parameters, make_views
+from xkd_core.views.parameters import draw_view_parameters
+from xkd_core.views.views import Views, make_views
 
 COLLAPSE_CAUSES = (
     "usual causes: temperatures, objective.center_momentum of 1, model.head.normalize_output off, "
     "alignment too weak, clips that are all alike (README, Health)"
 )
-
-
-def make_feed(config: PretrainConfig, dataset: ClipDataset, *, rank: int, world_size: int) -> Feed:
-    """The feed of one worker."""
-    return Feed(
-        dataset,
-        splits=config.splits,
-        batch_size=config.batch_size,
-        rank=rank,
-        world_size=world_size,
-        seed=config.seed,
-        shuffle_window=config.shuffle_window,
-        num_frames=config.model.video.num_frames,
-        frame_rate=config.model.video.frame_rate,
-        num_samples=config.model.audio.num_samples,
-        sample_rate=config.model.audio.sample_rate,
-        exclude=read_clip_ids(config.exclude) if config.exclude else (),
-    )
 
 
 def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
@@ -257,7 +242,7 @@ def _train(training: _Training) -> dict[str, Any]:
 
 def _step(
     training: _Training, views: Views, clock: Clock, *, has_health: bool
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor | float]:
     def before_update() -> None:
         with clock.stalling():
             training.saver.before_update()
@@ -293,24 +278,27 @@ def _views(batch: FeedBatch, config: PretrainConfig, log_mel: LogMel) -> Views:
 
 
 def together(
-    metrics: Mapping[str, Tensor], waited_seconds: float
+    metrics: Mapping[str, Tensor | float], waited_seconds: float
 ) -> tuple[dict[str, float], float]:
     """The metrics averaged over the workers, and the longest of their waits for clips.
 
     Waits for the device, and once for the workers: each has a place of its own for its wait in
-    what they sum up.
+    what they sum up. Numbers that are no tensors are the same in every worker and stay as they are.
     """
-    averages = torch.stack([value.float() for value in metrics.values()])
-    if not distributed.is_initialized():
-        return dict(zip(metrics, averages.tolist(), strict=True)), waited_seconds
-    waits = averages.new_zeros(distributed.get_world_size())
-    waits[distributed.get_rank()] = waited_seconds
-    sums = torch.cat([averages, waits])
-    distributed.all_reduce(sums)
-    sums[: len(averages)] /= distributed.get_world_size()
-    values = sums.tolist()
-    numbers = dict(zip(metrics, values[: len(averages)], strict=True))
-    return numbers, max(values[len(averages) :])
+    measured = {name: value for name, value in metrics.items() if isinstance(value, Tensor)}
+    averages = torch.stack([value.float() for value in measured.values()])
+    if distributed.is_initialized():
+        waits = averages.new_zeros(distributed.get_world_size())
+        waits[distributed.get_rank()] = waited_seconds
+        sums = torch.cat([averages, waits])
+        distributed.all_reduce(sums)
+        sums[: len(averages)] /= distributed.get_world_size()
+        values = sums.tolist()
+        waited_seconds = max(values[len(averages) :])
+    else:
+        values = averages.tolist()
+    numbers = {name: value for name, value in metrics.items() if not isinstance(value, Tensor)}
+    return numbers | dict(zip(measured, values, strict=False)), waited_seconds
 
 
 def _note(numbers: Mapping[str, float]) -> str:

@@ -9,7 +9,6 @@ done. What is refused before a start is in `pretrain_checks.py`, what each worke
 Method: XKD, arXiv:2211.13929, sections 3 and 4.
 """
 
-import json
 import logging
 import threading
 import time
@@ -27,20 +26,12 @@ from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256
 from pipelines.errors import JobFailed, Stopped, UserError
 from pipelines.evaluation.rungs import RungPlan
-from pipelines.files import locked, write_json
-from pipelines.models.checkpoints import find_checkpoint, read_info
+from pipelines.models.checkpoints import UNSENT_FILE, find_checkpoint, read_info
 from pipelines.progress import OnProgress, watched_board
 from pipelines.redaction import redacted
-from pipelines.tracking.tracker import (
-    UNSENT_FILE,
-    RunRef,
-    kept_settings,
-    log_dataset,
-    open_run,
-    tracked,
-)
+from pipelines.tracking.run_folder import RunFolder
+from pipelines.tracking.runs import RunRef, kept_settings, log_dataset, tracked
 from pipelines.training.checks import (
-    RUN_FILE,
     checkpoint_mistakes,
     knn_mistakes,
     run_mistakes,
@@ -51,7 +42,6 @@ from pipelines.training.stopping import Stop, StoppableTorchConfig
 
 logger = logging.getLogger(__name__)
 
-LOCK_FILE = ".lock"
 TRIAL_PATIENCE_SECONDS = 60.0
 
 
@@ -94,11 +84,11 @@ def pretrain(
             one does not wait for them.
     """
     started = time.time()
-    folder = Path(config.output) / config.name
-    folder.mkdir(parents=True, exist_ok=True)
+    run_folder = RunFolder(Path(config.output) / config.name)
+    folder = run_folder.path
     # A trial's earlier driver may outlive a sweep that was killed by seconds.
     patience = TRIAL_PATIENCE_SECONDS if rungs else 0.0
-    with locked(folder / LOCK_FILE, f"run ({folder})", patience_seconds=patience):
+    with run_folder.locked(patience_seconds=patience):
         dataset = ClipDataset.open(config.dataset)
         # Again, for callers that make up the settings themselves: a finished training of other
         # settings would be taken for this one.
@@ -109,7 +99,7 @@ def pretrain(
         ]:
             raise UserError(mistakes[0])
         scaling = _scaling(config)
-        with tracked(_open_run(config, folder, parent)) as run:
+        with tracked(_open_run(config, run_folder, parent)) as run:
             log_dataset(
                 run,
                 dataset_id=dataset.dataset_id,
@@ -216,21 +206,14 @@ def _not_finite_message(step: int, terms: list[str], folder: Path) -> str:
     )
 
 
-def _open_run(config: PretrainConfig, folder: Path, parent: RunRef | None) -> RunRef:
-    file = folder / RUN_FILE
-    run_id = json.loads(file.read_text())["run_id"] if file.exists() else ""
-    if not run_id and config.resume:
+def _open_run(config: PretrainConfig, folder: RunFolder, parent: RunRef | None) -> RunRef:
+    run_id = ""
+    if not folder.run_id and config.resume:
         checkpoint = find_checkpoint(config.resume)
-        if checkpoint.parent == folder:  # another training's run is not for this one's metrics
+        if checkpoint.parent == folder.path:  # metrics do not go to another training's run
             run_id = read_info(checkpoint).run_id
-    run = open_run(config, "pretrain", config.name, parent=parent, run_id=run_id)
-    values = {
-        "run_id": run.run_id,
-        "config": kept_settings(config),
-        EXCLUDE_SHA256: clip_ids_sha256(config.exclude),
-    }
-    write_json(file, values)
-    return run
+    keep = {"config": kept_settings(config), EXCLUDE_SHA256: clip_ids_sha256(config.exclude)}
+    return folder.open_run(config, "pretrain", config.name, parent=parent, run_id=run_id, keep=keep)
 
 
 def _scaling(config: PretrainConfig) -> train.ScalingConfig:

@@ -1,17 +1,20 @@
 """What can be found wrong before any work starts, all of it at once."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import ray
+import torch
 
 from pipelines.config.base import DecoderSettings, JobConfig
 from pipelines.errors import UserError
 from pipelines.media.sandbox import SandboxError, available, check_required
-from pipelines.tracking.tracker import check_tracking
+from pipelines.tracking.server import check_tracking
 from ray_jobs.cli.cluster import check_ray, ray_address
 
 
-def surroundings(config: JobConfig, *outputs: str) -> tuple[str, ...]:
+def environment_mistakes(config: JobConfig, *outputs: str) -> tuple[str, ...]:
     """Mistakes about MLflow, Ray and the folders that a job writes into."""
     checks: list[Callable[[], None]] = [
         lambda: check_tracking(config.tracking),
@@ -19,6 +22,31 @@ def surroundings(config: JobConfig, *outputs: str) -> tuple[str, ...]:
     ]
     checks += [lambda place=place: check_writable(place) for place in outputs]  # type: ignore[misc]
     return messages(*checks)
+
+
+def gpu_mistakes(config: JobConfig, wanted: Mapping[str, bool]) -> tuple[str, ...]:
+    """The settings that want a GPU which a Ray of this process's own does not have.
+
+    The GPUs of a cluster are known only once it is connected, see `check_gpus`.
+    """
+    if ray_address(config.ray) is not None or torch.cuda.device_count():
+        return ()
+    return tuple(
+        f"{name} (True) needs a GPU, but this machine has none" for name in wanted if wanted[name]
+    )
+
+
+def check_gpus(wanted: Mapping[str, bool]) -> None:
+    """Makes sure that Ray, which is connected, has a GPU for the settings that want one.
+
+    Raises:
+        UserError: if no node has one; the task would wait for it forever.
+    """
+    asking = [name for name, is_wanted in wanted.items() if is_wanted]
+    if not asking:
+        return
+    if not any(node["Resources"].get("GPU", 0.0) >= 1 for node in ray.nodes() if node["Alive"]):
+        raise UserError(f"{asking[0]} (True) needs a GPU, but no node of Ray has one")
 
 
 def messages(*checks: Callable[[], object]) -> tuple[str, ...]:

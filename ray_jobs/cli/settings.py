@@ -1,20 +1,20 @@
 """YAML file + `key=value` overrides -> checked, frozen settings; every mistake at once, in words.
 
 OmegaConf reads the file and merges the overrides, pydantic checks the plain result against the
-schema in `pipelines/config/base.py`.
+schema in `pipelines/config/`.
 """
 
-import difflib
-import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar, get_args
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from yaml import YAMLError
 
+from pipelines.config.describe import annotation_of, is_union
+from pipelines.config.mistakes import described_mistakes
 from pipelines.errors import UserError
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
@@ -70,12 +70,12 @@ def _apply(values: dict[str, Any], override: str, schema: type[BaseModel]) -> No
         if not isinstance(inner, dict):
             raise UserError(f"argument ({override}) goes through {part}, which is not a section")
         section = inner
-    section[path[-1]] = _parsed(text, _annotation(schema, path), override)
+    section[path[-1]] = _parsed(text, annotation_of(schema, path), override)
 
 
 def _parsed(text: str, annotation: Any, override: str) -> Any:
     """The text as YAML, or as it stands where the setting is a text (a path may look like YAML)."""
-    options = set(get_args(annotation)) if _is_union(annotation) else {annotation}
+    options = set(get_args(annotation)) if is_union(annotation) else {annotation}
     if str in options and not (text in ("null", "") and type(None) in options):
         return text
     try:
@@ -84,90 +84,8 @@ def _parsed(text: str, annotation: Any, override: str) -> Any:
         raise UserError(f"argument ({override}) has a value that is not readable YAML") from error
 
 
-def _is_union(annotation: Any) -> bool:
-    return get_origin(annotation) in (Union, types.UnionType)
-
-
-def _annotation(schema: type[BaseModel], path: Sequence[str]) -> Any:
-    found: Any = schema
-    for part in path:
-        if get_origin(found) is dict:
-            found = get_args(found)[1]
-            continue
-        section = _section(found)
-        field = section.model_fields.get(part) if section else None
-        if field is None:
-            return None
-        found = field.annotation
-    # `Annotated[str, ...] | None` keeps its annotation inside the union.
-    if _is_union(found):
-        return Union[tuple(get_args(a)[0] if get_origin(a) else a for a in get_args(found))]  # noqa: UP007 - built at run time
-    return found
-
-
-def _section(annotation: Any) -> type[BaseModel] | None:
-    """The schema of a section, which may be one that can be left out (`FinalSettings | None`)."""
-    options = get_args(annotation) if _is_union(annotation) else (annotation,)
-    for option in options:
-        if isinstance(option, type) and issubclass(option, BaseModel):
-            return option
-    return None
-
-
-def mistakes_in(values: dict[str, Any], schema: type[BaseModel]) -> list[str]:
-    """What is wrong with plain values, in words; nothing if they fit the schema."""
-    try:
-        schema.model_validate(values)
-    except ValidationError as error:
-        return [_mistake(mistake, schema) for mistake in error.errors(include_url=False)]
-    return []
-
-
 def _in_words(error: ValidationError, schema: type[BaseModel], file: str) -> str:
-    lines = [_mistake(mistake, schema) for mistake in error.errors(include_url=False)]
+    lines = [text for _, text in described_mistakes(error, schema)]
     if len(lines) == 1:
         return f"{file}: {lines[0]}"
     return "\n  ".join([f"{file}: {len(lines)} mistakes", *lines])
-
-
-def _mistake(mistake: Any, schema: type[BaseModel]) -> str:
-    path = [str(part) for part in mistake["loc"]]
-    name = ".".join(path)
-    if mistake["type"] == "extra_forbidden":
-        return f"{name} is not a setting{_nearest(path, schema)}"
-    if mistake["type"] == "missing":
-        return f"{name} is missing"
-    message = mistake["msg"].removeprefix("Value error, ")
-    if mistake["type"] == "value_error":
-        # Rules over several settings name them; a rule over one has only its value.
-        return f"{name} {message}" if message.startswith("(") else _within(name, message)
-    return f"{name} ({mistake['input']!r}): {message[0].lower()}{message[1:]}"
-
-
-def _within(section: str, message: str) -> str:
-    return f"{section}: {message}" if section else message
-
-
-def _nearest(path: Sequence[str], schema: type[BaseModel]) -> str:
-    section = _section(_annotation(schema, path[:-1]) if len(path) > 1 else schema)
-    if section is None:
-        return ""
-    here = difflib.get_close_matches(path[-1], section.model_fields, n=1)
-    if here:
-        return f"; did you mean {'.'.join([*path[:-1], here[0]])}?"
-    elsewhere = [name for name, _, _ in described(schema) if name.split(".")[-1] == path[-1]]
-    if elsewhere:
-        return f"; did you mean {elsewhere[0]}?"
-    return f"; settings here: {', '.join(section.model_fields)}"
-
-
-def described(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Every setting of a schema: its dotted name, its default and what it means."""
-    for name, field in schema.model_fields.items():
-        section = _section(field.annotation)
-        # A section that can be left out is a setting itself: None, or what stands under it.
-        if section is None or _is_union(field.annotation):
-            default = "required" if field.is_required() else repr(field.default)
-            yield prefix + name, default, " ".join((field.description or "").split())
-        if section is not None:
-            yield from described(section, f"{prefix}{name}.")

@@ -31,8 +31,8 @@ from program import options, spread, surroundings
 
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
-from pipelines.tracking.tracker import RunRef
-from pipelines.training.loop import make_feed
+from pipelines.tracking.runs import RunRef
+from pipelines.training.feed import make_feed
 from pipelines.training.pretrain import pretrain
 from ray_jobs.cli.cluster import SURROUNDINGS
 from tests.helpers.clip_datasets import FRAME_RATE, SAMPLE_RATE, write_dataset
@@ -40,7 +40,8 @@ from xkd_core.losses import initial_centers
 from xkd_core.optim import build_optimizer
 from xkd_core.train_step import TrainState, train_step
 from xkd_core.views.log_mel import LogMel
-from xkd_core.views.views import draw_view_parameters, make_views
+from xkd_core.views.parameters import draw_view_parameters
+from xkd_core.views.views import make_views
 from xkd_core.xkd import build_xkd
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -41,7 +41,8 @@ from xkd_core.masking import random_mask
 from xkd_core.optim import build_optimizer, clip_each_gradient, clipped_parameters
 from xkd_core.train_step import TrainState, train_step
 from xkd_core.views.log_mel import LogMel
-from xkd_core.views.views import ClipBatch, Views, draw_view_parameters, make_views
+from xkd_core.views.parameters import draw_view_parameters
+from xkd_core.views.views import ClipBatch, Views, make_views
 from xkd_core.xkd import XKD, build_xkd
 
 PRESETS = {

@@ -34,6 +34,7 @@ from xkd_core.views.parameters import ViewParameters, draw_view_parameters
 from xkd_core.views.video import (
     VIDEO_MEAN,
     VIDEO_STD,
+    plan_chunks,
     resolve_crops,
     video_view,
 )
@@ -146,13 +147,16 @@ class Batched:
     def video_global(self, batch: ClipBatch, parameters: ViewParameters) -> Tensor:
         view, video = parameters.video_globals[0], CONFIG.model.video
         crops = resolve_crops(view, batch.heights, batch.widths, CONFIG.views.crop_ratio)
-        return video_view(batch.frames, crops, view, num_frames=video.num_frames, size=video.size)
+        chunks = plan_chunks(view, batch.frames)
+        num_frames, size = video.num_frames, video.size
+        return video_view(batch.frames, crops, view, chunks, num_frames=num_frames, size=size)
 
     def video_local(self, batch: ClipBatch, parameters: ViewParameters) -> Tensor:
         view, video = parameters.video_locals[0], CONFIG.model.video
         crops = resolve_crops(view, batch.heights, batch.widths, CONFIG.views.crop_ratio)
+        chunks = plan_chunks(view, batch.frames)
         num_frames, size = video.local_num_frames, video.local_size
-        return video_view(batch.frames, crops, view, num_frames=num_frames, size=size)
+        return video_view(batch.frames, crops, view, chunks, num_frames=num_frames, size=size)
 
     def spectrograms(self, batch: ClipBatch, _: ViewParameters) -> list[Tensor]:
         return [self.log_mel(sound) for sound in sounds(batch.waveform)]

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ from pipelines.dataset.shards import ShardWriter
 from pipelines.files import write_json
 from pipelines.ingest.plan import UnitSource
 from pipelines.ingest.worker import clip_row
-from pipelines.media.decode import MediaInfo, Segment
+from pipelines.media.container import MediaInfo
+from pipelines.media.decode import Segment
 
 FRAME_RATE, SAMPLE_RATE = 4.0, 800
 FEED = {
@@ -80,6 +83,11 @@ def write_dataset(
             )
             writer.add(clip_row(source, segment, settings))
         writer.commit()
+    _write_manifest(folder, num_clips, settings)
+    return folder
+
+
+def _write_manifest(folder: Path, num_clips: int, settings: IngestSettings) -> None:
     write_json(
         folder / MANIFEST,
         {
@@ -89,7 +97,78 @@ def write_dataset(
             "settings": settings.model_dump(mode="json"),
         },
     )
+
+
+@dataclass(frozen=True)
+class MadeSegment:
+    """A row to write: where it lies in which source."""
+
+    source: int
+    first_tick: int
+    num_ticks: int
+    has_audio: bool = True
+    has_video: bool = True
+    size: tuple[int, int] = (6, 8)
+    name: str = ""
+    """Of the source; two names may have the same content."""
+    stretch: tuple[float | None, float | None] = (None, None)
+
+
+def source_of(number: int, num_ticks: int, *, segment_ticks: int = 20) -> list[MadeSegment]:
+    """The segments of a whole source, as an ingest cuts it."""
+    return [
+        MadeSegment(number, tick, min(segment_ticks, num_ticks - tick))
+        for tick in range(0, num_ticks, segment_ticks)
+    ]
+
+
+def write_segments(
+    folder: Path,
+    segments: Sequence[MadeSegment],
+    *,
+    rows_per_group: int = 3,
+    rows_per_shard: int = 8,
+) -> Path:
+    """Writes rows whose frames say source and tick, and whose samples count up over a source."""
+    settings = IngestSettings(frame_rate=FRAME_RATE, sample_rate=SAMPLE_RATE)
+    for part in (CLIPS_FOLDER, REJECTS_FOLDER):
+        (folder / part).mkdir(parents=True)
+    for first in range(0, len(segments), rows_per_shard):
+        place = folder / CLIPS_FOLDER / f"{first:06d}.parquet"
+        writer = ShardWriter(place, CLIPS, rows_per_group=rows_per_group)
+        for made in segments[first : first + rows_per_shard]:
+            writer.add(_segment_row(made, settings))
+        writer.commit()
+    _write_manifest(folder, len(segments), settings)
     return folder
+
+
+def _segment_row(made: MadeSegment, settings: IngestSettings) -> dict[str, object]:
+    name = made.name or f"/made/{made.source}.mp4"
+    source = UnitSource(
+        path=name,
+        uri=name,
+        source_hash=hashlib.sha256(str(made.source).encode()).hexdigest(),
+        byte_size=1,
+        label=None,
+        split="train",
+        group=None,
+        start_seconds=made.stretch[0],
+        end_seconds=made.stretch[1],
+    )
+    frames = made_frames(made.source, made.num_ticks, made.size)
+    frames[..., 1] += np.uint8(made.first_tick)
+    samples_per_tick = round(SAMPLE_RATE / FRAME_RATE)
+    samples = np.arange(made.num_ticks * samples_per_tick) + made.first_tick * samples_per_tick
+    segment = Segment(
+        made.first_tick / FRAME_RATE,
+        made.num_ticks / FRAME_RATE,
+        frames if made.has_video else None,
+        samples.astype(np.int16) if made.has_audio else None,
+        0,
+        INFO,
+    )
+    return clip_row(source, segment, settings)
 
 
 def made_frames(clip: int, num_frames: int, size: tuple[int, int]) -> np.ndarray:

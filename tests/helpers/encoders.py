@@ -53,10 +53,15 @@ def example_encoder(modality, seed=0):
     return encoder, EncoderInfo(modality, model_config(), CLIPS, {"step": 7})
 
 
-def write_checkpoint(folder: Path, *, seed=0, step=7, variant="modality_specific") -> Path:
-    """A checkpoint, and beside it as much of the clip dataset as registering reads."""
+def write_checkpoint(
+    folder: Path, *, seed=0, step=7, variant="modality_specific", nested=False
+) -> Path:
+    """A checkpoint, and beside it as much of the clip dataset as registering reads.
+
+    Nested, the checkpoint lies in the folder of its run, as training leaves it.
+    """
     dataset = folder / "clips"
-    checkpoint = folder / f"checkpoint-{variant}-{seed}-{step}"
+    checkpoint = folder / ("example" if nested else "") / f"checkpoint-{variant}-{seed}-{step}"
     checkpoint.mkdir(parents=True)
     dataset.mkdir(exist_ok=True)
     ingest = IngestSettings(

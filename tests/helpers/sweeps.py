@@ -5,12 +5,13 @@ from typing import Any
 
 from pipelines.config.sweep import SweepConfig
 from pipelines.evaluation.rungs import Rung
-from pipelines.report.sweep_page import SweepRecord, write_winner
+from pipelines.report.sweep_page import SweepRecord
 from pipelines.sweep.results import best_trial
 from pipelines.sweep.search import num_trials, suggestion
 from pipelines.sweep.sweep import SweepResult
 from pipelines.sweep.trial_files import Trial
-from pipelines.tracking.tracker import RunRef
+from pipelines.sweep.winner import write_winner
+from pipelines.tracking.runs import RunRef
 
 PRETRAIN: dict[str, Any] = {
     "epochs": 8,

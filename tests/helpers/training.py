@@ -25,7 +25,7 @@ from pipelines.models.checkpoints import (
     read_info,
     save_checkpoint,
 )
-from pipelines.tracking.tracker import RunRef
+from pipelines.tracking.runs import RunRef
 from tests.helpers.clip_datasets import write_dataset
 
 REPOSITORY = Path(__file__).resolve().parents[2]

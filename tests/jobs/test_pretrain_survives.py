@@ -23,7 +23,7 @@ from ray.cluster_utils import Cluster
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.errors import JobFailed, Stopped
 from pipelines.models.checkpoints import find_checkpoint, is_complete, load_tensors, read_info
-from pipelines.tracking.tracker import RunRef
+from pipelines.tracking.runs import RunRef
 from pipelines.training.checks import check_pretrain
 from pipelines.training.pretrain import PretrainResult, pretrain
 from ray_jobs.cli.cluster import SURROUNDINGS

@@ -5,37 +5,61 @@ part of a view, and memory traffic is what it costs. The formulas are torchvisio
 hue is turned without building the whole HSV image.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 
-from xkd_core.shapes import Bool, Float, Int, Tensor
+from xkd_core.shapes import Float, Int, Tensor
 
 LUMA = (0.2989, 0.587, 0.114)
 """Weights of red, green and blue in gray, as in torchvision."""
 
 
+class Change(NamedTuple):
+    """An operation of the jitter and the clips that it changes next."""
+
+    operation: int
+    """0 brightness, 1 contrast, 2 saturation, 3 hue."""
+    rows: Int[Tensor, " changed"]
+
+
+def jitter_changes(order: Int[Tensor, "B 4"]) -> tuple[Change, ...]:
+    """Groups clips whose next operation is the same; `order` is on the CPU.
+
+    Two clips, one with the order 0 1 2 3 and one with 0 2 1 3, take six changes:
+
+        operation   0     1    2    2    1    3
+        rows        0 1   0    1    0    1    0 1
+    """
+    changes = []
+    for turn in zip(*order.tolist(), strict=True):
+        for operation in sorted(set(turn)):
+            rows = [clip for clip, its_operation in enumerate(turn) if its_operation == operation]
+            changes.append(Change(operation, torch.tensor(rows)))
+    return tuple(changes)
+
+
 def jitter_(
     pixels: Float[Tensor, "B 3 H T W"],
     factors: Float[Tensor, "B 4"],
-    order: Int[Tensor, "B 4"],
+    changes: Sequence[Change],
 ) -> None:
     """Applies brightness, contrast, saturation and hue to each clip, in the clip's own order.
 
-    `factors` are those of brightness, contrast and saturation, then the turn of the hue; `order` is
-    which of the four comes first, second, third and last. Both are on the CPU, where it is decided
-    what is computed.
+    Args:
+        pixels: Changed in place.
+        factors: Factors of brightness, contrast and saturation, then the turn of the hue.
+        changes: From `jitter_changes`, with rows on the device of the pixels.
     """
-    on_device = factors.float().to(pixels.device)
     operations = (brightness_, contrast_, saturation_, turn_hue_)
-    for turn in zip(*order.tolist(), strict=True):
-        for number, operation in enumerate(operations):
-            chosen = [clip for clip, its_number in enumerate(turn) if its_number == number]
-            if len(chosen) == len(turn):
-                operation(pixels, on_device[:, number])
-            elif chosen:
-                rows = torch.tensor(chosen, device=pixels.device)
-                some = pixels[rows]
-                operation(some, on_device[rows, number])
-                pixels[rows] = some
+    for number, rows in changes:
+        if len(rows) == len(pixels):
+            operations[number](pixels, factors[:, number])
+        else:
+            some = pixels[rows]
+            operations[number](some, factors[rows, number])
+            pixels[rows] = some
 
 
 def brightness_(pixels: Float[Tensor, "B 3 H T W"], factor: Float[Tensor, " B"]) -> None:
@@ -70,7 +94,8 @@ def turn_hue_(pixels: Float[Tensor, "B 3 H T W"], turn: Float[Tensor, " B"]) -> 
     slope = 6.0 * chroma
     hue.div_(slope.clamp(min=1e-12))
     # One turn more than n / 6, so that the fractional part is taken of a positive number.
-    shift = pixels.new_tensor((5.0, 3.0, 1.0)).view(3, 1, 1, 1) / 6.0 + 1.0
+    channel = torch.arange(5, 0, -2, dtype=pixels.dtype, device=pixels.device)  # 5, 3, 1
+    shift = channel.view(3, 1, 1, 1) / 6.0 + 1.0
     torch.add(hue.unsqueeze(1), shift + _per_clip(turn), out=pixels)
     pixels.frac_().sub_(1.0 / 3.0).abs_().clamp_(1.0 / 6.0, 1.0 / 3.0)
     base = value.sub_(chroma, alpha=2.0)
@@ -84,9 +109,8 @@ def gray(pixels: Float[Tensor, "B 3 H T W"]) -> Float[Tensor, "B 1 H T W"]:
     return luma.add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2]).unsqueeze(1)
 
 
-def make_gray_(pixels: Float[Tensor, "B 3 H T W"], chosen: Bool[Tensor, " B"]) -> None:
-    """Removes the colour of the chosen clips; `chosen` is on the CPU."""
-    rows = chosen.nonzero().squeeze(1).to(pixels.device)
+def make_gray_(pixels: Float[Tensor, "B 3 H T W"], rows: Int[Tensor, " chosen"]) -> None:
+    """Removes the color of the clips at `rows`."""
     if len(rows):
         pixels[rows] = gray(pixels[rows]).expand(-1, 3, -1, -1, -1)
 

@@ -7,14 +7,14 @@ product; colours are changed after the resize, when there are fewest pixels.
 Paper: XKD, section 4; the formulas are torchvision's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 
 from xkd_core.config import Range
 from xkd_core.shapes import Bool, Float, Int, Tensor, UInt8
-from xkd_core.views.color import jitter_, make_gray_
+from xkd_core.views.color import Change, jitter_, jitter_changes, make_gray_
 from xkd_core.views.parameters import VideoViewParameters, place
 from xkd_core.views.resampling import antialias_matrix, blur_matrix
 
@@ -36,26 +36,60 @@ class Crops(NamedTuple):
     width: Int[Tensor, " B"]
 
 
+class Chunk(NamedTuple):
+    """Clips of a view that are worked on at once, and what is done to which of them."""
+
+    first: int
+    end: int
+    changes: tuple[Change, ...]
+    """Of color, in order."""
+    gray: Int[Tensor, " gray"]
+    """Clips of the chunk that lose their color."""
+    blurred: Int[Tensor, " blurred"]
+
+
+def plan_chunks(
+    view: VideoViewParameters, frames: UInt8[Tensor, "B T_clip H_clip W_clip 3"]
+) -> tuple[Chunk, ...]:
+    """Decides on the CPU, where the parameters are, what a device then does without asking."""
+    is_blurred = view.blur_sigma.any(dim=1)
+    return tuple(
+        Chunk(
+            first=rows.start,
+            end=rows.stop,
+            changes=jitter_changes(view.color_order[rows]),
+            gray=view.gray[rows].nonzero().squeeze(1),
+            blurred=is_blurred[rows].nonzero().squeeze(1),
+        )
+        for rows in _chunks(frames)
+    )
+
+
 def video_view(
     frames: UInt8[Tensor, "B T_clip H_clip W_clip 3"],
     crops: Crops,
     view: VideoViewParameters,
+    chunks: Sequence[Chunk],
     *,
     num_frames: int,
     size: int,
 ) -> Float[Tensor, "B 3 T H W"]:
-    """Makes the view that the parameters describe, from `num_frames` frames of each clip."""
+    """Makes the view that the parameters describe, from `num_frames` frames of each clip.
+
+    All tensors are on one device; `chunks` are those of `plan_chunks`.
+    """
     device = frames.device
-    resize = _resize_matrices(crops, view.flip.to(device), frames.shape[2], frames.shape[3], size)
-    blur = blur_matrix(view.blur_sigma.float().to(device), size=size, radius=size // 20)
-    is_blurred = view.blur_sigma.any(dim=1)
+    resize = _resize_matrices(crops, view.flip, frames.shape[2], frames.shape[3], size)
+    blur = blur_matrix(view.blur_sigma.float(), size=size, radius=size // 20)
+    factors = view.color_factors.float()
     video = torch.empty((len(frames), 3, num_frames, size, size), device=device)
-    for rows in _chunks(frames):
+    for chunk in chunks:
+        rows = slice(chunk.first, chunk.end)
         taken = _take_frames(frames[rows], view.start[rows], num_frames)
         pixels = _resize(taken, *(matrix[rows] for matrix in resize))
-        jitter_(pixels, view.color_factors[rows], view.color_order[rows])
-        make_gray_(pixels, view.gray[rows])
-        _blur_(pixels, blur[rows], is_blurred[rows])
+        jitter_(pixels, factors[rows], chunk.changes)
+        make_gray_(pixels, chunk.gray)
+        _blur_(pixels, blur[rows], chunk.blurred)
         _normalize_into(video[rows], pixels)
     return video
 
@@ -128,7 +162,7 @@ def resolve_crops(
 
 def _chunks(frames: Tensor) -> Iterator[slice]:
     num_clips, values_per_clip = len(frames), frames.shape[1:].numel()
-    if frames.is_cuda:
+    if not frames.is_cpu:
         size = max(1, CUDA_CHUNK_VALUES // max(1, values_per_clip))
     else:
         size = CPU_CHUNK_CLIPS
@@ -139,10 +173,10 @@ def _chunks(frames: Tensor) -> Iterator[slice]:
 def _take_frames(frames: Tensor, start: Tensor, num_frames: int) -> Tensor:
     if num_frames == frames.shape[1]:
         return frames
-    if len(frames) == 1:  # without a copy
+    if len(frames) == 1 and frames.is_cpu:  # without a copy
         return frames[:, int(start) : int(start) + num_frames]
-    index = start.unsqueeze(1) + torch.arange(num_frames)
-    return frames[torch.arange(len(frames)).unsqueeze(1), index]
+    index = start.unsqueeze(1) + torch.arange(num_frames, device=frames.device)
+    return frames[torch.arange(len(frames), device=frames.device).unsqueeze(1), index]
 
 
 def _resize_matrices(
@@ -164,7 +198,7 @@ def _resize(
     over_rows: Float[Tensor, "B size H"],
     over_columns: Float[Tensor, "B size W"],
 ) -> Float[Tensor, "B 3 size T size"]:
-    if not frames.is_cuda:
+    if frames.is_cpu:
         # Only what a crop covers becomes floats; a GPU would have to stop to tell where that is.
         (top, bottom), (left, right) = _support(over_rows), _support(over_columns)
         frames = frames[:, :, top:bottom, left:right]
@@ -187,10 +221,9 @@ def _support(matrix: Tensor) -> tuple[int, int]:
 def _blur_(
     pixels: Float[Tensor, "B 3 H T W"],
     matrices: Float[Tensor, "B 2 size size"],
-    is_blurred: Bool[Tensor, " B"],
+    chosen: Int[Tensor, " chosen"],
 ) -> None:
-    """Blurs the chosen clips along rows and columns; `is_blurred` is on the CPU."""
-    chosen = is_blurred.nonzero().squeeze(1).to(pixels.device)
+    """Blurs the chosen clips along rows and columns."""
     if not len(chosen):
         return
     over_rows, over_columns = matrices[chosen].repeat_interleave(3, dim=0).unbind(dim=1)
@@ -205,5 +238,7 @@ def _normalize_into(video: Float[Tensor, "B 3 T H W"], pixels: Float[Tensor, "B 
 
 
 def _mean_and_std(like: Tensor) -> tuple[Float[Tensor, "3 1 1 1"], Float[Tensor, "3 1 1 1"]]:
-    mean, std = like.new_tensor((VIDEO_MEAN, VIDEO_STD)).view(2, 3, 1, 1, 1)
+    """Made by fills on the device: a tensor of Python numbers is copied there and waited for."""
+    numbers = [like.new_full((1,), number) for number in (*VIDEO_MEAN, *VIDEO_STD)]
+    mean, std = torch.cat(numbers).view(2, 3, 1, 1, 1)
     return mean, std

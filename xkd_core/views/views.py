@@ -22,10 +22,13 @@ from xkd_core.views.parameters import (
     place,
 )
 from xkd_core.views.resampling import bicubic_matrix
+from xkd_core.views.transfer import copy_together
 from xkd_core.views.video import (
+    Chunk,
     denormalize_video,
     normalize_video,
     plain_video_view,
+    plan_chunks,
     resolve_crops,
     video_view,
 )
@@ -89,28 +92,47 @@ def split_views(views: Views, num_parts: int) -> list[Views]:
 def make_views(
     batch: ClipBatch, parameters: ViewParameters, config: MethodConfig, log_mel: LogMel
 ) -> Views:
-    """Makes all views of a batch, on the batch's device and in float32."""
-    video, audio, device = config.model.video, config.model.audio, batch.frames.device
+    """Makes all views of a batch, on the batch's device and in float32.
 
-    def video_view_of(view: VideoViewParameters, num_frames: int, size: int) -> Tensor:
-        on_device = VideoViewParameters(*(values.to(device) for values in view))
-        crops = resolve_crops(on_device, batch.heights, batch.widths, config.views.crop_ratio)
-        return video_view(batch.frames, crops, view, num_frames=num_frames, size=size)
+    Neither waits for the device nor copies to it, but for one copy of all parameters.
+    """
+    video, audio, device = config.model.video, config.model.audio, batch.frames.device
+    global_chunks = tuple(plan_chunks(view, batch.frames) for view in parameters.video_globals)
+    local_chunks = tuple(plan_chunks(view, batch.frames) for view in parameters.video_locals)
+    parameters, global_chunks, local_chunks = copy_together(
+        (parameters, global_chunks, local_chunks), device
+    )
+
+    def video_views_of(
+        views: tuple[VideoViewParameters, ...],
+        chunks: tuple[tuple[Chunk, ...], ...],
+        num_frames: int,
+        size: int,
+    ) -> list[Tensor]:
+        return [
+            video_view(
+                batch.frames,
+                resolve_crops(view, batch.heights, batch.widths, config.views.crop_ratio),
+                view,
+                view_chunks,
+                num_frames=num_frames,
+                size=size,
+            )
+            for view, view_chunks in zip(views, chunks, strict=True)
+        ]
 
     waveform = batch.waveform / LARGEST_SAMPLE
     with torch.autocast(device.type, enabled=False):
         return Views(
             video_global=torch.cat(
-                [
-                    video_view_of(view, video.num_frames, video.size)
-                    for view in parameters.video_globals
-                ]
+                video_views_of(
+                    parameters.video_globals, global_chunks, video.num_frames, video.size
+                )
             ),
             video_locals=torch.stack(
-                [
-                    video_view_of(view, video.local_num_frames, video.local_size)
-                    for view in parameters.video_locals
-                ]
+                video_views_of(
+                    parameters.video_locals, local_chunks, video.local_num_frames, video.local_size
+                )
             ),
             audio_global=torch.cat(
                 [
@@ -124,8 +146,8 @@ def make_views(
                     for view in parameters.audio_locals
                 ]
             ).unsqueeze(2),
-            video_mask_noise=parameters.video_mask_noise.to(device),
-            audio_mask_noise=parameters.audio_mask_noise.to(device),
+            video_mask_noise=parameters.video_mask_noise,
+            audio_mask_noise=parameters.audio_mask_noise,
         )
 
 
@@ -151,21 +173,26 @@ def _window(
 ) -> Float[Tensor, "B num_samples"]:
     """Cuts a window out of each waveform and changes its volume."""
     if num_samples < waveform.shape[1]:
-        index = view.start.unsqueeze(1) + torch.arange(num_samples)
-        waveform = waveform.gather(1, index.to(waveform.device))
-    return waveform * view.volume.float().to(waveform.device).unsqueeze(1)
+        offset = torch.arange(num_samples, device=waveform.device)
+        waveform = waveform.gather(1, view.start.unsqueeze(1) + offset)
+    return waveform * view.volume.float().unsqueeze(1)
 
 
 def _crop(spectrogram: Float[Tensor, "B M T"], view: AudioViewParameters) -> Float[Tensor, "B M T"]:
     """Crops a spectrogram on a wider canvas of zeros and resizes the crop to its own size."""
-    device, (M, T) = spectrogram.device, spectrogram.shape[1:]
+    M, T = spectrogram.shape[1:]
     canvas_width = int(T * LOCAL_AUDIO_CANVAS)
-    room = torch.tensor((M, canvas_width))
-    length = (view.crop_size * torch.tensor((M, T))).long().clamp(min=1).minimum(room)
-    start = place(view.crop_position, room - length).to(device)
-    length = length.to(device)
-    over_bins = bicubic_matrix(start[:, 0], length[:, 0], input_size=M, output_size=M)
-    over_frames = bicubic_matrix(start[:, 1], length[:, 1], input_size=canvas_width, output_size=T)
+    over_bins = _crop_matrix(view, 0, length=M, room=M)
+    over_frames = _crop_matrix(view, 1, length=T, room=canvas_width)
     # Outside of the spectrogram the canvas is zero, so its columns there add nothing.
     first = (canvas_width - T) // 2
     return over_bins @ spectrogram @ over_frames[:, :, first : first + T].mT
+
+
+def _crop_matrix(
+    view: AudioViewParameters, axis: int, *, length: int, room: int
+) -> Float[Tensor, "B length room"]:
+    """Cuts each clip's share of `length` out of `room` and resizes it to `length`."""
+    taken = (view.crop_size[:, axis] * length).long().clamp(min=1, max=room)
+    start = place(view.crop_position[:, axis], room - taken)
+    return bicubic_matrix(start, taken, input_size=room, output_size=length)

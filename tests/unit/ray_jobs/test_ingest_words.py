@@ -2,7 +2,7 @@
 
 from pipelines.ingest.ingest import IngestSummary
 from pipelines.ingest.plan import Changes
-from ray_jobs.ingest import in_words
+from ray_jobs.ingest import summary_text
 
 
 def test_media_that_no_list_names_are_not_called_files_without_media():
@@ -16,9 +16,11 @@ def test_media_that_no_list_names_are_not_called_files_without_media():
         media_seconds=20.0,
         dataset_id="0",
         ignored={"not listed": 2},
+        notes=["splits are taken from the list: train (3 rows)"],
         changes=Changes(new=3),
     )
-    assert in_words(summary) == (
+    assert summary_text(summary) == (
         "4 clips of 2 sources, 4 of them new; 3 sources = 2 accepted + 1 rejected (1 unreadable); "
-        "files that are no source: 2 not listed"
+        "files that are not sources: 2 not listed\n"
+        "  splits are taken from the list: train (3 rows)"
     )

@@ -7,7 +7,7 @@ import pytest
 from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
 from pipelines.files import locked
-from pipelines.training.pretrain import LOCK_FILE
+from pipelines.tracking.run_folder import LOCK_FILE
 from ray_jobs.cli.settings import load_settings
 from ray_jobs.run import folder_of, work
 

@@ -12,12 +12,12 @@ from pipelines.errors import UserError
 from pipelines.files import locked
 from pipelines.sweep.checks import check_sweep, sweep_folder
 from pipelines.sweep.space import overlaps
+from pipelines.sweep.space_checks import space_mistakes
 from pipelines.sweep.trial_files import Trial
-from pipelines.tracking.tracker import RunRef
-from pipelines.training.checks import RUN_FILE
-from pipelines.training.pretrain import LOCK_FILE
+from pipelines.tracking.run_folder import LOCK_FILE, RUN_FILE, RunFolder
+from pipelines.tracking.runs import RunRef
 from ray_jobs.cli.settings import load_settings
-from ray_jobs.sweep import _sweep_run, final_config, plan, space_mistakes, work
+from ray_jobs.sweep import _sweep_run, final_config, plan, work
 from tests.helpers.clip_datasets import rename_dataset, write_dataset
 
 CONF = Path(__file__).resolve().parents[3] / "conf" / "sweep"
@@ -152,14 +152,16 @@ def test_a_second_sweep_of_that_name_is_refused(tmp_path):
 
 def begun(folder, monkeypatch, *overrides):
     """A sweep that has opened its run, and what it then has written down."""
-    monkeypatch.setattr("ray_jobs.sweep.open_run", lambda *_, **__: RunRef("uri", "0", "run"))
+    monkeypatch.setattr(
+        "pipelines.tracking.run_folder.open_run", lambda *_, **__: RunRef("uri", "0", "run")
+    )
     clips = folder / "clips"
     if not clips.exists():
         write_dataset(clips, 12, split=lambda i: "test" if i % 4 == 0 else "train")
     places = [f"output={folder}", f"dataset={clips}"]
     config = load_settings(SweepConfig, CONF / "smoke.yaml", [*places, *overrides])
     sweep_folder(config).mkdir(exist_ok=True)
-    _sweep_run(config, sweep_folder(config))
+    _sweep_run(config, RunFolder(sweep_folder(config)))
     return config, (sweep_folder(config) / RUN_FILE).read_text()
 
 

@@ -19,7 +19,7 @@ from pipelines.embed.embed import check_embed, embed
 from pipelines.errors import UserError
 from pipelines.ingest.ingest import ingest
 from pipelines.registry.promote import promote
-from pipelines.tracking.tracker import open_run
+from pipelines.tracking.runs import open_run
 from tests.helpers.encoders import WIDTH, example_scores, write_checkpoint, write_media
 from tests.helpers.media import write_growing
 

@@ -1,13 +1,13 @@
 """What an evaluation refuses before it starts."""
 
-import numpy as np
 import pytest
 
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
-from pipelines.evaluation.evaluate import check_evaluate, check_gpu, evaluate, score
+from pipelines.evaluation.evaluate import check_evaluate, evaluate
 from pipelines.evaluation.features import features_of
+from pipelines.evaluation.scores import score
 from pipelines.models.checkpoints import TrainingInfo, checkpoint_name, save_checkpoint
 from pipelines.report.run_report import _maps, _retrievals, _shown_clips
 from tests.helpers.clip_datasets import write_dataset
@@ -43,11 +43,6 @@ def test_clips_of_another_rate_are_refused(tmp_path):
     assert str(config.dataset) in mistake
 
 
-def test_a_gpu_that_no_node_has_is_told(local_ray):
-    with pytest.raises(UserError, match=r"use_gpu \(True\) needs a GPU, but no node"):
-        check_gpu("use_gpu")
-
-
 def test_splits_without_a_clip_are_refused(tmp_path):
     config = evaluate_config(tmp_path, train_splits=["fit"], test_splits=["held"])
     (mistake,) = check_evaluate(config)
@@ -69,14 +64,3 @@ def test_the_main_job_scores_nothing_where_no_clip_lies_in_its_splits(tmp_path):
     assert (
         _shown_clips(features) == _maps(features) == _retrievals(dataset, trained, features) == []
     )
-
-
-def test_clips_far_shorter_than_a_window_have_features(tmp_path):
-    write_dataset(tmp_path / "clips", 4, num_frames=1, split=lambda i: "test" if i % 2 else "train")
-    config = tiny_config(tmp_path, tmp_path)
-    networks = {"trained": (build_xkd(config.model).eval(), config)}
-    dataset = ClipDataset.open(tmp_path / "clips")
-    features = features_of(networks, dataset, evaluate_config(tmp_path), quiet)
-    assert features.is_test.sum() == 2
-    for matrix in features.matrices.values():
-        assert np.isfinite(matrix).all()

@@ -9,7 +9,6 @@ import torch
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
-from pipelines.evaluation.evaluate import score
 from pipelines.evaluation.features import features_of
 from pipelines.evaluation.rungs import (
     KNN_SETTINGS,
@@ -21,6 +20,7 @@ from pipelines.evaluation.rungs import (
     read_rungs,
     rung_steps,
 )
+from pipelines.evaluation.scores import score
 from pipelines.models.checkpoints import TrainingInfo, checkpoint_name, save_checkpoint
 from pipelines.training import state as train_state
 from tests.helpers.clip_datasets import write_dataset

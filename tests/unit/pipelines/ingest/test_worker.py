@@ -4,7 +4,8 @@ import pytest
 
 from pipelines.ingest.plan import UnitSource
 from pipelines.ingest.worker import in_stretch
-from pipelines.media.decode import DecodeError, Segment
+from pipelines.media.container import DecodeError
+from pipelines.media.decode import Segment
 from tests.helpers.clip_datasets import INFO
 
 

@@ -5,7 +5,8 @@ import av
 import numpy as np
 import pytest
 
-from pipelines.media.decode import REASONS, DecodeError, decode_segments, probe
+from pipelines.media.container import REASONS, DecodeError, probe
+from pipelines.media.decode import decode_segments
 from tests.helpers.media import (
     CODECS,
     frame_number,

@@ -7,7 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from pipelines.media.decode import DecodeError, decode_segments
+from pipelines.media.container import DecodeError
+from pipelines.media.decode import decode_segments
 from pipelines.media.decoder_process import DecoderProcess
 from pipelines.media.shared_memory import SharedMemory
 from tests.helpers.media import write_media, write_numbered

@@ -2,6 +2,7 @@
 
 import io
 import os
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -121,13 +122,15 @@ def test_streams_that_are_not_looked_at_are_not_decoded(tmp_path):
     """FFmpeg decodes a little of each stream to learn what it is, of those allowed alone."""
     path = tmp_path / "clip.mov"
     with av.open(str(path), "w") as container:
+        packets = []
         for codec, pixel_format in (("mpeg4", "yuv420p"), ("prores_ks", "yuv422p10le")):
             stream = container.add_stream(codec, 25)
             stream.width, stream.height, stream.pix_fmt = 64, 48, pixel_format
             frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), "rgb24")
             frame.pts = 0
-            container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
+            packets.append([*stream.encode(frame), *stream.encode(None)])
+        for packet in chain(*packets):
+            container.mux(packet)
     with open_source(str(path)) as common, open_source(str(path), "all") as every:
         assert [stream.codec_context.pix_fmt for stream in every.streams.video] == [
             "yuv420p",

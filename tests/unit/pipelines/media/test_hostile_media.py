@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.media.decode import REASONS, DecodeError, probe
+from pipelines.media.container import REASONS, DecodeError, probe
 from pipelines.media.decoder_process import DecoderProcess
 from tests.helpers.media import tone, write_media, write_numbered
 

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from pipelines.media.decode import REASONS, DecodeError
+from pipelines.media.container import REASONS, DecodeError
 from pipelines.media.decoder_process import DecoderProcess
 
 SETTINGS = {

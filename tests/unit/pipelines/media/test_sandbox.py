@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from pipelines.media.decode import DecodeError
+from pipelines.media.container import DecodeError
 from pipelines.media.decoder_process import DecoderProcess
 from pipelines.media.sandbox import Confinement, SandboxError, available, check_required
 from tests.helpers.media import write_numbered

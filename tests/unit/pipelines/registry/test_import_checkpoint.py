@@ -14,9 +14,10 @@ from pipelines.errors import UserError
 from pipelines.media.windows import audio_windows, video_windows
 from pipelines.registry.import_checkpoint import import_encoders, read_encoders
 from pipelines.registry.uri import resolve_model
-from pipelines.tracking.tracker import open_run
+from pipelines.tracking.runs import open_run
 from xkd_core.views.log_mel import LogMel
-from xkd_core.views.views import plain_audio_view, plain_video_view
+from xkd_core.views.video import plain_video_view
+from xkd_core.views.views import plain_audio_view
 
 VIDEO = {
     "num_frames": 8,

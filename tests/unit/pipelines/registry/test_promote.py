@@ -10,12 +10,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from pipelines.config.base import JobConfig, TrackingConfig
-from pipelines.config.promote import PromoteSettings
+from pipelines.config.promote import PromoteConfig, PromoteSettings
 from pipelines.errors import JobFailed, UserError
-from pipelines.evaluation.features import load_model
-from pipelines.registry.promote import promote
+from pipelines.files import write_json
+from pipelines.models.checkpoints import load_model
+from pipelines.registry.promote import promote, read_scores
 from pipelines.registry.uri import resolve_model
-from pipelines.tracking.tracker import open_run
+from pipelines.tracking.runs import open_run
 from tests.helpers.encoders import WIDTH, example_scores, write_checkpoint, write_media
 
 
@@ -164,6 +165,58 @@ def test_encoders_that_share_blocks_are_registered_whole(store, tmp_path, varian
 def test_scores_of_another_checkpoint_are_refused(store, checkpoints):
     with pytest.raises(UserError, match="scores are of step 9, but the checkpoint is of step 7"):
         promote(checkpoints[0], example_scores(0.5, step=9), settings("other"), store[1])
+
+
+def config_for(checkpoint, scores_file, **changes):
+    return PromoteConfig(checkpoint=str(checkpoint), scores=str(scores_file), **changes)
+
+
+def test_a_run_whose_folder_was_moved_finds_its_scores_and_its_clips(store, tmp_path):
+    (tmp_path / "home" / "runs").mkdir(parents=True)
+    checkpoint = write_checkpoint(tmp_path / "home" / "runs", nested=True)
+    write_json(tmp_path / "home" / "runs" / "scores.json", example_scores(0.5))
+    (tmp_path / "home").rename(tmp_path / "moved")
+    moved = tmp_path / "moved" / checkpoint.relative_to(tmp_path / "home")
+    config = config_for(moved, tmp_path / "moved" / "runs" / "scores.json", model_prefix="moved")
+    registered = promote(moved, read_scores(config), config, store[1])
+    assert [one.version for one in registered] == ["1", "1"]
+    shutil.rmtree(tmp_path / "moved" / "runs" / "clips")
+    with pytest.raises(UserError, match=r"home/runs/clips"):
+        promote(moved, None, config, store[1])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"scores \(.*scores\.json\) must be a scores\.json of evaluate"),
+        ("[]", r"must be a scores\.json of evaluate"),
+        ("3", r"must be a scores\.json of evaluate"),
+        ('{"modalities": {"video": {}}}', r"scores are of run None"),
+        ('{"modalities": {"video": {"trained": {}}}}', r"must be a scores\.json of evaluate"),
+        ('{"modalities": {"audio": [1]}}', r"must be a scores\.json of evaluate"),
+        ("{}", r"scores are of run None, but the checkpoint is of run pretrain-run"),
+    ],
+)
+def test_a_file_of_other_content_is_no_scores(checkpoints, tmp_path, text, message):
+    (tmp_path / "scores.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_scores(config_for(checkpoints[0], tmp_path / "scores.json"))
+    with pytest.raises(UserError, match=r"absent\.json\) must be a scores\.json of evaluate"):
+        read_scores(config_for(checkpoints[0], tmp_path / "absent.json"))
+
+
+def test_a_version_without_a_package_of_its_own_is_refused_and_replaced(store, checkpoints):
+    """As releases registered it whose models all brought a package `pipelines`."""
+    names, client = settings("old"), MlflowClient(store[1].uri)
+    promote(checkpoints[0], example_scores(0.5), names, store[1])
+    for tag in ("xkd.code", "xkd.content"):
+        client.delete_model_version_tag("old-video", "1", tag)
+    with pytest.raises(UserError, match=r"version 1 was registered by an older .* again"):
+        resolve_model("models:/old-video@champion", store[0].tracking)
+    again = promote(checkpoints[0], example_scores(0.5), names, store[1])
+    assert [(one.version, one.alias_moved) for one in again] == [("2", True), ("1", False)]
+    assert again[0].reason.endswith("score 0.5000 is that of version 1, which embed refuses")
+    assert resolve_model("models:/old-video@champion", store[0].tracking).version == 2
 
 
 def test_a_uri_is_resolved_to_the_version_it_means_now(store, known):

@@ -4,16 +4,14 @@ import re
 from dataclasses import replace
 
 import pytest
-import yaml
 
-from pipelines.config.pretrain import PretrainConfig
-from pipelines.report.sweep_page import render_sweep, write_sweep_report, write_winner
+from pipelines.report.sweep_page import render_sweep, write_sweep_report
 from pipelines.sweep.sweep import SweepResult
 from pipelines.sweep.trial_files import Trial
-from ray_jobs.cli.settings import load_settings
+from pipelines.sweep.winner import write_winner
 from ray_jobs.sweep import _trial_table
-from tests.helpers.sweeps import example_record, rungs_to, sweep_config
-from tests.unit.pipelines.report.test_run_page import Page, section, text_of
+from tests.helpers.pages import Page, section, text_of
+from tests.helpers.sweeps import example_record
 
 SECTIONS = ["time", "against", "importance", "options", "front", "trials", "winner", "settings"]
 
@@ -69,16 +67,6 @@ def test_importance_says_how_it_was_computed(page):
     assert "take it as a hint" in text
 
 
-def test_the_winner_is_a_configuration_that_runs(record):
-    config = load_settings(PretrainConfig, record.winner, [])
-    values = record.result.best.values
-    assert config.objective.distillation_weight == values["objective.distillation_weight"]
-    assert config.model.encoder.depth == values["model.encoder.depth"]
-    assert config.epochs == 8
-    assert config.dataset == str(record.result.folder / "clips")
-    assert f"python -m ray_jobs.pretrain {record.winner}" in record.winner.read_text()
-
-
 def test_a_best_trial_that_had_collapsed_is_marked_everywhere(record):
     reason = "but had collapsed: video features are alike"
     best = replace(record.result.best, reason=reason)
@@ -91,29 +79,6 @@ def test_a_best_trial_that_had_collapsed_is_marked_everywhere(record):
     write_winner(record.config, record.result)
     rows = _trial_table(record.config, trials).splitlines()
     assert sum("completed, collapsed" in row for row in rows) == 1
-
-
-@pytest.mark.parametrize(
-    ("uri", "kept", "note"),
-    [
-        ("http://mlflow.example:5000", "http://mlflow.example:5000", ""),
-        ("http://me:secret@mlflow.example:5000", None, "as http://***@mlflow.example:5000; pass"),
-    ],
-)
-def test_the_winner_logs_where_the_sweep_did(tmp_path, uri, kept, note):
-    record = example_record(tmp_path, tracking={"uri": uri, "experiment": "mine"})
-    config = load_settings(PretrainConfig, record.winner, [])
-    assert (config.tracking.uri, config.tracking.experiment) == (kept, "mine")
-    text = record.winner.read_text()
-    assert note in text
-    assert "secret" not in text
-
-
-def test_the_winner_has_the_final_length(tmp_path):
-    config = sweep_config(tmp_path, final={"epochs": 40})
-    best = Trial(0, {"objective.refinement": "none"}, rungs_to(4, 0.5), "completed")
-    file = write_winner(config, SweepResult(tmp_path, (best,), best))
-    assert yaml.safe_load(file.read_text())["epochs"] == 40
 
 
 def test_hostile_text_and_passwords_stay_text(record):

@@ -1,4 +1,6 @@
 import os
+import socket
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -50,6 +52,72 @@ def test_folders_name_labels_and_splits(tmp_path):
         "heldout/cat/c.mp4": ("cat", "test"),
         "d.mp4": (None, None),
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("train/deep/dog/a.mp4", {"train/deep/dog/a.mp4": ("dog", "train")}),
+        ("dog/train/a.mp4", {"dog/train/a.mp4": ("dog", "train")}),
+        ("training/dog/a.mp4", {"training/dog/a.mp4": ("dog", "train")}),
+    ],
+)
+def test_splits_lie_above_or_below_the_labels(tmp_path, name, expected):
+    other = name.replace("training", "eval").replace("train", "test").replace("dog", "cat")
+    for path in (name, other):
+        touch(tmp_path / path)
+    found = listed(tmp_path)
+    assert found[name] == expected[name]
+    assert found[other] == ("cat", "test")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("car/a.mp4", "test/b.mp4", "bus/c.mp4"),
+        ("archive/2021/test/a.mp4", "archive/2022/b.mp4", "other/c.mp4"),
+        ("train/dog/a.mp4", "dog/test/b.mp4"),
+        ("Kyoto/train/a.mp4", "Kyoto/bus/b.mp4"),
+    ],
+)
+def test_a_folder_called_test_among_others_is_a_folder_like_any_other(tmp_path, names):
+    for name in names:
+        touch(tmp_path / name)
+    found = list_sources(str(tmp_path), "auto")
+    assert {source.split for source in found.sources} == {None}
+    assert all(source.label == Path(source.path).parent.name for source in found.sources)
+    assert "not taken as splits" in found.notes[0]
+
+
+def test_the_notes_say_which_folders_were_taken_as_splits(tmp_path):
+    for name in ("training/dog/a.mp4", "training/cat/b.mp4", "eval/dog/c.mp4", "d.mp4"):
+        touch(tmp_path / name)
+    assert list_sources(str(tmp_path), "auto").notes == [
+        "splits are taken from folders: eval as test (1 files), training as train (2 files)",
+        "1 files outside of them have no split and are trained on",
+    ]
+
+
+def test_the_notes_of_a_list_name_odd_splits_and_labels(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text('path,labels,split\na.mp4,"dog,cat",training\nb.mp4,dog|cat,fold1\n')
+    found = list_sources(str(path), "auto")
+    assert [source.split for source in found.sources] == ["train", "fold1"]
+    splits, others, commas = found.notes
+    assert splits == "splits are taken from the list: fold1 (1 rows), train (1 rows)"
+    assert others.startswith("splits fold1 are neither train, val nor test")
+    assert commas.startswith("1 rows have a comma in labels (dog,cat)")
+
+
+def test_pipes_sockets_and_devices_are_counted_and_not_opened(tmp_path):
+    touch(tmp_path / "a.mp4")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "null.mp4").symlink_to("/dev/null")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket.mp4"))
+        found = list_sources(str(tmp_path), "none")
+    assert [os.path.basename(source.path) for source in found.sources] == ["a.mp4"]
+    assert found.ignored == {"device": 1, "pipe": 1, "socket": 1}
 
 
 def test_one_folder_alone_is_no_label_unless_asked(tmp_path):

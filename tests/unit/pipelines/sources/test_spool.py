@@ -11,7 +11,7 @@ import fsspec
 import pytest
 
 from pipelines.filesystems import RemoteFile
-from pipelines.media.decode import DecodeError
+from pipelines.media.container import DecodeError
 from pipelines.sources.spool import Spool, _transfer
 
 

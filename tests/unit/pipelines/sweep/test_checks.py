@@ -13,6 +13,7 @@ from pipelines.sweep.checks import (
     sweep_folder,
     trials_at_once,
 )
+from pipelines.training.checks import EARLIER_SETTINGS
 from tests.helpers.clip_datasets import rename_dataset, write_dataset
 from tests.helpers.sweeps import PRETRAIN, TINY_MODEL, sweep_config
 
@@ -184,6 +185,11 @@ def test_a_sweep_goes_on_only_with_its_own_settings(tmp_path):
     assert checked(tmp_path, clips, **free)[1] == []
     _, (mistake,) = checked(tmp_path, clips, search={"num_trials": 14, "seed": 5})
     assert "search.seed is 0 there and 5 here" in mistake
+    for name in EARLIER_SETTINGS:  # of a version that did not know them
+        del there["config"]["pretrain"][name]
+    (folder / "run.json").write_text(json.dumps(there))
+    _, (mistake,) = checked(tmp_path, clips)
+    assert "pretrain.epoch_unit is segment there and source here" in mistake
 
 
 @pytest.mark.parametrize("changed", ["dataset", "scoring.dataset"])

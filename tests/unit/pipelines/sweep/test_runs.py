@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from pipelines.config.ingest import IngestConfig
-from pipelines.models.checkpoints import TrainingInfo, checkpoint_name, save_checkpoint
+from pipelines.models.checkpoints import UNSENT_FILE, TrainingInfo, checkpoint_name, save_checkpoint
 from pipelines.sweep import runs as sweep_runs
 from pipelines.sweep.runs import close_strays, close_trial, send_unsent
 from pipelines.sweep.trial_files import add_trial, end_trial, read_trial, trial_folder
-from pipelines.tracking.tracker import UNSENT_FILE, RunRef, metric_histories, open_run
-from pipelines.training.checks import RUN_FILE
+from pipelines.tracking.run_folder import RUN_FILE
+from pipelines.tracking.runs import RunRef, metric_histories, open_run
 
 
 def opened(home, name, parent=None):

@@ -15,7 +15,7 @@ from pipelines.sweep.run_trial import FAILURE, _RungReport
 from pipelines.sweep.search import SweepSearch, tune_result
 from pipelines.sweep.sweep import _Bookkeeper, _fit, _has_collapsed, how_it_ended, reopen_failed
 from pipelines.sweep.trial_files import add_trial, end_trial, read_trial, read_trials, trial_folder
-from pipelines.tracking.tracker import RunRef
+from pipelines.tracking.runs import RunRef
 from tests.helpers.sweeps import rungs_to, sweep_config
 
 

@@ -8,9 +8,16 @@ import pytest
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import clip_ids_sha256
 from pipelines.errors import UserError
-from pipelines.training.checks import RUN_FILE, check_pretrain, worker_resources
+from pipelines.models.checkpoints import TRAINING_FILE
+from pipelines.tracking.run_folder import RUN_FILE
+from pipelines.training.checks import (
+    EARLIER_SETTINGS,
+    check_pretrain,
+    training_length,
+    worker_resources,
+)
 from pipelines.training.pretrain import _open_run
-from tests.helpers.clip_datasets import write_dataset
+from tests.helpers.clip_datasets import source_of, write_dataset, write_segments
 from tests.helpers.training import folder_of, leave_checkpoint, tiny_config, tiny_dataset
 
 
@@ -81,7 +88,11 @@ def test_a_list_of_excluded_clips_that_changed_is_refused(tmp_path):
             {"optimizer": {"warmup_epochs": 1.0, "decay_tokens_and_positions": False}},
             "another optimizer.decay_tokens_and_positions: it is True there and False here",
         ),
-        ({"epochs": 1.0}, r"has done 7 steps, but epochs \(1\) are 6 steps of 4 of 24 clips: none"),
+        (
+            {"epochs": 1.0},
+            r"has done 7 steps, but epochs \(1\) are 6 steps of 4 of 24 clips \(one of",
+        ),
+        ({"epoch_unit": "segment"}, "another epoch_unit: it is source there and segment here"),
     ],
 )
 def test_a_checkpoint_of_another_training_that_does_not_fit_is_refused(tmp_path, settings, message):
@@ -92,6 +103,51 @@ def test_a_checkpoint_of_another_training_that_does_not_fit_is_refused(tmp_path,
     )
     assert re.match(rf"resume \({place}\) has ", mistake)
     assert re.search(message, mistake)
+
+
+def forget_order(place):
+    """Makes a file one of a version that did not know how to order clips in another way."""
+    values = json.loads(place.read_text())
+    del values["config"]["epoch_unit"], values["config"]["num_lanes"]
+    place.write_text(json.dumps(values))
+
+
+def test_a_training_from_before_sources_and_lanes_goes_on_in_its_own_order(tmp_path):
+    dataset = tiny_dataset(tmp_path / "clips")
+    config = tiny_config(tmp_path, dataset)
+    segments = config.model_copy(update=EARLIER_SETTINGS)
+    folder_of(config).mkdir(parents=True)
+    _open_run(config, folder_of(config), None)
+    forget_order(folder_of(config) / RUN_FILE)
+    (mistake,) = check_pretrain(config)
+    assert "epoch_unit is segment there and source here" in mistake
+    assert check_pretrain(segments) == []
+
+    (folder_of(config) / RUN_FILE).unlink()
+    own = leave_checkpoint(config)
+    forget_order(own / TRAINING_FILE)
+    mistakes = check_pretrain(config)
+    assert f"epoch_unit (source) must be segment, as in checkpoint {own}" in mistakes[0]
+    assert "Take num_lanes=1 or another name" in mistakes[1]
+    assert check_pretrain(segments) == []
+
+    other = tiny_config(tmp_path, dataset, name="second", resume=str(own))
+    mistakes = check_pretrain(other)
+    assert "another epoch_unit: it is segment there and source here" in mistakes[0]
+    assert "another num_lanes: it is 1 there and None here" in mistakes[1]
+    assert check_pretrain(other.model_copy(update=EARLIER_SETTINGS)) == []
+
+
+def test_a_dry_run_says_how_long_a_training_is(tmp_path):
+    dataset = write_segments(tmp_path / "clips", [*source_of(0, 40), *source_of(1, 60)])
+    config = tiny_config(tmp_path, dataset)
+    assert training_length(config) == [
+        "would train  5 steps, 0.5 an epoch: one clip of each of 2 sources"
+    ]
+    assert training_length(config.model_copy(update={"epoch_unit": "segment"})) == [
+        "would train  13 steps, 1.25 an epoch: one clip of each of 5 segments"
+    ]
+    assert training_length(tiny_config(tmp_path, tmp_path / "none")) == []
 
 
 def test_a_checkpoint_of_another_training_may_be_gone_on_with_in_another_way(tmp_path):

@@ -17,13 +17,14 @@ from omegaconf import OmegaConf
 
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
-from pipelines.training.loop import make_feed
+from pipelines.training.feed import make_feed
 from xkd_core.health import CollapseWatch, measure_health
 from xkd_core.losses import initial_centers
 from xkd_core.optim import build_optimizer
 from xkd_core.train_step import TrainState, train_step
 from xkd_core.views.log_mel import LogMel
-from xkd_core.views.views import draw_view_parameters, make_views
+from xkd_core.views.parameters import draw_view_parameters
+from xkd_core.views.views import make_views
 from xkd_core.xkd import build_xkd
 
 pytestmark = pytest.mark.slow

@@ -62,15 +62,17 @@ def global_batches(dataset, *, world_size, first, count, **changes):
         max_size=4,
     ),
     batch_size=st.sampled_from([6, 12, 48]),
+    num_lanes=st.sampled_from([1, 2, 3]),
 )
-def test_each_clip_comes_once_an_epoch_however_a_run_is_stopped(dataset, stops, batch_size):
+def test_each_clip_comes_once_an_epoch_however_a_run_is_stopped(
+    dataset, stops, batch_size, num_lanes
+):
+    options = {"batch_size": batch_size, "num_lanes": num_lanes}
     seen, first = [], 0
     for world_size, count in stops:
-        seen += global_batches(
-            dataset, world_size=world_size, first=first, count=count, batch_size=batch_size
-        )
+        seen += global_batches(dataset, world_size=world_size, first=first, count=count, **options)
         first += count
-    whole = global_batches(dataset, world_size=1, first=0, count=first, batch_size=batch_size)
+    whole = global_batches(dataset, world_size=1, first=0, count=first, **options)
     assert seen == whole
     by_epoch = Counter(epoch for batch in seen for _, epoch in batch)
     assert len({pair for batch in seen for pair in batch}) == first * batch_size
@@ -78,14 +80,15 @@ def test_each_clip_comes_once_an_epoch_however_a_run_is_stopped(dataset, stops, 
         assert by_epoch[epoch] == NUM_CLIPS
 
 
-@pytest.mark.parametrize("after", [1, 2, 3])
-@pytest.mark.parametrize("before", [1, 2, 3])
-@pytest.mark.parametrize("stop", range(9))
+@pytest.mark.parametrize("num_lanes", [1, 3])
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 3), (3, 1), (3, 3)])
+@pytest.mark.parametrize("stop", [0, 1, 3, 4, 8])
 def test_every_stop_and_change_of_workers_gives_the_same_set_each_epoch(
-    dataset, stop, before, after
+    dataset, stop, before, after, num_lanes
 ):
-    seen = global_batches(dataset, world_size=before, first=0, count=stop)
-    seen += global_batches(dataset, world_size=after, first=stop, count=8 - stop)
+    lanes = {"num_lanes": num_lanes}
+    seen = global_batches(dataset, world_size=before, first=0, count=stop, **lanes)
+    seen += global_batches(dataset, world_size=after, first=stop, count=8 - stop, **lanes)
     clips = [pair for batch in seen for pair in batch]
     assert len(clips) == 48
     for epoch in (0, 1):
@@ -113,11 +116,15 @@ def test_rows_of_one_row_group_are_spread(dataset):
     assert neighbours < NUM_CLIPS // 2
 
 
-def test_picture_and_sound_are_the_same_stretch(dataset):
-    feed = make(dataset)
+@pytest.mark.parametrize("num_lanes", [1, 3])
+def test_picture_and_sound_are_the_same_stretch(dataset, num_lanes):
+    feed = make(dataset, num_lanes=num_lanes)
     starts = set()
     for batch in islice(feed.batches(0), 8):
-        for frames, waveform in zip(batch.clips.frames, batch.clips.waveform, strict=True):
+        clips = zip(batch.clips.frames, batch.clips.waveform, batch.clip_ids, strict=True)
+        for frames, waveform, clip_id in clips:
+            (source,) = dataset.index.source[dataset.index.clip_id == clip_id]
+            assert source == f"/made/{int(frames[0, 0, 0, 0])}.mp4"
             first = int(frames[0, 0, 0, 1])
             assert frames[:, 0, 0, 1].tolist() == list(range(first, first + 4))
             assert waveform.tolist() == list(range(first * 200, first * 200 + 800))

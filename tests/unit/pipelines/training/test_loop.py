@@ -15,8 +15,8 @@ def tell(rank, meeting_file):
         "gloo", init_method=f"file://{meeting_file}", rank=rank, world_size=2
     )
     metrics = {"loss/total": torch.tensor(1.0 + rank), "loss/alignment": torch.tensor(4.0)}
-    numbers, waited = together(metrics, [0.5, 3.0][rank])
-    assert numbers == {"loss/total": 1.5, "loss/alignment": 4.0}
+    numbers, waited = together({"schedule/epoch": 0.1, **metrics}, [0.5, 3.0][rank])
+    assert numbers == {"schedule/epoch": 0.1, "loss/total": 1.5, "loss/alignment": 4.0}
     assert waited == 3.0
     distributed.destroy_process_group()
 

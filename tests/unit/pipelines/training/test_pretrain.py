@@ -11,10 +11,11 @@ import pytest
 
 from pipelines.errors import JobFailed, UserError
 from pipelines.files import locked
-from pipelines.tracking.tracker import UNSENT_FILE, RunRef
-from pipelines.training.checks import RUN_FILE, check_pretrain
+from pipelines.models.checkpoints import UNSENT_FILE
+from pipelines.tracking.run_folder import LOCK_FILE, RUN_FILE
+from pipelines.tracking.runs import RunRef
+from pipelines.training.checks import check_pretrain
 from pipelines.training.pretrain import (
-    LOCK_FILE,
     _fit_unless_interrupted,
     _open_run,
     _warn_of_unsent,

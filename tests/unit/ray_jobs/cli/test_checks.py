@@ -19,8 +19,8 @@ from pathlib import Path
 from pipelines.config.base import TrackingConfig
 from pipelines.config.ingest import IngestSettings
 from pipelines.embed.plan import check_same_output
-from pipelines.ingest.plan import check_same
-from pipelines.tracking.tracker import check_tracking
+from pipelines.ingest.state import check_same
+from pipelines.tracking.server import check_tracking
 from ray_jobs.cli.checks import check_writable, messages
 
 nobody = 65534

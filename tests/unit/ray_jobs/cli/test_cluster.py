@@ -38,7 +38,8 @@ def test_sigterm_while_ray_starts_ends_as_at_any_other_time(tmp_path):
 import os, signal, sys, threading, time
 from pathlib import Path
 from pipelines.config.base import JobConfig
-from ray_jobs.cli.main import Job, Plan, run_job
+from ray_jobs.cli.job import Job, JobPlan, run_job
+from ray_jobs.cli.jobs import JobSummary
 from ray_jobs.cli.cluster import connected
 
 def terminate_once_ray_has_its_handler():
@@ -51,7 +52,8 @@ def work(config):
     with connected(config.ray):
         print("connected")
 
-job = Job("example", "", JobConfig, lambda config: Plan((), ()), work)
+summary = JobSummary("example", "", "", ())
+job = Job(summary, JobConfig, lambda config: JobPlan((), ()), work)
 sys.exit(run_job(job, [sys.argv[1], "ray.num_cpus=1"]))
 """
     settings = tmp_path / "example.yaml"

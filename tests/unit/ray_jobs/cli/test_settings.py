@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.config.describe import setting_descriptions
 from pipelines.config.embed import EmbedConfig
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.import_checkpoint import ImportConfig
@@ -13,7 +14,7 @@ from pipelines.config.promote import PromoteConfig
 from pipelines.config.run import RunConfig
 from pipelines.config.sweep import SweepConfig
 from pipelines.errors import UserError
-from ray_jobs.cli.settings import described, load_settings
+from ray_jobs.cli.settings import load_settings
 
 CONF = Path(__file__).resolve().parents[4] / "conf"
 SCHEMAS = {
@@ -161,13 +162,13 @@ def test_relative_output_is_refused_in_a_submitted_job(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("schema", [*SCHEMAS.values(), ImportConfig])
 def test_every_setting_is_listed_for_help(schema):
-    names = [name for name, _, _ in described(schema)]
+    names = [setting.name for setting in setting_descriptions(schema)]
     assert "tracking.uri" in names
     assert len(names) == len(set(names))
 
 
 def test_a_section_that_can_be_left_out_is_described_and_read_as_any_other():
-    names = {name: default for name, default, _ in described(SweepConfig)}
+    names = {setting.name: setting.default for setting in setting_descriptions(SweepConfig)}
     assert names["final"] == names["final.epochs"] == "None"
     assert names["final.promote.model_prefix"] == "'xkd'"
     smoke = CONF / "sweep" / "smoke.yaml"

@@ -21,17 +21,8 @@ from xkd_core.config import (
 from xkd_core.views import video as video_views
 from xkd_core.views.log_mel import LogMel
 from xkd_core.views.parameters import draw_view_parameters
-from xkd_core.views.video import resolve_crops
-from xkd_core.views.views import (
-    ClipBatch,
-    denormalize_video,
-    make_views,
-    normalize_video,
-    plain_audio_view,
-    plain_video_view,
-    plain_views,
-    split_views,
-)
+from xkd_core.views.video import denormalize_video, normalize_video, plain_video_view, resolve_crops
+from xkd_core.views.views import ClipBatch, make_views, plain_audio_view, plain_views, split_views
 
 VIDEO = VideoConfig(
     num_frames=8, frame_rate=8, size=32, local_num_frames=4, local_size=24, patch_size=8
@@ -342,3 +333,17 @@ def test_parts_of_a_batch_hold_all_views_of_their_clips():
         alone = views_of(slice(3 * index, 3 * index + 3))
         for name, tensor in part._asdict().items():
             torch.testing.assert_close(tensor, getattr(alone, name), msg=name)
+
+
+def test_the_papers_views_are_made_of_frames_as_small_as_the_published_ones():
+    """Short side 112, from which a crop of the whole frame needs no pixel that is not there."""
+    config = MethodConfig()
+    frames = torch.randint(0, 256, (2, 32, 149, 112, 3), dtype=torch.uint8)
+    sides = torch.tensor([149, 140]), torch.tensor([112, 112])
+    batch = ClipBatch(frames, *sides, torch.randint(-3000, 3000, (2, 64_000)).to(torch.int16))
+    views = make_views(batch, parameters_of(2, config), config, LogMel(config.model.audio))
+    assert views.video_global.shape == (2, 3, 32, 112, 112)
+    assert views.video_locals.shape == (1, 2, 3, 8, 96, 96)
+    for view in (views.video_global, views.video_locals):
+        assert view.isfinite().all()
+        assert view.std() > 0.1

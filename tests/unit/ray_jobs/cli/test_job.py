@@ -12,13 +12,16 @@ from ray.exceptions import ActorDiedError, RayTaskError
 
 from pipelines.config.base import JobConfig
 from pipelines.errors import JobFailed, Stopped, UserError
-from ray_jobs.cli.main import Job, Plan, _dry_run, _Redacting, run_job
+from ray_jobs.cli.job import Job, JobPlan, _dry_run, _Redacting, run_job
+from ray_jobs.cli.jobs import JobSummary
+
+TEST = JobSummary("test", "A test.", "pipelines.config.base:JobConfig", ())
 
 
 def run(tmp_path: Path, work) -> int:
     file = tmp_path / "job.yaml"
     file.write_text("tracking: {experiment: test}")
-    job = Job("test", "A test.", JobConfig, lambda _: Plan((), ()), lambda _: work())
+    job = Job(TEST, JobConfig, lambda _: JobPlan((), ()), lambda _: work())
     before = signal.getsignal(signal.SIGTERM)
     try:
         return run_job(job, [str(file)])
@@ -109,6 +112,6 @@ def test_a_job_that_ends_well(tmp_path):
 
 def test_a_dry_run_shows_no_password():
     server = {"uri": "http://me:my secret@mlflow.example:5000"}
-    printed = _dry_run(JobConfig.model_validate({"tracking": server}), Plan((), ()))
+    printed = _dry_run(JobConfig.model_validate({"tracking": server}), JobPlan((), ()))
     assert "uri: http://***@mlflow.example:5000" in printed
     assert "secret" not in printed

@@ -7,8 +7,9 @@ import torch
 
 from pipelines.config.base import JobConfig
 from pipelines.config.run import RunConfig
+from pipelines.errors import UserError
+from ray_jobs.cli.checks import check_gpus, gpu_mistakes
 from ray_jobs.cli.settings import load_settings
-from ray_jobs.evaluate import gpu_mistakes
 from ray_jobs.run import plan
 
 SMOKE = Path(__file__).resolve().parents[3] / "conf" / "run" / "smoke.yaml"
@@ -32,3 +33,11 @@ def test_the_main_job_tells_it_before_it_ingests(tmp_path, monkeypatch):
     assert [text for text in plan(config).mistakes if "GPU" in text] == [
         "evaluate.use_gpu (True) needs a GPU, but this machine has none"
     ]
+
+
+@NO_GPU
+@pytest.mark.ray
+def test_a_gpu_that_no_node_has_is_told(local_ray):
+    check_gpus({"use_gpu": False})
+    with pytest.raises(UserError, match=r"evaluate.use_gpu \(True\) needs a GPU, but no node"):
+        check_gpus({"pretrain.use_gpu": False, "evaluate.use_gpu": True})

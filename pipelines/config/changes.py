@@ -1,0 +1,34 @@
+"""What differs between the settings that a run began with and those it would go on with."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from pipelines.config.describe import may_change
+from pipelines.config.dotted import flat
+
+
+def fixed_settings(schema: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings by dotted names, without those that may change when a run goes on."""
+    return {name: value for name, value in flat(values).items() if not may_change(schema, name)}
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Every setting that is not the same there and here, in words.
+
+    >>> differences({"seed": 0, "splits": ["train"]}, {"seed": 1, "splits": ["train"]})
+    ['seed is 0 there and 1 here']
+    """
+    return [
+        f"{name} is {there.get(name)} there and {here.get(name)} here"
+        for name in sorted({*there, *here})
+        if there.get(name) != here.get(name)
+    ]
+
+
+def changed_settings(
+    schema: type[BaseModel], began_with: Mapping[str, Any], now: Mapping[str, Any]
+) -> list[str]:
+    """The settings that must not change and did, in words."""
+    return differences(fixed_settings(schema, began_with), fixed_settings(schema, now))

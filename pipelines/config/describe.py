@@ -1,0 +1,104 @@
+"""What a schema says about its settings: names, defaults, meanings, and which may change."""
+
+import types
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+MAY_CHANGE = "may_change"
+"""The mark of a setting that may differ when a run goes on, in `json_schema_extra` of its field.
+
+On a section it counts for all settings in it. A list in place of True names those settings of the
+section that may change; the marks inside then do not count.
+"""
+
+
+class Setting(NamedTuple):
+    """One setting as `--help` lists it."""
+
+    name: str
+    """Dotted."""
+    default: str
+    """As Python writes it, or `required`."""
+    meaning: str
+    may_change: bool
+    """Whether it may differ when a run goes on."""
+
+
+def setting_descriptions(schema: type[BaseModel]) -> Iterator[Setting]:
+    """Describes every setting of a schema, in its order."""
+    for name, field in _fields(schema, ""):
+        default = "required" if field.is_required() else repr(field.default)
+        meaning = " ".join((field.description or "").split())
+        yield Setting(name, default, meaning, may_change(schema, name))
+
+
+def may_change(schema: type[BaseModel], name: str) -> bool:
+    """Whether the setting of this dotted name may differ when a run goes on.
+
+    >>> from pipelines.config.pretrain import PretrainConfig
+    >>> may_change(PretrainConfig, "tracking.uri"), may_change(PretrainConfig, "seed")
+    (True, False)
+    """
+    section: type[BaseModel] | None = schema
+    path = name.split(".")
+    for place, part in enumerate(path):
+        field = section.model_fields.get(part) if section else None
+        if field is None:
+            return False
+        mark = _mark(field)
+        if isinstance(mark, list):
+            return place + 1 < len(path) and path[place + 1] in mark
+        if mark:
+            return True
+        section = section_of(field.annotation)
+    return False
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The schema of a section, which may be one that can be left out (`FinalSettings | None`)."""
+    options = get_args(annotation) if is_union(annotation) else (annotation,)
+    for option in options:
+        if isinstance(option, type) and issubclass(option, BaseModel):
+            return option
+    return None
+
+
+def annotation_of(schema: type[BaseModel], path: Sequence[str]) -> Any:
+    """The type of a setting, or None if the schema has none at this path."""
+    found: Any = schema
+    for part in path:
+        if get_origin(found) is dict:
+            found = get_args(found)[1]
+            continue
+        section = section_of(found)
+        field = section.model_fields.get(part) if section else None
+        if field is None:
+            return None
+        found = field.annotation
+    # `Annotated[str, ...] | None` keeps its annotation inside the union.
+    if is_union(found):
+        return Union[tuple(get_args(a)[0] if get_origin(a) else a for a in get_args(found))]  # noqa: UP007 - built at run time
+    return found
+
+
+def is_union(annotation: Any) -> bool:
+    """Whether a type is one of several."""
+    return get_origin(annotation) in (Union, types.UnionType)
+
+
+def _mark(field: FieldInfo) -> Any:
+    extra = field.json_schema_extra
+    return extra.get(MAY_CHANGE, False) if isinstance(extra, dict) else False
+
+
+def _fields(schema: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in schema.model_fields.items():
+        section = section_of(field.annotation)
+        # A section that can be left out is a setting itself: None, or what stands under it.
+        if section is None or is_union(field.annotation):
+            yield prefix + name, field
+        if section is not None:
+            yield from _fields(section, f"{prefix}{name}.")

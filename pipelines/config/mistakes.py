@@ -1,0 +1,60 @@
+"""What is wrong with values that do not fit a schema, in words."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from pipelines.config.describe import annotation_of, section_of, setting_descriptions
+
+
+def mistakes_in(values: Mapping[str, Any], schema: type[BaseModel]) -> list[str]:
+    """What is wrong with plain values, one sentence each; nothing if they fit the schema."""
+    try:
+        schema.model_validate(values)
+    except ValidationError as error:
+        return [text for _, text in described_mistakes(error, schema)]
+    return []
+
+
+def described_mistakes(
+    error: ValidationError, schema: type[BaseModel]
+) -> list[tuple[tuple[str, ...], str]]:
+    """Each mistake as the path of its setting and a sentence."""
+    return [
+        (tuple(str(part) for part in mistake["loc"]), _mistake(mistake, schema))
+        for mistake in error.errors(include_url=False)
+    ]
+
+
+def _mistake(mistake: Any, schema: type[BaseModel]) -> str:
+    path = [str(part) for part in mistake["loc"]]
+    name = ".".join(path)
+    if mistake["type"] == "extra_forbidden":
+        return f"{name} is not a setting{_nearest(path, schema)}"
+    if mistake["type"] == "missing":
+        return f"{name} is missing"
+    message = mistake["msg"].removeprefix("Value error, ")
+    if mistake["type"] == "value_error":
+        # Rules over several settings name them; a rule over one has only its value.
+        return f"{name} {message}" if message.startswith("(") else _within(name, message)
+    return f"{name} ({mistake['input']!r}): {message[0].lower()}{message[1:]}"
+
+
+def _within(section: str, message: str) -> str:
+    return f"{section}: {message}" if section else message
+
+
+def _nearest(path: Sequence[str], schema: type[BaseModel]) -> str:
+    section = section_of(annotation_of(schema, path[:-1]) if len(path) > 1 else schema)
+    if section is None:
+        return ""
+    here = difflib.get_close_matches(path[-1], section.model_fields, n=1)
+    if here:
+        return f"; did you mean {'.'.join([*path[:-1], here[0]])}?"
+    names = [setting.name for setting in setting_descriptions(schema)]
+    elsewhere = [name for name in names if name.split(".")[-1] == path[-1]]
+    if elsewhere:
+        return f"; did you mean {elsewhere[0]}?"
+    return f"; settings here: {', '.join(section.model_fields)}"

@@ -1,0 +1,71 @@
+"""The best settings of a sweep, written as a configuration that trains them at full length."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.config.dotted import merged
+from pipelines.config.pretrain import PretrainSettings
+from pipelines.config.sweep import SweepConfig
+from pipelines.evaluation.scores import MEASURES, percent
+from pipelines.redaction import redacted
+from pipelines.sweep.results import last_objective
+from pipelines.sweep.space import settings_of
+from pipelines.sweep.sweep import SweepResult
+from pipelines.sweep.trial_files import Trial
+
+WINNER_FILE = "best.yaml"
+
+
+def write_winner(config: SweepConfig, result: SweepResult) -> Path:
+    """Writes the best settings as a configuration of `ray_jobs.pretrain`."""
+    file = result.folder / WINNER_FILE
+    values = {
+        "name": f"{config.name}-best"[:80],
+        "dataset": config.dataset,
+        "output": str(result.folder / "best"),
+        **best_values(config, result.best),
+    }
+    tracking = config.tracking.model_dump(exclude_defaults=True)
+    uri = tracking.get("uri") or ""
+    has_password = redacted(uri) != uri
+    if has_password:
+        del tracking["uri"]
+    if tracking:
+        values["tracking"] = tracking
+    score = percent(last_objective(config, result.best)).replace("\u00a0", " ")
+    notes = f"# Mind: it completed, {result.best.reason}\n" if result.best.reason else ""
+    if has_password:
+        notes += (
+            f"# MLflow: set MLFLOW_TRACKING_URI, as {redacted(uri)}; passwords are not kept here.\n"
+        )
+    header = (
+        f"# {result.best.name} of the sweep {config.name}: {objective_name(config)} {score}.\n"
+        f"{notes}#\n#   {winner_command(file)}\n"
+    )
+    file.write_text(header + yaml.safe_dump(values, sort_keys=False, width=100))
+    return file
+
+
+def winner_command(file: Path) -> str:
+    """What to type to train the best settings."""
+    return f"python -m ray_jobs.pretrain {shlex.quote(str(file))}"
+
+
+def objective_name(config: SweepConfig) -> str:
+    """The objective in words."""
+    side = config.objective.modality
+    sides = "mean of video and audio" if side in ("mean", "both") else side
+    return f"{MEASURES[config.objective.measure]}, {sides}"
+
+
+def best_values(config: SweepConfig, best: Trial) -> dict[str, Any]:
+    """The best settings at full length, those that differ from the defaults."""
+    settings = settings_of(config.space, best.values)
+    if config.final is not None and config.final.epochs is not None:
+        settings["epochs"] = config.final.epochs
+    values = merged(config.pretrain.model_dump(mode="json"), settings)
+    checked = PretrainSettings.model_validate(values)
+    return checked.model_dump(mode="json", exclude_defaults=True)

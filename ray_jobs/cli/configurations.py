@@ -1,0 +1,92 @@
+"""The configurations that come with the package, and their short names: `smoke`, `one_gpu`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.resources
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pipelines.errors import UserError
+from pipelines.paths import PACKAGES, is_uri
+from ray_jobs.cli.jobs import JobSummary
+
+_SUFFIXES = (".yaml", ".yml")
+
+
+class Arguments(NamedTuple):
+    """What a command line comes to."""
+
+    file: Path | None
+    overrides: Sequence[str]
+    note: str | None = None
+    """What the user is told first, where the file does not follow from the argument alone."""
+
+
+def configuration_folder() -> Path:
+    """The folder `conf`: beside the code in a checkout, inside the package once installed."""
+    installed = Path(str(importlib.resources.files("ray_jobs"))) / "conf"
+    return installed if installed.is_dir() else PACKAGES / "conf"
+
+
+def configuration_names(job: str) -> list[str]:
+    """The short names of a job's configurations."""
+    return sorted(file.stem for file in (configuration_folder() / job).glob("*.yaml"))
+
+
+def find_configuration(
+    job: JobSummary,
+    argument: str,
+    overrides: Sequence[str],
+    for_media: Callable[[JobSummary, str, Sequence[str]], Arguments] | None = None,
+) -> Arguments:
+    """Says which file the first argument means, and which settings follow from it.
+
+    A short name goes before a folder of that name, which `./NAME` means.
+
+    Args:
+        job: The job.
+        argument: A YAML file, a short name, or media.
+        overrides: The `key=value` that follow.
+        for_media: What chooses the configuration for media; without it they need none.
+
+    Raises:
+        UserError: if it is none of these.
+    """
+    if argument.endswith(_SUFFIXES) and not os.path.isdir(argument):
+        return Arguments(Path(argument), overrides)
+    if argument in configuration_names(job.name):
+        file = configuration_folder() / job.name / f"{argument}.yaml"
+        is_media_too = job.media and os.path.exists(argument)
+        note = f"{shown_file(file)}; ./{argument} means the path of that name"
+        return Arguments(file, overrides, note if is_media_too else None)
+    if job.media is None:
+        raise UserError(_no_configuration(job, argument))
+    if not is_uri(argument):
+        if not os.path.exists(os.path.expanduser(argument)):
+            raise UserError(_no_configuration(job, argument))
+        # A path on the command line starts where the user is, not at XKD_HOME.
+        argument = os.path.abspath(os.path.expanduser(argument))
+    if for_media is None:
+        return Arguments(None, [f"{job.media}={argument}", *overrides])
+    return for_media(job, argument, overrides)
+
+
+def shown_file(file: Path) -> str:
+    """A file as it is shown: relative where it lies below the working directory."""
+    here = Path.cwd()
+    return str(file.relative_to(here) if file.is_relative_to(here) else file)
+
+
+def _no_configuration(job: JobSummary, argument: str) -> str:
+    names = configuration_names(job.name)
+    what = "a YAML file or a short name" + (f", or {job.media}" if job.media else "")
+    text = f"argument ({argument}) must be {what}, but no such path exists"
+    if os.path.exists(argument):
+        text = f"argument ({argument}) must be {what}; for media, add input={argument} after it"
+    nearest = difflib.get_close_matches(argument, names, n=1)
+    if nearest:
+        return f"{text}; did you mean {nearest[0]}?"
+    return f"{text}; short names: {', '.join(names)}" if names else text

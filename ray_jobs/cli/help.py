@@ -1,0 +1,92 @@
+"""What `xkd JOB --help` prints, and the parser of a job's command line."""
+
+import argparse
+import textwrap
+from collections.abc import Iterable, Iterator
+
+from pipelines.config.base import JobConfig
+from pipelines.config.describe import Setting, annotation_of, section_of, setting_descriptions
+from ray_jobs.cli.configurations import configuration_names
+from ray_jobs.cli.jobs import JobSummary
+
+_WIDTH = 100
+
+
+def make_parser(job: JobSummary, schema: type[JobConfig]) -> argparse.ArgumentParser:
+    """The parser of one job's command line, whose help describes its settings."""
+    parser = argparse.ArgumentParser(
+        prog=f"xkd {job.name}",
+        description=job.about,
+        epilog=settings_help(job, schema),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = f"{job.media.upper()} | CONFIG" if job.media else "CONFIG"
+    names = ", ".join(configuration_names(job.name)) or "none"
+    parser.add_argument(
+        "config", metavar=what, help=f"a YAML file or a short name ({names})".replace("%", "%%")
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings that override the file's"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the resolved settings and what would be read and written, and do nothing",
+    )
+    parser.add_argument("--verbose", action="store_true", help="show the log as well")
+    return parser
+
+
+def settings_help(job: JobSummary, schema: type[JobConfig]) -> str:
+    """All settings of a job: those that people set first, then the rest by section."""
+    settings = list(setting_descriptions(schema))
+    # What every job has says little about this one.
+    is_resumable = any(
+        setting.may_change and not setting.name.startswith(("tracking.", "ray."))
+        for setting in settings
+    )
+    lines = ["name (default) and meaning; required settings come from the file or the command line"]
+    if is_resumable:
+        lines.append("may change: a run that goes on may have another value here")
+    first = [setting for setting in settings if setting.name in job.first]
+    first.sort(key=lambda setting: job.first.index(setting.name))
+    lines += ["", "set first:", *_entries(first, is_resumable)]
+    rest = (setting for setting in settings if setting.name not in job.first)
+    for section, members in _by_section(rest):
+        lines += ["", _heading(section, schema), *_entries(members, is_resumable)]
+    return "\n".join(lines)
+
+
+def _by_section(settings: Iterable[Setting]) -> Iterator[tuple[str, list[Setting]]]:
+    """Settings under the name of their section; those of the file itself come first."""
+    sections: dict[str, list[Setting]] = {"": []}
+    for setting in settings:
+        sections.setdefault(setting.name.rpartition(".")[0], []).append(setting)
+    yield from ((name, members) for name, members in sections.items() if members)
+
+
+def _heading(section: str, schema: type[JobConfig]) -> str:
+    if not section:
+        return "more settings:"
+    described = section_of(annotation_of(schema, section.split(".")))
+    # A section's first sentence says what it is about.
+    about = " ".join(((described and described.__doc__) or "").split()).partition(". ")[0]
+    return f"{section}: {about}".rstrip(" :") + ("" if about else ":")
+
+
+def _entries(settings: Iterable[Setting], is_resumable: bool) -> list[str]:
+    return [
+        textwrap.fill(
+            f"{setting.name} ({_default(setting, is_resumable)}) {setting.meaning}".rstrip(),
+            width=_WIDTH,
+            initial_indent="  ",
+            subsequent_indent="      ",
+            break_on_hyphens=False,
+        )
+        for setting in settings
+    ]
+
+
+def _default(setting: Setting, is_resumable: bool) -> str:
+    is_marked = is_resumable and setting.may_change
+    return f"{setting.default}; may change" if is_marked else setting.default

@@ -1,0 +1,168 @@
+"""The one command-line form of every job: `CONFIG [key=value ...] [--dry-run]`.
+
+CONFIG is a YAML file or the short name of one that comes with XKD; some jobs take media instead.
+A job's module defines `JOB`; this file reads the settings, makes the plan and runs the job. Each
+end of a job is one line on stderr and an exit code: 2 for a user's mistake, 1 for a known failure,
+130 for Ctrl-C, and 75 (EX_TEMPFAIL of sysexits.h) for a stop that the same command goes on from,
+such as SIGTERM or a time budget.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import yaml
+
+from pipelines.config.base import JobConfig
+from pipelines.errors import JobFailed, Stopped, Terminated, UserError
+from pipelines.redaction import one_line, redacted
+from ray_jobs.cli.configurations import Arguments, find_configuration
+from ray_jobs.cli.help import make_parser
+from ray_jobs.cli.jobs import JobSummary
+from ray_jobs.cli.settings import load_settings
+
+logger = logging.getLogger(__name__)
+
+FAILED = 1
+USER_ERROR = 2
+RESUMABLE = os.EX_TEMPFAIL
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """What a job would read and write, and what stands in its way."""
+
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    mistakes: tuple[str, ...] = ()
+    notes: Callable[[], Sequence[str]] = tuple
+    """Gives further lines for `--dry-run`."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A program: its settings, its plan and its work."""
+
+    summary: JobSummary
+    schema: type[JobConfig]
+    plan: Callable[[Any], JobPlan]
+    work: Callable[[Any], None]
+    how_to_go_on: str = "The same command goes on from there."
+    for_media: Callable[[JobSummary, str, Sequence[str]], Arguments] | None = None
+    """Chooses the configuration for media that are given instead of one; without it the settings
+    need no file."""
+
+    @property
+    def name(self) -> str:
+        """Its name on the command line."""
+        return self.summary.name
+
+
+def run_job(job: Job, argv: Sequence[str] | None = None) -> int:
+    """Runs one job; returns the exit code."""
+    arguments = make_parser(job.summary, job.schema).parse_args(argv)
+    console = logging.StreamHandler()
+    console.setFormatter(_Redacting("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(
+        level=logging.INFO if arguments.verbose else logging.WARNING, handlers=[console]
+    )
+    if not arguments.verbose:
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+    # What a scheduler sends before it kills is handled as Ctrl-C is.
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        _plan_and_work(job, arguments)
+    except UserError as error:
+        print(f"{job.name}: {error}", file=sys.stderr)
+        return USER_ERROR
+    except JobFailed as failure:
+        print(f"{job.name}: {failure}", file=sys.stderr)
+        return RESUMABLE if isinstance(failure, Stopped) else FAILED
+    except KeyboardInterrupt as interrupt:
+        is_terminated = isinstance(interrupt, Terminated)
+        kind = "terminated" if is_terminated else "interrupted"
+        print(f"\n{job.name}: {kind}. {_sentence(interrupt)}{job.how_to_go_on}", file=sys.stderr)
+        return RESUMABLE if is_terminated else INTERRUPTED
+    except Exception as error:
+        reason = _outside_reason(error)
+        if reason is None:
+            raise
+        # Hardly ever does the place in the code help; --verbose shows it.
+        logger.info("where it failed", exc_info=error)
+        print(f"{job.name}: {reason}. {job.how_to_go_on}", file=sys.stderr)
+        return FAILED
+    return 0
+
+
+class _Redacting(logging.Formatter):
+    """Leaves passwords out of tracebacks too, where clients show whole URIs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The lines of a record."""
+        return redacted(super().format(record))
+
+
+def _plan_and_work(job: Job, arguments: argparse.Namespace) -> None:
+    config = _settings(job, arguments)
+    plan = job.plan(config)
+    if arguments.dry_run:
+        print(_dry_run(config, plan))
+    if plan.mistakes:
+        raise UserError("\n  ".join(_counted(plan.mistakes)))
+    if not arguments.dry_run:
+        job.work(config)
+
+
+def _outside_reason(error: Exception) -> str | None:
+    """What the system, MLflow or Ray failed with, or None if it was the code."""
+    # Not before: these take seconds, and MLflow heeds what pipelines.tracking.server sets.
+    from mlflow.exceptions import MlflowException
+    from ray.exceptions import RayError, RayTaskError
+
+    if isinstance(error, RayTaskError):
+        error = error.cause  # what a worker's code raised
+    if not isinstance(error, (OSError, MlflowException, RayError)):
+        return None
+    file = getattr(error, "filename", None)
+    return one_line(error).rstrip(".") + (f" ({file})" if file else "")
+
+
+def _settings(job: Job, arguments: argparse.Namespace) -> Any:
+    """The settings of a file, or of the media that are given instead of one."""
+    chosen = find_configuration(job.summary, arguments.config, arguments.overrides, job.for_media)
+    if chosen.note:
+        print(f"{job.name}: {chosen.note}", flush=True)
+    return load_settings(job.schema, chosen.file, chosen.overrides)
+
+
+def _sentence(interrupt: KeyboardInterrupt) -> str:
+    return f"{interrupt}. " if str(interrupt) else ""
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _counted(mistakes: Sequence[str]) -> list[str]:
+    return list(mistakes) if len(mistakes) == 1 else [f"{len(mistakes)} mistakes", *mistakes]
+
+
+def _dry_run(config: JobConfig, plan: JobPlan) -> str:
+    from pipelines.tracking.runs import kept_settings
+    from pipelines.tracking.server import tracking_uri
+    from ray_jobs.cli.cluster import ray_address
+
+    settings = yaml.safe_dump(kept_settings(config), sort_keys=False, width=100)
+    lines = [settings, *(f"would read   {place}" for place in plan.reads)]
+    lines += [f"would write  {place}" for place in plan.writes]
+    lines += plan.notes()
+    lines.append(f"would log to {redacted(tracking_uri(config.tracking))}")
+    lines.append(f"would run on {ray_address(config.ray) or 'a Ray of its own'}")
+    return "\n".join(lines)

@@ -1,0 +1,137 @@
+"""A whole training on a device that obeys a GPU's rules, on a machine that has none.
+
+The device waits only where numbers are due: to record, to score, to load a checkpoint.
+"""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from pipelines.models.checkpoints import load_tensors
+from pipelines.training import loop, state, stopping
+from tests.helpers.clip_datasets import write_dataset
+from tests.helpers.pretend_device import DEVICE, pretend_device
+from tests.helpers.training import NUM_CLIPS, tiny_config
+
+STEPS = 3
+ALL_SETTINGS = {
+    "objective": {"refinement": "cross", "mmd_bandwidth": "median", "mmd_unbiased": True},
+    "views": {"num_video_globals": 2, "num_audio_globals": 2, "num_video_locals": 2},
+    "accumulation_steps": 2,
+}
+
+
+class Recorder:
+    """Stands where Ray Train, MLflow and the driver are: what they hear of a training."""
+
+    def __init__(self, monkeypatch, device):
+        self.metrics = {}
+        self.checkpoints = []
+        context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+        monkeypatch.setattr("ray.train.get_context", lambda: context)
+        monkeypatch.setattr("ray.train.report", self._report)
+        monkeypatch.setattr("ray.train.get_all_reported_checkpoints", list)
+        monkeypatch.setattr(state, "broadcast_from_rank_zero", lambda name: name)
+        monkeypatch.setattr(state, "prepare_model", lambda model, **_: model)
+        monkeypatch.setattr(state, "get_device", lambda: device)
+        monkeypatch.setattr(loop, "get_device", lambda: device)
+        monkeypatch.setattr(loop, "Tracker", lambda *_, **__: self)
+        monkeypatch.setattr(
+            loop, "StopSignal", lambda _, deadline: stopping.StopSignal(None, deadline)
+        )
+        hears = SimpleNamespace(remote=lambda *_: None)
+        self.board = SimpleNamespace(post=hears, warn=hears)
+
+    def _report(self, _, checkpoint, **__):
+        self.checkpoints.append(checkpoint.path)
+
+    def log(self, numbers, step):
+        self.metrics.setdefault(step, {}).update(numbers)
+
+    def tag(self, *_):
+        pass
+
+    def unsent(self):
+        return []
+
+    def close(self):
+        pass
+
+
+def run_loop(recorder, config):
+    (Path(config.output) / config.name).mkdir(parents=True)
+    return loop.train_loop_per_worker(
+        {
+            "config": config.model_dump(mode="json"),
+            "exclude_sha256": "",
+            "run": {"uri": "", "run_id": "", "experiment_id": ""},
+            "board": recorder.board,
+            "deadline": None,
+            "rungs": None,
+        }
+    )
+
+
+def let_wait(monkeypatch, device):
+    """Where a training may wait for the device."""
+    for owner, name in (
+        (loop, "build_state"),
+        (loop, "load_state"),
+        (loop, "together"),
+        (loop.FiniteWatch, "first"),
+        (loop.KnnScorer, "score"),
+        (loop.LogMel, "to"),
+    ):
+        monkeypatch.setattr(owner, name, device.allowing(getattr(owner, name)))
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Of several sizes, a third of them held out."""
+    return write_dataset(
+        tmp_path_factory.mktemp("clips") / "clips",
+        NUM_CLIPS,
+        num_frames=10,
+        size=lambda clip: (20 + clip % 3, 24 + clip % 5),
+        split=lambda clip: "val" if clip % 6 > 3 else "train",
+    )
+
+
+@pytest.mark.parametrize("settings", [{}, ALL_SETTINGS], ids=["published", "others"])
+def test_a_training_runs_where_tensors_of_two_devices_do_not_mix(
+    tmp_path, monkeypatch, clips, settings
+):
+    settings = {
+        "epochs": STEPS / 4,
+        "log_every": 2,
+        "checkpoint_every": 2,
+        "health": {"knn": {"every_epochs": 1}},
+        "optimizer": {"learning_rate": 1e-3, "warmup_epochs": 0.0},
+        **settings,
+    }
+    on_cpu = tiny_config(tmp_path / "cpu", clips, **settings)
+    with monkeypatch.context() as patched:
+        expected = Recorder(patched, torch.device("cpu"))
+        run_loop(expected, on_cpu)
+    config = tiny_config(tmp_path / "device", clips, **settings)
+    with monkeypatch.context() as patched, pretend_device(patched) as device:
+        let_wait(patched, device)
+        recorder = Recorder(patched, DEVICE)
+        outcome = run_loop(recorder, config)
+        assert outcome["next_step"] == STEPS
+        assert not outcome["failure"]
+        earlier, last = recorder.checkpoints
+        resumed = config.model_copy(update={"name": "resumed", "resume": earlier})
+        again = Recorder(patched, DEVICE)
+        assert run_loop(again, resumed)["first_step"] == 2
+    assert recorder.metrics.keys() == expected.metrics.keys() == {0, 2, 3}
+    for step, numbers in expected.metrics.items():
+        assert recorder.metrics[step].keys() == numbers.keys()
+        for name in numbers:
+            if not name.startswith("time/"):
+                close = pytest.approx(numbers[name], rel=1e-3, abs=1e-4)
+                assert recorder.metrics[step][name] == close, (step, name)
+    tensors, resumed = load_tensors(Path(last)), load_tensors(Path(again.checkpoints[-1]))
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in tensors.items())
