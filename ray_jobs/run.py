@@ -23,6 +23,7 @@ from pipelines.tracking.server import SQLITE
 from pipelines.training.checks import run_mistakes
 from ray_jobs.cli.checks import (
     check_gpus,
+    decoder_mistakes,
     environment_mistakes,
     gpu_mistakes,
     messages,
@@ -101,6 +102,7 @@ def plan(config: RunConfig) -> JobPlan:
         ),
         mistakes=(
             *messages(lambda: check_ingest(config.input, ingest.output, config.ingest)),
+            *decoder_mistakes(config, config.ingest.decoder),
             *run_mistakes(pretrain_config(config)),
             *gpu_mistakes(config, _wants_gpu(config)),
             *environment_mistakes(config, str(folder)),

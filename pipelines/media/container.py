@@ -129,8 +129,6 @@ def _refusal(source: int | BinaryIO, formats: Formats, error: ArgumentError) -> 
     """Names the format of a source that may not be opened, which only FFmpeg's log does."""
     av.logging.set_level(av.logging.ERROR)
     try:
-        if not isinstance(source, int):
-            source.seek(0)
         with av.logging.Capture() as log:
             _opened(source, formats).close()
     except (FFmpegError, ValueError, OSError):
