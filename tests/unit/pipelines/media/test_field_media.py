@@ -66,14 +66,13 @@ def test_a_transport_stream_whose_clock_restarts_is_both_halves(field, tmp_path)
 
 
 def blocks(segments):
-    """Frames as 4 x 4 colors, since the halves differ in the shape of their pixels."""
-    return np.concatenate([of_segment(segment.frames.astype(float)) for segment in segments])
-
-
-def of_segment(frames):
-    height, width = (side // 4 * 4 for side in frames.shape[1:3])
-    cut = frames[:, :height, :width]
-    return cut.reshape(len(cut), 4, height // 4, 4, width // 4, 3).mean(axis=(2, 4))
+    """Frames as 4 x 4 colors, since the halves differ in size."""
+    colors = []
+    for segment in segments:
+        count, height, width = segment.frames.shape[:3]
+        cells = segment.frames.reshape(count, 4, height // 4, 4, width // 4, 3)
+        colors.append(cells.astype(float).mean(axis=(2, 4)))
+    return np.concatenate(colors)
 
 
 def second_half(path):
