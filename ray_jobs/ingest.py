@@ -17,7 +17,7 @@ from ray_jobs.cli.jobs import JOBS
 
 def plan(config: IngestConfig) -> JobPlan:
     """What ingest reads and writes."""
-    source = config.input or str(made_folder(config))
+    source = config.input or str(synthetic_folder(config))
     mistakes = (
         *messages(lambda: check_ingest(config.input, config.output, config)),
         *decoder_mistakes(config, config.decoder),
@@ -29,7 +29,7 @@ def plan(config: IngestConfig) -> JobPlan:
     )
 
 
-def made_folder(config: IngestConfig) -> Path:
+def synthetic_folder(config: IngestConfig) -> Path:
     """Where the made clips lie: beside the dataset made of them."""
     return Path(config.output).parent / "videos"
 
@@ -44,10 +44,10 @@ def ingest_stage(config: IngestConfig, parent: RunRef | None = None) -> IngestSu
     """Ingests under a run of MLflow, with progress."""
     source = config.input
     if source is None:
-        folder = made_folder(config)
+        folder = synthetic_folder(config)
         progress = StageProgress("make", "clips")
-        make_clips(folder, config.made, lambda done, total: progress(done, total, ""))
-        progress.finish(f"{config.made.num_clips} clips and 2 broken files in {folder}")
+        make_clips(folder, config.synthetic, lambda done, total: progress(done, total, ""))
+        progress.finish(f"{config.synthetic.num_clips} clips and 2 broken files in {folder}")
         source = str(folder)
     print(decoder_text(config))
     progress = StageProgress("ingest", "sources")

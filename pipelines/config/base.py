@@ -5,7 +5,7 @@ that the main job holds the settings of every stage and fills in the paths itsel
 start at `XKD_HOME`, or at the working directory if it is not set.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from pipelines.paths import absolute_location, absolute_place
+from pipelines.redaction import redacted
 from xkd_core.config import Config
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
@@ -25,7 +26,7 @@ Location = Annotated[str, Field(min_length=1), AfterValidator(absolute_location)
 """A path, or a URI that pyarrow or fsspec opens."""
 
 
-class TrackingConfig(Config):
+class TrackingSettings(Config):
     """Where MLflow keeps what a job measures."""
 
     uri: str | None = None
@@ -34,7 +35,7 @@ class TrackingConfig(Config):
     experiment: str = Field("xkd", min_length=1)
 
 
-class RayConfig(Config):
+class RaySettings(Config):
     """Which Ray a job runs on."""
 
     address: str | None = None
@@ -49,8 +50,8 @@ class RayConfig(Config):
 class JobConfig(Config):
     """What every job has."""
 
-    tracking: TrackingConfig = Field(TrackingConfig(), json_schema_extra={"may_change": True})
-    ray: RayConfig = Field(RayConfig(), json_schema_extra={"may_change": True})
+    tracking: TrackingSettings = Field(TrackingSettings(), json_schema_extra={"may_change": True})
+    ray: RaySettings = Field(RaySettings(), json_schema_extra={"may_change": True})
 
 
 class DecoderSettings(Config):
@@ -64,7 +65,7 @@ class DecoderSettings(Config):
     could falsify the files of the next second of work, which share it."""
 
 
-class LimitsConfig(Config):
+class LimitsSettings(Config):
     """What one source may cost; above it the source goes to the rejects."""
 
     max_bytes: PositiveInt = 50_000_000_000
@@ -85,3 +86,11 @@ class LimitsConfig(Config):
     max_hashed_remote_bytes: NonNegativeInt = 64_000_000
     """A remote file up to this size is read once more, for the hash of its bytes; of a larger one
     the store's version tag stands for them."""
+
+
+def settings_without_password(config: JobConfig) -> dict[str, Any]:
+    """All settings as JSON for files that others may read: without the server's password."""
+    values = config.model_dump(mode="json")
+    if values["tracking"]["uri"]:
+        values["tracking"]["uri"] = redacted(values["tracking"]["uri"])
+    return values

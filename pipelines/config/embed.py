@@ -2,7 +2,7 @@
 
 from pydantic import Field, PositiveInt
 
-from pipelines.config.base import DecoderSettings, JobConfig, LimitsConfig, Location, Name, Place
+from pipelines.config.base import DecoderSettings, JobConfig, LimitsSettings, Location, Name, Place
 
 
 class EmbedConfig(JobConfig):
@@ -19,5 +19,5 @@ class EmbedConfig(JobConfig):
     """Clips that go through the encoder at once."""
     num_workers: PositiveInt | None = Field(None, json_schema_extra={"may_change": True})
     """By default one for each CPU that Ray has."""
-    limits: LimitsConfig = LimitsConfig()
+    limits: LimitsSettings = LimitsSettings()
     decoder: DecoderSettings = Field(DecoderSettings(), json_schema_extra={"may_change": True})

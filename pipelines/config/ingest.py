@@ -11,12 +11,12 @@ from pydantic import (
     model_validator,
 )
 
-from pipelines.config.base import DecoderSettings, JobConfig, LimitsConfig, Location, Name, Place
+from pipelines.config.base import DecoderSettings, JobConfig, LimitsSettings, Location, Name, Place
 from pipelines.media.container import REASONS
 from xkd_core.config import Config
 
 
-class MadeClipsConfig(Config):
+class SyntheticSettings(Config):
     """The clips that are made on the spot when no input is given."""
 
     num_clips: Annotated[int, Field(ge=16)] = 300
@@ -64,7 +64,7 @@ class IngestSettings(Config):
     heldout_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     """Share of the sources put into the split `test` where the input names no splits; by content,
     so it never changes for a file."""
-    limits: LimitsConfig = LimitsConfig()
+    limits: LimitsSettings = LimitsSettings()
     decoder: DecoderSettings = Field(DecoderSettings(), json_schema_extra={"may_change": True})
     sources_per_shard: PositiveInt = 32
     rows_per_group: PositiveInt = 16
@@ -106,7 +106,7 @@ class IngestConfig(IngestSettings, JobConfig):
     or of a web server (a list). Without it clips are made on the spot."""
     output: Place
     """Folder of the clip dataset."""
-    made: MadeClipsConfig = MadeClipsConfig()
+    synthetic: SyntheticSettings = SyntheticSettings()
 
     @model_validator(mode="after")
     def _input_of_a_dataset(self) -> "IngestConfig":

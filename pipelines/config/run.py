@@ -4,7 +4,7 @@ from pydantic import Field, model_validator
 
 from pipelines.config.base import JobConfig, Location, Name, Place
 from pipelines.config.evaluate import EvaluateSettings
-from pipelines.config.ingest import IngestSettings, MadeClipsConfig
+from pipelines.config.ingest import IngestSettings, SyntheticSettings
 from pipelines.config.pretrain import PretrainSettings, clip_mismatch
 from pipelines.config.promote import PromoteSettings
 
@@ -18,7 +18,7 @@ class RunConfig(JobConfig):
     """As for `ingest`: without it clips are made on the spot."""
     output: Place
     """Folder that gets one folder for each name."""
-    made: MadeClipsConfig = MadeClipsConfig()
+    synthetic: SyntheticSettings = SyntheticSettings()
     ingest: IngestSettings = IngestSettings()
     pretrain: PretrainSettings
     evaluate: EvaluateSettings = Field(EvaluateSettings(), json_schema_extra={"may_change": True})

@@ -16,10 +16,9 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.config.base import DecoderSettings, LimitsConfig
-from pipelines.dataset.clip_dataset import read_groups
+from pipelines.config.base import DecoderSettings, LimitsSettings
 from pipelines.dataset.schema import REJECTS, REJECTS_FOLDER, STRETCH, clip_id
-from pipelines.dataset.shards import ShardWriter
+from pipelines.dataset.shards import ShardWriter, read_groups
 from pipelines.files import write_failure
 from pipelines.ingest.plan import Unit, UnitSource
 from pipelines.ingest.worker import in_stretch, reject_row
@@ -89,7 +88,7 @@ class UnitEmbedder:
         self._output, self._scratch = Path(output), Path(scratch)
         self._version = version
         self._batch_size = batch_size
-        self._limits = LimitsConfig.model_validate(limits)
+        self._limits = LimitsSettings.model_validate(limits)
         confined = DecoderSettings.model_validate(decoder)
         self._decoder = DecoderProcess(
             max_memory_bytes=self._limits.max_memory_bytes,

@@ -1,24 +1,33 @@
-"""One pass over a media file: frames and sound on one clock, cut into segments.
+"""A media file becomes frames and sound on one clock, cut into segments.
 
-With `media_source` and `media_tracks` the only code that decodes. They need PyAV and NumPy alone,
-because they travel inside the registered models. Memory does not grow with the length of a source:
-a segment leaves as soon as both streams have passed its end, or one of them is
-`MAX_AHEAD_SECONDS` past it.
+Its packets are read first (`packets`), which decides when each of them is presented (`timeline`),
+then decoded once, from front to back (`tracks`). All of it needs PyAV and NumPy alone, because it
+travels inside the registered models. Memory does not grow with the length of a source but for some
+80 bytes a packet: a segment leaves as soon as both streams have passed its end.
 
-The clock is the presentation timestamps of the container. It starts where the picture starts, or
-earlier by whole frames where the sound does. It ticks `frame_rate` times a second, and the frame
-of a tick is the one that a player shows in the middle of it.
+The clock starts where the picture starts, or earlier by whole frames where the sound does. It ticks
+`frame_rate` times a second, and the frame of a tick is the one that a player shows in the middle:
+
+    sound    ======================================......    silence at the end
+    picture          A-------B----C---D------------------    on until the next one, or to the end
+    clock        |   .   |   .   |   .   |   .   |   .   |   ticks, and their middles
+    stored           A       A       C       D       D       before A is on: A, as what comes next
+    second       0                                           not where the sound starts, so that
+                                                             frames of equal rate are each met once
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
-import av
 import av.container
 import av.packet
 import numpy as np
+from av.audio.stream import AudioStream
 from av.error import FFmpegError
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from pipelines.media.container import (
@@ -36,13 +45,39 @@ from pipelines.media.container import (
     start_seconds,
 )
 from pipelines.media.formats import Formats
+from pipelines.media.packets import PacketScan, scan_packets
+from pipelines.media.reader import DuePacket, due_packets
+from pipelines.media.timeline import StreamTimeline, Timeline, build_timeline
 from pipelines.media.tracks import AudioTrack, PixelLimitError, VideoTrack
 from pipelines.redaction import one_line
 
-__all__ = ["REASONS", "DecodeError", "MediaInfo", "Segment", "decode_segments", "probe"]
+__all__ = [
+    "REASONS",
+    "ClockRepairs",
+    "DecodeError",
+    "MediaInfo",
+    "Segment",
+    "decode_segments",
+    "probe",
+]
 
-MAX_AHEAD_SECONDS = 10.0
-"""How far one stream may be behind the other in the file before it counts as missing."""
+MAX_START_ERROR_SECONDS = 1.0
+"""A stream that begins so far from where it says is believed less than its packets."""
+
+
+@dataclass(frozen=True)
+class ClockRepairs:
+    """What was wrong with the timestamps of a segment, and how it was mended."""
+
+    clock_leaps: int = 0
+    """Times that the clock restarted or jumped; picture and sound go on together after it."""
+    sound_gaps: int = 0
+    """Times that sound was missing for 30 ms or more; there is silence."""
+    bridged_gaps: int = 0
+    """Times that timestamps of the sound were 30 ms off while its samples had no hole."""
+    rebased_clocks: int = 0
+    """Streams, 0 to 2, whose times are not the container's: after a leap, or made from the order
+    of the frames."""
 
 
 @dataclass
@@ -57,6 +92,7 @@ class Segment:
     decode_errors: int
     """Damaged packets and frames met since the segment before."""
     info: MediaInfo
+    repairs: ClockRepairs = ClockRepairs()
 
 
 def decode_segments(
@@ -94,30 +130,64 @@ def decode_segments(
             used.
     """
     try:
-        with open_source(source, formats) as container:
-            video_stream, audio_stream = choose_streams(container)
-            check_codecs(video_stream, audio_stream, formats)
-            check_claims(container, video_stream, max_pixels, max_seconds)
-            starts = start_seconds(video_stream), start_seconds(audio_stream)
-            origin = clock_origin(*starts, frame_rate)
+        with ExitStack() as cleanup:
+            container = cleanup.enter_context(open_source(source, formats))
+            streams = choose_streams(container)
+            check_codecs(*streams, formats)
+            check_claims(container, streams[0], max_pixels, max_seconds)
+            scan = scan_packets(container, [stream for stream in streams if stream is not None])
+            indices = [None if stream is None else stream.index for stream in streams]
+            timeline = build_timeline(container, scan, *indices)
+            origin = _origin(streams, timeline, frame_rate)
             video = audio = None
-            if video_stream is not None:
-                video = VideoTrack(video_stream, origin, frame_rate, short_side, max_pixels)
-            if audio_stream is not None:
-                audio = AudioTrack(audio_stream, origin, sample_rate)
-            cutter = _Cutter(container, video, audio, frame_rate, sample_rate)
+            if streams[0] is not None and streams[0].index in timeline.streams:
+                times = timeline.streams[streams[0].index]
+                video = VideoTrack(streams[0], times, origin, frame_rate, short_side, max_pixels)
+            if streams[1] is not None and streams[1].index in timeline.streams:
+                times = timeline.streams[streams[1].index]
+                audio = AudioTrack(streams[1], times, origin, sample_rate)
+            if video is None and audio is None:
+                cause = one_line(scan.errors[0]) if scan.errors else "the streams hold no frame"
+                raise DecodeError("undecodable", cause)
+            cutter = _Cutter(container, streams, video, audio, frame_rate, sample_rate)
             cutter.ticks_per_segment = max(1, round(segment_seconds * frame_rate))
             cutter.min_seconds, cutter.max_seconds = min_segment_seconds, max_seconds
             cutter.min_source_seconds = min_source_seconds or min_segment_seconds
-            yield from cutter.segments()
+            cutter.heed(scan, timeline, origin)
+            yield from cutter.segments(due_packets(source, scan, timeline, cleanup))
     except MemoryError as error:
         raise DecodeError("out_of_memory", str(error) or "cannot allocate memory") from error
     except PixelLimitError as error:
         raise DecodeError("too_many_pixels", str(error)) from error
 
 
+_Streams = tuple[VideoStream | None, AudioStream | None]
+
+
+def _origin(streams: _Streams, timeline: Timeline, frame_rate: float) -> float:
+    starts: list[float | None] = []
+    for stream in streams:
+        start = start_seconds(stream)
+        times = timeline.streams.get(stream.index) if stream else None
+        if times is not None:
+            start = _true_start(start or 0.0, times)
+        elif start is not None:
+            start = None  # it says that it begins, and has nothing
+        starts.append(start)
+    if starts == [None, None]:
+        return 0.0
+    return clock_origin(starts[0], starts[1], frame_rate)
+
+
+def _true_start(declared: float, times: StreamTimeline) -> float:
+    first = times.shown[0] if len(times.shown) else float(np.nanmin([*times.starts[:64], np.inf]))
+    if not np.isfinite(first) or abs(first - declared) <= MAX_START_ERROR_SECONDS:
+        return declared
+    return float(first)
+
+
 class _Cutter:
-    """Reads packets in file order and lets go of each segment as soon as it is whole."""
+    """Decodes packets as they are due and lets go of each segment as soon as it is whole."""
 
     ticks_per_segment: int
     min_seconds: float
@@ -127,12 +197,14 @@ class _Cutter:
     def __init__(
         self,
         container: av.container.InputContainer,
+        streams: _Streams,
         video: VideoTrack | None,
         audio: AudioTrack | None,
         frame_rate: float,
         sample_rate: int,
     ) -> None:
         self._container = container
+        self._streams = streams
         self._video = video
         self._audio = audio
         self._tracks = [track for track in (video, audio) if track is not None]
@@ -142,71 +214,78 @@ class _Cutter:
         self._seconds_out = 0.0
         self._num_errors = 0
         self._first_error = ""
+        self._leaps: list[float] = []
+        self._bridged: list[float] = []
+        self._has_leapt = False
         self._info: MediaInfo | None = None
 
-    def segments(self) -> Iterator[Segment]:
+    def heed(self, scan: PacketScan, timeline: Timeline, origin: float) -> None:
+        """Takes what the packets have shown to be wrong."""
+        for error in scan.errors:
+            self._note(error)
+        self._leaps = [time - origin for time in timeline.leaps]
+        self._bridged = [time - origin for time in timeline.bridged]
+
+    def segments(self, packets: Iterator[DuePacket]) -> Iterator[Segment]:
         """Gives the segments in order of time."""
         tracks = {track.stream.index: track for track in self._tracks}
-        for packet in self._packets():
-            track = tracks[packet.stream_index]
-            self._decode(track, packet)
-            while track.position >= self._next_end and self._is_whole():
+        for _, index, number, packet in packets:
+            track = tracks[index]
+            self._decode(track, packet, number)
+            if number == len(track.times) - 1:
+                self._finish(track)
+            while min(track.known_until for track in self._tracks) >= self._next_end:
+                if self._next_end > self._last_end:
+                    break
                 yield from self._cut(self.ticks_per_segment)
-                self._skip_gap()
         for track in self._tracks:
-            self._decode(track, None)
-            self._finish(track)
-        last_tick = round(max(track.position for track in self._tracks) * self._frame_rate)
+            self._finish(track)  # if packets that were scanned could not be read again
+        last_tick = round(self._last_end * self._frame_rate)
         while self._first_tick < last_tick:
             yield from self._cut(min(self.ticks_per_segment, last_tick - self._first_tick))
-            self._skip_gap()
         if not self._seconds_out:
             raise self._nothing()
 
-    def _packets(self) -> Iterator["av.packet.Packet[Any]"]:
-        try:
-            for packet in self._container.demux([track.stream for track in self._tracks]):
-                if packet.size:
-                    yield packet
-        except FFmpegError as error:
-            # What was read before the damage is good.
-            self._note(error)
-
     def _decode(
-        self, track: VideoTrack | AudioTrack, packet: "av.packet.Packet[Any] | None"
+        self, track: VideoTrack | AudioTrack, packet: "av.packet.Packet[Any] | None", number: int
     ) -> None:
         try:
-            self._num_errors += track.decode(packet)
+            self._num_errors += track.decode(packet, number)
         except MemoryError:
             raise
         except (FFmpegError, ValueError) as error:
             self._note(error)
 
     def _finish(self, track: VideoTrack | AudioTrack) -> None:
+        if track.known_until == math.inf:
+            return
+        self._decode(track, None, len(track.times))
         try:
             track.finish()
         except (FFmpegError, ValueError) as error:
             self._note(error)
+            track.known_until = math.inf
 
     def _note(self, error: Exception) -> None:
         self._num_errors += 1
         self._first_error = self._first_error or one_line(error)
 
-    def _is_whole(self) -> bool:
-        positions = [track.position for track in self._tracks]
-        return min(positions) >= self._next_end or (
-            max(positions) >= self._next_end + MAX_AHEAD_SECONDS
-        )
-
     @property
     def _next_end(self) -> float:
         return (self._first_tick + self.ticks_per_segment) / self._frame_rate
+
+    @property
+    def _last_end(self) -> float:
+        """Where the source ends, as far as it has been decoded."""
+        return max((track.end for track in self._tracks), default=0.0)
 
     def _cut(self, num_ticks: int) -> Iterator[Segment]:
         """Takes the next segment out of the tracks; a stretch with nothing in it gives none."""
         first, stop = self._first_tick, self._first_tick + num_ticks
         self._first_tick += self.ticks_per_segment
         seconds = num_ticks / self._frame_rate
+        if stop / self._frame_rate > self.max_seconds + self.ticks_per_segment / self._frame_rate:
+            raise self._too_long()
         if seconds < (self.min_seconds if self._seconds_out else self.min_source_seconds):
             return
         frames = self._video.take(first, num_ticks) if self._video else None
@@ -215,32 +294,36 @@ class _Cutter:
             first_sample = round(first * self._sample_rate / self._frame_rate)
             stop_sample = round(stop * self._sample_rate / self._frame_rate)
             waveform = self._audio.take(first_sample, stop_sample - first_sample)
+        repairs = self._repairs(stop / self._frame_rate, frames is not None, waveform is not None)
         if frames is None and waveform is None:
             return
         self._seconds_out += seconds
         if self._seconds_out > self.max_seconds:
-            raise DecodeError("too_long", f"longer than limits.max_seconds ({self.max_seconds:g})")
+            raise self._too_long()
         errors, self._num_errors = self._num_errors, 0
         start = first / self._frame_rate
-        yield Segment(start, seconds, frames, waveform, errors, self._describe())
+        yield Segment(start, seconds, frames, waveform, errors, self._describe(), repairs)
 
-    def _skip_gap(self) -> None:
-        """Goes on where there is something again, if timestamps have leapt."""
-        ahead = max(track.position for track in self._tracks) - MAX_AHEAD_SECONDS
-        tick = int(ahead * self._frame_rate)
-        if self._video and self._video.frames:
-            tick = min(tick, self._video.frames[0][0])
-        if self._audio and self._audio.runs:
-            tick = min(tick, int(self._audio.runs[0][0] * self._frame_rate / self._sample_rate))
-        if tick > self._first_tick:
-            self._first_tick = tick // self.ticks_per_segment * self.ticks_per_segment
+    def _too_long(self) -> DecodeError:
+        return DecodeError("too_long", f"longer than limits.max_seconds ({self.max_seconds:g})")
+
+    def _repairs(self, end: float, has_picture: bool, has_sound: bool) -> ClockRepairs:
+        """Counts what happened before a time and has not been counted."""
+        gaps, bridged = [], [self._bridged]
+        if self._audio:
+            gaps.append(self._audio.gaps)
+            bridged.append(self._audio.bridged)
+        leaps = _passed([self._leaps], end)
+        self._has_leapt |= leaps > 0
+        is_made = has_picture and self._video is not None and self._video.times.is_by_order
+        both = has_picture + has_sound
+        rebased = both if self._has_leapt else int(is_made)
+        return ClockRepairs(leaps, _passed(gaps, end), _passed(bridged, end), rebased)
 
     def _describe(self) -> MediaInfo:
         if self._info is None:
-            video = self._video.stream if self._video else None
-            audio = self._audio.stream if self._audio else None
             rotation = self._video.rotation if self._video else 0
-            info = describe(self._container, video, audio, rotation)
+            info = describe(self._container, *self._streams, rotation)
             if self._video and self._audio:
                 starts = self._video.start, self._audio.start
                 if starts[0] is not None and starts[1] is not None:
@@ -252,10 +335,20 @@ class _Cutter:
 
     def _nothing(self) -> DecodeError:
         if any(track.start is not None for track in self._tracks):
-            seconds = max(0.0, *(track.position for track in self._tracks))
+            seconds = max(0.0, self._last_end)
             is_own = self.min_source_seconds != self.min_seconds
             name = "min_source_seconds" if is_own else "min_segment_seconds"
             return DecodeError(
                 "too_short", f"{seconds:.2f} s, {name} ({self.min_source_seconds:g})"
             )
         return DecodeError("undecodable", self._first_error or "the streams hold no frame")
+
+
+def _passed(times: Sequence[list[float]], end: float) -> int:
+    """Takes out the times before an end and says how many there were."""
+    count = 0
+    for of in times:
+        rest = [time for time in of if time >= end]
+        count += len(of) - len(rest)
+        of[:] = rest
+    return count

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from pipelines.config.base import TrackingConfig
+from pipelines.config.base import TrackingSettings
 from pipelines.errors import UserError
 from pipelines.models.encoder_files import ClipSettings
 from pipelines.redaction import redacted
@@ -35,7 +35,7 @@ class EncoderVersion:
         return f"models:/{self.name}/{self.version}"
 
 
-def resolve_model(uri: str, tracking: TrackingConfig) -> EncoderVersion:
+def resolve_model(uri: str, tracking: TrackingSettings) -> EncoderVersion:
     """Finds the version that a `models:/...` URI means now.
 
     Raises:

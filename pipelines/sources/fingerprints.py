@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 
-from pipelines.config.base import LimitsConfig
+from pipelines.config.base import LimitsSettings
 from pipelines.dataset.schema import STATE_FOLDER
 from pipelines.files import replacing
 from pipelines.filesystems import RemoteFile, opened
@@ -53,7 +53,7 @@ _CACHE = pa.schema(
 
 
 def fingerprint_sources(
-    listed: SourceList, output: Path, limits: LimitsConfig, on_progress: OnProgress
+    listed: SourceList, output: Path, limits: LimitsSettings, on_progress: OnProgress
 ) -> list[Fingerprint]:
     """Hashes the sources that an earlier run did not hash, and tells which need no reading."""
     cached = _read_cache(output)
@@ -104,7 +104,7 @@ def _unread(
     size: int | None,
     modified: int,
     cached: Fingerprint | None,
-    limits: LimitsConfig,
+    limits: LimitsSettings,
 ) -> Fingerprint:
     """Judges a source by its size alone."""
     if size is None:
@@ -126,7 +126,7 @@ def _hash_all(
     found: Sequence[Fingerprint],
     todo: Sequence[int],
     cached: Mapping[str, Fingerprint],
-    limits: LimitsConfig,
+    limits: LimitsSettings,
 ) -> Iterator[tuple[int, Fingerprint]]:
     if not todo:
         return

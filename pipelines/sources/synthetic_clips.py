@@ -22,7 +22,7 @@ from av.codec.context import Flags
 from av.container import OutputContainer
 from av.video.stream import VideoStream
 
-from pipelines.config.ingest import MadeClipsConfig
+from pipelines.config.ingest import SyntheticSettings
 from pipelines.errors import UserError
 from pipelines.files import locked, replacing
 from pipelines.sources.synthetic_patterns import KINDS
@@ -68,7 +68,7 @@ ENCODINGS = (
 
 
 def make_clips(
-    folder: Path, config: MadeClipsConfig, on_progress: Callable[[int, int], None]
+    folder: Path, config: SyntheticSettings, on_progress: Callable[[int, int], None]
 ) -> None:
     """Makes `folder/{train,test}/<kind>/<kind>_NNN.<extension>`, unless it is there already.
 
@@ -90,7 +90,7 @@ def make_clips(
         raise UserError(f"cannot write the made clips to {folder}: {error.strerror}") from error
 
 
-def num_files(config: MadeClipsConfig) -> int:
+def num_files(config: SyntheticSettings) -> int:
     """Files of the folder, the two broken ones counted."""
     return config.num_clips + NUM_BROKEN
 
@@ -117,7 +117,7 @@ def encode(scene: Scene, encoding: Encoding) -> bytes:
     return file.getvalue()
 
 
-def _is_made(folder: Path, config: MadeClipsConfig) -> bool:
+def _is_made(folder: Path, config: SyntheticSettings) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     wanted, found = _stamp(config), _read_stamp(folder / STAMP)
@@ -132,7 +132,7 @@ def _is_made(folder: Path, config: MadeClipsConfig) -> bool:
     return True
 
 
-def _stamp(config: MadeClipsConfig) -> dict[str, Any]:
+def _stamp(config: SyntheticSettings) -> dict[str, Any]:
     return {"version": VERSION, **config.model_dump(mode="json")}
 
 
@@ -144,7 +144,7 @@ def _read_stamp(path: Path) -> dict[str, Any]:
 
 
 def _make_whole(
-    folder: Path, config: MadeClipsConfig, on_progress: Callable[[int, int], None]
+    folder: Path, config: SyntheticSettings, on_progress: Callable[[int, int], None]
 ) -> None:
     for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a process that was killed
         shutil.rmtree(left, ignore_errors=True)
@@ -155,7 +155,7 @@ def _make_whole(
 
 
 def _make_files(
-    folder: Path, config: MadeClipsConfig, on_progress: Callable[[int, int], None]
+    folder: Path, config: SyntheticSettings, on_progress: Callable[[int, int], None]
 ) -> None:
     total = num_files(config)
     # Threads are enough: NumPy and FFmpeg both work without the interpreter's lock.
@@ -169,7 +169,7 @@ def _make_files(
             executor.shutdown(wait=False, cancel_futures=True)
 
 
-def _make_file(folder: Path, config: MadeClipsConfig, number: int) -> None:
+def _make_file(folder: Path, config: SyntheticSettings, number: int) -> None:
     if number < config.num_clips:
         place, content = _clip(config, number)
     else:
@@ -179,7 +179,7 @@ def _make_file(folder: Path, config: MadeClipsConfig, number: int) -> None:
     path.write_bytes(content)
 
 
-def _clip(config: MadeClipsConfig, number: int) -> tuple[str, bytes]:
+def _clip(config: SyntheticSettings, number: int) -> tuple[str, bytes]:
     """Place and content of a clip; of each kind the same share is held out."""
     rng = np.random.default_rng((config.seed, number))
     encoding = ENCODINGS[rng.integers(len(ENCODINGS))]
@@ -192,7 +192,7 @@ def _clip(config: MadeClipsConfig, number: int) -> tuple[str, bytes]:
     return f"{split}/{kind}/{kind}_{member:03d}.{encoding.extension}", encode(scene, encoding)
 
 
-def _broken(config: MadeClipsConfig, number: int) -> tuple[str, bytes]:
+def _broken(config: SyntheticSettings, number: int) -> tuple[str, bytes]:
     """Place and content of a broken file: an mp4 without its end, and noise."""
     kind = list(KINDS)[number]
     rng = np.random.default_rng((config.seed, config.num_clips + number))

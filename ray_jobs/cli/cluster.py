@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from pipelines.config.base import RayConfig
+from pipelines.config.base import RaySettings
 from pipelines.errors import Terminated, UserError
 from pipelines.paths import PACKAGES
 
@@ -26,7 +26,7 @@ SURROUNDINGS = {
 
 
 @contextmanager
-def connected(config: RayConfig, *, dashboard: bool = False) -> Iterator[None]:
+def connected(config: RaySettings, *, dashboard: bool = False) -> Iterator[None]:
     """Connects to Ray for the length of the block.
 
     Args:
@@ -80,13 +80,13 @@ def _own_termination() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def ray_address(config: RayConfig) -> str | None:
+def ray_address(config: RaySettings) -> str | None:
     """The address asked for, or None for a Ray of this process's own, which `local` is as well."""
     address = config.address or os.environ.get("RAY_ADDRESS")
     return None if address in ("", "local") else address
 
 
-def check_ray(config: RayConfig) -> None:
+def check_ray(config: RaySettings) -> None:
     """Makes sure that something answers at the address, before any work starts.
 
     Raises:

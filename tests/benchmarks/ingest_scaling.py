@@ -37,7 +37,7 @@ from ingest_cost import decode_all, make
 from ingest_cost import ingest as ingest_unit
 from program import options, spread, surroundings
 
-from pipelines.config.base import RayConfig
+from pipelines.config.base import RaySettings
 from pipelines.config.ingest import IngestConfig
 from pipelines.ingest.ingest import ingest
 from pipelines.ingest.worker import UnitIngester
@@ -148,7 +148,7 @@ def job(place: Path, num_cpus: int) -> dict[str, float]:
 
     job_config = config(place)
     begun = time.monotonic()
-    with connected(RayConfig(address="local", num_cpus=num_cpus)):
+    with connected(RaySettings(address="local", num_cpus=num_cpus)):
         summary = ingest(
             str(job_config.input),
             job_config.output,

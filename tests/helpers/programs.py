@@ -10,7 +10,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 TINY = (
     "name=tiny",
-    "made.num_clips=24",
+    "synthetic.num_clips=24",
     "ingest.sources_per_shard=6",
     "pretrain.epochs=3",
     "pretrain.batch_size=8",

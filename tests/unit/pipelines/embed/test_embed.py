@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from pipelines.config.base import JobConfig, LimitsConfig, TrackingConfig
+from pipelines.config.base import JobConfig, LimitsSettings, TrackingSettings
 from pipelines.config.embed import EmbedConfig
 from pipelines.config.ingest import IngestSettings
 from pipelines.config.promote import PromoteSettings
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.ray
 def tracking(tmp_path_factory):
     """A store with two versions of each encoder, and a Ray to work on."""
     folder = tmp_path_factory.mktemp("mlflow")
-    config = TrackingConfig(uri=f"sqlite:///{folder / 'mlflow.db'}")
+    config = TrackingSettings(uri=f"sqlite:///{folder / 'mlflow.db'}")
     run = open_run(JobConfig(tracking=config), "promote", "test")
     for seed in (0, 1):
         checkpoint = write_checkpoint(folder / "run", seed=seed)
@@ -140,7 +140,7 @@ def test_a_source_that_fails_half_way_leaves_no_embedding(tracking, media, tmp_p
     shutil.copytree(media / "a", films)
     write_growing(films / "grows.ts")
     config = config_for(tracking, films, tmp_path / "out")
-    summary = run(config.model_copy(update={"limits": LimitsConfig(max_pixels=20_000)}))
+    summary = run(config.model_copy(update={"limits": LimitsSettings(max_pixels=20_000)}))
     assert (summary.accepted, summary.rejects_by_reason) == (1, {"too_many_pixels": 1})
     assert {row["source"] for row in rows_of(tmp_path / "out")} == {str(films / "long.mkv")}
     assert summary.clips == 2

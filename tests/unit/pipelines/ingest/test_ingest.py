@@ -13,7 +13,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.config.base import LimitsConfig
+from pipelines.config.base import LimitsSettings
 from pipelines.config.ingest import IngestSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
@@ -223,7 +223,7 @@ def test_a_damaged_shard_is_named_and_made_anew_when_it_is_deleted(made, videos,
 
 def test_a_limit_that_is_raised_lets_pass_what_it_rejected(local_ray, videos, tmp_path):
     output = tmp_path / "clips"
-    tight = SETTINGS.model_copy(update={"limits": LimitsConfig(max_seconds=3.5)})
+    tight = SETTINGS.model_copy(update={"limits": LimitsSettings(max_seconds=3.5)})
     first = run(videos, output, tight)
     assert first.rejects_by_reason["too_long"] > 1
     summary = run(videos, output, SETTINGS)
@@ -288,7 +288,7 @@ def test_a_source_that_fails_half_way_leaves_no_clip(local_ray, tmp_path):
     media.mkdir()
     write_numbered(media / "good.mp4", 100)
     write_growing(media / "grows.ts")
-    limits = LimitsConfig(max_pixels=20_000)
+    limits = LimitsSettings(max_pixels=20_000)
     settings = SETTINGS.model_copy(update={"rows_per_group": 1, "limits": limits})
     summary = run(media, output, settings)
     assert (summary.accepted, summary.rejects_by_reason) == (1, {"too_many_pixels": 1})

@@ -318,7 +318,9 @@ def test_probe_says_what_decoding_finds(tmp_path):
     assert CODECS[".mp4"][0] == "libx264"
 
 
-def test_memory_does_not_grow_with_the_length(tmp_path):
+def test_memory_does_not_grow_with_the_length(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.media.packets.MAX_HELD_BYTES", 0)
+
     def peak(seconds):
         frames = [np.zeros((32, 32, 3), np.uint8)] * (seconds * 5)
         sound = np.zeros(seconds * 16_000, np.int16)
@@ -334,4 +336,18 @@ def test_memory_does_not_grow_with_the_length(tmp_path):
         assert count == seconds / 5
         return most
 
-    assert peak(600) < 1.2 * peak(60)
+    num_packets = 540 * (5 + 16_000 / 1024)
+    assert peak(600) < 1.2 * peak(60) + 150 * num_packets
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".avi"])
+def test_packets_read_again_decode_as_held_ones(tmp_path, monkeypatch, suffix):
+    path = write_numbered(tmp_path / f"clip{suffix}", 175, waveform=tone(7.0))
+    held = decode(path)
+    monkeypatch.setattr("pipelines.media.packets.MAX_HELD_BYTES", 0)
+    for source in (path, io.BytesIO(path.read_bytes())):
+        again = decode(source)
+        assert len(again) == len(held) == 2
+        for one, other in zip(held, again, strict=True):
+            assert np.array_equal(one.frames, other.frames)
+            assert np.array_equal(one.waveform, other.waveform)

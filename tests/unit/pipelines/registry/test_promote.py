@@ -9,7 +9,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from pipelines.config.base import JobConfig, TrackingConfig
+from pipelines.config.base import JobConfig, TrackingSettings
 from pipelines.config.promote import PromoteConfig, PromoteSettings
 from pipelines.errors import JobFailed, UserError
 from pipelines.files import write_json
@@ -24,7 +24,7 @@ from tests.helpers.encoders import WIDTH, example_scores, write_checkpoint, writ
 def store(tmp_path_factory):
     """A run in an sqlite store; tests share it under names of their own."""
     folder = tmp_path_factory.mktemp("mlflow")
-    config = JobConfig(tracking=TrackingConfig(uri=f"sqlite:///{folder / 'mlflow.db'}"))
+    config = JobConfig(tracking=TrackingSettings(uri=f"sqlite:///{folder / 'mlflow.db'}"))
     yield config, open_run(config, "promote", "test")
     mlflow.set_tracking_uri(None)
 
@@ -254,5 +254,7 @@ def test_a_server_that_does_not_answer_is_one_line():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with pytest.raises(UserError, match=rf"127.0.0.1:{port}\) does not answer") as caught:
-        resolve_model("models:/xkd-video@champion", TrackingConfig(uri=f"http://127.0.0.1:{port}"))
+        resolve_model(
+            "models:/xkd-video@champion", TrackingSettings(uri=f"http://127.0.0.1:{port}")
+        )
     assert "\n" not in str(caught.value)

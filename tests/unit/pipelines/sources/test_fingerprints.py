@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from pipelines.config.base import LimitsConfig
+from pipelines.config.base import LimitsSettings
 from pipelines.sources import fingerprints
 from pipelines.sources.fingerprints import fingerprint_sources
 from pipelines.sources.listing import list_sources
@@ -28,8 +28,10 @@ def test_what_was_hashed_before_a_kill_is_not_read_again(local_ray, tmp_path, mo
             raise KilledError
 
     with pytest.raises(KilledError):
-        fingerprint_sources(listed, output, LimitsConfig(), die_half_way)
+        fingerprint_sources(listed, output, LimitsSettings(), die_half_way)
     notes = []
-    found = fingerprint_sources(listed, output, LimitsConfig(), lambda *what: notes.append(what[2]))
+    found = fingerprint_sources(
+        listed, output, LimitsSettings(), lambda *what: notes.append(what[2])
+    )
     assert notes[-1] in ("read 51 of 51 files", "read 50 of 50 files")
     assert len({fingerprint.source_hash for fingerprint in found}) == 200

@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import av
 import pytest
 
-from pipelines.config.ingest import MadeClipsConfig
+from pipelines.config.ingest import SyntheticSettings
 from pipelines.errors import UserError
 from pipelines.sources.synthetic_clips import STAMP, make_clips, num_files
 from pipelines.sources.synthetic_patterns import KINDS
 
-CONFIG = MadeClipsConfig(num_clips=20, heldout_fraction=0.5, seed=3)
+CONFIG = SyntheticSettings(num_clips=20, heldout_fraction=0.5, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_same_settings_give_the_same_bytes(made, tmp_path):
 
 
 def test_another_seed_gives_other_clips(made, tmp_path):
-    other = MadeClipsConfig(num_clips=16, seed=4)
+    other = SyntheticSettings(num_clips=16, seed=4)
     make_clips(tmp_path / "other", other, ignore_progress)
     assert not set(contents_of(tmp_path / "other").values()) & set(contents_of(made[0]).values())
 
@@ -107,7 +107,7 @@ def test_a_complete_folder_is_used_as_it_is(own_copy):
 
 def test_a_folder_with_other_settings_is_refused(own_copy):
     with pytest.raises(UserError, match=r"with num_clips 20 instead of 50, seed 3 instead of 0;"):
-        make_clips(own_copy, MadeClipsConfig(num_clips=50, heldout_fraction=0.5), no_progress)
+        make_clips(own_copy, SyntheticSettings(num_clips=50, heldout_fraction=0.5), no_progress)
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path):
@@ -125,7 +125,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_an_interrupted_make_leaves_nothing_and_starts_over(tmp_path):
-    config, folder = MadeClipsConfig(num_clips=16), tmp_path / "clips"
+    config, folder = SyntheticSettings(num_clips=16), tmp_path / "clips"
 
     def interrupt(done, total):
         if done == 3:
@@ -143,7 +143,7 @@ def test_an_interrupted_make_leaves_nothing_and_starts_over(tmp_path):
 
 
 def test_two_that_make_the_same_folder_at_once_get_one(tmp_path):
-    config, made_by = MadeClipsConfig(num_clips=16), [[], []]
+    config, made_by = SyntheticSettings(num_clips=16), [[], []]
 
     def make(number):
         make_clips(tmp_path / "clips", config, lambda done, _: made_by[number].append(done))

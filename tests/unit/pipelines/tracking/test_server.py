@@ -8,9 +8,9 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from pipelines.config.base import TrackingConfig
+from pipelines.config.base import TrackingSettings
 from pipelines.errors import UserError
-from pipelines.sweep.runs import close_strays, close_trial
+from pipelines.sweep.runs import close_orphaned_runs, close_trial
 from pipelines.sweep.trial_files import add_trial, read_trial, trial_folder
 from pipelines.tracking.run_folder import RUN_FILE
 from pipelines.tracking.runs import RunRef, close_run
@@ -36,7 +36,7 @@ from tests.helpers.tracking import run_at
 def test_a_wrong_address_is_refused_in_one_line(tmp_path, uri, message):
     (tmp_path / "text.db").write_text("no database, but notes")
     with pytest.raises(UserError, match=message) as refused:
-        check_tracking(TrackingConfig(uri=uri.replace("{folder}", str(tmp_path))))
+        check_tracking(TrackingSettings(uri=uri.replace("{folder}", str(tmp_path))))
     assert "secret" not in str(refused.value)
 
 
@@ -44,7 +44,7 @@ def test_a_database_that_is_there_empty_or_not_yet_made_is_taken(tmp_path):
     (tmp_path / "empty.db").touch()
     run_at(tmp_path)
     for name in ("empty.db", "mlflow.db", "folder/new.db"):
-        check_tracking(TrackingConfig(uri=f"sqlite:///{tmp_path}/{name}"))
+        check_tracking(TrackingSettings(uri=f"sqlite:///{tmp_path}/{name}"))
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def test_a_password_is_told_by_nothing_that_fails(tmp_path, monkeypatch, caplog,
     with dropping_connections() as uri:
         run = RunRef(uri, "0", "a" * 32)
         with pytest.raises(UserError) as refused:
-            check_tracking(TrackingConfig(uri=uri))
+            check_tracking(TrackingSettings(uri=uri))
         close_run(run, "FINISHED")
         tracker = Tracker(run, tmp_path / "unsent.jsonl")
         tracker.log({"loss/total": 0.5}, 1)
@@ -75,7 +75,7 @@ def test_a_password_is_told_by_nothing_that_fails(tmp_path, monkeypatch, caplog,
         add_trial(tmp_path, 0, {})
         (trial_folder(tmp_path, 0) / RUN_FILE).write_text(json.dumps({"run_id": run.run_id}))
         close_trial(run, tmp_path, read_trial(tmp_path, 0))
-        close_strays(run, tmp_path)
+        close_orphaned_runs(run, tmp_path)
         logging.getLogger("mlflow.system_metrics").warning("Failed to get run at %s", uri)
     told = [str(refused.value), *(record.getMessage() for record in caplog.records)]
     assert len(told) >= 6

@@ -9,14 +9,10 @@ from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import clip_ids_sha256
 from pipelines.errors import UserError
 from pipelines.models.checkpoints import TRAINING_FILE
-from pipelines.tracking.run_folder import RUN_FILE
-from pipelines.training.checks import (
-    EARLIER_SETTINGS,
-    check_pretrain,
-    training_length,
-    worker_resources,
-)
+from pipelines.tracking.run_folder import RUN_FILE, RunFolder
+from pipelines.training.checks import EARLIER_SETTINGS, check_pretrain, training_length
 from pipelines.training.pretrain import _open_run
+from pipelines.training.resources import worker_resources
 from tests.helpers.clip_datasets import source_of, write_dataset, write_segments
 from tests.helpers.training import folder_of, leave_checkpoint, tiny_config, tiny_dataset
 
@@ -66,7 +62,7 @@ def test_a_list_of_excluded_clips_that_changed_is_refused(tmp_path):
     exclude.write_text("\n".join(ids[:3]))
     config = tiny_config(tmp_path, dataset, exclude=str(exclude))
     folder_of(config).mkdir(parents=True)
-    _open_run(config, folder_of(config), None)
+    _open_run(config, RunFolder(folder_of(config)), None)
     exclude.write_text("# in another order\n" + "\n".join(reversed(ids[:3])))
     assert check_pretrain(config) == []
     exclude.write_text("\n".join(ids[:4]))
@@ -117,7 +113,7 @@ def test_a_training_from_before_sources_and_lanes_goes_on_in_its_own_order(tmp_p
     config = tiny_config(tmp_path, dataset)
     segments = config.model_copy(update=EARLIER_SETTINGS)
     folder_of(config).mkdir(parents=True)
-    _open_run(config, folder_of(config), None)
+    _open_run(config, RunFolder(folder_of(config)), None)
     forget_order(folder_of(config) / RUN_FILE)
     (mistake,) = check_pretrain(config)
     assert "epoch_unit is segment there and source here" in mistake

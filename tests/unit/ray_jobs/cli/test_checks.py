@@ -16,7 +16,7 @@ import os
 import sys
 from pathlib import Path
 
-from pipelines.config.base import TrackingConfig
+from pipelines.config.base import TrackingSettings
 from pipelines.config.ingest import IngestSettings
 from pipelines.embed.plan import check_same_output
 from pipelines.ingest.state import check_same
@@ -33,7 +33,7 @@ for place in (closed, closed / "inner"):
         lambda: check_writable(str(place)),
         lambda: check_same(place, "/in", IngestSettings()),
         lambda: check_same_output(place, {}),
-        lambda: check_tracking(TrackingConfig(uri=f"sqlite:///{place}/mlflow.db")),
+        lambda: check_tracking(TrackingSettings(uri=f"sqlite:///{place}/mlflow.db")),
     ), sep="\\n")
 """
 

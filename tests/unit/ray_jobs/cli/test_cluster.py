@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pipelines.config.base import RayConfig
+from pipelines.config.base import RaySettings
 from pipelines.errors import UserError
 from ray_jobs.cli.cluster import check_ray, ray_address
 
@@ -23,13 +23,13 @@ from ray_jobs.cli.cluster import check_ray, ray_address
 )
 def test_local_is_a_ray_of_its_own_with_its_settings(monkeypatch, setting, variable, address):
     monkeypatch.setenv("RAY_ADDRESS", variable)
-    assert ray_address(RayConfig(address=setting)) == address
+    assert ray_address(RaySettings(address=setting)) == address
 
 
 @pytest.mark.parametrize("address", ["host", "host:", "host:port", "127.0.0.1:99999"])
 def test_an_address_that_is_none_is_refused(address):
     with pytest.raises(UserError, match=r"ray.address \(.*\) must be auto, HOST:PORT or ray://"):
-        check_ray(RayConfig(address=address))
+        check_ray(RaySettings(address=address))
 
 
 @pytest.mark.ray

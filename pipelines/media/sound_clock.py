@@ -1,0 +1,112 @@
+"""Timestamps of sound against its samples: which differences are holes, and which are noise.
+
+The samples of a packet last as long as they last, so the timestamp of the next packet says nothing
+new unless sound is missing. Recorders stamp packets when they arrive, some 20 ms too early or too
+late, and their clocks run a percent faster or slower than that of the samples:
+
+    error of the timestamp      wobble              drift              a hole
+    (timestamp - samples)    .'. .  '.'. .        ....''''         ......
+                             '  ' '.  '  '    ....''''                   '''''''
+                             gapless          gapless, stretched   silence
+
+Wobble is smoothed away here, before anything is decoded. Drift is left to the decoding, which
+stretches sound that its timestamps leave behind.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+HOLE_SECONDS = 0.03
+"""A timestamp that is further off its samples, at once and for good, says that sound is missing."""
+NOISY_HOLE_SECONDS = 0.05
+"""The same where all timestamps wobble, by 21 ms for example to either side."""
+NOISY_SECONDS = 0.003
+"""Timestamps wobble if they are usually further off; containers round them to a millisecond."""
+SMOOTHING_PACKETS = 51
+"""About a second of sound; timestamps are put on the median of so many."""
+STRAY_PACKETS = 9
+"""A timestamp that is far off the median of so many is ignored."""
+
+
+@dataclass
+class SoundTimes:
+    """When the packets of a stretch of sound begin, in seconds."""
+
+    starts: NDArray[np.float64]
+    """NaN where only the samples before it say it."""
+    is_break: NDArray[np.bool_]
+    """Sound is missing before this packet."""
+    bridged: list[float]
+    """Where timestamps were more than `HOLE_SECONDS` off and no hole was made."""
+
+
+def sound_times(starts: NDArray[np.float64], durations: NDArray[np.float64]) -> SoundTimes:
+    """Tells holes from noise in a stretch of sound on one clock.
+
+    Args:
+        starts: Timestamps of its packets; NaN where there is none.
+        durations: Of its packets, as declared.
+    """
+    starts = starts.copy()
+    is_break = np.zeros(len(starts), np.bool_)
+    known = np.flatnonzero(np.isfinite(starts))
+    if len(known) < 3 or np.median(durations) <= 0:
+        return SoundTimes(starts, is_break, [])
+    clock = np.concatenate([[0.0], np.cumsum(durations)[:-1]])[known]
+    errors = starts[known] - clock
+    is_stray = np.abs(errors - _running_median(errors, STRAY_PACKETS)) > NOISY_HOLE_SECONDS
+    bridged = [float(at) for at in (clock + _running_median(errors, STRAY_PACKETS))[is_stray]]
+    starts[known[is_stray]] = np.nan
+    known, clock, errors = known[~is_stray], clock[~is_stray], errors[~is_stray]
+    if len(known) < 3:
+        return SoundTimes(starts, is_break, bridged)
+    steps = np.abs(np.diff(errors))
+    is_noisy = bool(np.median(steps) > NOISY_SECONDS)
+    breaks = _holes(errors, NOISY_HOLE_SECONDS if is_noisy else HOLE_SECONDS)
+    is_break[known[breaks]] = True
+    if is_noisy:
+        for first, stop in zip([0, *breaks], [*breaks, len(errors)], strict=True):
+            smooth = _running_median(errors[first:stop], SMOOTHING_PACKETS)
+            bridged += _bridged(errors[first:stop], clock[first:stop] + smooth)
+            starts[known[first:stop]] = clock[first:stop] + smooth
+    return SoundTimes(starts, is_break, sorted(bridged))
+
+
+def _holes(errors: NDArray[np.float64], least: float) -> list[int]:
+    """Where the error steps by `least` and stays there: at the largest step of a neighborhood."""
+    reach = SMOOTHING_PACKETS // 2
+    steps = np.abs(np.diff(errors))
+    found: list[int] = []
+    for at in np.flatnonzero(steps >= least / 2) + 1:
+        before, after = errors[max(0, at - reach) : at], errors[at : at + reach]
+        if found:
+            before = errors[max(found[-1], at - reach) : at]
+        if abs(np.median(after) - np.median(before)) < least or steps[at - 1] < least / 2:
+            continue
+        if steps[at - 1] >= steps[max(0, at - 1 - 3) : at + 3].max():
+            found.append(int(at))
+    return found
+
+
+def _bridged(errors: NDArray[np.float64], times: NDArray[np.float64]) -> list[float]:
+    """Where holes and overlaps would be if each timestamp were believed."""
+    found = []
+    reference = errors[0]
+    for error, time in zip(errors.tolist(), times.tolist(), strict=True):
+        if abs(error - reference) > HOLE_SECONDS:
+            found.append(time)
+            reference = error
+    return found
+
+
+def _running_median(values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """The median of `count` values around each one, of fewer at the ends."""
+    count = min(count, len(values) - 1 + len(values) % 2)
+    reach = count // 2
+    padded = np.pad(values, reach, mode="reflect") if reach else values
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
+    # In pieces, because the medians of a long source would need as many copies of it.
+    pieces = [np.median(windows[at : at + 4096], axis=1) for at in range(0, len(windows), 4096)]
+    return np.concatenate(pieces)

@@ -1,0 +1,213 @@
+"""One timeline for the picture and the sound of a source, decided from its packets.
+
+`build_timeline` says for each packet when it is presented: in the seconds of the container, but
+without the leaps of its clock (`leaps`), without wobble (`sound_clock`), and made from the order of
+the frames where the container has no presentation times.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from av.container import InputContainer
+from av.format import Flags
+from numpy.typing import NDArray
+
+from pipelines.media.leaps import Clock, epoch_offsets, find_leaps
+from pipelines.media.packets import PacketScan, PacketTable
+from pipelines.media.sound_clock import sound_times
+
+UNTIMED_FORMATS = frozenset({"avi"})
+"""Formats that number packets; when pictures are presented is not in the file."""
+GUESSING_FORMATS = frozenset({"matroska,webm"})
+"""Formats without decoding times; FFmpeg guesses them from the presentation times."""
+
+MAX_DELAY_SECONDS = 60.0
+"""Where a packet is decoded and presented further apart, the decoding time is damaged."""
+
+
+@dataclass(frozen=True)
+class StreamTimeline:
+    """The packets of one stream, in the order of the file, on the timeline of the source."""
+
+    starts: NDArray[np.float64]
+    """When each is presented; NaN where only what comes before it says it."""
+    due: NDArray[np.float64]
+    """When each is to be decoded; it never falls."""
+    is_break: NDArray[np.bool_]
+    """The sound does not go on where it ended before this packet."""
+    shown: NDArray[np.float64]
+    """When pictures begin, in order of time."""
+    is_by_order: bool
+    """The n-th frame that comes out of the decoder begins at `shown[n]`."""
+    is_trusted: bool
+    """Timestamps are measured; otherwise they are counted from what is there."""
+    is_followed: bool = False
+    """Where timestamps drift away from the samples of the sound, the picture goes with them."""
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """When everything in a source happens, in seconds."""
+
+    streams: dict[int, StreamTimeline]
+    """By index of the stream; one without packets is left out."""
+    leaps: list[float] = field(default_factory=list)
+    """When the clock leapt, each time for both streams together."""
+    bridged: list[float] = field(default_factory=list)
+    """When timestamps of sound were off and it went on without a hole."""
+
+    def skew(self, scan: PacketScan) -> float:
+        """How far apart in time neighbors in the file are, in seconds."""
+        orders = [scan.tables[index].order for index in self.streams]
+        due = np.concatenate([stream.due for stream in self.streams.values()])
+        due = due[np.argsort(np.concatenate(orders))]
+        return float((np.maximum.accumulate(due) - due).max()) if len(due) else 0.0
+
+
+def build_timeline(
+    container: InputContainer, scan: PacketScan, video: int | None, audio: int | None
+) -> Timeline:
+    """Decides when the packets of a picture and a sound stream are presented.
+
+    Args:
+        container: The source, for what its format promises.
+        scan: Its packets.
+        video: Index of the picture's stream.
+        audio: Index of the sound's stream.
+    """
+    is_untimed = container.format.name in UNTIMED_FORMATS or _has(container, Flags.no_timestamps)
+    indices = [index for index in (video, audio) if index is not None and len(scan.tables[index])]
+    tables = [scan.tables[index] for index in indices]
+    is_exact = container.format.name not in GUESSING_FORMATS
+    clocks = [_clock(table, is_exact) for table in tables]
+    leaps = [] if is_untimed else find_leaps(clocks, _has(container, Flags.ts_discont))
+    if not clocks:
+        return Timeline({})
+    offsets, times = epoch_offsets(clocks, leaps)
+    timeline = Timeline({}, times, [])
+    for number, (index, clock) in enumerate(zip(indices, clocks, strict=True)):
+        first = {leap.packet for leap in leaps if leap.stream == number}
+        moved = replace(clock, start=clock.start + offsets[number])
+        moved.decode += offsets[number]
+        if index == video:
+            found = _picture(moved, is_untimed)
+        else:
+            found, bridged = _sound(moved, sorted(first), not is_untimed)
+            timeline.bridged.extend(bridged)
+        timeline.streams[index] = _with_hidden(found, tables[number])
+    if video in timeline.streams and audio in timeline.streams:
+        picture, sound = timeline.streams[video], timeline.streams[audio]
+        is_followed = _is_followed(picture, sound, scan.tables[audio].duration)
+        timeline.streams[audio] = replace(sound, is_followed=is_followed)
+    return timeline
+
+
+def _is_followed(
+    picture: StreamTimeline, sound: StreamTimeline, durations: NDArray[np.float64]
+) -> bool:
+    """Whether the sound ends with the picture by its timestamps rather than by its samples.
+
+    Recordings begin and end both at once. A device that gives a percent too few samples is stamped
+    by the same clock as the picture, so both end together by their timestamps, and the samples must
+    be stretched. If they end together by the number of samples, the timestamps are wrong.
+    """
+    known = np.flatnonzero(np.isfinite(sound.starts))
+    breaks = np.flatnonzero(sound.is_break)
+    known = known[known >= (breaks[-1] if len(breaks) else 0)]
+    if len(known) < 2 or not len(picture.shown) or not sound.is_trusted:
+        return False
+    first, last = known[0], known[-1]
+    by_timestamps = float(sound.starts[last] + durations[last])
+    by_samples = float(sound.starts[first] + durations[first : last + 1].sum())
+    end = float(picture.shown[-1])
+    return abs(by_timestamps - end) < abs(by_samples - end)
+
+
+def _has(container: InputContainer, flag: Flags) -> bool:
+    value: Any = flag.value  # not of the type that the stubs say
+    return bool(container.format.flags & value)
+
+
+def _clock(table: PacketTable, is_exact: bool) -> Clock:
+    """The packets of a stream that are presented."""
+    kept = ~table.is_discarded
+    if not kept.any():
+        kept = np.ones(len(table), np.bool_)
+    decode = np.where(np.isfinite(table.dts), table.dts, np.nan if not is_exact else table.pts)
+    is_damaged = np.abs(table.dts - table.pts) > MAX_DELAY_SECONDS
+    decode = np.where(is_damaged, table.pts, decode)
+    return Clock(
+        order=table.order[kept],
+        start=table.pts[kept].copy(),
+        decode=_filled(decode[kept], table.pts[kept]),
+        duration=table.duration[kept],
+        is_exact=is_exact,
+    )
+
+
+def _filled(values: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Puts the value before it, or the first one after, for each that is unknown."""
+    known = np.flatnonzero(np.isfinite(values))
+    if not len(known):
+        known = np.flatnonzero(np.isfinite(others))
+        values = others
+    if not len(known):
+        return np.zeros(len(values))
+    before = np.searchsorted(known, np.arange(len(values)), side="right") - 1
+    return values[known[np.maximum(before, 0)]].copy()
+
+
+def _picture(clock: Clock, is_untimed: bool) -> StreamTimeline:
+    starts = clock.start
+    num_unknown = int(np.isnan(starts).sum())
+    is_by_order = is_untimed or 2 * num_unknown > len(starts)
+    if is_by_order:
+        slots = np.sort(clock.decode)
+        if len(slots) > 1 and slots[0] == slots[-1]:
+            slots = slots[:0]  # nothing is known, so frames follow each other at the declared rate
+        starts = slots if len(slots) else np.full(len(starts), np.nan)
+        shown = slots
+    else:
+        shown = np.unique(starts[np.isfinite(starts)])
+    due = np.maximum.accumulate(clock.decode)
+    no_break = np.zeros(len(starts), np.bool_)
+    return StreamTimeline(starts, due, no_break, shown, is_by_order, not is_untimed)
+
+
+def _sound(
+    clock: Clock, first_packets: Sequence[int], is_trusted: bool
+) -> tuple[StreamTimeline, list[float]]:
+    starts = clock.start.copy()
+    is_break = np.zeros(len(starts), np.bool_)
+    bridged: list[float] = []
+    if is_trusted:
+        firsts = [0, *(packet for packet in first_packets if packet)]
+        for first, stop in zip(firsts, [*firsts[1:], len(starts)], strict=True):
+            times = sound_times(starts[first:stop], clock.duration[first:stop])
+            starts[first:stop] = times.starts
+            is_break[first:stop] = times.is_break
+            is_break[first] = first > 0
+            bridged += times.bridged
+    due = np.maximum.accumulate(clock.decode)
+    no_pictures = np.empty(0)
+    return StreamTimeline(starts, due, is_break, no_pictures, False, is_trusted), bridged
+
+
+def _with_hidden(stream: StreamTimeline, table: PacketTable) -> StreamTimeline:
+    """Adds the packets that an edit list hides, which are decoded all the same."""
+    if len(stream) == len(table):
+        return stream
+    kept = np.flatnonzero(~table.is_discarded)
+    beside = kept[np.clip(np.searchsorted(kept, np.arange(len(table))), 0, len(kept) - 1)]
+    place = np.searchsorted(kept, beside)
+    starts = table.pts.copy()  # an edit list has no leaps, so they are on the clock of the rest
+    starts[kept] = stream.starts
+    is_break = np.zeros(len(table), np.bool_)
+    is_break[kept] = stream.is_break
+    due = np.maximum.accumulate(stream.due[place])
+    return replace(stream, starts=starts, due=due, is_break=is_break)
