@@ -21,8 +21,8 @@ from xkd_core.shapes import Float, Tensor
 
 Bandwidth = Literal["fixed", "median"]
 
-MIN_SQUARED_DISTANCE = 1e-30
-MIN_MEDIAN_DISTANCE = 1e-6
+_MIN_SQUARED_DISTANCE = 1e-30
+_MIN_MEDIAN_DISTANCE = 1e-6
 """Least squared distance that a kernel is scaled to, so that equal rows give finite gradients."""
 
 
@@ -85,7 +85,7 @@ def mmd(
             x, y = F.normalize(x, dim=-1), F.normalize(y, dim=-1)
         distances = _squared_distances(x, y)
         if bandwidth == "median":
-            median = _median(distances).clamp_min(MIN_MEDIAN_DISTANCE)
+            median = _median(distances).clamp_min(_MIN_MEDIAN_DISTANCE)
             distances = _Distances(*(distance / median for distance in distances))
         within_x, within_y, between = (_kernel(distance, gammas) for distance in distances)
         mean = _mean_of_others if unbiased else torch.mean
@@ -165,7 +165,7 @@ def _pairs(within: Float[Tensor, "n n"]) -> Float[Tensor, " n_pairs"]:
 
 def _kernel(distances: Float[Tensor, "n m"], gammas: Sequence[float]) -> Float[Tensor, "n m"]:
     # Rounding can leave a little less than 0. At the floor a kernel is exactly 1, with gradient 0.
-    distances = distances.clamp_min(MIN_SQUARED_DISTANCE)
+    distances = distances.clamp_min(_MIN_SQUARED_DISTANCE)
     return sum((torch.exp(-gamma * distances) for gamma in gammas), torch.zeros_like(distances))
 
 

@@ -7,7 +7,7 @@ Paper: XKD, arXiv:2211.13929; ViT, arXiv:2010.11929.
 """
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -20,8 +20,9 @@ from xkd_core.shapes import Float, Int, Tensor
 from xkd_core.transformer import block_with_attention, init_transformer, transformer_blocks
 
 Modality = Literal["video", "audio"]
-VIDEO_CHANNELS = 3
-AUDIO_CHANNELS = 1
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
+_VIDEO_CHANNELS = 3
+_AUDIO_CHANNELS = 1
 
 
 class Encoder(nn.Module):
@@ -120,7 +121,7 @@ def build_encoder(
     if modality == "video":
         return Encoder(
             patch_size=(video.tubelet_size, video.patch_size, video.patch_size),
-            num_channels=VIDEO_CHANNELS,
+            num_channels=_VIDEO_CHANNELS,
             grid=video.grid,
             width=size.width,
             blocks=blocks,
@@ -128,7 +129,7 @@ def build_encoder(
         )
     return Encoder(
         patch_size=(audio.patch_bins, audio.patch_frames),
-        num_channels=AUDIO_CHANNELS,
+        num_channels=_AUDIO_CHANNELS,
         grid=audio.grid,
         width=size.width,
         blocks=blocks,

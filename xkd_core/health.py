@@ -25,15 +25,15 @@ from xkd_core.xkd import XKDOutput
 
 MIN_CLIPS = 4
 """A batch of fewer clips says too little about how targets differ."""
-MIN_INFORMATION = 0.15
+_MIN_INFORMATION = 0.15
 """Information of targets below which they are called collapsed. In healthy runs of the smoke
 recipe single records go down to 0.2; untrained heads without an output norm have 0.04, and 0.13 at
 best."""
-MAX_COSINE = 0.98
+_MAX_COSINE = 0.98
 """Cosine of a student's outputs for different clips above which they are called alike."""
-MIN_RANK = 1.5
+_MIN_RANK = 1.5
 """Effective rank of a teacher's features below which they are called alike."""
-JUDGED_RECORDS = 3
+_JUDGED_RECORDS = 3
 """Records whose mean is judged: a single batch says little."""
 
 
@@ -189,31 +189,31 @@ def _signs(modality: str, measures: Mapping[str, float]) -> list[str]:
     information, entropy = measures["target_information"], measures["target_entropy"]
     cosine, rank = measures["cosine_within"], measures["effective_rank"]
     signs = []
-    if information < MIN_INFORMATION:
+    if information < _MIN_INFORMATION:
         signs.append(
             f"{modality} targets hardly differ between clips "
-            f"(information {information:.2g} < {MIN_INFORMATION:g}, entropy {entropy:.2g})"
+            f"(information {information:.2g} < {_MIN_INFORMATION:g}, entropy {entropy:.2g})"
         )
-    if cosine > MAX_COSINE:
+    if cosine > _MAX_COSINE:
         signs.append(
-            f"{modality} outputs are alike for all clips (cosine {cosine:.3g} > {MAX_COSINE:g})"
+            f"{modality} outputs are alike for all clips (cosine {cosine:.3g} > {_MAX_COSINE:g})"
         )
-    if rank < MIN_RANK:
+    if rank < _MIN_RANK:
         signs.append(
-            f"{modality} features are alike for all clips (rank {rank:.3g} < {MIN_RANK:g})"
+            f"{modality} features are alike for all clips (rank {rank:.3g} < {_MIN_RANK:g})"
         )
     return signs
 
 
 class CollapseWatch:
-    """Judges a run by the mean of its last `JUDGED_RECORDS` records of health.
+    """Judges a run by the mean of its last `_JUDGED_RECORDS` records of health.
 
     Args:
         records: `records` of an earlier watch, which this one goes on from.
     """
 
     def __init__(self, records: Iterable[Mapping[str, float]] = ()) -> None:
-        self._records: deque[dict[str, float]] = deque(maxlen=JUDGED_RECORDS)
+        self._records: deque[dict[str, float]] = deque(maxlen=_JUDGED_RECORDS)
         self.signs: list[str] = []
         """The present signs of collapse; none while there are too few records."""
         for record in records:
@@ -227,12 +227,12 @@ class CollapseWatch:
     def see(self, numbers: Mapping[str, float]) -> bool:
         """Takes in a record of metrics, other measures included; says if a collapse begins."""
         self._records.append({k: v for k, v in numbers.items() if k.startswith("health/")})
-        if len(self._records) < JUDGED_RECORDS:
+        if len(self._records) < _JUDGED_RECORDS:
             return False
         was_healthy = not self.signs
         names = set.intersection(*(set(record) for record in self._records))
         self.signs = collapse_signs(
-            {name: sum(r[name] for r in self._records) / JUDGED_RECORDS for name in names}
+            {name: sum(r[name] for r in self._records) / _JUDGED_RECORDS for name in names}
         )
         return was_healthy and bool(self.signs)
 

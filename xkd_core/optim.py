@@ -15,8 +15,8 @@ from xkd_core.shapes import Float, Tensor
 from xkd_core.sharding import gradient_norms, local_part
 from xkd_core.xkd import XKD
 
-CLIP_EPS = 1e-6
-TOKENS_AND_POSITIONS = {"cls_token", "mask_token", "position_table"}
+_CLIP_EPS = 1e-6
+_TOKENS_AND_POSITIONS = {"cls_token", "mask_token", "position_table"}
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -25,7 +25,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_spared = name.rpartition(".")[2] in TOKENS_AND_POSITIONS
+            is_spared = name.rpartition(".")[2] in _TOKENS_AND_POSITIONS
             decays = parameter.ndim >= 2 and (config.decay_tokens_and_positions or not is_spared)
             (decaying if decays else plain).append(parameter)
     groups = [
@@ -63,7 +63,7 @@ def clip_each_gradient(parameters: list[nn.Parameter], max_norm: float) -> None:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
         return
-    scales = (max_norm / (gradient_norms(gradients) + CLIP_EPS)).clamp_max(1.0)
+    scales = (max_norm / (gradient_norms(gradients) + _CLIP_EPS)).clamp_max(1.0)
     torch._foreach_mul_([local_part(gradient) for gradient in gradients], list(scales.unbind()))
 
 

@@ -14,7 +14,7 @@ from einops import rearrange
 
 from xkd_core.shapes import Float, Tensor
 
-VARIANCE_EPS = 1e-6
+_VARIANCE_EPS = 1e-6
 
 
 class PatchStatistics(NamedTuple):
@@ -101,7 +101,7 @@ def patches_to_spectrogram(
 def patch_statistics(patches: Float[Tensor, "B N P"]) -> PatchStatistics:
     """What `normalize_patches` removes; the variance is the unbiased one."""
     variance, mean = torch.var_mean(patches.float(), dim=-1, keepdim=True)
-    return PatchStatistics(mean, (variance + VARIANCE_EPS).sqrt())
+    return PatchStatistics(mean, (variance + _VARIANCE_EPS).sqrt())
 
 
 def normalize_patches(patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N P"]:

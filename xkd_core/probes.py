@@ -14,9 +14,9 @@ import torch.nn.functional as F
 
 from xkd_core.shapes import Float, Int, Tensor
 
-ROWS_AT_ONCE = 4096
-MAX_ITERATIONS = 300
-SMALLEST_SPREAD = 1e-6
+_ROWS_AT_ONCE = 4096
+_MAX_ITERATIONS = 300
+_SMALLEST_SPREAD = 1e-6
 """A feature whose deviation is below this share of its mean is constant but for rounding."""
 
 
@@ -117,7 +117,7 @@ def knn_predict(
         raise ValueError(f"temperature ({temperature:g}) must be above 0")
     directions = _directions(train)
     predictions = []
-    for rows in torch.split(test, ROWS_AT_ONCE):
+    for rows in torch.split(test, _ROWS_AT_ONCE):
         similarity, nearest = (_directions(rows) @ directions.T).topk(neighbors, dim=1)
         # Relative to the nearest, or a low temperature makes all weights infinite.
         weights = ((similarity - similarity[:, :1]) / temperature).exp()
@@ -169,7 +169,7 @@ def _fit(
     """One probe per penalty, from large to small: each starts where the one before ended."""
     features = train.double()
     mean, std = features.mean(dim=0), features.std(dim=0, correction=0)
-    std = std.where(std > SMALLEST_SPREAD * mean.abs(), 1.0)
+    std = std.where(std > _SMALLEST_SPREAD * mean.abs(), 1.0)
     features = (features - mean) / std
     weight = features.new_zeros(features.shape[1], num_classes, requires_grad=True)
     bias = features.new_zeros(num_classes, requires_grad=True)
@@ -184,7 +184,7 @@ def _fit(
 def _minimize(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, l2: float) -> None:
     optimizer = torch.optim.LBFGS(
         [weight, bias],
-        max_iter=MAX_ITERATIONS,
+        max_iter=_MAX_ITERATIONS,
         tolerance_grad=1e-7,
         tolerance_change=1e-10,
         line_search_fn="strong_wolfe",

@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from xkd_core.shapes import Float, Tensor
 
 Refinement = Literal["mean", "softmax", "cross", "none"]
-EPS = 1e-12
-AGREEMENT_TEMPERATURE = 0.1
+_EPS = 1e-12
+_AGREEMENT_TEMPERATURE = 0.1
 """A cosine that is higher by this much weighs e times as much."""
 
 
@@ -44,7 +44,7 @@ def cross_modal_attention(
     marginal = attention.float() * other_mean  # mean_j P
     if mode == "softmax":
         return marginal.softmax(dim=-1)
-    return marginal / (attention.float().mean(dim=-1, keepdim=True) + EPS)
+    return marginal / (attention.float().mean(dim=-1, keepdim=True) + _EPS)
 
 
 def agreement(
@@ -63,7 +63,7 @@ def agreement(
         tokens = F.normalize(token_logits.float(), dim=-1)
         other = F.normalize(other_logits.float(), dim=-1)
         cosine = torch.einsum("bnk,bk->bn", tokens, other)
-        return (cosine / AGREEMENT_TEMPERATURE).exp()
+        return (cosine / _AGREEMENT_TEMPERATURE).exp()
 
 
 def refine(
@@ -74,7 +74,7 @@ def refine(
     weighted = tokens * attention.float().mean(dim=1).unsqueeze(-1)
     norm = tokens.mean(dim=1).norm(dim=-1)
     weighted_norm = weighted.mean(dim=1).norm(dim=-1)
-    return weighted * (norm / (weighted_norm + EPS))[:, None, None]
+    return weighted * (norm / (weighted_norm + _EPS))[:, None, None]
 
 
 def refine_and_pool(

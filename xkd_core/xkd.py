@@ -27,7 +27,7 @@ from xkd_core.views.views import Views
 TeacherView = Literal["global", "first_local"]
 
 
-class StudentOutput(NamedTuple):
+class _StudentOutput(NamedTuple):
     """One modality's student on all its views."""
 
     reconstruction: Float[Tensor, "GB N P"]
@@ -136,7 +136,7 @@ class XKD(nn.Module):
         refinement: Refinement = "mean",
     ) -> XKDOutput:
         """Runs students, decoders and teachers on one batch of views."""
-        video = run_student(
+        video = _run_student(
             self.video_student,
             self.video_student_head,
             self.video_decoder,
@@ -145,7 +145,7 @@ class XKD(nn.Module):
             views.video_mask_noise,
             self.num_visible_video,
         )
-        audio = run_student(
+        audio = _run_student(
             self.audio_student,
             self.audio_student_head,
             self.audio_decoder,
@@ -199,7 +199,7 @@ class XKD(nn.Module):
         )
 
 
-def run_student(
+def _run_student(
     encoder: Encoder,
     head: ProjectionHead,
     decoder: Decoder,
@@ -207,7 +207,7 @@ def run_student(
     local_views: Float[Tensor, "J B C *local_size"],
     mask_noise: Float[Tensor, "GB N"],
     num_visible: int,
-) -> StudentOutput:
+) -> _StudentOutput:
     """One modality: masked global views are reconstructed, and all views are projected.
 
     The tokens that the decoder gets are also the student's view of the whole clip.
@@ -220,7 +220,7 @@ def run_student(
     local_features = pool_patches(encoder(local_views.flatten(0, 1)))
     logits = head(torch.cat([features, local_features]))
     target = normalize_patches(to_patches(global_views, encoder.patch_size))
-    return StudentOutput(
+    return _StudentOutput(
         reconstruction,
         target,
         mask.hidden,

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 
 from pipelines.config.embed import EmbedConfig
 from pipelines.config.ingest import IngestSettings
-from pipelines.dataset.clip_dataset import ClipDataset, open_parquet
+from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.schema import CLIPS_FOLDER, MANIFEST, REJECTS_FOLDER, STATE_FOLDER
+from pipelines.dataset.shards import open_parquet
 from pipelines.embed.worker import EMBEDDINGS_FOLDER
 from pipelines.errors import UserError
 from pipelines.filesystems import is_file, is_folder, is_web

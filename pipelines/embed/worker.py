@@ -17,9 +17,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.config.base import DecoderSettings, LimitsSettings
-from pipelines.dataset.clip_dataset import read_groups
 from pipelines.dataset.schema import REJECTS, REJECTS_FOLDER, STRETCH, clip_id
-from pipelines.dataset.shards import ShardWriter
+from pipelines.dataset.shards import ShardWriter, read_groups
 from pipelines.files import write_failure
 from pipelines.ingest.plan import Unit, UnitSource
 from pipelines.ingest.worker import in_stretch, reject_row

@@ -17,14 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.config.ingest import IngestSettings
-from pipelines.dataset.clip_dataset import read_columns
+from pipelines.dataset.index import read_index, read_shards, write_index
 from pipelines.dataset.schema import (
     CLIPS_FOLDER,
     FORMAT_VERSION,
+    INDEX_FILE,
     MANIFEST,
     REJECTS_FOLDER,
     STATE_FOLDER,
 )
+from pipelines.dataset.shards import read_columns
 from pipelines.dataset.source_flaws import COLUMNS as FLAW_COLUMNS
 from pipelines.dataset.source_flaws import SourceFlaws, count_flaws
 from pipelines.errors import UserError
@@ -142,10 +144,12 @@ def _ingest(
     plan = make_plan(listed, fingerprints, done, settings, again)
     if plan.units or plan.revisions:
         (folder / MANIFEST).unlink(missing_ok=True)
+        (folder / INDEX_FILE).unlink(missing_ok=True)
         revise(folder, CLIPS_FOLDER, plan.revisions, scratch)
         _decode(plan.units, len(listed.sources), folder, scratch, settings, on_progress)
     summary = _summarize(folder, listed, plan, settings)
     _check_outcome(summary, listed, folder, settings)
+    _write_index(folder, summary)
     _write_manifest(folder, listed, summary, settings)
     return summary
 
@@ -262,6 +266,15 @@ def _check_outcome(
             f"max_reject_fraction ({settings.max_reject_fraction:g}); "
             f"{folder / REJECTS_FOLDER} says why"
         )
+
+
+def _write_index(folder: Path, summary: IngestSummary) -> None:
+    """Leaves the index of the clips unless it is there."""
+    clips = folder / CLIPS_FOLDER
+    there = {"dataset_id": summary.dataset_id, "clips": summary.clips}
+    if read_index(str(folder), str(clips), there) is None:
+        shards = sorted(str(file) for file in clips.glob("*.parquet"))
+        write_index(folder, summary.dataset_id, read_shards(shards))
 
 
 def _write_manifest(

@@ -22,10 +22,11 @@ from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.promote import PromoteConfig, PromoteSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import JobFailed, UserError
+from pipelines.evaluation.scores import MEASURES
 from pipelines.models.checkpoints import TrainingInfo, find_checkpoint, load_model, read_info
 from pipelines.models.encoder_files import ClipSettings, EncoderInfo
 from pipelines.redaction import one_line
-from pipelines.registry.card import MEASURES, EncoderScores, encoder_scores, model_card
+from pipelines.registry.card import EncoderScores, encoder_scores, model_card
 from pipelines.registry.versions import (
     CODE_TAG,
     find_or_make_version,
@@ -33,9 +34,7 @@ from pipelines.registry.versions import (
     registered_model,
 )
 from pipelines.tracking.runs import RunRef
-from xkd_core.encoders import Encoder, Modality
-
-MODALITIES: tuple[Modality, ...] = ("video", "audio")
+from xkd_core.encoders import MODALITIES, Encoder
 
 
 @dataclass(frozen=True)

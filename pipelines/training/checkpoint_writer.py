@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from ray import train
 from torch import Tensor
 
 from pipelines.models.checkpoints import TrainingInfo, checkpoint_name, save_checkpoint
 from pipelines.training.agreement import Agreement
+from pipelines.training.host_copy import HostCopy, Ready, map_tensors, recorded_event
 from pipelines.training.stopping import Stop
 from xkd_core.sharding import mapped_moments, whole
 
@@ -36,7 +36,7 @@ class CheckpointWriter:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._host = _HostCopy()
+        self._host = HostCopy()
         self._copied = threading.Event()
         self._copied.set()
         self._writing: Future[Path] | None = None
@@ -53,7 +53,7 @@ class CheckpointWriter:
         """Begins to copy and write; waits only for a checkpoint that is still being written."""
         self.wait()
         self._copied.clear()
-        ready = _recorded_event(tensors)
+        ready = recorded_event(tensors)
         self._writing = self._pool.submit(
             self._copy_and_write, tensors, optimizer_state, info, unsent, ready
         )
@@ -74,7 +74,7 @@ class CheckpointWriter:
         try:
             self.written.append(self._writing.result())
         except Exception as error:  # whatever it is, training must hear of it
-            self.failure = _in_words(error)
+            self.failure = _failure_text(error)
             logger.exception("a checkpoint was not written")
         self._writing = None
 
@@ -89,7 +89,7 @@ class CheckpointWriter:
         optimizer_state: dict[str, Any],
         info: TrainingInfo,
         unsent: Sequence[Mapping[str, Any]],
-        ready: torch.cuda.Event | None,
+        ready: Ready | None,
     ) -> Path:
         try:
             _check_room(self._folder, tensors, optimizer_state)
@@ -101,55 +101,6 @@ class CheckpointWriter:
         return place
 
 
-def _recorded_event(tensors: Mapping[str, Tensor]) -> torch.cuda.Event | None:
-    """What a device reaches when all that was asked of it so far is done."""
-    if not any(tensor.is_cuda for tensor in tensors.values()):
-        return None
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record()
-    return event
-
-
-class _HostCopy:
-    """Copies nested tensors into memory of the host that it keeps for the next time.
-
-    Memory that is touched for the first time costs several times the copying.
-    """
-
-    def __init__(self) -> None:
-        self._buffers: list[Tensor] = []
-
-    def take(self, tree: Any, ready: torch.cuda.Event | None) -> Any:
-        """Makes the copy, beside the device's own work after `ready`; returns when it is there."""
-        earlier, self._buffers = iter(self._buffers), []
-
-        def copy(tensor: Tensor) -> Tensor:
-            buffer = next(earlier, None)
-            if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):
-                buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            self._buffers.append(buffer)
-            return buffer.copy_(tensor.detach(), non_blocking=True)
-
-        if ready is None:
-            return _mapped(tree, copy)
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(stream):
-            stream.wait_event(ready)
-            result = _mapped(tree, copy)
-        stream.synchronize()
-        return result
-
-
-def _mapped(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(tree, Tensor):
-        return function(tree)
-    if isinstance(tree, dict):
-        return {key: _mapped(value, function) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(_mapped(value, function) for value in tree)
-    return tree
-
-
 def _check_room(folder: Path, tensors: Any, optimizer_state: Any) -> None:
     needed = 0
 
@@ -158,7 +109,7 @@ def _check_room(folder: Path, tensors: Any, optimizer_state: Any) -> None:
         needed += tensor.nbytes
         return tensor
 
-    _mapped((tensors, optimizer_state), count)
+    map_tensors((tensors, optimizer_state), count)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(f"the disk is full: {_gigabytes(needed)} needed, {_gigabytes(free)} free")
@@ -168,7 +119,7 @@ def _gigabytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.3g} GB"
 
 
-def _in_words(error: Exception) -> str:
+def _failure_text(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:300] if str(error).strip() else repr(error)
 
 

@@ -5,7 +5,6 @@ training is refused here, before any worker starts.
 """
 
 import math
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256, read_cli
 from pipelines.errors import UserError
 from pipelines.evaluation.features import unscorable
 from pipelines.evaluation.rungs import KNN_SETTINGS
-from pipelines.evaluation.scores import MODALITIES
 from pipelines.models.checkpoints import (
     TrainingInfo,
     check_dataset,
@@ -27,15 +25,16 @@ from pipelines.models.checkpoints import (
 )
 from pipelines.tracking.run_folder import RunFolder
 from pipelines.training.feed import make_feed
+from xkd_core.encoders import MODALITIES
 
-ORDER = "a checkpoint's step is a place in the order of clips"
-SAME_WHEN_RESUMED = {
-    "batch_size": ORDER,
-    "seed": ORDER,
-    "epoch_unit": ORDER,
-    "num_lanes": ORDER,
-    "splits": ORDER,
-    "shuffle_window": ORDER,
+_ORDER = "a checkpoint's step is a place in the order of clips"
+_SAME_WHEN_RESUMED = {
+    "batch_size": _ORDER,
+    "seed": _ORDER,
+    "epoch_unit": _ORDER,
+    "num_lanes": _ORDER,
+    "splits": _ORDER,
+    "shuffle_window": _ORDER,
     "optimizer.decay_tokens_and_positions": "what the optimizer remembers is kept by these groups",
 }
 """Settings that a training shares with the checkpoint of another that it begins from, and why; so
@@ -87,7 +86,7 @@ def _dataset_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[str]
 def _names_a_clip(exclude: str, dataset: ClipDataset) -> bool:
     """Whether a list is empty or about this dataset; one of another dataset would leave leaks."""
     ids = read_clip_ids(exclude)
-    return not ids or not ids.isdisjoint(dataset.index.clip_id.tolist())
+    return not ids or bool(dataset.index.clip_id.isin(ids).any())
 
 
 def knn_mistakes(config: PretrainConfig, trained_on: ClipDataset) -> list[str]:
@@ -131,8 +130,8 @@ def _order_mistakes(config: PretrainConfig, own: Path, info: TrainingInfo) -> li
         return []
     there = EARLIER_SETTINGS | info.config
     return [
-        f"{name} ({getattr(config, name)}) must be {there[name]}, as in checkpoint {own}: {ORDER}. "
-        f"Take {name}={there[name]} or another name"
+        f"{name} ({getattr(config, name)}) must be {there[name]}, as in checkpoint {own}: "
+        f"{_ORDER}. Take {name}={there[name]} or another name"
         for name in EARLIER_SETTINGS
         if there[name] != getattr(config, name)
     ]
@@ -163,11 +162,11 @@ def _resume_mistakes(config: PretrainConfig, dataset: ClipDataset, info: Trainin
     old, new = flat(there), flat(here)
     mistakes += [
         f"{what} has another {name}: it is {old[name]} there and {new[name]} here, and {why}"
-        for name, why in SAME_WHEN_RESUMED.items()
+        for name, why in _SAME_WHEN_RESUMED.items()
         if old[name] != new[name]
     ]
     if info.exclude_sha256 not in (None, clip_ids_sha256(config.exclude)):
-        mistakes.append(f"{what} left out other clips than exclude ({config.exclude}); {ORDER}")
+        mistakes.append(f"{what} left out other clips than exclude ({config.exclude}); {_ORDER}")
     return mistakes or _no_steps_left(config, dataset, info)
 
 
@@ -215,48 +214,3 @@ def _exclude_mistakes(config: PretrainConfig, began_with: str | None) -> list[st
         f"exclude ({config.exclude}) names other clips than when the run {config.name} began. "
         "Take another name or the same list"
     ]
-
-
-def worker_resources(
-    config: PretrainConfig, nodes: Sequence[Mapping[str, float]]
-) -> dict[str, float]:
-    """What each worker gets of nodes with these resources.
-
-    Raises:
-        UserError: if the nodes have no room for the workers, for which Ray would wait for ever.
-    """
-    least, most = config.worker_range
-    cpus = config.cpus_per_worker
-    if cpus is None:
-        cpus = 1.0 if config.use_gpu else _cpu_share(nodes, most)
-    worker = {"CPU": cpus} | ({"GPU": 1.0} if config.use_gpu else {})
-    largest = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
-    if config.cpus_per_worker is not None and cpus > largest:
-        raise UserError(
-            f"cpus_per_worker ({cpus:g}) must not be above the {largest:g} CPUs of the largest node"
-        )
-    # A worker lies on one node: what is left over on several of them adds up to none.
-    places = sum(
-        min(int(node.get(kind, 0.0) // amount) for kind, amount in worker.items()) for node in nodes
-    )
-    if places < least:
-        needs = " and ".join(f"{least} x {amount:g} {kind}s" for kind, amount in worker.items())
-        have = "; ".join(
-            ", ".join(f"{node.get(kind, 0.0):g} {kind}s" for kind in worker) for node in nodes
-        )
-        raise UserError(
-            f"num_workers ({least}) needs {needs}, but the nodes of Ray have {have}: "
-            f"room for {places}"
-        )
-    return worker
-
-
-def _cpu_share(nodes: Sequence[Mapping[str, float]], num_workers: int) -> float:
-    """The most CPUs that each of so many workers can have, or 1."""
-    cpus = [int(node.get("CPU", 0.0)) for node in nodes]
-    fitting = (
-        share
-        for share in range(max(cpus, default=1), 1, -1)
-        if sum(have // share for have in cpus) >= num_workers
-    )
-    return float(next(fitting, 1))

@@ -101,7 +101,7 @@ class Feed:
         self._size = WindowSize(num_frames, num_samples, frame_rate, sample_rate)
         index = dataset.index
         rows = _eligible_rows(dataset, splits, exclude)
-        unit_of_row = index.source_number if epoch_unit == "source" else np.arange(len(index.group))
+        unit_of_row = index.source_number if epoch_unit == "source" else np.arange(len(index))
         self._windows_of = SourceWindows(index, rows, unit_of_row, self._size)
         first_rows = self._windows_of.first_rows
         self._order = Order(
@@ -194,7 +194,7 @@ class Feed:
 
     def _draw(self, source: int, epoch: int, batch: _Batch, place: int) -> _Slot:
         """Draws the window of a source that goes to a place of a batch."""
-        clip_id = str(self._dataset.index.clip_id[self._windows_of.first_rows[source]])
+        clip_id = self._dataset.index.clip_id[int(self._windows_of.first_rows[source])]
         generator = clip_generator(self._seed, epoch, clip_id, "window")
         start = int(generator.integers(self._windows_of.num_starts(source)))
         pieces = self._windows_of.pieces(source, start)
@@ -317,7 +317,7 @@ def _eligible_rows(
 ) -> NDArray[np.int64]:
     """The rows that have both streams and belong to a split, or to none."""
     index = dataset.index
-    chosen = (index.num_frames > 0) & index.has_audio & np.isin(index.split, [*splits, ""])
+    chosen = (index.num_frames > 0) & index.has_audio & index.split.isin([*splits, ""])
     if exclude:
-        chosen &= ~np.isin(index.clip_id, np.array(sorted(exclude)))
+        chosen &= ~index.clip_id.isin(exclude)
     return np.flatnonzero(chosen)

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, distributed
 
-WATCHED = ("loss/", "grad_norm/")
-NEVER = 2**62
+_WATCHED = ("loss/", "grad_norm/")
+_NEVER = 2**62
 
 
 class FiniteWatch:
@@ -25,11 +25,11 @@ class FiniteWatch:
         watched = {
             name: value
             for name, value in metrics.items()
-            if name.startswith(WATCHED) and isinstance(value, Tensor)
+            if name.startswith(_WATCHED) and isinstance(value, Tensor)
         }
         self._names = list(watched)
         values = torch.stack([value.detach().float() for value in watched.values()])
-        steps = torch.where(values.isfinite(), NEVER, step)
+        steps = torch.where(values.isfinite(), _NEVER, step)
         if self._first_steps is not None:
             steps = torch.minimum(self._first_steps, steps)
         self._first_steps = steps
@@ -42,7 +42,7 @@ class FiniteWatch:
         if distributed.is_initialized():
             distributed.all_reduce(steps, distributed.ReduceOp.MIN)
         first = int(steps.min())
-        if first == NEVER:
+        if first == _NEVER:
             return None
         bad = (steps == first).tolist()
         return first, [name for name, is_bad in zip(self._names, bad, strict=True) if is_bad]

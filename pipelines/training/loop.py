@@ -10,27 +10,28 @@ Method: XKD, arXiv:2211.13929, sections 3 and 4.
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from ray import train
 from ray.train.torch import get_device
-from torch import Tensor, distributed
+from torch import Tensor
 
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256
 from pipelines.errors import UserError
 from pipelines.evaluation.rungs import KnnScorer, RungScorer
-from pipelines.models.checkpoints import UNSENT_FILE, TrainingInfo, read_info, read_unsent
-from pipelines.tracking.runs import WARNING_TAG, RunRef, code_version
-from pipelines.tracking.tracker import Tracker
+from pipelines.models.checkpoints import TrainingInfo, read_info, read_unsent
+from pipelines.tracking.runs import RunRef, code_version
+from pipelines.tracking.tracker import UNSENT_FILE, Tracker
 from pipelines.training.checkpoint_writer import Saver, Signals
 from pipelines.training.feed import Feed, make_feed
 from pipelines.training.finite_watch import FiniteWatch
+from pipelines.training.outcome import TrainOutcome
 from pipelines.training.read_ahead import FeedBatch
+from pipelines.training.records import StepLog, reduce_metrics
 from pipelines.training.state import (
     autocast_dtype,
     build_state,
@@ -39,17 +40,12 @@ from pipelines.training.state import (
     saved_tensors,
 )
 from pipelines.training.stopping import Stop, StopSignal
-from pipelines.training.throughput import MAX_WAIT, WAIT_REMEDY, Clock, SlowWatch
+from pipelines.training.throughput import Clock, SlowdownWatch
 from xkd_core.health import CollapseWatch, measure_health
 from xkd_core.train_step import TrainState, non_finite, train_step
 from xkd_core.views.log_mel import LogMel
 from xkd_core.views.parameters import draw_view_parameters
 from xkd_core.views.views import Views, make_views
-
-COLLAPSE_CAUSES = (
-    "usual causes: temperatures, objective.center_momentum of 1, model.head.normalize_output off, "
-    "alignment too weak, clips that are all alike (README, Health)"
-)
 
 
 def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +79,7 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
             )
             tracker = stack.enter_context(closing(tracker))
             collapse_watch = CollapseWatch(read_info(own).health if own else ())
-            log = _Log(tracker, values["board"], SlowWatch(), collapse_watch)
+            log = StepLog(tracker, values["board"], SlowdownWatch(), collapse_watch)
         # Closed first: what is being written becomes whole, and then the last metrics go out.
         saver = stack.enter_context(closing(Saver(folder, rank)))
         info = TrainingInfo(
@@ -103,31 +99,7 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
         if state.step == 0:
             training.score_knn()
             training.score()
-        return _train(training)
-
-
-@dataclass(frozen=True)
-class _Log:
-    """Where rank 0 says what it measures."""
-
-    tracker: Tracker
-    board: Any
-    slow_watch: SlowWatch
-    collapse_watch: CollapseWatch
-
-    def step(self, numbers: Mapping[str, float], step: int, total_steps: int) -> None:
-        """Logs what was measured at a step, and warnings that it gives rise to."""
-        warnings = self.slow_watch.new_warnings(numbers, step)
-        begins = self.collapse_watch.see(numbers)
-        signs = self.collapse_watch.signs
-        if begins:
-            warnings["collapse"] = f"step {step}: collapse: {'; '.join(signs)}; {COLLAPSE_CAUSES}"
-        self.tracker.log({**numbers, "health/collapsed": float(bool(signs))}, step)
-        note = _note(numbers) + ("  collapsed" if signs else "")
-        self.board.post.remote(step + 1, total_steps, note)
-        for kind, text in warnings.items():
-            self.tracker.tag(f"{WARNING_TAG}{kind}", text)
-            self.board.warn.remote(text)
+        return asdict(_train(training))
 
 
 @dataclass(frozen=True)
@@ -142,7 +114,7 @@ class _Training:
     rungs: RungScorer
     knn: KnnScorer
     info: TrainingInfo
-    log: _Log | None
+    log: StepLog | None
     """Of rank 0."""
 
     def is_last(self, step: int) -> bool:
@@ -195,7 +167,7 @@ class _Training:
         )
 
 
-def _train(training: _Training) -> dict[str, Any]:
+def _train(training: _Training) -> TrainOutcome:
     """One global batch after the other, up to the end or a reason to stop."""
     info, state, saver = training.info, training.state, training.saver
     first_step = state.step
@@ -211,7 +183,7 @@ def _train(training: _Training) -> dict[str, Any]:
         signals = saver.after_step(training.stop_signal.now())
         is_saved = training.is_saved(step) or bool(signals.stop)
         if training.is_due(step) or is_saved:
-            numbers, waited = together(metrics, clock.waited_seconds)
+            numbers, waited = reduce_metrics(metrics, clock.waited_seconds)
             terms = non_finite(numbers)
             bad = watch.first() or ((step, terms) if terms else None)
             if bad is None and training.is_due(step):
@@ -228,16 +200,16 @@ def _train(training: _Training) -> dict[str, Any]:
         if signals.stop:
             break
     end = saver.finish()
-    return {
-        "first_step": first_step,
-        "next_step": state.step,
-        "total_steps": info.total_steps,
-        "clips_per_second": clock.clips_per_second(),
-        "stop": int(signals.stop),
-        "not_finite": bad,
-        "has_failed": end.has_failed,
-        "failure": saver.failure,
-    }
+    return TrainOutcome(
+        first_step=first_step,
+        next_step=state.step,
+        total_steps=info.total_steps,
+        clips_per_second=clock.clips_per_second(),
+        stop=int(signals.stop),
+        not_finite=bad,
+        has_failed=end.has_failed,
+        failure=saver.failure,
+    )
 
 
 def _step(
@@ -275,34 +247,3 @@ def _views(batch: FeedBatch, config: PretrainConfig, log_mel: LogMel) -> Views:
     device = get_device()
     clips = type(batch.clips)(*(tensor.to(device, non_blocking=True) for tensor in batch.clips))
     return make_views(clips, parameters, config, log_mel)
-
-
-def together(
-    metrics: Mapping[str, Tensor | float], waited_seconds: float
-) -> tuple[dict[str, float], float]:
-    """The metrics averaged over the workers, and the longest of their waits for clips.
-
-    Waits for the device, and once for the workers: each has a place of its own for its wait in
-    what they sum up. Numbers that are no tensors are the same in every worker and stay as they are.
-    """
-    measured = {name: value for name, value in metrics.items() if isinstance(value, Tensor)}
-    averages = torch.stack([value.float() for value in measured.values()])
-    if distributed.is_initialized():
-        waits = averages.new_zeros(distributed.get_world_size())
-        waits[distributed.get_rank()] = waited_seconds
-        sums = torch.cat([averages, waits])
-        distributed.all_reduce(sums)
-        sums[: len(averages)] /= distributed.get_world_size()
-        values = sums.tolist()
-        waited_seconds = max(values[len(averages) :])
-    else:
-        values = averages.tolist()
-    numbers = {name: value for name, value in metrics.items() if not isinstance(value, Tensor)}
-    return numbers | dict(zip(measured, values, strict=False)), waited_seconds
-
-
-def _note(numbers: Mapping[str, float]) -> str:
-    note = f"loss {numbers['loss/total']:.3f}"
-    wait = numbers.get("time/data_wait_share", 0.0)
-    note += f"  data wait {wait:.0%}"
-    return note if wait <= MAX_WAIT else f"{note}, too much: {WAIT_REMEDY}"

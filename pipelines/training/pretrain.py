@@ -21,28 +21,31 @@ import ray
 from ray import train
 from ray.train.torch import TorchTrainer
 
+from pipelines.config.base import settings_without_password
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256
-from pipelines.errors import JobFailed, Stopped, UserError
+from pipelines.errors import JobFailed, UserError
 from pipelines.evaluation.rungs import RungPlan
-from pipelines.models.checkpoints import UNSENT_FILE, find_checkpoint, read_info
+from pipelines.models.checkpoints import find_checkpoint, read_info
 from pipelines.progress import OnProgress, watched_board
 from pipelines.redaction import redacted
 from pipelines.tracking.run_folder import RunFolder
-from pipelines.tracking.runs import RunRef, kept_settings, log_dataset, tracked
+from pipelines.tracking.runs import RunRef, log_dataset, tracked
+from pipelines.tracking.tracker import UNSENT_FILE
 from pipelines.training.checks import (
     checkpoint_mistakes,
     knn_mistakes,
     run_mistakes,
-    worker_resources,
 )
 from pipelines.training.loop import train_loop_per_worker
-from pipelines.training.stopping import Stop, StoppableTorchConfig
+from pipelines.training.outcome import TrainOutcome, check_outcome
+from pipelines.training.resources import worker_resources
+from pipelines.training.stopping import StoppableTorchConfig
 
 logger = logging.getLogger(__name__)
 
-TRIAL_PATIENCE_SECONDS = 60.0
+_TRIAL_PATIENCE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def pretrain(
     run_folder = RunFolder(Path(config.output) / config.name)
     folder = run_folder.path
     # A trial's earlier driver may outlive a sweep that was killed by seconds.
-    patience = TRIAL_PATIENCE_SECONDS if rungs else 0.0
+    patience = _TRIAL_PATIENCE_SECONDS if rungs else 0.0
     with run_folder.locked(patience_seconds=patience):
         dataset = ClipDataset.open(config.dataset)
         # Again, for callers that make up the settings themselves: a finished training of other
@@ -109,7 +112,8 @@ def pretrain(
             )
             with watched_board(on_progress) as board:
                 values = {
-                    "config": kept_settings(config),  # goes into checkpoints; `run` has the server
+                    # Goes into checkpoints; `run` has the server.
+                    "config": settings_without_password(config),
                     EXCLUDE_SHA256: clip_ids_sha256(config.exclude),
                     "run": asdict(run),
                     "board": board,
@@ -120,30 +124,30 @@ def pretrain(
                     lambda: _fit(config, scaling, values, callbacks), board.ask_to_stop.remote
                 )
             _warn_of_unsent(folder)
-            _check_outcome(outcome, config, folder)
+            check_outcome(outcome, config, folder)
             return PretrainResult(
                 checkpoint=find_checkpoint(str(folder)),
                 run=run,
-                total_steps=outcome["total_steps"],
-                first_step=outcome["first_step"],
-                clips_per_second=outcome["clips_per_second"],
+                total_steps=outcome.total_steps,
+                first_step=outcome.first_step,
+                clips_per_second=outcome.clips_per_second,
             )
 
 
 def _fit_unless_interrupted(
-    fit: Callable[[], dict[str, Any]], ask_to_stop: Callable[[], object]
-) -> dict[str, Any]:
+    fit: Callable[[], TrainOutcome], ask_to_stop: Callable[[], object]
+) -> TrainOutcome:
     """Fits in a thread of its own, since Ray Train takes Ctrl-C away from the main thread.
 
     The first interrupt asks the workers to stop and waits for them; the second one ends the wait.
     """
-    outcome: dict[str, Any] = {}
+    outcomes: list[TrainOutcome] = []
     errors: list[BaseException] = []
     is_over = threading.Event()
 
     def run() -> None:
         try:
-            outcome.update(fit())
+            outcomes.append(fit())
         except BaseException as error:  # raised again in the main thread
             errors.append(error)
         finally:
@@ -158,11 +162,11 @@ def _fit_unless_interrupted(
         logger.warning("stopping after this step, with a checkpoint; once more stops at once")
         ask_to_stop()
         is_over.wait()
-        if outcome and not outcome["not_finite"] and not outcome["has_failed"]:
-            raise type(interrupt)(_in_words(outcome)) from None
+        if outcomes and outcomes[0].is_interrupted_in_order:
+            raise type(interrupt)(outcomes[0].summary_text()) from None
     if errors:
         raise errors[0]
-    return outcome
+    return outcomes[0]
 
 
 def _warn_of_unsent(folder: Path) -> None:
@@ -172,47 +176,16 @@ def _warn_of_unsent(folder: Path) -> None:
         )
 
 
-def _check_outcome(outcome: dict[str, Any], config: PretrainConfig, folder: Path) -> None:
-    if bad := outcome["not_finite"]:
-        raise JobFailed(_not_finite_message(bad[0], bad[1], folder))
-    if outcome["has_failed"]:
-        raise JobFailed(
-            f"a checkpoint could not be written to {folder}: {outcome['failure']}; "
-            f"{_last_checkpoint(folder)}. With room to write, the same command goes on from there"
-        )
-    if outcome["next_step"] < outcome["total_steps"]:
-        reason = "a worker got SIGTERM"
-        if outcome["stop"] == Stop.TIME_IS_UP:
-            reason = f"max_seconds ({config.max_seconds:g}) are over"
-        raise Stopped(f"{reason}: {_in_words(outcome)}. The same command goes on from there")
-
-
-def _in_words(outcome: dict[str, Any]) -> str:
-    return f"{outcome['next_step']} of {outcome['total_steps']} steps are done and saved"
-
-
-def _last_checkpoint(folder: Path) -> str:
-    try:
-        return f"the last good checkpoint is {find_checkpoint(str(folder))}"
-    except UserError:
-        return "there is no checkpoint yet"
-
-
-def _not_finite_message(step: int, terms: list[str], folder: Path) -> str:
-    return (
-        f"step {step} has a loss that is not finite ({', '.join(terms)}); "
-        f"{_last_checkpoint(folder)}. "
-        "A lower optimizer.learning_rate or precision=float32 is the usual remedy"
-    )
-
-
 def _open_run(config: PretrainConfig, folder: RunFolder, parent: RunRef | None) -> RunRef:
     run_id = ""
     if not folder.run_id and config.resume:
         checkpoint = find_checkpoint(config.resume)
         if checkpoint.parent == folder.path:  # metrics do not go to another training's run
             run_id = read_info(checkpoint).run_id
-    keep = {"config": kept_settings(config), EXCLUDE_SHA256: clip_ids_sha256(config.exclude)}
+    keep = {
+        "config": settings_without_password(config),
+        EXCLUDE_SHA256: clip_ids_sha256(config.exclude),
+    }
     return folder.open_run(config, "pretrain", config.name, parent=parent, run_id=run_id, keep=keep)
 
 
@@ -231,7 +204,7 @@ def _fit(
     scaling: train.ScalingConfig,
     values: dict[str, Any],
     callbacks: Sequence[train.UserCallback],
-) -> dict[str, Any]:
+) -> TrainOutcome:
     # Typed by Ray as without a result; what rank 0 returns is the result's `return_value`.
     loop: Any = train_loop_per_worker
     trainer = TorchTrainer(
@@ -255,5 +228,4 @@ def _fit(
             f"training failed more than max_failures ({config.max_failures}) times: {reason}. "
             "The same command goes on from the last checkpoint"
         ) from error
-    outcome: dict[str, Any] = result.return_value
-    return outcome
+    return TrainOutcome(**result.return_value)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.dataset.clip_dataset import ClipIndex
+from pipelines.dataset.index import ClipIndex
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class SourceWindows:
         self,
         index: ClipIndex,
         rows: NDArray[np.int64],
-        source_of_row: NDArray[np.int64],
+        source_of_row: NDArray[np.integer[Any]],
         size: WindowSize,
     ) -> None:
         """Joins rows to runs.

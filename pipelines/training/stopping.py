@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.train.torch import TorchConfig
 
-ASK_SECONDS = 0.5
+_ASK_SECONDS = 0.5
 """Time between two questions to the driver."""
 
 _TERMINATED = threading.Event()
@@ -58,7 +58,7 @@ class StopSignal:
         if self._answer is None:
             if time.monotonic() >= self._ask_at:
                 self._answer = self._board.stop_asked.remote()
-                self._ask_at = time.monotonic() + ASK_SECONDS
+                self._ask_at = time.monotonic() + _ASK_SECONDS
         elif ray.wait([self._answer], timeout=0)[0]:
             try:
                 self._asked = ray.get(self._answer)
@@ -82,10 +82,10 @@ class _StoppableBackend(TorchConfig().backend_cls):  # type: ignore[misc]  # Ray
     def on_training_start(self, worker_group: Any, backend_config: Any) -> None:
         super().on_training_start(worker_group, backend_config)
         # Handlers can only be set in a main thread, and training runs in another one.
-        worker_group.execute(hear_termination)
+        worker_group.execute(_stop_on_sigterm)
 
 
-def hear_termination() -> None:
+def _stop_on_sigterm() -> None:
     """Makes SIGTERM at this process a wish to stop."""
     _TERMINATED.clear()
     signal.signal(signal.SIGTERM, _terminated)

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 
 MAX_WAIT = 0.1
 """Share of the time spent waiting for clips above which a run is called slow."""
-MIN_PACE = 0.7
+_MIN_PACE = 0.7
 """Share of the usual throughput under which a run is called slowed down."""
-JUDGED_SECONDS = 30.0
+_JUDGED_SECONDS = 30.0
 """Time over which a run is judged; a single step says little."""
-USUAL_TIMES = 20
+_USUAL_TIMES = 20
 """Judged times whose median is the usual throughput."""
 MIN_TIMES = 5
 """Judged times before there is a usual throughput."""
@@ -25,7 +25,7 @@ MIN_TIMES = 5
 WAIT_REMEDY = (
     "put the clip dataset on a faster disk, or give workers more CPUs (cpus_per_worker) to read it"
 )
-PACE_REMEDY = (
+_PACE_REMEDY = (
     "look for other programs on the machine, a device that is too hot, or a slow worker "
     "(system metrics in MLflow)"
 )
@@ -105,12 +105,12 @@ class Clock:
         return (self._steps - 1) * self._batch_size / (time.monotonic() - self._started)
 
 
-class SlowWatch:
+class SlowdownWatch:
     """Judges a run by its laps, and compares it with how it went before."""
 
-    def __init__(self, judged_seconds: float = JUDGED_SECONDS) -> None:
+    def __init__(self, judged_seconds: float = _JUDGED_SECONDS) -> None:
         self._judged_seconds = judged_seconds
-        self._paces: deque[float] = deque(maxlen=USUAL_TIMES)
+        self._paces: deque[float] = deque(maxlen=_USUAL_TIMES)
         self._is_slow = {"data_wait": False, "pace": False}
         self._seconds = self._waited = self._clips = 0.0
 
@@ -136,9 +136,9 @@ class SlowWatch:
     def _pace(self, pace: float, step: int) -> str:
         usual = statistics.median(self._paces) if len(self._paces) >= MIN_TIMES else 0.0
         self._paces.append(pace)
-        if pace >= MIN_PACE * usual:
+        if pace >= _MIN_PACE * usual:
             return ""
-        return f"step {step}: {pace:.3g} clips/s, and it was {usual:.3g} before; {PACE_REMEDY}"
+        return f"step {step}: {pace:.3g} clips/s, and it was {usual:.3g} before; {_PACE_REMEDY}"
 
 
 def _data_wait(share: float, step: int) -> str:

@@ -23,7 +23,7 @@ from xkd_core.shapes import Tensor
 
 Role = Literal["student", "teacher"]
 
-HEAD_WIDTH = 64
+_HEAD_WIDTH = 64
 _MODALITIES: dict[str, Modality] = {"vid": "video", "aud": "audio"}
 _ROLES: dict[str, Role] = {"student": "student", "teacher": "teacher"}
 _BACKBONE = re.compile(r"(vid|aud)_(student|teacher)\.backbone\.")
@@ -171,11 +171,11 @@ def _length(tensors: Mapping[str, Tensor], name: str, axis: int = -1) -> int:
 
 
 def _num_heads(width: int, given: int | None) -> int:
-    if given is None and width % HEAD_WIDTH:
+    if given is None and width % _HEAD_WIDTH:
         raise ValueError(
-            f"cls_token has width {width}, no multiple of {HEAD_WIDTH}: num_heads must be given"
+            f"cls_token has width {width}, no multiple of {_HEAD_WIDTH}: num_heads must be given"
         )
-    num_heads = given or width // HEAD_WIDTH
+    num_heads = given or width // _HEAD_WIDTH
     if width % num_heads:
         raise ValueError(f"num_heads ({num_heads}) must divide the width of cls_token ({width})")
     return num_heads

@@ -25,8 +25,8 @@ from xkd_core.xkd import XKD
 
 Naming = Literal["training", "evaluation"]
 
-WHOLE_KEY = "model"
-DISTRIBUTED_PREFIX = "module."
+_WHOLE_KEY = "model"
+_DISTRIBUTED_PREFIX = "module."
 _EVALUATION_RULES = (
     (r"^encoder\.", ""),
     (r"^encoder_norm\.", "norm."),
@@ -42,18 +42,18 @@ def read_published_tensors(file: Path) -> dict[str, Tensor]:
         ValueError: If it is no such file, is damaged, or a tensor is not what it says it is.
     """
     values = read_pickle(file)
-    if isinstance(values, Mapping) and isinstance(values.get(WHOLE_KEY), Mapping):
-        values = values[WHOLE_KEY]
+    if isinstance(values, Mapping) and isinstance(values.get(_WHOLE_KEY), Mapping):
+        values = values[_WHOLE_KEY]
     if not isinstance(values, Mapping):
         raise ValueError(f"{file} must hold tensors by name, but holds a {type(values).__name__}")
     if not any(isinstance(value, Tensor) for value in values.values()):
         names = ", ".join(printable(name) for name in list(values)[:8]) or "nothing"
         raise ValueError(
-            f"{file} must hold tensors by name, at its top or under {WHOLE_KEY!r}, but has {names}"
+            f"{file} must hold tensors by name, at its top or under {_WHOLE_KEY!r}, but has {names}"
         )
     for name, value in values.items():
         _check_tensor(name, value)
-    return {str(name).removeprefix(DISTRIBUTED_PREFIX): value for name, value in values.items()}
+    return {str(name).removeprefix(_DISTRIBUTED_PREFIX): value for name, value in values.items()}
 
 
 def save_published_encoder(encoder: Encoder, file: Path, *, naming: Naming = "training") -> None:
@@ -70,10 +70,10 @@ def save_published_model(model: XKD, centers: Centers, file: Path, *, epoch: int
     The optimizer is left out: its file is in the order of the published program's parameters.
     """
     tensors = {
-        DISTRIBUTED_PREFIX + name: tensor
+        _DISTRIBUTED_PREFIX + name: tensor
         for name, tensor in _plain(to_published(model, centers)).items()
     }
-    torch.save({WHOLE_KEY: tensors, "epoch": epoch, "optimizer": None, "amp": None}, file)
+    torch.save({_WHOLE_KEY: tensors, "epoch": epoch, "optimizer": None, "amp": None}, file)
 
 
 def evaluation_name(name: str) -> str:

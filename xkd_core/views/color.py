@@ -12,7 +12,7 @@ import torch
 
 from xkd_core.shapes import Float, Int, Tensor
 
-LUMA = (0.2989, 0.587, 0.114)
+_LUMA = (0.2989, 0.587, 0.114)
 """Weights of red, green and blue in gray, as in torchvision."""
 
 
@@ -105,8 +105,8 @@ def turn_hue_(pixels: Float[Tensor, "B 3 H T W"], turn: Float[Tensor, " B"]) -> 
 def gray(pixels: Float[Tensor, "B 3 H T W"]) -> Float[Tensor, "B 1 H T W"]:
     """Weighs the channels as the eye does."""
     red, green, blue = pixels.unbind(dim=1)
-    luma = red * LUMA[0]
-    return luma.add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2]).unsqueeze(1)
+    luma = red * _LUMA[0]
+    return luma.add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2]).unsqueeze(1)
 
 
 def make_gray_(pixels: Float[Tensor, "B 3 H T W"], rows: Int[Tensor, " chosen"]) -> None:

@@ -20,16 +20,16 @@ from xkd_core.config import AudioConfig, MethodConfig, Range, VideoConfig, Views
 from xkd_core.masking import video_mask_noise
 from xkd_core.shapes import Bool, Float, Int, Tensor
 
-CROP_TRIES = 10
-BLUR_SIGMA = Range(low=0.1, high=2.0)
-PUBLISHED_BLUR_SIGMA = (2.0, 0.1)
+_CROP_TRIES = 10
+_BLUR_SIGMA = Range(low=0.1, high=2.0)
+_PUBLISHED_BLUR_SIGMA = (2.0, 0.1)
 """Widths along rows and columns that `local_blur_sigma="fixed"` gives every blurred view."""
-LOCAL_AUDIO_STEP = 100
+_LOCAL_AUDIO_STEP = 100
 """Samples between two possible starts of a local audio window."""
 
 # How many uniform numbers a view takes. They are taken whatever the settings are, so that a
 # probability or a range can change without moving every other draw.
-_VIDEO_NUMBERS = 1 + 2 * CROP_TRIES + 2 + 1 + 4 + 4 + 1 + 2
+_VIDEO_NUMBERS = 1 + 2 * _CROP_TRIES + 2 + 1 + 4 + 4 + 1 + 2
 _AUDIO_NUMBERS = 1 + 1 + 2 + 2
 
 
@@ -182,9 +182,9 @@ def _video(
     ratio = views.crop_ratio
     return VideoViewParameters(
         start=_integer_below(uniforms.take_one(), num_starts),
-        crop_area=_between(uniforms.take(CROP_TRIES), area.low, area.high),
+        crop_area=_between(uniforms.take(_CROP_TRIES), area.low, area.high),
         crop_ratio=_between(
-            uniforms.take(CROP_TRIES), math.log(ratio.low), math.log(ratio.high)
+            uniforms.take(_CROP_TRIES), math.log(ratio.low), math.log(ratio.high)
         ).exp(),
         crop_position=uniforms.take(2),
         flip=uniforms.take_one() < views.flip_probability,
@@ -205,9 +205,9 @@ def _color_factors(uniform: Tensor, views: ViewsConfig) -> Tensor:
 
 def _blur_sigma(uniforms: _Uniforms, views: ViewsConfig) -> Tensor:
     blurred = uniforms.take_one() < views.local_blur_probability
-    drawn = _between(uniforms.take_one(), BLUR_SIGMA.low, BLUR_SIGMA.high)
+    drawn = _between(uniforms.take_one(), _BLUR_SIGMA.low, _BLUR_SIGMA.high)
     if views.local_blur_sigma == "fixed":
-        sigma = drawn.new_tensor(PUBLISHED_BLUR_SIGMA).expand(len(drawn), 2)
+        sigma = drawn.new_tensor(_PUBLISHED_BLUR_SIGMA).expand(len(drawn), 2)
     else:
         sigma = drawn.unsqueeze(1).expand(-1, 2)
     return sigma * blurred.unsqueeze(1)
@@ -220,7 +220,7 @@ def _global_audio(uniforms: _Uniforms, views: ViewsConfig) -> AudioViewParameter
 def _local_audio(
     uniforms: _Uniforms, views: ViewsConfig, audio: AudioConfig
 ) -> AudioViewParameters:
-    num_starts = (audio.num_samples - audio.local_num_samples) // LOCAL_AUDIO_STEP + 1
+    num_starts = (audio.num_samples - audio.local_num_samples) // _LOCAL_AUDIO_STEP + 1
     return _audio(uniforms, views, volume=views.local_volume, num_starts=num_starts)
 
 
@@ -229,7 +229,7 @@ def _audio(
 ) -> AudioViewParameters:
     crop = views.local_audio_crop
     return AudioViewParameters(
-        start=_integer_below(uniforms.take_one(), num_starts) * LOCAL_AUDIO_STEP,
+        start=_integer_below(uniforms.take_one(), num_starts) * _LOCAL_AUDIO_STEP,
         volume=_between(uniforms.take_one(), 1.0 - volume, 1.0 + volume),
         crop_size=_between(uniforms.take(2), crop.low, crop.high),
         crop_position=uniforms.take(2),

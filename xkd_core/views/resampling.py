@@ -10,7 +10,7 @@ import torch
 
 from xkd_core.shapes import Bool, Float, Int, Tensor
 
-BICUBIC_A = -0.75
+_BICUBIC_A = -0.75
 
 
 def antialias_matrix(
@@ -53,8 +53,8 @@ def bicubic_matrix(
 
 def _cubic(offset: Tensor) -> Tensor:
     x = offset.abs()
-    near = ((BICUBIC_A + 2.0) * x - (BICUBIC_A + 3.0)) * x * x + 1.0
-    far = BICUBIC_A * (((x - 5.0) * x + 8.0) * x - 4.0)
+    near = ((_BICUBIC_A + 2.0) * x - (_BICUBIC_A + 3.0)) * x * x + 1.0
+    far = _BICUBIC_A * (((x - 5.0) * x + 8.0) * x - 4.0)
     return torch.where(x <= 1.0, near, far)
 
 

@@ -12,12 +12,12 @@ import torch
 
 from xkd_core.shapes import Tensor
 
-Tree = TypeVar("Tree", bound=tuple[Any, ...])
-ALIGNMENT = 8
+_Tree = TypeVar("_Tree", bound=tuple[Any, ...])
+_ALIGNMENT = 8
 """Bytes; the largest number that is taken along."""
 
 
-def copy_together(tree: Tree, device: torch.device) -> Tree:
+def copy_together(tree: _Tree, device: torch.device) -> _Tree:
     """Copies the tensors of nested tuples from the CPU to a device, all at once.
 
         start   3 x int64     flip   3 x bool     ...
@@ -30,13 +30,13 @@ def copy_together(tree: Tree, device: torch.device) -> Tree:
     if device.type == "cpu":
         return tree
     tensors = list(_tensors(tree))
-    sizes = [math.ceil(tensor.nbytes / ALIGNMENT) * ALIGNMENT for tensor in tensors]
+    sizes = [math.ceil(tensor.nbytes / _ALIGNMENT) * _ALIGNMENT for tensor in tensors]
     packed = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
     for part, tensor in zip(torch.split(packed, sizes), tensors, strict=True):
         _seen_as(tensor, part).copy_(tensor)
     parts = torch.split(packed.to(device, non_blocking=True), sizes)
     there = iter([_seen_as(tensor, part) for tensor, part in zip(tensors, parts, strict=True)])
-    copied: Tree = _replaced(tree, there)
+    copied: _Tree = _replaced(tree, there)
     return copied
 
 

@@ -18,7 +18,7 @@ from xkd_core.views.color import Change, jitter_, jitter_changes, make_gray_
 from xkd_core.views.parameters import VideoViewParameters, place
 from xkd_core.views.resampling import antialias_matrix, blur_matrix
 
-LARGEST_PIXEL = 255.0
+_LARGEST_PIXEL = 255.0
 VIDEO_MEAN = (0.485, 0.456, 0.406)
 VIDEO_STD = (0.229, 0.224, 0.225)
 CPU_CHUNK_CLIPS = 1
@@ -190,7 +190,7 @@ def _resize_matrices(
     over_columns = antialias_matrix(
         crops.left, crops.width, flip, input_size=input_width, output_size=size
     )
-    return over_rows / LARGEST_PIXEL, over_columns
+    return over_rows / _LARGEST_PIXEL, over_columns
 
 
 def _resize(

@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 LARGEST_SAMPLE = 32_767.0
-LOCAL_AUDIO_CANVAS = 1.5
+_LOCAL_AUDIO_CANVAS = 1.5
 """Width of the canvas on which a local spectrogram is cropped, in widths of the spectrogram."""
 
 
@@ -181,7 +181,7 @@ def _window(
 def _crop(spectrogram: Float[Tensor, "B M T"], view: AudioViewParameters) -> Float[Tensor, "B M T"]:
     """Crops a spectrogram on a wider canvas of zeros and resizes the crop to its own size."""
     M, T = spectrogram.shape[1:]
-    canvas_width = int(T * LOCAL_AUDIO_CANVAS)
+    canvas_width = int(T * _LOCAL_AUDIO_CANVAS)
     over_bins = _crop_matrix(view, 0, length=M, room=M)
     over_frames = _crop_matrix(view, 1, length=T, room=canvas_width)
     # Outside of the spectrogram the canvas is zero, so its columns there add nothing.

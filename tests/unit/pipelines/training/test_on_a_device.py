@@ -79,7 +79,7 @@ def let_wait(monkeypatch, device):
     for owner, name in (
         (loop, "build_state"),
         (loop, "load_state"),
-        (loop, "together"),
+        (loop, "reduce_metrics"),
         (loop.FiniteWatch, "first"),
         (loop.KnnScorer, "score"),
         (loop.LogMel, "to"),
