@@ -18,9 +18,11 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipelines.media.formats import Formats
 from pipelines.media.windows import audio_windows, video_windows
 from pipelines.models.encoder_files import load_encoder
 from pipelines.models.encoder_inputs import input_rows, read_segments
+from pipelines.models.input_decoder import Decode, InputDecoder
 from xkd_core.views.log_mel import LogMel
 from xkd_core.views.video import plain_video_view
 from xkd_core.views.views import plain_audio_view
@@ -40,6 +42,7 @@ class EncoderModel(PythonModel):
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._encoder = encoder.to(self._device)
         self._log_mel = LogMel(self._info.model.audio).to(self._device)
+        self._decoder = InputDecoder()
 
     @torch.no_grad()
     def predict(
@@ -61,13 +64,28 @@ class EncoderModel(PythonModel):
             raise ValueError(
                 f"num_windows ({num_windows}) and batch_size ({batch_size}) must be at least 1"
             )
+        formats = params.get("formats", "common")
+        if formats not in ("common", "all"):
+            raise ValueError(f"formats ({formats}) must be common or all")
+        with self._decoder.lent() as decode:
+            return self._predict(model_input, num_windows, batch_size, decode, formats)
+
+    def _predict(
+        self,
+        model_input: pd.DataFrame,
+        num_windows: int,
+        batch_size: int,
+        decode: Decode,
+        formats: Formats,
+    ) -> NDArray[np.float32]:
         origins: list[tuple[int, int]] = []
         embeddings: list[NDArray[np.float32]] = []
         batch: list[Tensor] = []
         num_inputs = 0
         for index, row in enumerate(input_rows(model_input)):
             num_inputs += 1
-            for segment, array in enumerate(read_segments(row, f"input {index}", self._info)):
+            segments = read_segments(row, f"input {index}", self._info, decode, formats)
+            for segment, array in enumerate(segments):
                 for window in self._windows(array, num_windows):
                     origins.append((index, segment))
                     batch.append(self._view(window))
