@@ -7,7 +7,7 @@ decay in `optimizer.param_groups` is a `numpy.float64`, pickled as
     scalar(dtype("f8", False, True), b"\x00\x00\x00\x00\x00\x00\xf0?")
 
 NumPy's own `dtype` and `scalar` are unsafe for untrusted files: the state of a `dtype` may declare
-that the bytes are addresses of Python objects. `NumberType` and `read_number` replace them and
+that the bytes are addresses of Python objects. `NumberType` and `_read_number` replace them and
 accept only plain numbers.
 """
 
@@ -74,10 +74,10 @@ class NumberType:
         self.byte_order = state[1]
 
 
-def read_number(number_type: Any, content: Any) -> float | int | bool:
+def _read_number(number_type: Any, content: Any) -> float | int | bool:
     r"""Replaces NumPy's `multiarray.scalar`: decodes the bytes of one number.
 
-    >>> read_number(NumberType("f8"), b"\x00\x00\x00\x00\x00\x00\xf0?")
+    >>> _read_number(NumberType("f8"), b"\x00\x00\x00\x00\x00\x00\xf0?")
     1.0
 
     Raises:
@@ -94,8 +94,8 @@ def read_number(number_type: Any, content: Any) -> float | int | bool:
 
 _NUMBERS: tuple[tuple[Callable[..., Any], str], ...] = (
     (NumberType, "numpy.dtype"),
-    (read_number, "numpy._core.multiarray.scalar"),
-    (read_number, "numpy.core.multiarray.scalar"),  # written with NumPy 1
+    (_read_number, "numpy._core.multiarray.scalar"),
+    (_read_number, "numpy.core.multiarray.scalar"),  # written with NumPy 1
 )
 
 
