@@ -4,7 +4,6 @@ Ingest, pretrain, evaluate, register, report, each in a run of MLflow under one 
 command goes on where an earlier one stopped.
 """
 
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -15,18 +14,11 @@ from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.promote import PromoteConfig
 from pipelines.config.run import RunConfig
 from pipelines.ingest.ingest import check_ingest
-from pipelines.redaction import redacted
 from pipelines.report.run_report import RunRecord, write_run_report
 from pipelines.tracking.run_folder import RunFolder
-from pipelines.tracking.runs import RunRef, tracked
-from pipelines.tracking.server import SQLITE
+from pipelines.tracking.runs import tracked
 from pipelines.training.checks import run_mistakes
-from ray_jobs.cli.checks import (
-    check_gpus,
-    environment_mistakes,
-    gpu_mistakes,
-    messages,
-)
+from ray_jobs.cli.checks import check_gpus, environment_mistakes, gpu_mistakes, messages
 from ray_jobs.cli.cluster import connected
 from ray_jobs.cli.console import StageProgress, duration
 from ray_jobs.cli.job import Job, JobPlan, run_job
@@ -148,18 +140,12 @@ def work(config: RunConfig) -> None:
         progress.finish(str(report))
     print(f"\n{config.name} is complete after {duration(time.monotonic() - started)}")
     print(f"  {summary_text(summary)}")
-    print(score_table(evaluation.scores))
+    print(score_table(evaluation.scores.found))
     print(registered_text(registered))
     print(f"  report: {report}")
-    print(f"  MLflow: {mlflow_page(parent)}")
-
-
-def mlflow_page(run: RunRef) -> str:
-    """How to look at a run: its address on a server, or the command that opens the sqlite file."""
-    if not run.uri.startswith(SQLITE):
-        return f"{redacted(run.uri)}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
-    program = Path(sys.executable).with_name("mlflow")
-    return f"{shlex.quote(str(program))} ui --backend-store-uri {shlex.quote(run.uri)}"
+    print(f"  MLflow: {parent.page()}")
+    if command := parent.server_command():
+        print(f"    after: {command}")
 
 
 JOB = Job(

@@ -5,7 +5,7 @@ that the main job holds the settings of every stage and fills in the paths itsel
 start at `XKD_HOME`, or at the working directory if it is not set.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from pipelines.paths import absolute_location, absolute_place
+from pipelines.redaction import redacted
 from xkd_core.config import Config
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
@@ -71,3 +72,11 @@ class LimitsSettings(Config):
     max_hashed_remote_bytes: NonNegativeInt = 64_000_000
     """A remote file up to this size is read once more, for the hash of its bytes; of a larger one
     the store's version tag stands for them."""
+
+
+def settings_without_password(config: JobConfig) -> dict[str, Any]:
+    """All settings as JSON for files that others may read: without the server's password."""
+    values = config.model_dump(mode="json")
+    if values["tracking"]["uri"]:
+        values["tracking"]["uri"] = redacted(values["tracking"]["uri"])
+    return values

@@ -97,14 +97,6 @@ class PretrainSettings(MethodConfig):
             self._check_parts(num_workers)
         return self
 
-    @model_validator(mode="after")
-    def _lanes_divide(self) -> "PretrainSettings":
-        if self.num_lanes and self.batch_size % self.num_lanes:
-            raise ValueError(
-                f"num_lanes ({self.num_lanes}) must divide batch_size ({self.batch_size})"
-            )
-        return self
-
     def _check_parts(self, num_workers: int) -> None:
         parts = num_workers * self.accumulation_steps
         of_what = f"num_workers ({num_workers})"

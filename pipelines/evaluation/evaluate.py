@@ -17,23 +17,23 @@ from pipelines.config.evaluate import EvaluateConfig, EvaluateSettings
 from pipelines.config.pretrain import PretrainConfig, clip_mismatch
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
+from pipelines.evaluation.classifiers import score
 from pipelines.evaluation.features import Features, extract
-from pipelines.evaluation.scores import flat_scores, score
+from pipelines.evaluation.scores import Scores
 from pipelines.files import write_json
 from pipelines.models.checkpoints import TrainingInfo, find_checkpoint, read_info
 from pipelines.progress import OnProgress, watched_board
 from pipelines.tracking.runs import RunRef, log_dataset, open_run, tracked
 
-SCORES_FILE = "scores.json"
-FEATURES_FILE = "features.npz"
+_SCORES_FILE = "scores.json"
+_FEATURES_FILE = "features.npz"
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What an evaluation found."""
 
-    scores: dict[str, Any]
-    """Ready for JSON; `modalities` is empty, and `reason` says why, where nothing can be scored."""
+    scores: Scores
     features: Features
     run: RunRef
     scores_file: Path
@@ -100,23 +100,23 @@ def evaluate(
             context="evaluation",
         )
         features = _extract(checkpoint, config, on_progress)
-        scores = {
-            "checkpoint": str(checkpoint),
-            "step": info.next_step,
-            "pretrain_run_id": info.run_id,
-            "evaluate_run_id": run.run_id,
-            "dataset_id": dataset.dataset_id,
-            "role": config.role,
-            "num_windows": config.num_windows,
-            **score(features, config),
-        }
-        write_json(output / SCORES_FILE, scores)
-        np.savez(output / FEATURES_FILE, allow_pickle=False, **features.arrays())
+        scores = Scores(
+            checkpoint=str(checkpoint),
+            step=info.next_step,
+            pretrain_run_id=info.run_id,
+            evaluate_run_id=run.run_id,
+            dataset_id=dataset.dataset_id,
+            role=config.role,
+            num_windows=config.num_windows,
+            found=score(features, config),
+        )
+        write_json(output / _SCORES_FILE, scores.to_json())
+        np.savez(output / _FEATURES_FILE, allow_pickle=False, **features.arrays())
         client = run.client()
-        for name, value in flat_scores(scores).items():
-            client.log_metric(run.run_id, name, value)
-        client.log_artifact(run.run_id, str(output / SCORES_FILE))
-    return Evaluation(scores, features, run, output / SCORES_FILE)
+        for name, value in scores.found.accuracies().items():
+            client.log_metric(run.run_id, f"evaluation/{name}", value)
+        client.log_artifact(run.run_id, str(output / _SCORES_FILE))
+    return Evaluation(scores, features, run, output / _SCORES_FILE)
 
 
 def _extract(checkpoint: Path, config: EvaluateConfig, on_progress: OnProgress) -> Features:

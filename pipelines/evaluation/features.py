@@ -29,7 +29,7 @@ from xkd_core.views.views import plain_audio_view
 from xkd_core.xkd import XKD
 
 Array = NDArray[Any]
-MAX_RETRIEVAL_CLIPS = 512
+_MAX_RETRIEVAL_CLIPS = 512
 """Held-out clips whose head outputs are kept to match pictures with sounds."""
 
 
@@ -207,7 +207,7 @@ def _retrieval_clips(dataset: ClipDataset, chosen: _Chosen) -> Array:
     both = (index.num_frames[chosen.rows] > 0) & index.has_audio[chosen.rows]
     candidates = np.flatnonzero(both & (chosen.is_test if chosen.is_test.any() else True))
     marked = np.zeros(len(chosen.rows), dtype=bool)
-    marked[candidates[:MAX_RETRIEVAL_CLIPS]] = True
+    marked[candidates[:_MAX_RETRIEVAL_CLIPS]] = True
     return marked
 
 

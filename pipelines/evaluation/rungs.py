@@ -15,8 +15,8 @@ from typing import Any
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.evaluation.classifiers import knn_scores, score
 from pipelines.evaluation.features import features_of
-from pipelines.evaluation.scores import knn_scores, score
 from pipelines.files import write_json
 from pipelines.progress import ignore_progress
 from xkd_core.encoders import MODALITIES
@@ -76,18 +76,18 @@ class RungScorer:
         settings = EvaluateSettings.model_validate(self._plan.settings)
         dataset = ClipDataset.open(self._plan.dataset)
         features = features_of({"trained": (model, config)}, dataset, settings, ignore_progress)
-        found = score(features, settings)["modalities"]
+        found = score(features, settings).modalities
+        trained = {side: found[side]["trained"] for side in MODALITIES if side in found}
         rung = Rung(
             rung=self._steps[steps_done],
             step=steps_done,
             epoch=steps_done / self._steps_per_epoch,
             scores={
-                f"{modality}/{measure}": found[modality]["trained"][measure]
-                for modality in MODALITIES
-                if modality in found
-                for measure in ("knn", "linear")
+                f"{modality}/{measure}": value
+                for modality, network in trained.items()
+                for measure, value in network.accuracy.items()
             },
-            num_test=min((side["trained"]["num_test"] for side in found.values()), default=0),
+            num_test=min((network.num_test for network in trained.values()), default=0),
             collapse=tuple(collapse),
         )
         add_rung(Path(self._plan.folder), rung)
@@ -124,7 +124,7 @@ class KnnScorer:
         return {f"health/{modality}/knn": value for modality, value in scores.items()}
 
 
-RUNGS_FILE = "rungs.json"
+_RUNGS_FILE = "rungs.json"
 
 
 @dataclass(frozen=True)
@@ -146,10 +146,10 @@ class Rung:
 def add_rung(folder: Path, rung: Rung) -> None:
     """Writes down scores; a rung that is measured again replaces itself and all after it."""
     kept = [asdict(other) for other in read_rungs(folder) if other.rung < rung.rung]
-    write_json(folder / RUNGS_FILE, [*kept, asdict(rung)])
+    write_json(folder / _RUNGS_FILE, [*kept, asdict(rung)])
 
 
 def read_rungs(folder: Path) -> tuple[Rung, ...]:
     """The scores of a trial so far."""
-    file = folder / RUNGS_FILE
+    file = folder / _RUNGS_FILE
     return tuple(Rung(**rung) for rung in json.loads(file.read_text())) if file.exists() else ()

@@ -31,7 +31,7 @@ from xkd_core.xkd import XKD, build_xkd, load_model_tensors
 FORMAT_VERSION = 1
 MODEL_FILE = "model.safetensors"
 _OPTIMIZER_FILE = "optimizer.pt"
-UNSENT_FILE = "unsent.json"
+UNSENT_IN_CHECKPOINT = "unsent.json"
 TRAINING_FILE = "training.json"
 VIDEO_CENTER = "centers.video"
 AUDIO_CENTER = "centers.audio"
@@ -93,7 +93,7 @@ def _write_files(
     with (folder / _OPTIMIZER_FILE).open("wb") as file:
         torch.save(optimizer_state, file)
     if unsent:
-        (folder / UNSENT_FILE).write_text(json.dumps(list(unsent)))
+        (folder / UNSENT_IN_CHECKPOINT).write_text(json.dumps(list(unsent)))
     sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
     values = {**asdict(info), "files": sizes}
     (folder / TRAINING_FILE).write_text(json.dumps(values, indent=1))
@@ -173,7 +173,7 @@ def check_dataset(folder: Path, dataset: str, dataset_id: str) -> None:
 
 def read_unsent(folder: Path) -> list[dict[str, Any]]:
     """Metrics from before the checkpoint that MLflow had not received."""
-    file = folder / UNSENT_FILE
+    file = folder / UNSENT_IN_CHECKPOINT
     return json.loads(file.read_text()) if file.exists() else []
 
 

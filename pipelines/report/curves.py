@@ -20,11 +20,11 @@ from pipelines.report.page import compact
 Curve = tuple[NDArray[Any], NDArray[Any]]
 """Steps and values."""
 
-NOT_A_VALUE = 1e300
+_NOT_A_VALUE = 1e300
 """MLflow stores an infinite value as the largest number there is."""
-WIDE = "loss/total"
+_WIDE = "loss/total"
 
-LOSSES = {
+_LOSSES = {
     "total": "The weighted mean of the three terms, which training minimizes.",
     "reconstruction": "Error of the hidden patches that the decoders fill in. Should fall.",
     "reconstruction/video": "The same for hidden patches of frames. Should fall.",
@@ -39,7 +39,7 @@ LOSSES = {
     "distillation/audio_to_video": "What the video student misses of the audio teacher.",
 }
 
-HEALTH = {
+_HEALTH = {
     "collapsed": "1 while the measures below say that the run has collapsed.",
     "information": "What the teacher's targets tell about the clip, as a share of the most they "
     "could. Bad: below 0.15, where they are nearly the same for all clips (collapse).",
@@ -64,7 +64,7 @@ HEALTH = {
 }
 """By a part of the measure's last name; the first that fits counts."""
 
-OTHERS = {
+_OTHERS = {
     "data_wait": "Share of the time spent waiting for clips, by the worker that waits longest. "
     "Above 10 % the feed is too slow: give it more workers, or put the dataset on a faster disk.",
     "wait": "Time spent waiting for clips. Bad: more than a tenth of a step.",
@@ -109,15 +109,15 @@ def make_cards(metrics: Mapping[str, Curve]) -> CurveSections:
         first, _, rest = name.partition("/")
         if len(metrics[name][1]) and first != "evaluation":
             parts.get(first if rest else "", others)[name] = _clean(metrics[name])
-    losses = sorted(parts["loss"], key=lambda name: (name != WIDE, _loss_rank(name)))
+    losses = sorted(parts["loss"], key=lambda name: (name != _WIDE, _loss_rank(name)))
     return CurveSections(
         losses=tuple(
-            _card(_after(name), LOSSES.get(_after(name), ""), {name: parts["loss"][name]})
+            _card(_after(name), _LOSSES.get(_after(name), ""), {name: parts["loss"][name]})
             for name in losses
         ),
         schedules=_shared_cards(parts["schedule"], {}),
-        health=_shared_cards(parts["health"], HEALTH),
-        speed=tuple(_card(n, _find(OTHERS, n), {n: curve}) for n, curve in others.items()),
+        health=_shared_cards(parts["health"], _HEALTH),
+        speed=tuple(_card(n, _find(_OTHERS, n), {n: curve}) for n, curve in others.items()),
         machine=tuple(_card(_after(n), "", {n: curve}) for n, curve in parts["system"].items()),
     )
 
@@ -159,7 +159,7 @@ def _card(title: str, meaning: str, curves: Mapping[str, Curve]) -> Card:
     last_step = max(float(curve[0].max()) for curve in curves.values())
     said = ", ".join(" ".join(filter(None, (name, value))) for _, name, value in values)
     alt = f"{title} over steps up to {last_step:.0f}; last value: {said}"
-    is_wide = WIDE in curves
+    is_wide = _WIDE in curves
     return Card(
         title=title.replace("_to_", " \u2192 ").replace("_", " ").replace("/", " / "),
         meaning=meaning,
@@ -175,12 +175,12 @@ def _card(title: str, meaning: str, curves: Mapping[str, Curve]) -> Card:
 def _clean(curve: Curve) -> Curve:
     steps, values = (np.asarray(part, dtype=np.float64) for part in curve)
     order = np.argsort(steps, kind="stable")
-    values = np.where(np.abs(values) < NOT_A_VALUE, values, np.nan)
+    values = np.where(np.abs(values) < _NOT_A_VALUE, values, np.nan)
     return steps[order], values[order]
 
 
 def _loss_rank(name: str) -> int:
-    known = list(LOSSES)
+    known = list(_LOSSES)
     return known.index(_after(name)) if _after(name) in known else len(known)
 
 

@@ -17,11 +17,11 @@ from sklearn.preprocessing import normalize
 
 from pipelines.report.figures import MARKERS, NUM_CLASS_COLORS, MapGroup
 
-MIN_TSNE_CLIPS = 30
-MAX_CLIPS = 1000
+_MIN_TSNE_CLIPS = 30
+_MAX_CLIPS = 1000
 MAX_CLASSES = 16
 """Classes told apart by color and sign; the rarer ones share one gray."""
-OTHERS = "plain"
+_OTHERS = "plain"
 
 Array = NDArray[Any]
 
@@ -37,7 +37,7 @@ class EmbeddingMap:
     labels: tuple[str, ...]
     """One for each point, or none at all."""
     num_clips: int
-    """Clips that there were; at most `MAX_CLIPS` of them are points."""
+    """Clips that there were; at most `_MAX_CLIPS` of them are points."""
 
 
 def map_embeddings(
@@ -52,13 +52,13 @@ def map_embeddings(
     if len(finite) < 3:
         return None
     chosen = finite
-    if len(finite) > MAX_CLIPS:
-        chosen = np.sort(np.random.default_rng(seed).choice(finite, MAX_CLIPS, replace=False))
+    if len(finite) > _MAX_CLIPS:
+        chosen = np.sort(np.random.default_rng(seed).choice(finite, _MAX_CLIPS, replace=False))
     directions = normalize(np.asarray(features, dtype=np.float64)[chosen])
     # All clips alike: t-SNE divides by the spread, PCA shows one point, which is the truth.
     is_spread = bool(directions.std(axis=0).max() > 1e-9) and directions.shape[1] > 2
     method: Literal["t-SNE", "PCA"] = (
-        "t-SNE" if is_spread and len(chosen) >= MIN_TSNE_CLIPS else "PCA"
+        "t-SNE" if is_spread and len(chosen) >= _MIN_TSNE_CLIPS else "PCA"
     )
     points = _tsne(directions, seed) if method == "t-SNE" else _pca(directions)
     kept_labels = tuple(labels[int(i)] for i in chosen) if len(labels) else ()
@@ -73,7 +73,7 @@ def group_points(
         return [MapGroup(plane.points, plane.modality, "o")], 0
     labels = np.array(plane.labels, dtype=object)
     others = np.array([label not in signs for label in plane.labels])
-    groups = [MapGroup(plane.points[others], OTHERS, ".")] if others.any() else []
+    groups = [MapGroup(plane.points[others], _OTHERS, ".")] if others.any() else []
     for label, (color, marker) in signs.items():
         if (labels == label).any():
             groups.append(MapGroup(plane.points[labels == label], color, marker))

@@ -20,14 +20,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from pipelines.media.windows import spread
+from pipelines.media.windows import evenly_spaced
 from pipelines.report.page import visible
 
 Array = NDArray[Any]
 
-MAX_CURVE_POINTS = 400
+_MAX_CURVE_POINTS = 400
 """A longer curve is drawn by the lowest and highest value of each stretch, so spikes stay."""
-SMOOTHED_FROM = 40
+_SMOOTHED_FROM = 40
 """Values from which a curve also gets its running mean."""
 MARKERS = "osD^vPX*<>p"
 """As many as have no divisor with `NUM_CLASS_COLORS`, so each pair comes once."""
@@ -82,7 +82,7 @@ def draw_lines(
         axes.set_xticks(steps)
     if not any(np.isfinite(line.values).any() for line in series):
         axes.set_yticks([])
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short_number(value)))
     axes.yaxis.set_major_formatter(FuncFormatter(_tick_text(axes)))
     return to_markup(figure, alt)
 
@@ -149,10 +149,10 @@ def to_markup(figure: Figure, alt: str) -> Markup:
     return Markup(head + svg[svg.index(">") + 1 :])
 
 
-def short_number(value: float) -> str:
+def _short_number(value: float) -> str:
     """Writes a count of steps in few characters.
 
-    >>> [short_number(value) for value in (250, 12_000, 1_500_000)]
+    >>> [_short_number(value) for value in (250, 12_000, 1_500_000)]
     ['250', '12k', '1.5M']
     """
     for factor, unit in ((1e6, "M"), (1e3, "k")):
@@ -161,7 +161,7 @@ def short_number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def thin(steps: Array, values: Array, most: int = MAX_CURVE_POINTS) -> tuple[Array, Array]:
+def _thin(steps: Array, values: Array, most: int = _MAX_CURVE_POINTS) -> tuple[Array, Array]:
     """Drops points of a long curve but keeps the lowest and highest of each stretch."""
     if len(values) <= most:
         return steps, values
@@ -173,10 +173,10 @@ def thin(steps: Array, values: Array, most: int = MAX_CURVE_POINTS) -> tuple[Arr
     return steps[kept], values[kept]
 
 
-def running_mean(values: Array) -> Array:
+def _running_mean(values: Array) -> Array:
     """Smooths a curve by the mean of a tenth of its length around each value.
 
-    >>> running_mean(np.array([0.0, 3.0, 0.0])).tolist()
+    >>> _running_mean(np.array([0.0, 3.0, 0.0])).tolist()
     [1.5, 1.0, 1.5]
     """
     reach = max(1, len(values) // 20)
@@ -192,8 +192,8 @@ def _draw_line(axes: Axes, line: Series, dashes: str) -> None:
     if len(values) == 1:
         axes.plot(steps, values, "o", color=color, markersize=5)
         return
-    if len(values) >= SMOOTHED_FROM and _is_rough(values):
-        axes.plot(*thin(steps, running_mean(values)), dashes, color=color, linewidth=1.8)
+    if len(values) >= _SMOOTHED_FROM and _is_rough(values):
+        axes.plot(*_thin(steps, _running_mean(values)), dashes, color=color, linewidth=1.8)
         look: dict[str, Any] = {"linewidth": 0.9, "alpha": 0.35}
     else:
         look = {"linewidth": 1.6, "linestyle": dashes}
@@ -202,13 +202,13 @@ def _draw_line(axes: Axes, line: Series, dashes: str) -> None:
     for part in np.split(np.arange(len(values)), gaps):
         marker = "o" if len(part) == 1 else ""
         axes.plot(
-            *thin(steps[part], values[part]), color=color, marker=marker, markersize=3, **look
+            *_thin(steps[part], values[part]), color=color, marker=marker, markersize=3, **look
         )
 
 
 def _mark_lost(axes: Axes, steps: Array) -> None:
     """Ticks at the foot, at most as many as can be told apart."""
-    steps = steps[spread(len(steps), MAX_CURVE_POINTS // 2)]
+    steps = steps[evenly_spaced(len(steps), _MAX_CURVE_POINTS // 2)]
     foot = np.full(len(steps), 0.03)
     across = axes.get_xaxis_transform()
     axes.plot(steps, foot, "|", color=_BAD, markersize=9, transform=across)

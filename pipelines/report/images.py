@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.media.windows import spread
+from pipelines.media.windows import evenly_spaced
 
 Array = NDArray[Any]
 
-MAX_FRAMES = 8
+_MAX_FRAMES = 8
 """Frames of a clip that are shown."""
 MIN_PIXELS, MAX_PIXELS = 112, 224
 """Smaller frames are enlarged by a whole factor, larger ones reduced."""
@@ -29,8 +29,8 @@ _HIDDEN_RGB = (128, 134, 142)
 
 
 def frame_images(frames: Array) -> list[str]:
-    """Makes data URIs of up to `MAX_FRAMES` frames (T, H, W, 3), evenly spread."""
-    chosen = frames[spread(len(frames), MAX_FRAMES)]
+    """Makes data URIs of up to `_MAX_FRAMES` frames (T, H, W, 3), evenly spread."""
+    chosen = frames[evenly_spaced(len(frames), _MAX_FRAMES)]
     return [_jpeg(frame) for frame in chosen]
 
 
@@ -42,20 +42,20 @@ def frame_image(frame: Array) -> str:
 def hide_frames(frames: Array, hidden: Array) -> Array:
     """Grays what a token grid (t, h, w) of booleans hides of frames (T, H, W, 3)."""
     shown = frames.copy()
-    shown[spread_tokens(hidden, frames.shape[:3])] = _HIDDEN_RGB
+    shown[_spread_tokens(hidden, frames.shape[:3])] = _HIDDEN_RGB
     return shown
 
 
 def fill_hidden(original: Array, hidden: Array, filled: Array) -> Array:
     """Keeps what was visible and takes the rest from `filled`; for frames and spectrograms."""
-    mask = spread_tokens(hidden, original.shape[: hidden.ndim])
+    mask = _spread_tokens(hidden, original.shape[: hidden.ndim])
     return np.where(mask[..., None] if original.ndim > mask.ndim else mask, filled, original)
 
 
-def spread_tokens(tokens: Array, shape: Sequence[int]) -> Array:
+def _spread_tokens(tokens: Array, shape: Sequence[int]) -> Array:
     """Gives each pixel the value of the token that covers it.
 
-    >>> spread_tokens(np.array([[1, 2]]), (2, 4)).tolist()
+    >>> _spread_tokens(np.array([[1, 2]]), (2, 4)).tolist()
     [[1, 1, 2, 2], [1, 1, 2, 2]]
     """
     for axis, size in enumerate(shape):
@@ -72,7 +72,7 @@ def spectrogram_image(
     share = (np.nan_to_num(spectrogram) - low) / (high - low)
     levels = np.round(np.clip(share, 0.0, 1.0) * (_HIDDEN_INDEX - 1)).astype(np.uint8)
     if hidden is not None:
-        levels[spread_tokens(hidden, levels.shape)] = _HIDDEN_INDEX
+        levels[_spread_tokens(hidden, levels.shape)] = _HIDDEN_INDEX
     image = Image.fromarray(np.ascontiguousarray(levels[::-1]), mode="P")
     palette = (matplotlib.colormaps["magma"](np.linspace(0, 1, 255))[:, :3] * 255).astype(np.uint8)
     image.putpalette([*palette.ravel().tolist(), *_HIDDEN_RGB])
@@ -91,7 +91,7 @@ def value_limits(values: Array) -> tuple[float, float]:
 def attention_frames(frames: Array, attention: Array) -> list[str]:
     """Lays attention per token (t, h, w) over frames (T, H, W, 3) as heat."""
     heat = _relative(attention)
-    chosen = spread(len(frames), MAX_FRAMES)
+    chosen = evenly_spaced(len(frames), _MAX_FRAMES)
     moments = chosen * attention.shape[0] // len(frames)
     return [_jpeg(_heated(frames[i], heat[j])) for i, j in zip(chosen, moments, strict=True)]
 

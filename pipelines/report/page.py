@@ -49,7 +49,7 @@ def page_environment() -> Environment:
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=shown_text,
+        finalize=_shown_text,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -75,7 +75,7 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
-def shown_text(value: Any) -> Any:
+def _shown_text(value: Any) -> Any:
     """What a page shows of a value: characters that are not seen are spelled out."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 

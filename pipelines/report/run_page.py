@@ -25,9 +25,9 @@ from pipelines.report.run_data import (
     ReportData,
     Retrieval,
 )
-from pipelines.report.scores import class_panel, described, gain, head_scores, headline, verdict
+from pipelines.report.scores import class_panel, gain, head_scores, headline, score_title, verdict
 
-MAX_EXAMPLES = 8
+_MAX_EXAMPLES = 8
 """Rejected files that are named under each reason."""
 
 
@@ -70,7 +70,7 @@ def render(data: ReportData) -> str:
             examples=_examples(data.ingest),
             settings=redacted(data.settings),
             tracking_uri=redacted(data.tracking_uri),
-            **{tool.__name__: tool for tool in (described, gain, verdict, standard_error)},
+            **{tool.__name__: tool for tool in (score_title, gain, verdict, standard_error)},
         )
     )
 
@@ -80,7 +80,7 @@ def _examples(ingest: IngestCounts | None) -> dict[str, list[Reject]]:
     if ingest is None:
         return {}
     return {
-        reason: [reject for reject in ingest.examples if reject.reason == reason][:MAX_EXAMPLES]
+        reason: [reject for reject in ingest.examples if reject.reason == reason][:_MAX_EXAMPLES]
         for reason in ingest.rejects_by_reason
     }
 

@@ -38,7 +38,7 @@ class Pictures:
         self._titles = [_title(features, clip) for clip in shown]
         self._ids = [features.clip_ids[clip] for clip in shown]
         if shown:
-            batch = middle_windows(dataset, config, features.rows[list(shown)])
+            batch = _middle_windows(dataset, config, features.rows[list(shown)])
             self._video, self._audio = plain_views(batch, config, LogMel(config.model.audio))
 
     def reconstructions(self) -> list[report_data.Reconstruction]:
@@ -121,7 +121,7 @@ class Thumbnails:
         is_same_clip: bool = False,
     ) -> report_data.Neighbor:
         """The picture or the sound of a clip."""
-        batch = middle_windows(self._dataset, self._config, self._features.rows[[clip]])
+        batch = _middle_windows(self._dataset, self._config, self._features.rows[[clip]])
         video, audio = plain_views(batch, self._config, self._log_mel)
         pixels = _pixels(video[0])
         label = self._features.labels[clip]
@@ -133,7 +133,7 @@ class Thumbnails:
         )
 
 
-def middle_windows(dataset: ClipDataset, config: PretrainConfig, rows: Array) -> ClipBatch:
+def _middle_windows(dataset: ClipDataset, config: PretrainConfig, rows: Array) -> ClipBatch:
     """The middle of some clips that have picture and sound."""
     frames, waveforms = [], []
     for clip in dataset.clips(rows):

@@ -7,9 +7,9 @@ from typing import Any
 from pipelines.evaluation.scores import MEASURES, percent, standard_error
 from pipelines.report.run_data import ReportData, Score
 
-MAX_CLASS_BARS = 24
+_MAX_CLASS_BARS = 24
 """More classes than this are folded away but for the best and the worst."""
-SUBJECTS = {
+_SUBJECTS = {
     "audio_to_video": "sound finds picture",
     "video_to_audio": "picture finds sound",
 }
@@ -31,14 +31,14 @@ def headline(data: ReportData) -> str:
         parts.append(
             f"Trained features are clearly better than untrained ones on {better} of "
             f"{len(compared)} measures"
-            + (f", most on {described(most)}: {shares}." if better else ".")
+            + (f", most on {score_title(most)}: {shares}." if better else ".")
         )
     return " ".join(parts)
 
 
-def described(score: Score) -> str:
+def score_title(score: Score) -> str:
     """Names a score in words."""
-    subject = SUBJECTS.get(score.subject, score.subject)
+    subject = _SUBJECTS.get(score.subject, score.subject)
     return f"{subject}, {MEASURES.get(score.measure, score.measure)}"
 
 
@@ -81,8 +81,8 @@ def class_panel(score: Score, classes: Sequence[str]) -> dict[str, Any]:
         ),
         key=lambda row: -row[1],
     )
-    half = MAX_CLASS_BARS // 2
-    folded = rows[half:-half] if len(rows) > MAX_CLASS_BARS else []
+    half = _MAX_CLASS_BARS // 2
+    folded = rows[half:-half] if len(rows) > _MAX_CLASS_BARS else []
     return {
         "score": score,
         "first": rows[:half] if folded else rows,

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from pipelines.report.figures import COLORS, canvas, to_markup
 
 Look = Literal["best", "completed", "stopped", "collapsed"]
-LABEL_LETTERS = 36
+_LABEL_LETTERS = 36
 """Letters of names for which a small drawing has room on one line."""
 MARKERS: dict[Look, dict[str, Any]] = {
     "best": {"color": COLORS["class-0"], "marker": "*", "s": 130, "zorder": 4},
@@ -138,7 +138,7 @@ def _label(axes: Axes, text: str) -> None:
 def _category_labels(categories: Sequence[str]) -> list[str]:
     """Names below an axis; every second one a line lower where one line has no room for all."""
     names = [_short(name) for name in categories]
-    if sum(map(len, names)) <= LABEL_LETTERS:
+    if sum(map(len, names)) <= _LABEL_LETTERS:
         return names
     return ["\n" * (place % 2) + name for place, name in enumerate(names)]
 

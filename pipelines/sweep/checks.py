@@ -19,7 +19,7 @@ from pipelines.training.checks import EARLIER_SETTINGS, check_pretrain
 from xkd_core.config import MethodConfig
 from xkd_core.health import MIN_CLIPS
 
-OF_CLIPS = ("exclude", "splits", "model.video", "model.audio")
+_OF_CLIPS = ("exclude", "splits", "model.video", "model.audio")
 """Settings that clips must fit, options in a space too; also the whole section `model`."""
 DATASET_IDS = "dataset_ids"
 """Under this name a sweep keeps the clips that it began with, see `dataset_ids`."""
@@ -27,7 +27,7 @@ DATASET_IDS = "dataset_ids"
 
 TRIAL_BYTES = 400_000_000
 """Memory of a trial's driver, beside its workers."""
-MANY = 1_000_000
+_UNKNOWN_MEMORY_TRIALS = 1_000_000
 """Trials that a node is taken to have memory for where that is not known."""
 
 
@@ -69,7 +69,7 @@ def _option_mistakes(config: SweepConfig, folder: Path, of_all: Sequence[str]) -
     found = []
     for key, value, values in edge_cases(config.space):
         names = settings_of(config.space, {key: value})
-        if not any(name == "model" or name.startswith(OF_CLIPS) for name in names):
+        if not any(name == "model" or name.startswith(_OF_CLIPS) for name in names):
             continue
         option = trial_config(config, folder, Trial(0, values)).model_copy(update={"name": "base"})
         mistakes = check_pretrain(option)
@@ -180,7 +180,7 @@ def trials_at_once(config: SweepConfig, nodes: Iterable[Mapping[str, float]]) ->
         )
         for node in nodes
     )
-    memory = [node.get("memory", TRIAL_BYTES * MANY) for node in nodes]
+    memory = [node.get("memory", TRIAL_BYTES * _UNKNOWN_MEMORY_TRIALS) for node in nodes]
     drivers = sum(int(amount // TRIAL_BYTES) for amount in memory)
     fit = min(places // workers, drivers)
     is_memory_short = drivers < places // workers

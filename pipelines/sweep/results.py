@@ -20,8 +20,8 @@ from pipelines.sweep.search import rung_objective
 from pipelines.sweep.space import parameters
 from pipelines.sweep.trial_files import Trial
 
-SEED = "seed"
-LEAST_FOR_IMPORTANCE = 6
+_SEED = "seed"
+_LEAST_FOR_IMPORTANCE = 6
 """With fewer trials an importance would be invented."""
 
 
@@ -49,7 +49,7 @@ class OptionScore:
     objective: tuple[float, float]
 
 
-def completed(trials: Sequence[Trial]) -> list[Trial]:
+def _completed(trials: Sequence[Trial]) -> list[Trial]:
     """Trials that were trained to their end."""
     return [trial for trial in trials if trial.status == "completed"]
 
@@ -75,10 +75,10 @@ def by_score(config: SweepConfig, trials: Sequence[Trial]) -> list[Trial]:
     return sorted(trials, key=place)
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value of the space for people.
 
-    >>> shown(0.123456), shown("mean"), shown([1, 2])
+    >>> format_value(0.123456), format_value("mean"), format_value([1, 2])
     ('0.123', 'mean', '[1, 2]')
     """
     if isinstance(value, float):
@@ -100,8 +100,8 @@ def trials_done(config: SweepConfig, trials: Sequence[Trial]) -> float:
 def best_trial(config: SweepConfig, trials: Sequence[Trial]) -> Trial | None:
     """The first completed trial of the settings whose mean objective over seeds is highest."""
     groups: dict[str, list[Trial]] = {}
-    for trial in completed(trials):
-        values = {key: value for key, value in trial.values.items() if key != SEED}
+    for trial in _completed(trials):
+        values = {key: value for key, value in trial.values.items() if key != _SEED}
         groups.setdefault(json.dumps(values, sort_keys=True), []).append(trial)
     if not groups:
         return None
@@ -113,14 +113,14 @@ def _mean_objective(config: SweepConfig, trials: Sequence[Trial]) -> float:
     return statistics.fmean(last_objective(config, trial) for trial in trials)
 
 
-def not_told_apart(config: SweepConfig, trials: Sequence[Trial], best: Trial) -> list[Trial]:
+def within_noise_of(config: SweepConfig, trials: Sequence[Trial], best: Trial) -> list[Trial]:
     """Other completed trials within two standard errors of a difference from the best."""
     rung = best.rungs[-1]
     error = standard_error(rung_objective(config, rung), rung.num_test)
     top = last_objective(config, best)
     return [
         trial
-        for trial in completed(trials)
+        for trial in _completed(trials)
         if trial.number != best.number
         and top - last_objective(config, trial) <= 2 * math.sqrt(2) * error
     ]
@@ -132,11 +132,11 @@ def pareto_front(config: SweepConfig, trials: Sequence[Trial]) -> list[Trial]:
         trial.number: tuple(
             side_score(config, trial.rungs[-1], side) for side in ("video", "audio")
         )
-        for trial in completed(trials)
+        for trial in _completed(trials)
     }
     front = [
         trial
-        for trial in completed(trials)
+        for trial in _completed(trials)
         if not any(
             all(a >= b for a, b in zip(other, points[trial.number], strict=True))
             and other != points[trial.number]
@@ -151,11 +151,11 @@ def option_scores(config: SweepConfig, trials: Sequence[Trial]) -> dict[str, lis
     result = {}
     for key, domain in config.space.items():
         groups = [
-            (value, [trial for trial in completed(trials) if trial.values.get(key) == value])
+            (value, [trial for trial in _completed(trials) if trial.values.get(key) == value])
             for value in _options_tried(domain, [trial.values.get(key) for trial in trials])
         ]
         rows = [_option_score(config, value, group) for value, group in groups if group]
-        if rows and key != SEED:
+        if rows and key != _SEED:
             result[key] = rows
     return result
 
@@ -168,17 +168,22 @@ def _options_tried(domain: Domain, values: Sequence[Any]) -> Sequence[Any]:
 
 
 def _option_score(config: SweepConfig, value: Any, trials: Sequence[Trial]) -> OptionScore:
-    def spread(numbers: list[float]) -> tuple[float, float]:
-        deviation = statistics.stdev(numbers) if len(numbers) > 1 else math.nan
-        return statistics.fmean(numbers), deviation
-
+    video, audio = (
+        [side_score(config, trial.rungs[-1], side) for trial in trials]
+        for side in ("video", "audio")
+    )
     return OptionScore(
         value=value,
         num_trials=len(trials),
-        video=spread([side_score(config, trial.rungs[-1], "video") for trial in trials]),
-        audio=spread([side_score(config, trial.rungs[-1], "audio") for trial in trials]),
-        objective=spread([last_objective(config, trial) for trial in trials]),
+        video=_mean_and_deviation(video),
+        audio=_mean_and_deviation(audio),
+        objective=_mean_and_deviation([last_objective(config, trial) for trial in trials]),
     )
+
+
+def _mean_and_deviation(numbers: list[float]) -> tuple[float, float]:
+    deviation = statistics.stdev(numbers) if len(numbers) > 1 else math.nan
+    return statistics.fmean(numbers), deviation
 
 
 def importance(config: SweepConfig, trials: Sequence[Trial]) -> Importance:
@@ -188,7 +193,7 @@ def importance(config: SweepConfig, trials: Sequence[Trial]) -> Importance:
     Entries that some trials do not have, because of a condition, are left out.
     """
     scored = [trial for trial in trials if trial.status != "failed" and len(trial.rungs) > 1]
-    if len(scored) < LEAST_FOR_IMPORTANCE:
+    if len(scored) < _LEAST_FOR_IMPORTANCE:
         return Importance({}, why_not=f"{len(scored)} scored trials are too few")
     rung = min(len(trial.rungs) for trial in scored) - 1
     scores = [rung_objective(config, trial.rungs[rung]) for trial in scored]

@@ -47,7 +47,7 @@ def trial_config(config: SweepConfig, folder: Path, trial: Trial) -> PretrainCon
     )
 
 
-def rung_plan(config: SweepConfig, folder: Path, number: int) -> RungPlan:
+def _rung_plan(config: SweepConfig, folder: Path, number: int) -> RungPlan:
     """When and on what a trial is scored."""
     settings = config.scoring.model_dump(mode="json", include=set(EvaluateSettings.model_fields))
     return RungPlan(
@@ -72,7 +72,7 @@ def run_trial(values: dict[str, Any], sweep: dict[str, Any], parent: dict[str, s
             trial_config(config, folder, trial),
             on_progress=ignore_progress,
             parent=RunRef(**parent),
-            rungs=rung_plan(config, folder, trial.number),
+            rungs=_rung_plan(config, folder, trial.number),
             callbacks=[_RungReport(config, told=measured[-1].rung if measured else 0)],
         )
     except Stopped:  # goes on when the sweep does

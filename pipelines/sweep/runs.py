@@ -11,20 +11,20 @@ from pathlib import Path
 
 from mlflow.exceptions import MlflowException
 
-from pipelines.models.checkpoints import UNSENT_FILE, newest_checkpoint, read_unsent
+from pipelines.models.checkpoints import newest_checkpoint, read_unsent
 from pipelines.redaction import one_line
 from pipelines.sweep.trial_files import Trial, read_trials, trial_folder
 from pipelines.tracking.run_folder import RunFolder
 from pipelines.tracking.runs import RunRef, close_run
-from pipelines.tracking.tracker import Tracker
+from pipelines.tracking.tracker import UNSENT_FILE, Tracker
 
 logger = logging.getLogger(__name__)
 
-SEND_PATIENCE_SECONDS = 30.0
+_SEND_PATIENCE_SECONDS = 30.0
 """How long a sweep that ends waits for MLflow to take what is left."""
 
 
-def trial_run(run: RunRef, folder: Path, number: int) -> RunRef | None:
+def _trial_run(run: RunRef, folder: Path, number: int) -> RunRef | None:
     """The MLflow run of a trial, if it has got one."""
     run_id = RunFolder(trial_folder(folder, number)).run_id
     return RunRef(run.uri, run.experiment_id, run_id) if run_id else None
@@ -35,7 +35,7 @@ def close_trial(run: RunRef, folder: Path, trial: Trial) -> None:
 
     A server that is away only leaves warnings.
     """
-    child = trial_run(run, folder, trial.number)
+    child = _trial_run(run, folder, trial.number)
     if child is None:
         return
     _send(child, trial_folder(folder, trial.number), trial, 0.0)
@@ -51,7 +51,7 @@ def close_trial(run: RunRef, folder: Path, trial: Trial) -> None:
     close_run(child, ends.get(trial.status, "KILLED"))
 
 
-def close_strays(run: RunRef, folder: Path) -> None:
+def close_orphaned_runs(run: RunRef, folder: Path) -> None:
     """Ends child runs that still count as running: of trials cut off, or while MLflow was away."""
     try:
         children = run.client().search_runs(
@@ -66,7 +66,7 @@ def close_strays(run: RunRef, folder: Path) -> None:
     ended = {
         child.run_id: trial
         for trial in read_trials(folder)
-        if trial.status != "running" and (child := trial_run(run, folder, trial.number))
+        if trial.status != "running" and (child := _trial_run(run, folder, trial.number))
     }
     for stray in (child.info.run_id for child in children):
         if stray in ended:
@@ -77,9 +77,9 @@ def close_strays(run: RunRef, folder: Path) -> None:
 
 def send_unsent(run: RunRef, folder: Path) -> None:
     """Sends what MLflow did not take of trials that have ended; says what is left after a while."""
-    give_up_at = time.monotonic() + SEND_PATIENCE_SECONDS
+    give_up_at = time.monotonic() + _SEND_PATIENCE_SECONDS
     for trial in read_trials(folder):
-        place, child = trial_folder(folder, trial.number), trial_run(run, folder, trial.number)
+        place, child = trial_folder(folder, trial.number), _trial_run(run, folder, trial.number)
         if trial.status == "running" or child is None or not (place / UNSENT_FILE).exists():
             continue  # what runs sends its own
         _send(child, place, trial, max(give_up_at - time.monotonic(), 0.0))

@@ -97,11 +97,11 @@ def suggestion(config: SweepConfig, trials: Sequence[Trial], number: int) -> Val
     """The values of a trial, given those before it."""
     if config.search.kind == "grid":
         return next(islice(grid(config.space), number, None))
-    study = study_of(config, trials, sampler_for(config, number))
+    study = study_of(config, trials, _sampler_for(config, number))
     return draw(config.space, study.ask())
 
 
-def sampler_for(config: SweepConfig, number: int) -> optuna.samplers.BaseSampler:
+def _sampler_for(config: SweepConfig, number: int) -> optuna.samplers.BaseSampler:
     """A sampler whose random numbers are those of one trial alone."""
     # Seeds of neighboring trials must not give neighboring streams.
     seed = (config.search.seed * 1_000_003 + number * 7919 + 1) % 2**32

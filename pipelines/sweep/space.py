@@ -33,7 +33,7 @@ def is_searched(domain: Domain, values: Mapping[str, Any]) -> bool:
     )
 
 
-def distribution(domain: Domain) -> BaseDistribution:
+def _distribution(domain: Domain) -> BaseDistribution:
     """A domain in Optuna's terms."""
     if domain.uniform is not None:
         return FloatDistribution(*domain.uniform)
@@ -74,7 +74,7 @@ def parameters(space: Space, values: Values) -> tuple[Values, dict[str, BaseDist
         key: json.dumps(value) if space[key].kind in ("choice", "bundles") else value
         for key, value in values.items()
     }
-    return plain, {key: distribution(space[key]) for key in values}
+    return plain, {key: _distribution(space[key]) for key in values}
 
 
 def grid(space: Space) -> Iterator[Values]:

@@ -25,7 +25,7 @@ from pipelines.redaction import one_line, redacted
 from pipelines.sweep.checks import TRIAL_BYTES, sweep_folder, trials_at_once
 from pipelines.sweep.results import best_trial, last_objective, trials_done
 from pipelines.sweep.run_trial import FAILURE, run_trial
-from pipelines.sweep.runs import close_strays, close_trial, send_unsent
+from pipelines.sweep.runs import close_orphaned_runs, close_trial, send_unsent
 from pipelines.sweep.search import SweepSearch, make_scheduler, num_trials
 from pipelines.sweep.trial_files import (
     Status,
@@ -39,9 +39,9 @@ from pipelines.tracking.runs import RunRef, log_dataset
 
 logger = logging.getLogger(__name__)
 
-HAD_COLLAPSED = "but had collapsed"
+_HAD_COLLAPSED = "but had collapsed"
 """What a trial that completed is marked with, in a sweep that does not end such trials."""
-SURROUNDINGS = {
+_ENVIRONMENT = {
     # Ctrl-C is the job's to handle, as everywhere else.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # Scores are in MLflow and in the trials' folders.
@@ -87,7 +87,7 @@ def sweep(config: SweepConfig, run: RunRef, *, on_progress: OnProgress) -> Sweep
     try:
         _run_trials(config, folder, run, at_once, on_progress)
     finally:
-        close_strays(run, folder)
+        close_orphaned_runs(run, folder)
         send_unsent(run, folder)
     trials = tuple(read_trials(folder))
     best = best_trial(config, trials)
@@ -107,7 +107,7 @@ def _run_trials(
     left = num_trials(config) - len(ended)
     if left <= 0:
         return
-    for name, value in SURROUNDINGS.items():
+    for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     bookkeeper = _Bookkeeper(config, folder, run, on_progress)
     bookkeeper.say()
@@ -183,7 +183,7 @@ class _Bookkeeper(tune.Callback):
     def on_trial_complete(self, *_: Any, **info: Any) -> None:
         """A trial has trained to its end, or was stopped."""
         trial = info["trial"]
-        self._end(trial.config["number"], *how_it_ended(self._config, trial.last_result))
+        self._end(trial.config["number"], *trial_outcome(self._config, trial.last_result))
 
     def on_trial_error(self, *_: Any, **info: Any) -> None:
         """A trial has died more often than it may."""
@@ -208,7 +208,7 @@ class _Bookkeeper(tune.Callback):
         self._on_progress(trials_done(self._config, trials), num_trials(self._config), note)
 
 
-def how_it_ended(config: SweepConfig, last_result: dict[str, Any]) -> tuple[Status, str]:
+def trial_outcome(config: SweepConfig, last_result: dict[str, Any]) -> tuple[Status, str]:
     """Status and reason of a trial that Tune has done with."""
     if FAILURE in last_result:
         return "failed", last_result[FAILURE]
@@ -217,5 +217,5 @@ def how_it_ended(config: SweepConfig, last_result: dict[str, Any]) -> tuple[Stat
     if config.stopping.collapsed and collapse:
         return "collapsed", f"at rung {rung}: {collapse}"
     if rung == config.scoring.num_rungs:
-        return "completed", f"{HAD_COLLAPSED}: {collapse}" if collapse else ""
+        return "completed", f"{_HAD_COLLAPSED}: {collapse}" if collapse else ""
     return "stopped", f"at rung {rung} of {config.scoring.num_rungs} by {config.stopping.kind}"

@@ -20,7 +20,7 @@ from pipelines.files import write_json
 
 Status = Literal["running", "completed", "stopped", "collapsed", "failed"]
 TRIALS_FOLDER = "trials"
-TRIAL_FILE = "trial.json"
+_TRIAL_FILE = "trial.json"
 ENDED_FILE = "ended.json"
 
 
@@ -39,13 +39,13 @@ class Trial:
     @property
     def name(self) -> str:
         """Its name on disk and in MLflow."""
-        return trial_name(self.number)
+        return _trial_name(self.number)
 
 
-def trial_name(number: int) -> str:
+def _trial_name(number: int) -> str:
     """A trial's name; names sort as numbers do.
 
-    >>> trial_name(7)
+    >>> _trial_name(7)
     'trial-007'
     """
     return f"trial-{number:03d}"
@@ -53,14 +53,14 @@ def trial_name(number: int) -> str:
 
 def trial_folder(sweep: Path, number: int) -> Path:
     """Where a trial keeps its checkpoints and these files."""
-    return sweep / TRIALS_FOLDER / trial_name(number)
+    return sweep / TRIALS_FOLDER / _trial_name(number)
 
 
 def add_trial(sweep: Path, number: int, values: Mapping[str, Any]) -> None:
     """Writes down a trial before it starts."""
     folder = trial_folder(sweep, number)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / TRIAL_FILE, {"number": number, "values": dict(values)})
+    write_json(folder / _TRIAL_FILE, {"number": number, "values": dict(values)})
 
 
 def end_trial(sweep: Path, number: int, status: Status, reason: str) -> None:
@@ -79,12 +79,12 @@ def read_trial(sweep: Path, number: int) -> Trial:
     folder = trial_folder(sweep, number)
     ended = folder / ENDED_FILE
     end = json.loads(ended.read_text()) if ended.exists() else {}
-    values = json.loads((folder / TRIAL_FILE).read_text())["values"]
+    values = json.loads((folder / _TRIAL_FILE).read_text())["values"]
     return Trial(number, values, read_rungs(folder), **end)
 
 
 def read_trials(sweep: Path) -> list[Trial]:
     """All trials of a sweep by their numbers."""
-    files = sorted((sweep / TRIALS_FOLDER).glob(f"trial-*/{TRIAL_FILE}"))
+    files = sorted((sweep / TRIALS_FOLDER).glob(f"trial-*/{_TRIAL_FILE}"))
     numbers = sorted(int(json.loads(file.read_text())["number"]) for file in files)
     return [read_trial(sweep, number) for number in numbers]

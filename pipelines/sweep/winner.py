@@ -16,12 +16,12 @@ from pipelines.sweep.space import settings_of
 from pipelines.sweep.sweep import SweepResult
 from pipelines.sweep.trial_files import Trial
 
-WINNER_FILE = "best.yaml"
+_WINNER_FILE = "best.yaml"
 
 
 def write_winner(config: SweepConfig, result: SweepResult) -> Path:
     """Writes the best settings as a configuration of `ray_jobs.pretrain`."""
-    file = result.folder / WINNER_FILE
+    file = result.folder / _WINNER_FILE
     values = {
         "name": f"{config.name}-best"[:80],
         "dataset": config.dataset,

@@ -24,6 +24,7 @@ import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +74,7 @@ class Order:
 
     def __init__(
         self,
-        group_of_source: NDArray[np.int64],
+        group_of_source: NDArray[np.integer[Any]],
         first_rows: NDArray[np.int64],
         *,
         batch_size: int,

@@ -62,7 +62,7 @@ class SourceWindows:
         self,
         index: ClipIndex,
         rows: NDArray[np.int64],
-        source_of_row: NDArray[np.int64],
+        source_of_row: NDArray[np.integer[Any]],
         size: WindowSize,
     ) -> None:
         """Joins rows to runs.

@@ -155,11 +155,11 @@ def _counted(mistakes: Sequence[str]) -> list[str]:
 
 
 def _dry_run(config: JobConfig, plan: JobPlan) -> str:
-    from pipelines.tracking.runs import kept_settings
+    from pipelines.config.base import settings_without_password
     from pipelines.tracking.server import tracking_uri
     from ray_jobs.cli.cluster import ray_address
 
-    settings = yaml.safe_dump(kept_settings(config), sort_keys=False, width=100)
+    settings = yaml.safe_dump(settings_without_password(config), sort_keys=False, width=100)
     lines = [settings, *(f"would read   {place}" for place in plan.reads)]
     lines += [f"would write  {place}" for place in plan.writes]
     lines += plan.notes()

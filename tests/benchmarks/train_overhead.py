@@ -108,7 +108,7 @@ def data_wait(run: RunRef) -> float:
 
 def settings(home: Path, name: str, num_workers: int, num_steps: int) -> PretrainConfig:
     """The smoke run's training on the made clips."""
-    smoke = yaml.safe_load((REPOSITORY / "conf" / "pretrain" / "smoke.yaml").read_text())
+    smoke = yaml.safe_load((REPOSITORY / "conf" / "recipe" / "smoke.yaml").read_text())
     model = smoke["model"]
     model["video"] |= {"num_frames": 16, "frame_rate": FRAME_RATE}
     seconds = 16 / FRAME_RATE

@@ -11,9 +11,9 @@ import pytest
 
 from pipelines.errors import JobFailed, UserError
 from pipelines.files import locked
-from pipelines.models.checkpoints import UNSENT_FILE
 from pipelines.tracking.run_folder import LOCK_FILE, RUN_FILE
 from pipelines.tracking.runs import RunRef
+from pipelines.tracking.tracker import UNSENT_FILE
 from pipelines.training.checks import check_pretrain
 from pipelines.training.outcome import TrainOutcome
 from pipelines.training.pretrain import (
