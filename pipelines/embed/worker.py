@@ -24,7 +24,9 @@ from pipelines.ingest.plan import Unit, UnitSource
 from pipelines.ingest.worker import in_stretch, reject_row
 from pipelines.media.container import DecodeError
 from pipelines.media.decode import Segment
-from pipelines.media.decoder_process import OUTSIDE_REASONS, DecoderProcess, DecoderStartError
+from pipelines.media.decoder_messages import OUTSIDE_REASONS
+from pipelines.media.decoder_process import DecoderProcess
+from pipelines.media.decoder_template import DecoderStartError
 from pipelines.media.sandbox import SandboxError
 from pipelines.models.encoder_inputs import ARRAY_COLUMN, RATE_COLUMN
 from pipelines.registry.uri import EncoderVersion

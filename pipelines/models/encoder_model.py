@@ -1,9 +1,11 @@
-"""A registered encoder: media or decoded arrays come in, one embedding for each comes out.
+"""A registered encoder: turns media or decoded arrays into one embedding each.
 
-This file and what it imports travel inside the model, so it needs no Ray, no registry and no
-checkout, and nothing is unpickled. How media are decoded, cut and looked at is frozen beside the
-weights, and is what evaluation did: a segment's embedding is the mean over evenly spread windows,
-an input's the mean over its segments.
+This file and the modules that it imports travel inside the model, so it needs no Ray, no registry,
+and no checkout, and nothing is unpickled. Decoding, cutting, and windows are those of evaluation,
+and their settings are stored beside the weights:
+
+    input  ->  segments of 5 s  ->  2 windows each  ->  embeddings (windows, D)
+    embedding of a segment: mean over its windows; of an input: mean over its segments
 """
 
 from pathlib import Path
@@ -35,7 +37,7 @@ class EncoderModel(PythonModel):
     """The model as MLflow loads it."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Loads the encoder, onto the GPU if there is one."""
+        """Loads the encoder onto the GPU, or the CPU if there is none."""
         encoder, self._info = load_encoder(Path(context.artifacts[ENCODER_ARTIFACT]))
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._encoder = encoder.to(self._device)
@@ -52,8 +54,8 @@ class EncoderModel(PythonModel):
         """Embeds each input: (inputs, D).
 
         Raises:
-            ValueError: if an input is not understood, cannot be decoded or lacks the modality; it
-                names the input.
+            ValueError: If an input has unknown columns or types, cannot be decoded, or lacks the
+                modality; the message names the input.
         """
         params = params or {}
         num_windows = int(params.get("num_windows", self._info.clips.num_windows))
@@ -76,7 +78,7 @@ class EncoderModel(PythonModel):
         decode: Decode,
         formats: Formats,
     ) -> NDArray[np.float32]:
-        places: list[tuple[int, int]] = []
+        origins: list[tuple[int, int]] = []
         embeddings: list[NDArray[np.float32]] = []
         batch: list[Tensor] = []
         num_inputs = 0
@@ -85,14 +87,14 @@ class EncoderModel(PythonModel):
             segments = read_segments(row, f"input {index}", self._info, decode, formats)
             for segment, array in enumerate(segments):
                 for window in self._windows(array, num_windows):
-                    places.append((index, segment))
+                    origins.append((index, segment))
                     batch.append(self._view(window))
                     if len(batch) == batch_size:
                         embeddings.append(self._embed(batch))
                         batch.clear()
         if batch:
             embeddings.append(self._embed(batch))
-        return _mean_by_input(places, embeddings, num_inputs, self._info.model.encoder.width)
+        return _mean_by_input(origins, embeddings, num_inputs, self._info.model.encoder.width)
 
     def _windows(self, array: Array, num_windows: int) -> list[Array]:
         if self._info.modality == "video":
@@ -100,8 +102,8 @@ class EncoderModel(PythonModel):
         return list(audio_windows(array, self._info.model.audio.num_samples, num_windows))
 
     def _view(self, window: Array) -> Tensor:
-        # One window at a time, so that inputs of different sizes need no padding.
-        # Copied, because what is read from a dataset cannot be written to, which torch wants.
+        # One window at a time, so that inputs of different sizes need no padding. Copied, because
+        # torch warns about the read-only arrays that a dataset gives.
         clip = torch.from_numpy(np.array(window)).unsqueeze(0).to(self._device)
         if self._info.modality == "audio":
             return plain_audio_view(clip, self._log_mel)
@@ -114,16 +116,26 @@ class EncoderModel(PythonModel):
 
 
 def _mean_by_input(
-    places: list[tuple[int, int]],
+    origins: list[tuple[int, int]],
     embeddings: list[NDArray[np.float32]],
     num_inputs: int,
     width: int,
 ) -> NDArray[np.float32]:
-    """The mean over windows within each segment, then over the segments of each input."""
+    """Averages over the windows of each segment, then over the segments of each input.
+
+    Args:
+        origins: Input and segment of each window.
+        embeddings: Of the windows, in batches (B, D).
+        num_inputs: N.
+        width: D.
+
+    Returns:
+        One embedding per input (N, D).
+    """
     if not num_inputs:
         return np.zeros((0, width), np.float32)
     segments, segment_of, num_windows = np.unique(
-        np.array(places), axis=0, return_inverse=True, return_counts=True
+        np.array(origins), axis=0, return_inverse=True, return_counts=True
     )
     of_segments = np.zeros((len(segments), width))
     np.add.at(of_segments, segment_of.reshape(-1), np.concatenate(embeddings))

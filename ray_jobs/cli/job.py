@@ -67,7 +67,7 @@ class Job:
 
 def run_job(job: Job, argv: Sequence[str] | None = None) -> int:
     """Runs one job; returns the exit code."""
-    arguments = make_parser(job.summary, job.schema).parse_args(argv)
+    arguments = make_parser(job.summary, job.schema).parse_intermixed_args(argv)
     console = logging.StreamHandler()
     console.setFormatter(_Redacting("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(

@@ -181,6 +181,27 @@ def test_paths_bytes_and_arrays_of_a_film_give_the_same(models, films, modality)
         np.testing.assert_allclose(model.predict(inputs), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("seconds", [0.125, 0.375])
+def test_an_input_shorter_than_a_segment_of_training_is_embedded(models, tmp_path, seconds):
+    film = write_media(tmp_path / "short.mkv", seconds=seconds, seed=3)
+    (segment,) = decode_segments(
+        str(film),
+        segment_seconds=CLIPS.segment_seconds,
+        min_segment_seconds=0.01,
+        frame_rate=8.0,
+        short_side=CLIPS.short_side,
+        sample_rate=4_000,
+    )
+    assert len(segment.waveform) < CLIPS.min_segment_seconds * 4_000
+    for modality, array in {
+        "video": {"frames": [segment.frames]},
+        "audio": {"waveform": [segment.waveform]},
+    }.items():
+        embedding = models[modality].predict({"path": [str(film)]})
+        assert embedding.shape == (1, WIDTH)
+        np.testing.assert_allclose(embedding, models[modality].predict(array), atol=1e-6)
+
+
 def test_an_array_of_many_segments_is_cut_as_a_film_is(models, films):
     frames = np.concatenate([segment.frames for segment in decoded(films[0])])
     expected = models["video"].predict({"path": [str(films[0])]})
