@@ -19,7 +19,13 @@ from pipelines.report.run_report import RunRecord, write_run_report
 from pipelines.tracking.run_folder import RunFolder
 from pipelines.tracking.runs import tracked
 from pipelines.training.checks import run_mistakes
-from ray_jobs.cli.checks import check_gpus, environment_mistakes, gpu_mistakes, messages
+from ray_jobs.cli.checks import (
+    check_gpus,
+    decoder_mistakes,
+    environment_mistakes,
+    gpu_mistakes,
+    messages,
+)
 from ray_jobs.cli.cluster import connected
 from ray_jobs.cli.console import StageProgress, duration
 from ray_jobs.cli.job import Job, JobPlan, run_job
@@ -95,6 +101,7 @@ def plan(config: RunConfig) -> JobPlan:
         ),
         mistakes=(
             *_run_mistakes(config, ingest),
+            *decoder_mistakes(config, config.ingest.decoder),
             *gpu_mistakes(config, _wants_gpu(config)),
             *environment_mistakes(config, str(folder)),
         ),

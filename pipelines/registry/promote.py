@@ -1,4 +1,4 @@
-"""The model registry: encoders become versions, and the alias goes to the one that is better.
+"""Registers the encoders of a checkpoint, and moves the alias to a version that is better.
 
 A version's tags hold its scores and the dataset they were measured on, so that two versions can be
 compared without their runs. The alias moves only to a version that beats the present one on the
@@ -39,13 +39,13 @@ from xkd_core.encoders import MODALITIES, Encoder
 
 @dataclass(frozen=True)
 class Registered:
-    """A version in the registry."""
+    """A registered version, and what happened to the alias."""
 
     name: str
     version: str
     alias_moved: bool
     reason: str
-    """Why the alias moved or not, in one line."""
+    """Why the alias moved or stayed, in one line."""
 
 
 def read_scores(config: PromoteConfig) -> Mapping[str, Any] | None:
@@ -62,11 +62,11 @@ def read_scores(config: PromoteConfig) -> Mapping[str, Any] | None:
             encoder_scores(scores, modality)  # reads all that is used of it
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise UserError(f"scores ({config.scores}) must be a scores.json of evaluate") from None
-    check_scores(scores, read_info(find_checkpoint(config.checkpoint)), config)
+    _check_scores(scores, read_info(find_checkpoint(config.checkpoint)), config)
     return scores
 
 
-def check_scores(scores: Mapping[str, Any], info: TrainingInfo, settings: PromoteSettings) -> None:
+def _check_scores(scores: Mapping[str, Any], info: TrainingInfo, settings: PromoteSettings) -> None:
     """Makes sure that scores are those of a checkpoint, wherever both are now.
 
     Raises:
@@ -101,9 +101,9 @@ def promote(
     """
     training = read_info(checkpoint)
     if scores is not None:
-        check_scores(scores, training, settings)
+        _check_scores(scores, training, settings)
     model, config = load_model(checkpoint)
-    clips = _clip_settings(training_dataset(checkpoint, config), scores)
+    clips = _clip_settings(_training_dataset(checkpoint, config), scores)
     try:
         return [
             _register(
@@ -127,7 +127,7 @@ def promote(
         ) from error
 
 
-def training_dataset(checkpoint: Path, config: PretrainConfig) -> str:
+def _training_dataset(checkpoint: Path, config: PretrainConfig) -> str:
     """Where the clip dataset of a training is now.
 
     A checkpoint names it by an absolute path. If the folder that holds both was moved or is mounted
@@ -192,7 +192,7 @@ def _register(
     settings: PromoteSettings,
     run: RunRef,
 ) -> Registered:
-    """Finds or makes the version of an encoder, tags it with its scores, decides on the alias."""
+    """Finds or makes the version of an encoder, records its scores, and decides on the alias."""
     assert isinstance(encoder, Encoder)
     name = f"{settings.model_prefix}-{info.modality}"
     card = model_card(name, settings.alias, info, scores)
@@ -218,17 +218,17 @@ def _decide(
     present = None
     if present_number is not None:
         present = client.get_model_version(name, str(present_number))
-    moves, reason = alias_rule(present, scores, settings)
+    moves, reason = _alias_rule(present, scores, settings)
     if moves:
         client.set_registered_model_alias(name, alias, number)
     verdict = f"gets the alias {alias}" if moves else f"registered without the alias {alias}"
     return Registered(name, number, moves, f"{verdict}: {reason}")
 
 
-def alias_rule(
+def _alias_rule(
     present: ModelVersion | None, scores: EncoderScores | None, settings: PromoteSettings
 ) -> tuple[bool, str]:
-    """Whether the alias moves from the present version to one with these scores, and why."""
+    """Whether the alias moves from its present version to one with these scores, and why."""
     if present is None:
         return True, "no version had it"
     holder, measure = f"version {present.version}", MEASURES[settings.metric]

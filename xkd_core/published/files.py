@@ -36,7 +36,7 @@ _EVALUATION_RULES = (
 
 
 def read_published_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name: of a whole checkpoint those of its networks and centres.
+    """The tensors of a file by name: of a whole checkpoint those of its networks and centers.
 
     Raises:
         ValueError: If it is no such file, is damaged, or a tensor is not what it says it is.

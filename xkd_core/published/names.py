@@ -1,7 +1,7 @@
 """Names of the published checkpoints, there and back.
 
 A published state dict repeats each student encoder under its autoencoder, keeps the fixed length
-of the head's last layer as a tensor of ones, and holds the centres; shared tensors are repeated.
+of the head's last layer as a tensor of ones, and holds the centers; shared tensors are repeated.
 
 Format: the checkpoints of arXiv:2211.13929.
 """
@@ -60,7 +60,7 @@ def published_name(name: str) -> str:
 
 
 def load_published(model: XKD, tensors: Mapping[str, Tensor]) -> Centers:
-    """Copies a published state dict of the whole method into a model; returns the centres.
+    """Copies a published state dict of the whole method into a model; returns the centers.
 
     Raises:
         ValueError: If a tensor is missing, left over, of another shape, or contradicts another.

@@ -7,7 +7,7 @@ each learning rate and weight decay in `optimizer.param_groups` is a `numpy.floa
     scalar(dtype("f8", False, True), b"\x00\x00\x00\x00\x00\x00\xf0?")
 
 NumPy's own `dtype` and `scalar` do not read files from outside: the state of a `dtype` may claim
-that the bytes are addresses of Python objects. `NumberType` and `read_number` stand in for them
+that the bytes are addresses of Python objects. `NumberType` and `_read_number` stand in for them
 and take plain numbers alone.
 """
 
@@ -74,10 +74,10 @@ class NumberType:
         self.byte_order = state[1]
 
 
-def read_number(number_type: Any, content: Any) -> float | int | bool:
+def _read_number(number_type: Any, content: Any) -> float | int | bool:
     r"""Stands in for NumPy's `multiarray.scalar`: the number that some bytes are.
 
-    >>> read_number(NumberType("f8"), b"\x00\x00\x00\x00\x00\x00\xf0?")
+    >>> _read_number(NumberType("f8"), b"\x00\x00\x00\x00\x00\x00\xf0?")
     1.0
 
     Raises:
@@ -94,8 +94,8 @@ def read_number(number_type: Any, content: Any) -> float | int | bool:
 
 _NUMBERS: tuple[tuple[Callable[..., Any], str], ...] = (
     (NumberType, "numpy.dtype"),
-    (read_number, "numpy._core.multiarray.scalar"),
-    (read_number, "numpy.core.multiarray.scalar"),  # written with NumPy 1
+    (_read_number, "numpy._core.multiarray.scalar"),
+    (_read_number, "numpy.core.multiarray.scalar"),  # written with NumPy 1
 )
 
 
