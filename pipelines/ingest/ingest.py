@@ -27,6 +27,8 @@ from pipelines.dataset.schema import (
     STATE_FOLDER,
 )
 from pipelines.dataset.shards import read_columns
+from pipelines.dataset.source_flaws import COLUMNS as FLAW_COLUMNS
+from pipelines.dataset.source_flaws import SourceFlaws, count_flaws
 from pipelines.errors import UserError
 from pipelines.files import locked, remove_leftovers, scratch_folder, write_failure, write_json
 from pipelines.ingest.plan import Changes, Plan, Unit, make_plan
@@ -57,6 +59,8 @@ class IngestSummary:
     new_clips: int
     """Clips that were not there before this call."""
     media_seconds: float
+    flaws: SourceFlaws
+    """Accepted sources that gave less than they declare, or had to be mended."""
     dataset_id: str
     ignored: dict[str, int]
     """Files of the input that are not media, by extension."""
@@ -178,7 +182,7 @@ def _summarize(
     folder: Path, listed: SourceList, plan: Plan, settings: IngestSettings
 ) -> IngestSummary:
     """Counts what the shards hold; nothing is taken from what the run believes to have done."""
-    columns = ["clip_id", "source", "duration_seconds", "label", "labels", "split"]
+    columns = ["clip_id", "duration_seconds", "label", "labels", "split", *FLAW_COLUMNS]
     tables = {
         file.stem: read_columns(str(file), columns)
         for file in sorted((folder / CLIPS_FOLDER).glob("*.parquet"))
@@ -201,6 +205,7 @@ def _summarize(
         clips=len(clips),
         new_clips=sum(len(tables[unit.name]) for unit in plan.units),
         media_seconds=sum(clips["duration_seconds"].to_pylist()),
+        flaws=count_flaws(clips),
         dataset_id=_dataset_id(clips, settings),
         ignored=listed.ignored,
         notes=_notes(listed, settings),

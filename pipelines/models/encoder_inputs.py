@@ -5,7 +5,6 @@ to what is left at the end of a longer input only, because a user who asks for t
 short sound wants one. An input that cannot be used raises a `ValueError` that names it.
 """
 
-import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ import torchaudio
 from numpy.typing import NDArray
 
 from pipelines.media.container import DecodeError
-from pipelines.media.decode import decode_segments
+from pipelines.media.formats import Formats
 from pipelines.models.encoder_files import EncoderInfo
+from pipelines.models.input_decoder import Decode
 
 Array = NDArray[Any]
 ARRAY_COLUMN = {"video": "frames", "audio": "waveform"}
@@ -47,8 +47,17 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and np.isnan(value))
 
 
-def read_segments(row: Mapping[str, Any], name: str, info: EncoderInfo) -> Iterator[Array]:
+def read_segments(
+    row: Mapping[str, Any], name: str, info: EncoderInfo, decode: Decode, formats: Formats
+) -> Iterator[Array]:
     """Yields the frames or the waveform of each segment of an input; at least one.
+
+    Args:
+        row: The input.
+        name: What it is called in messages.
+        info: What the encoder takes.
+        decode: What decodes a path or bytes.
+        formats: Which containers and codecs it decodes.
 
     Raises:
         ValueError: As `EncoderModel.predict`.
@@ -66,7 +75,7 @@ def read_segments(row: Mapping[str, Any], name: str, info: EncoderInfo) -> Itera
     source = _source(row, given[0], name)
     name = f"{name} ({row['path']})" if given[0] == "path" else name
     found = False
-    for array in _decode(source, name, info):
+    for array in _decode(source, name, info, decode, formats):
         found = True
         yield array
     if not found:
@@ -74,19 +83,22 @@ def read_segments(row: Mapping[str, Any], name: str, info: EncoderInfo) -> Itera
         raise ValueError(f"{name} has no {missing}, which the {info.modality} encoder needs")
 
 
-def _source(row: Mapping[str, Any], kind: str, name: str) -> str | io.BytesIO:
+def _source(row: Mapping[str, Any], kind: str, name: str) -> str | bytes:
     value = row[kind]
     if kind == "path" and isinstance(value, str | Path):
         return str(value)
     if kind == "bytes" and isinstance(value, bytes | bytearray | memoryview):
-        return io.BytesIO(value)
+        return bytes(value)
     wanted = "a string" if kind == "path" else "the bytes of a file"
     raise ValueError(f"{name}: {kind} must be {wanted}, but is of type {type(value).__name__}")
 
 
-def _decode(source: str | io.BytesIO, name: str, info: EncoderInfo) -> Iterator[Array]:
-    segments = decode_segments(
+def _decode(
+    source: str | bytes, name: str, info: EncoderInfo, decode: Decode, formats: Formats
+) -> Iterator[Array]:
+    segments = decode(
         source,
+        formats=formats,
         segment_seconds=info.clips.segment_seconds,
         min_segment_seconds=info.clips.min_segment_seconds,
         min_source_seconds=_SHORTEST_SECONDS,
@@ -100,7 +112,9 @@ def _decode(source: str | io.BytesIO, name: str, info: EncoderInfo) -> Iterator[
             if array is not None:
                 yield array
     except DecodeError as error:
-        raise ValueError(f"{name} cannot be decoded: {error.reason}, {error.message}") from error
+        # The model has a parameter where a job has a setting.
+        message = error.message.replace("limits.formats=all", "the parameter formats=all")
+        raise ValueError(f"{name} cannot be decoded: {error.reason}, {message}") from error
 
 
 def _read_array(row: Mapping[str, Any], name: str, info: EncoderInfo) -> Array:

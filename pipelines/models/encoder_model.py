@@ -14,13 +14,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipelines.media.formats import Formats
 from pipelines.media.windows import audio_windows, video_windows
 from pipelines.models.encoder_files import load_encoder
 from pipelines.models.encoder_inputs import input_rows, read_segments
+from pipelines.models.input_decoder import Decode, InputDecoder
 from xkd_core.views.log_mel import LogMel
 from xkd_core.views.video import plain_video_view
 from xkd_core.views.views import plain_audio_view
@@ -29,6 +33,13 @@ ENCODER_ARTIFACT = "encoder"
 DEFAULT_BATCH_SIZE = 8
 
 Array = NDArray[Any]
+
+
+class InputError(MlflowException, ValueError):
+    """An input that cannot be embedded; MLflow's server answers with its message alone."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, error_code=BAD_REQUEST)
 
 
 class EncoderModel(PythonModel):
@@ -40,6 +51,7 @@ class EncoderModel(PythonModel):
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._encoder = encoder.to(self._device)
         self._log_mel = LogMel(self._info.model.audio).to(self._device)
+        self._decoder = InputDecoder()
 
     @torch.no_grad()
     def predict(
@@ -51,23 +63,43 @@ class EncoderModel(PythonModel):
         """Embeds each input: (inputs, D).
 
         Raises:
-            ValueError: If an input has unknown columns or types, cannot be decoded, or lacks the
-                modality; the message names the input.
+            InputError: If an input has unknown columns or types, cannot be decoded, or lacks the
+                modality; the message names the input. It is a ValueError too.
         """
-        params = params or {}
+        try:
+            return self._predict(model_input, params or {})
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
+    def _predict(self, model_input: pd.DataFrame, params: dict[str, Any]) -> NDArray[np.float32]:
         num_windows = int(params.get("num_windows", self._info.clips.num_windows))
         batch_size = int(params.get("batch_size", DEFAULT_BATCH_SIZE))
         if num_windows < 1 or batch_size < 1:
             raise ValueError(
                 f"num_windows ({num_windows}) and batch_size ({batch_size}) must be at least 1"
             )
+        formats = params.get("formats", "common")
+        if formats not in ("common", "all"):
+            raise ValueError(f"formats ({formats}) must be common or all")
+        with self._decoder.lent() as decode:
+            return self._embed_rows(model_input, num_windows, batch_size, decode, formats)
+
+    def _embed_rows(
+        self,
+        model_input: pd.DataFrame,
+        num_windows: int,
+        batch_size: int,
+        decode: Decode,
+        formats: Formats,
+    ) -> NDArray[np.float32]:
         origins: list[tuple[int, int]] = []
         embeddings: list[NDArray[np.float32]] = []
         batch: list[Tensor] = []
         num_inputs = 0
         for index, row in enumerate(input_rows(model_input)):
             num_inputs += 1
-            for segment, array in enumerate(read_segments(row, f"input {index}", self._info)):
+            segments = read_segments(row, f"input {index}", self._info, decode, formats)
+            for segment, array in enumerate(segments):
                 for window in self._windows(array, num_windows):
                     origins.append((index, segment))
                     batch.append(self._view(window))

@@ -180,6 +180,7 @@ def signature(info: EncoderInfo) -> ModelSignature:
     ]
     params = [
         ParamSpec("batch_size", "long", DEFAULT_BATCH_SIZE),
+        ParamSpec("formats", "string", "common"),
         ParamSpec("num_windows", "long", info.clips.num_windows),
     ]
     embedding = TensorSpec(np.dtype(np.float32), (-1, info.model.encoder.width))

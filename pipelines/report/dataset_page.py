@@ -17,7 +17,7 @@ from pipelines.dataset.review import Review
 from pipelines.dataset.shown import ShownClip, ShownReject
 from pipelines.errors import UserError
 from pipelines.files import replacing, write_failure
-from pipelines.media.container import REASONS
+from pipelines.media.reasons import REASONS
 from pipelines.media.windows import evenly_spaced
 from pipelines.report.images import frame_image
 from pipelines.report.page import duration, page_environment, write_page
@@ -112,6 +112,7 @@ def review_text(review: Review) -> str:
         f"streams: {streams}",
         f"labels: {len(review.labels):,}",
         f"rejected sources: {manifest.get('rejected', 0):,}" + (f" ({reasons})" if reasons else ""),
+        *review.flaws.sentences(),
         f"silent clips: {len(review.silent):,}, static clips: {len(review.static):,}",
     ]
     for kind, place, count in _pair_counts(review.pairs):

@@ -36,6 +36,8 @@ class IngestCounts:
     ignored: int = 0
     """Files that are no sources, such as hidden files and texts."""
     media_seconds: float | None = None
+    flaws: Sequence[str] = ()
+    """Sentences about accepted sources that gave less than they declare, or had to be mended."""
     splits: Mapping[str, int] = field(default_factory=dict)
     """Number of clips in each split."""
     rejects_by_reason: Mapping[str, int] = field(default_factory=dict)

@@ -24,7 +24,7 @@ from pipelines.evaluation.evaluate import Evaluation
 from pipelines.evaluation.features import Features
 from pipelines.evaluation.scores import MEASURES, FeatureScores, NetworkScore
 from pipelines.ingest.ingest import IngestSummary
-from pipelines.media.container import REASONS
+from pipelines.media.reasons import REASONS
 from pipelines.models.checkpoints import load_model
 from pipelines.redaction import redacted
 from pipelines.registry.promote import Registered
@@ -110,6 +110,7 @@ def _ingest_counts(summary: IngestSummary, dataset: ClipDataset) -> report_data.
         clips=summary.clips,
         ignored=sum(summary.ignored.values()),
         media_seconds=summary.media_seconds,
+        flaws=summary.flaws.sentences(),
         splits={str(name): int(count) for name, count in zip(splits, counts, strict=True)},
         rejects_by_reason=summary.rejects_by_reason,
         reason_meanings=REASONS,
