@@ -5,7 +5,7 @@ that the main job holds the settings of every stage and fills in the paths itsel
 start at `XKD_HOME`, or at the working directory if it is not set.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -54,6 +54,17 @@ class JobConfig(Config):
     ray: RaySettings = Field(RaySettings(), json_schema_extra={"may_change": True})
 
 
+class DecoderSettings(Config):
+    """How far the processes that decode are confined."""
+
+    sandbox: Literal["required", "best"] = "best"
+    """`required`: do not start where the kernel lacks seccomp or Landlock; `best`: with what it
+    has, which the job says."""
+    process_per_file: bool = False
+    """Decode each file in a process of its own. Otherwise a file that gets hold of its process
+    could falsify the files of the next second of work, which share it."""
+
+
 class LimitsSettings(Config):
     """What one source may cost; above it the source goes to the rejects."""
 
@@ -62,6 +73,10 @@ class LimitsSettings(Config):
     """Of one frame."""
     max_seconds: PositiveFloat = 6 * 3600.0
     """Length of a source."""
+    max_damaged_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25
+    """Share of the packets of a source's picture, or of its sound, that may be damaged. A damaged
+    frame spoils those that are predicted from it as well; files with a few bad sectors, or that
+    were cut off, stay below a fifth, and those that show mostly noise lie far above."""
     max_decode_seconds: PositiveFloat = 600.0
     """Wall time without a segment coming out of the decoder."""
     max_memory_bytes: PositiveInt = 4_000_000_000
@@ -69,6 +84,9 @@ class LimitsSettings(Config):
     max_spool_bytes: PositiveInt = 20_000_000_000
     """Disk on each machine that remote files may take together while they are decoded, in TMPDIR;
     a file that is larger goes to the rejects."""
+    formats: Literal["common", "all"] = "common"
+    """`common`: the 12 containers and 25 codecs of usual corpora; a file in another one goes to the
+    rejects. `all`: whatever FFmpeg decodes, which gives a hostile file more code to attack."""
     max_hashed_remote_bytes: NonNegativeInt = 64_000_000
     """A remote file up to this size is read once more, for the hash of its bytes; of a larger one
     the store's version tag stands for them."""

@@ -16,6 +16,7 @@ from pipelines.dataset.review_tables import COLUMNS, label_text
 from pipelines.dataset.scan import Scan, scan_dataset
 from pipelines.media.container import DecodeError
 from pipelines.media.decoder_process import DecoderProcess
+from pipelines.media.decoder_template import DecoderStartError
 from pipelines.media.windows import evenly_spaced
 from pipelines.progress import OnProgress
 
@@ -201,6 +202,6 @@ def _first_frame(decoder: DecoderProcess, path: str) -> NDArray[np.uint8] | None
             max_seconds=1e9,
         )
         frames = next(iter(segments)).frames
-    except (DecodeError, StopIteration):
+    except (DecodeError, DecoderStartError, StopIteration):
         return None
     return None if frames is None else frames[0].copy()

@@ -7,6 +7,7 @@ rows are taken back, and if some are in the file already the shard is written an
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ from pipelines.files import write_failure
 from pipelines.ingest.plan import Unit, UnitSource
 from pipelines.media.container import DecodeError
 from pipelines.media.decode import Segment
-from pipelines.media.decoder_process import OUTSIDE_REASONS, DecoderProcess
+from pipelines.media.decoder_messages import OUTSIDE_REASONS
+from pipelines.media.decoder_process import DecoderProcess
+from pipelines.media.decoder_template import DecoderStartError
+from pipelines.media.sandbox import SandboxError
 from pipelines.sources.spool import Spool
 
 _CUT_SLACK_SECONDS = 1.0
@@ -37,7 +41,11 @@ class UnitIngester:
         self.settings = IngestSettings.model_validate(settings)
         limits = self.settings.limits
         self.decoder = DecoderProcess(
-            max_memory_bytes=limits.max_memory_bytes, timeout_seconds=limits.max_decode_seconds
+            max_memory_bytes=limits.max_memory_bytes,
+            timeout_seconds=limits.max_decode_seconds,
+            formats=limits.formats,
+            sandbox=self.settings.decoder.sandbox,
+            process_per_file=self.settings.decoder.process_per_file,
         )
         self.spool = Spool(max_bytes=limits.max_spool_bytes)
 
@@ -55,8 +63,11 @@ class UnitIngester:
                         yield outcome | {"unit": unit.name}
                 if attempt.is_complete:
                     return
+        except (SandboxError, DecoderStartError) as error:
+            yield _outcome(failed=f"cannot be made: {error}") | {"unit": unit.name}
         except OSError as error:
-            yield _outcome(failed=write_failure(error)) | {"unit": unit.name}
+            why = f"cannot be written: {write_failure(error)}"
+            yield _outcome(failed=why) | {"unit": unit.name}
 
     def close(self) -> None:
         """Ends the decoder."""
@@ -151,6 +162,7 @@ class _Attempt:
             "sample_rate": settings.sample_rate,
             "max_pixels": settings.limits.max_pixels,
             "max_seconds": settings.limits.max_seconds,
+            "max_damaged_fraction": settings.limits.max_damaged_fraction,
         }
 
     def _reject(self, source: UnitSource, reason: str, message: str) -> dict[str, Any]:
@@ -237,6 +249,10 @@ def clip_row(source: UnitSource, segment: Segment, settings: IngestSettings) -> 
         "rotation": info.rotation,
         "stream_offset_seconds": info.stream_offset_seconds,
         "decode_errors": segment.decode_errors,
+        "is_mirrored": info.is_mirrored,
+        "declares_picture": info.declares_picture,
+        "declares_sound": info.declares_sound,
+        **asdict(segment.repairs),
     }
 
 

@@ -4,6 +4,7 @@ Everything here is said by the file, so nothing of it is believed beyond what it
 """
 
 import os
+import stat
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -11,41 +12,27 @@ import av
 import av.container
 import av.stream
 from av.audio.stream import AudioStream
-from av.error import FFmpegError
+from av.error import ArgumentError, FFmpegError
 from av.video.stream import VideoStream
 
+from pipelines.media.formats import (
+    NEVER,
+    Formats,
+    codec_of,
+    container_whitelist,
+    decoder_whitelist,
+    is_common,
+)
+from pipelines.media.orientation import Orientation
 from pipelines.media.tracks import ROUNDING_TICKS, native_rate
 from pipelines.redaction import one_line
 
-REASONS = {
-    "unreadable": "the file cannot be opened or read",
-    "empty_file": "the file has no bytes",
-    "too_large": "the file is larger than limits.max_bytes",
-    "duplicate": "another source has the same bytes",
-    "not_media": "no demuxer of FFmpeg opens it",
-    "no_streams": "there is neither a picture nor a sound stream with a known decoder",
-    "undecodable": "no frame and no sound could be decoded",
-    "too_short": "it is shorter than min_segment_seconds (min_source_seconds if that is given)",
-    "too_long": "it is longer than limits.max_seconds",
-    "too_many_pixels": "a frame is larger than limits.max_pixels",
-    "decoder_crashed": "the process that decoded it died",
-    "decoder_timeout": "nothing came out of the decoder for limits.max_decode_seconds",
-    "out_of_memory": "decoding needs more than limits.max_memory_bytes",
-    "no_picture": "a video encoder is to embed it, and it has no picture",
-    "no_sound": "an audio encoder is to embed it, and it has no sound",
-}
-"""Why a source can be rejected."""
-
-PLAYLISTS = frozenset({"hls", "dash", "concat", "imf", "webm_dash_manifest", "sdp", "vobsub"})
-"""Formats of FFmpeg in which a file names other files, itself among them."""
-NO_FILES = frozenset({"image2", "lavfi", "rtsp", "rtp", "alsa", "oss", "fbdev", "video4linux2"})
-"""Formats in which a name means something else than a file."""
-
-Source = str | BinaryIO
+MediaInput = str | int | BinaryIO
+"""A path, the descriptor of an open file, or a file object that can seek."""
 
 
 class DecodeError(Exception):
-    """A source that gives no segments; `reason` is one of `REASONS`."""
+    """A source that gives no segments; `reason` is one of `reasons.REASONS`."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -66,72 +53,133 @@ class MediaInfo:
     """Frames per second as declared, 0 if unknown."""
     rotation: int
     """Degrees counterclockwise by which frames were turned; stored frames are upright."""
+    is_mirrored: bool
+    """Whether left and right were exchanged before that."""
+    declares_picture: bool
+    """Whether there is a picture stream, be it decoded or not; a cover is none."""
+    declares_sound: bool
     stream_offset_seconds: float
     """Start of the sound minus start of the picture."""
     duration_seconds: float
     """As declared, 0 if unknown."""
 
 
-def probe(source: Source) -> MediaInfo:
-    """Reads what a source says about itself without decoding it."""
-    with open_source(source) as container:
-        streams = choose_streams(container)
-        return describe(container, *streams, rotation=0)
+# Metadata that are not UTF-8 must not fail a file: PyAV 19 sees to that itself.
+_METADATA: dict[str, Any] = (
+    {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
+)
 
 
-def open_source(source: Source) -> av.container.InputContainer:
-    """Opens a path or a file object, and nothing that it might refer to.
+def open_file(path: str) -> int:
+    """Opens a file for reading; nothing else is ever opened by its name.
 
     Raises:
-        DecodeError: If it cannot be opened.
+        DecodeError: If it cannot be opened, or is a folder, pipe or device.
     """
-    av.logging.set_level(av.logging.PANIC)
-    # A `file:` name cannot be taken for a protocol or a pattern.
-    options = {
-        "format_whitelist": ",".join(sorted(av.formats_available - PLAYLISTS - NO_FILES)),
-        "protocol_whitelist": "file,crypto,data",
-    }
-    name: Any = source
-    if isinstance(source, str):
-        try:
-            name = "file:" + os.path.abspath(source)
-            name.encode()
-        except UnicodeEncodeError:
-            name = open(source, "rb")  # noqa: SIM115 - closed with the container's last reference
+    # Opening a pipe waits for who writes into it, unless it must not block.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
     try:
-        return av.open(name, "r", options=options, metadata_errors="replace")
+        file = os.open(path, flags)
+    except (OSError, ValueError) as error:
+        raise DecodeError("unreadable", one_line(error)) from error
+    if stat.S_ISREG(os.fstat(file).st_mode):
+        return file
+    os.close(file)
+    raise DecodeError("unreadable", "not a regular file")
+
+
+def open_source(source: MediaInput, formats: Formats = "common") -> av.container.InputContainer:
+    """Opens a source, and nothing that it might refer to.
+
+    FFmpeg gets a descriptor and no name, so that what a file is follows from its bytes alone.
+
+    Args:
+        source: A path, a descriptor, which stays open, or a file object.
+        formats: Which containers and codecs are allowed.
+
+    Raises:
+        DecodeError: If it cannot be opened, or is in a container that is not allowed.
+    """
+    if isinstance(source, str):
+        file = open_file(source)
+        try:
+            return open_source(file, formats)
+        finally:
+            os.close(file)
+    av.logging.set_level(av.logging.PANIC)
+    try:
+        return _opened(source, formats)
     except MemoryError:
         raise
-    except (PermissionError, FileNotFoundError, IsADirectoryError) as error:
-        raise DecodeError("unreadable", one_line(error)) from error
+    except ArgumentError as error:  # what FFmpeg says of a format that is not on the list
+        raise _refusal(source, formats, error) from error
     except (FFmpegError, ValueError, OSError) as error:
         raise DecodeError("not_media", one_line(error)) from error
 
 
-def choose_streams(
-    container: av.container.InputContainer,
-) -> tuple[VideoStream | None, AudioStream | None]:
-    """Takes a picture and a sound stream: one that has begun, marked as default, the first."""
+def _opened(source: int | BinaryIO, formats: Formats) -> av.container.InputContainer:
+    options = {"format_whitelist": container_whitelist(formats), "protocol_whitelist": "fd"}
+    if formats == "common":
+        options["codec_whitelist"] = decoder_whitelist()
+    name: Any = source
+    if not isinstance(source, int):
+        source.seek(0)
+    else:
+        os.lseek(source, 0, os.SEEK_SET)
+        options["fd"] = str(source)  # FFmpeg duplicates it
+        name = "fd:"
+    return av.open(name, "r", options=options, **_METADATA)
 
-    def usable(stream: av.stream.Stream) -> bool:
-        still = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
-        # Without a decoder there is no codec context, whatever the type stubs say.
-        return bool(stream.codec_context) and not stream.disposition & still
 
-    def rank(stream: av.stream.Stream) -> tuple[bool, bool]:
-        default = stream.disposition & av.stream.Disposition.default
-        return stream.start_time is not None, bool(default)
+def _refusal(source: int | BinaryIO, formats: Formats, error: ArgumentError) -> DecodeError:
+    """Names the format of a source that may not be opened, which only FFmpeg's log does."""
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with av.logging.Capture() as log:
+            _opened(source, formats).close()
+    except (FFmpegError, ValueError, OSError):
+        pass
+    finally:
+        av.logging.set_level(av.logging.PANIC)
+    for _, name, message in log:
+        if message.startswith("Format not on whitelist"):
+            if formats == "all" or not NEVER.isdisjoint(name.split(",")):
+                return DecodeError("not_media", f"{name} is not a format of media files")
+            return not_allowed(f"{name} files are")
+    return DecodeError("not_media", one_line(error))
 
-    videos = sorted(filter(usable, container.streams.video), key=rank, reverse=True)
-    audios = sorted(filter(usable, container.streams.audio), key=rank, reverse=True)
-    video, audio = next(iter(videos), None), next(iter(audios), None)
-    if video is None and audio is None:
-        kinds = sorted({stream.type for stream in container.streams})
-        raise DecodeError("no_streams", f"streams: {', '.join(kinds) or 'none'}")
-    for stream in container.streams:
-        if stream not in (video, audio):
-            stream.discard = av.stream.Discard.all
-    return video, audio
+
+def read_beginning(source: MediaInput, num_bytes: int) -> bytes:
+    """Reads the first bytes of a source."""
+    if isinstance(source, int):
+        return os.pread(source, num_bytes, 0)
+    if isinstance(source, str):
+        file = open_file(source)
+        try:
+            return os.pread(file, num_bytes, 0)
+        finally:
+            os.close(file)
+    source.seek(0)
+    return source.read(num_bytes)
+
+
+def not_allowed(what: str) -> DecodeError:
+    """Why a container or codec beside the common ones is refused, and what to do."""
+    return DecodeError(
+        "format_not_allowed",
+        f"{what} not among the common formats; limits.formats=all decodes whatever FFmpeg does",
+    )
+
+
+def check_codecs(video: VideoStream | None, audio: AudioStream | None, formats: Formats) -> None:
+    """Refuses a source whose picture or sound is in a codec that is not allowed.
+
+    Raises:
+        DecodeError: If it is; without its sound it would be another source.
+    """
+    for stream, kind in ((video, "the picture's"), (audio, "the sound's")):
+        if stream is not None and formats == "common" and not is_common(stream):
+            raise not_allowed(f"{kind} codec {codec_of(stream)} is")
 
 
 def start_seconds(stream: VideoStream | AudioStream | None) -> float | None:
@@ -154,7 +202,7 @@ def clock_origin(video_start: float | None, audio_start: float | None, frame_rat
     return video_start - int(ticks + ROUNDING_TICKS) / frame_rate
 
 
-def check_claims(
+def check_declared_limits(
     container: av.container.InputContainer,
     video: VideoStream | None,
     max_pixels: int,
@@ -178,7 +226,7 @@ def describe(
     container: av.container.InputContainer,
     video: VideoStream | None,
     audio: AudioStream | None,
-    rotation: int,
+    orientation: Orientation,
 ) -> MediaInfo:
     """Collects what the container says about the streams chosen."""
     starts = start_seconds(video), start_seconds(audio)
@@ -190,7 +238,10 @@ def describe(
         native_width=video.codec_context.width if video else 0,
         native_height=video.codec_context.height if video else 0,
         native_rate=native_rate(video) if video else 0.0,
-        rotation=rotation,
+        rotation=orientation.rotation,
+        is_mirrored=orientation.is_mirrored,
+        declares_picture=video is not None,
+        declares_sound=audio is not None,
         stream_offset_seconds=offset,
         duration_seconds=max(0.0, (container.duration or 0) / av.time_base),
     )

@@ -3,16 +3,20 @@
 import heapq
 import io
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any, BinaryIO
 
-import av.stream
 import numpy as np
+from av.container import InputContainer
 from av.packet import Packet
 
-from pipelines.media.container import Source, open_source
-from pipelines.media.packets import PacketScan, read_packets
+from pipelines.media.container import MediaInput, open_source
+from pipelines.media.formats import Formats
+from pipelines.media.packets import MAX_HELD_BYTES, PacketScan, read_packets
+from pipelines.media.selection import keep_only
 from pipelines.media.timeline import Timeline
 
 MAX_SKEW_SECONDS = 5.0
@@ -23,7 +27,8 @@ DuePacket = tuple[float, int, int, "Packet[Any]"]
 
 
 def due_packets(
-    source: Source,
+    source: MediaInput,
+    formats: Formats,
     scan: PacketScan,
     timeline: Timeline,
     cleanup: ExitStack,
@@ -32,6 +37,7 @@ def due_packets(
 
     Args:
         source: It is opened again if its packets are not held.
+        formats: Which containers and codecs are allowed.
         scan: What was found in it.
         timeline: What was decided from that.
         cleanup: Closes what is opened here.
@@ -40,10 +46,26 @@ def due_packets(
         return _held(scan, timeline)
     indices = list(timeline.streams)
     if timeline.skew(scan) <= MAX_SKEW_SECONDS:
-        return _read_again(source, indices, timeline, cleanup)
+        container = cleanup.enter_context(open_source(source, formats))
+        return _read_again(container, indices, timeline)
     # A file with all of the sound behind all of the picture would fill the memory.
-    streams = [_read_again(source, [index], timeline, cleanup) for index in indices]
+    streams = []
+    for index in indices:
+        view: Any = source if isinstance(source, str) else _View(source)
+        container = cleanup.enter_context(open_source(view, formats))
+        streams.append(_read_again(container, [index], timeline))
     return heapq.merge(*streams, key=lambda due: due[:3])
+
+
+def seekable(source: MediaInput, cleanup: ExitStack) -> MediaInput:
+    """Copies a file object that cannot seek, since a source is read more than once."""
+    if isinstance(source, str | int) or source.seekable():
+        return source
+    spool = tempfile.SpooledTemporaryFile(MAX_HELD_BYTES)  # noqa: SIM115 - closed by `cleanup`
+    copy: Any = cleanup.enter_context(spool)
+    shutil.copyfileobj(source, copy)
+    found: BinaryIO = copy
+    return found
 
 
 def _held(scan: PacketScan, timeline: Timeline) -> Iterator[DuePacket]:
@@ -63,13 +85,9 @@ def _held(scan: PacketScan, timeline: Timeline) -> Iterator[DuePacket]:
 
 
 def _read_again(
-    source: Source, indices: list[int], timeline: Timeline, cleanup: ExitStack
+    container: InputContainer, indices: list[int], timeline: Timeline
 ) -> Iterator[DuePacket]:
-    view: Any = source if isinstance(source, str) else _View(source)
-    container = cleanup.enter_context(open_source(view))
-    for stream in container.streams:
-        if stream.index not in indices:
-            stream.discard = av.stream.Discard.all
+    keep_only(container, set(indices))
     numbers = dict.fromkeys(indices, 0)
     streams: list[Any] = [container.streams[index] for index in indices]
     for packet in read_packets(container, streams, []):
@@ -82,9 +100,9 @@ def _read_again(
 
 
 class _View(io.RawIOBase):
-    """A file object with a position of its own, so that it can be read from two places."""
+    """An open file with a position of its own, so that it can be read from two places."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: int | BinaryIO) -> None:
         self._file = file
         self._at = 0
 
@@ -95,17 +113,25 @@ class _View(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        self._file.seek(self._at)
-        data = self._file.read(size)
+        if isinstance(self._file, int):
+            data = os.pread(self._file, size if size >= 0 else self._size(), self._at)
+        else:
+            self._file.seek(self._at)
+            data = self._file.read(size)
         self._at += len(data)
         return data
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         start = self._at if whence == os.SEEK_CUR else 0
         if whence == os.SEEK_END:
-            start = self._file.seek(0, os.SEEK_END)
+            start = self._size()
         self._at = max(0, start + offset)
         return self._at
 
     def tell(self) -> int:
         return self._at
+
+    def _size(self) -> int:
+        if isinstance(self._file, int):
+            return os.fstat(self._file).st_size
+        return self._file.seek(0, os.SEEK_END)

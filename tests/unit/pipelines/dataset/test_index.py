@@ -64,9 +64,9 @@ def test_the_file_says_what_the_shards_say(folder):
         assert getattr(there, name).dtype == getattr(read, name).dtype
     assert there.shards == read.shards
     for group in range(int(there.group[-1]) + 1):
-        assert there.place_of_group(group) == read.place_of_group(group)
+        assert there.shard_of_group(group) == read.shard_of_group(group)
         assert there.rows_of_group(group) == read.rows_of_group(group)
-    assert there.place_of_group(3) == (there.shards[1], 0)
+    assert there.shard_of_group(3) == (there.shards[1], 0)
     assert there.rows_of_group(3) == (8, 11)
 
 

@@ -1,0 +1,242 @@
+"""The program that decodes: `python -m pipelines.media.decoder_child MAX_MEMORY_BYTES`.
+
+It loads and tries out the libraries, gives up its rights, and then forks decoders when its parent
+asks for one, over a socket that is its standard input. It reads no media itself, so what it forks
+begins clean. A decoder gets a file's descriptor over a socket of its own and answers there.
+
+                 control: fork, end                        channel: file, settings
+    parent  <----------------------->  this program        <----------------------> decoder
+                 what it has, exit status   forks it            segments, reasons
+"""
+
+import gc
+import importlib
+import io
+import json
+import os
+import pkgutil
+import select
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+import av
+import numpy as np
+from av.error import FFmpegError
+
+from pipelines.media import sandbox
+from pipelines.media.container import DecodeError
+from pipelines.media.decode import Segment, decode_segments
+from pipelines.media.decoder_messages import LENGTH_BYTES, TAKEN, segment_header, send
+from pipelines.media.shared_memory import SharedMemory
+from pipelines.redaction import one_line
+
+FORK, END, WAIT = b"f", b"e", b"w"
+"""What the parent asks for: a decoder, to end it, or to wait for its own end first."""
+STATUS_BYTES = 4
+_WAIT_SECONDS = 2.0
+_ORPHAN_SECONDS = 5.0
+_TRIAL: dict[str, Any] = {
+    "segment_seconds": 1.0,
+    "min_segment_seconds": 0.1,
+    "frame_rate": 8.0,
+    "short_side": 16,
+    "sample_rate": 16_000,
+}
+
+
+def main() -> None:
+    """Serves the parent until it closes the socket or is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    control = socket.socket(fileno=os.dup(0))
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.close(null)
+    _load_all()
+    _try_out()
+    gc.collect()
+    gc.freeze()  # what is never collected is never copied
+    found = sandbox.confine(int(sys.argv[1]))
+    by_name = found.seccomp and sandbox.needs_fstat_by_name()
+    send(control, {"seccomp": found.seccomp, "landlock": found.landlock})
+    template = _Template(control, is_locked=found.seccomp, fstat_by_name=by_name)
+    parent = os.getppid()
+    while os.getppid() == parent:  # others that the parent forked may hold its end of the socket
+        if select.select([control], [], [], _ORPHAN_SECONDS)[0]:
+            command, files, _, _ = socket.recv_fds(control, 1, 2)
+            if not command:
+                break
+            template.obey(command, files)
+    template.end()
+
+
+def _load_all() -> None:
+    """Loads what PyAV loads when a file first needs it, before there are no files any more."""
+    for module in pkgutil.walk_packages(av.__path__, "av."):
+        if not module.name.endswith(("__main__", "datasets")):
+            importlib.import_module(module.name)
+
+
+def _try_out() -> None:
+    """Decodes something of its own, so that tables are filled before decoders are forked."""
+    file = io.BytesIO()
+    try:
+        with av.open(file, "w", "matroska") as container:
+            video = container.add_stream("mpeg4", 25)
+            video.width, video.height, video.pix_fmt = 32, 32, "yuv420p"
+            audio = container.add_stream("pcm_s16le", 48_000, layout="mono")
+            picture = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), "rgb24")
+            for number in range(25):
+                picture.pts = number
+                container.mux(video.encode(picture))
+            sound = av.AudioFrame.from_ndarray(np.zeros((1, 48_000), np.int16), "s16", "mono")
+            sound.sample_rate = 48_000
+            container.mux(audio.encode(sound))
+            container.mux(video.encode(None))
+            container.mux(audio.encode(None))
+    except (FFmpegError, ValueError):  # an FFmpeg without these encoders
+        file = io.BytesIO(b"RIFF")
+    descriptor = os.memfd_create("trial") if hasattr(os, "memfd_create") else None
+    source: int | io.BytesIO = file if descriptor is None else descriptor
+    if descriptor is not None:
+        os.write(descriptor, file.getvalue())
+    try:
+        for segment in decode_segments(source, **_TRIAL):
+            json.loads(json.dumps(segment_header(segment)))
+    except DecodeError:
+        pass
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+class _Template:
+    """What decoders are forked from, one at a time."""
+
+    def __init__(self, control: socket.socket, *, is_locked: bool, fstat_by_name: bool) -> None:
+        self._control = control
+        self._is_locked, self._fstat_by_name = is_locked, fstat_by_name
+        self._decoder: int | None = None
+
+    def obey(self, command: bytes, files: list[int]) -> None:
+        """Does what the parent asks for."""
+        if command == FORK:
+            self.end()
+            self._fork(*files)
+            for file in files:
+                os.close(file)
+        else:
+            status = self.end(patience_seconds=_WAIT_SECONDS if command == WAIT else 0.0)
+            self._control.sendall(status.to_bytes(STATUS_BYTES, "big"))
+
+    def end(self, *, patience_seconds: float = 0.0) -> int:
+        """Ends the decoder, if it does not end by itself in time; gives its exit status."""
+        decoder, self._decoder = self._decoder, None
+        if decoder is None:
+            return 0
+        give_up_at = time.monotonic() + patience_seconds
+        while time.monotonic() < give_up_at:
+            ended, status = os.waitpid(decoder, os.WNOHANG)
+            if ended:
+                return status
+            time.sleep(0.005)
+        os.kill(decoder, signal.SIGKILL)
+        return os.waitpid(decoder, 0)[1]
+
+    def _fork(self, channel: int, memory: int) -> None:
+        parent = os.getpid()
+        try:
+            decoder = os.fork()
+        except OSError:  # the parent sees that nobody is at the other end
+            return
+        if decoder:
+            self._decoder = decoder
+            return
+        try:
+            self._control.close()
+            self._decode(parent, channel, memory)
+            os._exit(0)
+        finally:
+            os._exit(1)
+
+    def _decode(self, parent: int, channel: int, memory: int) -> None:
+        sandbox.die_with_parent()
+        if os.getppid() != parent:
+            return
+        own = socket.socket(fileno=channel)
+        # What FFmpeg's libraries print to the standard descriptors leads nowhere.
+        if self._is_locked:
+            sandbox.lock(fstat_by_name=self._fstat_by_name)
+        _serve(own, SharedMemory(memory))
+
+
+def _serve(channel: socket.socket, memory: SharedMemory) -> None:
+    """Decodes what the parent sends, until it closes its end."""
+    while True:
+        start, files, _, _ = socket.recv_fds(channel, LENGTH_BYTES, 1)
+        if not start:
+            return
+        request = json.loads(_read(channel, int.from_bytes(start, "big")))
+        (file,) = files
+        try:
+            if not _answer(channel, memory, file, request):
+                return
+        finally:
+            os.close(file)
+
+
+def _read(channel: socket.socket, num_bytes: int) -> bytes:
+    data = b""
+    while len(data) < num_bytes:
+        data += os.read(channel.fileno(), num_bytes - len(data))
+    return data
+
+
+def _answer(
+    channel: socket.socket, memory: SharedMemory, file: int, request: dict[str, object]
+) -> bool:
+    """Decodes one file; says whether the parent took all of it."""
+    answer: dict[str, object] = {"end": True}
+    is_free = True
+    try:
+        for segment in decode_segments(file, **request["settings"]):  # type: ignore[arg-type]
+            if not is_free and os.read(channel.fileno(), 1) != TAKEN:
+                return False
+            _put(memory, segment)
+            _say(channel, segment_header(segment))
+            is_free = False
+    except DecodeError as error:
+        answer = {"error": error.reason, "message": error.message}
+    except BrokenPipeError:
+        return False
+    except Exception as error:  # one file must not end the run, whatever PyAV raises
+        answer = {"error": "undecodable", "message": f"{type(error).__name__}: {one_line(error)}"}
+    if not is_free and os.read(channel.fileno(), 1) != TAKEN:
+        return False
+    _say(channel, answer)
+    return True
+
+
+def _say(channel: socket.socket, message: dict[str, object]) -> None:
+    data = json.dumps(message).encode()
+    data = len(data).to_bytes(LENGTH_BYTES, "big") + data
+    while data:
+        data = data[os.write(channel.fileno(), data) :]
+
+
+def _put(memory: SharedMemory, segment: Segment) -> None:
+    frames, waveform = segment.frames, segment.waveform
+    shape = None if frames is None else frames.shape
+    num_samples = 0 if waveform is None else len(waveform)
+    try:
+        targets = memory.arrays(shape, num_samples)
+    except (ValueError, OSError) as error:
+        raise DecodeError("out_of_memory", f"no room for a segment: {error}") from error
+    for target, array in zip(targets, (frames, waveform), strict=True):
+        if target is not None and array is not None:
+            target[...] = array
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""What a process may do no more before it reads bytes of a stranger.
+
+Two steps, for a process that forks others like it. `confine` takes away the files, the network,
+other processes, privileges and room on disk, and leaves what is needed to fork. `lock` is for the
+forked one: only reading what is open, computing, and answering is left.
+"""
+
+import ctypes
+import os
+import resource
+import signal
+import struct
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipelines.media import seccomp
+
+Sandbox = Literal["required", "best"]
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_LANDLOCK_CREATE, _LANDLOCK_RESTRICT = 444, 446
+_LANDLOCK_VERSION = 1
+_LANDLOCK_FILES = {1: 1 << 13, 2: 1 << 14, 3: 1 << 15, 5: 1 << 16}
+"""By version of its interface: so many kinds of access to files, one bit each, less one."""
+_CAPSET = {"x86_64": 126, "aarch64": 91}
+_CAPABILITY_VERSION = 0x20080522
+_PR_SET_PDEATHSIG = 1
+MAX_DESCRIPTORS = 32
+
+
+@dataclass(frozen=True)
+class Confinement:
+    """What the kernel gives to confine a process with."""
+
+    seccomp: bool
+    landlock: int
+    """Version of its interface, 0 for none."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing is missing."""
+        return self.seccomp and self.landlock > 0
+
+    def __str__(self) -> str:
+        if self.is_full:
+            return f"confined (seccomp, Landlock ABI {self.landlock})"
+        if self.seccomp:
+            return "confined by seccomp alone, because this kernel has no Landlock"
+        if self.landlock:
+            return (
+                f"confined by Landlock ABI {self.landlock} alone, because this kernel or container "
+                "allows no seccomp filter: the network and other processes can be reached"
+            )
+        return (
+            f"not confined, because this {'kernel or container' if _IS_LINUX else 'system'} "
+            "has neither seccomp nor Landlock: a hostile file could do what you can"
+        )
+
+
+_IS_LINUX = sys.platform == "linux"
+
+
+def available() -> Confinement:
+    """What the kernel gives here; it changes nothing."""
+    if not _IS_LINUX:
+        return Confinement(seccomp=False, landlock=0)
+    version = _libc.syscall(_LANDLOCK_CREATE, None, 0, _LANDLOCK_VERSION)
+    return Confinement(seccomp=seccomp.is_available(), landlock=max(0, version))
+
+
+def confine(max_memory_bytes: int) -> Confinement:
+    """Takes from this process the files, the network, its privileges and room on disk.
+
+    Args:
+        max_memory_bytes: Address space that it and each that it forks may have in addition.
+
+    Returns:
+        What the kernel gives; `lock` has to follow for the rest.
+    """
+    found = available()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_DESCRIPTORS, MAX_DESCRIPTORS))
+    # Writing into a file, not into mapped memory.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        most = int(statm.read_text().split()[0]) * resource.getpagesize() + max_memory_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    if not _IS_LINUX:
+        return found
+    seccomp.forbid_new_privileges()
+    _drop_capabilities()
+    if found.landlock and not _forbid_files(found.landlock):
+        return Confinement(found.seccomp, 0)
+    return found
+
+
+def lock(*, fstat_by_name: bool) -> None:
+    """Leaves a forked process of one thread nothing but reading, computing and answering.
+
+    Raises:
+        OSError: If the kernel refuses.
+    """
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    seccomp.install(fstat_by_name=fstat_by_name)
+
+
+def needs_fstat_by_name() -> bool:
+    """Whether the C library asks for the size of an open file by the call that also takes names."""
+    child = os.fork()
+    if child == 0:
+        try:
+            seccomp.install()
+            os.fstat(0)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(child, 0)[1] != 0
+
+
+def die_with_parent() -> None:
+    """Ends this process when the thread that forked it ends."""
+    if _IS_LINUX:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _drop_capabilities() -> None:
+    """Makes root a user like others; nothing is lost if that fails, for seccomp comes on top."""
+    number = _CAPSET.get(os.uname().machine)
+    if number is not None:
+        header = struct.pack("<Ii", _CAPABILITY_VERSION, 0)
+        _libc.syscall(number, header, bytes(24))
+
+
+def _forbid_files(version: int) -> bool:
+    """Takes all files and folders, TCP, and sockets and processes outside; says whether it did."""
+    files = max(bits for since, bits in _LANDLOCK_FILES.items() if since <= version) - 1
+    rules = struct.pack("<Q", files)
+    if version >= 4:
+        rules += struct.pack("<Q", 0b11)  # binding and connecting
+    if version >= 6:
+        rules += struct.pack("<Q", 0b11)  # abstract sockets, signals
+    ruleset = _libc.syscall(_LANDLOCK_CREATE, rules, len(rules), 0)
+    if ruleset < 0:
+        return False
+    try:
+        return bool(_libc.syscall(_LANDLOCK_RESTRICT, ruleset, 0) == 0)
+    finally:
+        os.close(ruleset)
+
+
+def check_required(sandbox: Sandbox, found: Confinement) -> None:
+    """Refuses to go on where confinement is required and something is missing.
+
+    Raises:
+        SandboxError: If so.
+    """
+    if sandbox == "required" and not found.is_full:
+        raise SandboxError(
+            f"decoder.sandbox (required) needs seccomp and Landlock, but the decoder is {found}; "
+            "use Linux 5.13 or newer, or decoder.sandbox=best",
+        )
+
+
+class SandboxError(OSError):
+    """The confinement that is required is not to be had."""
