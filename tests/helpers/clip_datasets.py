@@ -31,7 +31,7 @@ FEED = {
     "sample_rate": SAMPLE_RATE,
 }
 """A feed of one worker from such a dataset; `batch_size` is missing."""
-INFO = MediaInfo("made", "raw", "raw", 8, 6, FRAME_RATE, 0, 0.0, 2.0)
+INFO = MediaInfo("made", "raw", "raw", 8, 6, FRAME_RATE, 0, False, True, True, 0.0, 2.0)
 
 
 def rename_dataset(folder: Path, dataset_id: str) -> None:
