@@ -5,7 +5,7 @@ import sys
 from pipelines.config.embed import EmbedConfig
 from pipelines.embed.embed import check_embed, embed
 from pipelines.tracking.runs import open_run, tracked
-from ray_jobs.cli.checks import environment_mistakes
+from ray_jobs.cli.checks import decoder_mistakes, decoder_text, environment_mistakes
 from ray_jobs.cli.cluster import connected
 from ray_jobs.cli.console import StageProgress
 from ray_jobs.cli.job import Job, JobPlan, run_job
@@ -16,6 +16,7 @@ def plan(config: EmbedConfig) -> JobPlan:
     """What embedding reads and writes."""
     # An MLflow that does not answer would be named by the model's look-up a second time.
     around = environment_mistakes(config, config.output)
+    around += decoder_mistakes(config, config.decoder)
     return JobPlan(
         reads=(config.model, config.input),
         writes=(config.output,),
@@ -25,6 +26,7 @@ def plan(config: EmbedConfig) -> JobPlan:
 
 def work(config: EmbedConfig) -> None:
     """Embeds and says where the embeddings are."""
+    print(decoder_text(config))
     progress = StageProgress("embed", "sources")
     with connected(config.ray), tracked(open_run(config, "embed", config.name)) as run:
         summary = embed(config, on_progress=progress)

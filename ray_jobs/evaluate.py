@@ -1,10 +1,10 @@
 """`python -m ray_jobs.evaluate CONFIG.yaml`: how good the features of a checkpoint are."""
 
 import sys
-from typing import Any
 
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.evaluation.evaluate import Evaluation, check_evaluate, evaluate
+from pipelines.evaluation.scores import FeatureScores
 from pipelines.tracking.runs import RunRef
 from ray_jobs.cli.checks import check_gpus, environment_mistakes, gpu_mistakes
 from ray_jobs.cli.cluster import connected
@@ -39,15 +39,15 @@ def evaluate_stage(config: EvaluateConfig, parent: RunRef | None = None) -> Eval
     return evaluation
 
 
-def score_table(scores: dict[str, Any]) -> str:
+def score_table(scores: FeatureScores) -> str:
     """Accuracies of trained and untrained encoders, or why there are none."""
-    if not scores["modalities"]:
-        return f"  no scores: {scores['reason'] or 'no split has the modality'}"
+    if not scores.modalities:
+        return f"  no scores: {scores.reason or 'no split has the modality'}"
     rows = [("held-out accuracy", "k-NN", "linear probe", "most frequent class")]
-    for modality, networks in scores["modalities"].items():
-        for network, values in networks.items():
-            majority = f"{values['majority']:.1%}" if network == "trained" else ""
-            measures = (f"{values['knn']:.1%}", f"{values['linear']:.1%}")
+    for modality, networks in scores.modalities.items():
+        for network, score in networks.items():
+            majority = f"{score.majority:.1%}" if network == "trained" else ""
+            measures = (f"{score.knn:.1%}", f"{score.linear:.1%}")
             rows.append((f"{modality}, {network}", *measures, majority))
     return table(rows)
 
@@ -56,7 +56,7 @@ def work(config: EvaluateConfig) -> None:
     """Evaluates and prints the scores."""
     with connected(config.ray):
         evaluation = evaluate_stage(config)
-    print(score_table(evaluation.scores))
+    print(score_table(evaluation.scores.found))
     print(f"scores: {evaluation.scores_file}")
 
 

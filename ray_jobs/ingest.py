@@ -5,10 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipelines.config.ingest import IngestConfig, IngestSettings
-from pipelines.ingest.ingest import IngestSummary, check_ingest, ingest
+from pipelines.ingest.ingest import check_ingest, ingest
+from pipelines.ingest.summary import IngestSummary
 from pipelines.sources.synthetic_clips import make_clips
 from pipelines.tracking.runs import RunRef, log_dataset, open_run, tracked
-from ray_jobs.cli.checks import environment_mistakes, messages
+from ray_jobs.cli.checks import decoder_mistakes, decoder_text, environment_mistakes, messages
 from ray_jobs.cli.cluster import connected
 from ray_jobs.cli.console import StageProgress
 from ray_jobs.cli.job import Job, JobPlan, run_job
@@ -18,7 +19,10 @@ from ray_jobs.cli.jobs import JOBS
 def plan(config: IngestConfig) -> JobPlan:
     """What ingest reads and writes."""
     source = config.input or str(synthetic_folder(config))
-    mistakes = messages(lambda: check_ingest(config.input, config.output, config))
+    mistakes = (
+        *messages(lambda: check_ingest(config.input, config.output, config)),
+        *decoder_mistakes(config, config.decoder),
+    )
     return JobPlan(
         reads=(source,),
         writes=(config.output,) if config.input else (source, config.output),
@@ -46,6 +50,7 @@ def ingest_stage(config: IngestConfig, parent: RunRef | None = None) -> IngestSu
         make_clips(folder, config.synthetic, lambda done, total: progress(done, total, ""))
         progress.finish(f"{config.synthetic.num_clips} clips and 2 broken files in {folder}")
         source = str(folder)
+    print(decoder_text(config))
     progress = StageProgress("ingest", "sources")
     with tracked(open_run(config, "ingest", config.name, parent=parent)) as run:
         summary = ingest(source, config.output, settings_of(config), on_progress=progress)

@@ -4,7 +4,6 @@ Ingest, pretrain, evaluate, register, report, each in a run of MLflow under one 
 command goes on where an earlier one stopped.
 """
 
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -14,15 +13,15 @@ from pipelines.config.ingest import IngestConfig
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.promote import PromoteConfig
 from pipelines.config.run import RunConfig
+from pipelines.config.written import CONFIG_FILE
 from pipelines.ingest.ingest import check_ingest
-from pipelines.redaction import redacted
 from pipelines.report.run_report import RunRecord, write_run_report
 from pipelines.tracking.run_folder import RunFolder
-from pipelines.tracking.runs import RunRef, tracked
-from pipelines.tracking.server import SQLITE
+from pipelines.tracking.runs import tracked
 from pipelines.training.checks import run_mistakes
 from ray_jobs.cli.checks import (
     check_gpus,
+    decoder_mistakes,
     environment_mistakes,
     gpu_mistakes,
     messages,
@@ -31,6 +30,7 @@ from ray_jobs.cli.cluster import connected
 from ray_jobs.cli.console import StageProgress, duration
 from ray_jobs.cli.job import Job, JobPlan, run_job
 from ray_jobs.cli.jobs import JOBS
+from ray_jobs.cli.own_media import arguments_for_media, begun_input
 from ray_jobs.evaluate import evaluate_stage, score_table
 from ray_jobs.ingest import ingest_stage, summary_text, synthetic_folder
 from ray_jobs.pretrain import pretrain_stage
@@ -100,11 +100,27 @@ def plan(config: RunConfig) -> JobPlan:
             f"models:/{config.promote.model_prefix}-{{video,audio}}@{config.promote.alias}",
         ),
         mistakes=(
-            *messages(lambda: check_ingest(config.input, ingest.output, config.ingest)),
-            *run_mistakes(pretrain_config(config)),
+            *_run_mistakes(config, ingest),
+            *decoder_mistakes(config, config.ingest.decoder),
             *gpu_mistakes(config, _wants_gpu(config)),
             *environment_mistakes(config, str(folder)),
         ),
+    )
+
+
+def _run_mistakes(config: RunConfig, ingest: IngestConfig) -> tuple[str, ...]:
+    """Why the run cannot begin, or go on, with this input and these settings."""
+    begun = folder_of(config) / CONFIG_FILE
+    if begun.is_file() and (there := begun_input(begun)) != config.input:
+        return (
+            f"name ({config.name}) is a run in {config.output} over "
+            f"{there or 'clips made on the spot'}, not over "
+            f"{config.input or 'clips made on the spot'}; give this one another name, such as "
+            f"name={config.name}-2",
+        )
+    return (
+        *messages(lambda: check_ingest(config.input, ingest.output, config.ingest)),
+        *run_mistakes(pretrain_config(config)),
     )
 
 
@@ -148,18 +164,12 @@ def work(config: RunConfig) -> None:
         progress.finish(str(report))
     print(f"\n{config.name} is complete after {duration(time.monotonic() - started)}")
     print(f"  {summary_text(summary)}")
-    print(score_table(evaluation.scores))
+    print(score_table(evaluation.scores.found))
     print(registered_text(registered))
     print(f"  report: {report}")
-    print(f"  MLflow: {mlflow_page(parent)}")
-
-
-def mlflow_page(run: RunRef) -> str:
-    """How to look at a run: its address on a server, or the command that opens the sqlite file."""
-    if not run.uri.startswith(SQLITE):
-        return f"{redacted(run.uri)}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
-    program = Path(sys.executable).with_name("mlflow")
-    return f"{shlex.quote(str(program))} ui --backend-store-uri {shlex.quote(run.uri)}"
+    print(f"  MLflow: {parent.page()}")
+    if command := parent.server_command():
+        print(f"    after: {command}")
 
 
 JOB = Job(
@@ -167,6 +177,7 @@ JOB = Job(
     schema=RunConfig,
     plan=plan,
     work=work,
+    for_media=arguments_for_media,
     how_to_go_on="Finished shards and checkpoints stay; the same command goes on from there.",
 )
 

@@ -10,17 +10,20 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
+from rich.table import Table
 
+from pipelines.config.base import settings_without_password
 from pipelines.config.describe import may_change
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.promote import PromoteConfig
 from pipelines.config.sweep import SweepConfig
 from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.evaluation.scores import FeatureScores
 from pipelines.registry.promote import Registered
 from pipelines.report.sweep_page import SweepRecord, write_sweep_report
 from pipelines.sweep.checks import (
@@ -31,20 +34,15 @@ from pipelines.sweep.checks import (
     sweep_folder,
     trials_at_once,
 )
-from pipelines.sweep.results import by_score, last_objective, shown, side_score
+from pipelines.sweep.results import by_score, format_value, last_objective, side_score
 from pipelines.sweep.search import num_trials
 from pipelines.sweep.space_checks import space_mistakes
 from pipelines.sweep.sweep import SweepResult, sweep
-from pipelines.sweep.trial_files import Trial
+from pipelines.sweep.trial_files import Trial, read_trials
 from pipelines.sweep.winner import best_values, write_winner
 from pipelines.tracking.run_folder import RunFolder
-from pipelines.tracking.runs import RunRef, kept_settings, tracked
-from ray_jobs.cli.checks import (
-    check_gpus,
-    environment_mistakes,
-    gpu_mistakes,
-    messages,
-)
+from pipelines.tracking.runs import RunRef, tracked
+from ray_jobs.cli.checks import check_gpus, environment_mistakes, gpu_mistakes, messages
 from ray_jobs.cli.cluster import connected, ray_address
 from ray_jobs.cli.console import StageProgress, duration, table
 from ray_jobs.cli.job import Job, JobPlan, run_job
@@ -54,6 +52,8 @@ from ray_jobs.pretrain import pretrain_stage
 from ray_jobs.promote import promote_stage, registered_text
 
 FINAL = "final"
+_TRIALS_SHOWN = 12
+"""Trials in the table that a terminal shows while a sweep runs."""
 
 
 def plan(config: SweepConfig) -> JobPlan:
@@ -93,7 +93,7 @@ def work(config: SweepConfig) -> None:
     """Sweeps, reports, and trains the best settings if asked to; says what came out."""
     started = time.monotonic()
     folder = RunFolder(sweep_folder(config))
-    final: tuple[dict[str, Any], Sequence[Registered]] | None = None
+    final: tuple[FeatureScores, Sequence[Registered]] | None = None
     with (
         folder.locked("sweep"),
         connected(config.ray, dashboard=True),
@@ -130,12 +130,14 @@ def work(config: SweepConfig) -> None:
 def _sweep_run(config: SweepConfig, folder: RunFolder) -> RunRef:
     # An earlier version did not keep them: then those of now count from here on.
     clips = folder.began_with.get(DATASET_IDS) or dataset_ids(config)
-    keep = {"config": kept_settings(config), DATASET_IDS: clips}
+    keep = {"config": settings_without_password(config), DATASET_IDS: clips}
     return folder.open_run(config, "sweep", config.name, keep=keep)
 
 
 def _sweep_stage(config: SweepConfig, run: RunRef) -> SweepResult:
-    progress = StageProgress("sweep", "trials")
+    folder = sweep_folder(config)
+    details = partial(_trials_on_terminal, config, folder)
+    progress = StageProgress("sweep", "trials", details)
     result = sweep(config, run, on_progress=progress)
     counts: dict[str, int] = {}
     for trial in result.trials:
@@ -147,7 +149,7 @@ def _sweep_stage(config: SweepConfig, run: RunRef) -> SweepResult:
 
 def _final_stage(
     config: SweepConfig, result: SweepResult, run: RunRef
-) -> tuple[dict[str, Any], Sequence[Registered]]:
+) -> tuple[FeatureScores, Sequence[Registered]]:
     """The best settings at full length, scored and registered."""
     assert config.final is not None
     folder = result.folder / FINAL
@@ -172,7 +174,7 @@ def _final_stage(
         ),
         run,
     )
-    return evaluation.scores, registered
+    return evaluation.scores.found, registered
 
 
 def final_config(config: SweepConfig, best: Trial, folder: Path) -> PretrainConfig:
@@ -195,11 +197,37 @@ def final_config(config: SweepConfig, best: Trial, folder: Path) -> PretrainConf
     )
 
 
+def _trials_on_terminal(config: SweepConfig, folder: Path) -> Table:
+    """The trials that run and those that are best, as many as a terminal shows."""
+    ranked = by_score(config, read_trials(folder))
+    running = [trial for trial in ranked if trial.status == "running"]
+    ended = [trial for trial in ranked if trial.status != "running"]
+    shown = [*running, *ended][:_TRIALS_SHOWN]
+    header, *rows = _trial_rows(config, shown)
+    found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in header:
+        is_last = name == header[-1]
+        found.add_column(name, no_wrap=True, overflow="ellipsis", ratio=1 if is_last else None)
+    for row in rows:
+        found.add_row(*row)
+    if hidden := len(ranked) - len(shown):
+        found.add_row(f"and {hidden} more")
+    return found
+
+
 def _trial_table(config: SweepConfig, trials: Sequence[Trial]) -> str:
-    """The trials by what they came to, the best first."""
-    rows = [("trial", "status", "rungs", "video", "audio", "objective", "values")]
+    return table(_trial_rows(config, trials))
+
+
+def _trial_rows(config: SweepConfig, trials: Sequence[Trial]) -> list[tuple[str, ...]]:
+    """The trials by what they came to, the best first, under a header."""
+    rows: list[tuple[str, ...]] = [
+        ("trial", "status", "rungs", "video", "audio", "objective", "values")
+    ]
     for trial in by_score(config, trials):
-        values = ", ".join(f"{key.split('.')[-1]} {shown(v)}" for key, v in trial.values.items())
+        values = ", ".join(
+            f"{key.split('.')[-1]} {format_value(v)}" for key, v in trial.values.items()
+        )
         video, audio = (
             f"{side_score(config, trial.rungs[-1], side):.1%}" if trial.rungs else ""
             for side in ("video", "audio")
@@ -209,7 +237,7 @@ def _trial_table(config: SweepConfig, trials: Sequence[Trial]) -> str:
         is_marked = trial.status == "completed" and trial.reason
         status = "completed, collapsed" if is_marked else trial.status
         rows.append((trial.name, status, rungs, video, audio, score, values[:100]))
-    return table(rows)
+    return rows
 
 
 JOB = Job(

@@ -5,7 +5,7 @@ that the main job holds the settings of every stage and fills in the paths itsel
 start at `XKD_HOME`, or at the working directory if it is not set.
 """
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from pipelines.paths import absolute_location, absolute_place
+from pipelines.redaction import redacted
 from xkd_core.config import Config
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
@@ -53,6 +54,17 @@ class JobConfig(Config):
     ray: RaySettings = Field(RaySettings(), json_schema_extra={"may_change": True})
 
 
+class DecoderSettings(Config):
+    """How far the processes that decode are confined."""
+
+    sandbox: Literal["required", "best"] = "best"
+    """`required`: do not start where the kernel lacks seccomp or Landlock; `best`: with what it
+    has, which the job says."""
+    process_per_file: bool = False
+    """Decode each file in a process of its own. Otherwise a file that gets hold of its process
+    could falsify the files of the next second of work, which share it."""
+
+
 class LimitsSettings(Config):
     """What one source may cost; above it the source goes to the rejects."""
 
@@ -72,6 +84,17 @@ class LimitsSettings(Config):
     max_spool_bytes: PositiveInt = 20_000_000_000
     """Disk on each machine that remote files may take together while they are decoded, in TMPDIR;
     a file that is larger goes to the rejects."""
+    formats: Literal["common", "all"] = "common"
+    """`common`: the 12 containers and 25 codecs of usual corpora; a file in another one goes to the
+    rejects. `all`: whatever FFmpeg decodes, which gives a hostile file more code to attack."""
     max_hashed_remote_bytes: NonNegativeInt = 64_000_000
     """A remote file up to this size is read once more, for the hash of its bytes; of a larger one
     the store's version tag stands for them."""
+
+
+def settings_without_password(config: JobConfig) -> dict[str, Any]:
+    """All settings as JSON for files that others may read: without the server's password."""
+    values = config.model_dump(mode="json")
+    if values["tracking"]["uri"]:
+        values["tracking"]["uri"] = redacted(values["tracking"]["uri"])
+    return values

@@ -2,7 +2,7 @@
 
 from pydantic import Field, PositiveInt
 
-from pipelines.config.base import JobConfig, LimitsSettings, Location, Name, Place
+from pipelines.config.base import DecoderSettings, JobConfig, LimitsSettings, Location, Name, Place
 
 
 class EmbedConfig(JobConfig):
@@ -20,3 +20,4 @@ class EmbedConfig(JobConfig):
     num_workers: PositiveInt | None = Field(None, json_schema_extra={"may_change": True})
     """By default one for each CPU that Ray has."""
     limits: LimitsSettings = LimitsSettings()
+    decoder: DecoderSettings = Field(DecoderSettings(), json_schema_extra={"may_change": True})

@@ -11,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipelines.config.base import JobConfig, LimitsSettings, Location, Name, Place
+from pipelines.config.base import DecoderSettings, JobConfig, LimitsSettings, Location, Name, Place
 from pipelines.media.reasons import REASONS
 from xkd_core.config import Config
 
@@ -65,6 +65,7 @@ class IngestSettings(Config):
     """Share of the sources put into the split `test` where the input names no splits; by content,
     so it never changes for a file."""
     limits: LimitsSettings = LimitsSettings()
+    decoder: DecoderSettings = Field(DecoderSettings(), json_schema_extra={"may_change": True})
     sources_per_shard: PositiveInt = 32
     rows_per_group: PositiveInt = 16
     """Rows of a Parquet row group, which is what a reader reads at once."""

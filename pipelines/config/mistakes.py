@@ -2,11 +2,23 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
 from pipelines.config.describe import annotation_of, section_of, setting_descriptions
+
+_UNKNOWN = "extra_forbidden"
+_RENAMED = {"made": "synthetic"}
+
+
+class Mistake(NamedTuple):
+    """What is wrong with one value."""
+
+    path: tuple[str, ...]
+    text: str
+    is_unknown: bool
+    """Whether the schema has no setting of that name."""
 
 
 def mistakes_in(values: Mapping[str, Any], schema: type[BaseModel]) -> list[str]:
@@ -14,16 +26,18 @@ def mistakes_in(values: Mapping[str, Any], schema: type[BaseModel]) -> list[str]
     try:
         schema.model_validate(values)
     except ValidationError as error:
-        return [text for _, text in described_mistakes(error, schema)]
+        return [mistake.text for mistake in described_mistakes(error, schema)]
     return []
 
 
-def described_mistakes(
-    error: ValidationError, schema: type[BaseModel]
-) -> list[tuple[tuple[str, ...], str]]:
-    """Each mistake as the path of its setting and a sentence."""
+def described_mistakes(error: ValidationError, schema: type[BaseModel]) -> list[Mistake]:
+    """Every mistake that a validation found."""
     return [
-        (tuple(str(part) for part in mistake["loc"]), _mistake(mistake, schema))
+        Mistake(
+            tuple(str(part) for part in mistake["loc"]),
+            _mistake(mistake, schema),
+            mistake["type"] == _UNKNOWN,
+        )
         for mistake in error.errors(include_url=False)
     ]
 
@@ -31,7 +45,7 @@ def described_mistakes(
 def _mistake(mistake: Any, schema: type[BaseModel]) -> str:
     path = [str(part) for part in mistake["loc"]]
     name = ".".join(path)
-    if mistake["type"] == "extra_forbidden":
+    if mistake["type"] == _UNKNOWN:
         return f"{name} is not a setting{_nearest(path, schema)}"
     if mistake["type"] == "missing":
         return f"{name} is missing"
@@ -50,6 +64,8 @@ def _nearest(path: Sequence[str], schema: type[BaseModel]) -> str:
     section = section_of(annotation_of(schema, path[:-1]) if len(path) > 1 else schema)
     if section is None:
         return ""
+    if (new := _RENAMED.get(path[-1])) in section.model_fields:
+        return f"; it is called {new} now"
     here = difflib.get_close_matches(path[-1], section.model_fields, n=1)
     if here:
         return f"; did you mean {'.'.join([*path[:-1], here[0]])}?"

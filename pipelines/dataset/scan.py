@@ -9,8 +9,9 @@ import pyarrow as pa
 import ray.data
 from numpy.typing import NDArray
 
-from pipelines.dataset.clip_dataset import ClipDataset, read_groups
+from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.codes import Codes, frame_codes, sound_codes
+from pipelines.dataset.shards import read_groups
 from pipelines.progress import OnProgress
 
 _COLUMNS = [

@@ -14,6 +14,7 @@ from pipelines.errors import UserError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+INDEX_FILE = "index.arrow"
 CLIPS_FOLDER = "clips"
 REJECTS_FOLDER = "rejects"
 

@@ -1,4 +1,4 @@
-"""Shards of Parquet that are either whole or not there.
+"""Writing and reading shards of Parquet, which are either whole or not there.
 
 A shard is written under a temporary name, row group by row group, and renamed when it is complete;
 Ray Data's own writer is not atomic. Workers write in a folder that belongs to their run. The next
@@ -7,7 +7,8 @@ and cannot add a shard that nobody planned.
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.dataset.schema import CLIPS, check_columns, with_added
+from pipelines.errors import UserError
 from pipelines.files import commit, temporary_name
+from pipelines.filesystems import filesystem_of
+from pipelines.paths import is_uri
+from pipelines.redaction import one_line
 
+AGAIN = "run the same ingest again"
+READ_THREADS = 8
+"""Shards that are asked at a time; what a bucket needs most is patience."""
 MAX_GROUP_BYTES = 64_000_000
 """A row group ends here even if it has few rows, so that memory does not follow their size."""
 
@@ -94,6 +103,56 @@ class ShardWriter:
             ]
             self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
         self._waiting, self._waiting_bytes = [], 0
+
+
+@contextmanager
+def open_parquet(place: str) -> Iterator[pq.ParquetFile]:
+    """Opens a shard to be read; a local one is mapped into memory.
+
+    Raises:
+        UserError: If it cannot be read, then or while it is used.
+    """
+    try:
+        with _parquet_file(place) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"shard ({place}) cannot be read: {one_line(error)}; if it is damaged, delete it and "
+            f"{AGAIN}"
+        ) from error
+
+
+def read_groups(shard: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Gives columns of a shard, a row group at a time.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    with open_parquet(shard) as file:
+        groups = range(file.num_row_groups)
+    for group in groups:
+        with open_parquet(shard) as file:
+            table = file.read_row_group(group, columns=list(columns), use_threads=False)
+        yield table
+
+
+def read_columns(shard: str, columns: Sequence[str]) -> pa.Table:
+    """Reads columns of all rows of a shard of clips; those that an older shard lacks are null.
+
+    Raises:
+        UserError: If it is none that this code can read.
+    """
+    with open_parquet(shard) as file:
+        check_columns(f"shard ({shard})", file.schema_arrow, CLIPS)
+        there = [name for name in columns if name in file.schema_arrow.names]
+        return with_added(file.read(columns=there, use_threads=False), columns)
+
+
+def _parquet_file(place: str) -> pq.ParquetFile:
+    if not is_uri(place):
+        return pq.ParquetFile(place, memory_map=True)
+    filesystem, path = filesystem_of(place)
+    return pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True)
 
 
 def _num_bytes(row: Mapping[str, Any]) -> int:

@@ -16,7 +16,8 @@ from pipelines.dataset.review_tables import COLUMNS, label_text
 from pipelines.dataset.scan import Scan, scan_dataset
 from pipelines.media.container import DecodeError
 from pipelines.media.decoder_process import DecoderProcess
-from pipelines.media.windows import spread
+from pipelines.media.decoder_template import DecoderStartError
+from pipelines.media.windows import evenly_spaced
 from pipelines.progress import OnProgress
 
 MAX_PER_REASON = 6
@@ -138,7 +139,7 @@ class Thumbnails:
 
     def clips(self, rows: NDArray[np.int64], notes: Sequence[str] | None) -> list[ShownClip]:
         """Some of the rows, evenly spread; rows of the dataset come first, so they are clips."""
-        chosen = spread(len(rows), self._most)
+        chosen = evenly_spaced(len(rows), self._most)
         return [self._clip(int(rows[i]), notes[i] if notes else "") for i in chosen]
 
     def pairs(self, alike: Sequence[Alike], is_leak: Sequence[bool]) -> list[ShownPair]:
@@ -201,6 +202,6 @@ def _first_frame(decoder: DecoderProcess, path: str) -> NDArray[np.uint8] | None
             max_seconds=1e9,
         )
         frames = next(iter(segments)).frames
-    except (DecodeError, StopIteration):
+    except (DecodeError, DecoderStartError, StopIteration):
         return None
     return None if frames is None else frames[0].copy()

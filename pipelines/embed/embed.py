@@ -140,6 +140,7 @@ def _run(
             tracking_uri(config.tracking),
             version,
             config.limits.model_dump(mode="json"),
+            config.decoder.model_dump(mode="json"),
             config.batch_size,
         ),
         num_workers=config.num_workers,

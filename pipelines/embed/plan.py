@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 
 from pipelines.config.embed import EmbedConfig
 from pipelines.config.ingest import IngestSettings
-from pipelines.dataset.clip_dataset import ClipDataset, open_parquet
+from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.schema import CLIPS_FOLDER, MANIFEST, REJECTS_FOLDER, STATE_FOLDER
+from pipelines.dataset.shards import open_parquet
 from pipelines.embed.worker import EMBEDDINGS_FOLDER
 from pipelines.errors import UserError
 from pipelines.filesystems import is_file, is_folder, is_web
@@ -97,6 +98,8 @@ def check_same_output(output: Path, identity: dict[str, Any]) -> None:
     """
     there = read_state(output, "be empty or hold embeddings")
     if there is not None:
+        # What has become a setting since is as it always was.
+        there = identity | there
         check_unchanged(f"output ({output}) holds something else", there, identity)
 
 

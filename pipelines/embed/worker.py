@@ -16,16 +16,18 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.config.base import LimitsSettings
-from pipelines.dataset.clip_dataset import read_groups
+from pipelines.config.base import DecoderSettings, LimitsSettings
 from pipelines.dataset.schema import REJECTS, REJECTS_FOLDER, STRETCH, clip_id
-from pipelines.dataset.shards import ShardWriter
+from pipelines.dataset.shards import ShardWriter, read_groups
 from pipelines.files import write_failure
 from pipelines.ingest.plan import Unit, UnitSource
 from pipelines.ingest.worker import in_stretch, reject_row
 from pipelines.media.container import DecodeError
 from pipelines.media.decode import Segment
-from pipelines.media.decoder_process import OUTSIDE_REASONS, DecoderProcess
+from pipelines.media.decoder_messages import OUTSIDE_REASONS
+from pipelines.media.decoder_process import DecoderProcess
+from pipelines.media.decoder_template import DecoderStartError
+from pipelines.media.sandbox import SandboxError
 from pipelines.models.encoder_inputs import ARRAY_COLUMN, RATE_COLUMN
 from pipelines.registry.uri import EncoderVersion
 from pipelines.sources.spool import Spool
@@ -77,20 +79,24 @@ class UnitEmbedder:
         tracking_uri: str,
         version: EncoderVersion,
         limits: dict[str, Any],
+        decoder: dict[str, Any],
         batch_size: int,
     ) -> None:
         # Models of this project hold no pickles; another one is refused.
         os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         mlflow.set_tracking_uri(tracking_uri)
         self._model = mlflow.pyfunc.load_model(version.uri)
         self._output, self._scratch = Path(output), Path(scratch)
         self._version = version
         self._batch_size = batch_size
         self._limits = LimitsSettings.model_validate(limits)
+        confined = DecoderSettings.model_validate(decoder)
         self._decoder = DecoderProcess(
             max_memory_bytes=self._limits.max_memory_bytes,
             timeout_seconds=self._limits.max_decode_seconds,
+            formats=self._limits.formats,
+            sandbox=confined.sandbox,
+            process_per_file=confined.process_per_file,
         )
         self._spool = Spool(max_bytes=self._limits.max_spool_bytes)
 
@@ -99,8 +105,11 @@ class UnitEmbedder:
         try:
             for outcome in self._outcomes(row):
                 yield outcome | {"unit": row["name"]}
+        except (SandboxError, DecoderStartError) as error:
+            yield _outcome(failed=f"cannot be made: {error}") | {"unit": row["name"]}
         except OSError as error:
-            yield _outcome(failed=write_failure(error)) | {"unit": row["name"]}
+            failed = f"cannot be written: {write_failure(error)}"
+            yield _outcome(failed=failed) | {"unit": row["name"]}
 
     def _outcomes(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         work = _Work()

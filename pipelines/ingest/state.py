@@ -21,6 +21,7 @@ REASONS_OF_LIMITS = {
     "max_decode_seconds": "decoder_timeout",
     "max_memory_bytes": "out_of_memory",
     "max_damaged_fraction": "damaged",
+    "formats": "format_not_allowed",
 }
 """Limits that may be raised for a dataset that is there, and what they reject."""
 
@@ -45,13 +46,20 @@ def check_same(
     now = fixed_settings(settings)
     # What has become a setting since is as it always was.
     before: dict[str, Any] = now | state["settings"]
-    raised = {name: before[name] for name in _limit_names() if now[name] > before[name]}
+    raised = {name: before[name] for name in _limit_names() if _allows_more(now, before, name)}
     check_unchanged(
         f"output ({output}) holds another clip dataset",
         {"input": state["input"], **before},
         {"input": input_path or state["input"], **now, **raised},
     )
     return before
+
+
+def _allows_more(now: Mapping[str, Any], before: Mapping[str, Any], name: str) -> bool:
+    """Whether a limit is larger than it was; `all` formats are more than the `common` ones."""
+    if name == "limits.formats":
+        return bool((before[name], now[name]) == ("common", "all"))
+    return bool(now[name] > before[name])
 
 
 def _limit_names() -> list[str]:
@@ -64,7 +72,7 @@ def reasons_of_raised_limits(before: Mapping[str, Any], settings: IngestSettings
     return frozenset(
         reason
         for name, reason in REASONS_OF_LIMITS.items()
-        if now[f"limits.{name}"] > before[f"limits.{name}"]
+        if _allows_more(now, before, f"limits.{name}")
     )
 
 

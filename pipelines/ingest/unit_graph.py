@@ -56,7 +56,7 @@ def run_units(
         try:
             for row in _outcomes(left, worker, arguments, num_workers):
                 if row["failed"]:
-                    raise UserError(f"output ({output}) cannot be written: {row['failed']}")
+                    raise UserError(f"output ({output}) {row['failed']}")
                 seen[row["unit"]] += 1
                 if seen[row["unit"]] > told[row["unit"]]:
                     told[row["unit"]] += 1

@@ -22,7 +22,10 @@ from pipelines.files import write_failure
 from pipelines.ingest.plan import Unit, UnitSource
 from pipelines.media.container import DecodeError
 from pipelines.media.decode import Segment
-from pipelines.media.decoder_process import OUTSIDE_REASONS, DecoderProcess
+from pipelines.media.decoder_messages import OUTSIDE_REASONS
+from pipelines.media.decoder_process import DecoderProcess
+from pipelines.media.decoder_template import DecoderStartError
+from pipelines.media.sandbox import SandboxError
 from pipelines.sources.spool import Spool
 
 _CUT_SLACK_SECONDS = 1.0
@@ -38,7 +41,11 @@ class UnitIngester:
         self.settings = IngestSettings.model_validate(settings)
         limits = self.settings.limits
         self.decoder = DecoderProcess(
-            max_memory_bytes=limits.max_memory_bytes, timeout_seconds=limits.max_decode_seconds
+            max_memory_bytes=limits.max_memory_bytes,
+            timeout_seconds=limits.max_decode_seconds,
+            formats=limits.formats,
+            sandbox=self.settings.decoder.sandbox,
+            process_per_file=self.settings.decoder.process_per_file,
         )
         self.spool = Spool(max_bytes=limits.max_spool_bytes)
 
@@ -56,8 +63,11 @@ class UnitIngester:
                         yield outcome | {"unit": unit.name}
                 if attempt.is_complete:
                     return
+        except (SandboxError, DecoderStartError) as error:
+            yield _outcome(failed=f"cannot be made: {error}") | {"unit": unit.name}
         except OSError as error:
-            yield _outcome(failed=write_failure(error)) | {"unit": unit.name}
+            why = f"cannot be written: {write_failure(error)}"
+            yield _outcome(failed=why) | {"unit": unit.name}
 
     def close(self) -> None:
         """Ends the decoder."""

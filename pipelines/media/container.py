@@ -64,6 +64,12 @@ class MediaInfo:
     """As declared, 0 if unknown."""
 
 
+# Metadata that are not UTF-8 must not fail a file: PyAV 19 sees to that itself.
+_METADATA: dict[str, Any] = (
+    {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
+)
+
+
 def open_file(path: str) -> int:
     """Opens a file for reading; nothing else is ever opened by its name.
 
@@ -122,15 +128,13 @@ def _opened(source: int | BinaryIO, formats: Formats) -> av.container.InputConta
         os.lseek(source, 0, os.SEEK_SET)
         options["fd"] = str(source)  # FFmpeg duplicates it
         name = "fd:"
-    return av.open(name, "r", options=options, metadata_errors="replace")
+    return av.open(name, "r", options=options, **_METADATA)
 
 
 def _refusal(source: int | BinaryIO, formats: Formats, error: ArgumentError) -> DecodeError:
     """Names the format of a source that may not be opened, which only FFmpeg's log does."""
     av.logging.set_level(av.logging.ERROR)
     try:
-        if not isinstance(source, int):
-            source.seek(0)
         with av.logging.Capture() as log:
             _opened(source, formats).close()
     except (FFmpegError, ValueError, OSError):

@@ -10,14 +10,17 @@ begins clean. A decoder gets a file's descriptor over a socket of its own and an
 """
 
 import gc
+import importlib
 import io
 import json
 import os
+import pkgutil
 import select
 import signal
 import socket
 import sys
 import time
+from typing import Any
 
 import av
 import numpy as np
@@ -35,7 +38,7 @@ FORK, END, WAIT = b"f", b"e", b"w"
 STATUS_BYTES = 4
 _WAIT_SECONDS = 2.0
 _ORPHAN_SECONDS = 5.0
-_TRIAL = {
+_TRIAL: dict[str, Any] = {
     "segment_seconds": 1.0,
     "min_segment_seconds": 0.1,
     "frame_rate": 8.0,
@@ -51,6 +54,7 @@ def main() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.close(null)
+    _load_all()
     _try_out()
     gc.collect()
     gc.freeze()  # what is never collected is never copied
@@ -68,8 +72,15 @@ def main() -> None:
     template.end()
 
 
+def _load_all() -> None:
+    """Loads what PyAV loads when a file first needs it, before there are no files any more."""
+    for module in pkgutil.walk_packages(av.__path__, "av."):
+        if not module.name.endswith(("__main__", "datasets")):
+            importlib.import_module(module.name)
+
+
 def _try_out() -> None:
-    """Decodes something of its own: whatever is loaded late, is loaded before files are gone."""
+    """Decodes something of its own, so that tables are filled before decoders are forked."""
     file = io.BytesIO()
     try:
         with av.open(file, "w", "matroska") as container:

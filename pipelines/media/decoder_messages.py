@@ -9,7 +9,7 @@ import json
 import math
 import re
 import socket
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from pipelines.media.container import DecodeError, MediaInfo
@@ -135,21 +135,26 @@ def media_info(info: dict[str, Any]) -> MediaInfo:
     """What the decoder says of the container.
 
     Raises:
-        ValueError: If a value is of another type, or out of any sensible range.
+        ValueError, TypeError: If a value is of another type, or out of any sensible range.
     """
     _require(isinstance(info, dict), "info")
-    for name in ("container", "video_codec", "audio_codec"):
-        value = info[name]
-        is_missing = value is None and name != "container"
-        _require(is_missing or (isinstance(value, str) and bool(_NAME.fullmatch(value))), name)
-    for name in ("native_width", "native_height"):
-        _integer(info[name], name)
-    _require(isinstance(info["rotation"], int) and abs(info["rotation"]) <= 360, "rotation")
-    for name in ("is_mirrored", "declares_picture", "declares_sound"):
-        _require(isinstance(info[name], bool), name)
-    for name in ("native_rate", "stream_offset_seconds", "duration_seconds"):
-        _number(info[name], name)
+    for entry in fields(MediaInfo):
+        _check_type(info[entry.name], str(entry.type), entry.name)
     return MediaInfo(**info)
+
+
+def _check_type(value: object, kind: str, what: str) -> None:
+    """Checks a value against the type that a field is declared with."""
+    if value is None:
+        _require(kind.endswith("None"), what)
+    elif "str" in kind:
+        _require(isinstance(value, str) and bool(_NAME.fullmatch(value)), what)
+    elif "bool" in kind:
+        _require(type(value) is bool, what)
+    elif "int" in kind:
+        _require(type(value) is int and abs(value) <= _MAX_INTEGER + 1, what)
+    else:
+        _number(value, what)
 
 
 def _require(is_right: bool, what: str) -> None:

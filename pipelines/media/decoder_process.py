@@ -10,6 +10,7 @@ half of what a small clip takes (measured). So a file that gets hold of its deco
 the few that follow it, a second of work at most; `process_per_file` rules that out.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -106,11 +107,11 @@ class DecoderProcess:
             SandboxError: If it is to be confined and cannot be.
             OSError: If it cannot be started.
         """
+        expectation = Expectation(settings)
         file = open_file(source) if isinstance(source, str) else _file_of(source)
-        is_whole = False
+        is_whole, decoder = False, None
         try:
-            expectation = Expectation(settings)
-            decoder = self._request(file, expectation, settings | {"formats": self._formats})
+            decoder = self._request(file, expectation, {"formats": self._formats} | settings)
             while True:
                 answer = decoder.answer(expectation)
                 if isinstance(answer, DecodeError):
@@ -121,13 +122,22 @@ class DecoderProcess:
                     return
                 yield answer
         except _DeadError as error:
-            raise DecodeError("decoder_crashed", self._cause()) from error
+            raise DecodeError("decoder_crashed", self._cause(decoder)) from error
         except NONSENSE as error:
             raise DecodeError("decoder_crashed", f"it talks nonsense: {one_line(error)}") from error
         finally:
             os.close(file)
-            if not is_whole:
-                self._end_decoder()
+            # A generator that is left may be closed late, when another decoder is at work.
+            if not is_whole and decoder is self._decoder:
+                self.renew()
+
+    def renew(self) -> None:
+        """Ends the decoder; the next file gets a new one."""
+        decoder, self._decoder = self._decoder, None
+        if decoder is not None:
+            decoder.close()
+            if self._template is not None and self._template.end() is None:
+                self.close()
 
     def close(self) -> None:
         """Ends the decoder and what it was forked from."""
@@ -142,7 +152,7 @@ class DecoderProcess:
         if self._decoder is not None and not self._decoder.may_serve(
             expectation, self._shared_seconds
         ):
-            self._end_decoder()
+            self.renew()
         for _ in range(2):
             try:
                 self.start()
@@ -167,21 +177,14 @@ class DecoderProcess:
             raise
         return _Decoder(ours, memory, self._timeout_seconds)
 
-    def _end_decoder(self) -> None:
-        decoder, self._decoder = self._decoder, None
-        if decoder is not None:
-            decoder.close()
-            if self._template is not None and self._template.end() is None:
-                self.close()
-
-    def _cause(self) -> str:
+    def _cause(self, decoder: "_Decoder | None") -> str:
         """How a decoder ended that says nothing more.
 
         The program that it was forked from goes as well: all that it forks have the same addresses,
         and a crash may be how a file finds them out.
         """
-        if self._template is None:
-            return "it is gone"
+        if self._template is None or decoder is not self._decoder:
+            return "it has been ended"
         status = self._template.end(wait=True)
         self.close()
         if status is None:
@@ -249,10 +252,8 @@ class _Decoder:
         # Copied before anything looks at them, for the decoder can still write.
         frames = None if frames is None else frames.copy()
         waveform = None if waveform is None else waveform.copy()
-        try:
+        with contextlib.suppress(OSError):  # the next answer says that it died
             self._channel.sendall(TAKEN)
-        except OSError:  # the next answer says that it died
-            pass
         start, seconds = float(header["start_seconds"]), float(header["duration_seconds"])
         errors, repairs = header["decode_errors"], ClockRepairs(**header["repairs"])
         return Segment(start, seconds, frames, waveform, errors, info, repairs)
@@ -273,7 +274,7 @@ class _Decoder:
                 "decoder_timeout",
                 f"nothing for limits.max_decode_seconds ({self._timeout_seconds:g})",
             ) from error
-        except ConnectionError as error:
+        except OSError as error:
             raise _DeadError from error
         finally:
             self._busy_seconds += time.monotonic() - began

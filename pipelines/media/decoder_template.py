@@ -8,15 +8,17 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from pipelines.media import decoder_messages
 from pipelines.media.decoder_child import END, FORK, STATUS_BYTES, WAIT
 from pipelines.media.sandbox import Confinement
-from pipelines.paths import PACKAGES
 
 MODULE = f"{__name__.rpartition('.')[0]}.decoder_child"
 """The program by the name that it has where this runs."""
+ROOT = Path(__file__).resolve().parents[__name__.count(".")]
+"""The folder that it is imported from."""
 ENVIRONMENT = (
     *("PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"),
     *("LANG", "LC_ALL", "LC_CTYPE", "SYSTEMROOT"),
@@ -44,9 +46,10 @@ class Template:
         with theirs:
             try:
                 self._process = subprocess.Popen(
-                    # Without -P modules of the folder that the job runs in would come first.
-                    [sys.executable, "-P", "-m", MODULE, str(max_memory_bytes)],
-                    stdin=theirs,
+                    # Without -P modules of the folder that the job runs in would come first, and
+                    # without -B it would write into a model that is loaded.
+                    [sys.executable, "-P", "-B", "-m", MODULE, str(max_memory_bytes)],
+                    stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     env=_environment(),
@@ -125,7 +128,7 @@ class Template:
 
 def _environment() -> dict[str, str]:
     kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-    paths = [str(PACKAGES), *filter(None, [kept.get("PYTHONPATH")])]
+    paths = [str(ROOT), *filter(None, [kept.get("PYTHONPATH")])]
     # NumPy's threads would only be copied at each fork.
     one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     return {**kept, **one_thread, "PYTHONPATH": os.pathsep.join(paths)}

@@ -1,7 +1,7 @@
 """A filter of system calls for a process that has all it needs: an allow-list by seccomp.
 
-The filter is a small program that the kernel runs at each call (`man 2 seccomp`). It is made here by
-`ctypes`, for x86-64 and 64-bit Arm. What is not on the list fails with `EPERM`, so that a library
+The filter is a small program that the kernel runs at each call (`man 2 seccomp`), for x86-64 and
+64-bit Arm. What is not on the list fails with `EPERM`, so that a library
 that tries something in passing goes on without it. Calls that no decoder makes, whatever the file,
 end the process at once: whoever makes them has got hold of it.
 """

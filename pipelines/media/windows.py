@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 
 def window_starts(num_available: int, num_needed: int, num_windows: int) -> list[int]:
-    """Starts of windows evenly spread from the beginning to the end; a single one is in the middle.
+    """Starts of windows evenly spaced from the beginning to the end; a single one is in the middle.
 
     Starts that would coincide are given once, so there can be fewer than `num_windows`.
 
@@ -60,10 +60,10 @@ def padded(waveform: NDArray[Any], num_samples: int) -> NDArray[Any]:
     return np.pad(waveform, (0, num_samples - len(waveform)))
 
 
-def spread(count: int, most: int) -> NDArray[np.intp]:
-    """Picks up to `most` of `count` places, evenly spread.
+def evenly_spaced(count: int, most: int) -> NDArray[np.intp]:
+    """Picks up to `most` of `count` places, evenly spaced.
 
-    >>> spread(16, 4).tolist()
+    >>> evenly_spaced(16, 4).tolist()
     [0, 5, 10, 15]
     """
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.intp))

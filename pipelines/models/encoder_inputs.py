@@ -1,10 +1,10 @@
 """What a registered encoder accepts: media paths, bytes of media, or decoded arrays.
 
-An input is cut into segments as in a clip dataset. Anything that cannot be used is a `ValueError`
-that names the input.
+An input is cut into segments as for a clip dataset, with one difference: the minimum length applies
+to what is left at the end of a longer input only, because a user who asks for the embedding of a
+short sound wants one. An input that cannot be used raises a `ValueError` that names it.
 """
 
-import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,21 @@ import torchaudio
 from numpy.typing import NDArray
 
 from pipelines.media.container import DecodeError
-from pipelines.media.decode import decode_segments
+from pipelines.media.formats import Formats
 from pipelines.models.encoder_files import EncoderInfo
+from pipelines.models.input_decoder import Decode
 
 Array = NDArray[Any]
 ARRAY_COLUMN = {"video": "frames", "audio": "waveform"}
 RATE_COLUMN = {"video": "frame_rate", "audio": "sample_rate"}
+_SHORTEST_SECONDS = 1e-6
 
 
 def input_rows(model_input: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """One input after the other; MLflow makes a single row of `{"path": [...]}`.
+    """Yields one input at a time; MLflow turns `{"path": [...]}` into a single row.
 
     Raises:
-        ValueError: if there is no column; MLflow drops those that have unknown names.
+        ValueError: If there is no column; MLflow drops columns of unknown names.
     """
     if not len(model_input.columns):
         raise ValueError('inputs must have a column that the model knows, as {"path": ["FILE"]}')
@@ -45,11 +47,20 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and np.isnan(value))
 
 
-def read_segments(row: Mapping[str, Any], name: str, info: EncoderInfo) -> Iterator[Array]:
-    """Gives the frames or the waveform of each segment of an input; at least one.
+def read_segments(
+    row: Mapping[str, Any], name: str, info: EncoderInfo, decode: Decode, formats: Formats
+) -> Iterator[Array]:
+    """Yields the frames or the waveform of each segment of an input; at least one.
+
+    Args:
+        row: The input.
+        name: What it is called in messages.
+        info: What the encoder takes.
+        decode: What decodes a path or bytes.
+        formats: Which containers and codecs it decodes.
 
     Raises:
-        ValueError: as `EncoderModel.predict`.
+        ValueError: As `EncoderModel.predict`.
     """
     column = ARRAY_COLUMN[info.modality]
     given = [kind for kind in ("path", "bytes", column) if kind in row]
@@ -64,7 +75,7 @@ def read_segments(row: Mapping[str, Any], name: str, info: EncoderInfo) -> Itera
     source = _source(row, given[0], name)
     name = f"{name} ({row['path']})" if given[0] == "path" else name
     found = False
-    for array in _decode(source, name, info):
+    for array in _decode(source, name, info, decode, formats):
         found = True
         yield array
     if not found:
@@ -72,21 +83,25 @@ def read_segments(row: Mapping[str, Any], name: str, info: EncoderInfo) -> Itera
         raise ValueError(f"{name} has no {missing}, which the {info.modality} encoder needs")
 
 
-def _source(row: Mapping[str, Any], kind: str, name: str) -> str | io.BytesIO:
+def _source(row: Mapping[str, Any], kind: str, name: str) -> str | bytes:
     value = row[kind]
     if kind == "path" and isinstance(value, str | Path):
         return str(value)
     if kind == "bytes" and isinstance(value, bytes | bytearray | memoryview):
-        return io.BytesIO(value)
+        return bytes(value)
     wanted = "a string" if kind == "path" else "the bytes of a file"
     raise ValueError(f"{name}: {kind} must be {wanted}, but is of type {type(value).__name__}")
 
 
-def _decode(source: str | io.BytesIO, name: str, info: EncoderInfo) -> Iterator[Array]:
-    segments = decode_segments(
+def _decode(
+    source: str | bytes, name: str, info: EncoderInfo, decode: Decode, formats: Formats
+) -> Iterator[Array]:
+    segments = decode(
         source,
+        formats=formats,
         segment_seconds=info.clips.segment_seconds,
         min_segment_seconds=info.clips.min_segment_seconds,
+        min_source_seconds=_SHORTEST_SECONDS,
         frame_rate=info.model.video.frame_rate,
         short_side=info.clips.short_side,
         sample_rate=info.model.audio.sample_rate,
@@ -97,11 +112,13 @@ def _decode(source: str | io.BytesIO, name: str, info: EncoderInfo) -> Iterator[
             if array is not None:
                 yield array
     except DecodeError as error:
-        raise ValueError(f"{name} cannot be decoded: {error.reason}, {error.message}") from error
+        # The model has a parameter where a job has a setting.
+        message = error.message.replace("limits.formats=all", "the parameter formats=all")
+        raise ValueError(f"{name} cannot be decoded: {error.reason}, {message}") from error
 
 
 def _read_array(row: Mapping[str, Any], name: str, info: EncoderInfo) -> Array:
-    """Frames or a waveform at the encoder's rate."""
+    """Reads frames or a waveform, resampled to the encoder's rate."""
     column, rate_column = ARRAY_COLUMN[info.modality], RATE_COLUMN[info.modality]
     try:
         rate = float(row.get(rate_column, info.rate))
@@ -132,7 +149,7 @@ def _read_array(row: Mapping[str, Any], name: str, info: EncoderInfo) -> Array:
 
 
 def _fits(array: Array, dtype: np.dtype[Any]) -> bool:
-    """Whether integers, as nested lists give them, can become this type unchanged."""
+    """Whether integers, such as those from nested lists, fit this type."""
     if array.dtype == dtype:
         return True
     limits = np.iinfo(dtype)
@@ -141,7 +158,11 @@ def _fits(array: Array, dtype: np.dtype[Any]) -> bool:
 
 
 def resample_frames(frames: Array, rate: float, wanted_rate: float) -> Array:
-    """At each tick of the wanted rate, the frame that is seen then."""
+    """Takes the frame that is visible at each tick of the wanted rate.
+
+    >>> resample_frames(np.array([10, 11, 12]), 3.0, 6.0).tolist()
+    [10, 10, 11, 11, 12, 12]
+    """
     if rate == wanted_rate:
         return frames
     num_ticks = max(1, round(len(frames) / rate * wanted_rate))
@@ -150,7 +171,7 @@ def resample_frames(frames: Array, rate: float, wanted_rate: float) -> Array:
 
 
 def resample_waveform(waveform: Array, rate: int, wanted_rate: int) -> Array:
-    """The same sound at the wanted rate."""
+    """Resamples a waveform, rounded to 16-bit samples again."""
     if rate == wanted_rate:
         return waveform
     samples = torchaudio.functional.resample(
@@ -162,7 +183,7 @@ def resample_waveform(waveform: Array, rate: int, wanted_rate: int) -> Array:
 
 
 def _cut(array: Array, info: EncoderInfo) -> Iterator[Array]:
-    """Segments as decoding cuts them, but of any length if there is only one."""
+    """Cuts segments as decoding does: a short rest is dropped, a short whole is not."""
     frame_rate = info.model.video.frame_rate
     seconds = max(1, round(info.clips.segment_seconds * frame_rate)) / frame_rate
     length = max(1, round(seconds * info.rate))

@@ -1,14 +1,13 @@
-"""The text that comes with a registered encoder: what it is, how good, how to use, where from."""
+"""The card of a registered encoder: what it is, how to use it, its scores, and its origin."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from pipelines.evaluation.scores import MEASURES, Scores
 from pipelines.models.encoder_files import EncoderInfo
 
-MEASURES = {"linear": "linear probe", "knn": "k-NN"}
 IMPORTED = "imported_from"
-"""Key of the provenance of an encoder that was trained elsewhere."""
+"""Key of the provenance that only imported encoders have."""
 
 
 @dataclass(frozen=True)
@@ -17,32 +16,30 @@ class EncoderScores:
 
     dataset_id: str
     run_id: str
-    """Of the evaluation."""
+    """The evaluation's."""
     num_classes: int
     num_test: int
     majority: float
-    """Accuracy of always naming the most frequent class."""
+    """Accuracy of a classifier that always answers the most frequent class."""
     trained: Mapping[str, float]
     untrained: Mapping[str, float]
-    """Of the same network before training; empty if that was not measured."""
+    """Of the same network before training; empty if it was not evaluated."""
 
 
-def encoder_scores(scores: Mapping[str, Any] | None, modality: str) -> EncoderScores | None:
-    """Takes one modality out of what an evaluation wrote; None if it was not scored."""
-    networks = (scores or {}).get("modalities", {}).get(modality)
-    if scores is None or not networks:
+def encoder_scores(scores: Scores | None, modality: str) -> EncoderScores | None:
+    """Returns the scores of one modality; None if it was not scored."""
+    if scores is None or modality not in scores.found.modalities:
         return None
-    trained = networks["trained"]
+    networks = scores.found.modalities[modality]
+    trained, untrained = networks["trained"], networks.get("untrained")
     return EncoderScores(
-        dataset_id=scores["dataset_id"],
-        run_id=scores["evaluate_run_id"],
-        num_classes=len(scores["classes"]),
-        num_test=trained["num_test"],
-        majority=trained["majority"],
-        trained={name: trained[name] for name in MEASURES},
-        untrained={
-            name: value for name, value in networks.get("untrained", {}).items() if name in MEASURES
-        },
+        dataset_id=scores.dataset_id,
+        run_id=scores.evaluate_run_id,
+        num_classes=len(scores.found.classes),
+        num_test=trained.num_test,
+        majority=trained.majority,
+        trained=trained.accuracy,
+        untrained=untrained.accuracy if untrained else {},
     )
 
 
@@ -63,11 +60,11 @@ def model_card(
 
 def _introduction(name: str, info: EncoderInfo) -> list[str]:
     size = info.model.encoder
-    what = "pictures of a video" if info.modality == "video" else "sound of a video or a recording"
+    what = "picture of a video" if info.modality == "video" else "sound of a video or a recording"
     return [
         f"# {name}",
         "",
-        f"Turns the {what} into an embedding of {size.width} numbers. A ViT of depth {size.depth},"
+        f"Turns the {what} into an embedding of {size.width} numbers: a ViT of depth {size.depth},"
         " pretrained without labels on video and its sound with XKD (arXiv:2211.13929).",
         "",
     ]
@@ -91,8 +88,9 @@ def _usage(name: str, alias: str | None, info: EncoderInfo) -> list[str]:
         arrays,
         "```",
         "",
-        "A DataFrame with the same columns is taken too. `params` may set `batch_size` (windows at"
-        " once) and `num_windows`. An input that cannot be decoded raises a ValueError naming it.",
+        "A DataFrame with these columns works too. `params` may set `batch_size` (windows per"
+        " forward pass) and `num_windows`. An input that cannot be decoded raises a ValueError"
+        " that names it.",
         "",
     ]
 
@@ -110,12 +108,12 @@ def _preprocessing(info: EncoderInfo) -> list[str]:
             f" spectrogram of {audio.num_mels} x {audio.num_frames}"
         )
     return [
-        "## What it looks at",
+        "## Preprocessing",
         "",
-        f"An input is cut into segments of {clips.segment_seconds:g} s. Of each,"
-        f" {clips.num_windows} windows are embedded, evenly spread: {clip}. The embedding is the"
-        " mean over the windows of a segment, then over the segments. All of this is part of the"
-        " model.",
+        f"An input is cut into segments of {clips.segment_seconds:g} s, and"
+        f" {clips.num_windows} evenly spaced windows of each segment are embedded: {clip}. The"
+        " embedding is the mean over the windows of a segment, then over the segments. The model"
+        " contains all of this preprocessing.",
         "",
     ]
 
@@ -132,7 +130,7 @@ def _quality(scores: EncoderScores | None, num_windows: int) -> list[str]:
         "## Scores",
         "",
         f"Accuracy of frozen features on {scores.num_test} held-out clips of {scores.num_classes}"
-        f" classes, {num_windows} windows a clip; always naming the most frequent class"
+        f" classes, {num_windows} windows per clip. Always answering the most frequent class"
         f" gives {scores.majority:.1%}.",
         "",
         "| measure | this encoder | untrained |",
@@ -148,16 +146,16 @@ def _origin(info: EncoderInfo) -> list[str]:
     weights = "Code and weights: Apache-2.0."
     if IMPORTED in info.provenance:
         weights = (
-            "Code: Apache-2.0. The weights were imported and have the licence of their makers;"
+            "Code: Apache-2.0. The weights were imported and keep their authors' license;"
             " those published with the method are for non-commercial use only."
         )
     return [
-        "## Where it comes from",
+        "## Origin",
         "",
         *(f"- {key}: `{value}`" for key, value in info.provenance.items()),
         "",
-        "## Licence",
+        "## License",
         "",
-        f"{weights} The media it was trained on have licences of their own.",
+        f"{weights} The media that it was trained on have licenses of their own.",
         "",
     ]

@@ -1,7 +1,4 @@
-"""The page about a clip dataset: one HTML file that opens anywhere without a network.
-
-As the report: no script, nothing fetched, every name and message hostile.
-"""
+"""The page of a clip dataset, in the manner of all pages (`page.py`)."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -21,22 +18,22 @@ from pipelines.dataset.shown import ShownClip, ShownReject
 from pipelines.errors import UserError
 from pipelines.files import replacing, write_failure
 from pipelines.media.reasons import REASONS
-from pipelines.media.windows import spread
+from pipelines.media.windows import evenly_spaced
 from pipelines.report.images import frame_image
 from pipelines.report.page import duration, page_environment, write_page
 
-PAGE = "dataset.html"
-LEAKS = "leaks.txt"
-DUPLICATES = "duplicates.txt"
-PAIRS = "near_duplicates.csv"
-SHEET_FRAMES = 3
-LABELS_SHOWN = 40
-ROWS_SHOWN = 12
-WAVEFORM_BINS = 160
+_PAGE = "dataset.html"
+_LEAKS = "leaks.txt"
+_DUPLICATES = "duplicates.txt"
+_PAIRS = "near_duplicates.csv"
+_SHEET_FRAMES = 3
+_LABELS_SHOWN = 40
+_ROWS_SHOWN = 12
+_WAVEFORM_BINS = 160
 
 
 def write_dataset_page(folder: Path, review: Review) -> Path:
-    """Writes the page and the lists beside it; gives the page's place.
+    """Writes the page and the lists beside it, and returns the path of the page.
 
     Raises:
         UserError: If they cannot be written.
@@ -44,17 +41,17 @@ def write_dataset_page(folder: Path, review: Review) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_clip_ids(
-            folder / LEAKS, review.leaks, "clips trained on that are alike to clips held out"
+            folder / _LEAKS, review.leaks, "clips trained on that are alike to clips held out"
         )
         write_clip_ids(
-            folder / DUPLICATES,
+            folder / _DUPLICATES,
             review.duplicates,
             "clips trained on that are alike to another one trained on, which is not listed",
         )
-        _write_pairs(folder / PAIRS, review.pairs)
+        _write_pairs(folder / _PAIRS, review.pairs)
     except OSError as error:
         raise UserError(f"output ({folder}) cannot be written: {write_failure(error)}") from error
-    return write_page(folder / PAGE, render(review, folder))
+    return write_page(folder / _PAGE, _render(review, folder))
 
 
 def _write_pairs(file: Path, pairs: Sequence[NamedPair]) -> None:
@@ -67,10 +64,10 @@ def _write_pairs(file: Path, pairs: Sequence[NamedPair]) -> None:
         writer.writerows(astuple(pair) for pair in pairs)
 
 
-def render(review: Review, folder: Path) -> str:
+def _render(review: Review, folder: Path) -> str:
     """Returns the page as HTML."""
     environment = page_environment()
-    environment.filters |= {"bytes": in_bytes, "number": lambda count: f"{count:,}"}
+    environment.filters |= {"bytes": _in_bytes, "number": lambda count: f"{count:,}"}
     splits = sorted(review.splits, key=lambda name: -review.splits[name])
     return environment.get_template("dataset.html").render(
         review=review,
@@ -80,25 +77,29 @@ def render(review: Review, folder: Path) -> str:
             (label, [by_split.get(split, 0) for split in splits], sum(by_split.values()))
             for label, by_split in review.labels
         ],
-        labels_shown=LABELS_SHOWN,
-        rows_shown=ROWS_SHOWN,
+        labels_shown=_LABELS_SHOWN,
+        rows_shown=_ROWS_SHOWN,
         tables={title: _shares(counts) for title, counts in review.tables.items()},
         meanings=REASONS,
-        sheet=[_clip(clip, SHEET_FRAMES) for clip in review.sheet],
+        sheet=[_clip(clip, _SHEET_FRAMES) for clip in review.sheet],
         silent=[_clip(clip, 1) for clip in review.shown_silent],
         static=[_clip(clip, 1) for clip in review.shown_static],
         rejects={
             reason: [_reject(one) for one in shown] for reason, shown in review.rejects.items()
         },
-        pair_counts=pair_counts(review.pairs),
+        pair_counts=_pair_counts(review.pairs),
         pairs=[(pair, _clip(pair.first, 1), _clip(pair.second, 1)) for pair in review.shown_pairs],
         copies=sum(pair.kind != SCENE for pair in review.pairs),
-        files={"leaks": folder / LEAKS, "duplicates": folder / DUPLICATES, "pairs": folder / PAIRS},
+        files={
+            "leaks": folder / _LEAKS,
+            "duplicates": folder / _DUPLICATES,
+            "pairs": folder / _PAIRS,
+        },
     )
 
 
 def review_text(review: Review) -> str:
-    """The page in some lines."""
+    """Summarizes the page in a few lines of text."""
     manifest = review.manifest
     by_split = ", ".join(f"{count:,} {split}" for split, count in review.splits.items())
     rejects = manifest.get("rejects_by_reason", {})
@@ -106,7 +107,7 @@ def review_text(review: Review) -> str:
     streams = ", ".join(f"{count:,} {kind}" for kind, count in review.streams.items())
     lines = [
         f"{sum(review.splits.values()):,} clips of {review.num_sources:,} sources, "
-        f"{duration(review.seconds)}, {in_bytes(review.stored_bytes)} stored",
+        f"{duration(review.seconds)}, {_in_bytes(review.stored_bytes)} stored",
         f"splits: {by_split}",
         f"streams: {streams}",
         f"labels: {len(review.labels):,}",
@@ -114,16 +115,14 @@ def review_text(review: Review) -> str:
         *review.flaws.sentences(),
         f"silent clips: {len(review.silent):,}, static clips: {len(review.static):,}",
     ]
-    for kind, place, count in pair_counts(review.pairs):
-        lines.append(f"alike by {kind}, {place}: {count:,} pairs")
-    lines.append(
-        f"to leave out: {len(review.leaks):,} leaks, {len(review.duplicates):,} duplicates"
-    )
+    for kind, place, count in _pair_counts(review.pairs):
+        lines.append(f"matches by {kind}, {place}: {count:,} pairs")
+    lines.append(f"to exclude: {len(review.leaks):,} leaks, {len(review.duplicates):,} duplicates")
     return "\n".join(f"  {line}" for line in lines)
 
 
-def pair_counts(pairs: Sequence[NamedPair]) -> list[tuple[str, str, int]]:
-    """Pairs by kind and by the splits that they lie in, those across splits first."""
+def _pair_counts(pairs: Sequence[NamedPair]) -> list[tuple[str, str, int]]:
+    """Counts pairs by kind and by their splits, those across splits first."""
     counts: dict[tuple[str, str, bool], int] = {}
     for pair in pairs:
         first, second = sorted((pair.first_split, pair.second_split))
@@ -134,10 +133,10 @@ def pair_counts(pairs: Sequence[NamedPair]) -> list[tuple[str, str, int]]:
     return [(kind, place, count) for (kind, place, _), count in ordered]
 
 
-def in_bytes(count: float) -> str:
-    """Writes a number of bytes for people.
+def _in_bytes(count: float) -> str:
+    """Formats a number of bytes for people.
 
-    >>> in_bytes(1_234_000), in_bytes(12)
+    >>> _in_bytes(1_234_000), _in_bytes(12)
     ('1.2 MB', '12 bytes')
     """
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
@@ -146,9 +145,9 @@ def in_bytes(count: float) -> str:
     return f"{count:.0f} bytes"
 
 
-def waveform_drawing(waveform: NDArray[np.int16]) -> Markup:
-    """Draws the loudness over time: lowest and highest sample of each stretch."""
-    edges = np.arange(WAVEFORM_BINS) * len(waveform) // WAVEFORM_BINS
+def _waveform_drawing(waveform: NDArray[np.int16]) -> Markup:
+    """Draws the lowest and the highest sample of each interval of a waveform."""
+    edges = np.arange(_WAVEFORM_BINS) * len(waveform) // _WAVEFORM_BINS
     levels = waveform.astype(np.float32) / 32768.0
     high, low = np.maximum.reduceat(levels, edges), np.minimum.reduceat(levels, edges)
     upper = [f"{i},{20 - 20 * value:.1f}" for i, value in enumerate(high)]
@@ -157,11 +156,11 @@ def waveform_drawing(waveform: NDArray[np.int16]) -> Markup:
         '<svg class="wave" viewBox="0 0 {} 40" preserveAspectRatio="none" role="img" '
         'aria-label="loudness over time"><path d="M0,20H{}" class="rest"/>'
         '<polygon points="{}"/></svg>'
-    ).format(WAVEFORM_BINS - 1, WAVEFORM_BINS - 1, " ".join([*upper, *lower]))
+    ).format(_WAVEFORM_BINS - 1, _WAVEFORM_BINS - 1, " ".join([*upper, *lower]))
 
 
 def _shares(counts: Mapping[str, int]) -> list[tuple[str, int, float]]:
-    """Each count with its share of the largest, the largest first unless they have an order."""
+    """Adds the share of the largest count to each, in their order."""
     most = max(counts.values(), default=1)
     return [(name, count, count / most) for name, count in counts.items()]
 
@@ -169,14 +168,15 @@ def _shares(counts: Mapping[str, int]) -> list[tuple[str, int, float]]:
 def _clip(clip: ShownClip, num_frames: int) -> dict[str, Any]:
     frames: list[str] = []
     if clip.frames is not None:
-        # A single frame is the middle one: the first is often black.
-        chosen = spread(len(clip.frames), num_frames) if num_frames > 1 else [len(clip.frames) // 2]
+        # The middle frame if there is room for one: the first is often black.
+        count = len(clip.frames)
+        chosen = evenly_spaced(count, num_frames) if num_frames > 1 else [count // 2]
         frames = [frame_image(clip.frames[i]) for i in chosen]
-    has_sound = clip.waveform is not None and len(clip.waveform) >= WAVEFORM_BINS
+    has_sound = clip.waveform is not None and len(clip.waveform) >= _WAVEFORM_BINS
     return {
         "clip": clip,
         "frames": frames,
-        "wave": waveform_drawing(clip.waveform)
+        "wave": _waveform_drawing(clip.waveform)
         if has_sound and clip.waveform is not None
         else None,
     }

@@ -25,10 +25,10 @@ from pipelines.report.run_data import (
     ReportData,
     Retrieval,
 )
-from pipelines.report.scores import class_panel, described, gain, head_scores, headline, verdict
+from pipelines.report.scores import class_panel, gain, head_scores, headline, score_title, verdict
 
-MAX_EXAMPLES = 8
-"""Rejected files that are named under each reason."""
+_MAX_EXAMPLES = 8
+"""Rejected files shown under each reason."""
 
 
 def write_report(path: Path, data: ReportData) -> Path:
@@ -70,7 +70,7 @@ def render(data: ReportData) -> str:
             examples=_examples(data.ingest),
             settings=redacted(data.settings),
             tracking_uri=redacted(data.tracking_uri),
-            **{tool.__name__: tool for tool in (described, gain, verdict, standard_error)},
+            **{tool.__name__: tool for tool in (score_title, gain, verdict, standard_error)},
         )
     )
 
@@ -80,7 +80,7 @@ def _examples(ingest: IngestCounts | None) -> dict[str, list[Reject]]:
     if ingest is None:
         return {}
     return {
-        reason: [reject for reject in ingest.examples if reject.reason == reason][:MAX_EXAMPLES]
+        reason: [reject for reject in ingest.examples if reject.reason == reason][:_MAX_EXAMPLES]
         for reason in ingest.rejects_by_reason
     }
 
@@ -91,7 +91,7 @@ def _last_step(metrics: Mapping[str, Curve]) -> int:
         for name, (steps, _) in metrics.items()
         if name.startswith("loss/") and len(steps)
     ]
-    return int(max(lasts)) + 1 if lasts else 0  # steps count from 0
+    return int(max(lasts)) + 1 if lasts else 0  # the first step is 0
 
 
 def _reconstruction(item: Reconstruction) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _reconstruction(item: Reconstruction) -> dict[str, Any]:
     if frames is not None and hidden is not None and filled is not None:
         rows = {
             "original": frames,
-            "what the student sees": images.hide_frames(frames, hidden),
+            "visible to the student": images.hide_frames(frames, hidden),
             "reconstructed": images.fill_hidden(frames, hidden, filled),
         }
         shown["frames"] = [(name, images.frame_images(row)) for name, row in rows.items()]
@@ -111,7 +111,7 @@ def _reconstruction(item: Reconstruction) -> dict[str, Any]:
         full = images.fill_hidden(sound, hidden, filled)
         shown["spectrograms"] = [
             ("original", images.spectrogram_image(sound, limits=limits)),
-            ("what the student hears", images.spectrogram_image(sound, hidden, limits)),
+            ("visible to the student", images.spectrogram_image(sound, hidden, limits)),
             ("reconstructed", images.spectrogram_image(full, limits=limits)),
         ]
         shown["spectrogram_share"] = float(np.mean(hidden))

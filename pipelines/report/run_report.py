@@ -1,8 +1,9 @@
-"""What a run's report shows, gathered from its stages: curves, scores, pictures of what was learnt.
+"""Gathers the data of a run's report from its stages: curves, scores and pictures.
 
-Pictures are made of held-out clips in the driver; there are few of them.
+The driver computes the pictures, of a few held-out clips.
 """
 
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +16,14 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from pipelines.config.base import settings_without_password
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.run import RunConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.evaluation.evaluate import Evaluation
 from pipelines.evaluation.features import Features
-from pipelines.evaluation.scores import MODALITIES
-from pipelines.ingest.ingest import IngestSummary
+from pipelines.evaluation.scores import MEASURES, FeatureScores, NetworkScore
+from pipelines.ingest.summary import IngestSummary
 from pipelines.media.reasons import REASONS
 from pipelines.models.checkpoints import load_model
 from pipelines.redaction import redacted
@@ -30,26 +32,21 @@ from pipelines.report import run_data as report_data
 from pipelines.report.embedding_map import EmbeddingMap, map_embeddings
 from pipelines.report.run_page import write_report
 from pipelines.report.run_pictures import Pictures, Thumbnails
-from pipelines.tracking.runs import (
-    RunRef,
-    code_version,
-    kept_settings,
-    metric_histories,
-    warnings_of,
-)
+from pipelines.tracking.runs import RunRef, code_version, metric_histories, warnings_of
 from pipelines.training.pretrain import PretrainResult
+from xkd_core.encoders import MODALITIES
 
 Array = NDArray[Any]
-NUM_CLIPS = 4
-"""Clips shown as reconstructions and with attention."""
-NUM_QUERIES = 4
-NUM_NEIGHBORS = 5
-NUM_REJECTS = 50
+_NUM_CLIPS = 4
+"""Clips whose reconstruction and attention are shown."""
+_NUM_QUERIES = 4
+_NUM_NEIGHBORS = 5
+_NUM_REJECTS = 50
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What the stages of a run left."""
+    """The results of the stages of a run."""
 
     config: RunConfig
     ingest: IngestSummary
@@ -61,7 +58,11 @@ class RunRecord:
 
 
 def write_run_report(path: Path, record: RunRecord) -> Path:
-    """Writes the page of a run."""
+    """Writes the report of a run to `path`.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
     features, scores = record.evaluation.features, record.evaluation.scores
     dataset = ClipDataset.open(str(path.parent / "clips"))
     shown = _shown_clips(features)
@@ -75,7 +76,7 @@ def write_run_report(path: Path, record: RunRecord) -> Path:
         ingest=_ingest_counts(record.ingest, dataset),
         metrics=_curves(record.training.run),
         classes=features.classes,
-        scores=_scores(scores),
+        scores=_scores(scores.found),
         reconstructions=pictures.reconstructions(),
         attention=pictures.attention(),
         maps=_maps(features),
@@ -93,8 +94,8 @@ def write_run_report(path: Path, record: RunRecord) -> Path:
         tracking_uri=redacted(record.run.uri),
         settings=_settings(record.config),
         provenance=_provenance(record),
-        notes={"scores": f"Nothing is scored, because {scores['reason']}."}
-        if scores["reason"]
+        notes={"scores": f"Nothing is scored, because {scores.found.reason}."}
+        if scores.found.reason
         else {},
     )
     return write_report(path, data)
@@ -115,7 +116,7 @@ def _ingest_counts(summary: IngestSummary, dataset: ClipDataset) -> report_data.
         reason_meanings=REASONS,
         examples=[
             report_data.Reject(row["source"], row["reason"], row["message"])
-            for row in dataset.rejects(NUM_REJECTS)
+            for row in dataset.rejects(_NUM_REJECTS)
         ],
     )
 
@@ -127,34 +128,36 @@ def _curves(run: RunRef) -> dict[str, tuple[Array, Array]]:
     }
 
 
-def _scores(scores: Mapping[str, Any]) -> list[report_data.Score]:
-    found = []
-    for modality, networks in scores["modalities"].items():
-        trained, untrained = networks["trained"], networks.get("untrained")
-        for measure in ("knn", "linear"):
-            found.append(
-                report_data.Score(
-                    subject=modality,
-                    measure=measure,
-                    trained=trained[measure],
-                    untrained=untrained[measure] if untrained else None,
-                    chance=trained["majority"],
-                    num_test=trained["num_test"],
-                    trained_by_class=_numbers(trained[f"{measure}_per_class"]),
-                    untrained_by_class=_numbers(untrained[f"{measure}_per_class"])
-                    if untrained
-                    else (),
-                )
-            )
-    return found
+def _scores(scores: FeatureScores) -> list[report_data.Score]:
+    return [
+        _measure_score(modality, networks, measure)
+        for modality, networks in scores.modalities.items()
+        for measure in MEASURES
+    ]
+
+
+def _measure_score(
+    modality: str, networks: Mapping[str, NetworkScore], measure: str
+) -> report_data.Score:
+    trained, untrained = networks["trained"], networks.get("untrained")
+    return report_data.Score(
+        subject=modality,
+        measure=measure,
+        trained=trained.accuracy[measure],
+        untrained=untrained.accuracy[measure] if untrained else None,
+        chance=trained.majority,
+        num_test=trained.num_test,
+        trained_by_class=_numbers(trained.by_class[measure]),
+        untrained_by_class=_numbers(untrained.by_class[measure]) if untrained else (),
+    )
 
 
 def _numbers(values: Sequence[float | None]) -> list[float]:
-    return [float("nan") if value is None else value for value in values]
+    return [math.nan if value is None else value for value in values]
 
 
 def _shown_clips(features: Features) -> list[int]:
-    """Held-out clips with both modalities, of different classes as far as possible."""
+    """Picks held-out clips with both modalities, of different classes if possible."""
     both = np.isfinite(features.matrices["video/trained"]).all(axis=1)
     both &= np.isfinite(features.matrices["audio/trained"]).all(axis=1)
     candidates = np.flatnonzero(both & features.is_test)
@@ -164,7 +167,7 @@ def _shown_clips(features: Features) -> list[int]:
     for clip in candidates.tolist():
         first_of_class.setdefault(int(features.labels[clip]), clip)
     rest = [clip for clip in candidates.tolist() if clip not in first_of_class.values()]
-    return [*first_of_class.values(), *rest][:NUM_CLIPS]
+    return [*first_of_class.values(), *rest][:_NUM_CLIPS]
 
 
 def _maps(features: Features) -> list[EmbeddingMap]:
@@ -172,7 +175,7 @@ def _maps(features: Features) -> list[EmbeddingMap]:
     labels = [features.classes[label] if label >= 0 else "" for label in features.labels[chosen]]
     named = labels if any(labels) else ()
     maps = [
-        map_embeddings(modality, features.matrices[f"{modality}/trained"][chosen], named)  # type: ignore[arg-type]
+        map_embeddings(modality, features.matrices[f"{modality}/trained"][chosen], named)
         for modality in MODALITIES
     ]
     return [plane for plane in maps if plane is not None]
@@ -181,12 +184,12 @@ def _maps(features: Features) -> list[EmbeddingMap]:
 def _retrievals(
     dataset: ClipDataset, config: PretrainConfig, features: Features
 ) -> list[report_data.Retrieval]:
-    """Sounds that look for pictures, and the reverse, by the outputs of the teachers' heads."""
+    """Finds the nearest videos of audio clips and the reverse, by the teachers' head outputs."""
     clips = features.retrieval_clips
-    if len(clips) <= NUM_NEIGHBORS:
+    if len(clips) <= _NUM_NEIGHBORS:
         return []
     video, audio = (_directions(features.retrieval[f"{m}/trained"]) for m in MODALITIES)
-    queries = np.linspace(0, len(clips) - 1, NUM_QUERIES).astype(int)
+    queries = np.linspace(0, len(clips) - 1, _NUM_QUERIES).astype(int)
     similarity = {"audio_to_video": audio @ video.T, "video_to_audio": video @ audio.T}
     thumbnails = Thumbnails(dataset, config, features)
     retrievals = []
@@ -197,7 +200,7 @@ def _retrievals(
     for direction in directions:
         asked, found = direction.split("_to_")
         for query in queries.tolist():
-            nearest = np.argsort(-similarity[direction][query], kind="stable")[:NUM_NEIGHBORS]
+            nearest = np.argsort(-similarity[direction][query], kind="stable")[:_NUM_NEIGHBORS]
             retrievals.append(
                 report_data.Retrieval(
                     direction=direction,
@@ -222,15 +225,22 @@ def _directions(matrix: Array) -> Array:
 
 
 def _settings(config: RunConfig) -> str:
-    return yaml.safe_dump(kept_settings(config), sort_keys=False, width=100)
+    return yaml.safe_dump(settings_without_password(config), sort_keys=False, width=100)
+
+
+def _server(run: RunRef) -> dict[str, str]:
+    command = run.server_command()
+    return {"served by": command} if command else {}
 
 
 def _provenance(record: RunRecord) -> dict[str, str]:
     tools = ("torch", "ray", "mlflow", "av", "timm", "numpy")
     return {
-        "dataset": record.evaluation.scores["dataset_id"],
-        "checkpoint": f"step {record.evaluation.scores['step']}",
+        "dataset": record.evaluation.scores.dataset_id,
+        "checkpoint": f"step {record.evaluation.scores.step}",
         "MLflow run": record.run.run_id,
+        "MLflow page": record.run.page(),
+        **_server(record.run),
         "code": code_version(),
         "Python": platform.python_version(),
         **{tool: version(tool) for tool in tools},

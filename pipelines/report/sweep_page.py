@@ -1,7 +1,6 @@
-"""The page of a sweep: scores over time, what mattered, the trade between modalities, the winner.
+"""The page of a sweep: scores over time, importance of settings, audio against video, winner.
 
-It looks and behaves as the main report does (`report.py`): one file, no script, nothing loaded,
-every text hostile. `write_winner` writes the best settings as a file for `ray_jobs.pretrain`.
+It follows the rules of all pages (`page.py`).
 """
 
 import math
@@ -28,13 +27,13 @@ from pipelines.report.sweep_figures import (
 )
 from pipelines.sweep.results import (
     by_score,
+    format_value,
     importance,
     last_objective,
-    not_told_apart,
     option_scores,
     pareto_front,
-    shown,
     side_score,
+    within_noise_of,
 )
 from pipelines.sweep.search import rung_objective
 from pipelines.sweep.sweep import SweepResult
@@ -42,12 +41,12 @@ from pipelines.sweep.trial_files import Trial
 from pipelines.sweep.winner import objective_name, winner_command
 from pipelines.tracking.runs import RunRef, code_version
 
-SIDES = ("video", "audio")
+_SIDES = ("video", "audio")
 
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """What a sweep left."""
+    """The results of a sweep that its page shows."""
 
     config: SweepConfig
     result: SweepResult
@@ -56,7 +55,7 @@ class SweepRecord:
     seconds: float
     dataset_id: str
     test_split: str
-    """The split that trials were scored on."""
+    """The split that the trials were scored on."""
 
 
 def write_sweep_report(path: Path, record: SweepRecord) -> Path:
@@ -91,10 +90,10 @@ def render_sweep(record: SweepRecord) -> str:
             before=rung_objective(config, first),
             error=standard_error(rung_objective(config, last), last.num_test),
             num_test=last.num_test,
-            close=len(not_told_apart(config, trials, best)),
+            close=len(within_noise_of(config, trials, best)),
             best_sides=[
                 (side, *(side_score(config, rung, side) for rung in (last, first)))
-                for side in SIDES
+                for side in _SIDES
             ],
             test_split=record.test_split,
             over_time=_over_time(config, trials, best),
@@ -108,7 +107,7 @@ def render_sweep(record: SweepRecord) -> str:
             command=winner_command(record.winner),
             settings_text=redacted(_yaml(config)),
             provenance=_provenance(record),
-            shown=shown,
+            format_value=format_value,
             stopping=config.stopping,
             num_rungs=config.scoring.num_rungs,
             search=config.search,
@@ -129,11 +128,11 @@ def _scored(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _over_time(config: SweepConfig, trials: Sequence[Trial], best: Trial) -> list[dict[str, Any]]:
-    """One drawing of the objective, one of each modality."""
+    """Draws the objective, then each modality."""
     return [
         {
             "title": name,
-            "side": name if name in SIDES else "plain",
+            "side": name if name in _SIDES else "plain",
             "drawing": draw_trials(
                 [
                     TrialLine(
@@ -148,7 +147,7 @@ def _over_time(config: SweepConfig, trials: Sequence[Trial], best: Trial) -> lis
                 height=260 if name == "objective" else 210,
             ),
         }
-        for name in ("objective", *SIDES)
+        for name in ("objective", *_SIDES)
         if not all(math.isnan(_value(config, trial.rungs[-1], name)) for trial in _scored(trials))
     ]
 
@@ -158,13 +157,13 @@ def _value(config: SweepConfig, rung: Rung, name: str) -> float:
 
 
 def _settings(config: SweepConfig, trials: Sequence[Trial], best: Trial) -> list[dict[str, Any]]:
-    """The last score of each trial against each entry of the space."""
+    """Draws the last score of each trial against each entry of the space."""
     cards = []
     for key, domain in config.space.items():
         counted = domain.kind in ("choice", "bundles")
         points = [
             TrialPoint(
-                shown(trial.values[key]) if counted else trial.values[key],
+                format_value(trial.values[key]) if counted else trial.values[key],
                 last_objective(config, trial),
                 _look(trial, best),
             )
@@ -173,11 +172,13 @@ def _settings(config: SweepConfig, trials: Sequence[Trial], best: Trial) -> list
         ]
         if not points:
             continue
-        when = ", ".join(f"{parent} is {shown(value)}" for parent, value in domain.when.items())
+        when = ", ".join(
+            f"{parent} is {format_value(value)}" for parent, value in domain.when.items()
+        )
         cards.append(
             {
                 "key": key,
-                "best": shown(best.values[key]) if key in best.values else "not searched",
+                "best": format_value(best.values[key]) if key in best.values else "not searched",
                 "when": when,
                 "drawing": draw_setting(
                     points,
@@ -192,7 +193,7 @@ def _settings(config: SweepConfig, trials: Sequence[Trial], best: Trial) -> list
 
 def _front(config: SweepConfig, trials: Sequence[Trial], best: Trial) -> dict[str, Any] | None:
     def point(trial: Trial) -> TrialPoint:
-        video, audio = (side_score(config, trial.rungs[-1], side) for side in SIDES)
+        video, audio = (side_score(config, trial.rungs[-1], side) for side in _SIDES)
         return TrialPoint(video, audio, _look(trial, best))
 
     points = [point(trial) for trial in _scored(trials)]
@@ -203,7 +204,7 @@ def _front(config: SweepConfig, trials: Sequence[Trial], best: Trial) -> dict[st
     return {
         "drawing": draw_front(points, [point(trial) for trial in front], alt=alt),
         "trials": [
-            (trial, *(side_score(config, trial.rungs[-1], s) for s in SIDES)) for trial in front
+            (trial, *(side_score(config, trial.rungs[-1], s) for s in _SIDES)) for trial in front
         ],
     }
 
@@ -213,9 +214,11 @@ def _row(config: SweepConfig, trial: Trial) -> dict[str, Any]:
     return {
         "trial": trial,
         "rung": last.rung if last else 0,
-        "sides": [side_score(config, last, side) if last else math.nan for side in SIDES],
+        "sides": [side_score(config, last, side) if last else math.nan for side in _SIDES],
         "objective": last_objective(config, trial),
-        "values": [shown(trial.values[k]) if k in trial.values else "" for k in config.space],
+        "values": [
+            format_value(trial.values[k]) if k in trial.values else "" for k in config.space
+        ],
     }
 
 
@@ -227,6 +230,7 @@ def _provenance(record: SweepRecord) -> dict[str, str]:
     return {
         "MLflow": redacted(record.run.uri),
         "run": record.run.run_id,
+        "MLflow page": record.run.page(),
         "evaluation dataset id": record.dataset_id,
         "split that trials were scored on": record.test_split,
         "code version": code_version(),

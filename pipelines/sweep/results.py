@@ -1,7 +1,7 @@
-"""What the trials of a sweep say: the best, the front of audio against video, what mattered.
+"""Results of a sweep: the best trial, the Pareto front, comparisons and importance of settings.
 
-Scores are shares of held-out clips; only trials that completed had the same training and are
-compared by their last score. Everything here is a function of the trials.
+Scores are accuracies on held-out clips. Only completed trials had the same amount of training, so
+only their last scores are compared. All functions depend on the trials alone.
 """
 
 import json
@@ -20,52 +20,52 @@ from pipelines.sweep.search import rung_objective
 from pipelines.sweep.space import parameters
 from pipelines.sweep.trial_files import Trial
 
-SEED = "seed"
-LEAST_FOR_IMPORTANCE = 6
-"""With fewer trials an importance would be invented."""
+_SEED = "seed"
+_LEAST_FOR_IMPORTANCE = 6
+"""With fewer trials, importance is noise."""
 
 
 @dataclass(frozen=True)
 class Importance:
-    """How much of the variance of the objective each entry of the space explains."""
+    """The share of the objective's variance that each entry of the space explains."""
 
     shares: dict[str, float]
-    """The largest first; empty where it cannot be said."""
+    """Largest first; empty if there are none, see `why_not`."""
     rung: int = 0
-    """The rung at which all these trials were scored."""
+    """The rung whose scores are used."""
     num_trials: int = 0
     why_not: str = ""
 
 
 @dataclass(frozen=True)
 class OptionScore:
-    """What completed trials with one value of an entry scored."""
+    """The scores of completed trials with one value of an entry."""
 
     value: Any
     num_trials: int
     video: tuple[float, float]
-    """Mean and standard deviation over these trials; NaN where it was not scored."""
+    """Mean and standard deviation over the trials; NaN if not scored."""
     audio: tuple[float, float]
     objective: tuple[float, float]
 
 
-def completed(trials: Sequence[Trial]) -> list[Trial]:
-    """Trials that were trained to their end."""
+def _completed(trials: Sequence[Trial]) -> list[Trial]:
+    """Returns the trials that trained to the end."""
     return [trial for trial in trials if trial.status == "completed"]
 
 
 def last_objective(config: SweepConfig, trial: Trial) -> float:
-    """The last score of a trial; NaN before the first."""
+    """Returns the last objective of a trial; NaN before the first."""
     return rung_objective(config, trial.rungs[-1]) if trial.rungs else math.nan
 
 
 def side_score(config: SweepConfig, rung: Rung, side: str) -> float:
-    """The score of one modality; NaN where it was not scored."""
+    """Returns the score of one modality; NaN if it was not scored."""
     return rung.scores.get(f"{side}/{config.objective.measure}", math.nan)
 
 
 def by_score(config: SweepConfig, trials: Sequence[Trial]) -> list[Trial]:
-    """Completed trials first, the best of each before the others, failed ones last."""
+    """Sorts trials by status, completed first and failed last, then by score."""
     order = ["completed", "stopped", "collapsed", "running", "failed"]
 
     def place(trial: Trial) -> tuple[int, float, int]:
@@ -75,10 +75,10 @@ def by_score(config: SweepConfig, trials: Sequence[Trial]) -> list[Trial]:
     return sorted(trials, key=place)
 
 
-def shown(value: Any) -> str:
-    """A value of the space for people.
+def format_value(value: Any) -> str:
+    """Formats a value of the space for people.
 
-    >>> shown(0.123456), shown("mean"), shown([1, 2])
+    >>> format_value(0.123456), format_value("mean"), format_value([1, 2])
     ('0.123', 'mean', '[1, 2]')
     """
     if isinstance(value, float):
@@ -87,7 +87,7 @@ def shown(value: Any) -> str:
 
 
 def trials_done(config: SweepConfig, trials: Sequence[Trial]) -> float:
-    """Trials that have ended, and of those that run the part that their rungs say."""
+    """Counts ended trials, and running ones by the fraction of their rungs."""
     done = 0.0
     for trial in trials:
         if trial.status != "running":
@@ -98,10 +98,10 @@ def trials_done(config: SweepConfig, trials: Sequence[Trial]) -> float:
 
 
 def best_trial(config: SweepConfig, trials: Sequence[Trial]) -> Trial | None:
-    """The first completed trial of the settings whose mean objective over seeds is highest."""
+    """Returns the first completed trial of the settings with the best mean over seeds."""
     groups: dict[str, list[Trial]] = {}
-    for trial in completed(trials):
-        values = {key: value for key, value in trial.values.items() if key != SEED}
+    for trial in _completed(trials):
+        values = {key: value for key, value in trial.values.items() if key != _SEED}
         groups.setdefault(json.dumps(values, sort_keys=True), []).append(trial)
     if not groups:
         return None
@@ -113,30 +113,30 @@ def _mean_objective(config: SweepConfig, trials: Sequence[Trial]) -> float:
     return statistics.fmean(last_objective(config, trial) for trial in trials)
 
 
-def not_told_apart(config: SweepConfig, trials: Sequence[Trial], best: Trial) -> list[Trial]:
-    """Other completed trials within two standard errors of a difference from the best."""
+def within_noise_of(config: SweepConfig, trials: Sequence[Trial], best: Trial) -> list[Trial]:
+    """Returns the other completed trials within two standard errors of the best."""
     rung = best.rungs[-1]
     error = standard_error(rung_objective(config, rung), rung.num_test)
     top = last_objective(config, best)
     return [
         trial
-        for trial in completed(trials)
+        for trial in _completed(trials)
         if trial.number != best.number
         and top - last_objective(config, trial) <= 2 * math.sqrt(2) * error
     ]
 
 
 def pareto_front(config: SweepConfig, trials: Sequence[Trial]) -> list[Trial]:
-    """Completed trials that no other beats in both modalities, by rising video score."""
+    """Returns the completed trials that none beats in both modalities, by video score."""
     points = {
         trial.number: tuple(
             side_score(config, trial.rungs[-1], side) for side in ("video", "audio")
         )
-        for trial in completed(trials)
+        for trial in _completed(trials)
     }
     front = [
         trial
-        for trial in completed(trials)
+        for trial in _completed(trials)
         if not any(
             all(a >= b for a, b in zip(other, points[trial.number], strict=True))
             and other != points[trial.number]
@@ -147,48 +147,53 @@ def pareto_front(config: SweepConfig, trials: Sequence[Trial]) -> list[Trial]:
 
 
 def option_scores(config: SweepConfig, trials: Sequence[Trial]) -> dict[str, list[OptionScore]]:
-    """For each entry whose values can be counted: what each of its values came to."""
+    """Returns the scores of each value, for entries with countable values."""
     result = {}
     for key, domain in config.space.items():
         groups = [
-            (value, [trial for trial in completed(trials) if trial.values.get(key) == value])
+            (value, [trial for trial in _completed(trials) if trial.values.get(key) == value])
             for value in _options_tried(domain, [trial.values.get(key) for trial in trials])
         ]
         rows = [_option_score(config, value, group) for value, group in groups if group]
-        if rows and key != SEED:
+        if rows and key != _SEED:
             result[key] = rows
     return result
 
 
 def _options_tried(domain: Domain, values: Sequence[Any]) -> Sequence[Any]:
-    """The values of a domain in its order; of a range, which may be long, those of some trial."""
+    """Returns the values of a domain; of a range, which may be long, those of the trials."""
     if domain.integer is not None:
         return sorted({value for value in values if value is not None})
     return domain.options or ()
 
 
 def _option_score(config: SweepConfig, value: Any, trials: Sequence[Trial]) -> OptionScore:
-    def spread(numbers: list[float]) -> tuple[float, float]:
-        deviation = statistics.stdev(numbers) if len(numbers) > 1 else math.nan
-        return statistics.fmean(numbers), deviation
-
+    video, audio = (
+        [side_score(config, trial.rungs[-1], side) for trial in trials]
+        for side in ("video", "audio")
+    )
     return OptionScore(
         value=value,
         num_trials=len(trials),
-        video=spread([side_score(config, trial.rungs[-1], "video") for trial in trials]),
-        audio=spread([side_score(config, trial.rungs[-1], "audio") for trial in trials]),
-        objective=spread([last_objective(config, trial) for trial in trials]),
+        video=_mean_and_deviation(video),
+        audio=_mean_and_deviation(audio),
+        objective=_mean_and_deviation([last_objective(config, trial) for trial in trials]),
     )
 
 
-def importance(config: SweepConfig, trials: Sequence[Trial]) -> Importance:
-    """Importance by functional ANOVA over a random forest (Optuna's), trained equally long.
+def _mean_and_deviation(numbers: list[float]) -> tuple[float, float]:
+    deviation = statistics.stdev(numbers) if len(numbers) > 1 else math.nan
+    return statistics.fmean(numbers), deviation
 
-    The scores are those at the last rung that all trials reached, so that stopped trials count.
-    Entries that some trials do not have, because of a condition, are left out.
+
+def importance(config: SweepConfig, trials: Sequence[Trial]) -> Importance:
+    """Computes importance by functional ANOVA over a random forest (Optuna).
+
+    Uses the scores at the last rung that all trials reached, so that stopped trials count too.
+    Leaves out entries that some trials lack because of a condition.
     """
     scored = [trial for trial in trials if trial.status != "failed" and len(trial.rungs) > 1]
-    if len(scored) < LEAST_FOR_IMPORTANCE:
+    if len(scored) < _LEAST_FOR_IMPORTANCE:
         return Importance({}, why_not=f"{len(scored)} scored trials are too few")
     rung = min(len(trial.rungs) for trial in scored) - 1
     scores = [rung_objective(config, trial.rungs[rung]) for trial in scored]

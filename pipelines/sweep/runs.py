@@ -1,7 +1,7 @@
-"""The MLflow runs of a sweep's trials, as the sweep's driver looks after them.
+"""Ends the MLflow runs of trials and sends their remaining metrics, for the driver of a sweep.
 
-A trial that was stopped was killed: it can neither end its run nor send what MLflow did not take
-in time. A trial that ended never runs again, so nobody else would.
+A stopped trial is killed, so it can neither end its run nor send what MLflow did not take in time,
+and it never runs again.
 """
 
 import json
@@ -11,31 +11,31 @@ from pathlib import Path
 
 from mlflow.exceptions import MlflowException
 
-from pipelines.models.checkpoints import UNSENT_FILE, newest_checkpoint, read_unsent
+from pipelines.models.checkpoints import newest_checkpoint, read_unsent
 from pipelines.redaction import one_line
 from pipelines.sweep.trial_files import Trial, read_trials, trial_folder
 from pipelines.tracking.run_folder import RunFolder
 from pipelines.tracking.runs import RunRef, close_run
-from pipelines.tracking.tracker import Tracker
+from pipelines.tracking.tracker import UNSENT_FILE, Tracker
 
 logger = logging.getLogger(__name__)
 
-SEND_PATIENCE_SECONDS = 30.0
-"""How long a sweep that ends waits for MLflow to take what is left."""
+_SEND_PATIENCE_SECONDS = 30.0
+"""How long a sweep waits at its end for MLflow to take the remaining metrics."""
 
 
-def trial_run(run: RunRef, folder: Path, number: int) -> RunRef | None:
-    """The MLflow run of a trial, if it has got one."""
+def _trial_run(run: RunRef, folder: Path, number: int) -> RunRef | None:
+    """Returns the MLflow run of a trial, if it has one."""
     run_id = RunFolder(trial_folder(folder, number)).run_id
     return RunRef(run.uri, run.experiment_id, run_id) if run_id else None
 
 
 def close_trial(run: RunRef, folder: Path, trial: Trial) -> None:
-    """Ends the MLflow run of a trial that has ended, and sends what is left of its metrics.
+    """Ends the MLflow run of an ended trial and sends its remaining metrics.
 
-    A server that is away only leaves warnings.
+    If the server is away, this only logs warnings.
     """
-    child = trial_run(run, folder, trial.number)
+    child = _trial_run(run, folder, trial.number)
     if child is None:
         return
     _send(child, trial_folder(folder, trial.number), trial, 0.0)
@@ -51,8 +51,8 @@ def close_trial(run: RunRef, folder: Path, trial: Trial) -> None:
     close_run(child, ends.get(trial.status, "KILLED"))
 
 
-def close_strays(run: RunRef, folder: Path) -> None:
-    """Ends child runs that still count as running: of trials cut off, or while MLflow was away."""
+def close_orphaned_runs(run: RunRef, folder: Path) -> None:
+    """Ends child runs still marked as running: the trial was killed, or MLflow was away."""
     try:
         children = run.client().search_runs(
             [run.experiment_id],
@@ -66,7 +66,7 @@ def close_strays(run: RunRef, folder: Path) -> None:
     ended = {
         child.run_id: trial
         for trial in read_trials(folder)
-        if trial.status != "running" and (child := trial_run(run, folder, trial.number))
+        if trial.status != "running" and (child := _trial_run(run, folder, trial.number))
     }
     for stray in (child.info.run_id for child in children):
         if stray in ended:
@@ -76,12 +76,12 @@ def close_strays(run: RunRef, folder: Path) -> None:
 
 
 def send_unsent(run: RunRef, folder: Path) -> None:
-    """Sends what MLflow did not take of trials that have ended; says what is left after a while."""
-    give_up_at = time.monotonic() + SEND_PATIENCE_SECONDS
+    """Sends the remaining metrics of ended trials; warns of what is left after a while."""
+    give_up_at = time.monotonic() + _SEND_PATIENCE_SECONDS
     for trial in read_trials(folder):
-        place, child = trial_folder(folder, trial.number), trial_run(run, folder, trial.number)
+        place, child = trial_folder(folder, trial.number), _trial_run(run, folder, trial.number)
         if trial.status == "running" or child is None or not (place / UNSENT_FILE).exists():
-            continue  # what runs sends its own
+            continue  # a running trial sends its own
         _send(child, place, trial, max(give_up_at - time.monotonic(), 0.0))
         if (place / UNSENT_FILE).exists():
             logger.warning(
@@ -92,7 +92,7 @@ def send_unsent(run: RunRef, folder: Path) -> None:
 
 
 def _send(child: RunRef, place: Path, trial: Trial, patience_seconds: float) -> None:
-    # One that was killed kept nothing, but its last checkpoint knows; MLflow doubles no metric.
+    # A killed trial wrote no file, but its last checkpoint has a copy; duplicates do no harm.
     checkpoint = newest_checkpoint(place) if trial.status != "completed" else None
     unsent = read_unsent(checkpoint) if checkpoint is not None else []
     if unsent or (place / UNSENT_FILE).exists():

@@ -1,1 +1,1 @@
-"""MLflow runs: open, log without holding up work, reopen."""
+"""MLflow runs: open and continue them, and log to them without holding up the work."""

@@ -1,23 +1,24 @@
-"""MLflow runs: one per job, with its settings, its parent, and the datasets that it read.
+"""MLflow runs: one per job, with its settings, its parent run, and the datasets that it read.
 
-A job opens its run in the driver (`open_run`) and passes a `RunRef` on to whoever logs to it.
+The driver opens a run with `open_run` and passes the `RunRef` to the workers that log to it.
 """
 
 import json
 import logging
+import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from pipelines.config.base import JobConfig
+from pipelines.config.base import JobConfig, settings_without_password
 from pipelines.config.dotted import flat
 from pipelines.errors import Stopped, UserError
 from pipelines.redaction import one_line, redacted
-from pipelines.tracking.server import SQLITE, patiently, tracking_uri
+from pipelines.tracking.server import SQLITE, retry_while_away, tracking_uri
 
 # isort: split
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param
@@ -26,66 +27,87 @@ from mlflow.tracking import MlflowClient
 
 logger = logging.getLogger(__name__)
 
-OPEN_PATIENCE_SECONDS = 30.0
-"""How long a job that begins waits for MLflow, which answered a moment ago (`check_tracking`)."""
-WORK_PATIENCE_SECONDS = 300.0
-"""How long work that is under way waits, as a trial of a sweep that begins."""
+_OPEN_PATIENCE_SECONDS = 30.0
+"""How long a starting job waits for MLflow, which answered a moment ago (`check_tracking`)."""
+_WORK_PATIENCE_SECONDS = 300.0
+"""How long work already under way waits, such as a sweep that starts a trial."""
+_LOCAL_PAGES = "http://127.0.0.1:5000"
+"""Where `mlflow ui` serves its pages."""
 WARNING_TAG = "xkd.warning."
-"""Start of the tags under which a run keeps what its user must know."""
+"""Prefix of the tags that hold warnings for the user of a run."""
 
 
 @dataclass(frozen=True)
 class RunRef:
-    """A run of MLflow: all that a worker needs to log to it."""
+    """What a worker needs to log to an MLflow run."""
 
     uri: str
     experiment_id: str
     run_id: str
 
     def client(self) -> MlflowClient:
-        """A client for the run's server."""
+        """Returns a client for the run's server."""
         return MlflowClient(self.uri)
 
+    def page(self) -> str:
+        """Returns the address of the run's own page in the web interface of MLflow.
 
-def kept_settings(config: JobConfig) -> dict[str, Any]:
-    """All settings as JSON for files that others may read: without the server's password."""
-    values = config.model_dump(mode="json")
-    if values["tracking"]["uri"]:
-        values["tracking"]["uri"] = redacted(values["tracking"]["uri"])
-    return values
+        A run in an SQLite file has a page while `server_command` runs.
+
+        >>> RunRef("http://me:secret@host:5000/", "1", "a0").page()
+        'http://***@host:5000/#/experiments/1/runs/a0'
+        """
+        server = _LOCAL_PAGES if self.uri.startswith(SQLITE) else redacted(self.uri)
+        return f"{server.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+
+    def server_command(self) -> str:
+        """Returns the command that serves the page of a run in an SQLite file; else nothing."""
+        if not self.uri.startswith(SQLITE):
+            return ""
+        program = Path(sys.executable).with_name("mlflow")
+        return f"{shlex.quote(str(program))} ui --backend-store-uri {shlex.quote(self.uri)}"
 
 
 def open_run(
     config: JobConfig, job: str, name: str, *, parent: RunRef | None = None, run_id: str = ""
 ) -> RunRef:
-    """Opens a run, or goes on in the run `run_id` if MLflow still has it.
+    """Opens a run, or continues the run `run_id` if MLflow still has it.
 
-    A part of another run goes where that one is: Ray's workers have working directories of their
-    own, where a relative default would be another server.
+    A child run is stored on its parent's server. Ray's workers have their own working directories,
+    where a relative default would name another server.
+
+    Args:
+        config: The settings, which the run records.
+        job: The job's name, a tag of the run.
+        name: The run's name.
+        parent: The run that this one is part of.
+        run_id: The run to continue, if any.
 
     Raises:
-        JobFailed: if MLflow refuses, or is away for longer than a while.
+        JobFailed: if MLflow refuses or stays away.
     """
     uri = parent.uri if parent is not None else tracking_uri(config.tracking)
     if uri.startswith(SQLITE):
         Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
     client = MlflowClient(uri)
-    patience = WORK_PATIENCE_SECONDS if parent is not None else OPEN_PATIENCE_SECONDS
-    if run_id and (experiment_id := patiently(uri, patience, lambda: _reopened(client, run_id))):
-        return RunRef(uri, experiment_id, run_id)
-    experiment_id = (
-        parent.experiment_id
-        if parent is not None
-        else patiently(uri, patience, lambda: _experiment(client, config.tracking.experiment, uri))
-    )
+    patience = _WORK_PATIENCE_SECONDS if parent is not None else _OPEN_PATIENCE_SECONDS
+    if run_id:
+        found = retry_while_away(uri, patience, lambda: _reopened(client, run_id))
+        if found is not None:
+            return RunRef(uri, found, run_id)
+    if parent is not None:
+        experiment_id = parent.experiment_id
+    else:
+        wanted = config.tracking.experiment
+        experiment_id = retry_while_away(uri, patience, lambda: _experiment(client, wanted, uri))
     tags = {"xkd.job": job, "xkd.code_version": code_version()}
     if parent is not None:
         tags["mlflow.parentRunId"] = parent.run_id
-    run = patiently(
+    run = retry_while_away(
         uri, patience, lambda: client.create_run(experiment_id, run_name=name, tags=tags)
     )
     reference = RunRef(uri, experiment_id, run.info.run_id)
-    patiently(uri, patience, lambda: _log_settings(client, reference.run_id, config))
+    retry_while_away(uri, patience, lambda: _log_settings(client, reference.run_id, config))
     return reference
 
 
@@ -97,19 +119,19 @@ def _experiment(client: MlflowClient, name: str, uri: str) -> str:
         )
     if found is not None:
         return str(found.experiment_id)
-    # Without a server the artifacts lie beside the sqlite file, wherever the job was started.
+    # Without a server, artifacts are kept beside the SQLite file, wherever the job was started.
     beside = Path(uri.removeprefix(SQLITE)).parent / "mlartifacts" if uri.startswith(SQLITE) else ""
     try:
         return str(client.create_experiment(name, artifact_location=str(beside) or None))
     except MlflowException:
-        created = client.get_experiment_by_name(name)  # by another job in the meantime
+        created = client.get_experiment_by_name(name)  # another job has created it meanwhile
         if created is None:
             raise
         return str(created.experiment_id)
 
 
 def _reopened(client: MlflowClient, run_id: str) -> str | None:
-    """The experiment of a run that goes on, or None if MLflow has deleted it or never had it."""
+    """Reopens a run and returns its experiment; None if MLflow deleted it or never had it."""
     try:
         info = client.get_run(run_id).info
     except MlflowException as error:
@@ -123,14 +145,14 @@ def _reopened(client: MlflowClient, run_id: str) -> str | None:
 
 
 def _log_settings(client: MlflowClient, run_id: str, config: JobConfig) -> None:
-    values = kept_settings(config)
+    values = settings_without_password(config)
     client.log_dict(run_id, values, "config.json")
     parameters = [Param(key, str(value)[:500]) for key, value in flat(values).items()]
     client.log_batch(run_id, params=parameters)
 
 
 def close_run(run: RunRef, status: str) -> None:
-    """Ends a run as FINISHED, FAILED or KILLED; a server that is away only leaves a warning."""
+    """Ends a run as FINISHED, FAILED or KILLED; logs a warning if the server is away."""
     try:
         run.client().set_terminated(run.run_id, status)
     except MlflowException as error:
@@ -141,7 +163,7 @@ def close_run(run: RunRef, status: str) -> None:
 
 @contextmanager
 def tracked(run: RunRef) -> Iterator[RunRef]:
-    """Ends the run as the block ends: FINISHED, KILLED if it was stopped, FAILED on an error."""
+    """Ends the run with the block: FINISHED, KILLED if it was stopped, FAILED on an error."""
     try:
         yield run
     except (KeyboardInterrupt, Stopped):
@@ -154,7 +176,7 @@ def tracked(run: RunRef) -> Iterator[RunRef]:
 
 
 def code_version() -> str:
-    """The commit of this checkout, else the version of the installed package."""
+    """Returns the commit of this checkout, else the version of the installed package."""
     try:
         done = subprocess.run(
             ["git", "rev-parse", "HEAD"],
@@ -170,9 +192,9 @@ def code_version() -> str:
 
 
 def metric_histories(run: RunRef) -> dict[str, tuple[list[int], list[float]]]:
-    """All metrics of a run as steps and values, system metrics left out.
+    """Returns the metrics of a run as steps and values, without system metrics.
 
-    Of a step that was done again after a kill MLflow has both values; the later one counts.
+    MLflow has two values of a step that was repeated after a kill; the later one is returned.
     """
     client = run.client()
     histories = {}
@@ -186,7 +208,7 @@ def metric_histories(run: RunRef) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def warnings_of(run: RunRef) -> list[str]:
-    """What a run's user must know, such as a collapse or a feed that is too slow."""
+    """Returns the warnings of a run, such as a collapse or a feed that is too slow."""
     tags = run.client().get_run(run.run_id).data.tags
     return [text for name, text in sorted(tags.items()) if name.startswith(WARNING_TAG)]
 
@@ -195,7 +217,7 @@ def log_dataset(run: RunRef, *, dataset_id: str, path: str, num_clips: int, cont
     """Records which clip dataset a run read.
 
     Raises:
-        JobFailed: if MLflow refuses, or is away for longer than a while.
+        JobFailed: if MLflow refuses or stays away.
     """
     client = run.client()
     dataset = Dataset(
@@ -211,4 +233,4 @@ def log_dataset(run: RunRef, *, dataset_id: str, path: str, num_clips: int, cont
         client.set_tag(run.run_id, f"xkd.dataset.{context}", dataset_id)
         client.log_inputs(run.run_id, [DatasetInput(dataset, [tag])])
 
-    patiently(run.uri, WORK_PATIENCE_SECONDS, log)
+    retry_while_away(run.uri, _WORK_PATIENCE_SECONDS, log)

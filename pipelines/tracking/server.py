@@ -1,8 +1,4 @@
-"""The MLflow server: where it is, whether it answers, and calls that outlast its absence.
-
-Importing this module sets what MLflow reads from the environment, so the other modules of the room
-import it before MLflow.
-"""
+"""The MLflow server: its address, a check that it answers, and retries while it is away."""
 
 import logging
 import os
@@ -13,18 +9,13 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
 from pipelines.config.base import TrackingSettings
 from pipelines.errors import JobFailed, UserError
 from pipelines.paths import home
 from pipelines.redaction import one_line, redacted
-
-# Before mlflow is imported: no telemetry, and a server that is away fails in seconds.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-
-from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -36,26 +27,26 @@ def _without_password(record: logging.LogRecord) -> bool:
 
 
 for handler in logging.getLogger("mlflow").handlers:
-    handler.addFilter(_without_password)  # its monitor warns of a server with the whole URI
+    handler.addFilter(_without_password)  # MLflow's monitor logs the whole URI of a server
 
 SQLITE = "sqlite:///"
-SQLITE_HEADER = b"SQLite format 3\x00"
+_SQLITE_HEADER = b"SQLite format 3\x00"
 RETRY_SECONDS = 2.0
-MAX_RETRY_SECONDS = 30.0
-CONNECT_SECONDS = 5.0
+_MAX_RETRY_SECONDS = 30.0
+_CONNECT_SECONDS = 5.0
 
 
 def tracking_uri(config: TrackingSettings) -> str:
-    """Where MLflow is: the setting, else MLFLOW_TRACKING_URI, else an sqlite file at home."""
+    """Returns the setting, else MLFLOW_TRACKING_URI, else an SQLite file in XKD's home folder."""
     given = config.uri or os.environ.get("MLFLOW_TRACKING_URI")
     return given or f"{SQLITE}{home('mlflow.db') / 'mlflow.db'}"
 
 
 def check_tracking(config: TrackingSettings) -> None:
-    """Makes sure that MLflow can be reached, before any work starts.
+    """Checks that MLflow can be reached, before any work starts.
 
     Raises:
-        UserError: if the address is of a kind that is not supported or nothing answers there.
+        UserError: if the kind of address is not supported or nothing answers there.
     """
     try:
         uri = tracking_uri(config)
@@ -91,14 +82,14 @@ def _check_sqlite(file: Path) -> None:
 
 
 def _is_database(file: Path) -> bool:
-    """Whether it begins as one, or is empty as one may be at first."""
+    """Whether a file has SQLite's header or is empty, as a new database is."""
     with file.open("rb") as content:
-        return content.read(len(SQLITE_HEADER)) in (b"", SQLITE_HEADER)
+        return content.read(len(_SQLITE_HEADER)) in (b"", _SQLITE_HEADER)
 
 
 def _check_server(uri: str, host: str, port: int) -> None:
     try:
-        socket.create_connection((host, port), CONNECT_SECONDS).close()
+        socket.create_connection((host, port), _CONNECT_SECONDS).close()
         MlflowClient(uri).search_experiments(max_results=1)
     except (OSError, MlflowException) as error:
         raise UserError(
@@ -106,11 +97,16 @@ def _check_server(uri: str, host: str, port: int) -> None:
         ) from error
 
 
-def patiently(uri: str, patience_seconds: float, act: Callable[[], T]) -> T:
-    """Does something at MLflow, which may be tried again while it is away.
+def retry_while_away(uri: str, patience_seconds: float, act: Callable[[], T]) -> T:
+    """Calls `act`, which sends a request to MLflow, again and again while MLflow is away.
+
+    Args:
+        uri: The server, for messages.
+        patience_seconds: How long to keep trying.
+        act: May run more than once.
 
     Raises:
-        JobFailed: if MLflow refuses, or is away for longer than that.
+        JobFailed: if MLflow refuses the request or stays away for longer.
     """
     give_up_at = time.monotonic() + patience_seconds
     pause = RETRY_SECONDS
@@ -122,10 +118,10 @@ def patiently(uri: str, patience_seconds: float, act: Callable[[], T]) -> T:
                 raise JobFailed(f"MLflow ({redacted(uri)}) fails: {one_line(error)}") from error
             logger.warning("MLflow does not answer, trying again: %s", one_line(error))
         time.sleep(pause)
-        pause = min(2 * pause, MAX_RETRY_SECONDS)
+        pause = min(2 * pause, _MAX_RETRY_SECONDS)
 
 
 def _is_away(error: Exception) -> bool:
-    """Whether it may go away by itself: no answer, too busy, or a mistake of the server's own."""
+    """Whether waiting may help: no answer, too many requests, or an error inside the server."""
     status = error.get_http_status_code() if isinstance(error, MlflowException) else 500
     return status >= 500 or status == 429

@@ -1,12 +1,26 @@
-"""Logs metrics to an MLflow run without holding up the work that measures them.
+"""Logs metrics to an MLflow run without holding up the training loop.
 
-A `Tracker` queues; its thread sends, and sends again while the server is away. What could not be
-sent at the end is written to a file, so nothing that was measured is lost.
+`log` appends a record to a queue; a thread sends the oldest record and drops it only after MLflow
+has taken it. So a record is in MLflow, in the queue, or in the file, and possibly in two of them,
+but never in none:
+
+    log(), tag()         thread                          MLflow
+        |                  |
+        v   [4][3][2][1] --+-- send 1 --> accepted ----> 1 leaves the queue
+        queue              |
+                           +-- send 1 --> away --------> 1 stays; pause, then send 1 again
+
+    close()   waits until the queue is empty or its patience is over; then 1 2 3 4 go to
+              unsent_metrics.jsonl, which the next tracker reads as its first record [0]
+              and deletes only when 0 has been accepted
+    unsent()  a copy of the queue, which every checkpoint keeps: a worker that is killed
+              writes no file, and the next one starts from the copy
+
+Sending a record twice does no harm: MLflow stores a metric once per (key, timestamp, step, value).
 """
 
 import json
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -15,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.files import temporary_name
+from pipelines.files import replacing
 from pipelines.redaction import one_line
 from pipelines.tracking.runs import RunRef
 from pipelines.tracking.server import RETRY_SECONDS
@@ -29,24 +43,22 @@ from mlflow.tracking import MlflowClient
 logger = logging.getLogger(__name__)
 
 UNSENT_FILE = "unsent_metrics.jsonl"
-"""In a run's folder, what its tracker could not send."""
-MAX_BATCH = 1000
-"""Metrics that MLflow takes at once."""
-MAX_TAG_CHARACTERS = 5000
+"""The file in a run's folder with the metrics that its tracker could not send, as JSON lines."""
+_MAX_BATCH = 1000
+"""Metrics that MLflow accepts in one request."""
+_MAX_TAG_CHARACTERS = 5000
 
 
 class Tracker:
-    """Logs metrics to a run from a thread of its own.
-
-    `log` only queues. While MLflow is away the queue grows and is sent when it is back; what is
-    left at `close` goes to `unsent_file` as JSON lines, which the next tracker sends.
+    """Logs metrics and tags to a run from its own thread; `log` and `tag` return at once.
 
     Args:
-        run: Where to.
-        unsent_file: See above.
-        system_metrics: Log the machine's load as well.
-        resumed: Whether the run has system metrics already.
-        unsent: What an earlier tracker queued and may not have sent.
+        run: The run to log to.
+        unsent_file: The file for what is left when the tracker closes. What an earlier tracker left
+            there is sent first.
+        system_metrics: Whether to log the load of the machine as well.
+        resumed: Whether the run already has system metrics.
+        unsent: The records of an earlier tracker's `unsent`, which are sent first too.
     """
 
     def __init__(
@@ -66,7 +78,7 @@ class Tracker:
         self._change = threading.Condition()
         self._is_closing = False
         self._give_up_at = float("inf")
-        # The file stays until all of it is sent: this process may be killed before.
+        # The file stays until its content is sent: this process may be killed before that.
         self._earlier = _record_of([*unsent, *_read_lines(unsent_file)])
         if self._earlier.metrics or self._earlier.tags:
             self._waiting.append(self._earlier)
@@ -74,21 +86,21 @@ class Tracker:
         self._thread.start()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Queues numbers under their names for one step."""
+        """Queues the metrics of one step by name."""
         now = int(time.time() * 1000)
         self._add(_Record([Metric(name, value, now, step) for name, value in metrics.items()], []))
 
     def tag(self, name: str, value: str) -> None:
-        """Queues a tag of the run."""
-        self._add(_Record([], [RunTag(name, value[:MAX_TAG_CHARACTERS])]))
+        """Queues a tag of the run; longer values are cut at 5,000 characters."""
+        self._add(_Record([], [RunTag(name, value[:_MAX_TAG_CHARACTERS])]))
 
     def unsent(self) -> list[dict[str, Any]]:
-        """Metrics and tags that MLflow may not have yet."""
+        """Returns the metrics and tags that MLflow may not have yet."""
         with self._change:
             return [values for record in self._waiting for values in record.to_dicts()]
 
     def close(self, patience_seconds: float = 60.0) -> None:
-        """Waits until everything is sent, at most `patience_seconds`."""
+        """Waits until the queue is sent, at most `patience_seconds`; writes what is left."""
         with self._change:
             self._give_up_at = time.monotonic() + patience_seconds
             self._is_closing = True
@@ -117,12 +129,12 @@ class Tracker:
                 self._waiting.popleft()
                 self._change.notify_all()
             if was_away:
-                self._watch_system()  # MLflow's monitor ends for good when the server is away
+                self._watch_system()  # MLflow's monitor stops for good when the server is away
         if self._system is not None:
             self._system.finish()
 
     def _pause(self) -> None:
-        """Waits between two tries; `close` cuts short only the pause that it comes in."""
+        """Waits between two attempts; `close` ends the current pause early, but no later one."""
         with self._change:
             if not self._is_closing:
                 self._change.wait_for(lambda: self._is_closing, timeout=RETRY_SECONDS)
@@ -130,15 +142,15 @@ class Tracker:
         time.sleep(min(RETRY_SECONDS, max(self._give_up_at - time.monotonic(), 0.0)))
 
     def _next(self) -> "_Record | None":
-        """The next record, which stays in the queue, or None if all is sent and none will come."""
+        """Waits for the oldest record, which stays in the queue; None after the last one."""
         with self._change:
             self._change.wait_for(lambda: self._waiting or self._is_closing)
             return self._waiting[0] if self._waiting else None
 
     def _sent(self, client: MlflowClient, record: "_Record") -> bool:
         try:
-            for first in range(0, max(len(record.metrics), 1), MAX_BATCH):
-                metrics = record.metrics[first : first + MAX_BATCH]
+            for first in range(0, max(len(record.metrics), 1), _MAX_BATCH):
+                metrics = record.metrics[first : first + _MAX_BATCH]
                 client.log_batch(self._run.run_id, metrics=metrics, tags=record.tags)
         except (MlflowException, OSError) as error:
             logger.warning("MLflow does not take metrics, trying again: %s", one_line(error))
@@ -159,22 +171,20 @@ class Tracker:
     def _keep(self) -> None:
         self._unsent_file.parent.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps(values) + "\n" for values in self.unsent())
-        # What the file had so far is still queued.
-        temporary = temporary_name(self._unsent_file)
-        temporary.write_text(lines)
-        os.replace(temporary, self._unsent_file)
-        logger.warning("kept metrics that MLflow did not take in %s", self._unsent_file)
+        with replacing(self._unsent_file) as temporary:  # the queue still has the old content
+            temporary.write_text(lines)
+        logger.warning("wrote the metrics that MLflow did not take to %s", self._unsent_file)
 
 
 @dataclass(frozen=True)
 class _Record:
-    """What is sent at once."""
+    """Metrics and tags that are sent together."""
 
     metrics: list[Metric]
     tags: list[RunTag]
 
     def to_dicts(self) -> Iterator[dict[str, Any]]:
-        """For a file, an entry for each."""
+        """Yields each metric and tag as JSON."""
         for metric in self.metrics:
             yield dict(metric)
         for tag in self.tags:
@@ -182,7 +192,7 @@ class _Record:
 
 
 def _record_of(entries: Iterable[Mapping[str, Any]]) -> _Record:
-    """The reverse of `to_dicts`."""
+    """Makes a record of what `to_dicts` yielded."""
     record = _Record([], [])
     for values in entries:
         if "tag" in values:
@@ -194,7 +204,7 @@ def _record_of(entries: Iterable[Mapping[str, Any]]) -> _Record:
 
 
 def _read_lines(file: Path) -> list[dict[str, Any]]:
-    """What a tracker kept; a line that is not whole, as after a power cut, is left out."""
+    """Reads an unsent file; skips a line that is cut off, as a power cut leaves it."""
     if not file.exists():
         return []
     entries = []
@@ -202,5 +212,5 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
         try:
             entries.append(json.loads(line))
         except ValueError:
-            logger.warning("left out a line of %s that is not whole: %s", file, line[:80])
+            logger.warning("skipped a line of %s that is cut off: %s", file, line[:80])
     return entries

@@ -1,9 +1,14 @@
-"""Checkpoints beside the training: copied while the next step computes, written by a thread.
+"""Asynchronous checkpoints: copied while the next step computes, written by a thread.
 
-Weights change at one moment of a step, its update. A copy that begins after step k may therefore
-be made while step k + 1 runs forward and backward; only its update waits for the copy to be
-complete (`before_update`). Writing follows, and all workers report the checkpoint to Ray Train at
-the same step once it is whole on disk. One checkpoint is under way at a time.
+Weights change only in the update of a step. A copy after step k can therefore overlap with forward
+and backward of step k + 1; only its update waits for the copy (`before_update`).
+
+    training   | step k | forward, backward | update | step k + 2 ...
+    copy                | ...............   |
+    thread                                  | write, sync, rename |
+    reported to Ray Train, by all workers at the same step          ^
+
+At most one checkpoint is in progress.
 """
 
 import logging
@@ -15,28 +20,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from ray import train
 from torch import Tensor
 
 from pipelines.models.checkpoints import TrainingInfo, checkpoint_name, save_checkpoint
 from pipelines.training.agreement import Agreement
+from pipelines.training.host_copy import HostCopy, Ready, map_tensors, recorded_event
 from pipelines.training.stopping import Stop
 from xkd_core.sharding import mapped_moments, whole
 
 logger = logging.getLogger(__name__)
 
 Unsent = Callable[[], Sequence[Mapping[str, Any]]]
-"""Gives the metrics that MLflow does not have yet."""
+"""Returns the metrics that MLflow has not received yet."""
 
 
 class CheckpointWriter:
-    """Writes into a run's folder from a thread of its own."""
+    """Writes checkpoints to a run's folder in a thread."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._host = _HostCopy()
+        self._host = HostCopy()
         self._copied = threading.Event()
         self._copied.set()
         self._writing: Future[Path] | None = None
@@ -50,36 +55,36 @@ class CheckpointWriter:
         info: TrainingInfo,
         unsent: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Begins to copy and write; waits only for a checkpoint that is still being written."""
+        """Starts to copy and write; waits only for the checkpoint before, if it is in progress."""
         self.wait()
         self._copied.clear()
-        ready = _recorded_event(tensors)
+        ready = recorded_event(tensors)
         self._writing = self._pool.submit(
             self._copy_and_write, tensors, optimizer_state, info, unsent, ready
         )
 
     def before_update(self) -> None:
-        """Waits until the tensors that were handed over may change."""
+        """Waits until the tensors passed to `save` may change."""
         self._copied.wait()
 
     def poll(self) -> None:
-        """Takes note of a checkpoint that is complete, or failed."""
+        """Registers a checkpoint that is complete or failed."""
         if self._writing is not None and self._writing.done():
             self.wait()
 
     def wait(self) -> None:
-        """Waits for the checkpoint under way."""
+        """Waits for the checkpoint in progress."""
         if self._writing is None:
             return
         try:
             self.written.append(self._writing.result())
-        except Exception as error:  # whatever it is, training must hear of it
-            self.failure = _in_words(error)
+        except Exception as error:  # any error must reach the training
+            self.failure = _failure_text(error)
             logger.exception("a checkpoint was not written")
         self._writing = None
 
     def close(self) -> None:
-        """Waits for the checkpoint under way and ends the thread."""
+        """Waits for the checkpoint in progress and ends the thread."""
         self.wait()
         self._pool.shutdown()
 
@@ -89,65 +94,16 @@ class CheckpointWriter:
         optimizer_state: dict[str, Any],
         info: TrainingInfo,
         unsent: Sequence[Mapping[str, Any]],
-        ready: torch.cuda.Event | None,
+        ready: Ready | None,
     ) -> Path:
         try:
             _check_room(self._folder, tensors, optimizer_state)
             tensors, optimizer_state = self._host.take((tensors, optimizer_state), ready)
         finally:
             self._copied.set()
-        place = self._folder / checkpoint_name(info.next_step)
-        save_checkpoint(place, tensors, optimizer_state, info, unsent)
-        return place
-
-
-def _recorded_event(tensors: Mapping[str, Tensor]) -> torch.cuda.Event | None:
-    """What a device reaches when all that was asked of it so far is done."""
-    if not any(tensor.is_cuda for tensor in tensors.values()):
-        return None
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record()
-    return event
-
-
-class _HostCopy:
-    """Copies nested tensors into memory of the host that it keeps for the next time.
-
-    Memory that is touched for the first time costs several times the copying.
-    """
-
-    def __init__(self) -> None:
-        self._buffers: list[Tensor] = []
-
-    def take(self, tree: Any, ready: torch.cuda.Event | None) -> Any:
-        """Makes the copy, beside the device's own work after `ready`; returns when it is there."""
-        earlier, self._buffers = iter(self._buffers), []
-
-        def copy(tensor: Tensor) -> Tensor:
-            buffer = next(earlier, None)
-            if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):
-                buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            self._buffers.append(buffer)
-            return buffer.copy_(tensor.detach(), non_blocking=True)
-
-        if ready is None:
-            return _mapped(tree, copy)
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(stream):
-            stream.wait_event(ready)
-            result = _mapped(tree, copy)
-        stream.synchronize()
-        return result
-
-
-def _mapped(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(tree, Tensor):
-        return function(tree)
-    if isinstance(tree, dict):
-        return {key: _mapped(value, function) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(_mapped(value, function) for value in tree)
-    return tree
+        path = self._folder / checkpoint_name(info.next_step)
+        save_checkpoint(path, tensors, optimizer_state, info, unsent)
+        return path
 
 
 def _check_room(folder: Path, tensors: Any, optimizer_state: Any) -> None:
@@ -158,7 +114,7 @@ def _check_room(folder: Path, tensors: Any, optimizer_state: Any) -> None:
         needed += tensor.nbytes
         return tensor
 
-    _mapped((tensors, optimizer_state), count)
+    map_tensors((tensors, optimizer_state), count)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(f"the disk is full: {_gigabytes(needed)} needed, {_gigabytes(free)} free")
@@ -168,21 +124,21 @@ def _gigabytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.3g} GB"
 
 
-def _in_words(error: Exception) -> str:
+def _failure_text(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:300] if str(error).strip() else repr(error)
 
 
 @dataclass(frozen=True)
 class Signals:
-    """What all workers know after a step."""
+    """What all workers agree on after a step."""
 
     stop: Stop
     has_failed: bool
-    """A checkpoint could not be written."""
+    """Whether a checkpoint could not be written."""
 
 
 class Saver:
-    """One worker's part in saving; all must call each method at the same steps."""
+    """One worker's part in saving; all workers must call each method at the same steps."""
 
     def __init__(self, folder: Path, rank: int) -> None:
         self._writer = CheckpointWriter(folder) if rank == 0 else None
@@ -198,9 +154,9 @@ class Saver:
         unsent: Unsent,
         scores: Mapping[str, Any],
     ) -> None:
-        """Begins a checkpoint; sharded tensors are gathered here, by all workers.
+        """Starts a checkpoint. All workers gather sharded tensors here.
 
-        Ray Train hears of it, with its scores, once it is whole.
+        Once it is complete, it is reported to Ray Train with its scores.
         """
         self._scores.append(scores)
         gathered = {name: self._gathered(tensor) for name, tensor in tensors.items()}
@@ -209,7 +165,7 @@ class Saver:
             self._writer.save(gathered, optimizer_state, info, unsent())
 
     def _gathered(self, tensor: Tensor) -> Tensor:
-        """A whole tensor; of sharded ones no worker holds more than one on its device at a time."""
+        """Returns the full tensor; at most one gathered tensor is on a device at a time."""
         full = whole(tensor)
         if full is tensor or self._writer is None:
             return tensor
@@ -221,25 +177,25 @@ class Saver:
             self._writer.before_update()
 
     def after_step(self, stop: Stop) -> Signals:
-        """Reports what was written, and tells and hears why to stop."""
+        """Reports checkpoints that are complete; exchanges reasons to stop."""
         if self._writer is not None:
             self._writer.poll()
         return self._acted_on(self._agreement.exchange(self._values(stop)))
 
     def finish(self) -> Signals:
-        """Waits until everything is written and reported."""
+        """Waits until all checkpoints are written and reported."""
         if self._writer is not None:
             self._writer.wait()
         return self._acted_on(self._agreement.settle(self._values(Stop.NO)))
 
     def close(self) -> None:
-        """Lets a checkpoint under way become whole."""
+        """Waits for the checkpoint in progress."""
         if self._writer is not None:
             self._writer.close()
 
     @property
     def failure(self) -> str:
-        """Why a checkpoint was not written; rank 0 knows."""
+        """Why a checkpoint was not written; empty on other ranks than 0."""
         return self._writer.failure if self._writer is not None else ""
 
     def _values(self, stop: Stop) -> list[int]:
@@ -252,8 +208,8 @@ class Saver:
         while self._num_reported < num_written:
             checkpoint = None
             if self._writer is not None:
-                place = self._writer.written[self._num_reported]
-                checkpoint = train.Checkpoint.from_directory(place)
+                path = self._writer.written[self._num_reported]
+                checkpoint = train.Checkpoint.from_directory(path)
             report_checkpoint(checkpoint, self._scores[self._num_reported])
             self._num_reported += 1
         return Signals(Stop(stop), bool(has_failed))
@@ -262,7 +218,7 @@ class Saver:
 def report_checkpoint(
     checkpoint: train.Checkpoint | None, scores: Mapping[str, Any] | None = None
 ) -> None:
-    """Makes a checkpoint that lies in the run's folder known to Ray Train."""
+    """Reports a checkpoint in the run's folder to Ray Train."""
     train.report(
         dict(scores or {}),
         checkpoint=checkpoint,

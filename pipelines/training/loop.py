@@ -1,8 +1,7 @@
-"""Pretraining on Ray Train, the workers' side: build, resume, one global batch after the other.
+"""Pretraining on Ray Train, worker side: build, resume, process one global batch after another.
 
-Every worker saves and reports at the same steps; rank 0 writes the checkpoints and is the only one
-that logs. Random numbers follow from (seed, epoch, clip id), so that what a step computes depends
-on nothing but its number.
+All workers save and report at the same steps. Only rank 0 writes checkpoints and logs. Random
+numbers follow from (seed, epoch, clip id), so a step's computation depends only on its number.
 
 Method: XKD, arXiv:2211.13929, sections 3 and 4.
 """
@@ -10,27 +9,28 @@ Method: XKD, arXiv:2211.13929, sections 3 and 4.
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from ray import train
 from ray.train.torch import get_device
-from torch import Tensor, distributed
+from torch import Tensor
 
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256
 from pipelines.errors import UserError
 from pipelines.evaluation.rungs import KnnScorer, RungScorer
-from pipelines.models.checkpoints import UNSENT_FILE, TrainingInfo, read_info, read_unsent
-from pipelines.tracking.runs import WARNING_TAG, RunRef, code_version
-from pipelines.tracking.tracker import Tracker
+from pipelines.models.checkpoints import TrainingInfo, read_info, read_unsent
+from pipelines.tracking.runs import RunRef, code_version
+from pipelines.tracking.tracker import UNSENT_FILE, Tracker
 from pipelines.training.checkpoint_writer import Saver, Signals
 from pipelines.training.feed import Feed, make_feed
 from pipelines.training.finite_watch import FiniteWatch
+from pipelines.training.outcome import TrainOutcome
 from pipelines.training.read_ahead import FeedBatch
+from pipelines.training.records import StepLog, reduce_metrics
 from pipelines.training.state import (
     autocast_dtype,
     build_state,
@@ -39,21 +39,17 @@ from pipelines.training.state import (
     saved_tensors,
 )
 from pipelines.training.stopping import Stop, StopSignal
-from pipelines.training.throughput import MAX_WAIT, WAIT_REMEDY, Clock, SlowWatch
+from pipelines.training.throughput import Clock, SlowdownWatch
 from xkd_core.health import CollapseWatch, measure_health
 from xkd_core.train_step import TrainState, non_finite, train_step
 from xkd_core.views.log_mel import LogMel
 from xkd_core.views.parameters import draw_view_parameters
+from xkd_core.views.transfer import copy_together
 from xkd_core.views.views import Views, make_views
-
-COLLAPSE_CAUSES = (
-    "usual causes: temperatures, objective.center_momentum of 1, model.head.normalize_output off, "
-    "alignment too weak, clips that are all alike (README, Health)"
-)
 
 
 def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
-    """What each worker runs; the values that rank 0 returns are the result of the training."""
+    """Trains in one worker; the return value of rank 0 is the result of the training."""
     config = PretrainConfig.model_validate(values["config"])
     run = RunRef(**values["run"])
     context = train.get_context()
@@ -61,7 +57,7 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
     dataset = ClipDataset.open(config.dataset)
     folder = Path(config.output) / config.name
     exclude_sha256 = clip_ids_sha256(config.exclude)
-    if exclude_sha256 != values[EXCLUDE_SHA256]:  # edited before a worker started again
+    if exclude_sha256 != values[EXCLUDE_SHA256]:  # edited before this worker restarted
         raise UserError(f"exclude ({config.exclude}) names other clips than when training began")
     with ExitStack() as stack:
         feed = make_feed(config, dataset, rank=rank, world_size=context.get_world_size())
@@ -83,8 +79,8 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
             )
             tracker = stack.enter_context(closing(tracker))
             collapse_watch = CollapseWatch(read_info(own).health if own else ())
-            log = _Log(tracker, values["board"], SlowWatch(), collapse_watch)
-        # Closed first: what is being written becomes whole, and then the last metrics go out.
+            log = StepLog(tracker, values["board"], SlowdownWatch(), collapse_watch)
+        # Closed before the tracker: the last checkpoint completes before the last metrics are sent.
         saver = stack.enter_context(closing(Saver(folder, rank)))
         info = TrainingInfo(
             next_step=0,
@@ -103,36 +99,12 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
         if state.step == 0:
             training.score_knn()
             training.score()
-        return _train(training)
-
-
-@dataclass(frozen=True)
-class _Log:
-    """Where rank 0 says what it measures."""
-
-    tracker: Tracker
-    board: Any
-    slow_watch: SlowWatch
-    collapse_watch: CollapseWatch
-
-    def step(self, numbers: Mapping[str, float], step: int, total_steps: int) -> None:
-        """Logs what was measured at a step, and warnings that it gives rise to."""
-        warnings = self.slow_watch.new_warnings(numbers, step)
-        begins = self.collapse_watch.see(numbers)
-        signs = self.collapse_watch.signs
-        if begins:
-            warnings["collapse"] = f"step {step}: collapse: {'; '.join(signs)}; {COLLAPSE_CAUSES}"
-        self.tracker.log({**numbers, "health/collapsed": float(bool(signs))}, step)
-        note = _note(numbers) + ("  collapsed" if signs else "")
-        self.board.post.remote(step + 1, total_steps, note)
-        for kind, text in warnings.items():
-            self.tracker.tag(f"{WARNING_TAG}{kind}", text)
-            self.board.warn.remote(text)
+        return asdict(_train(training))
 
 
 @dataclass(frozen=True)
 class _Training:
-    """All that the loop works with."""
+    """State and settings of the training loop."""
 
     config: PretrainConfig
     feed: Feed
@@ -142,29 +114,29 @@ class _Training:
     rungs: RungScorer
     knn: KnnScorer
     info: TrainingInfo
-    log: _Log | None
-    """Of rank 0."""
+    log: StepLog | None
+    """None but on rank 0."""
 
     def is_last(self, step: int) -> bool:
         return step + 1 == self.info.total_steps
 
     def is_due(self, step: int) -> bool:
-        """Whether the losses of a step are recorded."""
+        """Whether the metrics of a step are recorded."""
         is_rung = self.rungs.is_due(step + 1)
         return self.is_last(step) or is_rung or step % self.config.log_every == 0
 
     def is_saved(self, step: int) -> bool:
-        """Whether a checkpoint follows a step, stops aside."""
+        """Whether a checkpoint follows a step, apart from stops."""
         is_rung = self.rungs.is_due(step + 1)
         return self.is_last(step) or is_rung or (step + 1) % self.config.checkpoint_every == 0
 
     def record(self, numbers: Mapping[str, float], step: int) -> None:
-        """Logs what was measured at a step if this is rank 0."""
+        """Logs the metrics of a step on rank 0."""
         if self.log is not None:
             self.log.step(numbers, step, self.info.total_steps)
 
     def score(self) -> dict[str, Any]:
-        """Scores the networks if this is rank 0 at a rung."""
+        """Scores the networks on rank 0 if the step is a rung."""
         step = self.state.step
         if self.log is None or not self.rungs.is_due(step):
             return {}
@@ -175,13 +147,13 @@ class _Training:
         return scored
 
     def score_knn(self) -> None:
-        """Logs the teachers' k-NN scores if this is rank 0 and they are due."""
+        """Logs the teachers' k-NN scores on rank 0 if they are due."""
         step = self.state.step
         if self.log is not None and self.knn.is_due(step):
             self.log.tracker.log(self.knn.score(self.state.model), step)
 
     def save(self, scored: Mapping[str, Any]) -> None:
-        """Begins a checkpoint of the present state, which Ray Train hears of with its scores."""
+        """Starts a checkpoint of the current state; it is reported to Ray Train with its scores."""
         self.saver.save(
             saved_tensors(self.state),
             self.state.optimizer.state_dict(),
@@ -195,23 +167,22 @@ class _Training:
         )
 
 
-def _train(training: _Training) -> dict[str, Any]:
-    """One global batch after the other, up to the end or a reason to stop."""
+def _train(training: _Training) -> TrainOutcome:
+    """Processes global batches until the last step or a reason to stop."""
     info, state, saver = training.info, training.state, training.saver
     first_step = state.step
     clock, watch = Clock(training.config.batch_size), FiniteWatch()
     bad: tuple[int, list[str]] | None = None
     signals = Signals(Stop.NO, has_failed=False)
-    for step, views in enumerate(_all_views(training, clock), first_step):
-        if step >= info.total_steps:
-            break
+    steps = range(first_step, info.total_steps)  # first in the zip: no batch is read after the last
+    for step, views in zip(steps, _all_views(training, clock), strict=False):
         metrics = _step(training, views, clock, has_health=training.is_due(step))
         clock.step_ends()
         watch.see(step, metrics)
         signals = saver.after_step(training.stop_signal.now())
         is_saved = training.is_saved(step) or bool(signals.stop)
         if training.is_due(step) or is_saved:
-            numbers, waited = together(metrics, clock.waited_seconds)
+            numbers, waited = reduce_metrics(metrics, clock.waited_seconds)
             terms = non_finite(numbers)
             bad = watch.first() or ((step, terms) if terms else None)
             if bad is None and training.is_due(step):
@@ -228,16 +199,16 @@ def _train(training: _Training) -> dict[str, Any]:
         if signals.stop:
             break
     end = saver.finish()
-    return {
-        "first_step": first_step,
-        "next_step": state.step,
-        "total_steps": info.total_steps,
-        "clips_per_second": clock.clips_per_second(),
-        "stop": int(signals.stop),
-        "not_finite": bad,
-        "has_failed": end.has_failed,
-        "failure": saver.failure,
-    }
+    return TrainOutcome(
+        first_step=first_step,
+        next_step=state.step,
+        total_steps=info.total_steps,
+        clips_per_second=clock.clips_per_second(),
+        stop=int(signals.stop),
+        not_finite=bad,
+        has_failed=end.has_failed,
+        failure=saver.failure,
+    )
 
 
 def _step(
@@ -261,7 +232,7 @@ def _step(
 
 
 def _all_views(training: _Training, clock: Clock) -> Iterator[Views]:
-    """The views of one global batch after the other, without end."""
+    """Yields the views of one global batch after another, endlessly."""
     log_mel = LogMel(training.config.model.audio).to(get_device())
     batches = training.feed.batches(training.state.step)
     while True:
@@ -272,37 +243,5 @@ def _all_views(training: _Training, clock: Clock) -> Iterator[Views]:
 
 def _views(batch: FeedBatch, config: PretrainConfig, log_mel: LogMel) -> Views:
     parameters = draw_view_parameters(batch.clip_ids, batch.epochs, config.seed, config)
-    device = get_device()
-    clips = type(batch.clips)(*(tensor.to(device, non_blocking=True) for tensor in batch.clips))
-    return make_views(clips, parameters, config, log_mel)
-
-
-def together(
-    metrics: Mapping[str, Tensor | float], waited_seconds: float
-) -> tuple[dict[str, float], float]:
-    """The metrics averaged over the workers, and the longest of their waits for clips.
-
-    Waits for the device, and once for the workers: each has a place of its own for its wait in
-    what they sum up. Numbers that are no tensors are the same in every worker and stay as they are.
-    """
-    measured = {name: value for name, value in metrics.items() if isinstance(value, Tensor)}
-    averages = torch.stack([value.float() for value in measured.values()])
-    if distributed.is_initialized():
-        waits = averages.new_zeros(distributed.get_world_size())
-        waits[distributed.get_rank()] = waited_seconds
-        sums = torch.cat([averages, waits])
-        distributed.all_reduce(sums)
-        sums[: len(averages)] /= distributed.get_world_size()
-        values = sums.tolist()
-        waited_seconds = max(values[len(averages) :])
-    else:
-        values = averages.tolist()
-    numbers = {name: value for name, value in metrics.items() if not isinstance(value, Tensor)}
-    return numbers | dict(zip(measured, values, strict=False)), waited_seconds
-
-
-def _note(numbers: Mapping[str, float]) -> str:
-    note = f"loss {numbers['loss/total']:.3f}"
-    wait = numbers.get("time/data_wait_share", 0.0)
-    note += f"  data wait {wait:.0%}"
-    return note if wait <= MAX_WAIT else f"{note}, too much: {WAIT_REMEDY}"
+    # Through pinned memory: a copy from other memory first waits for everything queued on the GPU.
+    return make_views(copy_together(batch.clips, get_device()), parameters, config, log_mel)

@@ -7,8 +7,9 @@ from pathlib import Path
 import ray
 import torch
 
-from pipelines.config.base import JobConfig
+from pipelines.config.base import DecoderSettings, JobConfig
 from pipelines.errors import UserError
+from pipelines.media.sandbox import SandboxError, available, check_required
 from pipelines.tracking.server import check_tracking
 from ray_jobs.cli.cluster import check_ray, ray_address
 
@@ -57,6 +58,26 @@ def messages(*checks: Callable[[], object]) -> tuple[str, ...]:
         except UserError as error:
             found.append(str(error))
     return tuple(dict.fromkeys(found))
+
+
+def decoder_mistakes(config: JobConfig, decoder: DecoderSettings) -> tuple[str, ...]:
+    """Mistakes about how far decoding is confined, where it happens on this machine."""
+    try:
+        if ray_address(config.ray) is None:
+            check_required(decoder.sandbox, available())
+    except SandboxError as error:
+        return (str(error),)
+    return ()
+
+
+def decoder_text(config: JobConfig) -> str:
+    """How far decoding is confined, in one line."""
+    where = (
+        ""
+        if ray_address(config.ray) is None
+        else " here; each worker has what its own machine gives"
+    )
+    return f"{'decoder':9} {available()}{where}"
 
 
 def check_writable(place: str) -> None:

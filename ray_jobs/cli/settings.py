@@ -1,10 +1,10 @@
 """YAML file + `key=value` overrides -> checked, frozen settings; every mistake at once, in words.
 
-OmegaConf reads the file and merges the overrides, pydantic checks the plain result against the
+OmegaConf reads and merges the files, pydantic checks the plain result against the
 schema in `pipelines/config/`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -14,8 +14,9 @@ from pydantic import BaseModel, ValidationError
 from yaml import YAMLError
 
 from pipelines.config.describe import annotation_of, is_union
-from pipelines.config.mistakes import described_mistakes
+from pipelines.config.mistakes import Mistake, described_mistakes
 from pipelines.errors import UserError
+from ray_jobs.cli.bases import BASE, Configuration, Keys, read_configuration
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
@@ -26,44 +27,40 @@ def load_settings(schema: type[ConfigT], file: Path | None, overrides: Sequence[
     Raises:
         UserError: naming every mistake by its path, with the nearest right key for an unknown one.
     """
-    values = _read(file) if file else {}
+    values, origins = read_configuration(file, schema) if file else Configuration({}, {})
     for override in overrides:
-        _apply(values, override, schema)
+        path = _apply(values, override, schema)
+        origins = {key: base for key, base in origins.items() if key[: len(path)] != path}
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise UserError(_in_words(error, schema, str(file or "settings"))) from None
+        mistakes = described_mistakes(error, schema)
+        lines = [f"{mistake.text}{_origin(mistake, origins)}" for mistake in mistakes]
+        raise UserError(_in_words(lines, str(file or "settings"))) from None
 
 
-def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise UserError(f"configuration file ({file}) does not exist{_neighbours(file)}")
-    try:
-        values = _plain(OmegaConf.load(file))
-    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"configuration file ({file}) is not readable YAML: {reason}") from None
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise UserError(f"configuration file ({file}) must hold keys and values")
-    return {str(key): value for key, value in values.items()}
+def _origin(mistake: Mistake, origins: Mapping[Keys, Path]) -> str:
+    """Names the base that a wrong value comes from."""
+    for path, base in origins.items():
+        is_inside = mistake.path[: len(path)] == path
+        is_unknown_section = mistake.is_unknown and path[: len(mistake.path)] == mistake.path
+        if is_inside or is_unknown_section:
+            return f" (in {base})"
+    return ""
 
 
 def _plain(values: Any) -> Any:
     return OmegaConf.to_container(values, resolve=True)
 
 
-def _neighbours(file: Path) -> str:
-    if not file.parent.is_dir():
-        return ""
-    there = sorted(path.name for path in file.parent.glob("*.yaml"))
-    return f"; {file.parent} has {', '.join(there)}" if there else ""
-
-
-def _apply(values: dict[str, Any], override: str, schema: type[BaseModel]) -> None:
+def _apply(values: dict[str, Any], override: str, schema: type[BaseModel]) -> Keys:
+    """Puts `key=value` over the values; returns the key's parts."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"argument ({override}) must be key=value, such as name=test")
-    path = key.split(".")
+    path = tuple(key.split("."))
+    if path[-1] == BASE and annotation_of(schema, path) is None:
+        raise UserError(f"argument ({override}): {key} can only be set in a file")
     section = values
     for part in path[:-1]:
         inner = section.setdefault(part, {})
@@ -71,6 +68,7 @@ def _apply(values: dict[str, Any], override: str, schema: type[BaseModel]) -> No
             raise UserError(f"argument ({override}) goes through {part}, which is not a section")
         section = inner
     section[path[-1]] = _parsed(text, annotation_of(schema, path), override)
+    return path
 
 
 def _parsed(text: str, annotation: Any, override: str) -> Any:
@@ -84,8 +82,7 @@ def _parsed(text: str, annotation: Any, override: str) -> Any:
         raise UserError(f"argument ({override}) has a value that is not readable YAML") from error
 
 
-def _in_words(error: ValidationError, schema: type[BaseModel], file: str) -> str:
-    lines = [text for _, text in described_mistakes(error, schema)]
+def _in_words(lines: Sequence[str], file: str) -> str:
     if len(lines) == 1:
         return f"{file}: {lines[0]}"
     return "\n  ".join([f"{file}: {len(lines)} mistakes", *lines])

@@ -41,7 +41,7 @@ def test_every_kind_of_bad_input_is_told_at_once(tmp_path: Path):
 @pytest.mark.parametrize(
     ("job", "arguments", "message"),
     [
-        ("run", ["conf/run/smok.yaml"], "does not exist; conf/run has smoke.yaml"),
+        ("run", ["conf/run/smok.yaml"], "does not exist; conf/run has eight_gpus.yaml"),
         ("run", [SMOKE, "pretrain.epoch=3"], "did you mean pretrain.epochs?"),
         ("pretrain", ["conf/pretrain/smoke.yaml"], "is no clip dataset: it does not exist"),
         ("sweep", ["conf/sweep/smoke.yaml"], "is no clip dataset: it does not exist"),

@@ -1,10 +1,10 @@
-"""Files of the published checkpoints: read without running anything in them, and written.
+"""Reads and writes files of the published checkpoints.
 
-A file holds the weights of one encoder, under the names of training or under those of evaluation,
-or a whole checkpoint of training, `{"model": ..., "epoch": ..., "optimizer": ..., "amp": ...}`.
-Files come from outside: `pickles.py` reads them without running anything in them. PyTorch
-does not check that a tensor is as large as it says, so that is done here. What an encoder in a file
-is follows in `encoders.py`.
+A file holds the weights of one encoder, with names of training or of evaluation, or a whole
+checkpoint of training, `{"model": ..., "epoch": ..., "optimizer": ..., "amp": ...}`. Files are
+untrusted: `pickles.py` reads them without executing anything, and this module checks that the
+storage of each tensor is as large as its shape, which PyTorch does not. `encoders.py` builds
+encoders from them.
 
 Format: the checkpoints of arXiv:2211.13929.
 """
@@ -25,8 +25,8 @@ from xkd_core.xkd import XKD
 
 Naming = Literal["training", "evaluation"]
 
-WHOLE_KEY = "model"
-DISTRIBUTED_PREFIX = "module."
+_WHOLE_KEY = "model"
+_DISTRIBUTED_PREFIX = "module."
 _EVALUATION_RULES = (
     (r"^encoder\.", ""),
     (r"^encoder_norm\.", "norm."),
@@ -36,28 +36,28 @@ _EVALUATION_RULES = (
 
 
 def read_published_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name: of a whole checkpoint those of its networks and centres.
+    """Reads the tensors of a file by name; of a whole checkpoint those of networks and centers.
 
     Raises:
-        ValueError: If it is no such file, is damaged, or a tensor is not what it says it is.
+        ValueError: If the file is of another kind or damaged, or a tensor is inconsistent.
     """
     values = read_pickle(file)
-    if isinstance(values, Mapping) and isinstance(values.get(WHOLE_KEY), Mapping):
-        values = values[WHOLE_KEY]
+    if isinstance(values, Mapping) and isinstance(values.get(_WHOLE_KEY), Mapping):
+        values = values[_WHOLE_KEY]
     if not isinstance(values, Mapping):
         raise ValueError(f"{file} must hold tensors by name, but holds a {type(values).__name__}")
     if not any(isinstance(value, Tensor) for value in values.values()):
         names = ", ".join(printable(name) for name in list(values)[:8]) or "nothing"
         raise ValueError(
-            f"{file} must hold tensors by name, at its top or under {WHOLE_KEY!r}, but has {names}"
+            f"{file} must hold tensors by name, at its top or under {_WHOLE_KEY!r}, but has {names}"
         )
     for name, value in values.items():
         _check_tensor(name, value)
-    return {str(name).removeprefix(DISTRIBUTED_PREFIX): value for name, value in values.items()}
+    return {str(name).removeprefix(_DISTRIBUTED_PREFIX): value for name, value in values.items()}
 
 
 def save_published_encoder(encoder: Encoder, file: Path, *, naming: Naming = "training") -> None:
-    """Writes the weights of one encoder under the names of training or of evaluation."""
+    """Writes the weights of one encoder with the names of training or of evaluation."""
     tensors = to_published_encoder(encoder)
     if naming == "evaluation":
         tensors = {evaluation_name(name): tensor for name, tensor in tensors.items()}
@@ -65,19 +65,19 @@ def save_published_encoder(encoder: Encoder, file: Path, *, naming: Naming = "tr
 
 
 def save_published_model(model: XKD, centers: Centers, file: Path, *, epoch: int) -> None:
-    """Writes a whole checkpoint whose next epoch is `epoch`; `load_published` takes its tensors.
+    """Writes a whole checkpoint whose next epoch is `epoch`, for `load_published`.
 
-    The optimizer is left out: its file is in the order of the published program's parameters.
+    Omits the optimizer, whose state depends on the parameter order of the published program.
     """
     tensors = {
-        DISTRIBUTED_PREFIX + name: tensor
+        _DISTRIBUTED_PREFIX + name: tensor
         for name, tensor in _plain(to_published(model, centers)).items()
     }
-    torch.save({WHOLE_KEY: tensors, "epoch": epoch, "optimizer": None, "amp": None}, file)
+    torch.save({_WHOLE_KEY: tensors, "epoch": epoch, "optimizer": None, "amp": None}, file)
 
 
 def evaluation_name(name: str) -> str:
-    """What evaluation calls a tensor of a file of one encoder.
+    """Returns the name that evaluation gives to a tensor of one encoder.
 
     >>> evaluation_name("encoder.blocks.0.norm1.bias")
     'blocks.0.norm1.bias'
@@ -90,7 +90,7 @@ def evaluation_name(name: str) -> str:
 
 
 def _check_tensor(name: Any, value: Any) -> None:
-    """Refuses what is no tensor, no matrix of numbers, or larger than the memory behind it."""
+    """Refuses values that are not dense float tensors, or larger than their storage."""
     if not isinstance(name, str) or name != printable(name):
         raise ValueError(f"{printable(name)} is not the name of a tensor")
     if not isinstance(value, Tensor):

@@ -5,9 +5,9 @@ import pytest
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
+from pipelines.evaluation.classifiers import score
 from pipelines.evaluation.evaluate import check_evaluate, evaluate
 from pipelines.evaluation.features import features_of
-from pipelines.evaluation.scores import score
 from pipelines.models.checkpoints import TrainingInfo, checkpoint_name, save_checkpoint
 from pipelines.report.run_report import _maps, _retrievals, _shown_clips
 from tests.helpers.clip_datasets import write_dataset
@@ -59,8 +59,8 @@ def test_the_main_job_scores_nothing_where_no_clip_lies_in_its_splits(tmp_path):
     assert features.matrices["video/trained"].shape == (0, 32)
     assert features.retrieval["audio/trained"].shape == (0, 64)
     scores = score(features, config)
-    assert scores["reason"] == "no clip lies in a split that is scored"
-    assert scores["modalities"] == {}
+    assert scores.reason == "no clip lies in a split that is scored"
+    assert scores.modalities == {}
     assert (
         _shown_clips(features) == _maps(features) == _retrievals(dataset, trained, features) == []
     )

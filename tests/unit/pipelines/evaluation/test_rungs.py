@@ -9,6 +9,7 @@ import torch
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.evaluation.classifiers import score
 from pipelines.evaluation.features import features_of
 from pipelines.evaluation.rungs import (
     KNN_SETTINGS,
@@ -20,7 +21,6 @@ from pipelines.evaluation.rungs import (
     read_rungs,
     rung_steps,
 )
-from pipelines.evaluation.scores import score
 from pipelines.models.checkpoints import TrainingInfo, checkpoint_name, save_checkpoint
 from pipelines.training import state as train_state
 from tests.helpers.clip_datasets import write_dataset
@@ -124,8 +124,8 @@ def test_nearest_neighbors_say_what_an_evaluation_says_and_touch_nothing(tmp_pat
     assert all(torch.equal(before[name], t) for name, t in model_tensors(model).items())
     networks = {"trained": (model, config)}
     features = features_of(networks, ClipDataset.open(clips), KNN_SETTINGS, lambda *_: None)
-    expected = score(features, KNN_SETTINGS)["modalities"]
-    assert found == {f"health/{side}/knn": expected[side]["trained"]["knn"] for side in expected}
+    expected = score(features, KNN_SETTINGS).modalities
+    assert found == {f"health/{side}/knn": expected[side]["trained"].knn for side in expected}
     assert set(found) == {"health/video/knn", "health/audio/knn"}
 
 

@@ -31,7 +31,7 @@ def decode(source, **changes):
         "sample_rate": 16_000,
     }
     source = str(source) if not hasattr(source, "read") else source
-    return list(decode_segments(source, **(settings | changes)))
+    return list(decode_segments(source, formats="all", **(settings | changes)))
 
 
 def reason(source, **changes):
@@ -313,7 +313,7 @@ def test_bytes_decode_as_the_file_does(tmp_path):
 
 def test_probe_says_what_decoding_finds(tmp_path):
     path = write_numbered(tmp_path / "clip.mp4", 50)
-    info = probe(str(path))
+    info = probe(str(path), "all")
     assert (info.video_codec, info.audio_codec) == ("h264", "aac")
     assert (info.native_width, info.native_height, info.native_rate) == (64, 48, 25.0)
     assert info.duration_seconds == pytest.approx(2.0, abs=0.1)

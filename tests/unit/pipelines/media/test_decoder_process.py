@@ -1,4 +1,3 @@
-import json
 import os
 import signal
 import subprocess
@@ -10,7 +9,8 @@ import pytest
 
 from pipelines.media.container import DecodeError
 from pipelines.media.decode import decode_segments
-from pipelines.media.decoder_process import DecoderProcess, _SharedMemory
+from pipelines.media.decoder_process import DecoderProcess
+from pipelines.media.shared_memory import SharedMemory
 from tests.helpers.media import write_media, write_numbered
 
 SETTINGS = {
@@ -29,22 +29,38 @@ def decoder():
     process.close()
 
 
-def children():
-    """Processes that this one started and that still run."""
+def children(pid="self"):
+    """Processes that a process started and that still run."""
     return {
-        int(pid)
-        for thread in os.listdir("/proc/self/task")
-        for pid in open(f"/proc/self/task/{thread}/children").read().split()
+        int(child)
+        for thread in os.listdir(f"/proc/{pid}/task")
+        for child in open(f"/proc/{pid}/task/{thread}/children").read().split()
     }
 
 
 def child_of(decoder, path):
     """Starts a file, and gives the process that decodes it and the segments."""
-    before = children()
     segments = decoder.segments(str(path), **SETTINGS)
     next(segments)
-    (pid,) = children() - before
+    (pid,) = children(decoder._template.pid)
     return pid, segments
+
+
+def is_alive(pid):
+    """Whether a process runs; one that has ended waits for its parent to ask how."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for_end(pid):
+    for _ in range(200):
+        if not is_alive(pid):
+            return
+        time.sleep(0.05)
+    raise AssertionError("it lives on")
 
 
 def long_file(tmp_path):
@@ -82,16 +98,37 @@ def test_a_missing_stream_stays_missing(decoder, tmp_path):
     assert other.waveform is None
 
 
-def test_one_child_serves_all_files(decoder, tmp_path):
+def test_one_child_serves_files_that_take_little_time(decoder, tmp_path):
     path = write_numbered(tmp_path / "clip.mp4", 50)
     pid, segments = child_of(decoder, path)
     list(segments)
     (tmp_path / "bad.mp4").write_text("no media")
     with pytest.raises(DecodeError, match="Invalid data"):
         list(decoder.segments(str(tmp_path / "bad.mp4"), **SETTINGS))
-    before = children()
     list(decoder.segments(str(path), **SETTINGS))
-    assert pid in children() == before
+    assert children(decoder._template.pid) == {pid}
+
+
+def test_a_child_for_each_file_if_that_is_wanted(tmp_path):
+    decoder = DecoderProcess(
+        max_memory_bytes=1_000_000_000, timeout_seconds=20.0, process_per_file=True
+    )
+    path = write_numbered(tmp_path / "clip.mp4", 50)
+    pid, segments = child_of(decoder, path)
+    list(segments)
+    other, segments = child_of(decoder, path)
+    assert len(list(segments)) == 1
+    assert pid != other
+    assert not is_alive(pid)
+    decoder.close()
+
+
+def test_bytes_are_decoded_as_a_file_is(decoder, tmp_path):
+    path = write_numbered(tmp_path / "clip.mkv", 80)
+    assert_same_tensors(
+        list(decoder.segments(path.read_bytes(), **SETTINGS)),
+        list(decoder.segments(str(path), **SETTINGS)),
+    )
 
 
 @pytest.mark.parametrize("name", ["SIGSEGV", "SIGKILL", "SIGABRT"])
@@ -111,17 +148,32 @@ def test_a_child_that_died_between_two_files_is_replaced(decoder, tmp_path):
     pid, segments = child_of(decoder, clip)
     list(segments)
     os.kill(pid, signal.SIGKILL)
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    wait_for_end(pid)
     assert len(list(decoder.segments(str(clip), **SETTINGS))) == 2
 
 
-def test_a_file_that_hangs_times_out(tmp_path):
-    os.mkfifo(tmp_path / "pipe.mp4")
-    # Long enough for a process to start on a machine that has much else to do.
-    decoder = DecoderProcess(max_memory_bytes=1_000_000_000, timeout_seconds=10.0)
-    with pytest.raises(DecodeError, match=r"limits.max_decode_seconds \(10\)") as caught:
-        list(decoder.segments(str(tmp_path / "pipe.mp4"), **SETTINGS))
+@pytest.mark.parametrize("what", ["pipe", "folder", "device", "missing"])
+def test_what_is_no_file_is_unreadable_and_never_waited_for(decoder, tmp_path, what):
+    path = tmp_path / "clip.mp4"
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "folder":
+        path.mkdir()
+    elif what == "device":
+        path.symlink_to("/dev/zero")
+    with pytest.raises(DecodeError) as caught:
+        list(decoder.segments(str(path), **SETTINGS))
+    assert caught.value.reason == "unreadable"
+
+
+def test_a_child_that_hangs_times_out_and_is_ended(tmp_path):
+    decoder = DecoderProcess(max_memory_bytes=1_000_000_000, timeout_seconds=2.0)
+    pid, segments = child_of(decoder, long_file(tmp_path))
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(DecodeError, match=r"limits.max_decode_seconds \(2\)") as caught:
+        list(segments)
     assert caught.value.reason == "decoder_timeout"
+    assert not is_alive(pid)
     clip = write_numbered(tmp_path / "clip.mp4", 50)
     assert len(list(decoder.segments(str(clip), **SETTINGS))) == 2
     decoder.close()
@@ -140,9 +192,36 @@ def test_a_file_that_needs_too_much_memory_is_named(tmp_path):
 
 def test_leaving_a_file_early_leaves_no_process(tmp_path):
     decoder = DecoderProcess(max_memory_bytes=1_000_000_000, timeout_seconds=20.0)
+    before = children()
     pid, segments = child_of(decoder, long_file(tmp_path))
     segments.close()
-    assert pid not in children()
+    assert not is_alive(pid)
+    decoder.close()
+    assert children() == before
+
+
+def test_a_program_that_died_is_replaced(decoder, tmp_path):
+    """It is what decoders are forked from, and they end with it."""
+    clip = write_numbered(tmp_path / "clip.mp4", 50)
+    pid, segments = child_of(decoder, clip)
+    list(segments)
+    os.kill(decoder._template.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, decoder._template.pid, os.WEXITED | os.WNOWAIT)
+    wait_for_end(pid)
+    assert len(list(decoder.segments(str(clip), **SETTINGS))) == 2
+
+
+def test_a_process_that_was_forked_later_has_a_decoder_of_its_own(decoder, tmp_path):
+    clip = write_numbered(tmp_path / "clip.mp4", 50)
+    list(decoder.segments(str(clip), **SETTINGS))
+    forked = os.fork()
+    if not forked:
+        try:
+            os._exit(len(list(decoder.segments(str(clip), **SETTINGS))))
+        finally:
+            os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1]) == 2
+    assert len(list(decoder.segments(str(clip), **SETTINGS))) == 2
 
 
 def test_the_child_ends_when_its_parent_is_killed(tmp_path):
@@ -152,19 +231,23 @@ def test_the_child_ends_when_its_parent_is_killed(tmp_path):
         "decoder = DecoderProcess(max_memory_bytes=10**9, timeout_seconds=20.0)\n"
         f"segments = decoder.segments({str(path)!r}, **{SETTINGS!r})\n"
         "next(segments)\n"
-        "print(decoder._child.pid, flush=True)\n"
+        "print(decoder._template.pid, flush=True)\n"
         "sys.stdin.read()\n"
     )
+    pids = set()
     with subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as parent:
-        pid = int(parent.stdout.readline())
+        pids.add(int(parent.stdout.readline()))
+        pids |= children(*pids)
         parent.kill()
+    assert len(pids) == 2
     for _ in range(100):
-        if not os.path.exists(f"/proc/{pid}"):
+        if not any(map(is_alive, pids)):
             return
         time.sleep(0.1)
-    os.kill(pid, signal.SIGKILL)
+    for pid in filter(is_alive, pids):
+        os.kill(pid, signal.SIGKILL)
     raise AssertionError("the child outlived its parent")
 
 
@@ -189,81 +272,37 @@ def test_a_segment_that_was_given_does_not_change(decoder, tmp_path):
     assert np.array_equal(first.waveform, waveform)
 
 
+def test_a_file_that_asks_for_larger_segments_gets_memory_for_them(decoder, tmp_path):
+    path = write_numbered(tmp_path / "clip.mkv", 80)
+    for settings in (SETTINGS, SETTINGS | {"segment_seconds": 3.0, "short_side": 40}):
+        there = list(decoder.segments(str(path), **settings))
+        assert_same_tensors(there, list(decode_segments(str(path), **settings)))
+
+
 def test_a_segment_too_large_for_the_memory_is_named():
-    memory = _SharedMemory.new()
-    with pytest.raises(DecodeError, match="a segment of") as caught:
-        memory.reserve(1 << 62)
-    assert caught.value.reason == "out_of_memory"
+    memory = SharedMemory.new(1000)
+    with pytest.raises(ValueError, match="a segment of"):
+        memory.arrays((10, 10, 10, 3), 0)
     memory.close()
 
 
-def talking(monkeypatch, tmp_path, program):
-    """A decoder whose child runs a program in place of ours."""
-    package = tmp_path / "pipelines" / "media"
-    package.mkdir(parents=True)
-    (package.parent / "__init__.py").touch()
-    (package / "__init__.py").touch()
-    (package / "decoder_process.py").write_text(
-        "import json, os, sys, time\n"
-        "sys.stdin.readline()\n"
-        "def say(text):\n"
-        "    os.write(1, len(text).to_bytes(4, 'big') + text.encode())\n"
-        f"{program}\ntime.sleep(60)\n"
-    )
-    monkeypatch.setattr("pipelines.media.decoder_process.PACKAGES", tmp_path)
-    return DecoderProcess(max_memory_bytes=1_000_000_000, timeout_seconds=10.0)
-
-
-SEGMENT = {"start_seconds": 0, "duration_seconds": 1, "decode_errors": 0, "info": {}}
-
-
-@pytest.mark.parametrize(
-    "program",
-    [
-        "say('no JSON')",
-        "say('[]')",
-        "say('{}')",
-        'say(\'{"error": "undecodable"}\')',
-        f"say({json.dumps(SEGMENT | {'frames': [5, 5, 5, 3], 'samples': 0})!r})",
-        f"say({json.dumps(SEGMENT | {'frames': [-5, 5, 5, -3], 'samples': 0})!r})",
-        f"say({json.dumps(SEGMENT | {'frames': None, 'samples': -1})!r})",
-        f"say({json.dumps(SEGMENT | {'frames': [1 << 50, 1, 1, 3], 'samples': 0})!r})",
-        "os.write(1, b'\\xff\\xff\\xff\\xff')",
-    ],
-)
-def test_a_child_that_talks_nonsense_costs_one_file(monkeypatch, tmp_path, program):
-    decoder = talking(monkeypatch, tmp_path, program)
-    before = children()
-    with pytest.raises(DecodeError, match="nonsense") as caught:
-        list(decoder.segments("any.mp4", **SETTINGS))
-    assert caught.value.reason == "decoder_crashed"
-    assert children() == before
-
-
-def test_a_child_that_falls_silent_and_lives_on_is_ended_in_time(monkeypatch, tmp_path):
-    decoder = talking(monkeypatch, tmp_path, "os.close(1)")
-    decoder._timeout_seconds = 3.0
-    before = children()
-    with pytest.raises(DecodeError, match="closed its side"):
-        list(decoder.segments("any.mp4", **SETTINGS))
-    assert children() == before
-
-
-def test_a_child_that_cannot_start_leaves_nothing_open(monkeypatch):
-    monkeypatch.setattr(sys, "executable", "/no/such/python")
+@pytest.mark.parametrize("program", ["/no/such/python", "/bin/false"])
+def test_a_child_that_cannot_start_is_named_and_leaves_nothing_open(monkeypatch, tmp_path, program):
+    clip = write_numbered(tmp_path / "clip.mp4", 50)
+    monkeypatch.setattr(sys, "executable", program)
     decoder = DecoderProcess(max_memory_bytes=1_000_000_000, timeout_seconds=20.0)
     before = os.listdir("/proc/self/fd")
-    with pytest.raises(OSError, match="No such file"):
-        list(decoder.segments("any.mp4", **SETTINGS))
+    with pytest.raises(OSError, match=r"No such file|the decoder does not start: it exited with"):
+        list(decoder.segments(str(clip), **SETTINGS))
     assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="only Linux seals memory")
 def test_shared_memory_cannot_be_taken_away():
-    memory = _SharedMemory.new()
-    memory.reserve(100)
-    with pytest.raises(PermissionError):
-        os.ftruncate(memory.file, 10)
+    memory = SharedMemory.new(100)
+    for size in (10, 1000):
+        with pytest.raises(PermissionError):
+            os.ftruncate(memory.file, size)
     memory.close()
 
 
@@ -274,4 +313,4 @@ def test_nothing_stays_open(tmp_path):
     for _ in range(2):
         list(decoder.segments(str(path), **SETTINGS))
         decoder.close()
-    assert len(os.listdir("/proc/self/fd")) == len(before) + 1  # the selector
+    assert len(os.listdir("/proc/self/fd")) == len(before)

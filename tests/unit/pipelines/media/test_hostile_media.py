@@ -36,7 +36,9 @@ NUM_CUTS = 50
 
 @pytest.fixture(scope="module")
 def decoder():
-    process = DecoderProcess(max_memory_bytes=MAX_MEMORY_BYTES, timeout_seconds=120.0)
+    process = DecoderProcess(
+        max_memory_bytes=MAX_MEMORY_BYTES, timeout_seconds=120.0, formats="all"
+    )
     yield process
     process.close()
 
@@ -272,7 +274,7 @@ def fuzz(decoder, seeds, tmp_path, edit):
     path.write_bytes(data)
     assert outcome(decoder, path) not in {"decoder_crashed", "decoder_timeout"}
     try:
-        info = probe(str(path))
+        info = probe(str(path), "all")
     except DecodeError as error:
         reason = error.reason
     else:

@@ -55,7 +55,7 @@ def decode(path, **changes):
         "short_side": 48,
         "sample_rate": 16_000,
     }
-    (segment,) = decode_segments(str(path), **(settings | changes))
+    (segment,) = decode_segments(str(path), formats="all", **(settings | changes))
     return segment
 
 

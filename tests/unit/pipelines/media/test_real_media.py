@@ -27,7 +27,7 @@ def outcome(decoder, path):
 
 @pytest.mark.parametrize(("folder", "fewest"), [("odd", 30), ("singles", 20), ("film", 12)])
 def test_each_file_gives_segments_or_a_reason(data_dir, folder, fewest):
-    decoder = DecoderProcess(max_memory_bytes=2_000_000_000, timeout_seconds=60.0)
+    decoder = DecoderProcess(max_memory_bytes=2_000_000_000, timeout_seconds=60.0, formats="all")
     paths = sorted(path for path in (data_dir / folder).rglob("*") if path.is_file())
     outcomes = [outcome(decoder, path) for path in paths]
     decoder.close()

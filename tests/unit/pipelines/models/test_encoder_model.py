@@ -11,13 +11,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.pyfunc.scoring_server import invocations
 
 from pipelines.media.decode import decode_segments
 from pipelines.media.windows import audio_windows, video_windows
 from pipelines.models.encoder_inputs import resample_frames, resample_waveform
+from pipelines.models.input_decoder import InputDecoder
 from pipelines.registry.package import save_package, stage
 from tests.helpers.encoders import CLIPS, WIDTH, example_encoder, write_media
+from tests.helpers.media import tone
+from tests.helpers.media import write_media as write_wave
 from xkd_core.config import MethodConfig
 from xkd_core.views.log_mel import LogMel
 from xkd_core.views.views import ClipBatch, plain_views
@@ -67,6 +72,24 @@ def films(tmp_path_factory):
     return [
         write_media(folder / "long.mkv", seconds=3.0, seed=1),
         write_media(folder / "short.mkv", seconds=1.25, seed=2),
+    ]
+
+
+DECODING = {
+    "segment_seconds": CLIPS.segment_seconds,
+    "min_segment_seconds": CLIPS.min_segment_seconds,
+    "frame_rate": 8.0,
+    "short_side": CLIPS.short_side,
+    "sample_rate": 4_000,
+}
+
+
+def children(pid="self"):
+    """Processes that a process started."""
+    return [
+        child
+        for thread in os.listdir(f"/proc/{pid}/task")
+        for child in open(f"/proc/{pid}/task/{thread}/children").read().split()
     ]
 
 
@@ -160,6 +183,27 @@ def test_paths_bytes_and_arrays_of_a_film_give_the_same(models, films, modality)
         np.testing.assert_allclose(model.predict(inputs), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("seconds", [0.125, 0.375])
+def test_an_input_shorter_than_a_segment_of_training_is_embedded(models, tmp_path, seconds):
+    film = write_media(tmp_path / "short.mkv", seconds=seconds, seed=3)
+    (segment,) = decode_segments(
+        str(film),
+        segment_seconds=CLIPS.segment_seconds,
+        min_segment_seconds=0.01,
+        frame_rate=8.0,
+        short_side=CLIPS.short_side,
+        sample_rate=4_000,
+    )
+    assert len(segment.waveform) < CLIPS.min_segment_seconds * 4_000
+    for modality, array in {
+        "video": {"frames": [segment.frames]},
+        "audio": {"waveform": [segment.waveform]},
+    }.items():
+        embedding = models[modality].predict({"path": [str(film)]})
+        assert embedding.shape == (1, WIDTH)
+        np.testing.assert_allclose(embedding, models[modality].predict(array), atol=1e-6)
+
+
 def test_an_array_of_many_segments_is_cut_as_a_film_is(models, films):
     frames = np.concatenate([segment.frames for segment in decoded(films[0])])
     expected = models["video"].predict({"path": [str(films[0])]})
@@ -210,6 +254,73 @@ def test_a_package_holds_nothing_that_is_pickled_and_only_the_code_it_needs(pack
 def test_an_input_that_cannot_be_used_is_named(models, modality, inputs, message):
     with pytest.raises(ValueError, match=message):
         models[modality].predict(inputs)
+
+
+def test_a_format_beside_the_common_ones_is_refused_unless_it_is_asked_for(models, tmp_path):
+    film = write_wave(tmp_path / "sound.aiff", waveform=tone(2.0), codecs=("", "pcm_s16be"))
+    with pytest.raises(ValueError, match=r"format_not_allowed, aiff .* the parameter formats=all"):
+        models["audio"].predict({"path": [str(film)]})
+    embeddings = models["audio"].predict({"path": [str(film)]}, params={"formats": "all"})
+    assert embeddings.shape == (1, WIDTH)
+    with pytest.raises(ValueError, match=r"formats \(every\) must be common or all"):
+        models["audio"].predict({"path": [str(film)]}, params={"formats": "every"})
+
+
+def test_media_are_decoded_in_another_process_of_each_call(films):
+    lender = InputDecoder()
+    before = set(children())
+    pids = []
+    for _ in range(2):
+        with lender.lent() as decode:
+            segments = decode(str(films[0]), **DECODING)
+            next(segments)
+            (template,) = set(children()) - before
+            pids += children(template)
+    assert len(set(pids)) == 2
+    with lender.lent() as one, lender.lent() as other:  # two calls at a time
+        assert len(list(one(str(films[0]), **DECODING))) == len(
+            list(other(films[0].read_bytes(), **DECODING))
+        )
+
+
+def test_a_generator_that_is_left_does_not_disturb_the_next_call(films):
+    """An error keeps it alive, and it is closed while another call decodes."""
+    lender = InputDecoder()
+    with lender.lent() as decode:
+        left = decode(str(films[0]), **DECODING)
+        next(left)
+    with lender.lent() as decode:
+        segments = decode(str(films[0]), **DECODING)
+        next(segments)
+        left.close()
+        assert len(list(segments)) == 1
+
+
+def test_where_no_process_can_be_started_the_model_decodes_itself_and_says_so_once(
+    films, monkeypatch, caplog
+):
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    lender = InputDecoder()
+    for source in (str(films[0]), films[0].read_bytes()):
+        with lender.lent() as decode:
+            assert len(list(decode(source, **DECODING))) == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        "media are decoded in this process (No such file or directory): a hostile file could do "
+        "what it can"
+    ]
+
+
+def test_a_server_answers_with_the_input_and_not_with_its_own_files(models, films):
+    records = [{"path": str(films[0])}, {"path": "/nowhere.mp4"}]
+    request = json.dumps({"dataframe_records": records})
+    schema = models["video"].metadata.get_input_schema()
+    with pytest.raises(MlflowException) as caught:
+        invocations(request, "application/json", models["video"], schema)
+    answer = json.loads(caught.value.serialize_as_json())
+    assert answer["error_code"] == "BAD_REQUEST"
+    assert "input 1 (/nowhere.mp4) cannot be decoded" in answer["message"]
+    assert "stack_trace" not in answer
+    assert ".py" not in answer["message"]
 
 
 @pytest.mark.parametrize(("modality", "missing"), [("video", "picture"), ("audio", "sound")])

@@ -14,24 +14,7 @@ from mlflow.models import Model
 from pipelines.paths import PACKAGES
 from pipelines.registry.package import package_name, save_package, stage, traveling_files
 from tests.helpers.encoders import example_encoder
-
-LINE = "return (of_inputs / num_segments[:, None])"
-
-
-def other_code(folder, *, factor):
-    """Our packages, whose encoders answer some times as much."""
-    for package in ("pipelines", "xkd_core"):
-        shutil.copytree(
-            PACKAGES / package, folder / package, ignore=shutil.ignore_patterns("__pycache__")
-        )
-    edit(folder / "pipelines" / "models" / "encoder_model.py", factor)
-    return folder
-
-
-def edit(file, factor):
-    text = file.read_text()
-    assert LINE in text
-    file.write_text(text.replace(LINE, LINE.replace("(of", f"({factor} * of")))
+from tests.helpers.registered_code import copy_code, multiply_answers
 
 
 def saved(folder, code=PACKAGES):
@@ -49,7 +32,7 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     ours, content = saved(folder / "ours")
     doubled, other_content = saved(
-        folder / "doubled", other_code(folder / "other_checkout", factor=2)
+        folder / "doubled", copy_code(folder / "other_checkout", factor=2)
     )
     assert content != other_content
     return ours, doubled
@@ -72,7 +55,7 @@ def test_a_copy_whose_code_was_edited_runs_as_it_was_edited(models, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(models[0], copy)
     (file,) = copy.glob("code/*/pipelines/models/encoder_model.py")
-    edit(file, 3)
+    multiply_answers(file, 3)
     before = mlflow.pyfunc.load_model(str(models[0]))
     edited = mlflow.pyfunc.load_model(str(copy))
     again = mlflow.pyfunc.load_model(str(models[0]))
@@ -139,7 +122,7 @@ def test_a_line_of_the_copy_is_a_line_of_the_original(models):
 
 
 def test_code_that_cannot_travel_is_named_by_file_and_line(tmp_path):
-    code = other_code(tmp_path / "checkout", factor=1)
+    code = copy_code(tmp_path / "checkout", factor=1)
     file = code / "xkd_core" / "encoders.py"
     num_lines = len(file.read_text().splitlines())
     file.write_text(file.read_text() + "import xkd_core.shapes\n")

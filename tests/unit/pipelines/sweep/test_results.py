@@ -9,10 +9,10 @@ from pipelines.sweep.results import (
     best_trial,
     by_score,
     importance,
-    not_told_apart,
     option_scores,
     pareto_front,
     trials_done,
+    within_noise_of,
 )
 from pipelines.sweep.trial_files import Trial
 from tests.helpers.sweeps import example_trials, rungs_to, sweep_config
@@ -62,7 +62,7 @@ def test_scores_within_two_standard_errors_are_not_told_apart(config):
     error = math.sqrt(2 * 0.5 * 0.5 / 100)
     values = [0.5, 0.5 - 1.9 * error, 0.5 - 2.1 * error]
     trials = [scored(i, value, value, x=i) for i, value in enumerate(values)]
-    assert [t.number for t in not_told_apart(config, trials, trials[0])] == [1]
+    assert [t.number for t in within_noise_of(config, trials, trials[0])] == [1]
 
 
 def test_options_have_mean_and_spread_over_completed_trials(tmp_path):

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from pipelines.config.ingest import IngestConfig
-from pipelines.models.checkpoints import UNSENT_FILE, TrainingInfo, checkpoint_name, save_checkpoint
+from pipelines.models.checkpoints import TrainingInfo, checkpoint_name, save_checkpoint
 from pipelines.sweep import runs as sweep_runs
-from pipelines.sweep.runs import close_strays, close_trial, send_unsent
+from pipelines.sweep.runs import close_orphaned_runs, close_trial, send_unsent
 from pipelines.sweep.trial_files import add_trial, end_trial, read_trial, trial_folder
 from pipelines.tracking.run_folder import RUN_FILE
 from pipelines.tracking.runs import RunRef, metric_histories, open_run
+from pipelines.tracking.tracker import UNSENT_FILE
 
 
 def opened(home, name, parent=None):
@@ -64,7 +65,7 @@ def away(run):
 @pytest.fixture
 def impatient(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(sweep_runs, "SEND_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(sweep_runs, "_SEND_PATIENCE_SECONDS", 0.0)
 
 
 def test_a_trial_that_ends_is_closed_with_what_was_kept(tmp_path, whole):
@@ -102,7 +103,7 @@ def test_runs_that_are_still_open_end_as_their_trials_did(tmp_path, whole):
     runs = [add(tmp_path, whole, 0, "completed"), add(tmp_path, whole, 1, "failed")]
     runs += [add(tmp_path, whole, 2), opened(tmp_path, "of no trial", whole)]
     other = opened(tmp_path, "of no sweep")
-    close_strays(whole, tmp_path)
+    close_orphaned_runs(whole, tmp_path)
     assert [status_of(run) for run in runs] == ["FINISHED", "FAILED", "KILLED", "KILLED"]
     assert (status_of(other), status_of(whole)) == ("RUNNING", "RUNNING")
     tags = runs[0].client().get_run(runs[0].run_id).data.tags
@@ -111,5 +112,5 @@ def test_runs_that_are_still_open_end_as_their_trials_did(tmp_path, whole):
 
 @pytest.mark.usefixtures("impatient")
 def test_open_runs_that_mlflow_does_not_tell_are_a_warning(tmp_path, whole, caplog):
-    close_strays(away(whole), tmp_path)
+    close_orphaned_runs(away(whole), tmp_path)
     assert "MLflow does not say which runs of" in caplog.text

@@ -13,7 +13,7 @@ from pipelines.errors import JobFailed, Stopped, Terminated
 from pipelines.evaluation.rungs import add_rung
 from pipelines.sweep.run_trial import FAILURE, _RungReport
 from pipelines.sweep.search import SweepSearch, tune_result
-from pipelines.sweep.sweep import _Bookkeeper, _fit, _has_collapsed, how_it_ended, reopen_failed
+from pipelines.sweep.sweep import _Bookkeeper, _fit, _has_collapsed, reopen_failed, trial_outcome
 from pipelines.sweep.trial_files import add_trial, end_trial, read_trial, read_trials, trial_folder
 from pipelines.tracking.runs import RunRef
 from tests.helpers.sweeps import rungs_to, sweep_config
@@ -42,10 +42,8 @@ def test_what_ray_fails_with_is_one_line_that_says_how_to_go_on(error, line):
     with pytest.raises(JobFailed) as failed:
         _fit(tuner_that_raises(error))
     (told,) = str(failed.value).splitlines()
-    assert told.startswith(f"the sweep was cut off by {line}")
-    assert told.endswith(
-        "Trials and their checkpoints stay; the same command goes on with those left"
-    )
+    assert told.startswith(f"the sweep was interrupted by {line}")
+    assert told.endswith("Trials and their checkpoints stay; the same command continues the sweep")
 
 
 @pytest.mark.parametrize(
@@ -122,13 +120,13 @@ def last_result(config, rung, collapse=()):
 )
 def test_how_a_trial_ended(tmp_path, rung, collapse, ends, end):
     config = sweep_config(tmp_path, stopping={"collapsed": ends})
-    assert how_it_ended(config, last_result(config, rung, collapse)) == end
+    assert trial_outcome(config, last_result(config, rung, collapse)) == end
 
 
 def test_a_failure_is_how_it_ended_whatever_else_it_says(tmp_path):
     config = sweep_config(tmp_path)
     result = last_result(config, 2, SIGN) | {FAILURE: "no room"}
-    assert how_it_ended(config, result) == ("failed", "no room")
+    assert trial_outcome(config, result) == ("failed", "no room")
 
 
 def test_tune_ends_a_trial_that_has_collapsed_and_no_other(tmp_path):

@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 from pipelines.config.ingest import IngestConfig
 from pipelines.errors import JobFailed
 from pipelines.tracking import runs, server
-from pipelines.tracking.runs import log_dataset, metric_histories, open_run
+from pipelines.tracking.runs import RunRef, log_dataset, metric_histories, open_run
 from pipelines.tracking.tracker import Tracker
 from tests.helpers.tracking import run_at
 
@@ -81,7 +81,7 @@ def test_the_start_of_a_part_waits_for_mlflow(tmp_path, monkeypatch, method):
 def test_mlflow_that_stays_away_is_one_line(tmp_path, monkeypatch):
     whole = run_at(tmp_path)
     failing_first(monkeypatch, "create_run", *[NO_ANSWER] * 1000)
-    monkeypatch.setattr(runs, "WORK_PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(runs, "_WORK_PATIENCE_SECONDS", 0.3)
     with pytest.raises(JobFailed) as failed:
         run_at(tmp_path, parent=whole)
     assert "\n" not in str(failed.value)
@@ -98,3 +98,12 @@ def test_a_step_that_is_done_again_counts_once_with_its_later_value(tmp_path):
         time.sleep(0.002)  # MLflow's clock counts milliseconds
     expected = ([0, 1, 2, 3], [0.5, 0.5, 0.25, 0.25])
     assert metric_histories(run) == {"time/clips_per_second": expected}
+
+
+def test_a_run_in_a_file_has_a_page_and_a_command_that_serves_it(tmp_path):
+    run = run_at(tmp_path)
+    ending = f"/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+    assert run.page() == f"http://127.0.0.1:5000{ending}"
+    assert run.server_command().endswith(f"mlflow ui --backend-store-uri {run.uri}")
+    remote = RunRef("https://host/mlflow/", run.experiment_id, run.run_id)
+    assert (remote.page(), remote.server_command()) == (f"https://host/mlflow{ending}", "")

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.config.base import TrackingSettings
 from pipelines.errors import UserError
-from pipelines.sweep.runs import close_strays, close_trial
+from pipelines.sweep.runs import close_orphaned_runs, close_trial
 from pipelines.sweep.trial_files import add_trial, read_trial, trial_folder
 from pipelines.tracking.run_folder import RUN_FILE
 from pipelines.tracking.runs import RunRef, close_run
@@ -75,7 +75,7 @@ def test_a_password_is_told_by_nothing_that_fails(tmp_path, monkeypatch, caplog,
         add_trial(tmp_path, 0, {})
         (trial_folder(tmp_path, 0) / RUN_FILE).write_text(json.dumps({"run_id": run.run_id}))
         close_trial(run, tmp_path, read_trial(tmp_path, 0))
-        close_strays(run, tmp_path)
+        close_orphaned_runs(run, tmp_path)
         logging.getLogger("mlflow.system_metrics").warning("Failed to get run at %s", uri)
     told = [str(refused.value), *(record.getMessage() for record in caplog.records)]
     assert len(told) >= 6

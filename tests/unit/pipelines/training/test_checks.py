@@ -10,13 +10,9 @@ from pipelines.dataset.clip_ids import clip_ids_sha256
 from pipelines.errors import UserError
 from pipelines.models.checkpoints import TRAINING_FILE
 from pipelines.tracking.run_folder import RUN_FILE, RunFolder
-from pipelines.training.checks import (
-    EARLIER_SETTINGS,
-    check_pretrain,
-    training_length,
-    worker_resources,
-)
+from pipelines.training.checks import EARLIER_SETTINGS, check_pretrain, training_length
 from pipelines.training.pretrain import _open_run
+from pipelines.training.resources import worker_resources
 from tests.helpers.clip_datasets import source_of, write_dataset, write_segments
 from tests.helpers.training import folder_of, leave_checkpoint, tiny_config, tiny_dataset
 

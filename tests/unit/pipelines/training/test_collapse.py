@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.training.feed import make_feed
+from ray_jobs.cli.settings import load_settings
 from xkd_core.health import CollapseWatch, measure_health
 from xkd_core.losses import initial_centers
 from xkd_core.optim import build_optimizer
@@ -47,9 +47,8 @@ def clips(tmp_path_factory):
 
 def watched(clips, changes, num_steps, *, is_one_clip=False):
     """The watch after each record of the first steps of a training."""
-    recipe = OmegaConf.load(REPOSITORY / "conf/pretrain/smoke.yaml")
-    settings = OmegaConf.merge(recipe, OmegaConf.from_dotlist([*changes, f"dataset={clips}"]))
-    config = PretrainConfig.model_validate(OmegaConf.to_container(settings))
+    recipe = REPOSITORY / "conf/pretrain/smoke.yaml"
+    config = load_settings(PretrainConfig, recipe, [*changes, f"dataset={clips}"])
     feed = make_feed(config, ClipDataset.open(str(clips)), rank=0, world_size=1)
     torch.manual_seed(config.seed)
     model = build_xkd(config.model)

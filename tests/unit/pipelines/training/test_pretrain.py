@@ -11,19 +11,30 @@ import pytest
 
 from pipelines.errors import JobFailed, UserError
 from pipelines.files import locked
-from pipelines.models.checkpoints import UNSENT_FILE
 from pipelines.tracking.run_folder import LOCK_FILE, RUN_FILE
 from pipelines.tracking.runs import RunRef
+from pipelines.tracking.tracker import UNSENT_FILE
 from pipelines.training.checks import check_pretrain
+from pipelines.training.outcome import TrainOutcome
 from pipelines.training.pretrain import (
     _fit_unless_interrupted,
     _open_run,
     _warn_of_unsent,
     pretrain,
 )
+from pipelines.training.stopping import Stop
 from tests.helpers.training import folder_of, leave_checkpoint, tiny_config, tiny_dataset
 
-OUTCOME = {"next_step": 5, "total_steps": 9, "not_finite": None, "has_failed": False}
+OUTCOME = TrainOutcome(
+    first_step=0,
+    next_step=5,
+    total_steps=9,
+    clips_per_second=1.0,
+    stop=Stop.ASKED,
+    not_finite=None,
+    has_failed=False,
+    failure="",
+)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.training.throughput import MIN_TIMES, Clock, SlowWatch
+from pipelines.training.throughput import MIN_TIMES, Clock, SlowdownWatch
 
 
 def lap(pace: float, wait: float = 0.0, seconds: float = 1.0) -> dict[str, float]:
@@ -14,19 +14,19 @@ def lap(pace: float, wait: float = 0.0, seconds: float = 1.0) -> dict[str, float
 
 
 def test_waiting_for_clips_is_told_once_each_time_it_begins():
-    watch = SlowWatch(judged_seconds=1.0)
+    watch = SlowdownWatch(judged_seconds=1.0)
     told = [bool(watch.new_warnings(lap(10, wait), 1)) for wait in (0.05, 0.2, 0.3, 0.0, 0.2)]
     assert told == [False, True, False, False, True]
 
 
 def test_a_warning_names_step_figure_and_remedy():
-    text = SlowWatch(judged_seconds=1.0).new_warnings(lap(10, 0.25), 70)["data_wait"]
+    text = SlowdownWatch(judged_seconds=1.0).new_warnings(lap(10, 0.25), 70)["data_wait"]
     assert text.startswith("step 70: 25% of the time")
     assert "faster disk" in text
 
 
 def test_a_drop_is_told_against_the_usual_pace():
-    watch = SlowWatch(judged_seconds=1.0)
+    watch = SlowdownWatch(judged_seconds=1.0)
     for step in range(MIN_TIMES):
         assert not watch.new_warnings(lap(100), step)
     assert not watch.new_warnings(lap(80), 8)
@@ -34,7 +34,7 @@ def test_a_drop_is_told_against_the_usual_pace():
 
 
 def test_a_single_slow_step_is_not_told():
-    watch = SlowWatch(judged_seconds=10.0)
+    watch = SlowdownWatch(judged_seconds=10.0)
     for _ in range(10 * MIN_TIMES):
         assert not watch.new_warnings(lap(100), 1)
     assert not watch.new_warnings(lap(10), 2)

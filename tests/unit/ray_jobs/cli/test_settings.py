@@ -3,16 +3,19 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipelines.config.describe import setting_descriptions
 from pipelines.config.embed import EmbedConfig
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.import_checkpoint import ImportConfig
 from pipelines.config.ingest import IngestConfig
-from pipelines.config.pretrain import PretrainConfig
+from pipelines.config.mistakes import mistakes_in
+from pipelines.config.pretrain import PretrainConfig, PretrainSettings
 from pipelines.config.promote import PromoteConfig
 from pipelines.config.run import RunConfig
 from pipelines.config.sweep import SweepConfig
+from pipelines.config.written import write_settings
 from pipelines.errors import UserError
 from ray_jobs.cli.settings import load_settings
 
@@ -26,7 +29,9 @@ SCHEMAS = {
     "sweep": SweepConfig,
     "embed": EmbedConfig,
 }
-FILES = sorted(CONF.rglob("*.yaml"))
+PARTS = {"recipe": PretrainSettings, "hardware": PretrainSettings}
+"""Folders of files that others name as their `base`."""
+FILES = sorted(file for file in CONF.rglob("*.yaml") if file.parent.name not in PARTS)
 
 
 def test_every_job_has_a_smoke_configuration():
@@ -44,6 +49,34 @@ def test_configuration_file_opens_with_its_command(file):
     job = file.parent.name
     header = [line for line in file.read_text().splitlines() if line.startswith("#")]
     assert any(f"python -m ray_jobs.{job} conf/{job}/{file.name}" in line for line in header)
+
+
+@pytest.mark.parametrize("folder", PARTS)
+def test_parts_are_settings_of_a_section_that_a_job_uses(folder):
+    """A part alone lacks what is required, but has no key that its section does not have."""
+    used = "".join(file.read_text() for file in FILES)
+    for file in sorted((CONF / folder).glob("*.yaml")):
+        whole = {"epochs": 100, "batch_size": 64} | yaml.safe_load(file.read_text())
+        assert mistakes_in(whole, PARTS[folder]) == [], file
+        assert f"../{folder}/{file.name}" in used
+        assert file.read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONF)))
+def test_resolved_settings_are_a_configuration_with_the_same_result(file, tmp_path):
+    config = load_settings(SCHEMAS[file.parent.name], file, [])
+    written = write_settings(tmp_path / "config.yaml", config)
+    assert load_settings(type(config), written, []) == config
+
+
+def test_resolved_settings_keep_odd_paths_and_no_password(tmp_path):
+    odd = f"{tmp_path}/a ${{b}} 'c': d"
+    server = "tracking.uri=http://me:secret@host:5000"
+    config = load_settings(IngestConfig, None, [f"input={odd}", "output=/out", server])
+    written = write_settings(tmp_path / "config.yaml", config)
+    assert load_settings(IngestConfig, written, []).input == odd
+    assert "secret" not in written.read_text()
+    assert "give tracking.uri again" in written.read_text()
 
 
 def test_paper_recipe_is_that_of_the_method():
@@ -144,7 +177,7 @@ def test_a_published_dataset_without_its_folder_is_refused_before_clips_are_made
 
 
 def test_missing_file_names_its_neighbours():
-    with pytest.raises(UserError, match=r"smok\.yaml\) does not exist; .* has smoke\.yaml"):
+    with pytest.raises(UserError, match=r"smok\.yaml\) does not exist; .* has .*smoke\.yaml"):
         load_settings(RunConfig, CONF / "run" / "smok.yaml", [])
 
 

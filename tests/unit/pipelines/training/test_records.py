@@ -3,11 +3,11 @@
 import torch
 from torch import distributed, multiprocessing
 
-from pipelines.training.loop import together
+from pipelines.training.records import reduce_metrics
 
 
 def test_one_worker_has_its_own_numbers():
-    assert together({"loss/total": torch.tensor(1.5)}, 0.25) == ({"loss/total": 1.5}, 0.25)
+    assert reduce_metrics({"loss/total": torch.tensor(1.5)}, 0.25) == ({"loss/total": 1.5}, 0.25)
 
 
 def tell(rank, meeting_file):
@@ -15,7 +15,7 @@ def tell(rank, meeting_file):
         "gloo", init_method=f"file://{meeting_file}", rank=rank, world_size=2
     )
     metrics = {"loss/total": torch.tensor(1.0 + rank), "loss/alignment": torch.tensor(4.0)}
-    numbers, waited = together({"schedule/epoch": 0.1, **metrics}, [0.5, 3.0][rank])
+    numbers, waited = reduce_metrics({"schedule/epoch": 0.1, **metrics}, [0.5, 3.0][rank])
     assert numbers == {"schedule/epoch": 0.1, "loss/total": 1.5, "loss/alignment": 4.0}
     assert waited == 3.0
     distributed.destroy_process_group()

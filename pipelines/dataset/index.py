@@ -1,0 +1,308 @@
+"""The index of a clip dataset: all that is small of every row, in the order of the shards.
+
+An ingest leaves it as `index.arrow`, one record batch without compression. Processes map the file
+into memory and share its pages, and opening takes the same time for ten clips and ten million.
+Without the file, or if it is of other clips, the index is read from the shards.
+"""
+
+import json
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipelines.dataset.schema import CLIPS, INDEX_FILE, STRETCH, check_columns
+from pipelines.dataset.shards import READ_THREADS, open_parquet
+from pipelines.files import replacing
+from pipelines.filesystems import filesystem_of
+from pipelines.paths import is_uri
+from pipelines.redaction import one_line
+
+logger = logging.getLogger(__name__)
+
+_SCHEMA = pa.schema(
+    [
+        pa.field("clip_id", pa.large_string()),
+        pa.field("source", pa.dictionary(pa.int32(), pa.large_string())),
+        pa.field("label", pa.dictionary(pa.int32(), pa.large_string())),
+        pa.field("split", pa.dictionary(pa.int32(), pa.large_string())),
+        pa.field("start_seconds", pa.float64()),
+        pa.field("num_frames", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field("num_samples", pa.int32()),
+        pa.field("has_audio", pa.uint8()),
+        pa.field("group", pa.int32()),
+        pa.field("source_number", pa.int32()),
+    ]
+)
+_KEY = b"xkd.index"
+"""The metadata that says which dataset an index is of."""
+_VERSION = 1
+
+
+class TextColumn:
+    """A column of text that stays where it is, mostly in a file; missing text is empty.
+
+    Asked for a row it gives a string, asked for rows (numbers, a mask, a slice) a NumPy array.
+    """
+
+    def __init__(self, array: pa.Array) -> None:
+        self._array = array
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tolist())
+
+    def __getitem__(self, rows: Any) -> Any:
+        if isinstance(rows, slice):
+            return _to_text(self._array[rows])
+        if np.ndim(rows) == 0:
+            return self._array[int(rows)].as_py()
+        chosen = np.asarray(rows)
+        if chosen.dtype == bool:
+            chosen = np.flatnonzero(chosen)
+        return _to_text(self._array.take(pa.array(chosen.astype(np.int64))))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        text = _to_text(self._array)
+        return text if dtype is None else text.astype(dtype)
+
+    # As of an array: where it is equal.
+    def __eq__(self, text: object) -> NDArray[np.bool_]:  # type: ignore[override]
+        return self.isin([str(text)])
+
+    def __ne__(self, text: object) -> NDArray[np.bool_]:  # type: ignore[override]
+        return ~self.isin([str(text)])
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def tolist(self) -> list[str]:
+        """Gives the text of all rows."""
+        return cast(list[str], self._array.to_pylist())
+
+    def isin(self, values: Collection[str]) -> NDArray[np.bool_]:
+        """Says where the text is one of some values."""
+        wanted = pa.array(sorted(values), pa.large_string())
+        if not pa.types.is_dictionary(self._array.type):
+            return _as_bool(pc.is_in(self._array, value_set=wanted))
+        there = _as_bool(pc.is_in(self._array.dictionary, value_set=wanted))
+        return cast(NDArray[np.bool_], there[self._array.indices.to_numpy()])
+
+    def unique(self) -> list[str]:
+        """Gives the different texts, sorted."""
+        return sorted(pc.unique(self._array).to_pylist())
+
+
+@dataclass(frozen=True, eq=False)
+class ClipIndex:
+    """All that is small of every row; arrays may not be written."""
+
+    clip_id: TextColumn
+    source: TextColumn
+    label: TextColumn
+    split: TextColumn
+    start_seconds: NDArray[np.float64]
+    num_frames: NDArray[np.int32]
+    height: NDArray[np.int32]
+    width: NDArray[np.int32]
+    num_samples: NDArray[np.int32]
+    has_audio: NDArray[np.bool_]
+    group: NDArray[np.int32]
+    """Row group of each row, counted over all shards."""
+    source_number: NDArray[np.int32]
+    """Equal for the rows of one source: the same bytes, and the same stretch of them. Sources are
+    numbered in the order of their first rows."""
+    shards: tuple[str, ...]
+    """The files of clips, in the order of the rows."""
+    group_ends: NDArray[np.int64]
+    """Row groups up to the end of each shard."""
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+    @cached_property
+    def row_in_group(self) -> NDArray[np.int64]:
+        """Where each row is in its row group."""
+        first_rows = np.flatnonzero(np.diff(self.group, prepend=-1))
+        return np.arange(len(self)) - first_rows[self.group]
+
+    def place_of_group(self, group: int) -> tuple[str, int]:
+        """The shard of a row group, and its number there."""
+        shard = int(np.searchsorted(self.group_ends, group, side="right"))
+        return self.shards[shard], group - (int(self.group_ends[shard - 1]) if shard else 0)
+
+    def rows_of_group(self, group: int) -> tuple[int, int]:
+        """The first row of a row group, and the first of the next one."""
+        first, stop = np.searchsorted(self.group, [group, group + 1])
+        return int(first), int(stop)
+
+
+def read_shards(shards: Sequence[str]) -> ClipIndex:
+    """Reads the index from the shards.
+
+    Raises:
+        UserError: If one is damaged or not there.
+    """
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        parts = list(pool.map(_read_small, shards))
+    tables = [table for table, _ in parts]
+    sizes = np.array([size for _, sizes in parts for size in sizes], np.int64)
+    rows = pa.concat_tables(tables) if tables else _empty_rows()
+    columns = {
+        **{name: rows[name] for name in _SCHEMA.names if name in rows.schema.names},
+        "group": np.repeat(np.arange(len(sizes)), sizes).astype(np.int32),
+        "source_number": _source_numbers(rows),
+    }
+    batch = pa.RecordBatch.from_arrays(
+        [_to_column(columns[field.name], field.type) for field in _SCHEMA], schema=_SCHEMA
+    )
+    num_groups = np.array([len(sizes) for _, sizes in parts], np.int64)
+    return _index_of(batch, tuple(shards), np.cumsum(num_groups))
+
+
+def write_index(folder: Path, dataset_id: str, index: ClipIndex) -> None:
+    """Leaves the index of the clips in a folder, whole or not at all."""
+    arrays = [
+        _array_of(getattr(index, field.name)).cast(field.type, safe=False) for field in _SCHEMA
+    ]
+    key = {
+        "version": _VERSION,
+        "dataset_id": dataset_id,
+        "shards": [shard.rpartition("/")[2] for shard in index.shards],
+        "group_ends": index.group_ends.tolist(),
+    }
+    schema = _SCHEMA.with_metadata({_KEY: json.dumps(key)})
+    with (
+        replacing(folder / INDEX_FILE) as temporary,
+        pa.OSFile(str(temporary), "wb") as file,
+        pa.ipc.new_file(file, schema) as writer,
+    ):
+        writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+
+
+def read_index(dataset: str, clips_folder: str, manifest: Mapping[str, Any]) -> ClipIndex | None:
+    """Opens the index file of a dataset, or gives None if there is none that fits.
+
+    Args:
+        dataset: Folder or URI of the dataset.
+        clips_folder: Where its shards are.
+        manifest: Of the dataset.
+    """
+    place = f"{dataset}/{INDEX_FILE}"
+    try:
+        reader = pa.ipc.open_file(_open(place))
+        key = json.loads((reader.schema.metadata or {}).get(_KEY, b"{}"))
+        is_same = key.get("dataset_id") == manifest["dataset_id"]
+        if not is_same or key["version"] != _VERSION or reader.num_record_batches != 1:
+            return None
+        batch = reader.get_batch(0)
+        batch.validate()
+        if not batch.schema.equals(_SCHEMA) or len(batch) != manifest["clips"]:
+            return None
+        shards = tuple(f"{clips_folder}/{name}" for name in key["shards"])
+        return _index_of(batch, shards, np.array(key["group_ends"], np.int64))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        logger.warning("index (%s) cannot be read, the shards are: %s", place, one_line(error))
+        return None
+
+
+def _open(place: str) -> pa.NativeFile | pa.Buffer:
+    """The bytes of an index: of a local one they stay in the file."""
+    if not is_uri(place):
+        return pa.memory_map(place)
+    filesystem, path = filesystem_of(place)
+    with filesystem.open_input_file(path) as file:
+        return file.read_buffer()
+
+
+def _index_of(
+    batch: pa.RecordBatch, shards: tuple[str, ...], group_ends: NDArray[np.int64]
+) -> ClipIndex:
+    columns = {name: _from_column(batch.column(name)) for name in _SCHEMA.names}
+    columns["has_audio"] = columns["has_audio"].view(np.bool_)
+    assert columns.keys() <= {field.name for field in fields(ClipIndex)}
+    return ClipIndex(**columns, shards=shards, group_ends=group_ends)
+
+
+def _read_small(shard: str) -> tuple[pa.Table, list[int]]:
+    """The columns that the index is made of, and the rows of each row group."""
+    with open_parquet(shard) as file:
+        check_columns(f"shard ({shard})", file.schema_arrow, CLIPS)
+        groups = range(file.num_row_groups)
+        sizes = [file.metadata.row_group(i).num_rows for i in groups]
+        return file.read(columns=_empty_rows().schema.names, use_threads=False), sizes
+
+
+def _empty_rows() -> pa.Table:
+    """A table of the columns of shards that the index is made of, without rows."""
+    names = [name for name in _SCHEMA.names if name in CLIPS.names]
+    names += ["source_hash", *(field.name for field in STRETCH)]
+    return pa.schema([CLIPS.field(name) for name in names]).empty_table()
+
+
+def _source_numbers(table: pa.Table) -> NDArray[np.int32]:
+    """Numbers the sources of a table's rows: a file that was renamed is the same one."""
+    hashes = pc.unique(table["source_hash"])
+    codes = pc.index_in(table["source_hash"], value_set=hashes)
+    # An open end is unequal to any time.
+    ends = [pc.fill_null(table[field.name], -1.0) for field in STRETCH]
+    keys = [column.to_numpy() for column in (codes, *ends)]
+    order = np.lexsort(keys)
+    is_new = np.zeros(len(order), bool)
+    for key in keys:
+        is_new[1:] |= key[order[1:]] != key[order[:-1]]
+    numbers = np.cumsum(is_new)[np.argsort(order)]
+    _, first_rows, numbers = np.unique(numbers, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first_rows))[numbers].astype(np.int32)
+
+
+def _to_column(values: Any, kind: pa.DataType) -> pa.Array:
+    """One array of a column of the index."""
+    if isinstance(values, np.ndarray):
+        return pa.array(values, kind)
+    if pa.types.is_dictionary(kind):
+        text = pc.fill_null(values.cast(pa.large_string()), "")
+        return _combined(text.dictionary_encode().unify_dictionaries())
+    if pa.types.is_uint8(kind):
+        values = values.cast(pa.uint8())
+    return _combined(values.cast(kind))
+
+
+def _combined(column: pa.ChunkedArray) -> pa.Array:
+    whole = column.combine_chunks()
+    # Of no chunk, or of several dictionaries that are equal, pyarrow makes a chunked array again.
+    return pa.concat_arrays(whole.chunks) if isinstance(whole, pa.ChunkedArray) else whole
+
+
+def _from_column(array: pa.Array) -> Any:
+    is_text = pa.types.is_dictionary(array.type) or pa.types.is_large_string(array.type)
+    return TextColumn(array) if is_text else array.to_numpy()
+
+
+def _array_of(column: Any) -> pa.Array:
+    if isinstance(column, TextColumn):
+        return column._array
+    return pa.array(column.view(np.uint8) if column.dtype == bool else column)
+
+
+def _to_text(array: pa.Array) -> NDArray[np.str_]:
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    return np.array(array.to_pylist(), dtype=np.str_)
+
+
+def _as_bool(array: pa.Array) -> NDArray[np.bool_]:
+    return cast(NDArray[np.bool_], array.to_numpy(zero_copy_only=False))

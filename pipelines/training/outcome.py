@@ -1,0 +1,72 @@
+"""How a training ended: what rank 0 reports and how the driver judges it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.config.pretrain import PretrainConfig
+from pipelines.errors import JobFailed, Stopped, UserError
+from pipelines.models.checkpoints import find_checkpoint
+from pipelines.training.stopping import Stop
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """Return value of rank 0, sent to the driver as a dictionary."""
+
+    first_step: int
+    """Step at which these workers started."""
+    next_step: int
+    """Step after the last completed one."""
+    total_steps: int
+    clips_per_second: float
+    stop: int
+    """A `Stop`: why the training ended before its last step."""
+    not_finite: tuple[int, Sequence[str]] | None
+    """First step with a loss or gradient that is not finite, and the names of these metrics."""
+    has_failed: bool
+    """Whether a checkpoint could not be written."""
+    failure: str
+    """Why it could not be written."""
+
+    @property
+    def is_interrupted_in_order(self) -> bool:
+        """Whether all completed steps are saved."""
+        return not self.not_finite and not self.has_failed
+
+    def summary_text(self) -> str:
+        """Describes how far the training got."""
+        return f"{self.next_step} of {self.total_steps} steps are done and saved"
+
+
+def check_outcome(outcome: TrainOutcome, config: PretrainConfig, folder: Path) -> None:
+    """Checks that a training reached its last step.
+
+    Raises:
+        JobFailed: If a loss is not finite or a checkpoint could not be written.
+        Stopped: If the training stopped early with a checkpoint.
+    """
+    if outcome.not_finite:
+        step, terms = outcome.not_finite
+        raise JobFailed(
+            f"step {step} has a loss that is not finite ({', '.join(terms)}); "
+            f"{_last_checkpoint(folder)}. "
+            "Usual remedies: a lower optimizer.learning_rate, precision=float32"
+        )
+    if outcome.has_failed:
+        raise JobFailed(
+            f"a checkpoint could not be written to {folder}: {outcome.failure}; "
+            f"{_last_checkpoint(folder)}. Free some space; the same command goes on from there"
+        )
+    if outcome.next_step < outcome.total_steps:
+        reason = "a worker got SIGTERM"
+        if outcome.stop == Stop.TIME_IS_UP:
+            reason = f"max_seconds ({config.max_seconds:g}) are over"
+        raise Stopped(f"{reason}: {outcome.summary_text()}. The same command goes on from there")
+
+
+def _last_checkpoint(folder: Path) -> str:
+    try:
+        return f"the last good checkpoint is {find_checkpoint(str(folder))}"
+    except UserError:
+        return "there is no checkpoint yet"

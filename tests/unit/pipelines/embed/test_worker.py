@@ -1,0 +1,57 @@
+"""A worker embeds with the code of the version that it loads, not with the code that it runs."""
+
+from dataclasses import replace
+from functools import partial
+
+import mlflow
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipelines.config.base import JobConfig, LimitsSettings, TrackingSettings
+from pipelines.config.promote import PromoteSettings
+from pipelines.embed.worker import UnitEmbedder
+from pipelines.ingest.plan import Unit, UnitSource
+from pipelines.registry import versions
+from pipelines.registry.package import stage
+from pipelines.registry.promote import promote
+from pipelines.registry.uri import resolve_model
+from pipelines.tracking.runs import open_run
+from tests.helpers.encoders import write_checkpoint, write_media
+from tests.helpers.registered_code import copy_code
+
+
+def test_each_version_embeds_with_its_own_code(tmp_path, monkeypatch):
+    tracking = TrackingSettings(uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    run = open_run(JobConfig(tracking=tracking), "promote", "test")
+    checkpoint = write_checkpoint(tmp_path / "run")
+    promote(checkpoint, None, PromoteSettings(), run)
+    code = copy_code(tmp_path / "checkout", factor=2)
+    monkeypatch.setattr(versions, "stage", partial(stage, packages=code))
+    promote(checkpoint, None, PromoteSettings(), run)
+
+    film = write_media(tmp_path / "film.mkv", seconds=3.0)
+    source = UnitSource(str(film), str(film), "hash", film.stat().st_size, None, None, None)
+    row = {"name": "unit", "shard": "", "unit": Unit("unit", (source,)).to_json()}
+    embeddings = []
+    try:
+        version = resolve_model("models:/xkd-audio/1", tracking)
+        workers = [
+            UnitEmbedder(
+                str(tmp_path / str(number)),
+                str(tmp_path),
+                run.uri,
+                replace(version, version=number),
+                LimitsSettings().model_dump(),
+                batch_size=2,
+            )
+            for number in (1, 2)
+        ]
+        for number, worker in enumerate(workers, start=1):
+            (tmp_path / str(number) / "embeddings").mkdir(parents=True)
+            assert [outcome["clips"] for outcome in worker(row)] == [2]
+            table = pq.read_table(tmp_path / str(number) / "embeddings" / "unit.parquet")
+            embeddings.append(np.stack(table["embedding"].to_numpy()))
+    finally:
+        mlflow.set_tracking_uri(None)
+    assert np.abs(embeddings[0]).max() > 0.1
+    np.testing.assert_allclose(embeddings[1], 2 * embeddings[0], rtol=1e-6)
