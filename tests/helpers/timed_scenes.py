@@ -87,13 +87,13 @@ def mismatches(segments: list[Segment], late: float = 0.0) -> list[tuple[int, in
     """Ticks at which picture and sound of different moments meet, with both.
 
     Where the tone changes, or sound begins or ends, a tick can be heard as another second, so the
-    ticks beside it have to agree.
+    ticks beside it have to agree with it.
     """
     found = []
     seen, sounds = seen_and_heard(segments)
     for tick, (frame, second) in enumerate(zip(seen, sounds, strict=True)):
         beside = sounds[max(0, tick - 1) : tick + 2]
-        if frame is None or second is None or beside.count(second) < 2:
+        if frame is None or second is None or set(beside) != {second}:
             continue
         moment = frame / RATE
         nearest = min(max(moment, float(second)), second + 1.0)

@@ -336,7 +336,7 @@ def check_flawed(folder, flawed):
         assert len(shown & inside) >= 0.9 * 8 * seconds - 1
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(flawed=flaws())
 def test_what_does_not_belong_together_never_meets(tmp_path, flawed):
     check_flawed(tmp_path, flawed)
@@ -387,7 +387,7 @@ def check_moved(folder, moved):
     assert len(held) <= 8 * gap_seconds + 4
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(moved=moved_packets())
 def test_gaps_noise_and_jumps_never_pair_what_does_not_belong(tmp_path, moved):
     check_moved(tmp_path, moved)
