@@ -84,7 +84,6 @@ class UnitEmbedder:
     ) -> None:
         # Models of this project hold no pickles; another one is refused.
         os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         mlflow.set_tracking_uri(tracking_uri)
         self._model = mlflow.pyfunc.load_model(version.uri)
         self._output, self._scratch = Path(output), Path(scratch)

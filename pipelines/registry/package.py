@@ -9,7 +9,6 @@ eight digits of a hash of weights, settings, and code, and import each other fro
 import ast
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -28,10 +27,6 @@ from pipelines.models.encoder_model import DEFAULT_BATCH_SIZE, ENCODER_ARTIFACT
 from pipelines.paths import PACKAGES
 from pipelines.registry.renaming import renamed
 from xkd_core.encoders import Encoder
-
-# MLflow would copy the uv.lock of the project that a job is started in.
-os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 _PACKAGES = ("pipelines", "xkd_core")
 # Paths alone: importing the entry would name the model to MLflow.

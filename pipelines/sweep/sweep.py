@@ -7,7 +7,6 @@ driver is killed.
 """
 
 import logging
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -42,12 +41,6 @@ logger = logging.getLogger(__name__)
 
 _HAD_COLLAPSED = "but had collapsed"
 """The remark on a completed trial, in a sweep that does not stop collapsed trials."""
-_ENVIRONMENT = {
-    # The job handles Ctrl-C, as in all jobs.
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # Scores go to MLflow and to the folders of the trials.
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-}
 
 
 @dataclass(frozen=True)
@@ -108,8 +101,6 @@ def _run_trials(
     left = num_trials(config) - len(ended)
     if left <= 0:
         return
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     bookkeeper = _Bookkeeper(config, folder, run, on_progress)
     bookkeeper.say()
     trainable = tune.with_parameters(
