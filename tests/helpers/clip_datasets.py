@@ -30,7 +30,20 @@ FEED = {
     "sample_rate": SAMPLE_RATE,
 }
 """A feed of one worker from such a dataset; `batch_size` is missing."""
-INFO = MediaInfo("made", "raw", "raw", 8, 6, FRAME_RATE, 0, 0.0, 2.0)
+INFO = MediaInfo(
+    container="made",
+    video_codec="raw",
+    audio_codec="raw",
+    native_width=8,
+    native_height=6,
+    native_rate=FRAME_RATE,
+    rotation=0,
+    is_mirrored=False,
+    declares_picture=True,
+    declares_sound=True,
+    stream_offset_seconds=0.0,
+    duration_seconds=2.0,
+)
 
 
 def rename_dataset(folder: Path, dataset_id: str) -> None:
