@@ -154,7 +154,7 @@ def decode_segments(
             cutter.min_seconds, cutter.max_seconds = min_segment_seconds, max_seconds
             cutter.min_source_seconds = min_source_seconds or min_segment_seconds
             cutter.heed(scan, timeline, origin)
-            yield from cutter.segments(due_packets(source, scan, timeline, cleanup))
+            yield from cutter.segments(due_packets(source, scan, timeline, cleanup, formats))
     except MemoryError as error:
         raise DecodeError("out_of_memory", str(error) or "cannot allocate memory") from error
     except PixelLimitError as error:

@@ -9,9 +9,11 @@ from typing import Any, BinaryIO
 
 import av.stream
 import numpy as np
+from av.container import InputContainer
 from av.packet import Packet
 
 from pipelines.media.container import Source, open_source
+from pipelines.media.formats import Formats
 from pipelines.media.packets import PacketScan, read_packets
 from pipelines.media.timeline import Timeline
 
@@ -27,6 +29,7 @@ def due_packets(
     scan: PacketScan,
     timeline: Timeline,
     cleanup: ExitStack,
+    formats: Formats,
 ) -> Iterator[DuePacket]:
     """Gives the packets of the streams on a timeline, so that no stream runs ahead of the other.
 
@@ -35,14 +38,20 @@ def due_packets(
         scan: What was found in it.
         timeline: What was decided from that.
         cleanup: Closes what is opened here.
+        formats: As for `open_source`.
     """
     if scan.held is not None:
         return _held(scan, timeline)
     indices = list(timeline.streams)
     if timeline.skew(scan) <= MAX_SKEW_SECONDS:
-        return _read_again(source, indices, timeline, cleanup)
+        container = cleanup.enter_context(open_source(source, formats))
+        return _read_again(container, indices, timeline)
     # A file with all of the sound behind all of the picture would fill the memory.
-    streams = [_read_again(source, [index], timeline, cleanup) for index in indices]
+    streams = []
+    for index in indices:
+        view: Any = source if isinstance(source, str) else _View(source)
+        container = cleanup.enter_context(open_source(view, formats))
+        streams.append(_read_again(container, [index], timeline))
     return heapq.merge(*streams, key=lambda due: due[:3])
 
 
@@ -63,10 +72,8 @@ def _held(scan: PacketScan, timeline: Timeline) -> Iterator[DuePacket]:
 
 
 def _read_again(
-    source: Source, indices: list[int], timeline: Timeline, cleanup: ExitStack
+    container: InputContainer, indices: list[int], timeline: Timeline
 ) -> Iterator[DuePacket]:
-    view: Any = source if isinstance(source, str) else _View(source)
-    container = cleanup.enter_context(open_source(view))
     for stream in container.streams:
         if stream.index not in indices:
             stream.discard = av.stream.Discard.all
@@ -82,9 +89,12 @@ def _read_again(
 
 
 class _View(io.RawIOBase):
-    """A file object with a position of its own, so that it can be read from two places."""
+    """A source with a position of its own, so that it can be read from two places.
 
-    def __init__(self, file: BinaryIO) -> None:
+    Not even duplicates of a descriptor have that: they share one position.
+    """
+
+    def __init__(self, file: int | BinaryIO) -> None:
         self._file = file
         self._at = 0
 
@@ -95,15 +105,22 @@ class _View(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        self._file.seek(self._at)
-        data = self._file.read(size)
+        if isinstance(self._file, int):
+            left = max(0, os.fstat(self._file).st_size - self._at) if size < 0 else size
+            data = os.pread(self._file, left, self._at)
+        else:
+            self._file.seek(self._at)
+            data = self._file.read(size)
         self._at += len(data)
         return data
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         start = self._at if whence == os.SEEK_CUR else 0
         if whence == os.SEEK_END:
-            start = self._file.seek(0, os.SEEK_END)
+            if isinstance(self._file, int):
+                start = os.fstat(self._file).st_size
+            else:
+                start = self._file.seek(0, os.SEEK_END)
         self._at = max(0, start + offset)
         return self._at
 
