@@ -5,7 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipelines.config.ingest import IngestConfig, IngestSettings
-from pipelines.ingest.ingest import IngestSummary, check_ingest, ingest
+from pipelines.ingest.ingest import check_ingest, ingest
+from pipelines.ingest.summary import IngestSummary
 from pipelines.sources.synthetic_clips import make_clips
 from pipelines.tracking.runs import RunRef, log_dataset, open_run, tracked
 from ray_jobs.cli.checks import decoder_mistakes, decoder_text, environment_mistakes, messages
@@ -72,6 +73,8 @@ def log_summary(run: RunRef, config: IngestConfig, summary: IngestSummary) -> No
         client.log_metric(run.run_id, f"ingest/{name}", getattr(summary, name))
     for reason, count in summary.rejects_by_reason.items():
         client.log_metric(run.run_id, f"ingest/rejects/{reason}", count)
+    for name, count in asdict(summary.flaws).items():
+        client.log_metric(run.run_id, f"ingest/flaws/{name}", count)
     log_dataset(
         run,
         dataset_id=summary.dataset_id,
@@ -96,7 +99,7 @@ def summary_text(summary: IngestSummary) -> str:
     if summary.ignored:
         names = ", ".join(f"{count} {suffix}" for suffix, count in summary.ignored.items())
         text += f"; files that are not sources: {names}"
-    return "\n  ".join([text, *summary.notes])
+    return "\n  ".join([text, *summary.flaws.sentences(), *summary.notes])
 
 
 def report(config: IngestConfig) -> None:

@@ -13,6 +13,7 @@ from pipelines.config.ingest import IngestConfig
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.promote import PromoteConfig
 from pipelines.config.run import RunConfig
+from pipelines.config.written import CONFIG_FILE
 from pipelines.ingest.ingest import check_ingest
 from pipelines.report.run_report import RunRecord, write_run_report
 from pipelines.tracking.run_folder import RunFolder
@@ -29,6 +30,7 @@ from ray_jobs.cli.cluster import connected
 from ray_jobs.cli.console import StageProgress, duration
 from ray_jobs.cli.job import Job, JobPlan, run_job
 from ray_jobs.cli.jobs import JOBS
+from ray_jobs.cli.own_media import arguments_for_media, begun_input
 from ray_jobs.evaluate import evaluate_stage, score_table
 from ray_jobs.ingest import ingest_stage, summary_text, synthetic_folder
 from ray_jobs.pretrain import pretrain_stage
@@ -98,12 +100,27 @@ def plan(config: RunConfig) -> JobPlan:
             f"models:/{config.promote.model_prefix}-{{video,audio}}@{config.promote.alias}",
         ),
         mistakes=(
-            *messages(lambda: check_ingest(config.input, ingest.output, config.ingest)),
+            *_run_mistakes(config, ingest),
             *decoder_mistakes(config, config.ingest.decoder),
-            *run_mistakes(pretrain_config(config)),
             *gpu_mistakes(config, _wants_gpu(config)),
             *environment_mistakes(config, str(folder)),
         ),
+    )
+
+
+def _run_mistakes(config: RunConfig, ingest: IngestConfig) -> tuple[str, ...]:
+    """Why the run cannot begin, or go on, with this input and these settings."""
+    begun = folder_of(config) / CONFIG_FILE
+    if begun.is_file() and (there := begun_input(begun)) != config.input:
+        return (
+            f"name ({config.name}) is a run in {config.output} over "
+            f"{there or 'clips made on the spot'}, not over "
+            f"{config.input or 'clips made on the spot'}; give this one another name, such as "
+            f"name={config.name}-2",
+        )
+    return (
+        *messages(lambda: check_ingest(config.input, ingest.output, config.ingest)),
+        *run_mistakes(pretrain_config(config)),
     )
 
 
@@ -160,6 +177,7 @@ JOB = Job(
     schema=RunConfig,
     plan=plan,
     work=work,
+    for_media=arguments_for_media,
     how_to_go_on="Finished shards and checkpoints stay; the same command goes on from there.",
 )
 

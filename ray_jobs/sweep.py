@@ -10,9 +10,11 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
+from rich.table import Table
 
 from pipelines.config.base import settings_without_password
 from pipelines.config.describe import may_change
@@ -36,7 +38,7 @@ from pipelines.sweep.results import by_score, format_value, last_objective, side
 from pipelines.sweep.search import num_trials
 from pipelines.sweep.space_checks import space_mistakes
 from pipelines.sweep.sweep import SweepResult, sweep
-from pipelines.sweep.trial_files import Trial
+from pipelines.sweep.trial_files import Trial, read_trials
 from pipelines.sweep.winner import best_values, write_winner
 from pipelines.tracking.run_folder import RunFolder
 from pipelines.tracking.runs import RunRef, tracked
@@ -50,6 +52,8 @@ from ray_jobs.pretrain import pretrain_stage
 from ray_jobs.promote import promote_stage, registered_text
 
 FINAL = "final"
+_TRIALS_SHOWN = 12
+"""Trials in the table that a terminal shows while a sweep runs."""
 
 
 def plan(config: SweepConfig) -> JobPlan:
@@ -131,7 +135,9 @@ def _sweep_run(config: SweepConfig, folder: RunFolder) -> RunRef:
 
 
 def _sweep_stage(config: SweepConfig, run: RunRef) -> SweepResult:
-    progress = StageProgress("sweep", "trials")
+    folder = sweep_folder(config)
+    details = partial(_trials_on_terminal, config, folder)
+    progress = StageProgress("sweep", "trials", details)
     result = sweep(config, run, on_progress=progress)
     counts: dict[str, int] = {}
     for trial in result.trials:
@@ -191,9 +197,33 @@ def final_config(config: SweepConfig, best: Trial, folder: Path) -> PretrainConf
     )
 
 
+def _trials_on_terminal(config: SweepConfig, folder: Path) -> Table:
+    """The trials that run and those that are best, as many as a terminal shows."""
+    ranked = by_score(config, read_trials(folder))
+    running = [trial for trial in ranked if trial.status == "running"]
+    ended = [trial for trial in ranked if trial.status != "running"]
+    shown = [*running, *ended][:_TRIALS_SHOWN]
+    header, *rows = _trial_rows(config, shown)
+    found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in header:
+        is_last = name == header[-1]
+        found.add_column(name, no_wrap=True, overflow="ellipsis", ratio=1 if is_last else None)
+    for row in rows:
+        found.add_row(*row)
+    if hidden := len(ranked) - len(shown):
+        found.add_row(f"and {hidden} more")
+    return found
+
+
 def _trial_table(config: SweepConfig, trials: Sequence[Trial]) -> str:
-    """The trials by what they came to, the best first."""
-    rows = [("trial", "status", "rungs", "video", "audio", "objective", "values")]
+    return table(_trial_rows(config, trials))
+
+
+def _trial_rows(config: SweepConfig, trials: Sequence[Trial]) -> list[tuple[str, ...]]:
+    """The trials by what they came to, the best first, under a header."""
+    rows: list[tuple[str, ...]] = [
+        ("trial", "status", "rungs", "video", "audio", "objective", "values")
+    ]
     for trial in by_score(config, trials):
         values = ", ".join(
             f"{key.split('.')[-1]} {format_value(v)}" for key, v in trial.values.items()
@@ -207,7 +237,7 @@ def _trial_table(config: SweepConfig, trials: Sequence[Trial]) -> str:
         is_marked = trial.status == "completed" and trial.reason
         status = "completed, collapsed" if is_marked else trial.status
         rows.append((trial.name, status, rungs, video, audio, score, values[:100]))
-    return table(rows)
+    return rows
 
 
 JOB = Job(

@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+import ray_jobs  # noqa: F401 - sets what MLflow and Ray read from the environment
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 OWN_GOLDEN = Path(__file__).with_name("golden.json")
 

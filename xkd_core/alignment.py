@@ -1,9 +1,9 @@
-"""Domain alignment: how far apart the outputs of the two modalities lie, as two sets of rows.
+"""Domain alignment: the distance between the outputs of the two modalities, as two sets of rows.
 
-The squared maximum mean discrepancy with a sum of Gaussian kernels is the paper's, and everything
-about its kernel and its estimator is an argument; CORAL compares means and covariances instead.
-Both are computed in float64 under any autocast: rows have a squared norm of thousands, and the
-narrowest kernel sees differences of a thousandth.
+The paper uses the squared maximum mean discrepancy (MMD) with a sum of Gaussian kernels. Kernel and
+estimator are arguments. CORAL compares means and covariances instead. Both are computed in float64,
+also under autocast: rows have squared norms of thousands, and the narrowest kernel resolves
+differences of a thousandth.
 
 Paper: XKD, arXiv:2211.13929; MMD, Gretton et al. 2012; Deep CORAL, arXiv:1607.01719.
 """
@@ -23,11 +23,11 @@ Bandwidth = Literal["fixed", "median"]
 
 _MIN_SQUARED_DISTANCE = 1e-30
 _MIN_MEDIAN_DISTANCE = 1e-6
-"""Least squared distance that a kernel is scaled to, so that equal rows give finite gradients."""
+"""Lower bound of the median, so that equal rows give finite gradients."""
 
 
 class _Distances(NamedTuple):
-    """Squared distances within two sets of rows and between them."""
+    """Squared distances within and between two sets of rows."""
 
     xx: Float[Tensor, "n n"]
     yy: Float[Tensor, "m m"]
@@ -37,7 +37,7 @@ class _Distances(NamedTuple):
 def alignment_distance(
     x: Float[Tensor, "n K"], y: Float[Tensor, "m K"], objective: ObjectiveConfig
 ) -> Float[Tensor, ""]:
-    """What domain alignment minimises, as the objective's settings say, over this worker's rows."""
+    """Computes the distance that the objective's settings select, over the given rows."""
     if objective.alignment == "coral":
         return coral(x, y)
     return mmd(
@@ -64,20 +64,25 @@ def mmd(
         MMD(X, Y) = mean k(X, X) + mean k(Y, Y) - 2 mean k(X, Y)
         k(x, y) = sum over gammas of exp(-gamma |x - y|^2)
 
-    As published the means within a set include each row with itself, where k is exactly the number
-    of gammas; and a set with itself is exactly 0 apart.
+    As published, the means within a set include the pairs of a row with itself, where k equals the
+    number of gammas. The distance of a set to itself is exactly 0.
+
+    With two rows a set, means run over these entries (`.` is left out by `unbiased`):
+
+        k(X, X)  x1  x2     k(X, Y)  y1  y2
+             x1   .   k          x1   k   k
+             x2   k   .          x2   k   k
 
     Args:
         x: Rows of one set.
         y: Rows of the other.
         gammas: Inverse squared widths of the kernels.
-        bandwidth: With `median`, distances are divided by their median over all pairs of different
-            rows, whichever set they are of, so that `gammas` are in units of what there is to see.
-            No gradient flows through the median.
-        unit_sphere: Rows are divided by their norms first, so squared distances are 2 (1 - cos).
-        unbiased: Leaves each row out of its own mean, so that two sets from one distribution are 0
-            apart on average and a set of one row adds nothing. The biased form is above 0 there, by
-            more the more the rows differ: in small batches it asks rows to be alike.
+        bandwidth: `median` divides squared distances by their median over all pairs of different
+            rows of both sets, so that `gammas` are relative to it. The median has no gradient.
+        unit_sphere: Divides rows by their norms first, so that squared distances are 2 (1 - cos).
+        unbiased: Excludes the pairs of a row with itself. The expected distance of two sets from
+            one distribution is then 0. The biased form is above 0 there, the more so the more the
+            rows differ, and so rewards similar rows in small batches.
     """
     with torch.autocast(x.device.type, enabled=False):
         x, y = x.double(), y.double()
@@ -95,8 +100,8 @@ def mmd(
 def coral(x: Float[Tensor, "n K"], y: Float[Tensor, "m K"]) -> Float[Tensor, ""]:
     """Mean squared differences of the two means and of the two covariances.
 
-    The squared difference of covariances, K x K numbers, is had from products of rows: the inner
-    product of two covariances is |Xc Yc^T|^2 / ((n - 1) (m - 1)), Xc and Yc being centred rows.
+    The K x K covariances are never formed. With centered rows Xc and Yc, the inner product of two
+    covariances is |Xc Yc^T|^2 / ((n - 1) (m - 1)).
     """
     width = x.shape[-1]
     with torch.autocast(x.device.type, enabled=False):
@@ -112,12 +117,16 @@ def coral(x: Float[Tensor, "n K"], y: Float[Tensor, "m K"]) -> Float[Tensor, ""]
 
 
 def gather_rows(rows: Float[Tensor, "n K"]) -> Float[Tensor, "n_all K"]:
-    """Rows of all workers, in the order of the workers, who have equally many.
+    """Concatenates the rows of all workers, which must have equally many.
 
-    Made for a loss that every worker computes alike from all rows: the gradient of a worker's rows
-    is its gradient here times the number of workers, which is the sum over all workers without
-    asking them. Averaged over workers, as DistributedDataParallel does, gradients of weights are
-    then those of one process with all rows.
+    For a loss that every worker computes from all rows. Each worker then has the same gradient of
+    the loss by all rows, so the sum of these gradients over W workers is W times its own:
+
+        loss = f(rows of worker 0, ..., rows of worker W - 1)    the same on every worker
+        backward of worker r: W * (gradient by the rows of r)    no communication
+
+    DistributedDataParallel averages over workers, which divides by W again: the gradients of the
+    weights equal those of one process with all rows.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return rows
@@ -139,9 +148,9 @@ class _GatherRows(torch.autograd.Function):
 
 
 def _squared_distances(x: Float[Tensor, "n K"], y: Float[Tensor, "m K"]) -> _Distances:
-    """|x|^2 + |y|^2 - 2 x y with norms from the same products, so that a row is exactly at itself.
+    """|x|^2 + |y|^2 - 2 x y, with norms from the diagonals of the same products.
 
-    For the same reason equal sets have three equal blocks of distances.
+    A row is then at distance exactly 0 from itself, and equal sets give three equal blocks.
     """
     xx, yy, xy = x @ x.T, y @ y.T, x @ y.T
     norms_x, norms_y = xx.diagonal(), yy.diagonal()
@@ -153,7 +162,7 @@ def _squared_distances(x: Float[Tensor, "n K"], y: Float[Tensor, "m K"]) -> _Dis
 
 
 def _median(distances: _Distances) -> Float[Tensor, ""]:
-    """Median over pairs of different rows, each pair once."""
+    """Median over all pairs of different rows, each pair once."""
     within_x, within_y = _pairs(distances.xx), _pairs(distances.yy)
     return torch.cat([within_x, within_y, distances.xy.flatten()]).detach().median()
 
@@ -164,7 +173,7 @@ def _pairs(within: Float[Tensor, "n n"]) -> Float[Tensor, " n_pairs"]:
 
 
 def _kernel(distances: Float[Tensor, "n m"], gammas: Sequence[float]) -> Float[Tensor, "n m"]:
-    # Rounding can leave a little less than 0. At the floor a kernel is exactly 1, with gradient 0.
+    # Rounding can give values below 0. At the lower bound a kernel is exactly 1, with gradient 0.
     distances = distances.clamp_min(_MIN_SQUARED_DISTANCE)
     return sum((torch.exp(-gamma * distances) for gamma in gammas), torch.zeros_like(distances))
 

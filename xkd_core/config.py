@@ -1,7 +1,7 @@
-"""Settings of the method: what the networks, the views, the objective and the optimizer are.
+"""Settings of the method: networks, views, objective, optimizer.
 
-Defaults are the paper's for Kinetics-400 with a ViT-B. Every section is frozen, an unknown key is
-an error, and a number that follows from others is a property. Files are read elsewhere.
+Defaults are the paper's for Kinetics-400 with a ViT-B. Sections are frozen and refuse unknown keys.
+Numbers that follow from others are properties. This module reads no files.
 
 Paper: XKD, arXiv:2211.13929.
 """
@@ -19,7 +19,7 @@ PositiveFloats = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
 
 
 class Config(BaseModel):
-    """Base of every section: unknown keys are errors, numbers are finite, values never change."""
+    """Base of every section: refuses unknown keys and infinite numbers, and is frozen."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -27,7 +27,7 @@ class Config(BaseModel):
 
 
 class Range(Config):
-    """A closed interval of positive numbers, from which one is drawn."""
+    """A closed interval of positive numbers to draw from."""
 
     low: PositiveFloat
     high: PositiveFloat
@@ -40,7 +40,7 @@ class Range(Config):
 
 
 def num_visible(num_tokens: int, mask_ratio: float) -> int:
-    """Tokens of `num_tokens` that stay visible (59 of 392 at .85, 112 of 560 at .80)."""
+    """Number of tokens that stay visible: 59 of 392 at 0.85, 112 of 560 at 0.80."""
     return round(num_tokens * (1.0 - mask_ratio))
 
 
@@ -59,10 +59,10 @@ def _must_leave_visible(num_tokens: int, mask_ratio: float) -> None:
 
 
 class VideoConfig(Config):
-    """The picture side: what a clip of frames is and how it becomes tokens (section 3.1)."""
+    """Frames of a clip and how they become tokens (section 3.1)."""
 
     num_frames: PositiveInt = 32
-    """Frames of a clip and of its global view."""
+    """Frames of a clip, all of which its global view shows."""
     frame_rate: PositiveFloat = 8.0
     """Frames per second."""
     size: PositiveInt = 112
@@ -78,8 +78,8 @@ class VideoConfig(Config):
     mask_ratio: MaskRatio = 0.85
     """Share of the global view's tokens that the student does not see."""
     masking: Literal["random", "tube"] = "random"
-    """Whether any tokens are hidden, or the same places at all times, which leaves no earlier or
-    later picture of a hidden place to copy from. Tubes are not the paper's but VideoMAE's."""
+    """`random` hides tokens independently, as in the paper. `tube` (VideoMAE) hides the same patch
+    at all times, so that it cannot be copied from earlier or later frames."""
 
     @model_validator(mode="after")
     def _divides(self) -> "VideoConfig":
@@ -130,15 +130,15 @@ class VideoConfig(Config):
 
     @property
     def _num_maskable(self) -> int:
-        """Tokens, or tubes of them, that are hidden by themselves."""
+        """Units of masking: tokens, or tubes of tokens."""
         return self.num_tokens // (self.grid[0] if self.masking == "tube" else 1)
 
 
 class AudioConfig(Config):
-    """The sound side: waveform, log-mel spectrogram and tokens (section 3.1)."""
+    """Sound of a clip: waveform, log-mel spectrogram and tokens (section 3.1)."""
 
     num_samples: PositiveInt = 64_000
-    """Samples of a clip and of its global view."""
+    """Samples of a clip, all of which its global view covers."""
     sample_rate: PositiveInt = 16_000
     """Samples per second."""
     local_num_samples: PositiveInt = 16_000
@@ -146,14 +146,14 @@ class AudioConfig(Config):
     num_mels: PositiveInt = 80
     """Mel bins of the spectrogram."""
     n_fft: PositiveInt = 1024
-    """Samples of the Fourier window (Hann, whole)."""
+    """Samples of the Fourier transform and of its Hann window."""
     hop_length: PositiveInt = 143
-    """Samples between two spectrogram frames; 143 gives 448 frames, 28 tokens, for 4 s. The "10 ms"
-    of the published code would be 160, which is not what it uses."""
+    """Samples between two spectrogram frames. 143 (8.9 ms) gives 448 frames, 28 tokens, in 4 s; the
+    published code uses it too, although it says 10 ms."""
     mean: float = -5.3688107
-    """Mean of the log-mel spectrogram that normalisation removes."""
+    """Mean of log-mel spectrograms, which normalization subtracts."""
     std: PositiveFloat = 4.410007
-    """Standard deviation of the log-mel spectrogram that normalisation divides by."""
+    """Standard deviation of log-mel spectrograms, by which normalization divides."""
     patch_bins: PositiveInt = 4
     """Mel bins covered by one token."""
     patch_frames: PositiveInt = 16
@@ -241,16 +241,16 @@ class TransformerConfig(Config):
 
 
 class HeadConfig(Config):
-    """The projection head: an MLP, L2 normalisation, a weight-normed layer, a bare LayerNorm."""
+    """Projection head: MLP, L2 normalization, weight-normed layer, LayerNorm without parameters."""
 
     hidden_width: PositiveInt = 2048
     bottleneck_width: PositiveInt = 256
     output_width: PositiveInt = 8192
-    """Width K of the distributions that are distilled."""
+    """Width K of the logits that are aligned and distilled."""
     share_hidden_norm: bool = True
-    """One LayerNorm for both hidden layers, as published; False gives each its own."""
+    """Both hidden layers share one LayerNorm, as published."""
     normalize_output: bool = True
-    """LayerNorm on the output, without which cross-modal training collapses."""
+    """Applies the LayerNorm to the output. Cross-modal training collapses without it."""
 
 
 Variant = Literal[
@@ -259,10 +259,10 @@ Variant = Literal[
 
 
 class ModelConfig(Config):
-    """All networks: two students, two teachers, two decoders."""
+    """All networks: two students, two teachers, their heads, two decoders."""
 
     variant: Variant = "modality_specific"
-    """Whose blocks video and audio share: nobody's (XKD), the students' (XKD-MAS), or the
+    """Which transformer blocks video and audio share: none (XKD), the students' (XKD-MAS), or the
     students' and the teachers' (XKD-MATS)."""
     video: VideoConfig = VideoConfig()
     audio: AudioConfig = AudioConfig()
@@ -270,8 +270,8 @@ class ModelConfig(Config):
     decoder: TransformerConfig = TransformerConfig(width=384, depth=4, num_heads=12)
     head: HeadConfig = HeadConfig()
     position_interpolation: Literal["scale_factor", "exact"] = "scale_factor"
-    """How position tables are resized for local views: by the published scale factor
-    (n + 0.1) / m, or to the exact size."""
+    """How position tables are resized for local views: by a factor of (n + 0.1) / m, as published,
+    or to the exact size."""
 
     @model_validator(mode="after")
     def _same_length(self) -> "ModelConfig":
@@ -284,16 +284,16 @@ class ModelConfig(Config):
 
 
 class ViewsConfig(Config):
-    """Random views of a clip; drawn once per view, so a view is consistent in time (section 4)."""
+    """Random views of a clip. What is drawn for a view holds for all its frames (section 4)."""
 
     num_video_globals: PositiveInt = 1
-    """Global views of one clip, each with its own mask, to reconstruct and to compare; teachers see
-    the first alone, so another view costs a student that sees little of it. The paper's is 1."""
+    """Global views of a clip, each with its own mask; students reconstruct and project all of them.
+    Teachers see the first only, so a further view costs little. The paper has 1."""
     num_audio_globals: PositiveInt = 1
     num_video_locals: PositiveInt = 1
     num_audio_locals: PositiveInt = 1
     global_crop_area: Range = Range(low=0.2, high=1.0)
-    """Area of the crop of the global video view, as a share of the frame."""
+    """Area of the crop, as a share of the frame."""
     local_crop_area: Range = Range(low=0.08, high=0.4)
     crop_ratio: Range = Range(low=3 / 4, high=4 / 3)
     """Width over height of a crop, drawn log-uniformly."""
@@ -305,17 +305,17 @@ class ViewsConfig(Config):
     local_gray_probability: Share = 0.2
     local_blur_probability: Share = 0.5
     local_blur_sigma: Literal["random", "fixed"] = "random"
-    """An isotropic sigma from U(0.1, 2), as meant, or the fixed pair (0.1, 2) that the published
-    code makes of it: a vertical blur."""
+    """`random` draws one sigma for both axes from U(0.1, 2), as the paper means. `fixed` is 2
+    vertically and 0.1 horizontally, as in the published code."""
     global_volume: NonNegative = 0.1
-    """The global waveform is multiplied by U(1 - v, 1 + v)."""
+    """v: multiplies the waveform by a factor from U(1 - v, 1 + v)."""
     local_volume: NonNegative = 0.2
     local_audio_crop: Range = Range(low=0.6, high=1.5)
-    """Height and width of the crop of a local spectrogram, as shares of it."""
+    """Height and width of the crop, as shares of the spectrogram."""
 
 
 class TemperatureConfig(Config):
-    """A temperature that goes linearly from `start` to `end` over the first epochs."""
+    """A temperature that changes linearly from `start` to `end` over the first epochs."""
 
     start: PositiveFloat
     end: PositiveFloat
@@ -323,53 +323,50 @@ class TemperatureConfig(Config):
 
 
 class ObjectiveConfig(Config):
-    """What is minimised (section 3): reconstruction, domain alignment, distillation."""
+    """The loss (section 3): reconstruction, domain alignment, distillation."""
 
     reconstruction_weight: NonNegative = 5.0
     alignment_weight: NonNegative = 1.0
-    """Half of it goes to the distance between teachers, as in the paper and the code. They have no
-    gradient, so students feel the other half."""
+    """Weight of the mean of two distances: between students and between teachers. Only the first
+    has a gradient, so its effective weight is half of this, as in the paper."""
     distillation_weight: NonNegative = 1.0
     divide_by_weights: bool = True
-    """The total is divided by the sum of the weights, as in the published code; False leaves the
-    paper's sum. Gradients are clipped at an absolute norm, so this is not the learning rate."""
+    """Divides the total by the sum of the weights, as the published code does; the paper has the
+    sum. This matters because gradients are clipped at an absolute norm."""
     teacher_view: Literal["global", "first_local"] = "global"
-    """What teachers see: the global view (the paper) or the first local one (published code), which
-    costs a third less."""
+    """View that teachers see: the global view (paper) or the first local view (published code),
+    which saves a third of the computation."""
     refinement: Literal["mean", "softmax", "cross", "none"] = "mean"
-    """How teacher tokens are weighted before they are pooled and projected: by the published
-    cross-modal attention (`mean`, or `softmax` of it), which comes out as each modality's own; by
-    that and how far each token agrees with the other modality (`cross`, not the paper's); or not
-    at all. The paper draws it after the head, where there are no patches to weight."""
+    """Weights of a teacher's tokens before pooling. `mean` and `softmax` use the published
+    cross-modal attention, which reduces to each modality's own attention. `cross` multiplies it by
+    each token's agreement with the other modality (not in the paper). `none` weighs all equally."""
     video_student_temperature: PositiveFloat = 0.1
-    """Of the video student's distributions. The published code takes the audio student's for both,
-    which are equal there: for parity set both alike."""
+    """Temperature of the video student's distributions. The published code uses the audio student's
+    for both, with equal values."""
     audio_student_temperature: PositiveFloat = 0.1
     video_teacher_temperature: TemperatureConfig = TemperatureConfig(start=0.1, end=0.1)
-    """Above the audio teacher's, since that is the sharper one. As published for XKD and XKD-MATS;
-    XKD-MAS goes from .09 to .11, and from .04 to .06 for audio, over 30 epochs."""
+    """Higher than the audio teacher's, which is sharper. Published for XKD and XKD-MATS; XKD-MAS
+    has 0.09 to 0.11 for video and 0.04 to 0.06 for audio, over 30 epochs."""
     audio_teacher_temperature: TemperatureConfig = TemperatureConfig(start=0.07, end=0.07)
     center_momentum: Share = 0.9
     alignment: Literal["mmd", "coral"] = "mmd"
-    """How the outputs of the modalities are compared: by maximum mean discrepancy, or by their
-    means and covariances."""
+    """Distance between the outputs of the modalities: maximum mean discrepancy, or the difference
+    of their means and covariances."""
     alignment_over_workers: bool = True
-    """Alignment compares the clips of all workers; False, as in the published code, those of each
-    worker by themselves."""
+    """Compares the clips of all workers. The published code compares those of each worker."""
     mmd_gammas: PositiveFloats = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
-    """Inverse squared widths of the Gaussian kernels whose sum MMD uses; the seven are those of the
-    published code, the paper's text names none. At the paper's width of outputs the widest sees
-    nothing below a cosine of .5, and the others nothing below .95."""
+    """Inverse squared widths of MMD's Gaussian kernels, as in the published code. At the default
+    `output_width` the widest kernel vanishes below a cosine of 0.5, the others below 0.95."""
     mmd_bandwidth: Literal["fixed", "median"] = "fixed"
-    """Whether gammas are taken as they are, or in units of one over the median squared distance of
-    the batch, so that the kernels see rows however far apart they are. Not the paper's."""
+    """`fixed` uses gammas as they are (paper). `median` divides them by the median squared distance
+    of the batch, so that kernels respond at any distance."""
     mmd_unit_sphere: bool = False
-    """MMD of the directions of rows, whose squared distances lie in 0 to 4. Not the paper's."""
+    """MMD of rows of unit length, with squared distances of 0 to 4. Not in the paper."""
     mmd_unbiased: bool = False
-    """Leaves each row out of its own mean; the paper's form rewards alike rows in small batches."""
+    """MMD without pairs of a row with itself, which reward similar rows in small batches."""
 
     @model_validator(mode="after")
-    def _something_to_minimise(self) -> "ObjectiveConfig":
+    def _something_to_minimize(self) -> "ObjectiveConfig":
         if not self.reconstruction_weight + self.alignment_weight + self.distillation_weight:
             raise ValueError(
                 "reconstruction_weight, alignment_weight and distillation_weight must not all be 0"
@@ -378,26 +375,26 @@ class ObjectiveConfig(Config):
 
 
 class OptimizerConfig(Config):
-    """AdamW, its schedules and the teachers' momentum (section 4; times in epochs)."""
+    """AdamW, its schedules, and the momentum of the teachers (section 4)."""
 
     learning_rate: PositiveFloat = 1.0e-4
-    """Peak at a global batch of 256; used as it is."""
+    """Peak after warm-up. The default is for a global batch of 256 and is not scaled."""
     final_learning_rate: NonNegative = 0.0
     warmup_epochs: NonNegative = 30.0
     betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.95)
     eps: PositiveFloat = 1.0e-8
     weight_decay: NonNegative = 0.3
-    """For tensors of two or more dimensions."""
+    """Applies to tensors of two or more dimensions."""
     decay_tokens_and_positions: bool = True
-    """CLS and mask tokens and position tables decay too, as published."""
+    """Weight decay also applies to CLS and mask tokens and position tables, as published."""
     max_grad_norm: PositiveFloat = 0.3
-    """Each tensor of a student is clipped to this norm by itself."""
+    """Norm to which the gradient of each tensor of the students is clipped separately."""
     video_momentum: Share = 0.997
-    """Momentum of the video teacher at step 0; it goes to `final_momentum` along a cosine."""
+    """Momentum of the video teacher at step 0; follows a cosine to `final_momentum`."""
     audio_momentum: Share = 0.997
     final_momentum: Share = 1.0
-    """Momentum of both teachers at the last step; below 1 a short run's teachers still catch up
-    with what its students learn last."""
+    """Momentum of both teachers at the last step. Below 1, teachers of a short run still follow
+    what students learn last."""
 
 
 class MethodConfig(Config):

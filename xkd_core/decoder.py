@@ -1,7 +1,6 @@
-"""The decoder of the masked-autoencoding branch: visible tokens in, all patches out.
+"""The decoder of the masked autoencoder: predicts all patches from the visible tokens.
 
-It is used in pretraining alone. It has no final norm, and a projection between equal widths is
-left out, as published.
+Used in pretraining only. As published it has no final norm, and no projection between equal widths.
 
 Paper: XKD, arXiv:2211.13929; MAE, arXiv:2111.06377.
 """
@@ -15,7 +14,7 @@ from xkd_core.transformer import init_transformer, transformer_blocks
 
 
 class Decoder(nn.Module):
-    """Predicts the normalised patches of a clip from the tokens that stayed visible.
+    """Predicts the normalized patches of a clip from the tokens that stayed visible.
 
     Args:
         encoder_width: Width of the encoder's tokens.
@@ -53,7 +52,7 @@ class Decoder(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "B N_visible D"], restore: Int[Tensor, "B N"]
     ) -> Float[Tensor, "B N P"]:
-        """Patches at every position, from CLS and the visible tokens of the encoder."""
+        """Predicts the patches of all positions from CLS and the visible tokens of the encoder."""
         tokens = self.input_projection(tokens)
         patch_tokens = restore_tokens(tokens[:, 1:], self.mask_token, restore)
         tokens = torch.cat([tokens[:, :1], patch_tokens], dim=1) + self.position_table

@@ -1,7 +1,7 @@
 """Teachers follow their students: theta_teacher <- m theta_teacher + (1 - m) theta_student.
 
-A teacher is its encoder and its head. Video comes first, then audio; blocks that both teachers
-share are updated in both calls, so their momentum is the product of the two, as published.
+A teacher is an encoder and a head. Blocks that both teachers share are updated twice, first for
+video and then for audio, so their effective momentum is the product of both, as published.
 
 Paper: XKD, arXiv:2211.13929; Mean Teacher, arXiv:1703.01780.
 """
@@ -15,7 +15,7 @@ from xkd_core.xkd import XKD
 
 
 def update_teachers(model: XKD, video_momentum: float, audio_momentum: float) -> None:
-    """Moves both teachers towards their students."""
+    """Moves both teachers toward their students."""
     _follow(
         [model.video_teacher, model.video_teacher_head],
         [model.video_student, model.video_student_head],
@@ -29,7 +29,7 @@ def update_teachers(model: XKD, video_momentum: float, audio_momentum: float) ->
 
 
 def _follow(teachers: list[nn.Module], students: list[nn.Module], momentum: float) -> None:
-    """One multi-tensor update of all parameters."""
+    """Updates all parameters in one multi-tensor operation."""
     with torch.no_grad():
         teacher_tensors = _tensors(teachers)
         student_tensors = _tensors(students)

@@ -1,7 +1,7 @@
 """The encoder of one modality: patches to tokens, a CLS token, positions, transformer blocks.
 
-Patches are projected only where they are visible, which gives the same tokens as projecting all
-of them first. Blocks are handed in from outside, so two encoders can share them.
+Only visible patches are projected, which gives the same tokens as projecting all patches and
+dropping some. Blocks are an argument, so that two encoders can share them.
 
 Paper: XKD, arXiv:2211.13929; ViT, arXiv:2010.11929.
 """
@@ -31,10 +31,10 @@ class Encoder(nn.Module):
     Args:
         patch_size: Sides of a patch: (frames, rows, columns), or (mel bins, frames).
         num_channels: Channels of a clip.
-        grid: Patches along each axis of the clip that the position table is made for.
+        grid: Patches along each axis of the clips that the position table is for.
         width: Width of a token.
-        blocks: The transformer blocks, possibly those of another encoder too.
-        position_interpolation: How the position table is resized for other clips.
+        blocks: The transformer blocks; another encoder may have the same ones.
+        position_interpolation: How the position table is resized for clips of other sizes.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Encoder(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Sets every parameter, the blocks' included."""
+        """Initializes all parameters, including those of the blocks."""
         init_transformer(self)
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.position_table, std=0.02)
@@ -67,7 +67,7 @@ class Encoder(nn.Module):
     def forward(
         self, clip: Float[Tensor, "B C *size"], keep: Int[Tensor, "B N_keep"] | None = None
     ) -> Float[Tensor, "B N_out D"]:
-        """Tokens after the final norm, CLS first; with `keep`, of those patches alone."""
+        """Computes tokens after the final norm, CLS first; with `keep`, only of those patches."""
         tokens = self._embed_patches(clip, keep)
         for block in self.blocks:
             tokens = block(tokens)
@@ -76,7 +76,7 @@ class Encoder(nn.Module):
     def tokens_and_attention(
         self, clip: Float[Tensor, "B C *size"]
     ) -> tuple[Float[Tensor, "B N_out D"], Float[Tensor, "B A N"]]:
-        """Tokens as `forward`, and the CLS attention of the last block to each patch token."""
+        """Also returns the last block's attention of CLS to each patch token."""
         tokens = self._embed_patches(clip, None)
         for block in self.blocks[:-1]:
             tokens = block(tokens)
@@ -84,7 +84,7 @@ class Encoder(nn.Module):
         return self.norm(tokens), attention
 
     def embed(self, clip: Float[Tensor, "B C *size"]) -> Float[Tensor, "B D"]:
-        """The embedding of a clip that is used downstream: the mean of its patch tokens."""
+        """Computes the embedding for downstream use: the mean of the patch tokens."""
         return pool_patches(self.forward(clip))
 
     def _embed_patches(
@@ -107,14 +107,14 @@ class Encoder(nn.Module):
 
 
 def pool_patches(tokens: Float[Tensor, "B N_all D"]) -> Float[Tensor, "B D"]:
-    """Mean of the patch tokens in float32; the CLS token, which is first, is left out."""
+    """Averages the patch tokens in float32, without the CLS token at the front."""
     return tokens[:, 1:].float().mean(dim=1)
 
 
 def build_encoder(
     model: ModelConfig, modality: Modality, blocks: nn.ModuleList | None = None
 ) -> Encoder:
-    """An encoder by itself, or one that uses the `blocks` of another."""
+    """Builds an encoder with new blocks, or with the `blocks` of another encoder."""
     video, audio, size = model.video, model.audio, model.encoder
     if blocks is None:
         blocks = transformer_blocks(size.width, size.depth, size.num_heads)

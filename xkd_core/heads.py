@@ -1,8 +1,8 @@
-"""The projection head: pooled features to the logits that alignment and distillation compare.
+"""The projection head: maps pooled features to the logits that are aligned and distilled.
 
-MLP, L2 normalisation, a linear layer whose rows have length one, and a LayerNorm without
-parameters. That LayerNorm gives each row of logits a squared norm close to its width; without it
-cross-modal training collapses. As published, both hidden layers share one LayerNorm.
+MLP, L2 normalization, a linear layer with rows of unit length, and a LayerNorm without parameters.
+That LayerNorm gives each row of logits a squared norm close to its width; cross-modal training
+collapses without it. As published, both hidden layers share one LayerNorm.
 
 Paper: XKD, arXiv:2211.13929; DINO, arXiv:2104.14294.
 """
@@ -38,7 +38,7 @@ class ProjectionHead(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Sets every parameter; the prototypes keep PyTorch's own scheme."""
+        """Initializes all parameters; the prototypes as PyTorch does by default."""
         for layer in (self.hidden_1, self.hidden_2, self.bottleneck):
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
@@ -47,7 +47,7 @@ class ProjectionHead(nn.Module):
         self.prototypes.reset_parameters()
 
     def forward(self, features: Float[Tensor, "*B D"]) -> Float[Tensor, "*B K"]:
-        """Logits in float32: distances between them are compared to parts in ten thousand."""
+        """Computes logits, in float32: MMD resolves distances to one part in ten thousand."""
         hidden = F.gelu(self.norm_1(self.hidden_1(features)))
         hidden = F.gelu(self.norm_2(self.hidden_2(hidden)))
         bottleneck = self.bottleneck(hidden)

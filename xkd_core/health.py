@@ -1,10 +1,14 @@
-"""Signs of collapse, measured on what a training step computes anyway.
+"""Signs of collapse, measured on the outputs of a training step.
 
-Distillation across modalities fails in known ways: targets stop telling clips apart (information),
-whether they name one output with certainty or none at all (entropy), all clips get one answer
-(rank and spread fall, cosines within a modality rise to 1), the students never meet (cosine between
-modalities, MMD). Every measure is finite for any batch of finite outputs, one clip included,
-because a training run stops at a number that is not.
+Distillation across modalities fails in known ways:
+
+    targets do not tell clips apart       information falls; entropy is 0 (always the same output)
+                                          or log K (uniform)
+    all clips get the same features       rank and spread fall, cosines within a modality go to 1
+    students stay apart                   low cosine between modalities, high MMD
+
+Every measure is finite for any batch of finite outputs, including a single clip, because a training
+stops at numbers that are not finite.
 
 Paper: XKD, arXiv:2211.13929; effective rank as in RankMe, arXiv:2210.02885; information as in RIM,
 Krause et al., NeurIPS 2010.
@@ -24,24 +28,23 @@ from xkd_core.shapes import Float, Tensor
 from xkd_core.xkd import XKDOutput
 
 MIN_CLIPS = 4
-"""A batch of fewer clips says too little about how targets differ."""
+"""Smallest batch from which `target_information` is computed."""
 _MIN_INFORMATION = 0.15
-"""Information of targets below which they are called collapsed. In healthy runs of the smoke
-recipe single records go down to 0.2; untrained heads without an output norm have 0.04, and 0.13 at
-best."""
+"""Information below which targets count as collapsed. Single records of healthy smoke runs go down
+to 0.2; untrained heads without an output norm have 0.04, at most 0.13."""
 _MAX_COSINE = 0.98
-"""Cosine of a student's outputs for different clips above which they are called alike."""
+"""Mean cosine of a student's outputs above which they count as the same for all clips."""
 _MIN_RANK = 1.5
-"""Effective rank of a teacher's features below which they are called alike."""
+"""Effective rank of a teacher's features below which they count as the same for all clips."""
 _JUDGED_RECORDS = 3
-"""Records whose mean is judged: a single batch says little."""
+"""Number of records whose mean is judged; a single batch is too noisy."""
 
 
 @torch.no_grad()
 def measure_health(
     output: XKDOutput, centers: Centers, objective: ObjectiveConfig, epoch: float
 ) -> dict[str, Tensor]:
-    """Measures by metric name: on teachers' features and targets and on students' logits."""
+    """Measures teachers' features and targets and students' logits, by metric name."""
     with torch.autocast(output.video_teacher_logits.device.type, enabled=False):
         video_logits, audio_logits = output.video_student_logits, output.audio_student_logits
         video = {
@@ -76,20 +79,22 @@ def measure_health(
 
 
 def effective_rank(features: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
-    """Number of directions that are used: from 1, all rows parallel, to min(B, D).
+    """Effective number of directions: from 1 (all rows parallel) to min(B, D).
 
-    exp(-sum p log p), with p the singular values over their sum
+        exp(-sum_i p_i log p_i)
+
+    with p the singular values divided by their sum.
     """
-    # Numbers that are not finite are reported by the losses; here they would stop the solver.
+    # The losses report numbers that are not finite; here they would make the solver raise.
     singular_values = torch.linalg.svdvals(features.float().nan_to_num())
     shares = singular_values / singular_values.sum().clamp(min=1e-12)
     return torch.special.entr(shares).sum().exp()
 
 
 def feature_std(features: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
-    """Spread of the features' directions: from 0, all alike, to about 1, evenly on the sphere.
+    """Spread of the features' directions: from 0 (all equal) to about 1 (uniform on the sphere).
 
-    The root of D times the mean deviation of a coordinate of unit vectors.
+    Standard deviation of the coordinates of unit vectors, averaged, times sqrt(D).
     """
     directions = F.normalize(features.float(), dim=-1)
     return directions.std(dim=0, correction=0).mean() * features.shape[-1] ** 0.5
@@ -98,7 +103,7 @@ def feature_std(features: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
 def distribution_entropy(
     centered_logits: Float[Tensor, "B K"], temperature: float
 ) -> Float[Tensor, ""]:
-    """Mean entropy of softmax(logits / temperature): from 0, certain, to log K, empty."""
+    """Mean entropy of softmax(logits / temperature): from 0 (one output) to log K (uniform)."""
     return (
         torch.special.entr(F.softmax(centered_logits.float() / temperature, dim=-1))
         .sum(dim=-1)
@@ -109,10 +114,11 @@ def distribution_entropy(
 def target_information(
     centered_logits: Float[Tensor, "B K"], temperature: float
 ) -> Float[Tensor, ""]:
-    """What targets tell about the clip: from 0, the same for all, to 1, certain and all different.
+    """Information of targets about the clip: from 0 (all equal) to 1 (certain and all different).
 
-    Mutual information of clip and output, H(mean q) - mean H(q), as a share of log min(B, K), the
-    most it can be; 0 for one clip.
+    Mutual information of clip and output as a share of its maximum; 0 for a single clip:
+
+        (H(mean q) - mean H(q)) / log min(B, K)
     """
     targets = F.softmax(centered_logits.float() / temperature, dim=-1)
     information = (
@@ -128,32 +134,32 @@ def target_kl(
     teacher_temperature: float,
     student_temperature: float,
 ) -> Float[Tensor, ""]:
-    """Mean divergence of students from their target: the distillation loss less its entropy."""
+    """Mean KL divergence of students from their targets: distillation loss minus target entropy."""
     target = F.log_softmax(centered_logits.float() / teacher_temperature, dim=-1)
     log_probs = F.log_softmax(student_logits.float() / student_temperature, dim=-1)
     return (target.exp() * (target - log_probs)).sum(dim=-1).mean()
 
 
 def mean_cosine_within(features: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
-    """Mean cosine between different rows; 0 for a single row."""
+    """Mean cosine of different rows; 0 for a single row."""
     directions = F.normalize(features.float(), dim=-1)
     num_rows = len(directions)
-    # |sum of unit vectors|^2 counts every ordered pair once, and each row with itself.
+    # |sum of unit vectors|^2 is the sum over ordered pairs, including each row with itself.
     pairs = directions.sum(dim=0).square().sum() - directions.square().sum()
     return pairs / max(num_rows * (num_rows - 1), 1)
 
 
 def mean_cosine_between(a: Float[Tensor, "n D"], b: Float[Tensor, "m D"]) -> Float[Tensor, ""]:
-    """Mean cosine between all rows of one set and all of the other."""
+    """Mean cosine of all pairs of a row of `a` and a row of `b`."""
     return F.normalize(a.float(), dim=-1).mean(dim=0) @ F.normalize(b.float(), dim=-1).mean(dim=0)
 
 
 def mmd_without_constant(
     x: Float[Tensor, "n K"], y: Float[Tensor, "m K"], objective: ObjectiveConfig
 ) -> Float[Tensor, ""]:
-    """The biased MMD less what its diagonals add: with the paper's kernel 0 where no row is near.
+    """Biased MMD minus the contribution of pairs of a row with itself; 0 if all rows are far apart.
 
-    Of this worker's rows, whatever estimator or measure of alignment the objective has.
+    Computed on this worker's rows, whichever alignment the objective uses.
     """
     distance = mmd(
         x,
@@ -206,26 +212,26 @@ def _signs(modality: str, measures: Mapping[str, float]) -> list[str]:
 
 
 class CollapseWatch:
-    """Judges a run by the mean of its last `_JUDGED_RECORDS` records of health.
+    """Detects collapse from the mean of the last `_JUDGED_RECORDS` records.
 
     Args:
-        records: `records` of an earlier watch, which this one goes on from.
+        records: `records` of an earlier watch to continue from.
     """
 
     def __init__(self, records: Iterable[Mapping[str, float]] = ()) -> None:
         self._records: deque[dict[str, float]] = deque(maxlen=_JUDGED_RECORDS)
         self.signs: list[str] = []
-        """The present signs of collapse; none while there are too few records."""
+        """Current signs of collapse; empty while there are too few records."""
         for record in records:
             self.see(record)
 
     @property
     def records(self) -> tuple[dict[str, float], ...]:
-        """Those that are judged, the oldest first."""
+        """The records that are judged, oldest first."""
         return tuple(self._records)
 
     def see(self, numbers: Mapping[str, float]) -> bool:
-        """Takes in a record of metrics, other measures included; says if a collapse begins."""
+        """Adds a record of metrics; returns whether a collapse begins with it."""
         self._records.append({k: v for k, v in numbers.items() if k.startswith("health/")})
         if len(self._records) < _JUDGED_RECORDS:
             return False
@@ -256,7 +262,7 @@ def _measure_targets(
     teacher_temperature: float,
     student_temperature: float,
 ) -> dict[str, Tensor]:
-    """What the teacher of one modality asks of the other's student, and how far that is."""
+    """Measures a teacher's targets and the distance of the other modality's student from them."""
     information = {}
     if len(centered_logits) >= MIN_CLIPS:
         information["target_information"] = target_information(centered_logits, teacher_temperature)

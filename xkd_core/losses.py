@@ -2,8 +2,8 @@
 
     L = (w_da L_da + w_kd L_kd + w_rec L_rec) / (w_da + w_kd + w_rec)
 
-Each term is the half sum of two, and each function is one formula; the distance that alignment
-minimises is in `alignment`. Everything is computed in float32 or better, under any autocast.
+Each term is the mean of two. Each function is one formula; the distance of the alignment term is in
+`alignment`. Everything is computed in at least float32, also under autocast.
 
 Paper: XKD, arXiv:2211.13929; DINO, arXiv:2104.14294.
 """
@@ -22,14 +22,14 @@ from xkd_core.xkd import XKDOutput
 
 
 class Centers(NamedTuple):
-    """Running means of the teachers' logits; with the weights they are the state of training."""
+    """Running means of the teachers' logits; part of the state of a training."""
 
     video: Float[Tensor, " K"]
     audio: Float[Tensor, " K"]
 
 
 def initial_centers(output_width: int, device: torch.device | str = "cpu") -> Centers:
-    """Centres before the first step."""
+    """Returns the centers before the first step: zeros."""
     return Centers(
         torch.zeros(output_width, device=device), torch.zeros(output_width, device=device)
     )
@@ -38,7 +38,7 @@ def initial_centers(output_width: int, device: torch.device | str = "cpu") -> Ce
 def losses(
     output: XKDOutput, centers: Centers, objective: ObjectiveConfig, epoch: float
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor], Centers]:
-    """The total, its terms by metric name, and the centres for the next step."""
+    """Returns the total, its terms by metric name, and the centers for the next step."""
     terms = {
         **_reconstruction_terms(output),
         **_alignment_terms(output, objective),
@@ -64,7 +64,7 @@ def reconstruction_loss(
     target: Float[Tensor, "B N P"],
     hidden: Bool[Tensor, "B N"],
 ) -> Float[Tensor, ""]:
-    """Mean squared error of the hidden patches."""
+    """Computes the mean squared error of the hidden patches."""
     error = (reconstruction.float() - target.float()).square().mean(dim=-1)
     return (error * hidden).sum() / hidden.sum()
 
@@ -77,9 +77,12 @@ def distillation_loss(
     student_temperature: float,
     teacher_temperature: float,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of all student views against the centred, sharpened teacher.
+    """Computes the cross-entropy of all student views to the centered, sharpened teacher.
 
-    No gradient flows to `teacher_logits`.
+        -sum_k q_k log p_k,   q = softmax((teacher - center) / teacher_temperature)
+                              p = softmax(student / student_temperature)
+
+    `teacher_logits` get no gradient.
     """
     centered = teacher_logits.detach().float() - center
     targets = F.softmax(centered / teacher_temperature, dim=-1)
@@ -93,7 +96,7 @@ def update_centers(
     audio_teacher_logits: Float[Tensor, "B K"],
     momentum: float,
 ) -> Centers:
-    """Moves the centres towards the mean over all workers, whose batches are equally large."""
+    """Moves the centers toward the mean over all workers, whose batches have equal sizes."""
     with torch.no_grad():
         means = torch.stack([video_teacher_logits.float(), audio_teacher_logits.float()]).mean(
             dim=1
@@ -106,7 +109,7 @@ def update_centers(
 
 
 def teacher_temperature(temperature: TemperatureConfig, epoch: float) -> float:
-    """Temperature of a teacher in an epoch."""
+    """Returns the temperature of a teacher in an epoch."""
     return linear_by_epoch(
         epoch,
         start=temperature.start,
@@ -134,7 +137,9 @@ def _alignment_terms(output: XKDOutput, objective: ObjectiveConfig) -> dict[str,
     student = distance(
         output.video_student_logits.flatten(0, 1), output.audio_student_logits.flatten(0, 1)
     )
-    with torch.no_grad():  # a constant, which still halves the student's weight, as published
+    with (
+        torch.no_grad()
+    ):  # a constant, but it halves the weight of the students' term, as published
         teacher = distance(output.video_teacher_logits, output.audio_teacher_logits)
     return {
         "loss/alignment": 0.5 * (student + teacher),

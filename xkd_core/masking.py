@@ -1,7 +1,13 @@
-"""Random token masking for the masked-autoencoding branch.
+"""Random token masking for the masked autoencoder.
 
-A student encodes only the tokens that stay visible; the decoder is asked for the rest. The random
-numbers come from the caller, one per token, so a clip's mask does not depend on its batch.
+A student encodes only the visible tokens, and the decoder predicts the rest. The caller provides
+the random numbers, one a token, so a clip's mask does not depend on its batch.
+
+    noise     .7  .1  .9  .4       num_visible = 2
+    order      1   3   0   2       positions by noise
+    keep       1   3               visible tokens, as encoded
+    restore    2   0   3   1       where token i is in [visible, hidden]
+    hidden     T   F   T   F
 
 Paper: XKD, arXiv:2211.13929; MAE, arXiv:2111.06377; tubes, VideoMAE, arXiv:2203.12602.
 """
@@ -15,21 +21,21 @@ from xkd_core.shapes import Bool, Float, Int, Tensor
 
 
 class TokenMask(NamedTuple):
-    """Which tokens of a clip a student sees."""
+    """The tokens that a student sees of each clip."""
 
     keep: Int[Tensor, "B N_keep"]
     """Positions of the visible tokens, in the order in which they are encoded."""
     hidden: Bool[Tensor, "B N"]
     """True where the student does not see the token."""
     restore: Int[Tensor, "B N"]
-    """For each position, its place in the sequence [visible tokens, hidden tokens]."""
+    """Index of each token in the sequence [visible tokens, hidden tokens]."""
 
 
 def random_mask(noise: Float[Tensor, "B N"], num_visible: int) -> TokenMask:
-    """Keeps the tokens with the lowest noise visible; each clip for itself.
+    """Keeps the tokens with the lowest noise visible, clip by clip.
 
     Raises:
-        ValueError: If no token would be visible, or none hidden.
+        ValueError: If all tokens or none would be visible.
     """
     num_tokens = noise.shape[1]
     if not 1 <= num_visible < num_tokens:
@@ -40,10 +46,10 @@ def random_mask(noise: Float[Tensor, "B N"], num_visible: int) -> TokenMask:
 
 
 def video_mask_noise(noise: Float[Tensor, "B N"], video: VideoConfig) -> Float[Tensor, "B N"]:
-    """Arranges noise as the masking of videos asks: for tubes that of the first tokens in time.
+    """Returns the noise for `video.masking`; tubes repeat the noise of the first time step.
 
-    Tokens of one place then have equal noise, and `random_mask`, whose order is stable, keeps or
-    hides them together.
+    Tokens of one tube then have equal noise. `random_mask` sorts stably, so it keeps or hides them
+    together.
     """
     if video.masking == "random":
         return noise
@@ -63,7 +69,7 @@ def restore_tokens(
     mask_token: Float[Tensor, "1 1 D"],
     restore: Int[Tensor, "B N"],
 ) -> Float[Tensor, "B N D"]:
-    """Puts the visible tokens back in their places and the mask token everywhere else."""
+    """Puts the visible tokens back to their positions and the mask token everywhere else."""
     num_hidden = restore.shape[1] - visible.shape[1]
     hidden = mask_token.to(visible.dtype).expand(visible.shape[0], num_hidden, -1)
     return take_tokens(torch.cat([visible, hidden], dim=1), restore)

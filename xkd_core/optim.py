@@ -1,8 +1,8 @@
-"""The optimizer: AdamW with two groups, and clipping of each tensor by itself.
+"""The optimizer: AdamW with two parameter groups, and gradient clipping tensor by tensor.
 
-Tensors of two or more dimensions decay, as published CLS and mask tokens and position tables
-included; biases and LayerNorms do not. Only the students' encoders and heads are clipped, never a
-decoder.
+Weight decay applies to tensors of two or more dimensions, as published including CLS tokens, mask
+tokens and position tables, but not to biases and LayerNorms. Gradients of the students' encoders
+and heads are clipped, those of the decoders are not.
 
 Paper: XKD, arXiv:2211.13929.
 """
@@ -20,7 +20,7 @@ _TOKENS_AND_POSITIONS = {"cls_token", "mask_token", "position_table"}
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, each once; the schedule sets the learning rate."""
+    """Builds AdamW over the trainable parameters; schedules set the learning rate later."""
     decaying: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
@@ -38,13 +38,13 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Gives every group the same learning rate."""
+    """Sets the learning rate of every group."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
 
 
 def clipped_parameters(model: XKD) -> list[nn.Parameter]:
-    """Parameters of the students' encoders and heads, each once."""
+    """Returns the parameters of the students' encoders and heads, each once."""
     parameters = {
         id(parameter): parameter
         for module in (
@@ -59,7 +59,7 @@ def clipped_parameters(model: XKD) -> list[nn.Parameter]:
 
 
 def clip_each_gradient(parameters: list[nn.Parameter], max_norm: float) -> None:
-    """Scales down each gradient whose own norm is above `max_norm`."""
+    """Scales each gradient whose norm is above `max_norm` down to it."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
         return
@@ -68,6 +68,6 @@ def clip_each_gradient(parameters: list[nn.Parameter], max_norm: float) -> None:
 
 
 def total_gradient_norm(model: nn.Module) -> Float[Tensor, ""]:
-    """Norm of all gradients of a model taken together."""
+    """Returns the norm of all gradients of a model, taken as one vector."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     return gradient_norms(gradients).norm()

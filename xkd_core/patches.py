@@ -1,10 +1,17 @@
-"""Clips to patches and back, and the normalisation of the patches that a decoder must predict.
+"""Conversion of clips to patches and back, and normalization of the patches to predict.
 
-A video is cut into tubelets (time, height, width) and a spectrogram into tiles (frequency, time);
-both are listed row-major. Inside a patch the channel comes last. Changing either order breaks
-published weights.
+A video is cut into tubelets (time, height, width), a spectrogram into tiles (frequency, time). Both
+are in row-major order, with the channel last inside a patch. Published weights depend on both
+orders.
 
-Paper: XKD, arXiv:2211.13929; MAE, arXiv:2111.06377 (normalised targets).
+    spectrogram of 4 x 4 in tiles of 2 x 2       patches
+        a b | e f
+        c d | g h                                0: a b c d    1: e f g h
+        ----+----
+        i j | m n                                2: i j k l    3: m n o p
+        k l | o p
+
+Paper: XKD, arXiv:2211.13929; MAE, arXiv:2111.06377 (normalized targets).
 """
 
 from typing import NamedTuple
@@ -18,14 +25,14 @@ _VARIANCE_EPS = 1e-6
 
 
 class PatchStatistics(NamedTuple):
-    """Mean and standard deviation of each patch of the input."""
+    """Mean and standard deviation of each patch."""
 
     mean: Float[Tensor, "B N 1"]
     std: Float[Tensor, "B N 1"]
 
 
 def patch_grid(clip_size: tuple[int, ...], patch_size: tuple[int, ...]) -> tuple[int, ...]:
-    """Number of patches along each axis of a clip.
+    """Returns the number of patches along each axis of a clip.
 
     Raises:
         ValueError: If an axis of the clip is not a multiple of the patch.
@@ -40,7 +47,7 @@ def patch_grid(clip_size: tuple[int, ...], patch_size: tuple[int, ...]) -> tuple
 def to_patches(
     clip: Float[Tensor, "B C *size"], patch_size: tuple[int, ...]
 ) -> Float[Tensor, "B N P"]:
-    """Patches of a video (three patch sides) or of a spectrogram (two)."""
+    """Cuts a video (three patch sides) or a spectrogram (two) into patches."""
     if len(patch_size) == 3:
         return video_to_patches(clip, patch_size[0], patch_size[1])
     return spectrogram_to_patches(clip, patch_size[0], patch_size[1])
@@ -49,7 +56,7 @@ def to_patches(
 def video_to_patches(
     video: Float[Tensor, "B C T H W"], tubelet_size: int, patch_size: int
 ) -> Float[Tensor, "B N P"]:
-    """Tubelets in the order (time, row, column)."""
+    """Cuts a video into tubelets, in the order (time, row, column)."""
     return rearrange(
         video,
         "b c (t pt) (h ph) (w pw) -> b (t h w) (pt ph pw c)",
@@ -62,7 +69,7 @@ def video_to_patches(
 def patches_to_video(
     patches: Float[Tensor, "B N P"], grid: tuple[int, int, int], tubelet_size: int, patch_size: int
 ) -> Float[Tensor, "B C T H W"]:
-    """Undoes `video_to_patches`."""
+    """Inverts `video_to_patches`."""
     return rearrange(
         patches,
         "b (t h w) (pt ph pw c) -> b c (t pt) (h ph) (w pw)",
@@ -78,7 +85,7 @@ def patches_to_video(
 def spectrogram_to_patches(
     spectrogram: Float[Tensor, "B C M T"], patch_bins: int, patch_frames: int
 ) -> Float[Tensor, "B N P"]:
-    """Tiles in the order (frequency, time)."""
+    """Cuts a spectrogram into tiles, in the order (frequency, time)."""
     return rearrange(
         spectrogram, "b c (m pm) (t pt) -> b (m t) (pm pt c)", pm=patch_bins, pt=patch_frames
     )
@@ -87,7 +94,7 @@ def spectrogram_to_patches(
 def patches_to_spectrogram(
     patches: Float[Tensor, "B N P"], grid: tuple[int, int], patch_bins: int, patch_frames: int
 ) -> Float[Tensor, "B C M T"]:
-    """Undoes `spectrogram_to_patches`."""
+    """Inverts `spectrogram_to_patches`."""
     return rearrange(
         patches,
         "b (m t) (pm pt c) -> b c (m pm) (t pt)",
@@ -99,13 +106,13 @@ def patches_to_spectrogram(
 
 
 def patch_statistics(patches: Float[Tensor, "B N P"]) -> PatchStatistics:
-    """What `normalize_patches` removes; the variance is the unbiased one."""
+    """Computes each patch's mean and standard deviation, from the unbiased variance."""
     variance, mean = torch.var_mean(patches.float(), dim=-1, keepdim=True)
     return PatchStatistics(mean, (variance + _VARIANCE_EPS).sqrt())
 
 
 def normalize_patches(patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N P"]:
-    """Targets of the reconstruction: each patch by its own mean and variance, in float32."""
+    """Normalizes each patch by its own mean and variance in float32, as a target."""
     statistics = patch_statistics(patches)
     return (patches.float() - statistics.mean) / statistics.std
 
@@ -113,5 +120,5 @@ def normalize_patches(patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N P"]
 def denormalize_patches(
     patches: Float[Tensor, "B N P"], statistics: PatchStatistics
 ) -> Float[Tensor, "B N P"]:
-    """Undoes `normalize_patches`, given the statistics of the input."""
+    """Inverts `normalize_patches`, given the statistics of the input."""
     return patches.float() * statistics.std + statistics.mean

@@ -1,8 +1,11 @@
-"""Learned position tables, resized for clips of another size than the table was made for.
+"""Resizing of learned position tables for clips of other sizes.
 
-Resizing is a product with one small matrix per axis. The matrices are PyTorch's own interpolation
-of the identity, so the numbers are those of `F.interpolate`, but the gradient of the table is a
-plain matrix product: deterministic on every device.
+Each axis is resized by a product with a small matrix: PyTorch's interpolation of the identity. The
+result equals `F.interpolate`, but the gradient of the table is a matrix product, which is
+deterministic on every device.
+
+    4 positions to 2, linear:   [.5 .5 0  0 ]     new position 0 is the mean of positions 0 and 1
+                                [0  0  .5 .5]
 
 Paper: XKD, arXiv:2211.13929.
 """
@@ -23,10 +26,10 @@ def resize_positions(
     new_grid: tuple[int, ...],
     method: PositionInterpolation,
 ) -> Float[Tensor, "N_new D"]:
-    """Resizes a table of a video (three axes, linear) or of a spectrogram (two axes, cubic).
+    """Resizes the table of a video (three axes, linear) or of a spectrogram (two axes, bicubic).
 
-    With `scale_factor` an axis of n positions becomes one of m by the factor (m + 0.1) / n, which
-    is how published weights were trained; with `exact` by m / n.
+    To resize n positions to m, `exact` interpolates by the factor m / n, and `scale_factor` by
+    (m + 0.1) / n, with which published weights were trained.
     """
     kernel: Literal["linear", "bicubic"] = "linear" if len(grid) == 3 else "bicubic"
     resized = table.float().reshape(*grid, -1)

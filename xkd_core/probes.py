@@ -1,9 +1,9 @@
-"""How much frozen features tell: nearest neighbours and a linear probe.
+"""Evaluation of frozen features: nearest neighbors and a linear probe.
 
-Everything is deterministic and needs no held-out data but the fold of the training data that
-chooses the probe's penalty: test labels are used for nothing but the final count.
+Everything is deterministic. The probe's penalty is chosen by cross-validation on the training data;
+test labels are used only to compute the accuracy.
 
-Protocol: XKD, section 5; nearest neighbours as in DINO, arXiv:2104.14294.
+Protocol: XKD, section 5; nearest neighbors as in DINO, arXiv:2104.14294.
 """
 
 from collections.abc import Sequence
@@ -17,26 +17,26 @@ from xkd_core.shapes import Float, Int, Tensor
 _ROWS_AT_ONCE = 4096
 _MAX_ITERATIONS = 300
 _SMALLEST_SPREAD = 1e-6
-"""A feature whose deviation is below this share of its mean is constant but for rounding."""
+"""A feature with a deviation below this share of its mean is treated as constant."""
 
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """Multinomial logistic regression on standardised features, in float64."""
+    """Multinomial logistic regression on standardized features, in float64."""
 
     mean: Float[Tensor, " D"]
     std: Float[Tensor, " D"]
     weight: Float[Tensor, "D num_classes"]
     bias: Float[Tensor, " num_classes"]
     l2: float
-    """The penalty that was chosen."""
+    """The chosen penalty."""
 
     def logits(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B num_classes"]:
-        """Scores each class; the softmax of a row are the probabilities."""
+        """Computes logits; the softmax of a row gives class probabilities."""
         return (features.double() - self.mean) / self.std @ self.weight + self.bias
 
     def predict(self, features: Float[Tensor, "B D"]) -> Int[Tensor, " B"]:
-        """Names the likeliest class of each row."""
+        """Returns the most likely class of each row."""
         return self.logits(features).argmax(dim=1)
 
 
@@ -51,13 +51,13 @@ def fit_linear_probe(
 ) -> LinearProbe:
     """Fits a probe whose penalty is chosen by cross-validation on the training data.
 
-    Minimises sum of cross-entropies + l2 / 2 |W|^2, scikit-learn's logistic regression with
-    C = 1 / l2. The penalty with the smallest held-out cross-entropy is chosen: with few rows that
-    says more than the number of rows that are right.
+    Minimizes the sum of cross-entropies + l2 / 2 |W|^2, like scikit-learn's logistic regression
+    with C = 1 / l2. Chooses the penalty with the smallest held-out cross-entropy, which is less
+    noisy than accuracy when there are few rows.
 
     Raises:
-        ValueError: If there is nothing to fit, a feature is not finite, a label is not a class, or
-            there is no penalty.
+        ValueError: If there are no rows or no penalties, a feature is not finite, or a label is not
+            a class.
     """
     _check(train, labels, num_classes)
     if not l2 or min(l2) <= 0.0:
@@ -80,7 +80,7 @@ def fit_linear_probe(
 
 
 def stratified_folds(labels: Int[Tensor, " B"], num_folds: int, seed: int) -> Int[Tensor, " B"]:
-    """Deals the rows of each class out to the folds, as evenly as can be.
+    """Distributes the rows of each class over the folds as evenly as possible.
 
     Raises:
         ValueError: If there are fewer than two folds.
@@ -104,11 +104,11 @@ def knn_predict(
     neighbors: int,
     temperature: float,
 ) -> Int[Tensor, " B"]:
-    """Lets the most similar training rows vote, each with weight exp(cosine / temperature).
+    """Predicts by a vote of the nearest training rows with weights exp(cosine / temperature).
 
     Raises:
-        ValueError: If there is nothing to vote, a feature is not finite, a label is not a class, or
-            there are more neighbours than rows.
+        ValueError: If there are fewer training rows than `neighbors`, a feature is not finite, or a
+            label is not a class.
     """
     _check(train, train_labels, num_classes)
     if not 1 <= neighbors <= len(train):
@@ -119,7 +119,7 @@ def knn_predict(
     predictions = []
     for rows in torch.split(test, _ROWS_AT_ONCE):
         similarity, nearest = (_directions(rows) @ directions.T).topk(neighbors, dim=1)
-        # Relative to the nearest, or a low temperature makes all weights infinite.
+        # Relative to the nearest row, since exp overflows at low temperatures.
         weights = ((similarity - similarity[:, :1]) / temperature).exp()
         votes = weights.new_zeros(len(rows), num_classes)
         votes.scatter_add_(1, train_labels[nearest].long(), weights)
@@ -128,7 +128,7 @@ def knn_predict(
 
 
 def accuracy(predicted: Int[Tensor, " B"], true: Int[Tensor, " B"]) -> float:
-    """Share of the rows that are right.
+    """Returns the share of rows that are predicted correctly.
 
     Raises:
         ValueError: If there is no row.
@@ -141,7 +141,7 @@ def accuracy(predicted: Int[Tensor, " B"], true: Int[Tensor, " B"]) -> float:
 def per_class_accuracy(
     predicted: Int[Tensor, " B"], true: Int[Tensor, " B"], num_classes: int
 ) -> list[float]:
-    """Share of each class's rows that are right; NaN where a class has no row."""
+    """Returns the accuracy within each class; NaN for a class without rows."""
     correct = true[predicted == true].bincount(minlength=num_classes).double()
     shares: list[float] = (correct / true.bincount(minlength=num_classes)).tolist()
     return shares
@@ -166,7 +166,7 @@ def _directions(features: Tensor) -> Tensor:
 def _fit(
     train: Tensor, labels: Tensor, num_classes: int, penalties: Sequence[float]
 ) -> list[LinearProbe]:
-    """One probe per penalty, from large to small: each starts where the one before ended."""
+    """Fits one probe a penalty, from large to small; each starts from the one before."""
     features = train.double()
     mean, std = features.mean(dim=0), features.std(dim=0, correction=0)
     std = std.where(std > _SMALLEST_SPREAD * mean.abs(), 1.0)

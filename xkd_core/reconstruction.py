@@ -1,7 +1,7 @@
-"""What a student makes of a masked clip, in the space of the input: for reports, not training.
+"""A student's reconstruction of a masked clip as pixels or mel bins, for reports.
 
-A decoder predicts normalised patches, so the mean and the deviation of each patch are taken from
-the input. Visible patches are shown as they were given.
+A decoder predicts normalized patches, so the mean and the deviation of each patch are taken from
+the input. Visible patches are copied from the input.
 
 Paper: MAE, arXiv:2111.06377.
 """
@@ -26,7 +26,7 @@ from xkd_core.xkd import XKD
 def reconstruct_video(
     model: XKD, video: Float[Tensor, "B 3 T H W"], mask_noise: Float[Tensor, "B N"]
 ) -> Float[Tensor, "B 3 T H W"]:
-    """Masks videos as in training and fills in what the student does not see."""
+    """Masks videos as in training and reconstructs the hidden patches."""
     return _reconstruct(
         model.video_student, model.video_decoder, video, mask_noise, model.num_visible_video
     )
@@ -35,7 +35,7 @@ def reconstruct_video(
 def reconstruct_audio(
     model: XKD, spectrogram: Float[Tensor, "B 1 M T"], mask_noise: Float[Tensor, "B N"]
 ) -> Float[Tensor, "B 1 M T"]:
-    """Masks spectrograms as in training and fills in what the student does not see."""
+    """Masks spectrograms as in training and reconstructs the hidden patches."""
     return _reconstruct(
         model.audio_student, model.audio_decoder, spectrogram, mask_noise, model.num_visible_audio
     )

@@ -1,19 +1,22 @@
-"""Refinement: a teacher's tokens are weighted by its attention, seen from the other modality.
+"""Refinement: weighs a teacher's tokens by attention across modalities before pooling.
 
-With A the CLS attention of a teacher's last block (heads x patches) and the outer product
-P[i, j] = A_video[i] A_audio[j] per head, the cross-modal map of the video is
+Let A be the CLS attention of a teacher's last block (heads x patches). With the outer product
+P[i, j] = A_video[i] A_audio[j] of each head, the cross-modal map of the video is
 
-    C_video = mean_j P / mean_i A_video = A_video * (mean A_audio / mean A_video)
+    C_video[i] = mean_j P[i, j] / mean_i A_video = A_video[i] * (mean A_audio / mean A_video)
 
-so the outer product is never made. A clip's tokens are weighted by the mean of C over heads and
-rescaled so that their mean keeps its norm.
+so the outer product is never computed. Tokens are weighted by the mean of C over heads and rescaled
+so that their mean keeps its norm:
 
-Since scale does not matter, a video's weights are its own attention but for one number per head:
-what the sound is can move no weight from one patch to another. With `cross` it can. There P has a
-third factor, how well a patch agrees with the other modality, and as that is the same for all of
-the other's patches it comes out as a factor of C. Tokens of two encoders cannot be compared, but
-outputs of the heads can: alignment and distillation make one space of them. So each head, made for
-the mean of tokens, is put on every token, as a class activation map puts a classifier there.
+    A_video   .1 .1 .6 .2      one head, four patches, mean .25
+    A_audio   .3 .1            two patches, mean .2
+    C_video   .08 .08 .48 .16  = A_video * .2 / .25
+
+The rescaling removes a common factor, so a video's weights are its own attention up to one factor a
+head: the sound cannot move weight from one patch to another. With `cross` it can. C then has one
+more factor, the agreement of each patch with the other modality. Tokens of two encoders are not
+comparable, but outputs of their heads are, because alignment and distillation share that space.
+Therefore the head is applied to every token, like the classifier of a class activation map.
 
 Paper: XKD, arXiv:2211.13929; class activation maps, arXiv:1512.04150.
 """
@@ -28,7 +31,7 @@ from xkd_core.shapes import Float, Tensor
 Refinement = Literal["mean", "softmax", "cross", "none"]
 _EPS = 1e-12
 _AGREEMENT_TEMPERATURE = 0.1
-"""A cosine that is higher by this much weighs e times as much."""
+"""Difference of cosines that changes the weight by a factor of e."""
 
 
 def cross_modal_attention(
@@ -36,9 +39,9 @@ def cross_modal_attention(
     other: Float[Tensor, "B A N_other"],
     mode: Literal["mean", "softmax"],
 ) -> Float[Tensor, "B A N"]:
-    """Weight of each patch of one modality, given the other's attention.
+    """Computes the weight of each patch of one modality, given the other's attention.
 
-    `softmax` takes the softmax over patches of mean_j P instead of dividing it.
+    `mean` is C above; `softmax` is the softmax of mean_j P over patches.
     """
     other_mean = other.float().mean(dim=-1, keepdim=True)
     marginal = attention.float() * other_mean  # mean_j P
@@ -50,14 +53,14 @@ def cross_modal_attention(
 def agreement(
     token_logits: Float[Tensor, "B N K"], other_logits: Float[Tensor, "B K"]
 ) -> Float[Tensor, "B N"]:
-    """How well each token agrees with the other modality: exp(cosine / temperature) of outputs.
+    """Computes the agreement of each token with the other modality: exp(cosine / temperature).
 
-    Where outputs of all tokens are alike, as before training, this is the same for all and `cross`
-    weighs as `mean` does.
+    If all tokens have the same output, as before training, the agreement is the same for all and
+    `cross` equals `mean`.
 
     Args:
-        token_logits: What the modality's head makes of each token.
-        other_logits: What the other's head makes of the mean of its tokens.
+        token_logits: Output of the modality's head for each token.
+        other_logits: Output of the other modality's head for the mean of its tokens.
     """
     with torch.autocast(token_logits.device.type, enabled=False):
         tokens = F.normalize(token_logits.float(), dim=-1)
@@ -69,7 +72,7 @@ def agreement(
 def refine(
     tokens: Float[Tensor, "B N D"], attention: Float[Tensor, "B A N"]
 ) -> Float[Tensor, "B N D"]:
-    """Weights the tokens by the head average of `attention`; their mean keeps its norm."""
+    """Weighs tokens by the mean of `attention` over heads and keeps the norm of their mean."""
     tokens = tokens.float()
     weighted = tokens * attention.float().mean(dim=1).unsqueeze(-1)
     norm = tokens.mean(dim=1).norm(dim=-1)
@@ -84,9 +87,9 @@ def refine_and_pool(
     mode: Refinement,
     token_agreement: Float[Tensor, "B N"] | None = None,
 ) -> Float[Tensor, "B D"]:
-    """Features of a teacher: the mean of its refined tokens, or with `none` of its tokens.
+    """Computes a teacher's features: the mean of its refined tokens; with `none` of its tokens.
 
-    `token_agreement` is what `cross` needs, and `cross` alone.
+    Only `cross` needs `token_agreement`.
     """
     if mode == "none":
         return tokens.float().mean(dim=1)

@@ -1,4 +1,4 @@
-"""Schedules: functions of the step or the epoch, so a resumed run needs no scheduler state.
+"""Schedules as functions of the step or epoch, so that resuming needs no scheduler state.
 
 Paper: XKD, arXiv:2211.13929; DINO, arXiv:2104.14294.
 """
@@ -9,10 +9,14 @@ import math
 def cosine(
     step: int, *, start: float, end: float, total_steps: int, warmup_steps: int = 0
 ) -> float:
-    """Goes from `start` at the end of the warm-up to `end` along half a cosine.
+    """Returns the value at a step: linear warm-up from 0 to `start`, then half a cosine to `end`.
 
-    The warm-up rises linearly from 0 and reaches `start` at its last step. From `total_steps` on
-    the value is `end`.
+    start        .--.
+                /    '.
+               /       '.
+    end       /          '-.__________
+    0        /
+             0   warmup    total_steps
     """
     if step < warmup_steps:
         return start * step / max(1, warmup_steps - 1)
@@ -23,9 +27,13 @@ def cosine(
 
 
 def linear_by_epoch(epoch: float, *, start: float, end: float, warmup_epochs: float) -> float:
-    """Goes linearly from `start` in the first epoch to `end` in the last of the warm-up.
+    """Returns the value in an epoch: linear from `start` to `end` over the epochs of the warm-up.
 
-    The value changes between epochs, never within one.
+    The value is constant within an epoch.
+
+    >>> warmup = {"start": 0.04, "end": 0.06, "warmup_epochs": 3}
+    >>> [round(linear_by_epoch(epoch, **warmup), 3) for epoch in (0, 1, 1.9, 2, 9)]
+    [0.04, 0.05, 0.05, 0.06, 0.06]
     """
     if warmup_epochs <= 0 or epoch >= warmup_epochs:
         return end

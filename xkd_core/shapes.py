@@ -1,4 +1,4 @@
-"""The letters that shapes are written with, and the array types; read this before any signature.
+"""Axis letters and array types of all signatures.
 
     B   clips in a batch                 C   channels of a video (3, RGB)
     J   views of one kind                T   frames of a video or of a spectrogram
@@ -8,7 +8,7 @@
     P   numbers in one patch             A   attention heads
     GB  global views of all clips: the first view of every clip, then the second
 
-Annotations are jaxtyping's and are checked in tests alone, so training pays nothing for them.
+Annotations are jaxtyping's. They are checked in tests only, so they cost training nothing.
 """
 
 from jaxtyping import Bool, Float, Int, Int16, UInt8

@@ -1,8 +1,8 @@
-"""Weights spread over several devices (FSDP2), and gradients that are summed late.
+"""Sharding of weights over workers (FSDP2), and delayed reduction of gradients.
 
-A sharded parameter is a DTensor. What changes weights in place works on `local_part`, since a
-teacher's tensor is cut as its student's is; what is saved is made `whole` first, so that a
-checkpoint does not depend on the number of workers.
+A sharded parameter is a DTensor. In-place updates operate on `local_part`, because the tensors of
+teachers and students are sharded the same way. Tensors are made `whole` before they are saved, so
+checkpoints do not depend on the number of workers.
 
 Source: FSDP2, `torch.distributed.fsdp.fully_shard`.
 """
@@ -21,9 +21,9 @@ from xkd_core.shapes import Float, Tensor
 
 
 def shard(model: nn.Module, blocks: Iterable[nn.Module]) -> None:
-    """Spreads a model's parameters over all workers, in place, one group for each of its `blocks`.
+    """Shards a model's parameters over all workers in place, with one group for each of `blocks`.
 
-    A block is called as a whole; all that is in none of them is one more group.
+    Blocks must be called as a whole. All other parameters form one more group.
     """
     for block in blocks:
         fully_shard(block)
@@ -31,17 +31,17 @@ def shard(model: nn.Module, blocks: Iterable[nn.Module]) -> None:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """This worker's part of a tensor; the tensor itself where nothing is sharded."""
+    """Returns this worker's part of a sharded tensor, and any other tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor; every worker must ask for it."""
+    """Returns the full tensor; all workers must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def cut_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """A whole tensor cut as `other` is."""
+    """Shards a full tensor like `other`."""
     if not isinstance(other, DTensor):
         return tensor
     return distribute_tensor(
@@ -50,7 +50,7 @@ def cut_like(tensor: Tensor, other: Tensor) -> Tensor:
 
 
 def gradient_norms(gradients: Sequence[Tensor]) -> Float[Tensor, " n"]:
-    """The norm of each gradient over all its shards."""
+    """Returns the norm of each gradient over all its shards."""
     norms = torch.stack(torch._foreach_norm([local_part(gradient) for gradient in gradients]))
     first = gradients[0]
     if isinstance(first, DTensor):
@@ -61,10 +61,10 @@ def gradient_norms(gradients: Sequence[Tensor]) -> Float[Tensor, " n"]:
 
 
 def later_sync(forward: Any) -> AbstractContextManager[None]:
-    """Within it, backward passes add up gradients and leave the sum over workers to a later one."""
+    """Context in which backward passes accumulate gradients without reducing them over workers."""
     if isinstance(forward, FSDPModule):
         return _without_reduction(forward)
-    # DistributedDataParallel has it, also inside a compiled module; a bare module sums nothing.
+    # DistributedDataParallel has no_sync, also when compiled; a bare module has nothing to reduce.
     without_sync = getattr(forward, "no_sync", None)
     return without_sync() if without_sync else nullcontext()
 
@@ -79,7 +79,7 @@ def _without_reduction(model: FSDPModule) -> Iterator[None]:
 
 
 def mapped_moments(state: dict[str, Any], function: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-    """An optimizer's `state_dict` with `function` of each of its tensors."""
+    """Returns an optimizer's `state_dict` with `function` applied to each tensor."""
     moments = {
         index: {
             name: function(value) if isinstance(value, Tensor) else value
@@ -91,9 +91,9 @@ def mapped_moments(state: dict[str, Any], function: Callable[[Tensor], Tensor]) 
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Loads the moments of a `state_dict` with whole tensors, cut as the parameters are.
+    """Loads the moments of a `state_dict` of full tensors, sharded like the parameters.
 
-    Weight decay, betas and eps stay those that the optimizer was built with.
+    Keeps the hyperparameters that the optimizer was built with.
     """
     parameters: list[nn.Parameter] = [
         parameter for group in optimizer.param_groups for parameter in group["params"]

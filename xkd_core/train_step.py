@@ -1,12 +1,14 @@
-"""One optimisation step: forward, losses, backward, clip, AdamW, teachers, centres.
+"""One optimization step: forward, losses, backward, clip, AdamW, teachers, centers.
 
-Nothing here waits for the device: what is measured on it stays there as a tensor, and whoever reads
-it waits. A non-finite loss is therefore not caught here; `non_finite` names the metrics that are.
+A step never synchronizes with the device. Metrics stay there as tensors until they are read, so a
+non-finite loss is not detected here; `non_finite` names such metrics later.
 
-A batch may be taken in parts (`accumulation_steps`). Reconstruction, distillation, centres and
-gradients are then those of the whole batch, since they are means over clips. The alignment is the
-mean of the parts' MMDs: an MMD compares clips that are in memory together, so parts see fewer
-pairs (workers see all, by `alignment_over_workers`), and its constant is that of a part.
+With `accumulation_steps` a batch is processed in parts. Reconstruction, distillation, centers and
+their gradients equal those of the whole batch, because they are means over clips. The alignment is
+the mean of the parts' MMDs: MMD compares clips that are in memory together, so parts have fewer
+pairs. (Workers compare the clips of all workers, see `alignment_over_workers`.)
+
+    batch  |  part 1: forward, backward  |  part 2: forward, backward + reduce  |  update
 
 Paper: XKD, arXiv:2211.13929.
 """
@@ -38,21 +40,21 @@ Measure = Callable[[XKDOutput, Centers, ObjectiveConfig, float], Mapping[str, Te
 
 @dataclass
 class TrainState:
-    """Everything that a step changes."""
+    """The state that a step changes."""
 
     model: XKD
     """The bare model."""
     forward: Callable[..., XKDOutput]
-    """The model, or what wraps it: DistributedDataParallel, a compiled module."""
+    """The model, possibly wrapped by DistributedDataParallel or compiled."""
     optimizer: torch.optim.AdamW
     centers: Centers
     step: int = 0
-    """Steps done so far."""
+    """Number of completed steps."""
 
 
 @dataclass(frozen=True)
 class StepSchedule:
-    """What the schedules give for one step."""
+    """Values of all schedules at one step."""
 
     epoch: float
     learning_rate: float
@@ -62,7 +64,7 @@ class StepSchedule:
     audio_teacher_temperature: float
 
     def metrics(self) -> dict[str, float]:
-        """The values by metric name; numbers, since no device computes them."""
+        """Returns the values by metric name, as Python numbers."""
         return {f"schedule/{name}": value for name, value in vars(self).items()}
 
 
@@ -78,23 +80,23 @@ def train_step(
     accumulation_steps: int = 1,
     before_update: Callable[[], None] | None = None,
 ) -> dict[str, Tensor | float]:
-    """Learns from one batch.
+    """Trains on one batch.
 
     Args:
-        state: Changed in place.
-        views: What students and teachers see.
-        config: The method.
-        total_steps: Steps of the whole run; schedules end there.
-        steps_per_epoch: Steps of one epoch, a fraction where batches straddle epochs.
-        autocast_dtype: `torch.bfloat16`, or None for float32 throughout.
-        measure: Called with the output, the centres, the objective and the epoch, before the
-            weights change; its measures join the metrics.
-        accumulation_steps: Parts of equally many clips in which the batch is taken.
-        before_update: Called once the gradients are there and before any weight changes.
+        state: Modified in place.
+        views: Input of students and teachers.
+        config: Settings of the method.
+        total_steps: Steps of the whole run, at which schedules end.
+        steps_per_epoch: Steps of one epoch; fractional if batches cross epochs.
+        autocast_dtype: `torch.bfloat16`, or None for float32.
+        measure: Called with output, centers, objective and epoch before the update. The metrics
+            that it returns are added to the result.
+        accumulation_steps: Number of equal parts in which the batch is processed.
+        before_update: Called after the backward pass, before any weight changes.
 
     Returns:
-        Metrics by name: what is measured as tensors without dimensions on the device, detached and
-        not waited for; the schedule's values as numbers.
+        Metrics by name. Measured values are detached scalar tensors on the device; values of the
+        schedule are numbers.
 
     Raises:
         ValueError: If `autocast_dtype` needs loss scaling, as float16 does.
@@ -122,7 +124,7 @@ def train_step(
         before_update()
     metrics = _mean_metrics(parts)
     metrics["grad_norm/total"] = _update_weights(state, config.optimizer, schedule)
-    # Linear in the teachers' mean logits, so that the mean over parts is that of the whole batch.
+    # Centers are linear in the mean logits: the mean over parts equals that of the whole batch.
     state.centers = Centers(*(torch.stack(c).mean(dim=0) for c in zip(*new_centers, strict=True)))
     state.step += 1
     return {**metrics, **schedule.metrics()}
@@ -131,7 +133,7 @@ def train_step(
 def step_schedule(
     step: int, config: MethodConfig, total_steps: int, steps_per_epoch: float
 ) -> StepSchedule:
-    """Learning rate, momenta and temperatures of a step, which depend on nothing else."""
+    """Computes learning rate, momenta and temperatures, which depend on the step alone."""
     optimizer, objective = config.optimizer, config.objective
     epoch = step / steps_per_epoch
     return StepSchedule(
@@ -161,7 +163,7 @@ def step_schedule(
 
 
 def non_finite(metrics: Mapping[str, Tensor | float]) -> list[str]:
-    """Names of the metrics that are infinite or not a number; waits for the device."""
+    """Returns the names of metrics that are infinite or NaN; synchronizes with the device."""
     return [name for name, value in metrics.items() if not math.isfinite(value)]
 
 
@@ -175,7 +177,7 @@ def _backward(
     measure: Measure | None,
     share: float,
 ) -> tuple[dict[str, Tensor], Centers]:
-    """Adds `share` of the gradients of one part; returns its metrics and the centres after it."""
+    """Accumulates `share` of a part's gradients; returns its metrics and the updated centers."""
     device_type = views.video_global.device.type
     with torch.autocast(device_type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
         output = state.forward(
@@ -196,7 +198,7 @@ def _mean_metrics(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _update_weights(state: TrainState, config: OptimizerConfig, schedule: StepSchedule) -> Tensor:
-    """Clips, steps and moves the teachers; returns the norm of the gradient before clipping."""
+    """Clips, updates students and teachers; returns the gradient norm before clipping."""
     gradient_norm = total_gradient_norm(state.model)
     clip_each_gradient(clipped_parameters(state.model), config.max_grad_norm)
     set_learning_rate(state.optimizer, schedule.learning_rate)

@@ -1,7 +1,7 @@
-"""Pre-norm transformer blocks, the one place that knows timm.
+"""Pre-norm transformer blocks; the only module that imports timm.
 
-Blocks have no dropout and no bias on queries, keys and values. `block_with_attention` runs a block
-as timm does and also returns what its CLS token attends to, without making the whole map.
+Blocks have no dropout and no bias for queries, keys and values. `block_with_attention` also returns
+the attention of the CLS token, without computing the full attention map.
 
 Paper: ViT, arXiv:2010.11929.
 """
@@ -18,7 +18,7 @@ from xkd_core.shapes import Float, Tensor
 
 
 class SelfAttention(Attention):
-    """timm's attention, by `attend`; neither masks nor dropout."""
+    """timm's attention with `attend`, without masks and dropout."""
 
     def forward(
         self,
@@ -26,7 +26,7 @@ class SelfAttention(Attention):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Float[Tensor, "B N_all D"]:
-        """Mixes the tokens of each clip."""
+        """Applies self-attention to the tokens of each clip."""
         assert attn_mask is None
         assert not is_causal
         mixed = attend(*_queries_keys_values(self, tokens))
@@ -38,9 +38,9 @@ def attend(
     key: Float[Tensor, "B A N_all d"],
     value: Float[Tensor, "B A N_all d"],
 ) -> Float[Tensor, "B A N_all d"]:
-    """Attention of every query to every key, without making the whole map."""
+    """Computes attention without storing the attention map."""
     if query.requires_grad and query.dtype == torch.bfloat16 and query.device.type == "cpu":
-        # A CPU's backward pass takes about half as long in float32 as in bfloat16.
+        # On a CPU the backward pass in float32 takes about half the time of bfloat16.
         with torch.autocast("cpu", enabled=False):
             mixed = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
         return mixed.to(value.dtype)
@@ -48,9 +48,9 @@ def attend(
 
 
 def transformer_blocks(width: int, depth: int, num_heads: int) -> nn.ModuleList:
-    """A stack of blocks with an MLP of four times the width and the exact GELU."""
+    """Builds a stack of blocks whose MLP has four times the width and the exact GELU."""
     return nn.ModuleList(
-        # PyTorch's LayerNorm has the published eps of 1e-5; timm's own default has another.
+        # PyTorch's LayerNorm has the published eps of 1e-5; the default of timm is different.
         Block(
             width,
             num_heads,
@@ -66,10 +66,10 @@ def transformer_blocks(width: int, depth: int, num_heads: int) -> nn.ModuleList:
 def block_with_attention(
     block: nn.Module, tokens: Float[Tensor, "B N_all D"]
 ) -> tuple[Float[Tensor, "B N_all D"], Float[Tensor, "B A N"]]:
-    """Runs one block; also returns the attention of its CLS query to each patch token.
+    """Runs one block; also returns the attention of its CLS query to each patch token, in float32.
 
-    The attention to CLS itself is left out and the rest is not renormalised, so a row sums to one
-    minus that attention. It is computed in float32.
+    The attention of CLS to itself is dropped without renormalizing the rest, so a row sums to one
+    minus that attention.
     """
     attention = block.get_submodule("attn")
     assert isinstance(attention, SelfAttention)
@@ -81,7 +81,7 @@ def block_with_attention(
 
 
 def checkpoint_activations(block: nn.Module) -> None:
-    """Makes a block compute its activations again in the backward pass instead of keeping them."""
+    """Makes a block recompute its activations in the backward pass instead of storing them."""
     forward = block.forward
 
     def recomputed(tokens: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def checkpoint_activations(block: nn.Module) -> None:
 
 
 def init_transformer(module: nn.Module) -> None:
-    """Every linear layer Xavier-uniform with bias 0, every LayerNorm 1 and 0."""
+    """Initializes linear layers Xavier-uniform with bias 0, and LayerNorms with 1 and 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)

@@ -1,8 +1,8 @@
 """The networks of XKD: students, teachers, heads and decoders of both modalities.
 
-`XKD.forward` runs everything and computes no loss. The three published variants are one setting:
-who shares transformer blocks. Shared blocks are one module object, so a `state_dict` names their
-tensors twice; `model_tensors` names each tensor once.
+`XKD.forward` runs all networks and computes no loss. The three published variants differ in which
+networks share transformer blocks. Shared blocks are the same module object, so a `state_dict` lists
+their tensors under several names; `model_tensors` lists each tensor once.
 
 Paper: XKD, arXiv:2211.13929.
 """
@@ -28,7 +28,7 @@ TeacherView = Literal["global", "first_local"]
 
 
 class _StudentOutput(NamedTuple):
-    """One modality's student on all its views."""
+    """Output of one modality's student for all its views."""
 
     reconstruction: Float[Tensor, "GB N P"]
     target: Float[Tensor, "GB N P"]
@@ -38,32 +38,32 @@ class _StudentOutput(NamedTuple):
 
 
 class XKDOutput(NamedTuple):
-    """What one forward pass gives; the objective and the health measures are made from it."""
+    """Output of one forward pass, from which losses and health measures are computed."""
 
     video_reconstruction: Float[Tensor, "GB N P"]
     audio_reconstruction: Float[Tensor, "GB_audio N_audio P_audio"]
     video_target: Float[Tensor, "GB N P"]
-    """Normalised patches of the global views."""
+    """Normalized patches of the global views."""
     audio_target: Float[Tensor, "GB_audio N_audio P_audio"]
     video_mask: Bool[Tensor, "GB N"]
-    """True where the student did not see the patch."""
+    """True for patches that the student did not see."""
     audio_mask: Bool[Tensor, "GB_audio N_audio"]
     video_student_logits: Float[Tensor, "J B K"]
-    """Of the masked global views first, then of the local views."""
+    """Logits of the masked global views, then of the local views."""
     audio_student_logits: Float[Tensor, "J_audio B K"]
     video_teacher_logits: Float[Tensor, "B K"]
-    """Without gradient, as everything of a teacher."""
+    """Without gradient, like all outputs of teachers."""
     audio_teacher_logits: Float[Tensor, "B K"]
     video_student_features: Float[Tensor, "B D"]
     """Pooled tokens of the first masked global view."""
     audio_student_features: Float[Tensor, "B D"]
     video_teacher_features: Float[Tensor, "B D"]
-    """Pooled refined tokens: what the teacher's head gets."""
+    """Pooled refined tokens, the input of the teacher's head."""
     audio_teacher_features: Float[Tensor, "B D"]
 
 
 class XKD(nn.Module):
-    """Two students that learn and two teachers that follow them; see `build_xkd`."""
+    """Two students and two teachers with heads, and two decoders; built by `build_xkd`."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class XKD(nn.Module):
         self.copy_students_to_teachers()
 
     def init_weights(self) -> None:
-        """Sets every parameter anew; teachers become copies of the students."""
+        """Initializes all parameters; teachers become copies of the students."""
         for module in (self.video_student, self.audio_student):
             module.init_weights()
         for head in (self.video_student_head, self.audio_student_head):
@@ -107,7 +107,7 @@ class XKD(nn.Module):
         self.copy_students_to_teachers()
 
     def copy_students_to_teachers(self) -> None:
-        """Makes teachers equal to students and fixed but for their moving average."""
+        """Copies students to teachers, which then only change by their moving average."""
         pairs: tuple[tuple[nn.Module, nn.Module], ...] = (
             (self.video_teacher, self.video_student),
             (self.audio_teacher, self.audio_student),
@@ -119,12 +119,12 @@ class XKD(nn.Module):
             teacher.requires_grad_(False)
 
     def learning_blocks(self) -> list[nn.Module]:
-        """The transformer blocks of students and decoders, each once."""
+        """Returns the transformer blocks of students and decoders, each once."""
         learning = (self.video_student, self.audio_student, self.video_decoder, self.audio_decoder)
         return _each_once(block for module in learning for block in module.blocks)
 
     def teaching_blocks(self) -> list[nn.Module]:
-        """The teachers' transformer blocks, each once, but for the last, which runs in pieces."""
+        """Returns the teachers' blocks but the last, which is not called as a whole, each once."""
         teachers = (self.video_teacher, self.audio_teacher)
         return _each_once(block for module in teachers for block in module.blocks[:-1])
 
@@ -208,9 +208,9 @@ def _run_student(
     mask_noise: Float[Tensor, "GB N"],
     num_visible: int,
 ) -> _StudentOutput:
-    """One modality: masked global views are reconstructed, and all views are projected.
+    """Runs one modality: reconstructs masked global views and projects all views.
 
-    The tokens that the decoder gets are also the student's view of the whole clip.
+    The tokens of the masked global views serve both the decoder and the head.
     """
     mask = random_mask(mask_noise, num_visible)
     tokens = encoder(global_views, mask.keep)
@@ -230,7 +230,7 @@ def _run_student(
 
 
 def build_xkd(model: ModelConfig) -> XKD:
-    """All networks with new weights, drawn from PyTorch's global generator."""
+    """Builds all networks with new weights from PyTorch's global generator."""
     video_student, audio_student = _build_encoders(
         model, share_blocks=model.variant != "modality_specific"
     )
@@ -254,7 +254,7 @@ def build_xkd(model: ModelConfig) -> XKD:
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer that a `state_dict` holds, each under its first name alone."""
+    """Returns all tensors of the `state_dict`, each under its first name only."""
     names: dict[int, str] = {}
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -264,10 +264,10 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copies what `model_tensors` gave into a model of the same shape.
+    """Copies tensors from `model_tensors` into a model of the same shape.
 
     Raises:
-        ValueError: If names or shapes differ; the message says which.
+        ValueError: If names or shapes differ; the message lists them.
     """
     own = model_tensors(model)
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())

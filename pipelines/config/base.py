@@ -73,6 +73,10 @@ class LimitsSettings(Config):
     """Of one frame."""
     max_seconds: PositiveFloat = 6 * 3600.0
     """Length of a source."""
+    max_damaged_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25
+    """Share of the packets of a source's picture, or of its sound, that may be damaged. A damaged
+    frame spoils those that are predicted from it as well; files with a few bad sectors, or that
+    were cut off, stay below a fifth, and those that show mostly noise lie far above."""
     max_decode_seconds: PositiveFloat = 600.0
     """Wall time without a segment coming out of the decoder."""
     max_memory_bytes: PositiveInt = 4_000_000_000

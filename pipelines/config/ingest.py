@@ -12,7 +12,7 @@ from pydantic import (
 )
 
 from pipelines.config.base import DecoderSettings, JobConfig, LimitsSettings, Location, Name, Place
-from pipelines.media.container import REASONS
+from pipelines.media.reasons import REASONS
 from xkd_core.config import Config
 
 

@@ -110,14 +110,6 @@ class PretrainSettings(MethodConfig):
             )
 
     @model_validator(mode="after")
-    def _lanes_divide(self) -> "PretrainSettings":
-        if self.num_lanes and self.batch_size % self.num_lanes:
-            raise ValueError(
-                f"num_lanes ({self.num_lanes}) must divide batch_size ({self.batch_size})"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _one_worker_can_score(self) -> "PretrainSettings":
         if self.health.knn and self.parallelism == "fsdp" and self.worker_range[1] > 1:
             raise ValueError(

@@ -121,7 +121,8 @@ class ClipIndex:
     group: NDArray[np.int32]
     """Row group of each row, counted over all shards."""
     source_number: NDArray[np.int32]
-    """Equal for the rows of one source: the same bytes, and the same stretch of them."""
+    """Equal for the rows of one source: the same bytes, and the same stretch of them. Sources are
+    numbered in the order of their first rows."""
     shards: tuple[str, ...]
     """The files of clips, in the order of the rows."""
     group_ends: NDArray[np.int64]
@@ -263,9 +264,9 @@ def _source_numbers(table: pa.Table) -> NDArray[np.int32]:
     is_new = np.zeros(len(order), bool)
     for key in keys:
         is_new[1:] |= key[order[1:]] != key[order[:-1]]
-    numbers = np.empty(len(order), np.int32)
-    numbers[order] = np.cumsum(is_new)
-    return numbers
+    numbers = np.cumsum(is_new)[np.argsort(order)]
+    _, first_rows, numbers = np.unique(numbers, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first_rows))[numbers].astype(np.int32)
 
 
 def _to_column(values: Any, kind: pa.DataType) -> pa.Array:

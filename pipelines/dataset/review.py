@@ -32,6 +32,7 @@ from pipelines.dataset.shown import (
     Thumbnails,
     shown_rejects,
 )
+from pipelines.dataset.source_flaws import SourceFlaws, count_flaws
 from pipelines.filesystems import list_files
 from pipelines.progress import OnProgress
 
@@ -56,6 +57,7 @@ class Review:
     """Each label with its clips by split, the most frequent first."""
     tables: Mapping[str, Mapping[str, int]]
     """Counts by what the sources are, such as codecs."""
+    flaws: SourceFlaws
     rejects: Mapping[str, Sequence[ShownReject]]
     silent: Sequence[str]
     """Ids."""
@@ -100,6 +102,7 @@ def review(dataset: ClipDataset, settings: DatasetSettings, on_progress: OnProgr
         splits=counted(split or "no split" for split in table["split"].to_pylist()),
         labels=labels_by_split(table),
         tables=count_tables(table),
+        flaws=count_flaws(table),
         rejects=shown_rejects(dataset),
         silent=[ids[row] for row in silent],
         static=[ids[row] for row in static],

@@ -79,9 +79,22 @@ def count_tables(table: pa.Table) -> dict[str, dict[str, int]]:
         "Picture codec": counted(codec or "none" for codec in of(own, "video_codec")),
         "Sound codec": counted(codec or "none" for codec in of(own, "audio_codec")),
         "Container": counted(name or "unknown" for name in of(own, "container")),
-        "Turned by": counted(f"{angle or 0} degrees" for angle in of(pictured, "rotation")),
+        "Turned by": counted(
+            f"{angle or 0} degrees{', mirrored' if is_mirrored else ''}"
+            for angle, is_mirrored in zip(
+                of(pictured, "rotation"), of(pictured, "is_mirrored"), strict=True
+            )
+        ),
         "Decoding errors in a clip": counted(str(count) for count in columns["decode_errors"]),
+        "Clock leaps in a clip": _repairs(columns["clock_leaps"]),
+        "Holes in the sound of a clip": _repairs(columns["sound_gaps"]),
+        "Holes in the sound's timestamps alone": _repairs(columns["bridged_gaps"]),
     }
+
+
+def _repairs(counts: Sequence[int | None]) -> dict[str, int]:
+    """Counts clips by their repairs, if any has some."""
+    return counted(str(count or 0) for count in counts) if any(counts) else {}
 
 
 def _binned(seconds: Iterable[float]) -> dict[str, int]:
@@ -131,4 +144,11 @@ COLUMNS = (
     "native_rate",
     "rotation",
     "decode_errors",
+    "is_mirrored",
+    "declares_picture",
+    "declares_sound",
+    "clock_leaps",
+    "sound_gaps",
+    "bridged_gaps",
+    "rebased_clocks",
 )

@@ -6,6 +6,7 @@ it reads many times slower, and its metadata has been a way to run code.
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import pyarrow as pa
 
@@ -28,6 +29,20 @@ STRETCH = (
     pa.field("stretch_end_seconds", pa.float64()),
 )
 """With these a later run sees that a list names another stretch, of clips and of rejects."""
+
+ADDED = (
+    # Whether left and right were exchanged, before the turn by `rotation`.
+    pa.field("is_mirrored", pa.bool_()),
+    # Whether the source has such a stream at all, be it decoded or not.
+    pa.field("declares_picture", pa.bool_()),
+    pa.field("declares_sound", pa.bool_()),
+    # How the clock of this clip was mended: see `ClockRepairs`.
+    pa.field("clock_leaps", pa.int32()),
+    pa.field("sound_gaps", pa.int32()),
+    pa.field("bridged_gaps", pa.int32()),
+    pa.field("rebased_clocks", pa.int32()),
+)
+"""Columns that shards lack which were written before there were these; they read as null."""
 
 CLIPS = pa.schema(
     [
@@ -62,6 +77,7 @@ CLIPS = pa.schema(
         pa.field("rotation", pa.int32()),
         pa.field("stream_offset_seconds", pa.float64()),
         pa.field("decode_errors", pa.int32(), nullable=False),
+        *ADDED,
     ],
     metadata=_METADATA,
 )
@@ -103,19 +119,29 @@ def check_columns(what: str, there: pa.Schema, needed: pa.Schema) -> None:
     """Makes sure that a file has the columns of a schema, of the same types.
 
     Raises:
-        UserError: If it has not; columns that come on top are no harm.
+        UserError: If it has not; columns that come on top, or of `ADDED` lack, are no harm.
     """
     version = (there.metadata or {}).get(b"xkd.format_version", b"none").decode()
     check_version(what, int(version) if version.isdigit() else version)
     wrong = []
     for field in needed:
         at = there.get_field_index(field.name)
+        if at < 0 and field in ADDED:
+            continue
         if at < 0:
             wrong.append(f"{field.name} is missing")
         elif there.field(at).type != field.type:
             wrong.append(f"{field.name} is {there.field(at).type} and must be {field.type}")
     if wrong:
         raise UserError(f"{what} is no shard of this format: {'; '.join(wrong)}")
+
+
+def with_added(table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """Brings a table to these columns, with nulls for those of `ADDED` that it lacks."""
+    for field in ADDED:
+        if field.name in columns and field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table.select(list(columns))
 
 
 def clip_id(source_hash: str, start_seconds: float) -> str:

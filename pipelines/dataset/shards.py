@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.dataset.schema import CLIPS, check_columns
+from pipelines.dataset.schema import CLIPS, check_columns, with_added
 from pipelines.errors import UserError
 from pipelines.files import commit, temporary_name
 from pipelines.filesystems import filesystem_of
@@ -137,14 +137,15 @@ def read_groups(shard: str, columns: Sequence[str]) -> Iterator[pa.Table]:
 
 
 def read_columns(shard: str, columns: Sequence[str]) -> pa.Table:
-    """Reads columns of all rows of a shard of clips.
+    """Reads columns of all rows of a shard of clips; those that an older shard lacks are null.
 
     Raises:
         UserError: If it is none that this code can read.
     """
     with open_parquet(shard) as file:
         check_columns(f"shard ({shard})", file.schema_arrow, CLIPS)
-        return file.read(columns=list(columns), use_threads=False)
+        there = [name for name in columns if name in file.schema_arrow.names]
+        return with_added(file.read(columns=there, use_threads=False), columns)
 
 
 def _parquet_file(place: str) -> pq.ParquetFile:

@@ -24,7 +24,9 @@ from pipelines.ingest.plan import Unit, UnitSource
 from pipelines.ingest.worker import in_stretch, reject_row
 from pipelines.media.container import DecodeError
 from pipelines.media.decode import Segment
-from pipelines.media.decoder_process import OUTSIDE_REASONS, DecoderProcess, DecoderStartError
+from pipelines.media.decoder_messages import OUTSIDE_REASONS
+from pipelines.media.decoder_process import DecoderProcess
+from pipelines.media.decoder_template import DecoderStartError
 from pipelines.media.sandbox import SandboxError
 from pipelines.models.encoder_inputs import ARRAY_COLUMN, RATE_COLUMN
 from pipelines.registry.uri import EncoderVersion
@@ -82,7 +84,6 @@ class UnitEmbedder:
     ) -> None:
         # Models of this project hold no pickles; another one is refused.
         os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         mlflow.set_tracking_uri(tracking_uri)
         self._model = mlflow.pyfunc.load_model(version.uri)
         self._output, self._scratch = Path(output), Path(scratch)
@@ -168,6 +169,7 @@ class UnitEmbedder:
             "short_side": clips.short_side,
             "sample_rate": self._version.sample_rate,
             "max_pixels": self._limits.max_pixels,
+            "max_damaged_fraction": self._limits.max_damaged_fraction,
             "max_seconds": self._limits.max_seconds,
         }
 

@@ -1,1 +1,1 @@
-"""Frozen features and their scores, of a checkpoint or while training."""
+"""Frozen features and their scores, of a checkpoint or during training."""

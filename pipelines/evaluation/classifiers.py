@@ -16,7 +16,7 @@ from xkd_core.probes import accuracy, fit_linear_probe, knn_predict, per_class_a
 
 
 def score(features: Features, settings: EvaluateSettings) -> FeatureScores:
-    """Scores both modalities of all networks; a modality that cannot be scored is left out."""
+    """Scores both modalities of all networks; leaves out a modality that cannot be scored."""
     reason = _why_no_scores(features)
     modalities: dict[str, dict[str, NetworkScore]] = {}
     for modality in () if reason else MODALITIES:
@@ -50,7 +50,7 @@ def _why_no_scores(features: Features) -> str:
 
 
 def knn_scores(features: Features, settings: EvaluateSettings) -> dict[str, float]:
-    """Accuracy of the network `trained` by nearest neighbors, for modalities that can be scored."""
+    """Returns k-NN accuracies of the network `trained`, for modalities that can be scored."""
     sides = {
         modality: _labelled_sides(features, features.of(modality)["trained"])
         for modality in MODALITIES
@@ -64,7 +64,7 @@ def knn_scores(features: Features, settings: EvaluateSettings) -> dict[str, floa
 
 @dataclass(frozen=True)
 class _Sides:
-    """Labelled features, of the clips that are learnt from and of those that are scored."""
+    """Labelled features of the training clips and of the held-out clips."""
 
     x_train: Tensor
     y_train: Tensor
@@ -73,7 +73,7 @@ class _Sides:
 
 
 def _labelled_sides(features: Features, matrix: NDArray[np.float32]) -> _Sides | None:
-    """One network's; None if the modality is missing on either side."""
+    """Returns those of one network; None if a side has no clip with the modality."""
     there = np.isfinite(matrix).all(axis=1) & (features.labels >= 0)
     train, test = there & features.is_train, there & features.is_test
     labels = torch.tensor(features.labels)
@@ -101,7 +101,7 @@ def _knn(sides: _Sides, num_classes: int, settings: EvaluateSettings) -> Tensor:
 def _score_network(
     features: Features, matrix: NDArray[np.float32], settings: EvaluateSettings
 ) -> NetworkScore | None:
-    """k-NN and linear probe of one network; None if the modality is missing on either side."""
+    """Scores one network; None if a side has no clip with the modality."""
     sides = _labelled_sides(features, matrix)
     if sides is None:
         return None

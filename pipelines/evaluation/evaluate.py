@@ -1,7 +1,7 @@
-"""How good frozen features are: k-NN and a linear probe per modality, beside the untrained network.
+"""Scores the frozen features of a checkpoint, beside those of the untrained network.
 
-`evaluate` extracts features in a Ray task and scores them in the driver. Scores carry the id of
-the dataset they were measured on; two scores are comparable only if these ids are equal.
+`evaluate` extracts features in a Ray task and scores them in the driver with k-NN and a linear
+probe per modality.
 
 Protocol: XKD, arXiv:2211.13929, section 5 (frozen encoder, mean of patch tokens, windows averaged).
 """
@@ -31,7 +31,7 @@ _FEATURES_FILE = "features.npz"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found."""
+    """The result of an evaluation."""
 
     scores: Scores
     features: Features
@@ -40,7 +40,7 @@ class Evaluation:
 
 
 def check_evaluate(config: EvaluateConfig) -> list[str]:
-    """All that stands in the way of an evaluation, found without starting anything."""
+    """Returns everything that prevents an evaluation, found without starting anything."""
     found: list[Any] = []
     mistakes = []
     for look in (
@@ -55,7 +55,7 @@ def check_evaluate(config: EvaluateConfig) -> list[str]:
 
 
 def _split_mistakes(config: EvaluateConfig, dataset: ClipDataset) -> list[str]:
-    """Why there is nothing to look at; clips without labels are, though not scored."""
+    """Returns why there are no clips to extract features of; they need no labels for that."""
     wanted = (*config.train_splits, *config.test_splits)
     if np.isin(dataset.index.split, wanted).any():
         return []
@@ -67,7 +67,7 @@ def _split_mistakes(config: EvaluateConfig, dataset: ClipDataset) -> list[str]:
 
 
 def _clip_mistakes(config: EvaluateConfig, info: TrainingInfo, dataset: ClipDataset) -> list[str]:
-    """Why these clips are not of the kind that was trained on: their scores would mean nothing."""
+    """Returns why scores would mean nothing: the clips differ in rate from the training's."""
     problem = clip_mismatch(
         PretrainConfig.model_validate(info.config),
         frame_rate=dataset.frame_rate,
@@ -79,7 +79,7 @@ def _clip_mistakes(config: EvaluateConfig, info: TrainingInfo, dataset: ClipData
 def evaluate(
     config: EvaluateConfig, *, on_progress: OnProgress, parent: RunRef | None = None
 ) -> Evaluation:
-    """Scores a checkpoint; Ray is connected.
+    """Scores a checkpoint; Ray must be connected.
 
     Raises:
         UserError: if the clips are not of the rates that the checkpoint takes.
@@ -133,5 +133,5 @@ def _extract(checkpoint: Path, config: EvaluateConfig, on_progress: OnProgress) 
 
 
 def _all_cpus() -> int:
-    """CPUs of the largest node: a task lies on one node."""
+    """Returns the CPUs of the largest node: a task runs on one node."""
     return max(1, int(max(node["Resources"].get("CPU", 1) for node in ray.nodes())))

@@ -1,7 +1,7 @@
-"""Frozen features of a clip dataset, trained and untrained, and the samples a report shows.
+"""Frozen features of a clip dataset, trained and untrained, and head outputs for retrieval.
 
-`extract` runs as a Ray task, beside the data and on the GPU if there is one. Each clip's feature
-is the mean over evenly spread windows; a modality that a clip does not have gives NaN.
+`extract` runs as a Ray task, on a GPU if there is one. The feature of a clip is the mean over
+evenly spaced windows; it is NaN for a modality that the clip does not have.
 """
 
 from collections import Counter
@@ -30,12 +30,12 @@ from xkd_core.xkd import XKD
 
 Array = NDArray[Any]
 _MAX_RETRIEVAL_CLIPS = 512
-"""Held-out clips whose head outputs are kept to match pictures with sounds."""
+"""Held-out clips whose head outputs are kept for retrieval."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """Features of all clips of the splits used, in the order of `clip_ids`."""
+    """Features of the clips of the splits in use, in the order of `clip_ids`."""
 
     clip_ids: tuple[str, ...]
     rows: Array
@@ -46,14 +46,14 @@ class Features:
     is_train: Array
     is_test: Array
     matrices: Mapping[str, Array]
-    """`video/trained`, `audio/untrained`, ... (clips, D); NaN where a clip lacks the modality."""
+    """`video/trained`, `audio/untrained`, ...: (clips, D), NaN where a modality is missing."""
     retrieval_clips: Array
-    """Indices of clips whose head outputs are in `retrieval`."""
+    """Indices of the clips in `retrieval`."""
     retrieval: Mapping[str, Array]
-    """As `matrices`, of the projection heads (clips, K)."""
+    """Outputs of the projection heads, (clips, K), keyed as `matrices`."""
 
     def of(self, modality: str) -> dict[str, Array]:
-        """The matrices of one modality by network."""
+        """Returns the matrices of one modality by network."""
         prefix = f"{modality}/"
         return {
             name.removeprefix(prefix): matrix
@@ -62,7 +62,7 @@ class Features:
         }
 
     def arrays(self) -> dict[str, Array]:
-        """Everything but the head outputs, for a file that NumPy reads without pickle."""
+        """Returns everything but the head outputs, for a file that NumPy reads without pickle."""
         return {
             "clip_ids": np.array(self.clip_ids, dtype=np.str_),
             "classes": np.array(self.classes, dtype=np.str_),
@@ -93,15 +93,15 @@ def features_of(
     *,
     max_clips: int | None = None,
 ) -> Features:
-    """Computes the features of networks in memory, each where it is.
+    """Computes the features of networks in memory, each on its own device.
 
     Args:
-        networks: By the names under which their features come back.
-        dataset: Whose clips.
-        settings: Which of them, and how they are seen.
-        post: Called as it goes on.
-        max_clips: Of the clips trained on and of those held out at most so many labelled ones,
-            evenly spread; by default all clips.
+        networks: Networks and their settings by name.
+        dataset: The clips.
+        settings: The splits to use, and the windows of a clip.
+        post: Called with the progress.
+        max_clips: At most so many labelled clips of the train splits and of the test split, evenly
+            spaced; by default all clips.
     """
     chosen = _choose(dataset, settings, max_clips)
     embedders = {
@@ -110,7 +110,7 @@ def features_of(
     parts: dict[str, list[Array]] = {}
     heads: dict[str, list[Array]] = {}
     in_retrieval = _retrieval_clips(dataset, chosen)
-    # Once even without a clip: arrays of no rows, of which all else can be said.
+    # Runs once even without a clip, so that the arrays have their shapes.
     for begin in range(0, max(len(chosen.rows), 1), settings.batch_size):
         here = slice(begin, begin + settings.batch_size)
         clips = list(dataset.clips(chosen.rows[here]))
@@ -145,13 +145,13 @@ class _Chosen:
 
 
 def split_scored_on(dataset: ClipDataset, settings: EvaluateSettings) -> str | None:
-    """The first of the test splits that the dataset has, whatever its clips are."""
+    """Returns the first of the test splits that the dataset has; None if it has none."""
     there = set(dataset.index.split.tolist())
     return next((name for name in settings.test_splits if name in there), None)
 
 
 def unscorable(dataset: ClipDataset, settings: EvaluateSettings, modality: str) -> str:
-    """Why a dataset gives no score of a modality; empty if it does."""
+    """Returns why a dataset gives no score for a modality; empty if it does."""
     index = dataset.index
     has_modality = index.has_audio if modality == "audio" else index.num_frames > 0
 
@@ -172,7 +172,7 @@ def unscorable(dataset: ClipDataset, settings: EvaluateSettings, modality: str) 
 
 
 def _choose(dataset: ClipDataset, settings: EvaluateSettings, max_clips: int | None) -> _Chosen:
-    """Rows of the train splits and of the first test split that the dataset has."""
+    """Chooses the rows of the train splits and of the first test split of the dataset."""
     split, label = dataset.index.split, dataset.index.label
     test_split = split_scored_on(dataset, settings)
     is_train, is_test = np.isin(split, settings.train_splits), split == test_split
@@ -194,7 +194,7 @@ def _choose(dataset: ClipDataset, settings: EvaluateSettings, max_clips: int | N
 
 
 def _spread(marks: Array, most: int) -> Array:
-    """At most so many of the marks, evenly spread."""
+    """Keeps at most `most` marks, evenly spaced."""
     marked = np.flatnonzero(marks)
     kept = np.zeros_like(marks)
     kept[marked[np.linspace(0, len(marked) - 1, min(most, len(marked))).astype(int)]] = True
@@ -202,7 +202,7 @@ def _spread(marks: Array, most: int) -> Array:
 
 
 def _retrieval_clips(dataset: ClipDataset, chosen: _Chosen) -> Array:
-    """Marks the first held-out clips (else clips trained on) that have picture and sound."""
+    """Marks the first held-out clips with both modalities, or training clips without those."""
     index = dataset.index
     both = (index.num_frames[chosen.rows] > 0) & index.has_audio[chosen.rows]
     candidates = np.flatnonzero(both & (chosen.is_test if chosen.is_test.any() else True))
@@ -212,7 +212,7 @@ def _retrieval_clips(dataset: ClipDataset, chosen: _Chosen) -> Array:
 
 
 class _Embedder:
-    """One network on evaluation's windows."""
+    """Applies one network to the windows of an evaluation."""
 
     def __init__(self, model: XKD, config: PretrainConfig, settings: EvaluateSettings) -> None:
         self._model, self._config, self._settings = model, config, settings
@@ -220,7 +220,7 @@ class _Embedder:
         self._log_mel = LogMel(config.model.audio).to(self._device)
 
     def embed(self, modality: str, clips: Sequence[Clip]) -> tuple[Array, Array]:
-        """Features (clips, D) and head outputs (clips, K), NaN for clips without the modality."""
+        """Returns features (clips, D) and head outputs (clips, K), NaN without the modality."""
         windows, owners = self._windows(modality, clips)
         features = np.full((len(clips), self._config.model.encoder.width), np.nan, np.float32)
         logits = np.full((len(clips), self._config.model.head.output_width), np.nan, np.float32)
@@ -271,7 +271,7 @@ class _Embedder:
 def padded_frames(
     windows: Sequence[Array],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Stacks videos (T, H, W, 3) of different sizes; also gives their heights and widths."""
+    """Stacks videos (T, H, W, 3) of different sizes; returns their heights and widths too."""
     heights = [window.shape[1] for window in windows]
     widths = [window.shape[2] for window in windows]
     stacked = np.zeros((len(windows), len(windows[0]), max(heights), max(widths), 3), np.uint8)

@@ -1,9 +1,8 @@
-"""Scores of frozen features while training goes on, on the same clips each time.
+"""Scores of frozen features during training, on the same clips each time.
 
-A sweep judges its trials by them (`RungScorer`), any training may watch them (`KnnScorer`).
-
-Rank 0 scores the networks that it has in memory; nothing is drawn from global random state, so a
-training that is scored computes what it would have computed anyway.
+`RungScorer` scores a trial of a sweep at its rungs, `KnnScorer` any training at the interval of
+`health.knn`. Rank 0 scores the networks in its memory and draws nothing from the global random
+state, so scoring does not change the training.
 """
 
 import json
@@ -25,12 +24,12 @@ from xkd_core.xkd import XKD
 KNN_SETTINGS = EvaluateSettings(
     test_splits=("val", "test"), num_windows=1, untrained_baseline=False
 )
-"""How `KnnScorer` scores."""
+"""The settings of `KnnScorer`."""
 
 
 @dataclass(frozen=True)
 class RungPlan:
-    """How often a training is scored, on what, and where the scores go."""
+    """How often and on what a training is scored, and where the scores are written."""
 
     num_rungs: int
     dataset: str
@@ -40,7 +39,7 @@ class RungPlan:
 
 
 def rung_steps(total_steps: int, num_rungs: int) -> dict[int, int]:
-    """Steps after which a training is scored, with the number of the rung.
+    """Returns the numbers of the rungs by the steps after which they are scored.
 
     >>> rung_steps(10, 4)
     {0: 0, 3: 1, 5: 2, 8: 3, 10: 4}
@@ -49,13 +48,13 @@ def rung_steps(total_steps: int, num_rungs: int) -> dict[int, int]:
 
 
 def rung_at(plan: Mapping[str, Any] | None, steps_done: int) -> dict[str, Any]:
-    """What was scored after so many steps, by an earlier worker perhaps; empty if nothing was."""
+    """Returns the rung scored after so many steps, even by an earlier worker; empty if none."""
     rungs = read_rungs(Path(plan["folder"])) if plan else ()
     return next((asdict(rung) for rung in rungs if rung.step == steps_done), {})
 
 
 class RungScorer:
-    """Scores a training at its rungs; every worker has one, so that all agree on the steps."""
+    """Scores a training at its rungs. Every worker has one, so that all agree on the steps."""
 
     def __init__(
         self, plan: Mapping[str, Any] | None, total_steps: int, steps_per_epoch: float
@@ -65,13 +64,13 @@ class RungScorer:
         self._steps_per_epoch = steps_per_epoch
 
     def is_due(self, steps_done: int) -> bool:
-        """Whether there is a rung after so many steps."""
+        """Whether a rung follows after so many steps."""
         return steps_done in self._steps
 
     def score(
         self, model: XKD, config: PretrainConfig, steps_done: int, collapse: Sequence[str]
     ) -> dict[str, Any]:
-        """Scores the networks, writes the rung down, with signs of collapse, and returns it."""
+        """Scores the networks; writes and returns the rung, with its signs of collapse."""
         assert self._plan is not None
         settings = EvaluateSettings.model_validate(self._plan.settings)
         dataset = ClipDataset.open(self._plan.dataset)
@@ -95,14 +94,14 @@ class RungScorer:
 
 
 class KnnScorer:
-    """Scores the teachers by nearest neighbors at the interval that `health.knn` asks for."""
+    """Scores the teachers by nearest neighbors at the interval of `health.knn`."""
 
     def __init__(self, config: PretrainConfig, total_steps: int, steps_per_epoch: float) -> None:
         self._config, self._knn = config, config.health.knn
         self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
 
     def is_due(self, steps_done: int) -> bool:
-        """Whether there is a score after so many steps."""
+        """Whether a score follows after so many steps."""
         if self._knn is None:
             return False
         interval = self._knn.every_epochs * self._steps_per_epoch
@@ -110,7 +109,7 @@ class KnnScorer:
         return begins or steps_done == self._total_steps
 
     def score(self, model: XKD) -> dict[str, float]:
-        """Accuracies as metrics of health, for the modalities that the labelled clips have."""
+        """Returns accuracies as `health/` metrics, for the modalities of the labelled clips."""
         assert self._knn is not None
         dataset = ClipDataset.open(self._knn.dataset or self._config.dataset)
         features = features_of(
@@ -129,27 +128,27 @@ _RUNGS_FILE = "rungs.json"
 
 @dataclass(frozen=True)
 class Rung:
-    """What a trial scored at one point of its training."""
+    """The scores of a trial at one point of its training."""
 
     rung: int
-    """0 is before the first step."""
+    """0 stands before the first step."""
     step: int
     epoch: float
     scores: Mapping[str, float]
     """Held-out accuracies: `video/knn`, `video/linear`, `audio/knn`, `audio/linear`."""
     num_test: int = 0
-    """Held-out clips behind a score; the fewer of both modalities."""
+    """Number of held-out clips scored; the smaller of the two modalities'."""
     collapse: Sequence[str] = ()
-    """Signs of collapse, in words."""
+    """Signs of collapse, as sentences."""
 
 
 def add_rung(folder: Path, rung: Rung) -> None:
-    """Writes down scores; a rung that is measured again replaces itself and all after it."""
+    """Writes a rung. One that is scored again replaces itself and all later ones."""
     kept = [asdict(other) for other in read_rungs(folder) if other.rung < rung.rung]
     write_json(folder / _RUNGS_FILE, [*kept, asdict(rung)])
 
 
 def read_rungs(folder: Path) -> tuple[Rung, ...]:
-    """The scores of a trial so far."""
+    """Reads the scores of a trial so far."""
     file = folder / _RUNGS_FILE
     return tuple(Rung(**rung) for rung in json.loads(file.read_text())) if file.exists() else ()

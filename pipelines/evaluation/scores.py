@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 MEASURES = {"knn": "nearest neighbors", "linear": "linear probe"}
-"""What is measured, with its name for people."""
+"""The measures with their names for people."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def read_scores(path: Path) -> Scores:
 
 
 def standard_error(share: float, count: int | None) -> float:
-    """Standard error of a share that was counted over `count` clips; 0 where that is unknown."""
+    """Returns the standard error of a share of `count` clips; 0 if the count is unknown."""
     if not count or not math.isfinite(share):
         return 0.0
     share = min(max(share, 0.0), 1.0)
@@ -143,7 +143,7 @@ def standard_error(share: float, count: int | None) -> float:
 
 
 def percent(share: float | None) -> str:
-    r"""Writes a share of 1; number and sign stay on one line.
+    r"""Formats a share as a percentage, with a space that does not break.
 
     >>> percent(0.5), percent(None)
     ('50.0\xa0%', 'not measured')

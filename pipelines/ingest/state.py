@@ -20,6 +20,7 @@ REASONS_OF_LIMITS = {
     "max_pixels": "too_many_pixels",
     "max_decode_seconds": "decoder_timeout",
     "max_memory_bytes": "out_of_memory",
+    "max_damaged_fraction": "damaged",
     "formats": "format_not_allowed",
 }
 """Limits that may be raised for a dataset that is there, and what they reject."""

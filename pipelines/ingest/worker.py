@@ -7,6 +7,7 @@ rows are taken back, and if some are in the file already the shard is written an
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from pipelines.files import write_failure
 from pipelines.ingest.plan import Unit, UnitSource
 from pipelines.media.container import DecodeError
 from pipelines.media.decode import Segment
-from pipelines.media.decoder_process import OUTSIDE_REASONS, DecoderProcess, DecoderStartError
+from pipelines.media.decoder_messages import OUTSIDE_REASONS
+from pipelines.media.decoder_process import DecoderProcess
+from pipelines.media.decoder_template import DecoderStartError
 from pipelines.media.sandbox import SandboxError
 from pipelines.sources.spool import Spool
 
@@ -159,6 +162,7 @@ class _Attempt:
             "sample_rate": settings.sample_rate,
             "max_pixels": settings.limits.max_pixels,
             "max_seconds": settings.limits.max_seconds,
+            "max_damaged_fraction": settings.limits.max_damaged_fraction,
         }
 
     def _reject(self, source: UnitSource, reason: str, message: str) -> dict[str, Any]:
@@ -245,6 +249,10 @@ def clip_row(source: UnitSource, segment: Segment, settings: IngestSettings) -> 
         "rotation": info.rotation,
         "stream_offset_seconds": info.stream_offset_seconds,
         "decode_errors": segment.decode_errors,
+        "is_mirrored": info.is_mirrored,
+        "declares_picture": info.declares_picture,
+        "declares_sound": info.declares_sound,
+        **asdict(segment.repairs),
     }
 
 

@@ -23,35 +23,16 @@ from pipelines.media.formats import (
     decoder_whitelist,
     is_common,
 )
+from pipelines.media.orientation import Orientation
 from pipelines.media.tracks import ROUNDING_TICKS, native_rate
 from pipelines.redaction import one_line
 
-REASONS = {
-    "unreadable": "the file cannot be opened or read",
-    "empty_file": "the file has no bytes",
-    "too_large": "the file is larger than limits.max_bytes",
-    "duplicate": "another source has the same bytes",
-    "not_media": "no demuxer of FFmpeg opens it",
-    "format_not_allowed": "its container or a codec is not among those of limits.formats (common)",
-    "no_streams": "there is neither a picture nor a sound stream with a known decoder",
-    "undecodable": "no frame and no sound could be decoded",
-    "too_short": "it is shorter than min_segment_seconds (min_source_seconds if that is given)",
-    "too_long": "it is longer than limits.max_seconds",
-    "too_many_pixels": "a frame is larger than limits.max_pixels",
-    "decoder_crashed": "the process that decoded it died",
-    "decoder_timeout": "nothing came out of the decoder for limits.max_decode_seconds",
-    "out_of_memory": "decoding needs more than limits.max_memory_bytes",
-    "no_picture": "a video encoder is to embed it, and it has no picture",
-    "no_sound": "an audio encoder is to embed it, and it has no sound",
-}
-"""Why a source can be rejected."""
-
-Source = str | int | BinaryIO
+MediaInput = str | int | BinaryIO
 """A path, the descriptor of an open file, or a file object that can seek."""
 
 
 class DecodeError(Exception):
-    """A source that gives no segments; `reason` is one of `REASONS`."""
+    """A source that gives no segments; `reason` is one of `reasons.REASONS`."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -72,18 +53,21 @@ class MediaInfo:
     """Frames per second as declared, 0 if unknown."""
     rotation: int
     """Degrees counterclockwise by which frames were turned; stored frames are upright."""
+    is_mirrored: bool
+    """Whether left and right were exchanged before that."""
+    declares_picture: bool
+    """Whether there is a picture stream, be it decoded or not; a cover is none."""
+    declares_sound: bool
     stream_offset_seconds: float
     """Start of the sound minus start of the picture."""
     duration_seconds: float
     """As declared, 0 if unknown."""
 
 
-def probe(source: Source, formats: Formats = "common") -> MediaInfo:
-    """Reads what a source says about itself without decoding it."""
-    with open_source(source, formats) as container:
-        streams = choose_streams(container)
-        check_codecs(*streams, formats)
-        return describe(container, *streams, rotation=0)
+# Metadata that are not UTF-8 must not fail a file: PyAV 19 sees to that itself.
+_METADATA: dict[str, Any] = (
+    {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
+)
 
 
 def open_file(path: str) -> int:
@@ -104,7 +88,7 @@ def open_file(path: str) -> int:
     raise DecodeError("unreadable", "not a regular file")
 
 
-def open_source(source: Source, formats: Formats = "common") -> av.container.InputContainer:
+def open_source(source: MediaInput, formats: Formats = "common") -> av.container.InputContainer:
     """Opens a source, and nothing that it might refer to.
 
     FFmpeg gets a descriptor and no name, so that what a file is follows from its bytes alone.
@@ -144,7 +128,7 @@ def _opened(source: int | BinaryIO, formats: Formats) -> av.container.InputConta
         os.lseek(source, 0, os.SEEK_SET)
         options["fd"] = str(source)  # FFmpeg duplicates it
         name = "fd:"
-    return av.open(name, "r", options=options, metadata_errors="replace")
+    return av.open(name, "r", options=options, **_METADATA)
 
 
 def _refusal(source: int | BinaryIO, formats: Formats, error: ArgumentError) -> DecodeError:
@@ -165,38 +149,26 @@ def _refusal(source: int | BinaryIO, formats: Formats, error: ArgumentError) -> 
     return DecodeError("not_media", one_line(error))
 
 
+def read_beginning(source: MediaInput, num_bytes: int) -> bytes:
+    """Reads the first bytes of a source."""
+    if isinstance(source, int):
+        return os.pread(source, num_bytes, 0)
+    if isinstance(source, str):
+        file = open_file(source)
+        try:
+            return os.pread(file, num_bytes, 0)
+        finally:
+            os.close(file)
+    source.seek(0)
+    return source.read(num_bytes)
+
+
 def not_allowed(what: str) -> DecodeError:
     """Why a container or codec beside the common ones is refused, and what to do."""
     return DecodeError(
         "format_not_allowed",
         f"{what} not among the common formats; limits.formats=all decodes whatever FFmpeg does",
     )
-
-
-def choose_streams(
-    container: av.container.InputContainer,
-) -> tuple[VideoStream | None, AudioStream | None]:
-    """Takes a picture and a sound stream: one that has begun, marked as default, the first."""
-
-    def usable(stream: av.stream.Stream) -> bool:
-        still = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
-        # Without a decoder there is no codec context, whatever the type stubs say.
-        return bool(stream.codec_context) and not stream.disposition & still
-
-    def rank(stream: av.stream.Stream) -> tuple[bool, bool]:
-        default = stream.disposition & av.stream.Disposition.default
-        return stream.start_time is not None, bool(default)
-
-    videos = sorted(filter(usable, container.streams.video), key=rank, reverse=True)
-    audios = sorted(filter(usable, container.streams.audio), key=rank, reverse=True)
-    video, audio = next(iter(videos), None), next(iter(audios), None)
-    if video is None and audio is None:
-        kinds = sorted({stream.type for stream in container.streams})
-        raise DecodeError("no_streams", f"streams: {', '.join(kinds) or 'none'}")
-    for stream in container.streams:
-        if stream not in (video, audio):
-            stream.discard = av.stream.Discard.all
-    return video, audio
 
 
 def check_codecs(video: VideoStream | None, audio: AudioStream | None, formats: Formats) -> None:
@@ -230,7 +202,7 @@ def clock_origin(video_start: float | None, audio_start: float | None, frame_rat
     return video_start - int(ticks + ROUNDING_TICKS) / frame_rate
 
 
-def check_claims(
+def check_declared_limits(
     container: av.container.InputContainer,
     video: VideoStream | None,
     max_pixels: int,
@@ -254,7 +226,7 @@ def describe(
     container: av.container.InputContainer,
     video: VideoStream | None,
     audio: AudioStream | None,
-    rotation: int,
+    orientation: Orientation,
 ) -> MediaInfo:
     """Collects what the container says about the streams chosen."""
     starts = start_seconds(video), start_seconds(audio)
@@ -266,7 +238,10 @@ def describe(
         native_width=video.codec_context.width if video else 0,
         native_height=video.codec_context.height if video else 0,
         native_rate=native_rate(video) if video else 0.0,
-        rotation=rotation,
+        rotation=orientation.rotation,
+        is_mirrored=orientation.is_mirrored,
+        declares_picture=video is not None,
+        declares_sound=audio is not None,
         stream_offset_seconds=offset,
         duration_seconds=max(0.0, (container.duration or 0) / av.time_base),
     )

@@ -17,6 +17,7 @@ The clock starts where the picture starts, or earlier by whole frames where the 
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -31,35 +32,26 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from pipelines.media.container import (
-    REASONS,
     DecodeError,
     MediaInfo,
-    Source,
-    check_claims,
+    MediaInput,
     check_codecs,
-    choose_streams,
+    check_declared_limits,
     clock_origin,
     describe,
     open_source,
-    probe,
     start_seconds,
 )
 from pipelines.media.formats import Formats
-from pipelines.media.packets import PacketScan, scan_packets
-from pipelines.media.reader import DuePacket, due_packets
+from pipelines.media.orientation import UPRIGHT
+from pipelines.media.picture import WHOLE, PictureConverter, PixelLimitError
+from pipelines.media.reader import DuePacket, due_packets, seekable
+from pipelines.media.selection import Selection, select_streams
 from pipelines.media.timeline import StreamTimeline, Timeline, build_timeline
-from pipelines.media.tracks import AudioTrack, PixelLimitError, VideoTrack
+from pipelines.media.tracks import AudioTrack, VideoTrack
 from pipelines.redaction import one_line
 
-__all__ = [
-    "REASONS",
-    "ClockRepairs",
-    "DecodeError",
-    "MediaInfo",
-    "Segment",
-    "decode_segments",
-    "probe",
-]
+__all__ = ["ClockRepairs", "DecodeError", "MediaInfo", "Segment", "decode_segments"]
 
 MAX_START_ERROR_SECONDS = 1.0
 """A stream that begins so far from where it says is believed less than its packets."""
@@ -96,7 +88,7 @@ class Segment:
 
 
 def decode_segments(
-    source: Source,
+    source: MediaInput,
     *,
     segment_seconds: float,
     min_segment_seconds: float,
@@ -106,6 +98,7 @@ def decode_segments(
     sample_rate: int,
     max_pixels: int = 8192 * 4320,
     max_seconds: float = 6 * 3600.0,
+    max_damaged_fraction: float = 0.25,
     formats: Formats = "common",
 ) -> Iterator[Segment]:
     """Cuts a source into segments, reading it once from front to back.
@@ -114,7 +107,7 @@ def decode_segments(
     to whole frames; the last one is as long as the source is.
 
     Args:
-        source: A path, the descriptor of an open file, or a file object that can seek.
+        source: A path, the descriptor of an open file, or a file object.
         segment_seconds: Length of a segment.
         min_segment_seconds: A shorter rest is dropped.
         min_source_seconds: So is a shorter source; by default as a rest.
@@ -123,6 +116,7 @@ def decode_segments(
         sample_rate: Of the sound.
         max_pixels: Of one frame.
         max_seconds: Of the whole source.
+        max_damaged_fraction: Share of the frames, of pictures or of sound, that may be damaged.
         formats: Which containers and codecs are decoded.
 
     Raises:
@@ -131,30 +125,38 @@ def decode_segments(
     """
     try:
         with ExitStack() as cleanup:
+            source = seekable(source, cleanup)
             container = cleanup.enter_context(open_source(source, formats))
-            streams = choose_streams(container)
+            selection = select_streams(container, source, formats)
+            streams = selection.streams(container)
             check_codecs(*streams, formats)
-            check_claims(container, streams[0], max_pixels, max_seconds)
-            scan = scan_packets(container, [stream for stream in streams if stream is not None])
-            indices = [None if stream is None else stream.index for stream in streams]
-            timeline = build_timeline(container, scan, *indices)
+            check_declared_limits(container, streams[0], max_pixels, max_seconds)
+            scan = selection.scan
+            timeline = build_timeline(container, scan, selection.video, selection.audio)
             origin = _origin(streams, timeline, frame_rate)
             video = audio = None
             if streams[0] is not None and streams[0].index in timeline.streams:
+                converter = PictureConverter(
+                    crop=selection.declarations.crops.get(streams[0].index, WHOLE),
+                    short_side=short_side,
+                    max_pixels=max_pixels,
+                )
                 times = timeline.streams[streams[0].index]
-                video = VideoTrack(streams[0], times, origin, frame_rate, short_side, max_pixels)
+                video = VideoTrack(streams[0], times, origin, frame_rate, converter)
             if streams[1] is not None and streams[1].index in timeline.streams:
                 times = timeline.streams[streams[1].index]
                 audio = AudioTrack(streams[1], times, origin, sample_rate)
             if video is None and audio is None:
                 cause = one_line(scan.errors[0]) if scan.errors else "the streams hold no frame"
                 raise DecodeError("undecodable", cause)
-            cutter = _Cutter(container, streams, video, audio, frame_rate, sample_rate)
+            cutter = _Cutter(container, selection, video, audio, frame_rate, sample_rate)
             cutter.ticks_per_segment = max(1, round(segment_seconds * frame_rate))
             cutter.min_seconds, cutter.max_seconds = min_segment_seconds, max_seconds
             cutter.min_source_seconds = min_source_seconds or min_segment_seconds
-            cutter.heed(scan, timeline, origin)
-            yield from cutter.segments(due_packets(source, scan, timeline, cleanup, formats))
+            cutter.max_damaged_fraction = max_damaged_fraction
+            cutter.heed(timeline, origin)
+            packets = due_packets(source, formats, scan, timeline, cleanup)
+            yield from cutter.segments(packets)
     except MemoryError as error:
         raise DecodeError("out_of_memory", str(error) or "cannot allocate memory") from error
     except PixelLimitError as error:
@@ -193,18 +195,19 @@ class _Cutter:
     min_seconds: float
     min_source_seconds: float
     max_seconds: float
+    max_damaged_fraction: float
 
     def __init__(
         self,
         container: av.container.InputContainer,
-        streams: _Streams,
+        selection: Selection,
         video: VideoTrack | None,
         audio: AudioTrack | None,
         frame_rate: float,
         sample_rate: int,
     ) -> None:
         self._container = container
-        self._streams = streams
+        self._selection = selection
         self._video = video
         self._audio = audio
         self._tracks = [track for track in (video, audio) if track is not None]
@@ -213,15 +216,16 @@ class _Cutter:
         self._first_tick = 0
         self._seconds_out = 0.0
         self._num_errors = 0
+        self._num_damaged: Counter[int] = Counter()
         self._first_error = ""
         self._leaps: list[float] = []
         self._bridged: list[float] = []
         self._has_leapt = False
         self._info: MediaInfo | None = None
 
-    def heed(self, scan: PacketScan, timeline: Timeline, origin: float) -> None:
+    def heed(self, timeline: Timeline, origin: float) -> None:
         """Takes what the packets have shown to be wrong."""
-        for error in scan.errors:
+        for error in self._selection.scan.errors:
             self._note(error)
         self._leaps = [time - origin for time in timeline.leaps]
         self._bridged = [time - origin for time in timeline.bridged]
@@ -250,11 +254,35 @@ class _Cutter:
         self, track: VideoTrack | AudioTrack, packet: "av.packet.Packet[Any] | None", number: int
     ) -> None:
         try:
-            self._num_errors += track.decode(packet, number)
+            num_damaged = track.decode(packet, number)
         except MemoryError:
             raise
         except (FFmpegError, ValueError) as error:
             self._note(error)
+            self._count_damaged(track)
+        else:
+            self._num_errors += num_damaged
+            if num_damaged:
+                self._count_damaged(track)
+
+    def _count_damaged(self, track: VideoTrack | AudioTrack) -> None:
+        """Gives up a source of whose picture or sound too much is damaged.
+
+        What comes before the first frame is not: a stream that is cut off begins with packets that
+        need others before them, and of one that gives nothing, nothing damaged gets into a clip.
+        """
+        if track.start is None:
+            return
+        index = track.stream.index
+        self._num_damaged[index] += 1
+        num_damaged, num_packets = self._num_damaged[index], len(self._selection.scan.tables[index])
+        if num_damaged > self.max_damaged_fraction * num_packets:
+            what = "picture" if track is self._video else "sound"
+            raise DecodeError(
+                "damaged",
+                f"{num_damaged} or more of {num_packets} packets of the {what}, "
+                f"limits.max_damaged_fraction ({self.max_damaged_fraction:g})",
+            )
 
     def _finish(self, track: VideoTrack | AudioTrack) -> None:
         if track.known_until == math.inf:
@@ -322,8 +350,15 @@ class _Cutter:
 
     def _describe(self) -> MediaInfo:
         if self._info is None:
-            rotation = self._video.rotation if self._video else 0
-            info = describe(self._container, *self._streams, rotation)
+            video = self._video.stream if self._video else None
+            audio = self._audio.stream if self._audio else None
+            orientation = self._video.orientation if self._video else UPRIGHT
+            info = describe(self._container, video, audio, orientation)
+            info = replace(
+                info,
+                declares_picture=self._selection.declares_picture,
+                declares_sound=self._selection.declares_sound,
+            )
             if self._video and self._audio:
                 starts = self._video.start, self._audio.start
                 if starts[0] is not None and starts[1] is not None:
@@ -334,14 +369,18 @@ class _Cutter:
         return self._info
 
     def _nothing(self) -> DecodeError:
-        if any(track.start is not None for track in self._tracks):
-            seconds = max(0.0, self._last_end)
-            is_own = self.min_source_seconds != self.min_seconds
-            name = "min_source_seconds" if is_own else "min_segment_seconds"
-            return DecodeError(
-                "too_short", f"{seconds:.2f} s, {name} ({self.min_source_seconds:g})"
-            )
-        return DecodeError("undecodable", self._first_error or "the streams hold no frame")
+        if not any(track.start is not None for track in self._tracks):
+            return DecodeError("undecodable", self._first_error or "the streams hold no frame")
+        seconds = max(0.0, self._last_end)
+        held = self._selection.seconds
+        why = f": {self._first_error}" if self._first_error else ""
+        if seconds >= self.min_source_seconds:
+            return DecodeError("undecodable", f"less than half of its {seconds:.2f} s decodes{why}")
+        if self._first_error and held >= self.min_source_seconds:
+            return DecodeError("undecodable", f"{seconds:.2f} of its {held:.2f} s decode{why}")
+        is_own = self.min_source_seconds != self.min_seconds
+        name = "min_source_seconds" if is_own else "min_segment_seconds"
+        return DecodeError("too_short", f"{seconds:.2f} s, {name} ({self.min_source_seconds:g})")
 
 
 def _passed(times: Sequence[list[float]], end: float) -> int:

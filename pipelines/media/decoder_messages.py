@@ -12,9 +12,10 @@ import socket
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
-from pipelines.media.container import REASONS, DecodeError, MediaInfo
+from pipelines.media.container import DecodeError, MediaInfo
 from pipelines.media.decode import ClockRepairs, Segment
-from pipelines.media.tracks import MAX_ELONGATION
+from pipelines.media.picture import MAX_ELONGATION
+from pipelines.media.reasons import REASONS
 
 LENGTH_BYTES = 4
 MAX_HEADER_BYTES = 16_000
@@ -116,6 +117,8 @@ class Expectation:
         _require(samples == 0 or abs(samples - expected) <= 1, "samples")
         _require(samples > 0 or header["frames"] is not None, "a segment of nothing")
         _integer(header["decode_errors"], "decode_errors")
+        for name in ClockRepairs.__dataclass_fields__:
+            _integer(header["repairs"][name], name)
 
     def _check_shape(self, shape: object, num_ticks: int) -> None:
         if shape is None:

@@ -19,6 +19,8 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from pipelines.media.encryption import is_encrypted
+
 MAX_HELD_BYTES = 32_000_000
 """A source with fewer bytes of packets is decoded from memory; a larger one is read twice."""
 PACKET_OVERHEAD_BYTES = 512
@@ -46,6 +48,7 @@ class PacketTable:
     is_key: NDArray[np.bool_]
     is_discarded: NDArray[np.bool_]
     """It is decoded but not presented: an edit list hides it."""
+    is_encrypted: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.order)
@@ -98,7 +101,8 @@ def read_packets(
 ) -> Iterator["Packet[Any]"]:
     """Gives the packets that hold data; an error ends them and is added to the list."""
     try:
-        for packet in container.demux(list(streams)):
+        # Without any PyAV would take all.
+        for packet in container.demux(list(streams)) if streams else ():
             if packet.size:
                 yield packet
     except FFmpegError as error:
@@ -118,6 +122,7 @@ class _Rows:
         self._order, self._size = array("q"), array("q")
         self._pts, self._dts, self._duration = array("d"), array("d"), array("d")
         self._is_key, self._is_discarded = array("b"), array("b")
+        self._is_encrypted = array("b")
 
     def add(self, order: int, packet: "Packet[Any]") -> None:
         pts, dts = packet.pts, packet.dts
@@ -128,6 +133,7 @@ class _Rows:
         self._size.append(packet.size)
         self._is_key.append(packet.is_keyframe)
         self._is_discarded.append(packet.is_discard)
+        self._is_encrypted.append(is_encrypted(packet))
 
     def table(self) -> PacketTable:
         return PacketTable(
@@ -139,6 +145,7 @@ class _Rows:
             size=np.array(self._size, np.int64),
             is_key=np.array(self._is_key, np.bool_),
             is_discarded=np.array(self._is_discarded, np.bool_),
+            is_encrypted=np.array(self._is_encrypted, np.bool_),
         )
 
     def _durations(self) -> NDArray[np.float64]:

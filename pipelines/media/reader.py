@@ -3,18 +3,20 @@
 import heapq
 import io
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any, BinaryIO
 
-import av.stream
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
 
-from pipelines.media.container import Source, open_source
+from pipelines.media.container import MediaInput, open_source
 from pipelines.media.formats import Formats
-from pipelines.media.packets import PacketScan, read_packets
+from pipelines.media.packets import MAX_HELD_BYTES, PacketScan, read_packets
+from pipelines.media.selection import keep_only
 from pipelines.media.timeline import Timeline
 
 MAX_SKEW_SECONDS = 5.0
@@ -25,20 +27,20 @@ DuePacket = tuple[float, int, int, "Packet[Any]"]
 
 
 def due_packets(
-    source: Source,
+    source: MediaInput,
+    formats: Formats,
     scan: PacketScan,
     timeline: Timeline,
     cleanup: ExitStack,
-    formats: Formats,
 ) -> Iterator[DuePacket]:
     """Gives the packets of the streams on a timeline, so that no stream runs ahead of the other.
 
     Args:
         source: It is opened again if its packets are not held.
+        formats: Which containers and codecs are allowed.
         scan: What was found in it.
         timeline: What was decided from that.
         cleanup: Closes what is opened here.
-        formats: As for `open_source`.
     """
     if scan.held is not None:
         return _held(scan, timeline)
@@ -53,6 +55,17 @@ def due_packets(
         container = cleanup.enter_context(open_source(view, formats))
         streams.append(_read_again(container, [index], timeline))
     return heapq.merge(*streams, key=lambda due: due[:3])
+
+
+def seekable(source: MediaInput, cleanup: ExitStack) -> MediaInput:
+    """Copies a file object that cannot seek, since a source is read more than once."""
+    if isinstance(source, str | int) or source.seekable():
+        return source
+    spool = tempfile.SpooledTemporaryFile(MAX_HELD_BYTES)  # noqa: SIM115 - closed by `cleanup`
+    copy: Any = cleanup.enter_context(spool)
+    shutil.copyfileobj(source, copy)
+    found: BinaryIO = copy
+    return found
 
 
 def _held(scan: PacketScan, timeline: Timeline) -> Iterator[DuePacket]:
@@ -74,9 +87,7 @@ def _held(scan: PacketScan, timeline: Timeline) -> Iterator[DuePacket]:
 def _read_again(
     container: InputContainer, indices: list[int], timeline: Timeline
 ) -> Iterator[DuePacket]:
-    for stream in container.streams:
-        if stream.index not in indices:
-            stream.discard = av.stream.Discard.all
+    keep_only(container, set(indices))
     numbers = dict.fromkeys(indices, 0)
     streams: list[Any] = [container.streams[index] for index in indices]
     for packet in read_packets(container, streams, []):
@@ -89,10 +100,7 @@ def _read_again(
 
 
 class _View(io.RawIOBase):
-    """A source with a position of its own, so that it can be read from two places.
-
-    Not even duplicates of a descriptor have that: they share one position.
-    """
+    """An open file with a position of its own, so that it can be read from two places."""
 
     def __init__(self, file: int | BinaryIO) -> None:
         self._file = file
@@ -106,8 +114,7 @@ class _View(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         if isinstance(self._file, int):
-            left = max(0, os.fstat(self._file).st_size - self._at) if size < 0 else size
-            data = os.pread(self._file, left, self._at)
+            data = os.pread(self._file, size if size >= 0 else self._size(), self._at)
         else:
             self._file.seek(self._at)
             data = self._file.read(size)
@@ -117,12 +124,14 @@ class _View(io.RawIOBase):
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         start = self._at if whence == os.SEEK_CUR else 0
         if whence == os.SEEK_END:
-            if isinstance(self._file, int):
-                start = os.fstat(self._file).st_size
-            else:
-                start = self._file.seek(0, os.SEEK_END)
+            start = self._size()
         self._at = max(0, start + offset)
         return self._at
 
     def tell(self) -> int:
         return self._at
+
+    def _size(self) -> int:
+        if isinstance(self._file, int):
+            return os.fstat(self._file).st_size
+        return self._file.seek(0, os.SEEK_END)

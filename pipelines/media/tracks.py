@@ -5,27 +5,27 @@ is taken. When their packets are presented is decided before (`timeline`).
 """
 
 import math
+from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
 from av.audio.fifo import AudioFifo
 from av.audio.frame import AudioFrame
-from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.packet import Packet
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from pipelines.media.mixing import MonoMixer
+from pipelines.media.orientation import Orientation
+from pipelines.media.picture import PictureConverter, same_shape
 from pipelines.media.sound_clock import HOLE_SECONDS
 from pipelines.media.stretch import Stretcher
 from pipelines.media.timeline import StreamTimeline
 
 MAX_LAST_SECONDS = 6 * 3600.0
 """A last frame that claims to last longer is damaged."""
-MAX_ELONGATION = 8
-"""The longer side of a stored frame is at most this many short sides."""
 ROUNDING_TICKS = 0.02
 """Containers round timestamps, Matroska to a millisecond."""
 SAME_SECONDS = 1e-6
@@ -47,10 +47,6 @@ FOLLOW_RATE = 0.1
 """Per second; a slower one lets sound lag behind drift, a faster one is heard."""
 MAX_DRIFT = 0.025
 """Sound is not stretched by more, which would be heard."""
-
-
-class PixelLimitError(Exception):
-    """A frame is larger than allowed."""
 
 
 def native_rate(stream: VideoStream) -> float:
@@ -76,8 +72,7 @@ class VideoTrack:
         times: StreamTimeline,
         origin: float,
         frame_rate: float,
-        short_side: int,
-        max_pixels: int,
+        converter: PictureConverter,
     ) -> None:
         # One decoder a core and no threads inside is the cheapest in CPU seconds (measured).
         stream.thread_type = "NONE"
@@ -90,15 +85,12 @@ class VideoTrack:
         """Up to here it is known what is seen."""
         self.end = 0.0
         self.start: float | None = None
-        self.rotation = 0
         self._origin = origin
         self._time_base = float(stream.time_base or 1)
         self._period = 1 / (native_rate(stream) or frame_rate)
         self._frame_rate = frame_rate
-        self._short_side = short_side
-        self._max_pixels = max_pixels
-        self._reformatter = VideoReformatter()
-        self._size: tuple[int, int] | None = None
+        self._converter = converter
+        self._declared_aspects = _pixel_aspects(stream)
         self._held: VideoFrame | None = None
         self._held_since = 0.0
         self._is_stored = False
@@ -109,6 +101,11 @@ class VideoTrack:
         self._still_due = _suffix_minima(times.starts) - origin
         self._may_skip = stream.codec_context.name in SKIPPABLE_CODECS and not times.is_by_order
         self._skip: Literal["DEFAULT", "NONREF"] = "DEFAULT"
+
+    @property
+    def orientation(self) -> Orientation:
+        """How the last picture that was stored was laid upright."""
+        return self._converter.orientation
 
     def decode(self, packet: "Packet[Any] | None", number: int) -> int:
         """Decodes a packet, or without one what the decoder still holds; counts damaged frames."""
@@ -156,13 +153,14 @@ class VideoTrack:
         self.pictures = self.pictures[max(0, len(chosen) - 1) :]
         if not chosen or 2 * (stop_tick - max(first_tick, chosen[0][0])) < num_ticks:
             return None
-        clip = np.empty((num_ticks, *chosen[0][1].shape), np.uint8)
+        pictures = same_shape([pixels for _, pixels in chosen])
+        clip = np.empty((num_ticks, *pictures[0].shape), np.uint8)
         at = 0
         for tick in range(num_ticks):
             # Before its first frame, a picture that begins late shows that.
             while at + 1 < len(chosen) and chosen[at + 1][0] <= first_tick + tick:
                 at += 1
-            clip[tick] = chosen[at][1]
+            clip[tick] = pictures[at]
         return clip
 
     def _stamp(self, packet: "Packet[Any]", number: int) -> None:
@@ -230,43 +228,24 @@ class VideoTrack:
         first = max(self._next_tick, self._tick_from(self._held_since))
         is_last = until == math.inf
         if not self._is_stored and (is_last or self._tick_from(until) > first):
-            self.pictures.append((first, self._convert(self._held)))
+            self.pictures.append((first, self._converter.convert(self._held, self._pixel_aspect())))
             self._is_stored = True
         if not is_last:
             self._next_tick = max(first, self._tick_from(until))
 
-    def _convert(self, frame: VideoFrame) -> NDArray[np.uint8]:
-        if frame.width * frame.height > self._max_pixels:
-            size = f"{frame.width} x {frame.height}"
-            raise PixelLimitError(f"a frame of {size}, limits.max_pixels ({self._max_pixels})")
-        if self._size is None:
-            # The first frame fixes the size and the turn; a later one of another size is scaled.
-            self.rotation = round(frame.rotation / 90) * 90
-            # As FFmpeg's own tools have it: what the container says is before what the codec says.
-            codec = self.stream.codec_context
-            aspect = self.stream.sample_aspect_ratio or codec.sample_aspect_ratio or 1
-            self._size = _stored_size(frame.width, frame.height, float(aspect), self._short_side)
-        width, height = self._size
-        small = self._reformatter.reformat(
-            frame, width, height, "rgb24", interpolation=Interpolation.AREA, threads=1
-        )
-        pixels = small.to_ndarray().view(np.uint8)  # which it is; rgb24 has no other type
-        return np.rot90(pixels, self.rotation // 90) if self.rotation else pixels
+    def _pixel_aspect(self) -> float:
+        """Width of a pixel by its height."""
+        container, codec = now = _pixel_aspects(self.stream)
+        # As FFmpeg's own tools have it: what the container says is before what the codec says.
+        # Some containers only pass on what the codec said at first, which can change.
+        says_codec = self._declared_aspects[0] == self._declared_aspects[1]
+        return float((codec if says_codec else container) or max(now) or 1)
 
 
-def _ceil(value: float) -> int:
-    return int(-(-value // 1))
-
-
-def _stored_size(width: int, height: int, pixel_aspect: float, short_side: int) -> tuple[int, int]:
-    """Scales to the short side, never up; pixels become square."""
-    display_width = width * pixel_aspect if 0.1 < pixel_aspect < 10 else float(width)
-    scale = min(
-        1.0,
-        short_side / min(display_width, height),
-        MAX_ELONGATION * short_side / max(display_width, height),
-    )
-    return max(1, round(display_width * scale)), max(1, round(height * scale))
+def _pixel_aspects(stream: VideoStream) -> tuple[Fraction, Fraction]:
+    """As the container and as the codec say, 0 if they do not."""
+    codec = stream.codec_context.sample_aspect_ratio
+    return Fraction(stream.sample_aspect_ratio or 0), Fraction(codec or 0)
 
 
 class AudioTrack:
@@ -295,8 +274,8 @@ class AudioTrack:
         self._time_base = float(stream.time_base or 1)
         self._sample_rate = sample_rate
         self._fifo: AudioFifo | None = None
-        self._resampler: AudioResampler | None = None
-        self._layout: tuple[str, int, int] | None = None
+        self._mixer: MonoMixer | None = None
+        self._layout: tuple[str, str, int] | None = None
         self._pace = Pace()
         self._stretcher = Stretcher()
         self._run_drained = 0.0
@@ -326,7 +305,7 @@ class AudioTrack:
             return
         if frame.sample_rate < MIN_NATIVE_SAMPLE_RATE:
             raise ValueError(f"sample rate ({frame.sample_rate}) is absurd")
-        layout = (frame.format.name, frame.layout.nb_channels, frame.sample_rate)
+        layout = (frame.format.name, frame.layout.name, frame.sample_rate)
         seconds = expected = self._expected
         if frame.pts is not None:
             seconds = frame.pts * self._time_base - self._origin
@@ -394,12 +373,11 @@ class AudioTrack:
         passed = float(self.times.due[number]) - self._origin - late
         self.known_until = max(self.known_until, passed)
 
-    def _begin_run(self, layout: tuple[str, int, int], seconds: float) -> None:
+    def _begin_run(self, layout: tuple[str, str, int], seconds: float) -> None:
         self._end_run()
-        # Resampled before it becomes an array: PyAV dies on arrays of eight planar channels.
         # Many frames at a time, because the cost is per call.
         self._fifo = AudioFifo()
-        self._resampler = AudioResampler(format="s16", layout="mono", rate=self._sample_rate)
+        self._mixer = MonoMixer(self._sample_rate)
         self._layout = layout
         self._pace, self._stretcher = Pace(), Stretcher()
         self._run_drained = seconds
@@ -410,15 +388,14 @@ class AudioTrack:
             self._drain(self._fifo.read())
             self._drain(None)
             self._write(self._stretcher.rest())
-        self._fifo = self._resampler = None
+        self._fifo = self._mixer = None
 
     def _drain(self, frame: AudioFrame | None) -> None:
-        assert self._resampler is not None
+        assert self._mixer is not None
         assert self._layout is not None
         seconds = self._num_queued / self._layout[2]
         self._run_drained += seconds * self._pace.ratio
-        for resampled in self._resampler.resample(frame):
-            samples: NDArray[np.int16] = resampled.to_ndarray()[0]
+        for samples in self._mixer.flush() if frame is None else self._mixer.mix(frame):
             self._write(self._stretcher.stretch(samples, self._pace.ratio))
         self._num_queued = 0
         if self.times.is_followed:

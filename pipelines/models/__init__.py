@@ -1,1 +1,1 @@
-"""Networks at rest: the checkpoint of a training, and the encoder inside a registered model."""
+"""Networks on disk: the checkpoint of a training, and the encoder inside a registered model."""

@@ -1,18 +1,18 @@
-"""A checkpoint: one folder with everything that training needs to go on, and evaluation to load.
+"""A checkpoint: the folder from which training resumes and which evaluation loads.
 
-    model.safetensors   students, teachers, heads, decoders, centres
-    optimizer.pt        the optimizer (tensors and numbers only, read with weights_only)
-    unsent.json         metrics that MLflow did not have yet, if there were any
+    model.safetensors   students, teachers, heads, decoders, centers
+    optimizer.pt        optimizer state; tensors and numbers alone, read with weights_only
+    unsent.json         metrics that MLflow had not received yet, if any
     training.json       step, settings, dataset, MLflow run, and the size of each file
 
-The feed's state is the step: a step takes one global batch. No random state is kept because all
-random numbers follow from (seed, epoch, clip id). A checkpoint is written under another name,
-synced and renamed, so it is whole or not there; a folder whose files have not the sizes that
-`training.json` names is incomplete all the same and never loaded.
+The step is the feed's only state, because each step takes one global batch. Random state is not
+kept, because every random number follows from (seed, epoch, clip id). A checkpoint is written under
+a temporary name, synced, and renamed, so it exists whole or not at all. A folder whose files differ
+in size from what `training.json` says, such as a partial copy, counts as incomplete and is never
+loaded.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,12 +25,12 @@ from safetensors.torch import load_file, save_file
 
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.errors import UserError
-from pipelines.files import temporary_name
+from pipelines.files import replacing
 from xkd_core.xkd import XKD, build_xkd, load_model_tensors
 
 FORMAT_VERSION = 1
 MODEL_FILE = "model.safetensors"
-OPTIMIZER_FILE = "optimizer.pt"
+_OPTIMIZER_FILE = "optimizer.pt"
 UNSENT_IN_CHECKPOINT = "unsent.json"
 TRAINING_FILE = "training.json"
 VIDEO_CENTER = "centers.video"
@@ -39,7 +39,7 @@ AUDIO_CENTER = "centers.audio"
 
 @dataclass(frozen=True)
 class TrainingInfo:
-    """What a checkpoint says about the training that left it."""
+    """What a checkpoint says about its training."""
 
     next_step: int
     total_steps: int
@@ -48,17 +48,17 @@ class TrainingInfo:
     """A `PretrainConfig` as JSON."""
     dataset_id: str
     run_id: str
-    """The MLflow run that goes on when training does."""
+    """The MLflow run that a resumed training continues."""
     code_version: str
     exclude_sha256: str | None = None
-    """Of the ids left out, see `clip_ids_sha256`; None if an earlier version did not say."""
+    """Hash of the excluded clip ids (`clip_ids_sha256`); None in checkpoints of older versions."""
     health: Sequence[Mapping[str, float]] = ()
-    """The last records, by which a collapse is judged."""
+    """The latest health records, from which a collapse is detected."""
     format_version: int = FORMAT_VERSION
 
 
 def checkpoint_name(next_step: int) -> str:
-    """Folder of the checkpoint after which the step `next_step` follows."""
+    """The folder name of the checkpoint that resumes at `next_step`."""
     return f"step_{next_step:09d}"
 
 
@@ -69,23 +69,17 @@ def save_checkpoint(
     info: TrainingInfo,
     unsent: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Writes a checkpoint, in place of one that is there.
+    """Writes a checkpoint, replacing one of the same name.
 
     Raises:
-        OSError: if it cannot be written; nothing of it remains.
+        OSError: If it cannot be written; no part of it stays.
     """
-    partial = temporary_name(folder)
     try:
-        partial.mkdir(parents=True)
-        _write_files(partial, tensors, optimizer_state, info, unsent)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(partial, folder)
-        _sync(folder.parent)
-    except (SafetensorError, RuntimeError) as error:  # what these libraries make of an OSError
+        with replacing(folder) as partial:
+            partial.mkdir(parents=True)
+            _write_files(partial, tensors, optimizer_state, info, unsent)
+    except (SafetensorError, RuntimeError) as error:  # how these libraries report an OSError
         raise OSError(str(error)) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_files(
@@ -96,27 +90,17 @@ def _write_files(
     unsent: Sequence[Mapping[str, Any]],
 ) -> None:
     save_file({name: t.contiguous() for name, t in tensors.items()}, folder / MODEL_FILE)
-    with (folder / OPTIMIZER_FILE).open("wb") as file:
+    with (folder / _OPTIMIZER_FILE).open("wb") as file:
         torch.save(optimizer_state, file)
     if unsent:
         (folder / UNSENT_IN_CHECKPOINT).write_text(json.dumps(list(unsent)))
     sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
     values = {**asdict(info), "files": sizes}
     (folder / TRAINING_FILE).write_text(json.dumps(values, indent=1))
-    for place in (*folder.iterdir(), folder):
-        _sync(place)
-
-
-def _sync(place: Path) -> None:
-    descriptor = os.open(place, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether the folder is a checkpoint with all its files at full length."""
+    """Whether a folder is a checkpoint whose files all have their full size."""
     try:
         values = json.loads((folder / TRAINING_FILE).read_text())
         sizes = values["files"]
@@ -125,31 +109,31 @@ def is_complete(folder: Path) -> bool:
         return False
 
 
-def find_checkpoint(place: str) -> Path:
-    """The checkpoint at `place`, or the last complete one of the run whose folder it is.
+def find_checkpoint(path: str) -> Path:
+    """The checkpoint at `path`, or the newest complete one if it is the folder of a run.
 
     Raises:
-        UserError: if there is none.
+        UserError: If there is none.
     """
-    folder = Path(place)
+    folder = Path(path)
     if is_complete(folder):
         return folder
     if not folder.is_dir():
-        raise UserError(f"checkpoint ({place}) does not exist")
+        raise UserError(f"checkpoint ({path}) does not exist")
     found = newest_checkpoint(folder)
     if found is None:
-        raise UserError(f"checkpoint ({place}) holds no complete checkpoint")
+        raise UserError(f"checkpoint ({path}) holds no complete checkpoint")
     return found
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The complete checkpoint of a run's folder that has the most steps."""
+    """The complete checkpoint with the most steps in a run's folder."""
     found = [path for path in folder.glob("[!.]*") if is_complete(path)]
     return max(found, key=lambda path: read_info(path).next_step, default=None)
 
 
 def remove_other_checkpoints(folder: Path, keep: set[Path]) -> None:
-    """Removes what killed trainings left: partial checkpoints, and whole ones nobody knows."""
+    """Removes what killed trainings left: partial checkpoints, and whole ones not in `keep`."""
     for path in folder.glob("step_*"):
         if path not in keep:
             shutil.rmtree(path, ignore_errors=True)
@@ -161,7 +145,7 @@ def read_info(folder: Path) -> TrainingInfo:
     """What a checkpoint says about its training.
 
     Raises:
-        UserError: if it was written in another format.
+        UserError: If it was written in another format.
     """
     values = json.loads((folder / TRAINING_FILE).read_text())
     del values["files"]
@@ -174,33 +158,33 @@ def read_info(folder: Path) -> TrainingInfo:
 
 
 def check_dataset(folder: Path, dataset: str, dataset_id: str) -> None:
-    """Makes sure that a training that goes on from a checkpoint sees the clips it has seen.
+    """Checks that a training resumed from a checkpoint gets the same clips.
 
     Raises:
-        UserError: if the checkpoint belongs to other clips than `dataset` has now.
+        UserError: If the dataset has changed since the checkpoint was written.
     """
     trained_on = read_info(folder).dataset_id
     if trained_on != dataset_id:
         raise UserError(
             f"checkpoint ({folder}) was trained on dataset {trained_on}, "
-            f"but dataset ({dataset}) is {dataset_id} now: take another name, or the clips of then"
+            f"but dataset ({dataset}) is {dataset_id} now: take another name or restore the dataset"
         )
 
 
 def read_unsent(folder: Path) -> list[dict[str, Any]]:
-    """Metrics from before the checkpoint that MLflow did not have yet."""
+    """Metrics from before the checkpoint that MLflow had not received."""
     file = folder / UNSENT_IN_CHECKPOINT
     return json.loads(file.read_text()) if file.exists() else []
 
 
 def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """The networks' tensors and the centres, on the CPU."""
+    """The tensors of the networks and the centers, on the CPU."""
     return load_file(folder / MODEL_FILE)
 
 
 def load_optimizer_state(folder: Path) -> dict[str, Any]:
-    """The optimizer's state, on the CPU; nothing but tensors and numbers is read."""
-    return torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+    """The optimizer state, on the CPU; only tensors and numbers are read."""
+    return torch.load(folder / _OPTIMIZER_FILE, map_location="cpu", weights_only=True)
 
 
 def load_model(checkpoint: Path, *, trained: bool = True) -> tuple[XKD, PretrainConfig]:

@@ -1,16 +1,16 @@
-"""What MLflow runs to load a registered encoder: imports its code, which lies beside this file.
+"""The file that MLflow runs to load a registered encoder: imports the code beside it.
 
     MODEL/encoder_entry.py                               this file
     MODEL/code/xkd_1a2b3c4d/pipelines/models/...         the code of this encoder alone
     MODEL/code/xkd_1a2b3c4d/xkd_core/...
 
-The code has a package name of its own, made from what the model holds. So encoders of several
-versions run in one process, each with its own code, beside a checkout of this project and beside
-any package `pipelines` that a user has. Only a copy of a model whose code was edited has the name
-of another: Python then imports the code that belongs to this file anew. What was imported before
-keeps working, because functions hold on to the modules that they came from.
+The code has a package name of its own, from a hash of what the model holds. So encoders of several
+versions run in one process, each with its own code, beside a checkout of this project and beside a
+package `pipelines` of the user's. A second copy of a model has the same name, and someone may have
+edited its code, so each load imports the code afresh. Encoders that were loaded before keep
+working, because functions hold on to the modules that they come from.
 
-Kept apart from `encoder_model.py`, because running this names the model to MLflow.
+Separate from `encoder_model.py`, because running this file registers the model with MLflow.
 """
 
 import importlib.util
@@ -20,8 +20,8 @@ from pathlib import Path
 from mlflow.models import set_model
 
 
-def import_package(folder: Path) -> str:
-    """Imports the package in a folder, in place of one of the same name; returns its name."""
+def _import_package(folder: Path) -> str:
+    """Imports the package in a folder, replacing one of the same name; returns the name."""
     name = folder.name
     for module in [one for one in sys.modules if one.partition(".")[0] == name]:
         del sys.modules[module]
@@ -38,5 +38,7 @@ def import_package(folder: Path) -> str:
 
 (CODE,) = Path(__file__).with_name("code").glob("xkd_*")
 set_model(
-    importlib.import_module(f"{import_package(CODE)}.pipelines.models.encoder_model").EncoderModel()
+    importlib.import_module(
+        f"{_import_package(CODE)}.pipelines.models.encoder_model"
+    ).EncoderModel()
 )

@@ -1,9 +1,9 @@
-"""An encoder by itself on disk: weights as safetensors, everything else as JSON.
+"""One encoder on disk: weights as safetensors, everything else as JSON.
 
     encoder.safetensors   the weights
-    encoder.json          modality, network, how media are cut and looked at, where it comes from
+    encoder.json          modality, network, preprocessing, provenance
 
-This is what lies inside a registered model, so it needs neither Ray nor a registry.
+These files are part of a registered model, so reading them needs neither Ray nor a registry.
 """
 
 import json
@@ -24,7 +24,7 @@ SETTINGS_FILE = "encoder.json"
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """How media become segments, and how many windows of a segment are looked at."""
+    """How media are cut into segments, and how many windows of a segment are embedded."""
 
     segment_seconds: float = 5.0
     min_segment_seconds: float = 1.1
@@ -34,24 +34,24 @@ class ClipSettings:
 
 @dataclass(frozen=True)
 class EncoderInfo:
-    """All about an encoder but its weights."""
+    """Everything about an encoder except its weights."""
 
     modality: Modality
     model: ModelConfig
     clips: ClipSettings
     provenance: Mapping[str, Any]
-    """Where the weights come from; for people."""
+    """Where the weights come from, for people to read."""
 
     @property
     def rate(self) -> float:
-        """Frames or samples a second that the encoder takes."""
+        """Frames or samples per second of the encoder's input."""
         if self.modality == "video":
             return self.model.video.frame_rate
         return float(self.model.audio.sample_rate)
 
 
 def export_encoder(encoder: Encoder, info: EncoderInfo, folder: Path) -> None:
-    """Writes weights and settings into a folder, which is made if it is not there."""
+    """Writes weights and settings into a folder, creating it if necessary."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
     save_file(weights, folder / WEIGHTS_FILE)
@@ -66,16 +66,16 @@ def export_encoder(encoder: Encoder, info: EncoderInfo, folder: Path) -> None:
 
 
 def load_encoder(folder: Path) -> tuple[Encoder, EncoderInfo]:
-    """Reads what `export_encoder` wrote; the encoder is ready for inference, on the CPU.
+    """Reads what `export_encoder` wrote, ready for inference on the CPU.
 
     Raises:
-        ValueError: if it was written in another format.
+        ValueError: If it was written in another format.
     """
     values = json.loads((folder / SETTINGS_FILE).read_text())
     if values["format_version"] != FORMAT_VERSION:
         raise ValueError(
             f"encoder has format {values['format_version']}, "
-            f"but the code that is loaded reads format {FORMAT_VERSION}"
+            f"but this code reads format {FORMAT_VERSION}"
         )
     info = EncoderInfo(
         modality=values["modality"],

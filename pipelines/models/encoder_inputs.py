@@ -1,7 +1,8 @@
 """What a registered encoder accepts: media paths, bytes of media, or decoded arrays.
 
-An input is cut into segments as in a clip dataset. Anything that cannot be used is a `ValueError`
-that names the input.
+An input is cut into segments as for a clip dataset, with one difference: the minimum length applies
+to what is left at the end of a longer input only, because a user who asks for the embedding of a
+short sound wants one. An input that cannot be used raises a `ValueError` that names it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,13 +23,14 @@ from pipelines.models.input_decoder import Decode
 Array = NDArray[Any]
 ARRAY_COLUMN = {"video": "frames", "audio": "waveform"}
 RATE_COLUMN = {"video": "frame_rate", "audio": "sample_rate"}
+_SHORTEST_SECONDS = 1e-6
 
 
 def input_rows(model_input: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """One input after the other; MLflow makes a single row of `{"path": [...]}`.
+    """Yields one input at a time; MLflow turns `{"path": [...]}` into a single row.
 
     Raises:
-        ValueError: if there is no column; MLflow drops those that have unknown names.
+        ValueError: If there is no column; MLflow drops columns of unknown names.
     """
     if not len(model_input.columns):
         raise ValueError('inputs must have a column that the model knows, as {"path": ["FILE"]}')
@@ -48,7 +50,7 @@ def _is_missing(value: Any) -> bool:
 def read_segments(
     row: Mapping[str, Any], name: str, info: EncoderInfo, decode: Decode, formats: Formats
 ) -> Iterator[Array]:
-    """Gives the frames or the waveform of each segment of an input; at least one.
+    """Yields the frames or the waveform of each segment of an input; at least one.
 
     Args:
         row: The input.
@@ -58,7 +60,7 @@ def read_segments(
         formats: Which containers and codecs it decodes.
 
     Raises:
-        ValueError: as `EncoderModel.predict`.
+        ValueError: As `EncoderModel.predict`.
     """
     column = ARRAY_COLUMN[info.modality]
     given = [kind for kind in ("path", "bytes", column) if kind in row]
@@ -99,6 +101,7 @@ def _decode(
         formats=formats,
         segment_seconds=info.clips.segment_seconds,
         min_segment_seconds=info.clips.min_segment_seconds,
+        min_source_seconds=_SHORTEST_SECONDS,
         frame_rate=info.model.video.frame_rate,
         short_side=info.clips.short_side,
         sample_rate=info.model.audio.sample_rate,
@@ -115,7 +118,7 @@ def _decode(
 
 
 def _read_array(row: Mapping[str, Any], name: str, info: EncoderInfo) -> Array:
-    """Frames or a waveform at the encoder's rate."""
+    """Reads frames or a waveform, resampled to the encoder's rate."""
     column, rate_column = ARRAY_COLUMN[info.modality], RATE_COLUMN[info.modality]
     try:
         rate = float(row.get(rate_column, info.rate))
@@ -146,7 +149,7 @@ def _read_array(row: Mapping[str, Any], name: str, info: EncoderInfo) -> Array:
 
 
 def _fits(array: Array, dtype: np.dtype[Any]) -> bool:
-    """Whether integers, as nested lists give them, can become this type unchanged."""
+    """Whether integers, such as those from nested lists, fit this type."""
     if array.dtype == dtype:
         return True
     limits = np.iinfo(dtype)
@@ -155,7 +158,11 @@ def _fits(array: Array, dtype: np.dtype[Any]) -> bool:
 
 
 def resample_frames(frames: Array, rate: float, wanted_rate: float) -> Array:
-    """At each tick of the wanted rate, the frame that is seen then."""
+    """Takes the frame that is visible at each tick of the wanted rate.
+
+    >>> resample_frames(np.array([10, 11, 12]), 3.0, 6.0).tolist()
+    [10, 10, 11, 11, 12, 12]
+    """
     if rate == wanted_rate:
         return frames
     num_ticks = max(1, round(len(frames) / rate * wanted_rate))
@@ -164,7 +171,7 @@ def resample_frames(frames: Array, rate: float, wanted_rate: float) -> Array:
 
 
 def resample_waveform(waveform: Array, rate: int, wanted_rate: int) -> Array:
-    """The same sound at the wanted rate."""
+    """Resamples a waveform, rounded to 16-bit samples again."""
     if rate == wanted_rate:
         return waveform
     samples = torchaudio.functional.resample(
@@ -176,7 +183,7 @@ def resample_waveform(waveform: Array, rate: int, wanted_rate: int) -> Array:
 
 
 def _cut(array: Array, info: EncoderInfo) -> Iterator[Array]:
-    """Segments as decoding cuts them, but of any length if there is only one."""
+    """Cuts segments as decoding does: a short rest is dropped, a short whole is not."""
     frame_rate = info.model.video.frame_rate
     seconds = max(1, round(info.clips.segment_seconds * frame_rate)) / frame_rate
     length = max(1, round(seconds * info.rate))

@@ -1,9 +1,11 @@
-"""A registered encoder: media or decoded arrays come in, one embedding for each comes out.
+"""A registered encoder: turns media or decoded arrays into one embedding each.
 
-This file and what it imports travel inside the model, so it needs no Ray, no registry and no
-checkout, and nothing is unpickled. How media are decoded, cut and looked at is frozen beside the
-weights, and is what evaluation did: a segment's embedding is the mean over evenly spread windows,
-an input's the mean over its segments.
+This file and the modules that it imports travel inside the model, so it needs no Ray, no registry,
+and no checkout, and nothing is unpickled. Decoding, cutting, and windows are those of evaluation,
+and their settings are stored beside the weights:
+
+    input  ->  segments of 5 s  ->  2 windows each  ->  embeddings (windows, D)
+    embedding of a segment: mean over its windows; of an input: mean over its segments
 """
 
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 from torch import Tensor
@@ -31,11 +35,18 @@ DEFAULT_BATCH_SIZE = 8
 Array = NDArray[Any]
 
 
+class InputError(MlflowException, ValueError):
+    """An input that cannot be embedded; MLflow's server answers with its message alone."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, error_code=BAD_REQUEST)
+
+
 class EncoderModel(PythonModel):
     """The model as MLflow loads it."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Loads the encoder, onto the GPU if there is one."""
+        """Loads the encoder onto the GPU, or the CPU if there is none."""
         encoder, self._info = load_encoder(Path(context.artifacts[ENCODER_ARTIFACT]))
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._encoder = encoder.to(self._device)
@@ -52,10 +63,15 @@ class EncoderModel(PythonModel):
         """Embeds each input: (inputs, D).
 
         Raises:
-            ValueError: if an input is not understood, cannot be decoded or lacks the modality; it
-                names the input.
+            InputError: If an input has unknown columns or types, cannot be decoded, or lacks the
+                modality; the message names the input. It is a ValueError too.
         """
-        params = params or {}
+        try:
+            return self._predict(model_input, params or {})
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
+    def _predict(self, model_input: pd.DataFrame, params: dict[str, Any]) -> NDArray[np.float32]:
         num_windows = int(params.get("num_windows", self._info.clips.num_windows))
         batch_size = int(params.get("batch_size", DEFAULT_BATCH_SIZE))
         if num_windows < 1 or batch_size < 1:
@@ -66,9 +82,9 @@ class EncoderModel(PythonModel):
         if formats not in ("common", "all"):
             raise ValueError(f"formats ({formats}) must be common or all")
         with self._decoder.lent() as decode:
-            return self._predict(model_input, num_windows, batch_size, decode, formats)
+            return self._embed_rows(model_input, num_windows, batch_size, decode, formats)
 
-    def _predict(
+    def _embed_rows(
         self,
         model_input: pd.DataFrame,
         num_windows: int,
@@ -76,7 +92,7 @@ class EncoderModel(PythonModel):
         decode: Decode,
         formats: Formats,
     ) -> NDArray[np.float32]:
-        places: list[tuple[int, int]] = []
+        origins: list[tuple[int, int]] = []
         embeddings: list[NDArray[np.float32]] = []
         batch: list[Tensor] = []
         num_inputs = 0
@@ -85,14 +101,14 @@ class EncoderModel(PythonModel):
             segments = read_segments(row, f"input {index}", self._info, decode, formats)
             for segment, array in enumerate(segments):
                 for window in self._windows(array, num_windows):
-                    places.append((index, segment))
+                    origins.append((index, segment))
                     batch.append(self._view(window))
                     if len(batch) == batch_size:
                         embeddings.append(self._embed(batch))
                         batch.clear()
         if batch:
             embeddings.append(self._embed(batch))
-        return _mean_by_input(places, embeddings, num_inputs, self._info.model.encoder.width)
+        return _mean_by_input(origins, embeddings, num_inputs, self._info.model.encoder.width)
 
     def _windows(self, array: Array, num_windows: int) -> list[Array]:
         if self._info.modality == "video":
@@ -100,8 +116,8 @@ class EncoderModel(PythonModel):
         return list(audio_windows(array, self._info.model.audio.num_samples, num_windows))
 
     def _view(self, window: Array) -> Tensor:
-        # One window at a time, so that inputs of different sizes need no padding.
-        # Copied, because what is read from a dataset cannot be written to, which torch wants.
+        # One window at a time, so that inputs of different sizes need no padding. Copied, because
+        # torch warns about the read-only arrays that a dataset gives.
         clip = torch.from_numpy(np.array(window)).unsqueeze(0).to(self._device)
         if self._info.modality == "audio":
             return plain_audio_view(clip, self._log_mel)
@@ -114,16 +130,26 @@ class EncoderModel(PythonModel):
 
 
 def _mean_by_input(
-    places: list[tuple[int, int]],
+    origins: list[tuple[int, int]],
     embeddings: list[NDArray[np.float32]],
     num_inputs: int,
     width: int,
 ) -> NDArray[np.float32]:
-    """The mean over windows within each segment, then over the segments of each input."""
+    """Averages over the windows of each segment, then over the segments of each input.
+
+    Args:
+        origins: Input and segment of each window.
+        embeddings: Of the windows, in batches (B, D).
+        num_inputs: N.
+        width: D.
+
+    Returns:
+        One embedding per input (N, D).
+    """
     if not num_inputs:
         return np.zeros((0, width), np.float32)
     segments, segment_of, num_windows = np.unique(
-        np.array(places), axis=0, return_inverse=True, return_counts=True
+        np.array(origins), axis=0, return_inverse=True, return_counts=True
     )
     of_segments = np.zeros((len(segments), width))
     np.add.at(of_segments, segment_of.reshape(-1), np.concatenate(embeddings))

@@ -1,1 +1,1 @@
-"""Encoders become registered versions, with a card and an alias."""
+"""Registers encoders as versions with a card and an alias, and finds them by URI."""

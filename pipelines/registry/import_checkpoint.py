@@ -1,7 +1,7 @@
-"""Encoders of the published method's files enter the registry, with the paper's preprocessing.
+"""Registers encoders from files of the published method, with the paper's preprocessing.
 
-They are scored on nothing, so none is compared with what is there: an alias goes to them if one is
-asked for. The same file again finds the versions that it made.
+They have no scores, so they are not compared with other versions: they get an alias only if the
+settings name one. Importing the same file again finds the versions that exist.
 """
 
 import hashlib
@@ -28,22 +28,23 @@ from xkd_core.published.encoders import (
 
 
 class Imported(NamedTuple):
-    """An encoder out of a file, and all that is known about it."""
+    """An encoder from a file, and what is known about it."""
 
     encoder: Encoder
     info: EncoderInfo
 
 
 def read_encoders(config: ImportConfig) -> list[Imported]:
-    """The encoders that the settings choose, ready to be registered.
+    """Reads the encoders that the settings select.
 
     Raises:
-        UserError: if the file is no published checkpoint, is damaged, or does not fit the settings.
+        UserError: If the file is not a published checkpoint, is damaged, or does not fit the
+            settings.
     """
     file = Path(config.file)
     try:
         found = read_published_encoders(file, modality=config.modality, role=config.role)
-        if config.role is None and len(found) > 1:  # a whole checkpoint, whose teachers are better
+        if config.role is None and len(found) > 1:  # a whole checkpoint; teachers score higher
             found = [one for one in found if one.role == "teacher"] or found
         digest = _digest(file)
         return [_imported(published, config, digest) for published in found]
@@ -56,14 +57,14 @@ def import_encoders(config: ImportConfig, run: RunRef) -> list[Registered]:
     """Registers the encoders of a file.
 
     Raises:
-        UserError: as `read_encoders`.
-        JobFailed: if MLflow refuses.
+        UserError: As `read_encoders`.
+        JobFailed: If MLflow refuses.
     """
     return [_register(one, config, run) for one in read_encoders(config)]
 
 
 def _register(imported: Imported, config: ImportConfig, run: RunRef) -> Registered:
-    """Finds or makes the version of an encoder; an alias is set without a comparison."""
+    """Finds or makes the version of an encoder, and sets the alias without a comparison."""
     client, alias, info = run.client(), config.alias, imported.info
     name = f"{config.model_prefix}-{info.modality}"
     try:

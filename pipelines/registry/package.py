@@ -9,7 +9,6 @@ eight digits of a hash of weights, settings, and code, and import each other fro
 import ast
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -29,17 +28,13 @@ from pipelines.paths import PACKAGES
 from pipelines.registry.renaming import renamed
 from xkd_core.encoders import Encoder
 
-# MLflow would copy the uv.lock of whatever project a job is started in.
-os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
 _PACKAGES = ("pipelines", "xkd_core")
 # Paths alone: importing the entry would name the model to MLflow.
 _ENTRY = Path("pipelines", "models", "encoder_entry.py")
 _MODEL = Path("pipelines", "models", "encoder_model.py")
-CARD_ARTIFACT = "card"
-CARD_FILE = "README.md"
-REQUIREMENTS = (
+_CARD_ARTIFACT = "card"
+_CARD_FILE = "README.md"
+_REQUIREMENTS = (
     "av",
     "einops",
     "jaxtyping",
@@ -55,9 +50,9 @@ REQUIREMENTS = (
 )
 
 
-def pip_requirements() -> list[str]:
-    """The installed versions; a local suffix such as +cpu is left out, as no index has it."""
-    return [f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS]
+def _pip_requirements() -> list[str]:
+    """The installed versions, without local suffixes such as +cpu, which no index has."""
+    return [f"{name}=={version(name).split('+')[0]}" for name in _REQUIREMENTS]
 
 
 def package_name(content: str) -> str:
@@ -148,7 +143,7 @@ def save_package(staged: Path, info: EncoderInfo, card: str, path: Path, model: 
         path: The folder of the model, which is made.
         model: What MLflow knows about it so far.
     """
-    card_file = staged / CARD_FILE
+    card_file = staged / _CARD_FILE
     card_file.write_text(card)
     mlflow.pyfunc.save_model(
         path=str(path),
@@ -157,20 +152,20 @@ def save_package(staged: Path, info: EncoderInfo, card: str, path: Path, model: 
         code_paths=[str(folder) for folder in (staged / "code").iterdir()],
         artifacts={
             ENCODER_ARTIFACT: str(staged / "encoder"),
-            CARD_ARTIFACT: str(card_file),
+            _CARD_ARTIFACT: str(card_file),
         },
         signature=signature(info),
         input_example=input_example(info),
-        # Given, so that MLflow does not run the model in a process of its own to find them.
-        pip_requirements=pip_requirements(),
+        # Without these MLflow would run the model in another process to find its imports.
+        pip_requirements=_pip_requirements(),
         metadata={"modality": info.modality},
     )
 
 
 def signature(info: EncoderInfo) -> ModelSignature:
-    """Columns of which each input has one of path, bytes and arrays; what may be set; the output.
+    """The columns (each input has a path, bytes, or an array), the parameters, and the output.
 
-    Arrays are of MLflow's type `any`, because its nested array type checks number by number.
+    Arrays have MLflow's type `any`, because its nested array type is checked number by number.
     """
     columns: list[ColSpec | TensorSpec] = [
         ColSpec("string", "path", required=False),
@@ -188,7 +183,7 @@ def signature(info: EncoderInfo) -> ModelSignature:
 
 
 def input_example(info: EncoderInfo) -> pd.DataFrame:
-    """A second of a gray ramp, or a tenth of a tone: small, because it is stored as JSON."""
+    """One second of a gray ramp, or a tenth of a second of a tone; small, for it becomes JSON."""
     array: list[object]
     if info.modality == "video":
         num_frames = max(1, round(info.rate))

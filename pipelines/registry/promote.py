@@ -1,12 +1,10 @@
-"""The model registry: encoders become versions, and the alias goes to the one that is better.
+"""Registers the encoders of a checkpoint, and moves the alias to a version that is better.
 
 A version's tags hold its scores and the dataset they were measured on, so that two versions can be
 compared without their runs. The alias moves only to a version that beats the present one on the
 same dataset. Registering the same encoder again finds the version that is there.
 """
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -22,7 +20,7 @@ from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.promote import PromoteConfig, PromoteSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import JobFailed, UserError
-from pipelines.evaluation.scores import MEASURES
+from pipelines.evaluation.scores import MEASURES, Scores, read_scores
 from pipelines.models.checkpoints import TrainingInfo, find_checkpoint, load_model, read_info
 from pipelines.models.encoder_files import ClipSettings, EncoderInfo
 from pipelines.redaction import one_line
@@ -39,17 +37,17 @@ from xkd_core.encoders import MODALITIES, Encoder
 
 @dataclass(frozen=True)
 class Registered:
-    """A version in the registry."""
+    """A registered version, and what happened to the alias."""
 
     name: str
     version: str
     alias_moved: bool
     reason: str
-    """Why the alias moved or not, in one line."""
+    """Why the alias moved or stayed, in one line."""
 
 
-def read_scores(config: PromoteConfig) -> Mapping[str, Any] | None:
-    """The scores that the settings name, which must be those of the checkpoint; None without.
+def checkpoint_scores(config: PromoteConfig) -> Scores | None:
+    """Reads the scores that the settings name, which must be the checkpoint's; None without.
 
     Raises:
         UserError: If the file is not a `scores.json`, or its scores are of another checkpoint.
@@ -57,22 +55,20 @@ def read_scores(config: PromoteConfig) -> Mapping[str, Any] | None:
     if config.scores is None:
         return None
     try:
-        scores: Mapping[str, Any] = dict(json.loads(Path(config.scores).read_text()).items())
-        for modality in MODALITIES:
-            encoder_scores(scores, modality)  # reads all that is used of it
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        scores = read_scores(Path(config.scores))
+    except (OSError, ValueError):
         raise UserError(f"scores ({config.scores}) must be a scores.json of evaluate") from None
-    check_scores(scores, read_info(find_checkpoint(config.checkpoint)), config)
+    _check_scores(scores, read_info(find_checkpoint(config.checkpoint)), config)
     return scores
 
 
-def check_scores(scores: Mapping[str, Any], info: TrainingInfo, settings: PromoteSettings) -> None:
+def _check_scores(scores: Scores, info: TrainingInfo, settings: PromoteSettings) -> None:
     """Makes sure that scores are those of a checkpoint, wherever both are now.
 
     Raises:
         UserError: If they are of another one.
     """
-    there = (scores.get("pretrain_run_id"), scores.get("step"), scores.get("role"))
+    there = (scores.pretrain_run_id, scores.step, scores.role)
     here = (info.run_id, info.next_step, settings.role)
     for name, old, new in zip(("run", "step", "role"), there, here, strict=True):
         if old != new:
@@ -83,7 +79,7 @@ def check_scores(scores: Mapping[str, Any], info: TrainingInfo, settings: Promot
 
 
 def promote(
-    checkpoint: Path, scores: Mapping[str, Any] | None, settings: PromoteSettings, run: RunRef
+    checkpoint: Path, scores: Scores | None, settings: PromoteSettings, run: RunRef
 ) -> list[Registered]:
     """Registers both encoders of a checkpoint and moves the alias to those that are better.
 
@@ -101,9 +97,9 @@ def promote(
     """
     training = read_info(checkpoint)
     if scores is not None:
-        check_scores(scores, training, settings)
+        _check_scores(scores, training, settings)
     model, config = load_model(checkpoint)
-    clips = _clip_settings(training_dataset(checkpoint, config), scores)
+    clips = _clip_settings(_training_dataset(checkpoint, config), scores)
     try:
         return [
             _register(
@@ -127,7 +123,7 @@ def promote(
         ) from error
 
 
-def training_dataset(checkpoint: Path, config: PretrainConfig) -> str:
+def _training_dataset(checkpoint: Path, config: PretrainConfig) -> str:
     """Where the clip dataset of a training is now.
 
     A checkpoint names it by an absolute path. If the folder that holds both was moved or is mounted
@@ -159,10 +155,10 @@ def _common_ending(first: Path, second: Path) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1] != "/", pairs))
 
 
-def _clip_settings(dataset: str, scores: Mapping[str, Any] | None) -> ClipSettings:
+def _clip_settings(dataset: str, scores: Scores | None) -> ClipSettings:
     """How media are cut for the encoder: as the clips were that it was trained on."""
     ingest = IngestSettings.model_validate(ClipDataset.open(dataset).manifest["settings"])
-    num_windows = (scores or {}).get("num_windows", EvaluateSettings().num_windows)
+    num_windows = scores.num_windows if scores else EvaluateSettings().num_windows
     return ClipSettings(
         segment_seconds=ingest.segment_seconds,
         min_segment_seconds=ingest.min_segment_seconds,
@@ -172,7 +168,7 @@ def _clip_settings(dataset: str, scores: Mapping[str, Any] | None) -> ClipSettin
 
 
 def _provenance(
-    training: TrainingInfo, checkpoint: Path, role: str, scores: Mapping[str, Any] | None
+    training: TrainingInfo, checkpoint: Path, role: str, scores: Scores | None
 ) -> dict[str, Any]:
     return {
         "role": role,
@@ -181,7 +177,7 @@ def _provenance(
         "step": training.next_step,
         "checkpoint": str(checkpoint),
         "code_version": training.code_version,
-        "evaluate_run_id": scores["evaluate_run_id"] if scores else "",
+        "evaluate_run_id": scores.evaluate_run_id if scores else "",
     }
 
 
@@ -192,7 +188,7 @@ def _register(
     settings: PromoteSettings,
     run: RunRef,
 ) -> Registered:
-    """Finds or makes the version of an encoder, tags it with its scores, decides on the alias."""
+    """Finds or makes the version of an encoder, records its scores, and decides on the alias."""
     assert isinstance(encoder, Encoder)
     name = f"{settings.model_prefix}-{info.modality}"
     card = model_card(name, settings.alias, info, scores)
@@ -218,17 +214,17 @@ def _decide(
     present = None
     if present_number is not None:
         present = client.get_model_version(name, str(present_number))
-    moves, reason = alias_rule(present, scores, settings)
+    moves, reason = _alias_rule(present, scores, settings)
     if moves:
         client.set_registered_model_alias(name, alias, number)
     verdict = f"gets the alias {alias}" if moves else f"registered without the alias {alias}"
     return Registered(name, number, moves, f"{verdict}: {reason}")
 
 
-def alias_rule(
+def _alias_rule(
     present: ModelVersion | None, scores: EncoderScores | None, settings: PromoteSettings
 ) -> tuple[bool, str]:
-    """Whether the alias moves from the present version to one with these scores, and why."""
+    """Whether the alias moves from its present version to one with these scores, and why."""
     if present is None:
         return True, "no version had it"
     holder, measure = f"version {present.version}", MEASURES[settings.metric]

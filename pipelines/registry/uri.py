@@ -1,4 +1,4 @@
-"""From the URI of a registered encoder to the version it means now."""
+"""Resolves the URI of a registered encoder to a version."""
 
 import json
 import re
@@ -15,12 +15,12 @@ from pipelines.registry.versions import CODE_TAG
 from pipelines.tracking.server import check_tracking, tracking_uri
 from xkd_core.encoders import Modality
 
-MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+_MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
 
 @dataclass(frozen=True)
 class EncoderVersion:
-    """A version that `resolve_model` found, and how it wants its clips."""
+    """A version of a registered encoder, and the clips that it takes."""
 
     name: str
     version: int
@@ -31,29 +31,29 @@ class EncoderVersion:
 
     @property
     def uri(self) -> str:
-        """The version's URI, which stays the same when aliases move."""
+        """The URI of this version, which does not change when aliases move."""
         return f"models:/{self.name}/{self.version}"
 
 
 def resolve_model(uri: str, tracking: TrackingSettings) -> EncoderVersion:
-    """Finds the version that a `models:/...` URI means now.
+    """Finds the version that a `models:/...` URI refers to now.
 
     Raises:
-        UserError: if the URI is not one, nothing answers, or the model, alias or version is not
-            there or is not an encoder of this project.
+        UserError: If the URI is malformed, MLflow does not answer, or the model, alias, or version
+            does not exist or is not an encoder of this project.
     """
-    match = MODEL_URI.fullmatch(uri)
+    match = _MODEL_URI.fullmatch(uri)
     if match is None:
         raise UserError(f"model ({uri}) must be models:/NAME@ALIAS or models:/NAME/VERSION")
     check_tracking(tracking)
     client = MlflowClient(tracking_uri(tracking))
-    place = redacted(tracking_uri(tracking))
+    server = redacted(tracking_uri(tracking))
     try:
         registered = client.get_registered_model(match["name"])
     except MlflowException as error:
         names = ", ".join(sorted(one.name for one in client.search_registered_models())) or "none"
         raise UserError(
-            f"model ({uri}): no model {match['name']} is registered at {place}, which has {names}"
+            f"model ({uri}): no model {match['name']} is registered at {server}, which has {names}"
         ) from error
     number = match["version"]
     if number is None:

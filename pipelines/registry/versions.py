@@ -1,7 +1,6 @@
-"""Versions of registered models: made of an encoder, or found by what it holds.
+"""Versions of registered models, identified by a hash of settings, weights, and code.
 
-Settings, weights and code decide what a version is, so registering the same encoder again finds
-the version that is there.
+Registering the same encoder again therefore finds the version that exists.
 """
 
 import json
@@ -26,11 +25,11 @@ from xkd_core.encoders import Encoder
 CODE_TAG = "xkd.code"
 """Name of the package that holds a version's code; older versions had no package of their own."""
 _MAX_DESCRIPTION = 5000
-"""Characters that the registry's database takes."""
+"""Characters that fit the registry's database."""
 
 
 def registered_model(client: MlflowClient, name: str, info: EncoderInfo) -> RegisteredModel:
-    """The model as it was before; it is made if it is not there."""
+    """The registered model, created if necessary, as it is before a version is added."""
     try:
         client.create_registered_model(
             name, description=f"Embeds {info.modality}; pretrained with XKD, arXiv:2211.13929."
@@ -44,7 +43,7 @@ def registered_model(client: MlflowClient, name: str, info: EncoderInfo) -> Regi
 def find_or_make_version(
     encoder: Encoder, info: EncoderInfo, name: str, card: str, run: RunRef
 ) -> ModelVersion:
-    """The version of an encoder: the one that is there, or one that is logged with the run."""
+    """The version of an encoder; if there is none, it is logged with the run and created."""
     client = run.client()
     with tempfile.TemporaryDirectory(prefix="xkd-model-") as folder:
         content = stage(encoder, info, Path(folder))
@@ -68,11 +67,11 @@ def _make_version(
     staged: Path,
     run: RunRef,
 ) -> ModelVersion:
-    """Logs the model with the run, then makes a version of it."""
+    """Logs the model with the run, then creates a version of it."""
     step = int(info.provenance.get("step", 0))
     logged = client.create_logged_model(
         run.experiment_id,
-        name=name.replace(".", "-"),  # no dots in names of logged models
+        name=name.replace(".", "-"),  # names of logged models may not have dots
         source_run_id=run.run_id,
         params={key: str(value) for key, value in info.provenance.items()},
         model_type="encoder",
@@ -104,7 +103,7 @@ def _make_version(
     }
     version = client.create_model_version(
         name,
-        # Not models:/ID, which an sqlite store would look up at the global tracking URI.
+        # Not models:/ID, which MLflow would look up at the global tracking URI.
         logged.artifact_location,
         run_id=run.run_id,
         tags={f"xkd.{key}": value for key, value in tags.items()},

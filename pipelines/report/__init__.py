@@ -1,1 +1,1 @@
-"""Pages people look at: run, dataset, sweep; all drawing is here."""
+"""Pages for people: of a run, of a clip dataset, of a sweep; and everything that they draw."""

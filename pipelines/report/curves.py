@@ -1,8 +1,8 @@
-"""The report's curves: which measure stands where, and what it says.
+"""The curves of a run's report: the section of each metric, its chart, and what it means.
 
-Measures are paths, `loss/distillation/video_to_audio`; the first part names the section. Within
-`health/` the curves of the two modalities share one chart. A measure that is not described here is
-still drawn, so nothing recorded goes missing.
+Metrics are paths such as `loss/distillation/video_to_audio`, whose first part names the section. In
+`health/` and `schedule/` the curves of the two modalities share a chart. A metric that is not
+described here is drawn as well, without a description.
 """
 
 import re
@@ -21,78 +21,78 @@ Curve = tuple[NDArray[Any], NDArray[Any]]
 """Steps and values."""
 
 _NOT_A_VALUE = 1e300
-"""MLflow stores an infinite value as the largest number there is."""
+"""MLflow stores an infinite value as the largest float."""
 _WIDE = "loss/total"
 
 _LOSSES = {
-    "total": "The weighted mean of the three terms, which training minimizes.",
-    "reconstruction": "Error of the hidden patches that the decoders fill in. Should fall.",
-    "reconstruction/video": "The same for hidden patches of frames. Should fall.",
-    "reconstruction/audio": "The same for hidden patches of spectrograms. Should fall.",
-    "alignment": "Distance (MMD) between the features of picture and sound, batch by batch. Two "
-    "unrelated batches have a floor of 7/n + 7/m, with n and m rows, and no gradient.",
-    "alignment/student": "The distance between the two students. Should fall.",
-    "alignment/teacher": "The distance between the two teachers: watched, it moves nothing itself.",
-    "distillation": "Cross-entropy of students under the other modality's teacher. It cannot fall "
-    "below the entropy of the teacher's targets; falling to 0 means that these have collapsed.",
-    "distillation/video_to_audio": "What the audio student misses of the video teacher.",
-    "distillation/audio_to_video": "What the video student misses of the audio teacher.",
+    "total": "The weighted mean of the three losses, which training minimizes.",
+    "reconstruction": "Error of the decoders on hidden patches. Should fall.",
+    "reconstruction/video": "Error on hidden patches of frames. Should fall.",
+    "reconstruction/audio": "Error on hidden patches of spectrograms. Should fall.",
+    "alignment": "Distance (MMD) between the video and audio features of a batch. Unrelated "
+    "batches of n and m rows have a distance of 7/n + 7/m and no gradient.",
+    "alignment/student": "Distance between the two students. Should fall.",
+    "alignment/teacher": "Distance between the two teachers: recorded, without a gradient.",
+    "distillation": "Cross-entropy of each student against the other modality's teacher. Its "
+    "lower bound is the entropy of the teacher's targets; near 0 the targets have collapsed.",
+    "distillation/video_to_audio": "Loss of the audio student against the video teacher.",
+    "distillation/audio_to_video": "Loss of the video student against the audio teacher.",
 }
 
 _HEALTH = {
-    "collapsed": "1 while the measures below say that the run has collapsed.",
-    "information": "What the teacher's targets tell about the clip, as a share of the most they "
-    "could. Bad: below 0.15, where they are nearly the same for all clips (collapse).",
-    "rank": "How many directions the teacher's features really use, at most the clips of a batch. "
-    "Bad: falling towards 1, where all clips look alike (collapse).",
-    "std": "Spread of the teacher's features over clips, about 1 if they point everywhere alike. "
-    "Bad: falling towards 0 (collapse).",
-    "entropy": "How undecided the teacher's targets are. Bad at both ends: 0 names one output "
-    "with certainty, the logarithm of the number of outputs says nothing.",
-    "kl": "How far the other modality's student is from this teacher's targets. Bad: rising for "
-    "long, or near 0 from the first steps on.",
+    "collapsed": "1 while the measures below indicate a collapse.",
+    "information": "Information in the teacher's targets about the clip, as a share of the "
+    "maximum. Bad: below 0.15, where the targets are nearly the same for all clips (collapse).",
+    "rank": "Effective number of directions in the teacher's features, at most the clips of a "
+    "batch. Bad: falling towards 1, where all clips have the same features (collapse).",
+    "std": "Standard deviation of the teacher's features over clips, about 1 if their directions "
+    "are uniform. Bad: falling towards 0 (collapse).",
+    "entropy": "Entropy of the teacher's targets. Bad at both ends: at 0 every clip gets one "
+    "certain output; at the log of the number of outputs the target is uniform.",
+    "kl": "Divergence of the other modality's student from this teacher's targets. Bad: rising "
+    "for long, or near 0 from the start.",
     "within": "Mean cosine between the student's outputs for different clips. Bad: rising towards "
-    "1, where all clips look alike.",
-    "between": "Mean cosine between outputs for picture and sound. Bad: staying low, where the two "
-    "never meet. High is good only while clips differ among themselves.",
-    "mmd": "Distance between outputs for picture and sound, less its constant part. Bad: high, "
-    "where each keeps to itself, or staying at 0, where nothing is near and nothing pulls. Below 0 "
-    "they meet.",
-    "center": "Length of the center that is taken off the teacher's outputs. Bad: growing without "
-    "end, where a few outputs win every clip.",
-    "knn": "Accuracy of nearest neighbors on a labelled part. Bad: falling.",
+    "1, where all clips have the same output.",
+    "between": "Mean cosine between a clip's outputs for video and audio. Bad: staying low, where "
+    "the modalities stay apart. A high value is good only while the clips differ.",
+    "mmd": "Distance (MMD) between the outputs for video and audio, without its constant part. "
+    "Bad: high, where the modalities stay apart, or staying at 0, where outputs are too far apart "
+    "for a gradient. Below 0 they overlap.",
+    "center": "Norm of the center that is subtracted from the teacher's outputs. Bad: growing "
+    "without bound, where a few outputs win for every clip.",
+    "knn": "Accuracy of nearest neighbors on labelled clips. Bad: falling.",
 }
-"""By a part of the measure's last name; the first that fits counts."""
+"""By a part of the metric's name; the first match counts."""
 
 _OTHERS = {
-    "data_wait": "Share of the time spent waiting for clips, by the worker that waits longest. "
-    "Above 10 % the feed is too slow: give it more workers, or put the dataset on a faster disk.",
-    "wait": "Time spent waiting for clips. Bad: more than a tenth of a step.",
-    "clips_per_second": "Clips trained on each second, over all workers.",
-    "step_seconds": "Time of one step.",
-    "grad_norm": "Length of the gradient. Bad: sudden peaks, or 0.",
-    "memory": "Memory in use. Bad: growing without end.",
+    "data_wait": "Share of the time that the slowest-fed worker waits for clips. Above 10 % the "
+    "feed is too slow: give it more workers or put the dataset on a faster disk.",
+    "wait": "Time spent waiting for clips. Bad: above a tenth of a step.",
+    "clips_per_second": "Clips per second over all workers.",
+    "step_seconds": "Duration of one step.",
+    "grad_norm": "Norm of the gradient. Bad: sudden peaks, or 0.",
+    "memory": "Memory in use. Bad: growing without bound.",
     "epoch": "Passes over the dataset.",
 }
 
 
 @dataclass(frozen=True)
 class Card:
-    """One chart with its heading and what it says."""
+    """One chart with its title and its meaning."""
 
     title: str
     meaning: str
     values: tuple[tuple[str, str, str], ...]
-    """Of each line: color, name and last value."""
+    """Color, name and last value of each line."""
     lost: int
-    """Values that were not finite."""
+    """The number of values that are not finite."""
     drawing: Markup
     wide_drawing: Markup | None = None
 
 
 @dataclass(frozen=True)
 class CurveSections:
-    """All charts by the section they stand in."""
+    """All charts by section."""
 
     losses: tuple[Card, ...]
     schedules: tuple[Card, ...]
@@ -102,7 +102,7 @@ class CurveSections:
 
 
 def make_cards(metrics: Mapping[str, Curve]) -> CurveSections:
-    """Sorts the curves into sections and draws them; `evaluation/` is told by the scores."""
+    """Sorts the curves into sections and draws them, except `evaluation/`, shown as scores."""
     parts: dict[str, dict[str, Curve]] = {"loss": {}, "schedule": {}, "health": {}, "system": {}}
     others: dict[str, Curve] = {}
     for name in sorted(metrics):
@@ -123,14 +123,14 @@ def make_cards(metrics: Mapping[str, Curve]) -> CurveSections:
 
 
 def last_finite(curve: Curve) -> float | None:
-    """Returns the last value that is a number, if any is."""
+    """Returns the last finite value, or None."""
     values = _clean(curve)[1]
     finite = values[np.isfinite(values)]
     return float(finite[-1]) if len(finite) else None
 
 
 def _shared_cards(curves: Mapping[str, Curve], meanings: Mapping[str, str]) -> tuple[Card, ...]:
-    """One card for each measure, which holds both modalities' curves of it."""
+    """One card per measure, with the curves of both modalities."""
     measures: dict[str, dict[str, Curve]] = {}
     for name in sorted(curves, key=lambda name: ("audio" in name, name)):
         measure = re.sub(r"(^|(?<=/))(video|audio)[/_]", "", _after(name))
@@ -193,6 +193,6 @@ def _find(meanings: Mapping[str, str], name: str) -> str:
 
 
 def _color(name: str) -> str:
-    """A modality's own color; what runs from one to the other has neither's."""
+    """The color of the one modality that a name mentions, else plain."""
     sides = [side for side in ("video", "audio") if side in name]
     return sides[0] if len(sides) == 1 else "plain"

@@ -1,7 +1,4 @@
-"""The page about a clip dataset: one HTML file that opens anywhere without a network.
-
-As the report: no script, nothing fetched, every name and message hostile.
-"""
+"""The page of a clip dataset, in the manner of all pages (`page.py`)."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -20,7 +17,7 @@ from pipelines.dataset.review import Review
 from pipelines.dataset.shown import ShownClip, ShownReject
 from pipelines.errors import UserError
 from pipelines.files import replacing, write_failure
-from pipelines.media.container import REASONS
+from pipelines.media.reasons import REASONS
 from pipelines.media.windows import evenly_spaced
 from pipelines.report.images import frame_image
 from pipelines.report.page import duration, page_environment, write_page
@@ -36,7 +33,7 @@ _WAVEFORM_BINS = 160
 
 
 def write_dataset_page(folder: Path, review: Review) -> Path:
-    """Writes the page and the lists beside it; gives the page's place.
+    """Writes the page and the lists beside it, and returns the path of the page.
 
     Raises:
         UserError: If they cannot be written.
@@ -102,7 +99,7 @@ def _render(review: Review, folder: Path) -> str:
 
 
 def review_text(review: Review) -> str:
-    """The page in some lines."""
+    """Summarizes the page in a few lines of text."""
     manifest = review.manifest
     by_split = ", ".join(f"{count:,} {split}" for split, count in review.splits.items())
     rejects = manifest.get("rejects_by_reason", {})
@@ -115,18 +112,17 @@ def review_text(review: Review) -> str:
         f"streams: {streams}",
         f"labels: {len(review.labels):,}",
         f"rejected sources: {manifest.get('rejected', 0):,}" + (f" ({reasons})" if reasons else ""),
+        *review.flaws.sentences(),
         f"silent clips: {len(review.silent):,}, static clips: {len(review.static):,}",
     ]
     for kind, place, count in _pair_counts(review.pairs):
-        lines.append(f"alike by {kind}, {place}: {count:,} pairs")
-    lines.append(
-        f"to leave out: {len(review.leaks):,} leaks, {len(review.duplicates):,} duplicates"
-    )
+        lines.append(f"matches by {kind}, {place}: {count:,} pairs")
+    lines.append(f"to exclude: {len(review.leaks):,} leaks, {len(review.duplicates):,} duplicates")
     return "\n".join(f"  {line}" for line in lines)
 
 
 def _pair_counts(pairs: Sequence[NamedPair]) -> list[tuple[str, str, int]]:
-    """Pairs by kind and by the splits that they lie in, those across splits first."""
+    """Counts pairs by kind and by their splits, those across splits first."""
     counts: dict[tuple[str, str, bool], int] = {}
     for pair in pairs:
         first, second = sorted((pair.first_split, pair.second_split))
@@ -138,7 +134,7 @@ def _pair_counts(pairs: Sequence[NamedPair]) -> list[tuple[str, str, int]]:
 
 
 def _in_bytes(count: float) -> str:
-    """Writes a number of bytes for people.
+    """Formats a number of bytes for people.
 
     >>> _in_bytes(1_234_000), _in_bytes(12)
     ('1.2 MB', '12 bytes')
@@ -150,7 +146,7 @@ def _in_bytes(count: float) -> str:
 
 
 def _waveform_drawing(waveform: NDArray[np.int16]) -> Markup:
-    """Draws the loudness over time: lowest and highest sample of each stretch."""
+    """Draws the lowest and the highest sample of each interval of a waveform."""
     edges = np.arange(_WAVEFORM_BINS) * len(waveform) // _WAVEFORM_BINS
     levels = waveform.astype(np.float32) / 32768.0
     high, low = np.maximum.reduceat(levels, edges), np.minimum.reduceat(levels, edges)
@@ -164,7 +160,7 @@ def _waveform_drawing(waveform: NDArray[np.int16]) -> Markup:
 
 
 def _shares(counts: Mapping[str, int]) -> list[tuple[str, int, float]]:
-    """Each count with its share of the largest, the largest first unless they have an order."""
+    """Adds the share of the largest count to each, in their order."""
     most = max(counts.values(), default=1)
     return [(name, count, count / most) for name, count in counts.items()]
 
@@ -172,7 +168,7 @@ def _shares(counts: Mapping[str, int]) -> list[tuple[str, int, float]]:
 def _clip(clip: ShownClip, num_frames: int) -> dict[str, Any]:
     frames: list[str] = []
     if clip.frames is not None:
-        # A single frame is the middle one: the first is often black.
+        # The middle frame if there is room for one: the first is often black.
         count = len(clip.frames)
         chosen = evenly_spaced(count, num_frames) if num_frames > 1 else [count // 2]
         frames = [frame_image(clip.frames[i]) for i in chosen]

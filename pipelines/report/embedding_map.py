@@ -1,7 +1,7 @@
-"""Features as points of a plane, for the eye: t-SNE where there are enough clips, PCA where not.
+"""Features as points of a plane: t-SNE from 30 clips on, PCA below.
 
-The result says which of the two it is, because distances mean something else in each. The same
-features and seed give the same map.
+The result names its method, since distances mean different things in the two. The same features and
+seed give the same map.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ from pipelines.report.figures import MARKERS, NUM_CLASS_COLORS, MapGroup
 _MIN_TSNE_CLIPS = 30
 _MAX_CLIPS = 1000
 MAX_CLASSES = 16
-"""Classes told apart by color and sign; the rarer ones share one gray."""
+"""Classes with their own color and marker; rarer ones share a gray."""
 _OTHERS = "plain"
 
 Array = NDArray[Any]
@@ -28,16 +28,16 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class EmbeddingMap:
-    """Where the clips of one modality lie."""
+    """The clips of one modality as points of a plane."""
 
     modality: Literal["video", "audio"]
     method: Literal["t-SNE", "PCA"]
     points: Array
     """(clips, 2)"""
     labels: tuple[str, ...]
-    """One for each point, or none at all."""
+    """One per point, or empty."""
     num_clips: int
-    """Clips that there were; at most `_MAX_CLIPS` of them are points."""
+    """All clips, of which at most 1,000 are points."""
 
 
 def map_embeddings(
@@ -47,7 +47,7 @@ def map_embeddings(
     *,
     seed: int = 0,
 ) -> EmbeddingMap | None:
-    """Maps features (clips, dimensions) to the plane; None if fewer than three are finite."""
+    """Maps features (clips, D) to the plane; None if fewer than three clips have finite ones."""
     finite = np.flatnonzero(np.isfinite(features).all(axis=1))
     if len(finite) < 3:
         return None
@@ -55,7 +55,7 @@ def map_embeddings(
     if len(finite) > _MAX_CLIPS:
         chosen = np.sort(np.random.default_rng(seed).choice(finite, _MAX_CLIPS, replace=False))
     directions = normalize(np.asarray(features, dtype=np.float64)[chosen])
-    # All clips alike: t-SNE divides by the spread, PCA shows one point, which is the truth.
+    # For equal features t-SNE would divide by zero; PCA correctly shows one point.
     is_spread = bool(directions.std(axis=0).max() > 1e-9) and directions.shape[1] > 2
     method: Literal["t-SNE", "PCA"] = (
         "t-SNE" if is_spread and len(chosen) >= _MIN_TSNE_CLIPS else "PCA"
@@ -68,7 +68,7 @@ def map_embeddings(
 def group_points(
     plane: EmbeddingMap, signs: dict[str, tuple[str, str]]
 ) -> tuple[list[MapGroup], int]:
-    """Splits the points by the sign of their class; also counts those that share one."""
+    """Splits the points by class; also counts those of classes without their own marker."""
     if not plane.labels:
         return [MapGroup(plane.points, plane.modality, "o")], 0
     labels = np.array(plane.labels, dtype=object)
@@ -81,7 +81,7 @@ def group_points(
 
 
 def class_signs(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Gives the most frequent classes a color and a marker each, no pair twice."""
+    """Gives each of the most frequent classes its own pair of color and marker."""
     counts = Counter(labels)
     frequent = sorted(counts, key=lambda label: (-counts[label], label))[:MAX_CLASSES]
     return {

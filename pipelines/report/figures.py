@@ -1,7 +1,10 @@
-"""The report's drawings: curves and maps as inline SVG.
+"""Drawings of the pages: curves and maps as inline SVG.
 
-Colors are drawn as stand-in hex values that `to_markup` turns into CSS variables, so that one
-drawing serves a light and a dark page. The page has no script and no font of its own.
+Matplotlib draws with placeholder colors, which `to_markup` replaces by CSS variables, so that one
+drawing serves the light and the dark page:
+
+    matplotlib   stroke: #040401        placeholder of "video"
+    to_markup    stroke: var(--video)   the page's style says which blue that is
 """
 
 import io
@@ -26,11 +29,11 @@ from pipelines.report.page import visible
 Array = NDArray[Any]
 
 _MAX_CURVE_POINTS = 400
-"""A longer curve is drawn by the lowest and highest value of each stretch, so spikes stay."""
+"""A longer curve is drawn by the lowest and highest value of each interval: spikes stay."""
 _SMOOTHED_FROM = 40
-"""Values from which a curve also gets its running mean."""
+"""A curve of at least so many values also gets its running mean."""
 MARKERS = "osD^vPX*<>p"
-"""As many as have no divisor with `NUM_CLASS_COLORS`, so each pair comes once."""
+"""Their number is coprime to `NUM_CLASS_COLORS`, so that no pair of both repeats."""
 NUM_CLASS_COLORS = 8
 
 _INK, _GRID, _BAD = "#010101", "#020202", "#030303"
@@ -40,7 +43,7 @@ COLORS = {"video": "#040401", "audio": "#040402", "plain": "#040403"} | {
 }
 _STAND_INS |= {color: f"--{name}" for name, color in COLORS.items()}
 COLORS |= {"muted": _INK, "line": _GRID, "bad": _BAD}
-"""Colors of the page by their names."""
+"""Placeholders of the page's colors by name."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Series:
 
 @dataclass(frozen=True)
 class MapGroup:
-    """The points of one class, or of all classes that are not told apart."""
+    """The points of one class, or of all classes without a color of their own."""
 
     points: Array
     color: str
@@ -65,10 +68,10 @@ class MapGroup:
 def draw_lines(
     series: Sequence[Series], *, alt: str, width: int = 320, height: int = 170
 ) -> Markup:
-    """Draws values over steps; values that are not finite become red ticks at the foot."""
+    """Draws values over steps; values that are not finite become red ticks on the axis."""
     figure, axes = canvas(width, height, left=48, bottom=24, top=8, right=10)
     for i, line in enumerate(series):
-        # Two curves that are the same must both be seen.
+        # Dashed over an equal curve, so that both are visible.
         hides = any(np.array_equal(line.values, other.values) for other in series[:i])
         _draw_line(axes, line, "--" if hides else "-")
         lost = line.steps[~np.isfinite(line.values)]
@@ -88,7 +91,7 @@ def draw_lines(
 
 
 def draw_map(groups: Sequence[MapGroup], *, alt: str) -> Markup:
-    """Draws points of a plane; the axes of such a map have no unit and get no numbers."""
+    """Draws points of a plane, without numbers on the axes: they have no unit."""
     figure, axes = canvas(460, 400, left=6, bottom=6, top=6, right=6)
     for group in groups:
         axes.scatter(
@@ -109,7 +112,7 @@ def draw_map(groups: Sequence[MapGroup], *, alt: str) -> Markup:
 
 
 def draw_marker(color: str, marker: str) -> Markup:
-    """Draws the sign of a class for a legend."""
+    """Draws the marker of a class for a legend."""
     figure, axes = canvas(14, 14, left=0, bottom=0, top=0, right=0)
     axes.scatter([0], [0], s=90, color=COLORS[color], marker=marker, linewidths=0)
     axes.axis("off")
@@ -119,7 +122,7 @@ def draw_marker(color: str, marker: str) -> Markup:
 def canvas(
     width: int, height: int, *, left: int, bottom: int, top: int, right: int
 ) -> tuple[Figure, Axes]:
-    """An empty drawing in the page's look; margins in pixels."""
+    """Creates an empty drawing in the page's style; sizes and margins in pixels."""
     figure = Figure(figsize=(width / 72, height / 72), dpi=72, facecolor="none")
     box = (left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height)
     axes = figure.add_axes(box, facecolor="none")
@@ -131,9 +134,9 @@ def canvas(
 
 
 def to_markup(figure: Figure, alt: str) -> Markup:
-    """A drawing as inline SVG whose colors are those of the page."""
+    """Converts a drawing to inline SVG in the colors of the page."""
     written, alt = io.StringIO(), visible(alt)
-    # Ids are salted with what the figure says, because all figures share one page.
+    # All figures share one page, so their ids are salted with the text of each.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": alt or "legend"}):
         FigureCanvasSVG(figure).print_svg(  # type: ignore[no-untyped-call]  # matplotlib has none
             written, metadata={"Date": None}
@@ -150,7 +153,7 @@ def to_markup(figure: Figure, alt: str) -> Markup:
 
 
 def _short_number(value: float) -> str:
-    """Writes a count of steps in few characters.
+    """Formats a number of steps in few characters.
 
     >>> [_short_number(value) for value in (250, 12_000, 1_500_000)]
     ['250', '12k', '1.5M']
@@ -162,7 +165,7 @@ def _short_number(value: float) -> str:
 
 
 def _thin(steps: Array, values: Array, most: int = _MAX_CURVE_POINTS) -> tuple[Array, Array]:
-    """Drops points of a long curve but keeps the lowest and highest of each stretch."""
+    """Thins a long curve to the lowest and the highest value of each interval."""
     if len(values) <= most:
         return steps, values
     kept = [
@@ -174,7 +177,7 @@ def _thin(steps: Array, values: Array, most: int = _MAX_CURVE_POINTS) -> tuple[A
 
 
 def _running_mean(values: Array) -> Array:
-    """Smooths a curve by the mean of a tenth of its length around each value.
+    """Smooths a curve: the mean over a window of a tenth of its length around each value.
 
     >>> _running_mean(np.array([0.0, 3.0, 0.0])).tolist()
     [1.5, 1.0, 1.5]
@@ -197,7 +200,7 @@ def _draw_line(axes: Axes, line: Series, dashes: str) -> None:
         look: dict[str, Any] = {"linewidth": 0.9, "alpha": 0.35}
     else:
         look = {"linewidth": 1.6, "linestyle": dashes}
-    # A gap in the line shows where values are missing.
+    # The line has a gap where values are missing.
     gaps = np.flatnonzero(np.diff(np.flatnonzero(finite)) > 1) + 1
     for part in np.split(np.arange(len(values)), gaps):
         marker = "o" if len(part) == 1 else ""
@@ -207,7 +210,7 @@ def _draw_line(axes: Axes, line: Series, dashes: str) -> None:
 
 
 def _mark_lost(axes: Axes, steps: Array) -> None:
-    """Ticks at the foot, at most as many as can be told apart."""
+    """Draws ticks on the axis, at most as many as can be distinguished."""
     steps = steps[evenly_spaced(len(steps), _MAX_CURVE_POINTS // 2)]
     foot = np.full(len(steps), 0.03)
     across = axes.get_xaxis_transform()
@@ -228,7 +231,7 @@ def _tick_text(axes: Axes) -> Any:
         if largest >= 1e5 or 0 < largest < 1e-3:
             return "0" if value == 0 else f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
         decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-        if round(step * 10**decimals, 6) % 1:  # a step such as 2.5 needs one digit more
+        if round(step * 10**decimals, 6) % 1:  # a step such as 2.5 needs another digit
             decimals += 1
         return f"{value:.{decimals}f}"
 

@@ -1,7 +1,7 @@
-"""The report's images: frames, spectrograms and attention as data URIs.
+"""Images of the pages: frames, spectrograms and attention as data URIs.
 
-Frames are uint8 (T, H, W, 3), spectrograms float (mel bins, time); what belongs to tokens comes as
-the grid of tokens, (t, h, w) or (frequency, time), and is spread over the pixels here.
+Frames are uint8 (T, H, W, 3) and spectrograms float (mel bins, time). Values per token come as a
+grid of tokens, (t, h, w) or (frequency, time), and are expanded to pixels here.
 """
 
 import base64
@@ -20,42 +20,42 @@ from pipelines.media.windows import evenly_spaced
 Array = NDArray[Any]
 
 _MAX_FRAMES = 8
-"""Frames of a clip that are shown."""
+"""Frames of a clip that a page shows."""
 MIN_PIXELS, MAX_PIXELS = 112, 224
-"""Smaller frames are enlarged by a whole factor, larger ones reduced."""
+"""Smaller frames are enlarged by an integer factor, larger ones are reduced."""
 
 _HIDDEN_INDEX = 255
 _HIDDEN_RGB = (128, 134, 142)
 
 
 def frame_images(frames: Array) -> list[str]:
-    """Makes data URIs of up to `_MAX_FRAMES` frames (T, H, W, 3), evenly spread."""
+    """Returns data URIs of at most eight frames of (T, H, W, 3), evenly spaced."""
     chosen = frames[evenly_spaced(len(frames), _MAX_FRAMES)]
     return [_jpeg(frame) for frame in chosen]
 
 
 def frame_image(frame: Array) -> str:
-    """Makes a data URI of one frame (H, W, 3)."""
+    """Returns the data URI of one frame (H, W, 3)."""
     return _jpeg(frame)
 
 
 def hide_frames(frames: Array, hidden: Array) -> Array:
-    """Grays what a token grid (t, h, w) of booleans hides of frames (T, H, W, 3)."""
+    """Grays the parts of frames (T, H, W, 3) that a grid (t, h, w) of booleans hides."""
     shown = frames.copy()
-    shown[_spread_tokens(hidden, frames.shape[:3])] = _HIDDEN_RGB
+    shown[_token_pixels(hidden, frames.shape[:3])] = _HIDDEN_RGB
     return shown
 
 
 def fill_hidden(original: Array, hidden: Array, filled: Array) -> Array:
-    """Keeps what was visible and takes the rest from `filled`; for frames and spectrograms."""
-    mask = _spread_tokens(hidden, original.shape[: hidden.ndim])
+    """Takes the hidden parts of frames or spectrograms from `filled`, the rest from `original`."""
+    mask = _token_pixels(hidden, original.shape[: hidden.ndim])
     return np.where(mask[..., None] if original.ndim > mask.ndim else mask, filled, original)
 
 
-def _spread_tokens(tokens: Array, shape: Sequence[int]) -> Array:
-    """Gives each pixel the value of the token that covers it.
+def _token_pixels(tokens: Array, shape: Sequence[int]) -> Array:
+    """Expands a grid of tokens to pixels: each pixel gets the value of its token.
 
-    >>> _spread_tokens(np.array([[1, 2]]), (2, 4)).tolist()
+    >>> _token_pixels(np.array([[1, 2]]), (2, 4)).tolist()
     [[1, 1, 2, 2], [1, 1, 2, 2]]
     """
     for axis, size in enumerate(shape):
@@ -67,12 +67,12 @@ def _spread_tokens(tokens: Array, shape: Sequence[int]) -> Array:
 def spectrogram_image(
     spectrogram: Array, hidden: Array | None = None, limits: tuple[float, float] | None = None
 ) -> str:
-    """Makes a data URI of a spectrogram (mel bins, time), low tones at the foot."""
+    """Returns the data URI of a spectrogram (mel bins, time), low frequencies at the bottom."""
     low, high = limits or value_limits(spectrogram)
     share = (np.nan_to_num(spectrogram) - low) / (high - low)
     levels = np.round(np.clip(share, 0.0, 1.0) * (_HIDDEN_INDEX - 1)).astype(np.uint8)
     if hidden is not None:
-        levels[_spread_tokens(hidden, levels.shape)] = _HIDDEN_INDEX
+        levels[_token_pixels(hidden, levels.shape)] = _HIDDEN_INDEX
     image = Image.fromarray(np.ascontiguousarray(levels[::-1]), mode="P")
     palette = (matplotlib.colormaps["magma"](np.linspace(0, 1, 255))[:, :3] * 255).astype(np.uint8)
     image.putpalette([*palette.ravel().tolist(), *_HIDDEN_RGB])
@@ -80,7 +80,7 @@ def spectrogram_image(
 
 
 def value_limits(values: Array) -> tuple[float, float]:
-    """Finds the range that holds all but the outermost hundredths of the values."""
+    """Returns the 1st and the 99th percentile of the finite values."""
     finite = values[np.isfinite(values)]
     if finite.size == 0:
         return 0.0, 1.0
@@ -89,7 +89,7 @@ def value_limits(values: Array) -> tuple[float, float]:
 
 
 def attention_frames(frames: Array, attention: Array) -> list[str]:
-    """Lays attention per token (t, h, w) over frames (T, H, W, 3) as heat."""
+    """Overlays frames (T, H, W, 3) with a heat map of attention per token (t, h, w)."""
     heat = _relative(attention)
     chosen = evenly_spaced(len(frames), _MAX_FRAMES)
     moments = chosen * attention.shape[0] // len(frames)
@@ -97,7 +97,7 @@ def attention_frames(frames: Array, attention: Array) -> list[str]:
 
 
 def attention_spectrogram(spectrogram: Array, attention: Array) -> str:
-    """Lays attention per token (frequency, time) over a spectrogram as heat."""
+    """Overlays a spectrogram with a heat map of attention per token (frequency, time)."""
     low, high = value_limits(spectrogram)
     gray = np.clip((np.nan_to_num(spectrogram) - low) / (high - low), 0.0, 1.0) * 255.0
     image = np.repeat(gray[..., None], 3, axis=-1).astype(np.uint8)

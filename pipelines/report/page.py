@@ -5,10 +5,7 @@ name, path and message as hostile: they come from users' files.
 """
 
 import json
-import os
-import tempfile
 import unicodedata
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from markupsafe import Markup
 
 from pipelines.errors import UserError
 from pipelines.evaluation.scores import percent
+from pipelines.files import replacing, write_failure
 
 
 def write_page(path: Path, text: str) -> Path:
@@ -25,26 +23,19 @@ def write_page(path: Path, text: str) -> Path:
     Raises:
         UserError: if the file cannot be written.
     """
-    # A name that is no UTF-8 comes from the file system as lone surrogates: write them escaped.
+    # File names that are not UTF-8 contain lone surrogates: write those escaped.
     page = text.encode("utf-8", "backslashreplace")
-    temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}-", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(page)
-        Path(temporary).chmod(0o644)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(page)
     except OSError as error:
-        if temporary is not None:
-            with suppress(OSError):
-                os.unlink(temporary)
-        raise UserError(f"page ({path}) cannot be written: {error.strerror or error}") from error
+        raise UserError(f"page ({path}) cannot be written: {write_failure(error)}") from error
     return path
 
 
 def page_environment() -> Environment:
-    """Templates of pages, which take every text as hostile."""
+    """Returns the templates; every text is escaped, whatever it contains."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
@@ -64,7 +55,7 @@ def page_environment() -> Environment:
 
 
 def duration(seconds: float) -> str:
-    """Writes a time span for people.
+    """Formats a time span for people.
 
     >>> duration(59), duration(3600 * 26 + 60)
     ('59 s', '26 h 1 min')
@@ -76,12 +67,12 @@ def duration(seconds: float) -> str:
 
 
 def _shown_text(value: Any) -> Any:
-    """What a page shows of a value: characters that are not seen are spelled out."""
+    """Spells out the invisible characters of a text, which are not escaped as markup is."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def visible(text: str) -> str:
-    r"""Makes characters visible that could hide or reorder text, or cannot be written at all.
+    r"""Spells out characters that hide or reorder text, or that cannot be encoded.
 
     >>> visible("a\u202eb")
     'a\\u202eb'
@@ -95,7 +86,7 @@ def visible(text: str) -> str:
 
 
 def compact(value: float) -> str:
-    """Writes a value with about four figures.
+    """Formats a value with about four digits.
 
     >>> [compact(value) for value in (0.123456, 1234.5, 0.0000123, 3.0)]
     ['0.1235', '1,234', '1.2e-05', '3']

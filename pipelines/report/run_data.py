@@ -1,7 +1,7 @@
-"""What a report is made of: plain arrays and numbers, gathered by whoever writes one.
+"""The data of a run's report: plain arrays and numbers, gathered by `run_report`.
 
-All but the name and the date may be missing. Text in here may come from users' files and is
-never trusted.
+Everything but the name and the date may be missing. Texts may come from users' files and are never
+trusted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Reject:
-    """A source that could not be used."""
+    """A rejected source."""
 
     path: str
     reason: str
@@ -27,17 +27,19 @@ class Reject:
 
 @dataclass(frozen=True)
 class IngestCounts:
-    """What became of the sources."""
+    """The outcome of ingest for all sources."""
 
     sources: int
     accepted: int
     rejected: int
     clips: int
     ignored: int = 0
-    """Files that plainly are no media."""
+    """Files that are no sources, such as hidden files and texts."""
     media_seconds: float | None = None
+    flaws: Sequence[str] = ()
+    """Sentences about accepted sources that gave less than they declare, or had to be mended."""
     splits: Mapping[str, int] = field(default_factory=dict)
-    """Clips of each split."""
+    """Number of clips in each split."""
     rejects_by_reason: Mapping[str, int] = field(default_factory=dict)
     reason_meanings: Mapping[str, str] = field(default_factory=dict)
     examples: Sequence[Reject] = ()
@@ -45,26 +47,26 @@ class IngestCounts:
 
 @dataclass(frozen=True)
 class Score:
-    """One measure of frozen features, as shares of 1; NaN where it could not be taken."""
+    """One measure of frozen features, from 0 to 1; NaN if it was not measured."""
 
     subject: str
-    """`video`, `audio`, or what is retrieved by what: `audio_to_video`, `video_to_audio`."""
+    """`video`, `audio`, or a direction of retrieval: `audio_to_video`, `video_to_audio`."""
     measure: str
     """`knn`, `linear`, `recall@1`, ..."""
     trained: float
     untrained: float | None = None
     chance: float | None = None
-    """What guessing scores: the share of the most frequent class, or one in all that are there."""
+    """The score of guessing: the share of the most frequent class, or 1 / candidates."""
     num_test: int | None = None
-    """Clips that were scored, from which the standard error follows."""
+    """Number of clips scored, which gives the standard error."""
     trained_by_class: Sequence[float] = ()
-    """One for each of `ReportData.classes`, or none at all."""
+    """One for each of `ReportData.classes`, or empty."""
     untrained_by_class: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """A clip, what of it was hidden, and what the decoders made of that; either side may lack."""
+    """A clip, its hidden tokens, and their reconstruction; either modality may be missing."""
 
     title: str
     frames: Array | None = None
@@ -72,7 +74,7 @@ class Reconstruction:
     frames_hidden: Array | None = None
     """Booleans of the token grid (t, h, w)"""
     frames_filled: Array | None = None
-    """As `frames`; only what was hidden is shown."""
+    """As `frames`; only the hidden tokens are shown."""
     spectrogram: Array | None = None
     """(mel bins, time)"""
     spectrogram_hidden: Array | None = None
@@ -82,7 +84,7 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class Attention:
-    """Where the last block's CLS token looks, per token, heads averaged; either side may lack."""
+    """Attention of the last block's CLS token, averaged over heads; a modality may be missing."""
 
     title: str
     frames: Array | None = None
@@ -101,12 +103,12 @@ class Neighbor:
     label: str = ""
     similarity: float | None = None
     is_same_clip: bool = False
-    """It is the other side of the query's own clip."""
+    """Whether it is the query's own clip, in its other modality."""
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """A query of one modality and its nearest neighbors in the other, the nearest first."""
+    """A query in one modality and its neighbors in the other, nearest first."""
 
     direction: Literal["audio_to_video", "video_to_audio"]
     query: Neighbor
@@ -115,28 +117,28 @@ class Retrieval:
 
 @dataclass(frozen=True)
 class Registered:
-    """A version in the model registry."""
+    """A version in the model registry, as the report shows it."""
 
     name: str
     version: str
     alias: str = ""
     alias_moved: bool = False
     reason: str = ""
-    """Why the alias was moved or not."""
+    """Why the alias moved or not."""
 
 
 @dataclass(frozen=True)
 class ReportData:
-    """All that a report tells; only the name and the date are needed."""
+    """All data of a report; only the name and the date are required."""
 
     name: str
     created: str
     warnings: Sequence[str] = ()
-    """What the reader must know first, such as a collapse."""
+    """Warnings at the top of the page, such as a collapse."""
     duration_seconds: float | None = None
     ingest: IngestCounts | None = None
     metrics: Mapping[str, Curve] = field(default_factory=dict)
-    """Steps and values of each measure by its path, such as `loss/total`."""
+    """Steps and values of each metric by its path, such as `loss/total`."""
     classes: Sequence[str] = ()
     scores: Sequence[Score] = ()
     reconstructions: Sequence[Reconstruction] = ()
@@ -150,4 +152,4 @@ class ReportData:
     provenance: Mapping[str, str] = field(default_factory=dict)
     """Dataset id, run ids, code version, versions of the tools."""
     notes: Mapping[str, str] = field(default_factory=dict)
-    """A sentence for a section, by its id: why it is empty, or what to know about it."""
+    """A sentence for a section by its id: why it is empty, or a remark."""

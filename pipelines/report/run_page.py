@@ -28,7 +28,7 @@ from pipelines.report.run_data import (
 from pipelines.report.scores import class_panel, gain, head_scores, headline, score_title, verdict
 
 _MAX_EXAMPLES = 8
-"""Rejected files that are named under each reason."""
+"""Rejected files shown under each reason."""
 
 
 def write_report(path: Path, data: ReportData) -> Path:
@@ -91,7 +91,7 @@ def _last_step(metrics: Mapping[str, Curve]) -> int:
         for name, (steps, _) in metrics.items()
         if name.startswith("loss/") and len(steps)
     ]
-    return int(max(lasts)) + 1 if lasts else 0  # steps count from 0
+    return int(max(lasts)) + 1 if lasts else 0  # the first step is 0
 
 
 def _reconstruction(item: Reconstruction) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _reconstruction(item: Reconstruction) -> dict[str, Any]:
     if frames is not None and hidden is not None and filled is not None:
         rows = {
             "original": frames,
-            "what the student sees": images.hide_frames(frames, hidden),
+            "visible to the student": images.hide_frames(frames, hidden),
             "reconstructed": images.fill_hidden(frames, hidden, filled),
         }
         shown["frames"] = [(name, images.frame_images(row)) for name, row in rows.items()]
@@ -111,7 +111,7 @@ def _reconstruction(item: Reconstruction) -> dict[str, Any]:
         full = images.fill_hidden(sound, hidden, filled)
         shown["spectrograms"] = [
             ("original", images.spectrogram_image(sound, limits=limits)),
-            ("what the student hears", images.spectrogram_image(sound, hidden, limits)),
+            ("visible to the student", images.spectrogram_image(sound, hidden, limits)),
             ("reconstructed", images.spectrogram_image(full, limits=limits)),
         ]
         shown["spectrogram_share"] = float(np.mean(hidden))

@@ -24,7 +24,7 @@ Array = NDArray[Any]
 
 
 class Pictures:
-    """What the networks make of a few clips."""
+    """Reconstructions and attention of a few clips."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Pictures:
             self._video, self._audio = plain_views(batch, config, LogMel(config.model.audio))
 
     def reconstructions(self) -> list[report_data.Reconstruction]:
-        """The clips, what was hidden of them and what the students make of that."""
+        """Returns the clips, their hidden tokens and the students' reconstructions."""
         if not self._ids:
             return []
         video = self._config.model.video
@@ -67,7 +67,7 @@ class Pictures:
 
     @torch.no_grad()
     def attention(self) -> list[report_data.Attention]:
-        """Where the teachers' CLS tokens look, heads averaged."""
+        """Returns the attention of the teachers' CLS tokens, averaged over heads."""
         if not self._ids:
             return []
         _, video = self._model.video_teacher.tokens_and_attention(self._video)
@@ -100,13 +100,13 @@ def _title(features: Features, clip: int) -> str:
 
 
 def _pixels(video: torch.Tensor) -> Array:
-    """A normalised view (3, T, H, W) as bytes (T, H, W, 3)."""
+    """Converts a normalized view (3, T, H, W) to uint8 frames (T, H, W, 3)."""
     shown = denormalize_video(video[None])[0].clamp(0, 1) * 255
     return shown.round().byte().permute(1, 2, 3, 0).numpy()
 
 
 class Thumbnails:
-    """A frame or a spectrogram for a clip."""
+    """Makes a frame or a spectrogram that stands for a clip."""
 
     def __init__(self, dataset: ClipDataset, config: PretrainConfig, features: Features) -> None:
         self._dataset, self._config, self._features = dataset, config, features
@@ -120,7 +120,7 @@ class Thumbnails:
         similarity: float | None = None,
         is_same_clip: bool = False,
     ) -> report_data.Neighbor:
-        """The picture or the sound of a clip."""
+        """Returns the middle frame or the spectrogram of a clip."""
         batch = _middle_windows(self._dataset, self._config, self._features.rows[[clip]])
         video, audio = plain_views(batch, self._config, self._log_mel)
         pixels = _pixels(video[0])
@@ -134,7 +134,7 @@ class Thumbnails:
 
 
 def _middle_windows(dataset: ClipDataset, config: PretrainConfig, rows: Array) -> ClipBatch:
-    """The middle of some clips that have picture and sound."""
+    """Reads the middle windows of clips that have video and audio."""
     frames, waveforms = [], []
     for clip in dataset.clips(rows):
         assert clip.frames is not None

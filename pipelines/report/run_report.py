@@ -1,6 +1,6 @@
-"""What a run's report shows, gathered from its stages: curves, scores, pictures of what was learnt.
+"""Gathers the data of a run's report from its stages: curves, scores and pictures.
 
-Pictures are made of held-out clips in the driver; there are few of them.
+The driver computes the pictures, of a few held-out clips.
 """
 
 import math
@@ -23,8 +23,8 @@ from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.evaluation.evaluate import Evaluation
 from pipelines.evaluation.features import Features
 from pipelines.evaluation.scores import MEASURES, FeatureScores, NetworkScore
-from pipelines.ingest.ingest import IngestSummary
-from pipelines.media.container import REASONS
+from pipelines.ingest.summary import IngestSummary
+from pipelines.media.reasons import REASONS
 from pipelines.models.checkpoints import load_model
 from pipelines.redaction import redacted
 from pipelines.registry.promote import Registered
@@ -38,7 +38,7 @@ from xkd_core.encoders import MODALITIES
 
 Array = NDArray[Any]
 _NUM_CLIPS = 4
-"""Clips shown as reconstructions and with attention."""
+"""Clips whose reconstruction and attention are shown."""
 _NUM_QUERIES = 4
 _NUM_NEIGHBORS = 5
 _NUM_REJECTS = 50
@@ -46,7 +46,7 @@ _NUM_REJECTS = 50
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What the stages of a run left."""
+    """The results of the stages of a run."""
 
     config: RunConfig
     ingest: IngestSummary
@@ -58,7 +58,11 @@ class RunRecord:
 
 
 def write_run_report(path: Path, record: RunRecord) -> Path:
-    """Writes the page of a run."""
+    """Writes the report of a run to `path`.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
     features, scores = record.evaluation.features, record.evaluation.scores
     dataset = ClipDataset.open(str(path.parent / "clips"))
     shown = _shown_clips(features)
@@ -106,6 +110,7 @@ def _ingest_counts(summary: IngestSummary, dataset: ClipDataset) -> report_data.
         clips=summary.clips,
         ignored=sum(summary.ignored.values()),
         media_seconds=summary.media_seconds,
+        flaws=summary.flaws.sentences(),
         splits={str(name): int(count) for name, count in zip(splits, counts, strict=True)},
         rejects_by_reason=summary.rejects_by_reason,
         reason_meanings=REASONS,
@@ -152,7 +157,7 @@ def _numbers(values: Sequence[float | None]) -> list[float]:
 
 
 def _shown_clips(features: Features) -> list[int]:
-    """Held-out clips with both modalities, of different classes as far as possible."""
+    """Picks held-out clips with both modalities, of different classes if possible."""
     both = np.isfinite(features.matrices["video/trained"]).all(axis=1)
     both &= np.isfinite(features.matrices["audio/trained"]).all(axis=1)
     candidates = np.flatnonzero(both & features.is_test)
@@ -179,7 +184,7 @@ def _maps(features: Features) -> list[EmbeddingMap]:
 def _retrievals(
     dataset: ClipDataset, config: PretrainConfig, features: Features
 ) -> list[report_data.Retrieval]:
-    """Sounds that look for pictures, and the reverse, by the outputs of the teachers' heads."""
+    """Finds the nearest videos of audio clips and the reverse, by the teachers' head outputs."""
     clips = features.retrieval_clips
     if len(clips) <= _NUM_NEIGHBORS:
         return []
@@ -223,12 +228,19 @@ def _settings(config: RunConfig) -> str:
     return yaml.safe_dump(settings_without_password(config), sort_keys=False, width=100)
 
 
+def _server(run: RunRef) -> dict[str, str]:
+    command = run.server_command()
+    return {"served by": command} if command else {}
+
+
 def _provenance(record: RunRecord) -> dict[str, str]:
     tools = ("torch", "ray", "mlflow", "av", "timm", "numpy")
     return {
         "dataset": record.evaluation.scores.dataset_id,
         "checkpoint": f"step {record.evaluation.scores.step}",
         "MLflow run": record.run.run_id,
+        "MLflow page": record.run.page(),
+        **_server(record.run),
         "code": code_version(),
         "Python": platform.python_version(),
         **{tool: version(tool) for tool in tools},

@@ -1,4 +1,4 @@
-"""What the report says of scores: words, differences and how sure they are."""
+"""Scores on the report's page: titles, differences, and whether chance explains them."""
 
 import math
 from collections.abc import Sequence
@@ -8,20 +8,20 @@ from pipelines.evaluation.scores import MEASURES, percent, standard_error
 from pipelines.report.run_data import ReportData, Score
 
 _MAX_CLASS_BARS = 24
-"""More classes than this are folded away but for the best and the worst."""
+"""If there are more classes, those between the best and the worst are folded."""
 _SUBJECTS = {
-    "audio_to_video": "sound finds picture",
-    "video_to_audio": "picture finds sound",
+    "audio_to_video": "audio to video",
+    "video_to_audio": "video to audio",
 }
 
 
 def headline(data: ReportData) -> str:
-    """Says in a sentence or two what the run came to."""
+    """Summarizes a run in one or two sentences."""
     parts = []
     if data.ingest:
         counts = data.ingest
         parts.append(
-            f"{counts.accepted:,} of {counts.sources:,} sources became {counts.clips:,} clips."
+            f"{counts.accepted:,} of {counts.sources:,} sources gave {counts.clips:,} clips."
         )
     compared = [score for score in data.scores if score.untrained is not None]
     if compared:
@@ -29,7 +29,7 @@ def headline(data: ReportData) -> str:
         most = max(compared, key=gain)
         shares = f"{percent(most.trained)} against {percent(most.untrained)}"
         parts.append(
-            f"Trained features are clearly better than untrained ones on {better} of "
+            f"Trained features are significantly better than untrained ones on {better} of "
             f"{len(compared)} measures"
             + (f", most on {score_title(most)}: {shares}." if better else ".")
         )
@@ -37,20 +37,20 @@ def headline(data: ReportData) -> str:
 
 
 def score_title(score: Score) -> str:
-    """Names a score in words."""
+    """Returns the title of a score."""
     subject = _SUBJECTS.get(score.subject, score.subject)
     return f"{subject}, {MEASURES.get(score.measure, score.measure)}"
 
 
 def gain(score: Score) -> float:
-    """What training brought; minus infinity where that is not known."""
+    """Returns trained minus untrained; minus infinity if one of them is unknown."""
     if score.untrained is None or not math.isfinite(score.trained - score.untrained):
         return -math.inf
     return score.trained - score.untrained
 
 
 def verdict(score: Score) -> str:
-    """Says `gain` or `loss` where the difference is above two standard errors, else `unsure`."""
+    """Returns `gain` or `loss` if the difference exceeds two standard errors, else `unsure`."""
     if score.untrained is None or not math.isfinite(gain(score)):
         return "unsure"
     errors = (standard_error(share, score.num_test) for share in (score.trained, score.untrained))
@@ -60,7 +60,7 @@ def verdict(score: Score) -> str:
 
 
 def head_scores(scores: Sequence[Score]) -> list[Score]:
-    """One score for each modality: the linear probe's, or the first there is."""
+    """Returns one score per modality: the linear probe's, or else the first."""
     shown: dict[str, Score] = {}
     for score in scores:
         if score.subject in ("video", "audio") and (
@@ -71,7 +71,7 @@ def head_scores(scores: Sequence[Score]) -> list[Score]:
 
 
 def class_panel(score: Score, classes: Sequence[str]) -> dict[str, Any]:
-    """Sorts a score's classes, the best first, and folds away those between if they are many."""
+    """Sorts the classes of a score, best first, and folds the middle if there are many."""
     untrained = list(score.untrained_by_class) or [math.nan] * len(classes)
     rows = sorted(
         (

@@ -1,4 +1,4 @@
-"""The drawings of a sweep's report: scores over time, against a setting, audio against video."""
+"""Drawings of a sweep's page: scores over time, by setting, and audio against video."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from pipelines.report.figures import COLORS, canvas, to_markup
 
 Look = Literal["best", "completed", "stopped", "collapsed"]
 _LABEL_LETTERS = 36
-"""Letters of names for which a small drawing has room on one line."""
+"""Letters that fit on one line below a small drawing."""
 MARKERS: dict[Look, dict[str, Any]] = {
     "best": {"color": COLORS["class-0"], "marker": "*", "s": 130, "zorder": 4},
     "completed": {"color": COLORS["muted"], "marker": "o", "s": 30, "zorder": 3},
@@ -30,7 +30,7 @@ LINES: dict[Look, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class TrialLine:
-    """The scores of one trial at its rungs."""
+    """The scores of a trial at its rungs."""
 
     epochs: Sequence[float]
     scores: Sequence[float]
@@ -39,7 +39,7 @@ class TrialLine:
 
 @dataclass(frozen=True)
 class TrialPoint:
-    """One trial at a place of a plane; `x` is a number or one of the categories."""
+    """A trial as a point; `x` is a number or a category."""
 
     x: Any
     y: float
@@ -47,7 +47,7 @@ class TrialPoint:
 
 
 def draw_trials(lines: Sequence[TrialLine], *, alt: str, width: int, height: int) -> Markup:
-    """Draws the score of each trial over its epochs; a trial that was stopped ends in its sign."""
+    """Draws the scores of each trial over its epochs; a stopped trial ends with a marker."""
     figure, axes = canvas(width, height, left=48, bottom=38, top=8, right=12)
     for line in lines:
         axes.plot(line.epochs, line.scores, **LINES[line.look])
@@ -62,13 +62,13 @@ def draw_trials(lines: Sequence[TrialLine], *, alt: str, width: int, height: int
 def draw_setting(
     points: Sequence[TrialPoint], *, alt: str, is_log: bool = False, is_whole: bool = False
 ) -> Markup:
-    """Draws the score of each trial over one of its settings."""
+    """Draws the score of each trial over one setting."""
     categories = sorted({p.x for p in points if isinstance(p.x, str)}, key=str)
     labels = _category_labels(categories)
     bottom = 38 if any("\n" in label for label in labels) else 26
     figure, axes = canvas(320, 190, left=48, bottom=bottom, top=8, right=12)
     places = {name: place for place, name in enumerate(categories)}
-    # Points of one category lie side by side, in the order of the trials.
+    # Points of a category are shifted sideways so that they do not hide each other.
     aside = np.random.default_rng(0).uniform(-0.14, 0.14, len(points))
     for point, shift in zip(points, aside, strict=True):
         x = places[point.x] + shift if isinstance(point.x, str) else point.x
@@ -85,7 +85,7 @@ def draw_setting(
 
 
 def draw_front(points: Sequence[TrialPoint], front: Sequence[TrialPoint], *, alt: str) -> Markup:
-    """Draws audio over video scores, and the front that no trial is beyond."""
+    """Draws audio over video scores and their Pareto front."""
     figure, axes = canvas(460, 340, left=52, bottom=40, top=10, right=14)
     for point in points:
         axes.scatter([point.x], [point.y], **MARKERS[point.look])
@@ -109,7 +109,7 @@ def draw_front(points: Sequence[TrialPoint], front: Sequence[TrialPoint], *, alt
 def _log_scale(axes: Axes) -> None:
     axes.set_xscale("log")
     low, high = axes.get_xlim()
-    if high / low < 20:  # too few powers of ten in sight to read a value
+    if high / low < 20:  # the axis would show too few powers of ten
         axes.set_xticks(np.geomspace(low * 1.1, high / 1.1, 3))
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
@@ -136,7 +136,7 @@ def _label(axes: Axes, text: str) -> None:
 
 
 def _category_labels(categories: Sequence[str]) -> list[str]:
-    """Names below an axis; every second one a line lower where one line has no room for all."""
+    """Labels below an axis; every second one a line lower if one line is too short."""
     names = [_short(name) for name in categories]
     if sum(map(len, names)) <= _LABEL_LETTERS:
         return names

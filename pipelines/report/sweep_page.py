@@ -1,7 +1,6 @@
-"""The page of a sweep: scores over time, what mattered, the trade between modalities, the winner.
+"""The page of a sweep: scores over time, importance of settings, audio against video, winner.
 
-It looks and behaves as the main report does (`report.py`): one file, no script, nothing loaded,
-every text hostile. `write_winner` writes the best settings as a file for `ray_jobs.pretrain`.
+It follows the rules of all pages (`page.py`).
 """
 
 import math
@@ -47,7 +46,7 @@ _SIDES = ("video", "audio")
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """What a sweep left."""
+    """The results of a sweep that its page shows."""
 
     config: SweepConfig
     result: SweepResult
@@ -56,7 +55,7 @@ class SweepRecord:
     seconds: float
     dataset_id: str
     test_split: str
-    """The split that trials were scored on."""
+    """The split that the trials were scored on."""
 
 
 def write_sweep_report(path: Path, record: SweepRecord) -> Path:
@@ -129,7 +128,7 @@ def _scored(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _over_time(config: SweepConfig, trials: Sequence[Trial], best: Trial) -> list[dict[str, Any]]:
-    """One drawing of the objective, one of each modality."""
+    """Draws the objective, then each modality."""
     return [
         {
             "title": name,
@@ -158,7 +157,7 @@ def _value(config: SweepConfig, rung: Rung, name: str) -> float:
 
 
 def _settings(config: SweepConfig, trials: Sequence[Trial], best: Trial) -> list[dict[str, Any]]:
-    """The last score of each trial against each entry of the space."""
+    """Draws the last score of each trial against each entry of the space."""
     cards = []
     for key, domain in config.space.items():
         counted = domain.kind in ("choice", "bundles")
@@ -231,6 +230,7 @@ def _provenance(record: SweepRecord) -> dict[str, str]:
     return {
         "MLflow": redacted(record.run.uri),
         "run": record.run.run_id,
+        "MLflow page": record.run.page(),
         "evaluation dataset id": record.dataset_id,
         "split that trials were scored on": record.test_split,
         "code version": code_version(),

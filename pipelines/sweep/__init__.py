@@ -1,1 +1,1 @@
-"""Many short trainings give the best settings, on Ray Tune."""
+"""Many short trainings on Ray Tune, which find the best settings of a long one."""

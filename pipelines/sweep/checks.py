@@ -1,4 +1,4 @@
-"""What can be found wrong with a sweep before it starts: its clips, its scores, its resources."""
+"""Checks of a sweep before it starts: its clips, its scores, its resources."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,24 +20,24 @@ from xkd_core.config import MethodConfig
 from xkd_core.health import MIN_CLIPS
 
 _OF_CLIPS = ("exclude", "splits", "model.video", "model.audio")
-"""Settings that clips must fit, options in a space too; also the whole section `model`."""
+"""Settings that clips must fit, in a space too; also the whole section `model`."""
 DATASET_IDS = "dataset_ids"
-"""Under this name a sweep keeps the clips that it began with, see `dataset_ids`."""
+"""Key of the datasets that a sweep began with, see `dataset_ids`."""
 
 
 TRIAL_BYTES = 400_000_000
-"""Memory of a trial's driver, beside its workers."""
+"""Memory of a trial's driver, without its workers."""
 _UNKNOWN_MEMORY_TRIALS = 1_000_000
-"""Trials that a node is taken to have memory for where that is not known."""
+"""Trials that a node is assumed to have memory for if its memory is unknown."""
 
 
 def sweep_folder(config: SweepConfig) -> Path:
-    """Everything that a sweep leaves lies here."""
+    """Returns the folder with all results of a sweep."""
     return Path(config.output) / config.name
 
 
 def dataset_ids(config: SweepConfig) -> dict[str, str]:
-    """Which clips a sweep trains on, and scores on if others, by the settings that name them.
+    """Returns the ids of the datasets that a sweep trains and scores on, by setting.
 
     Raises:
         UserError: if one is no clip dataset.
@@ -51,9 +51,9 @@ def _places(config: SweepConfig) -> dict[str, str]:
 
 
 def check_sweep(config: SweepConfig) -> list[str]:
-    """All that stands in the way of a sweep but its space, found without starting anything."""
+    """Returns everything that prevents a sweep, except mistakes in its space."""
     folder = sweep_folder(config)
-    # Under a name of no trial, since trials that are there have other settings.
+    # Under a name that no trial has, since existing trials have other settings.
     base = trial_config(config, folder, Trial(0, {})).model_copy(update={"name": "base"})
     mistakes = check_pretrain(base)
     mistakes += _scoring_mistakes(config) + _collapse_mistakes(config)
@@ -65,7 +65,7 @@ def check_sweep(config: SweepConfig) -> list[str]:
 
 
 def _option_mistakes(config: SweepConfig, folder: Path, of_all: Sequence[str]) -> list[str]:
-    """Why clips do not fit an option of the space, but for what is wrong without it as well."""
+    """Returns why clips do not fit options of the space, without the mistakes `of_all`."""
     found = []
     for key, value, values in edge_cases(config.space):
         names = settings_of(config.space, {key: value})
@@ -80,7 +80,7 @@ def _option_mistakes(config: SweepConfig, folder: Path, of_all: Sequence[str]) -
 
 
 def _rates_mistake(scoring_dataset: str, method: MethodConfig) -> str | None:
-    """Why clips to score on do not fit a method, or None; what is no dataset is told elsewhere."""
+    """Returns why the clips for scoring do not fit a method, or None."""
     try:
         dataset = ClipDataset.open(scoring_dataset)
     except UserError:
@@ -90,7 +90,7 @@ def _rates_mistake(scoring_dataset: str, method: MethodConfig) -> str | None:
 
 
 def _settings_mistakes(config: SweepConfig, began_with: Mapping[str, Any]) -> list[str]:
-    """Why a sweep cannot go on with these settings."""
+    """Returns why a sweep cannot continue with these settings."""
     there = {**began_with, "pretrain": EARLIER_SETTINGS | began_with["pretrain"]}
     changes = changed_settings(SweepConfig, there, config.model_dump(mode="json"))
     if not changes:
@@ -102,22 +102,22 @@ def _settings_mistakes(config: SweepConfig, began_with: Mapping[str, Any]) -> li
 
 
 def _clips_mistakes(config: SweepConfig, began_with: Mapping[str, str]) -> list[str]:
-    """Why a sweep cannot go on with these clips; its trials would fail one after the other."""
+    """Returns why a sweep cannot continue with these clips: each trial would fail."""
     try:
         now = dataset_ids(config)
     except UserError:
-        return []  # told already, with what is missing
+        return []  # reported already
     return [
         f"name ({config.name}) is a sweep in {config.output} whose trials must all see the same "
         f"clips: it began with dataset {began_with[name]}, but {name} ({place}) is {now[name]} "
-        "now. Take another name or restore the clips of then"
+        "now. Take another name or restore those clips"
         for name, place in _places(config).items()
         if began_with.get(name, now[name]) != now[name]
     ]
 
 
 def _scoring_mistakes(config: SweepConfig) -> list[str]:
-    """Why the clips for scoring give no objective."""
+    """Returns why the clips for scoring give no objective."""
     place = config.scoring.dataset or config.dataset
     try:
         dataset = ClipDataset.open(place)
@@ -126,7 +126,7 @@ def _scoring_mistakes(config: SweepConfig) -> list[str]:
     problem = clip_mismatch(
         config.pretrain, frame_rate=dataset.frame_rate, sample_rate=dataset.sample_rate
     )
-    if problem:  # of the clips that are trained on it is told as well, with theirs
+    if problem:  # the checks of the training report it for the training clips
         return [f"scoring.dataset ({place}): {problem}"] if config.scoring.dataset else []
     modality = config.objective.modality
     sides = ("video", "audio") if modality in ("mean", "both") else (modality,)
@@ -138,7 +138,7 @@ def _scoring_mistakes(config: SweepConfig) -> list[str]:
 
 
 def _collapse_mistakes(config: SweepConfig) -> list[str]:
-    """Why no trial could be seen to collapse, though that should end it."""
+    """Returns why a collapse could not be detected, although it should end a trial."""
     if not config.stopping.collapsed:
         return []
     num_workers = config.pretrain.worker_range[1]
@@ -157,16 +157,16 @@ def _collapse_mistakes(config: SweepConfig) -> list[str]:
 
 
 def scored_split(config: SweepConfig) -> str:
-    """The split that trials are scored on: the first that the dataset has."""
+    """Returns the split that trials are scored on: the first that the dataset has."""
     dataset = ClipDataset.open(config.scoring.dataset or config.dataset)
     return split_scored_on(dataset, config.scoring) or ""
 
 
 def trials_at_once(config: SweepConfig, nodes: Iterable[Mapping[str, float]]) -> int:
-    """How many trials run side by side on nodes with these resources; memory may be unknown.
+    """Returns how many trials run at once on nodes with these resources; memory may be unknown.
 
     Raises:
-        UserError: if not one fits, or fewer than asked for.
+        UserError: if none fits, or fewer than `max_concurrent_trials`.
     """
     nodes = list(nodes)
     cpus = config.pretrain.cpus_per_worker or 1.0

@@ -1,7 +1,7 @@
-"""What the trials of a sweep say: the best, the front of audio against video, what mattered.
+"""Results of a sweep: the best trial, the Pareto front, comparisons and importance of settings.
 
-Scores are shares of held-out clips; only trials that completed had the same training and are
-compared by their last score. Everything here is a function of the trials.
+Scores are accuracies on held-out clips. Only completed trials had the same amount of training, so
+only their last scores are compared. All functions depend on the trials alone.
 """
 
 import json
@@ -22,50 +22,50 @@ from pipelines.sweep.trial_files import Trial
 
 _SEED = "seed"
 _LEAST_FOR_IMPORTANCE = 6
-"""With fewer trials an importance would be invented."""
+"""With fewer trials, importance is noise."""
 
 
 @dataclass(frozen=True)
 class Importance:
-    """How much of the variance of the objective each entry of the space explains."""
+    """The share of the objective's variance that each entry of the space explains."""
 
     shares: dict[str, float]
-    """The largest first; empty where it cannot be said."""
+    """Largest first; empty if there are none, see `why_not`."""
     rung: int = 0
-    """The rung at which all these trials were scored."""
+    """The rung whose scores are used."""
     num_trials: int = 0
     why_not: str = ""
 
 
 @dataclass(frozen=True)
 class OptionScore:
-    """What completed trials with one value of an entry scored."""
+    """The scores of completed trials with one value of an entry."""
 
     value: Any
     num_trials: int
     video: tuple[float, float]
-    """Mean and standard deviation over these trials; NaN where it was not scored."""
+    """Mean and standard deviation over the trials; NaN if not scored."""
     audio: tuple[float, float]
     objective: tuple[float, float]
 
 
 def _completed(trials: Sequence[Trial]) -> list[Trial]:
-    """Trials that were trained to their end."""
+    """Returns the trials that trained to the end."""
     return [trial for trial in trials if trial.status == "completed"]
 
 
 def last_objective(config: SweepConfig, trial: Trial) -> float:
-    """The last score of a trial; NaN before the first."""
+    """Returns the last objective of a trial; NaN before the first."""
     return rung_objective(config, trial.rungs[-1]) if trial.rungs else math.nan
 
 
 def side_score(config: SweepConfig, rung: Rung, side: str) -> float:
-    """The score of one modality; NaN where it was not scored."""
+    """Returns the score of one modality; NaN if it was not scored."""
     return rung.scores.get(f"{side}/{config.objective.measure}", math.nan)
 
 
 def by_score(config: SweepConfig, trials: Sequence[Trial]) -> list[Trial]:
-    """Completed trials first, the best of each before the others, failed ones last."""
+    """Sorts trials by status, completed first and failed last, then by score."""
     order = ["completed", "stopped", "collapsed", "running", "failed"]
 
     def place(trial: Trial) -> tuple[int, float, int]:
@@ -76,7 +76,7 @@ def by_score(config: SweepConfig, trials: Sequence[Trial]) -> list[Trial]:
 
 
 def format_value(value: Any) -> str:
-    """A value of the space for people.
+    """Formats a value of the space for people.
 
     >>> format_value(0.123456), format_value("mean"), format_value([1, 2])
     ('0.123', 'mean', '[1, 2]')
@@ -87,7 +87,7 @@ def format_value(value: Any) -> str:
 
 
 def trials_done(config: SweepConfig, trials: Sequence[Trial]) -> float:
-    """Trials that have ended, and of those that run the part that their rungs say."""
+    """Counts ended trials, and running ones by the fraction of their rungs."""
     done = 0.0
     for trial in trials:
         if trial.status != "running":
@@ -98,7 +98,7 @@ def trials_done(config: SweepConfig, trials: Sequence[Trial]) -> float:
 
 
 def best_trial(config: SweepConfig, trials: Sequence[Trial]) -> Trial | None:
-    """The first completed trial of the settings whose mean objective over seeds is highest."""
+    """Returns the first completed trial of the settings with the best mean over seeds."""
     groups: dict[str, list[Trial]] = {}
     for trial in _completed(trials):
         values = {key: value for key, value in trial.values.items() if key != _SEED}
@@ -114,7 +114,7 @@ def _mean_objective(config: SweepConfig, trials: Sequence[Trial]) -> float:
 
 
 def within_noise_of(config: SweepConfig, trials: Sequence[Trial], best: Trial) -> list[Trial]:
-    """Other completed trials within two standard errors of a difference from the best."""
+    """Returns the other completed trials within two standard errors of the best."""
     rung = best.rungs[-1]
     error = standard_error(rung_objective(config, rung), rung.num_test)
     top = last_objective(config, best)
@@ -127,7 +127,7 @@ def within_noise_of(config: SweepConfig, trials: Sequence[Trial], best: Trial) -
 
 
 def pareto_front(config: SweepConfig, trials: Sequence[Trial]) -> list[Trial]:
-    """Completed trials that no other beats in both modalities, by rising video score."""
+    """Returns the completed trials that none beats in both modalities, by video score."""
     points = {
         trial.number: tuple(
             side_score(config, trial.rungs[-1], side) for side in ("video", "audio")
@@ -147,7 +147,7 @@ def pareto_front(config: SweepConfig, trials: Sequence[Trial]) -> list[Trial]:
 
 
 def option_scores(config: SweepConfig, trials: Sequence[Trial]) -> dict[str, list[OptionScore]]:
-    """For each entry whose values can be counted: what each of its values came to."""
+    """Returns the scores of each value, for entries with countable values."""
     result = {}
     for key, domain in config.space.items():
         groups = [
@@ -161,7 +161,7 @@ def option_scores(config: SweepConfig, trials: Sequence[Trial]) -> dict[str, lis
 
 
 def _options_tried(domain: Domain, values: Sequence[Any]) -> Sequence[Any]:
-    """The values of a domain in its order; of a range, which may be long, those of some trial."""
+    """Returns the values of a domain; of a range, which may be long, those of the trials."""
     if domain.integer is not None:
         return sorted({value for value in values if value is not None})
     return domain.options or ()
@@ -187,10 +187,10 @@ def _mean_and_deviation(numbers: list[float]) -> tuple[float, float]:
 
 
 def importance(config: SweepConfig, trials: Sequence[Trial]) -> Importance:
-    """Importance by functional ANOVA over a random forest (Optuna's), trained equally long.
+    """Computes importance by functional ANOVA over a random forest (Optuna).
 
-    The scores are those at the last rung that all trials reached, so that stopped trials count.
-    Entries that some trials do not have, because of a condition, are left out.
+    Uses the scores at the last rung that all trials reached, so that stopped trials count too.
+    Leaves out entries that some trials lack because of a condition.
     """
     scored = [trial for trial in trials if trial.status != "failed" and len(trial.rungs) > 1]
     if len(scored) < _LEAST_FOR_IMPORTANCE:

@@ -1,8 +1,11 @@
-"""One trial of a sweep: a Ray Train run inside a Tune trial, which scores itself at its rungs.
+"""One trial of a sweep: a Ray Train run inside a Tune trial, scored at its rungs.
 
-Tune's trial is the driver of the training and waits; it asks for memory, not for CPUs. Scores
-go from the training's rank 0 over Ray Train's controller to Tune; the last rung is told only when
-the training has ended, since a scheduler ends the trial with it.
+    Tune trial (this process, memory only)      Ray Train controller      workers
+      pretrain() waits ........................ _RungReport <------------ rank 0 scores a rung
+      tune.report() <-------------------------- every rung but the last
+      tune.report(last rung) after pretrain() has returned
+
+The last rung is reported after the training has ended, since a scheduler stops the trial with it.
 """
 
 from pathlib import Path
@@ -28,7 +31,7 @@ FAILURE = "failure"
 
 
 def pretrain_values(config: SweepConfig, trial: Trial) -> dict[str, Any]:
-    """All settings of a trial's training, not yet checked."""
+    """Returns all settings of a trial's training, not validated."""
     base = config.pretrain.model_dump(mode="json")
     if base["cpus_per_worker"] is None:
         base["cpus_per_worker"] = 1.0
@@ -36,7 +39,7 @@ def pretrain_values(config: SweepConfig, trial: Trial) -> dict[str, Any]:
 
 
 def trial_config(config: SweepConfig, folder: Path, trial: Trial) -> PretrainConfig:
-    """A trial's training."""
+    """Returns the settings of a trial's training."""
     return PretrainConfig(
         **pretrain_values(config, trial),
         name=trial.name,
@@ -48,7 +51,7 @@ def trial_config(config: SweepConfig, folder: Path, trial: Trial) -> PretrainCon
 
 
 def _rung_plan(config: SweepConfig, folder: Path, number: int) -> RungPlan:
-    """When and on what a trial is scored."""
+    """Returns when and on what a trial is scored."""
     settings = config.scoring.model_dump(mode="json", include=set(EvaluateSettings.model_fields))
     return RungPlan(
         num_rungs=config.scoring.num_rungs,
@@ -59,13 +62,13 @@ def _rung_plan(config: SweepConfig, folder: Path, number: int) -> RungPlan:
 
 
 def run_trial(values: dict[str, Any], sweep: dict[str, Any], parent: dict[str, str]) -> None:
-    """What Tune runs: trains, or goes on training, and reports the rungs."""
+    """Trains a trial, or continues it, and reports its rungs; Tune runs this."""
     config = SweepConfig.model_validate(sweep)
     folder = Path(config.output) / config.name
     trial = read_trial(folder, values["number"])
     last = config.scoring.num_rungs
     measured = [rung for rung in trial.rungs[1:] if rung.rung < last]
-    for rung in measured:  # before this trial was interrupted
+    for rung in measured:  # scored before the trial was interrupted
         tune.report(tune_result(config, rung))
     try:
         pretrain(
@@ -75,7 +78,7 @@ def run_trial(values: dict[str, Any], sweep: dict[str, Any], parent: dict[str, s
             rungs=_rung_plan(config, folder, trial.number),
             callbacks=[_RungReport(config, told=measured[-1].rung if measured else 0)],
         )
-    except Stopped:  # goes on when the sweep does
+    except Stopped:  # continues with the sweep
         raise
     except (JobFailed, UserError) as failure:
         tune.report({RUNG: 0, OBJECTIVE: 0.0, FAILURE: str(failure)})
@@ -84,7 +87,7 @@ def run_trial(values: dict[str, Any], sweep: dict[str, Any], parent: dict[str, s
 
 
 class _RungReport(TuneReportCallback):
-    """Tells Tune of every rung but the last, once; lives in Ray Train's controller."""
+    """Reports every rung but the last to Tune, once; runs in Ray Train's controller."""
 
     def __init__(self, config: SweepConfig, *, told: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Ray has no types here
@@ -93,11 +96,11 @@ class _RungReport(TuneReportCallback):
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
-        """Passes on what rank 0 scored; checkpoints without scores are not Tune's concern."""
+        """Passes on the scores of rank 0; reports without scores are checkpoints alone."""
         del checkpoint  # Ray Train keeps them
         rung = metrics[0].get(RUNG, 0)
         if rung <= self._told or rung == self._config.scoring.num_rungs:
-            return  # a worker that died reports again what it does again
+            return  # a restarted worker repeats rungs
         self._told = rung
         scored = {name: metrics[0][name] for name in Rung.__dataclass_fields__}
         super().after_report(run_context, [tune_result(self._config, Rung(**scored))], None)

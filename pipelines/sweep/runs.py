@@ -1,7 +1,7 @@
-"""The MLflow runs of a sweep's trials, as the sweep's driver looks after them.
+"""Ends the MLflow runs of trials and sends their remaining metrics, for the driver of a sweep.
 
-A trial that was stopped was killed: it can neither end its run nor send what MLflow did not take
-in time. A trial that ended never runs again, so nobody else would.
+A stopped trial is killed, so it can neither end its run nor send what MLflow did not take in time,
+and it never runs again.
 """
 
 import json
@@ -21,19 +21,19 @@ from pipelines.tracking.tracker import UNSENT_FILE, Tracker
 logger = logging.getLogger(__name__)
 
 _SEND_PATIENCE_SECONDS = 30.0
-"""How long a sweep that ends waits for MLflow to take what is left."""
+"""How long a sweep waits at its end for MLflow to take the remaining metrics."""
 
 
 def _trial_run(run: RunRef, folder: Path, number: int) -> RunRef | None:
-    """The MLflow run of a trial, if it has got one."""
+    """Returns the MLflow run of a trial, if it has one."""
     run_id = RunFolder(trial_folder(folder, number)).run_id
     return RunRef(run.uri, run.experiment_id, run_id) if run_id else None
 
 
 def close_trial(run: RunRef, folder: Path, trial: Trial) -> None:
-    """Ends the MLflow run of a trial that has ended, and sends what is left of its metrics.
+    """Ends the MLflow run of an ended trial and sends its remaining metrics.
 
-    A server that is away only leaves warnings.
+    If the server is away, this only logs warnings.
     """
     child = _trial_run(run, folder, trial.number)
     if child is None:
@@ -52,7 +52,7 @@ def close_trial(run: RunRef, folder: Path, trial: Trial) -> None:
 
 
 def close_orphaned_runs(run: RunRef, folder: Path) -> None:
-    """Ends child runs that still count as running: of trials cut off, or while MLflow was away."""
+    """Ends child runs still marked as running: the trial was killed, or MLflow was away."""
     try:
         children = run.client().search_runs(
             [run.experiment_id],
@@ -76,12 +76,12 @@ def close_orphaned_runs(run: RunRef, folder: Path) -> None:
 
 
 def send_unsent(run: RunRef, folder: Path) -> None:
-    """Sends what MLflow did not take of trials that have ended; says what is left after a while."""
+    """Sends the remaining metrics of ended trials; warns of what is left after a while."""
     give_up_at = time.monotonic() + _SEND_PATIENCE_SECONDS
     for trial in read_trials(folder):
         place, child = trial_folder(folder, trial.number), _trial_run(run, folder, trial.number)
         if trial.status == "running" or child is None or not (place / UNSENT_FILE).exists():
-            continue  # what runs sends its own
+            continue  # a running trial sends its own
         _send(child, place, trial, max(give_up_at - time.monotonic(), 0.0))
         if (place / UNSENT_FILE).exists():
             logger.warning(
@@ -92,7 +92,7 @@ def send_unsent(run: RunRef, folder: Path) -> None:
 
 
 def _send(child: RunRef, place: Path, trial: Trial, patience_seconds: float) -> None:
-    # One that was killed kept nothing, but its last checkpoint knows; MLflow doubles no metric.
+    # A killed trial wrote no file, but its last checkpoint has a copy; duplicates do no harm.
     checkpoint = newest_checkpoint(place) if trial.status != "completed" else None
     unsent = read_unsent(checkpoint) if checkpoint is not None else []
     if unsent or (place / UNSENT_FILE).exists():

@@ -1,8 +1,8 @@
-"""Which trial comes next, and which end early: Tune's searcher and scheduler over what is on disk.
+"""Suggests trials and stops them early: Tune's searcher and scheduler over the trials on disk.
 
-A suggestion is a function of (space, seed, number, trials so far), with the trials read from disk
-each time: a sweep that was killed goes on as it would have. Tune's own `OptunaSearch` keeps its
-study in the driver's memory and cannot be told the results of trials in a space with conditions.
+A suggestion is a function of (space, seed, number, earlier trials), and the trials are read from
+disk each time, so a killed sweep continues as if it had not been. Tune's own `OptunaSearch` keeps
+its study in the driver's memory and cannot take results of trials in a space with conditions.
 """
 
 from collections.abc import Sequence
@@ -31,18 +31,18 @@ OBJECTIVE = "objective"
 
 
 def objective(scores: Any, measure: str, modality: Modality) -> float:
-    """The one number that a trial is judged by; the mean for two objectives."""
+    """Returns the number that ranks trials; with two objectives, their mean."""
     sides = ("video", "audio") if modality in ("mean", "both") else (modality,)
     return sum(float(scores[f"{side}/{measure}"]) for side in sides) / len(sides)
 
 
 def rung_objective(config: SweepConfig, rung: Rung) -> float:
-    """The objective at a rung."""
+    """Returns the objective at a rung."""
     return objective(rung.scores, config.objective.measure, config.objective.modality)
 
 
 def tune_result(config: SweepConfig, rung: Rung) -> dict[str, Any]:
-    """What Tune is told of a rung."""
+    """Returns what Tune gets of a rung."""
     return {
         RUNG: rung.rung,
         OBJECTIVE: rung_objective(config, rung),
@@ -51,7 +51,7 @@ def tune_result(config: SweepConfig, rung: Rung) -> dict[str, Any]:
 
 
 class SweepSearch(Searcher):
-    """Suggests first the trials that did not end, then new ones."""
+    """Suggests the trials that have not ended, then new ones."""
 
     def __init__(self, config: SweepConfig, folder: Path) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class SweepSearch(Searcher):
         self._waiting = [t.number for t in read_trials(folder) if t.status == "running"]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # Ray's own
-        """The number of the next trial, which is written down before Tune knows of it."""
+        """Returns the number of the next trial, which is on disk before Tune knows it."""
         del trial_id
         if self._waiting:
             return {"number": self._waiting.pop(0)}
@@ -73,18 +73,18 @@ class SweepSearch(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Nothing to remember: results are on disk."""
+        """Does nothing: results are on disk."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save, but Tune wants a file."""
+        """Writes an empty state, since Tune expects a file."""
         Path(checkpoint_path).write_text("{}")
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore."""
+        """Does nothing: the state is on disk."""
 
 
 def num_trials(config: SweepConfig) -> int:
-    """Trials of the whole sweep."""
+    """Returns the number of trials of the whole sweep."""
     wanted = config.search.num_trials
     if config.search.kind == "grid":
         all_there_are = num_combinations(config.space)
@@ -94,7 +94,7 @@ def num_trials(config: SweepConfig) -> int:
 
 
 def suggestion(config: SweepConfig, trials: Sequence[Trial], number: int) -> Values:
-    """The values of a trial, given those before it."""
+    """Returns the values of a trial, given the earlier ones."""
     if config.search.kind == "grid":
         return next(islice(grid(config.space), number, None))
     study = study_of(config, trials, _sampler_for(config, number))
@@ -102,22 +102,22 @@ def suggestion(config: SweepConfig, trials: Sequence[Trial], number: int) -> Val
 
 
 def _sampler_for(config: SweepConfig, number: int) -> optuna.samplers.BaseSampler:
-    """A sampler whose random numbers are those of one trial alone."""
-    # Seeds of neighboring trials must not give neighboring streams.
+    """Returns a sampler whose random numbers depend on the number of the trial."""
+    # Spread the seeds: neighboring ones may give similar random numbers.
     seed = (config.search.seed * 1_000_003 + number * 7919 + 1) % 2**32
     if config.search.kind == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     return optuna.samplers.TPESampler(
         seed=seed,
         n_startup_trials=config.search.startup_trials,
-        constant_liar=True,  # trials that still run count as bad, so that not all try the same
+        constant_liar=True,  # running trials count as bad, so that parallel ones differ
     )
 
 
 def study_of(
     config: SweepConfig, trials: Sequence[Trial], sampler: optuna.samplers.BaseSampler | None = None
 ) -> optuna.Study:
-    """The trials so far as an Optuna study in memory."""
+    """Returns the trials so far as an Optuna study in memory."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     both = config.objective.modality == "both"
     study = optuna.create_study(directions=["maximize"] * (2 if both else 1), sampler=sampler)
@@ -150,13 +150,13 @@ def _frozen(config: SweepConfig, trial: Trial, both: bool) -> FrozenTrial:
 
 @dataclass(frozen=True)
 class _Ended:
-    """What Ray's schedulers need to know of a trial of an earlier driver."""
+    """What Ray's schedulers need of a trial that an earlier driver ran."""
 
     trial_id: str
 
 
 def make_scheduler(config: SweepConfig, trials: Sequence[Trial]) -> TrialScheduler:
-    """The early stopping asked for, which has seen the trials that ended."""
+    """Returns the scheduler that the settings name, with the rungs of ended trials."""
     stopping, last = config.stopping, config.scoring.num_rungs
     scheduler: Any
     if stopping.kind == "none":
@@ -177,15 +177,15 @@ def make_scheduler(config: SweepConfig, trials: Sequence[Trial]) -> TrialSchedul
             mode="max",
             grace_period=stopping.grace_rungs,
             min_samples_required=stopping.min_trials,
-            # Trials never pause: a paused one would pay for starting Ray Train again.
+            # Never pause a trial: it would have to start Ray Train again.
             min_time_slice=float("inf"),  # type: ignore[arg-type]  # no int is long enough
         )
     for trial in trials:
         if trial.status == "running":
-            continue  # reports its rungs again when it goes on
+            continue  # reports its rungs again when it continues
         seen = _Ended(trial.name)
         scheduler.on_trial_add(None, seen)
-        # The median rule counts what it is told at the end; it must not decide again.
+        # The median rule only records a completed trial; it must not decide on it again.
         tell = scheduler.on_trial_result if stopping.kind == "asha" else scheduler.on_trial_complete
         for rung in trial.rungs[1:]:
             tell(None, seen, tune_result(config, rung))

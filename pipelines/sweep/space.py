@@ -1,7 +1,16 @@
-"""The space of a sweep: what trials may be, drawn, counted, and turned into settings.
+"""The space of a sweep: drawing and counting values, and turning them into settings.
 
-The values of a trial are keyed by the entries of the space; an entry whose condition does not hold
-has none. `settings_of` turns them into dotted settings, `merged` puts these over the base.
+A trial has a value for each entry of the space whose conditions hold:
+
+    space     ablation: {bundles: {all: {}, no_alignment: {objective.alignment_weight: 0.0}}}
+              objective.alignment_weight: {loguniform: [0.01, 2.0], when: {ablation: all}}
+    values    {"ablation": "all", "objective.alignment_weight": 0.3}
+    settings  {"objective.alignment_weight": 0.3}
+    or
+    values    {"ablation": "no_alignment"}
+    settings  {"objective.alignment_weight": 0.0}
+
+`settings_of` makes the settings; `config.dotted.merged` puts them over those of `pretrain`.
 """
 
 import itertools
@@ -26,7 +35,7 @@ Values = dict[str, Any]
 
 
 def is_searched(domain: Domain, values: Mapping[str, Any]) -> bool:
-    """Whether the conditions of a domain hold for the values of the entries before it."""
+    """Whether the conditions of a domain hold for the values of earlier entries."""
     return all(
         parent in values and values[parent] in wanted_values(wanted)
         for parent, wanted in domain.when.items()
@@ -34,7 +43,7 @@ def is_searched(domain: Domain, values: Mapping[str, Any]) -> bool:
 
 
 def _distribution(domain: Domain) -> BaseDistribution:
-    """A domain in Optuna's terms."""
+    """Returns Optuna's distribution of a domain."""
     if domain.uniform is not None:
         return FloatDistribution(*domain.uniform)
     if domain.loguniform is not None:
@@ -45,7 +54,7 @@ def _distribution(domain: Domain) -> BaseDistribution:
 
 
 def draw(space: Space, trial: BaseTrial) -> Values:
-    """Asks an Optuna trial for the value of each entry that is searched."""
+    """Draws a value for each entry whose conditions hold, from an Optuna trial."""
     values: Values = {}
     for key, domain in space.items():
         if is_searched(domain, values):
@@ -64,12 +73,12 @@ def _drawn(trial: BaseTrial, key: str, domain: Domain) -> Any:
 
 
 def _as_json(options: Sequence[Any]) -> list[str]:
-    """Optuna takes only plain values as categories."""
+    """Encodes options as text: Optuna accepts only scalars as categories."""
     return [json.dumps(option) for option in options]
 
 
 def parameters(space: Space, values: Values) -> tuple[Values, dict[str, BaseDistribution]]:
-    """Values as Optuna keeps them, with the distributions that they were drawn from."""
+    """Returns values as Optuna stores them, with their distributions."""
     plain = {
         key: json.dumps(value) if space[key].kind in ("choice", "bundles") else value
         for key, value in values.items()
@@ -78,7 +87,7 @@ def parameters(space: Space, values: Values) -> tuple[Values, dict[str, BaseDist
 
 
 def grid(space: Space) -> Iterator[Values]:
-    """Every combination once; the first entry changes slowest."""
+    """Yields every combination once; the first entry changes slowest."""
     return _grown({}, list(space.items()))
 
 
@@ -95,8 +104,10 @@ def _grown(values: Values, entries: Sequence[tuple[str, Domain]]) -> Iterator[Va
 
 
 def num_combinations(space: Space) -> int:
-    """How many combinations a grid has, without making them: there may be billions."""
-    # What conditions ask for is followed by itself; all other options of an entry are alike.
+    """Counts the combinations of a grid without creating them: there may be billions."""
+    # Options that a condition names are followed one by one; all others of an entry behave alike
+    # and are followed as one group, with their number:
+    #   a: 1000 choices, b: 3 choices when a is 7   ->   ({a: 7}, 1), ({}, 999)   ->   3 + 999
     groups: list[tuple[Values, int]] = [({}, 1)]
     for key, domain in space.items():
         groups = [group for found in groups for group in _split(found, key, domain, space)]
@@ -123,7 +134,7 @@ def _split(
 
 
 def edge_cases(space: Space) -> Iterator[tuple[str, Any, Values]]:
-    """Each end and option of each entry, alone but for what its conditions ask."""
+    """Yields each end and option of each entry, with the values that its conditions need."""
     for key, domain in space.items():
         needed = _parents(space, key)
         for value in domain.ends:
@@ -139,20 +150,20 @@ def _parents(space: Space, key: str) -> Values:
 
 @dataclass(frozen=True)
 class _Setting:
-    """A setting that an entry of the space sets."""
+    """A setting that an entry of the space changes."""
 
     entry: str
     name: str
     takes: Mapping[str, Sequence[Any]]
-    """Values of entries without which it is not set."""
+    """Values of other entries that are needed for it."""
 
     def touches(self, other: "_Setting") -> bool:
-        """Whether one is the other or a section that it lies in."""
+        """Whether both are the same setting, or one is a section with the other in it."""
         short, long = sorted((f"{self.name}.", f"{other.name}."), key=len)
         return long.startswith(short)
 
     def meets(self, other: "_Setting") -> bool:
-        """Whether one trial may have both."""
+        """Whether a trial can have both."""
         return all(
             any(value in other.takes[entry] for value in self.takes[entry])
             for entry in self.takes.keys() & other.takes.keys()
@@ -160,7 +171,7 @@ class _Setting:
 
 
 def overlaps(space: Space) -> list[str]:
-    """Entries of which one would override the other without a word, in some trial."""
+    """Returns the pairs of entries that set the same setting in some trial."""
     settings = _settings_set(space)
     found: dict[tuple[str, str], str] = {}
     for one, other in itertools.combinations(settings, 2):
@@ -186,7 +197,7 @@ def _settings_set(space: Space) -> list[_Setting]:
 
 
 def _takes(space: Space, key: str) -> dict[str, list[Any]]:
-    """What the conditions of an entry ask for, and theirs."""
+    """Returns the values that an entry's conditions need, and the conditions of those."""
     takes: dict[str, list[Any]] = {}
     for parent, wanted in space[key].when.items():
         for entry, values in (*_takes(space, parent).items(), (parent, wanted_values(wanted))):
@@ -195,7 +206,7 @@ def _takes(space: Space, key: str) -> dict[str, list[Any]]:
 
 
 def _remedy(space: Space, settings: Sequence[_Setting], one: str, other: str) -> str:
-    """How to write it: the plain entry only where a bundle leaves its setting alone."""
+    """Returns how to write it: the plain entry only where no bundle sets its setting."""
     bundled, plain = (one, other) if space[one].bundles is not None else (other, one)
     others = [setting for setting in settings if setting.entry == plain]
     taken = [
@@ -210,7 +221,7 @@ def _remedy(space: Space, settings: Sequence[_Setting], one: str, other: str) ->
 
 
 def settings_of(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of a trial as dotted settings of pretraining."""
+    """Returns the values of a trial as dotted settings of pretraining."""
     settings: dict[str, Any] = {}
     for key, value in values.items():
         bundles = space[key].bundles
@@ -219,7 +230,7 @@ def settings_of(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def combinations(space: Space, count: int, seed: int) -> Iterator[Values]:
-    """Combinations to try out: all if they can be counted and are so few, else random ones."""
+    """Yields combinations to check: all if there are at most `count`, else random ones."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     is_countable = all(domain.options is not None for domain in space.values())
     if is_countable and num_combinations(space) <= count:

@@ -1,4 +1,4 @@
-"""What is wrong with the space of a sweep, found before anything starts."""
+"""Checks of the space of a sweep before anything starts."""
 
 import os
 from itertools import chain
@@ -12,15 +12,15 @@ from pipelines.sweep.space import combinations, edge_cases, overlaps, settings_o
 from pipelines.sweep.trial_files import Trial
 
 _NUM_COMBINATIONS = 200
-"""Combinations of the space that are tried out before anything starts."""
+"""Combinations of the space that are validated."""
 _SAME_FOR_ALL_TRIALS = ("num_workers", "use_gpu", "cpus_per_worker", "parallelism")
-"""Settings of resources: trials run side by side, so all ask for the same."""
+"""Settings of resources: trials run at once, so all need the same."""
 _NOT_IN_A_SWEEP = ("max_seconds",)
-"""Settings that no trial may have."""
+"""Settings that a trial cannot have."""
 
 
 def space_mistakes(config: SweepConfig) -> list[str]:
-    """Everything in the space that gives no valid training, each once."""
+    """Returns everything in the space that gives no valid training, each once."""
     found = _fixed_mistakes(config) + overlaps(config.space) + _edge_mistakes(config)
     found += _path_mistakes(config)
     found = found or _combination_mistakes(config)
@@ -44,7 +44,7 @@ def _fixed_mistakes(config: SweepConfig) -> list[str]:
 
 
 def _edge_mistakes(config: SweepConfig) -> list[str]:
-    """Of each end and option by itself."""
+    """Returns mistakes of each end and option by itself."""
     found = []
     for key, value, values in edge_cases(config.space):
         for mistake in mistakes_in(_values(config, values), PretrainSettings):
@@ -54,7 +54,7 @@ def _edge_mistakes(config: SweepConfig) -> list[str]:
 
 
 def _path_mistakes(config: SweepConfig) -> list[str]:
-    """Paths of options are read in trials, which have working directories of their own."""
+    """Returns relative paths: trials have working directories of their own."""
     found = []
     for key, _, values in edge_cases(config.space):
         exclude = settings_of(config.space, values).get("exclude")
@@ -64,7 +64,7 @@ def _path_mistakes(config: SweepConfig) -> list[str]:
 
 
 def _combination_mistakes(config: SweepConfig) -> list[str]:
-    """Of the first combination that is not valid, as two settings that do not go together."""
+    """Returns the first invalid combination, such as two settings that exclude each other."""
     for values in combinations(config.space, _NUM_COMBINATIONS, config.search.seed):
         mistakes = mistakes_in(_values(config, values), PretrainSettings)
         if mistakes:

@@ -1,12 +1,12 @@
-"""A sweep on Ray Tune, the driver's side: many short trainings, scored on the way, the worst ended.
+"""Runs a sweep on Ray Tune: many short trainings, scored at rungs, the worst stopped early.
 
-A sweep is its name: the same name with the same settings goes on with the trials that did not end,
-each in its own MLflow run, under the sweep's. What has happened is read from the trials' folders
-(`sweep_trials.py`), never from Tune, whose own state may be seconds old when a driver is killed.
+A sweep is identified by its name: the same name with the same settings continues the trials that
+have not ended, each in its own MLflow run below the sweep's. What has happened is read from the
+folders of the trials (`trial_files.py`), never from Tune, whose state may be seconds old when the
+driver is killed.
 """
 
 import logging
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -40,36 +40,30 @@ from pipelines.tracking.runs import RunRef, log_dataset
 logger = logging.getLogger(__name__)
 
 _HAD_COLLAPSED = "but had collapsed"
-"""What a trial that completed is marked with, in a sweep that does not end such trials."""
-_ENVIRONMENT = {
-    # Ctrl-C is the job's to handle, as everywhere else.
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # Scores are in MLflow and in the trials' folders.
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-}
+"""The remark on a completed trial, in a sweep that does not stop collapsed trials."""
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep found."""
+    """The result of a sweep."""
 
     folder: Path
     trials: tuple[Trial, ...]
     best: Trial
-    """Of the completed trials; with several seeds, of the settings that are best on average."""
+    """The best completed trial; with several seeds, of the settings that are best on average."""
 
 
 def sweep(config: SweepConfig, run: RunRef, *, on_progress: OnProgress) -> SweepResult:
-    """Runs the trials that are left; Ray is connected and nothing was found wrong.
+    """Runs the remaining trials; Ray must be connected and the checks passed.
 
     Args:
-        config: What to search.
-        run: The MLflow run of the sweep, which gets one child for each trial.
-        on_progress: Called as trials end.
+        config: The settings.
+        run: The MLflow run of the sweep, the parent of those of its trials.
+        on_progress: Called as trials reach rungs and end.
 
     Raises:
-        UserError: if Ray has too little for the trials.
-        JobFailed: if Ray or Tune failed in between, or no trial completed.
+        UserError: if Ray has too few resources for a trial.
+        JobFailed: if Ray or Tune fails, or no trial completes.
     """
     folder = sweep_folder(config)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -107,8 +101,6 @@ def _run_trials(
     left = num_trials(config) - len(ended)
     if left <= 0:
         return
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     bookkeeper = _Bookkeeper(config, folder, run, on_progress)
     bookkeeper.say()
     trainable = tune.with_parameters(
@@ -132,34 +124,34 @@ def _run_trials(
             verbose=0,
         ),
     )
-    # All that Tune was given, the server's password with it, for a restore that never comes.
+    # For restoring the tuner, which is never done; it contains the server's password.
     (folder / "tune" / name / "tuner.pkl").unlink(missing_ok=True)
     _fit(tuner)
 
 
 def reopen_failed(config: SweepConfig, folder: Path) -> None:
-    """Takes back the ends of failed trials, of as many as the sweep has room for."""
+    """Reopens failed trials, as many as `num_trials` leaves room for."""
     trials = read_trials(folder)
     failed = [trial for trial in trials if trial.status == "failed"]
-    room = num_trials(config) - (len(trials) - len(failed))  # fewer may be wanted than before
+    room = num_trials(config) - (len(trials) - len(failed))  # num_trials may be lower than before
     for trial in failed[: max(room, 0)]:
         reopen_trial(folder, trial.number)
 
 
 def _fit(tuner: tune.Tuner) -> None:
-    """Runs the trials, whose results are read from their folders."""
+    """Runs the trials; their results are read from their folders."""
     try:
         tuner.fit()
-    except RayTaskError:  # what code raised; a mistake in it keeps its traceback
+    except RayTaskError:  # raised by code in a task: a bug keeps its traceback
         raise
     except (tune.TuneError, RayError) as error:
-        # What Tune catches in its loop it raises again as a text, the traceback.
+        # Tune raises what it catches in its loop again, with the traceback as text.
         cause = error.__context__ if isinstance(error, tune.TuneError) else None
         cause = cause or error
         logger.info("where it failed", exc_info=error)
         raise JobFailed(
-            f"the sweep was cut off by {type(cause).__name__}: {one_line(cause).rstrip('.')}. "
-            "Trials and their checkpoints stay; the same command goes on with those left"
+            f"the sweep was interrupted by {type(cause).__name__}: {one_line(cause).rstrip('.')}. "
+            "Trials and their checkpoints stay; the same command continues the sweep"
         ) from error
 
 
@@ -168,7 +160,7 @@ def _has_collapsed(_trial_id: str, result: Mapping[Any, Any]) -> bool:
 
 
 class _Bookkeeper(tune.Callback):
-    """Writes down how trials end, closes their MLflow runs, and says how far the sweep is."""
+    """Records how trials end, closes their MLflow runs, and reports the progress."""
 
     def __init__(
         self, config: SweepConfig, folder: Path, run: RunRef, on_progress: OnProgress
@@ -177,19 +169,19 @@ class _Bookkeeper(tune.Callback):
         self._on_progress = on_progress
 
     def on_trial_result(self, *_: Any, **_info: Any) -> None:
-        """A trial has reached a rung."""
+        """Called when a trial has reached a rung."""
         self.say()
 
     def on_trial_complete(self, *_: Any, **info: Any) -> None:
-        """A trial has trained to its end, or was stopped."""
+        """Called when a trial has completed or was stopped."""
         trial = info["trial"]
         self._end(trial.config["number"], *trial_outcome(self._config, trial.last_result))
 
     def on_trial_error(self, *_: Any, **info: Any) -> None:
-        """A trial has died more often than it may."""
+        """Called when a trial has failed more often than allowed."""
         trial = info["trial"]
         if read_trial(self._folder, trial.config["number"]).status != "running":
-            return  # it had ended before, and what failed came after it
+            return  # the trial had already ended; what failed came after it
         error = redacted(str(trial.get_error() or "it died")).strip()
         self._end(trial.config["number"], "failed", error.splitlines()[-1][:300])
 
@@ -199,7 +191,7 @@ class _Bookkeeper(tune.Callback):
         self.say()
 
     def say(self) -> None:
-        """Says how far the sweep is, rungs of trials that run counted as parts of a trial."""
+        """Reports the progress; rungs of running trials count as fractions of a trial."""
         trials = read_trials(self._folder)
         best = best_trial(self._config, trials)
         note = ""
@@ -209,11 +201,11 @@ class _Bookkeeper(tune.Callback):
 
 
 def trial_outcome(config: SweepConfig, last_result: dict[str, Any]) -> tuple[Status, str]:
-    """Status and reason of a trial that Tune has done with."""
+    """Returns the status and the reason of a trial that Tune has finished."""
     if FAILURE in last_result:
         return "failed", last_result[FAILURE]
     rung, collapse = last_result.get("rung", 0), last_result.get("collapse")
-    # Also at the last rung: what has collapsed by then is no result.
+    # Also at the last rung: a trial that has collapsed by then has no result.
     if config.stopping.collapsed and collapse:
         return "collapsed", f"at rung {rung}: {collapse}"
     if rung == config.scoring.num_rungs:

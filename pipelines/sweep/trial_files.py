@@ -1,12 +1,12 @@
-"""The trials of a sweep on disk: what each one is, its scores so far, and how it ended.
+"""The trials of a sweep on disk: their values, their scores so far, and how they ended.
 
-This, not Tune's own state, is what a sweep goes on from: a trial is written before it starts, each
-rung before its checkpoint, the end when it is known. So a trial is neither lost nor run twice,
-whenever the driver is killed.
+A sweep continues from these files, not from Tune's state. A trial is written before it starts, each
+rung before its checkpoint, and the end as soon as it is known, so that no trial is lost or run
+twice, whenever the driver is killed.
 
-    trials/trial-007/trial.json    number and values, by whoever suggested them
-    trials/trial-007/rungs.json    scores at each rung, by the training's rank 0
-    trials/trial-007/ended.json    status and reason, by the sweep's driver
+    trials/trial-007/trial.json    number and values, written by the searcher
+    trials/trial-007/rungs.json    scores at each rung, written by rank 0 of the training
+    trials/trial-007/ended.json    status and reason, written by the driver of the sweep
 """
 
 import json
@@ -26,24 +26,24 @@ ENDED_FILE = "ended.json"
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial as far as it has come."""
+    """A trial with its scores so far."""
 
     number: int
     values: Mapping[str, Any]
-    """By the entries of the space."""
+    """By entry of the space."""
     rungs: tuple[Rung, ...] = ()
     status: Status = "running"
     reason: str = ""
-    """Why it did not complete, or what its user must know if it did."""
+    """Why it did not complete, or a remark if it did."""
 
     @property
     def name(self) -> str:
-        """Its name on disk and in MLflow."""
+        """The name of its folder and of its MLflow run."""
         return _trial_name(self.number)
 
 
 def _trial_name(number: int) -> str:
-    """A trial's name; names sort as numbers do.
+    """Returns the name of a trial; names sort like numbers.
 
     >>> _trial_name(7)
     'trial-007'
@@ -52,30 +52,30 @@ def _trial_name(number: int) -> str:
 
 
 def trial_folder(sweep: Path, number: int) -> Path:
-    """Where a trial keeps its checkpoints and these files."""
+    """Returns the folder with the checkpoints and files of a trial."""
     return sweep / TRIALS_FOLDER / _trial_name(number)
 
 
 def add_trial(sweep: Path, number: int, values: Mapping[str, Any]) -> None:
-    """Writes down a trial before it starts."""
+    """Writes a trial before it starts."""
     folder = trial_folder(sweep, number)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / _TRIAL_FILE, {"number": number, "values": dict(values)})
 
 
 def end_trial(sweep: Path, number: int, status: Status, reason: str) -> None:
-    """Writes down how a trial ended."""
+    """Writes how a trial ended."""
     values = {"status": status, "reason": reason}
     write_json(trial_folder(sweep, number) / ENDED_FILE, values)
 
 
 def reopen_trial(sweep: Path, number: int) -> None:
-    """Takes back the end of a trial, which then goes on as one that was interrupted."""
+    """Removes the end of a trial, which then continues like an interrupted one."""
     (trial_folder(sweep, number) / ENDED_FILE).unlink()
 
 
 def read_trial(sweep: Path, number: int) -> Trial:
-    """One trial."""
+    """Reads a trial."""
     folder = trial_folder(sweep, number)
     ended = folder / ENDED_FILE
     end = json.loads(ended.read_text()) if ended.exists() else {}
@@ -84,7 +84,7 @@ def read_trial(sweep: Path, number: int) -> Trial:
 
 
 def read_trials(sweep: Path) -> list[Trial]:
-    """All trials of a sweep by their numbers."""
+    """Reads all trials of a sweep, ordered by number."""
     files = sorted((sweep / TRIALS_FOLDER).glob(f"trial-*/{_TRIAL_FILE}"))
     numbers = sorted(int(json.loads(file.read_text())["number"]) for file in files)
     return [read_trial(sweep, number) for number in numbers]

@@ -10,6 +10,7 @@ from pipelines.config.dotted import merged
 from pipelines.config.pretrain import PretrainSettings
 from pipelines.config.sweep import SweepConfig
 from pipelines.evaluation.scores import MEASURES, percent
+from pipelines.files import replacing
 from pipelines.redaction import redacted
 from pipelines.sweep.results import last_objective
 from pipelines.sweep.space import settings_of
@@ -20,7 +21,7 @@ _WINNER_FILE = "best.yaml"
 
 
 def write_winner(config: SweepConfig, result: SweepResult) -> Path:
-    """Writes the best settings as a configuration of `ray_jobs.pretrain`."""
+    """Writes the best settings as a configuration of `ray_jobs.pretrain`, and returns its path."""
     file = result.folder / _WINNER_FILE
     values = {
         "name": f"{config.name}-best"[:80],
@@ -36,33 +37,32 @@ def write_winner(config: SweepConfig, result: SweepResult) -> Path:
     if tracking:
         values["tracking"] = tracking
     score = percent(last_objective(config, result.best)).replace("\u00a0", " ")
-    notes = f"# Mind: it completed, {result.best.reason}\n" if result.best.reason else ""
+    notes = f"# Warning: it completed, {result.best.reason}\n" if result.best.reason else ""
     if has_password:
-        notes += (
-            f"# MLflow: set MLFLOW_TRACKING_URI, as {redacted(uri)}; passwords are not kept here.\n"
-        )
+        notes += f"# MLflow: set MLFLOW_TRACKING_URI ({redacted(uri)}); no password is stored.\n"
     header = (
         f"# {result.best.name} of the sweep {config.name}: {objective_name(config)} {score}.\n"
         f"{notes}#\n#   {winner_command(file)}\n"
     )
-    file.write_text(header + yaml.safe_dump(values, sort_keys=False, width=100))
+    with replacing(file) as temporary:
+        temporary.write_text(header + yaml.safe_dump(values, sort_keys=False, width=100))
     return file
 
 
 def winner_command(file: Path) -> str:
-    """What to type to train the best settings."""
+    """Returns the command that trains the best settings."""
     return f"python -m ray_jobs.pretrain {shlex.quote(str(file))}"
 
 
 def objective_name(config: SweepConfig) -> str:
-    """The objective in words."""
+    """Returns the objective's name for people."""
     side = config.objective.modality
     sides = "mean of video and audio" if side in ("mean", "both") else side
     return f"{MEASURES[config.objective.measure]}, {sides}"
 
 
 def best_values(config: SweepConfig, best: Trial) -> dict[str, Any]:
-    """The best settings at full length, those that differ from the defaults."""
+    """Returns the best settings at full length, as far as they differ from the defaults."""
     settings = settings_of(config.space, best.values)
     if config.final is not None and config.final.epochs is not None:
         settings["epochs"] = config.final.epochs

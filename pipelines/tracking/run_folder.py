@@ -1,6 +1,7 @@
 """The folder of a run: what it began with, and a lock so that one process at a time works in it.
 
     runs/NAME/run.json   MLflow run id, and what must stay the same when the run continues
+    runs/NAME/config.yaml   the resolved settings, which the same job takes as its file
     runs/NAME/.lock      held while a process works in the folder
 
 A training, a sweep and the main job each have such a folder; the name of a run is its identity.
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config.base import JobConfig
+from pipelines.config.written import CONFIG_FILE, write_settings
 from pipelines.files import locked, write_json
 from pipelines.tracking.runs import RunRef, open_run
 
@@ -64,7 +66,7 @@ class RunFolder:
         run_id: str = "",
         keep: Mapping[str, Any] | None = None,
     ) -> RunRef:
-        """Opens the MLflow run, or continues the one that `run.json` names, and writes `run.json`.
+        """Opens the MLflow run, or continues the one that `run.json` names, and writes both files.
 
         Args:
             config: The settings, which say where MLflow is.
@@ -79,4 +81,5 @@ class RunFolder:
         """
         run = open_run(config, job, name, parent=parent, run_id=self.run_id or run_id)
         write_json(self.path / RUN_FILE, {"run_id": run.run_id, **(keep or {})})
+        write_settings(self.path / CONFIG_FILE, config)
         return run

@@ -1,8 +1,4 @@
-"""The MLflow server: its address, a check that it answers, and retries while it is away.
-
-Importing this module sets the environment variables that MLflow reads on import. The other modules
-of this package therefore import it before they import MLflow.
-"""
+"""The MLflow server: its address, a check that it answers, and retries while it is away."""
 
 import logging
 import os
@@ -13,18 +9,13 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
 from pipelines.config.base import TrackingSettings
 from pipelines.errors import JobFailed, UserError
 from pipelines.paths import home
 from pipelines.redaction import one_line, redacted
-
-# No telemetry, and a request to a server that is away fails within seconds.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-
-from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -1,1 +1,1 @@
-"""A clip dataset becomes checkpoints, on Ray Train."""
+"""Training on Ray Train: from a clip dataset to checkpoints."""

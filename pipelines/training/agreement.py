@@ -1,8 +1,11 @@
-"""What the workers of a training decide together without waiting for each other.
+"""Agreement among the workers of a training without waiting for each other.
 
-Each worker says a few integers after every step, and all learn the largest of each one step
-later: by then the exchange, which goes over the CPU's network and not the device, is long done.
-So all act on a signal that reached one of them, at the same step.
+After every step each worker contributes a few integers. All workers get the maximum of each one
+step later, when the exchange, which uses the network of the CPU, has long finished. A signal that
+reaches one worker thus takes effect on all workers at the same step.
+
+    worker 0   step 5, sends 0 | step 6, sends 0, gets 1 -> stops
+    worker 1   step 5, sends 1 | step 6, sends 1, gets 1 -> stops      SIGTERM came in step 5
 """
 
 from collections.abc import Sequence
@@ -13,7 +16,7 @@ from torch import distributed
 
 
 class Agreement:
-    """The largest of each integer over all workers, who must call its methods equally often."""
+    """Maximum of integers over all workers, which must call its methods in the same order."""
 
     def __init__(self) -> None:
         self._is_shared = distributed.is_initialized() and distributed.get_world_size() > 1
@@ -21,14 +24,14 @@ class Agreement:
         self._coming: tuple[torch.Tensor, distributed.Work] | None = None
 
     def exchange(self, values: Sequence[int]) -> list[int]:
-        """Says this step's values and gives the last step's; with one worker, this step's."""
+        """Sends values and returns the result of the last step, or of this one if alone."""
         if not self._is_shared:
             return list(values)
         before, self._coming = self._coming, self._begin(values)
         return [0] * len(values) if before is None else _received(before)
 
     def settle(self, values: Sequence[int]) -> list[int]:
-        """Says values, waits for everybody and gives them; what was under way is dropped."""
+        """Sends values and waits for the result; drops the result of the last step."""
         if not self._is_shared:
             return list(values)
         if self._coming is not None:

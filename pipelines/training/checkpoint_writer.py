@@ -1,9 +1,14 @@
-"""Checkpoints beside the training: copied while the next step computes, written by a thread.
+"""Asynchronous checkpoints: copied while the next step computes, written by a thread.
 
-Weights change at one moment of a step, its update. A copy that begins after step k may therefore
-be made while step k + 1 runs forward and backward; only its update waits for the copy to be
-complete (`before_update`). Writing follows, and all workers report the checkpoint to Ray Train at
-the same step once it is whole on disk. One checkpoint is under way at a time.
+Weights change only in the update of a step. A copy after step k can therefore overlap with forward
+and backward of step k + 1; only its update waits for the copy (`before_update`).
+
+    training   | step k | forward, backward | update | step k + 2 ...
+    copy                | ...............   |
+    thread                                  | write, sync, rename |
+    reported to Ray Train, by all workers at the same step          ^
+
+At most one checkpoint is in progress.
 """
 
 import logging
@@ -27,11 +32,11 @@ from xkd_core.sharding import mapped_moments, whole
 logger = logging.getLogger(__name__)
 
 Unsent = Callable[[], Sequence[Mapping[str, Any]]]
-"""Gives the metrics that MLflow does not have yet."""
+"""Returns the metrics that MLflow has not received yet."""
 
 
 class CheckpointWriter:
-    """Writes into a run's folder from a thread of its own."""
+    """Writes checkpoints to a run's folder in a thread."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -50,7 +55,7 @@ class CheckpointWriter:
         info: TrainingInfo,
         unsent: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Begins to copy and write; waits only for a checkpoint that is still being written."""
+        """Starts to copy and write; waits only for the checkpoint before, if it is in progress."""
         self.wait()
         self._copied.clear()
         ready = recorded_event(tensors)
@@ -59,27 +64,27 @@ class CheckpointWriter:
         )
 
     def before_update(self) -> None:
-        """Waits until the tensors that were handed over may change."""
+        """Waits until the tensors passed to `save` may change."""
         self._copied.wait()
 
     def poll(self) -> None:
-        """Takes note of a checkpoint that is complete, or failed."""
+        """Registers a checkpoint that is complete or failed."""
         if self._writing is not None and self._writing.done():
             self.wait()
 
     def wait(self) -> None:
-        """Waits for the checkpoint under way."""
+        """Waits for the checkpoint in progress."""
         if self._writing is None:
             return
         try:
             self.written.append(self._writing.result())
-        except Exception as error:  # whatever it is, training must hear of it
+        except Exception as error:  # any error must reach the training
             self.failure = _failure_text(error)
             logger.exception("a checkpoint was not written")
         self._writing = None
 
     def close(self) -> None:
-        """Waits for the checkpoint under way and ends the thread."""
+        """Waits for the checkpoint in progress and ends the thread."""
         self.wait()
         self._pool.shutdown()
 
@@ -96,9 +101,9 @@ class CheckpointWriter:
             tensors, optimizer_state = self._host.take((tensors, optimizer_state), ready)
         finally:
             self._copied.set()
-        place = self._folder / checkpoint_name(info.next_step)
-        save_checkpoint(place, tensors, optimizer_state, info, unsent)
-        return place
+        path = self._folder / checkpoint_name(info.next_step)
+        save_checkpoint(path, tensors, optimizer_state, info, unsent)
+        return path
 
 
 def _check_room(folder: Path, tensors: Any, optimizer_state: Any) -> None:
@@ -125,15 +130,15 @@ def _failure_text(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Signals:
-    """What all workers know after a step."""
+    """What all workers agree on after a step."""
 
     stop: Stop
     has_failed: bool
-    """A checkpoint could not be written."""
+    """Whether a checkpoint could not be written."""
 
 
 class Saver:
-    """One worker's part in saving; all must call each method at the same steps."""
+    """One worker's part in saving; all workers must call each method at the same steps."""
 
     def __init__(self, folder: Path, rank: int) -> None:
         self._writer = CheckpointWriter(folder) if rank == 0 else None
@@ -149,9 +154,9 @@ class Saver:
         unsent: Unsent,
         scores: Mapping[str, Any],
     ) -> None:
-        """Begins a checkpoint; sharded tensors are gathered here, by all workers.
+        """Starts a checkpoint. All workers gather sharded tensors here.
 
-        Ray Train hears of it, with its scores, once it is whole.
+        Once it is complete, it is reported to Ray Train with its scores.
         """
         self._scores.append(scores)
         gathered = {name: self._gathered(tensor) for name, tensor in tensors.items()}
@@ -160,7 +165,7 @@ class Saver:
             self._writer.save(gathered, optimizer_state, info, unsent())
 
     def _gathered(self, tensor: Tensor) -> Tensor:
-        """A whole tensor; of sharded ones no worker holds more than one on its device at a time."""
+        """Returns the full tensor; at most one gathered tensor is on a device at a time."""
         full = whole(tensor)
         if full is tensor or self._writer is None:
             return tensor
@@ -172,25 +177,25 @@ class Saver:
             self._writer.before_update()
 
     def after_step(self, stop: Stop) -> Signals:
-        """Reports what was written, and tells and hears why to stop."""
+        """Reports checkpoints that are complete; exchanges reasons to stop."""
         if self._writer is not None:
             self._writer.poll()
         return self._acted_on(self._agreement.exchange(self._values(stop)))
 
     def finish(self) -> Signals:
-        """Waits until everything is written and reported."""
+        """Waits until all checkpoints are written and reported."""
         if self._writer is not None:
             self._writer.wait()
         return self._acted_on(self._agreement.settle(self._values(Stop.NO)))
 
     def close(self) -> None:
-        """Lets a checkpoint under way become whole."""
+        """Waits for the checkpoint in progress."""
         if self._writer is not None:
             self._writer.close()
 
     @property
     def failure(self) -> str:
-        """Why a checkpoint was not written; rank 0 knows."""
+        """Why a checkpoint was not written; empty on other ranks than 0."""
         return self._writer.failure if self._writer is not None else ""
 
     def _values(self, stop: Stop) -> list[int]:
@@ -203,8 +208,8 @@ class Saver:
         while self._num_reported < num_written:
             checkpoint = None
             if self._writer is not None:
-                place = self._writer.written[self._num_reported]
-                checkpoint = train.Checkpoint.from_directory(place)
+                path = self._writer.written[self._num_reported]
+                checkpoint = train.Checkpoint.from_directory(path)
             report_checkpoint(checkpoint, self._scores[self._num_reported])
             self._num_reported += 1
         return Signals(Stop(stop), bool(has_failed))
@@ -213,7 +218,7 @@ class Saver:
 def report_checkpoint(
     checkpoint: train.Checkpoint | None, scores: Mapping[str, Any] | None = None
 ) -> None:
-    """Makes a checkpoint that lies in the run's folder known to Ray Train."""
+    """Reports a checkpoint in the run's folder to Ray Train."""
     train.report(
         dict(scores or {}),
         checkpoint=checkpoint,

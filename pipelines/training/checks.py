@@ -1,7 +1,7 @@
-"""What can be found wrong with a training before it starts: clips, checkpoints, settings, room.
+"""Validation of a training before it starts: clips, checkpoints, settings.
 
-The same name with the same settings goes on from the last checkpoint; what would make it another
-training is refused here, before any worker starts.
+The same name with the same settings resumes from the last checkpoint. Changes that would make it a
+different training are refused here, before any worker starts.
 """
 
 import math
@@ -27,7 +27,7 @@ from pipelines.tracking.run_folder import RunFolder
 from pipelines.training.feed import make_feed
 from xkd_core.encoders import MODALITIES
 
-_ORDER = "a checkpoint's step is a place in the order of clips"
+_ORDER = "a checkpoint's step is a position in the order of clips"
 _SAME_WHEN_RESUMED = {
     "batch_size": _ORDER,
     "seed": _ORDER,
@@ -37,15 +37,15 @@ _SAME_WHEN_RESUMED = {
     "shuffle_window": _ORDER,
     "optimizer.decay_tokens_and_positions": "what the optimizer remembers is kept by these groups",
 }
-"""Settings that a training shares with the checkpoint of another that it begins from, and why; so
-does it the networks and the clips. All else may differ."""
+"""Settings that must equal those of the checkpoint that `resume` names, and the reasons. The model
+and the clips must be the same too; other settings may differ."""
 
 EARLIER_SETTINGS = {"epoch_unit": "segment", "num_lanes": 1}
-"""How trainings from before these settings ordered their clips; the defaults are others."""
+"""Values for trainings older than these settings, whose defaults are different."""
 
 
 def check_pretrain(config: PretrainConfig) -> list[str]:
-    """All that stands in the way of a training, found without starting anything."""
+    """Returns everything that prevents a training, without starting anything."""
     mistakes = []
     try:
         dataset = ClipDataset.open(config.dataset)
@@ -59,7 +59,7 @@ def check_pretrain(config: PretrainConfig) -> list[str]:
 
 
 def training_length(config: PretrainConfig) -> list[str]:
-    """Says how many steps a training has, for `--dry-run`; nothing if its clips cannot be read."""
+    """Describes the number of steps for `--dry-run`; empty if the clips cannot be read."""
     try:
         feed = make_feed(config, ClipDataset.open(config.dataset), rank=0, world_size=1)
     except UserError:
@@ -84,13 +84,13 @@ def _dataset_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[str]
 
 
 def _names_a_clip(exclude: str, dataset: ClipDataset) -> bool:
-    """Whether a list is empty or about this dataset; one of another dataset would leave leaks."""
+    """Whether a list is empty or names clips of this dataset, as a list of leaks must."""
     ids = read_clip_ids(exclude)
     return not ids or bool(dataset.index.clip_id.isin(ids).any())
 
 
 def knn_mistakes(config: PretrainConfig, trained_on: ClipDataset) -> list[str]:
-    """Why no clip can be scored by nearest neighbors while training goes on."""
+    """Returns why `health.knn` could not score any clip during training."""
     knn = config.health.knn
     if knn is None:
         return []
@@ -100,14 +100,14 @@ def knn_mistakes(config: PretrainConfig, trained_on: ClipDataset) -> list[str]:
     except UserError as error:
         return [f"health.knn: {error}"]
     problem = clip_mismatch(config, frame_rate=dataset.frame_rate, sample_rate=dataset.sample_rate)
-    if problem:  # of the clips that are trained on it is told with theirs
+    if problem:  # reported with the training clips if these are the same
         return [f"{what}: {problem}"] if knn.dataset else []
     problems = [unscorable(dataset, KNN_SETTINGS, modality) for modality in MODALITIES]
     return [f"health.knn: {what} gives no score: {problems[0]}"] if all(problems) else []
 
 
 def checkpoint_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[str]:
-    """Why training cannot go on from where it would; workers would find out one after the other."""
+    """Returns why the training cannot resume; otherwise each worker would fail on its own."""
     own = newest_checkpoint(Path(config.output) / config.name)
     try:
         if own is not None:
@@ -125,8 +125,8 @@ def checkpoint_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[st
 
 
 def _order_mistakes(config: PretrainConfig, own: Path, info: TrainingInfo) -> list[str]:
-    """Why a run cannot go on from its own checkpoint, also where its `run.json` is lost."""
-    if _run_file(config):  # which says it with all else that changed
+    """Returns why a run cannot resume its own checkpoint, also if its `run.json` is lost."""
+    if _run_file(config):  # reported with all other changes
         return []
     there = EARLIER_SETTINGS | info.config
     return [
@@ -138,21 +138,21 @@ def _order_mistakes(config: PretrainConfig, own: Path, info: TrainingInfo) -> li
 
 
 def _unheeded_resume(config: PretrainConfig, own: Path) -> list[str]:
-    """Why `resume` would do nothing: it only counts where a run begins."""
+    """Returns why `resume` has no effect: it only applies when a run starts."""
     if config.resume is None or config.resume == _run_file(config).get("config", {}).get("resume"):
         return []
     if find_checkpoint(config.resume).resolve() == own.resolve():
         return []
     return [
         f"resume ({config.resume}) would do nothing: the run {config.name} has checkpoints of its "
-        f"own and goes on from its newest, {own}. Take another name to begin from resume"
+        f"own and resumes from the newest, {own}. Take another name to start from resume"
     ]
 
 
 def _resume_mistakes(config: PretrainConfig, dataset: ClipDataset, info: TrainingInfo) -> list[str]:
-    """Why a training cannot begin from a checkpoint of another one."""
+    """Returns why a training cannot start from the checkpoint of another one."""
     what = f"resume ({config.resume})"
-    # With the defaults of settings that its version did not have yet.
+    # Other settings that its version did not have get their defaults.
     there = PretrainConfig.model_validate(EARLIER_SETTINGS | info.config).model_dump(mode="json")
     here = config.model_dump(mode="json")
     mistakes = [
@@ -183,7 +183,7 @@ def _no_steps_left(config: PretrainConfig, dataset: ClipDataset, info: TrainingI
 
 
 def run_mistakes(config: PretrainConfig) -> list[str]:
-    """Why a run of this name cannot go on with these settings."""
+    """Returns why the run of this name cannot resume with these settings."""
     there = _run_file(config)
     if not there:
         return []
@@ -198,12 +198,12 @@ def run_mistakes(config: PretrainConfig) -> list[str]:
 
 
 def _run_file(config: PretrainConfig) -> dict[str, Any]:
-    """What the run of this name began with; empty if there is none."""
+    """Returns what the run of this name started with; empty if there is none."""
     return RunFolder(Path(config.output) / config.name).began_with
 
 
 def _exclude_mistakes(config: PretrainConfig, began_with: str | None) -> list[str]:
-    """Why the list of clips left out is not that of the run; other ids make another order."""
+    """Returns why `exclude` differs from that of the run; other ids change the order of clips."""
     try:
         now = clip_ids_sha256(config.exclude)
     except UserError as error:

@@ -101,8 +101,8 @@ class Feed:
         self._size = WindowSize(num_frames, num_samples, frame_rate, sample_rate)
         index = dataset.index
         rows = _eligible_rows(dataset, splits, exclude)
-        unit_of_row = index.source_number if epoch_unit == "source" else np.arange(len(index))
-        self._windows_of = SourceWindows(index, rows, unit_of_row, self._size)
+        source_of_row = index.source_number if epoch_unit == "source" else None
+        self._windows_of = SourceWindows(index, rows, source_of_row, self._size)
         first_rows = self._windows_of.first_rows
         self._order = Order(
             index.group[first_rows],
@@ -194,10 +194,9 @@ class Feed:
 
     def _draw(self, source: int, epoch: int, batch: _Batch, place: int) -> _Slot:
         """Draws the window of a source that goes to a place of a batch."""
-        clip_id = self._dataset.index.clip_id[int(self._windows_of.first_rows[source])]
+        clip_id = self._dataset.index.clip_id[self._windows_of.first_row(source)]
         generator = clip_generator(self._seed, epoch, clip_id, "window")
-        start = int(generator.integers(self._windows_of.num_starts(source)))
-        pieces = self._windows_of.pieces(source, start)
+        pieces = self._windows_of.draw(source, generator)
         batch.clip_ids[place], batch.epochs[place] = clip_id, epoch
         batch.rows[place] = pieces[0].row
         return _Slot(batch, place, pieces)
@@ -314,10 +313,10 @@ def _check_rate(dataset: ClipDataset, name: str, there: float, needed: float) ->
 
 def _eligible_rows(
     dataset: ClipDataset, splits: Sequence[str], exclude: Collection[str]
-) -> NDArray[np.int64]:
+) -> NDArray[np.int32]:
     """The rows that have both streams and belong to a split, or to none."""
     index = dataset.index
     chosen = (index.num_frames > 0) & index.has_audio & index.split.isin([*splits, ""])
     if exclude:
         chosen &= ~index.clip_id.isin(exclude)
-    return np.flatnonzero(chosen)
+    return np.flatnonzero(chosen).astype(np.int32)

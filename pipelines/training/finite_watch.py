@@ -1,7 +1,13 @@
-"""Which step was the first whose loss or gradient is not finite, without waiting for the device.
+"""Finds the first step with a loss or gradient that is not finite, without synchronizing.
 
-Numbers are only read every few steps. Until then the device remembers, for each metric, the first
-step at which it was infinite or not a number.
+Metrics are read only every few steps. Until then the device keeps, for each metric, the first step
+at which it was infinite or NaN:
+
+    step    loss/total   grad_norm/total     first bad steps on the device
+    4       1.0          2.0                 never    never
+    5       nan          2.0                 5        never
+    6       nan          inf                 5        6
+    read                                     -> step 5, loss/total
 """
 
 from collections.abc import Mapping
@@ -14,14 +20,14 @@ _NEVER = 2**62
 
 
 class FiniteWatch:
-    """Sees the metrics of every step; all workers must read it at the same steps."""
+    """Watches the metrics of every step; all workers must call `first` at the same steps."""
 
     def __init__(self) -> None:
         self._names: list[str] = []
         self._first_steps: Tensor | None = None
 
     def see(self, step: int, metrics: Mapping[str, Tensor | float]) -> None:
-        """Takes in the metrics of a step."""
+        """Adds the metrics of a step."""
         watched = {
             name: value
             for name, value in metrics.items()
@@ -35,7 +41,7 @@ class FiniteWatch:
         self._first_steps = steps
 
     def first(self) -> tuple[int, list[str]] | None:
-        """The first bad step of any worker with the names of its bad metrics; waits for both."""
+        """Returns the first bad step of any worker and its bad metrics; synchronizes with them."""
         if self._first_steps is None:
             return None
         steps = self._first_steps.clone()

@@ -1,4 +1,4 @@
-"""Tensors of a device copied to memory of the host, beside what the device computes."""
+"""Copies of a device's tensors in host memory, made while the device computes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,9 +27,9 @@ def recorded_event(tensors: Mapping[str, Tensor]) -> Ready | None:
 
 
 class HostCopy:
-    """Copies nested tensors into memory of the host that it keeps for the next time.
+    """Copies nested tensors to host memory, which it reuses the next time.
 
-    Memory that is touched for the first time costs several times the copying.
+    Writing to new memory takes several times as long as the copy.
     """
 
     def __init__(self) -> None:

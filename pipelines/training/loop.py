@@ -1,8 +1,7 @@
-"""Pretraining on Ray Train, the workers' side: build, resume, one global batch after the other.
+"""Pretraining on Ray Train, worker side: build, resume, process one global batch after another.
 
-Every worker saves and reports at the same steps; rank 0 writes the checkpoints and is the only one
-that logs. Random numbers follow from (seed, epoch, clip id), so that what a step computes depends
-on nothing but its number.
+All workers save and report at the same steps. Only rank 0 writes checkpoints and logs. Random
+numbers follow from (seed, epoch, clip id), so a step's computation depends only on its number.
 
 Method: XKD, arXiv:2211.13929, sections 3 and 4.
 """
@@ -45,11 +44,12 @@ from xkd_core.health import CollapseWatch, measure_health
 from xkd_core.train_step import TrainState, non_finite, train_step
 from xkd_core.views.log_mel import LogMel
 from xkd_core.views.parameters import draw_view_parameters
+from xkd_core.views.transfer import copy_together
 from xkd_core.views.views import Views, make_views
 
 
 def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
-    """What each worker runs; the values that rank 0 returns are the result of the training."""
+    """Trains in one worker; the return value of rank 0 is the result of the training."""
     config = PretrainConfig.model_validate(values["config"])
     run = RunRef(**values["run"])
     context = train.get_context()
@@ -57,7 +57,7 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
     dataset = ClipDataset.open(config.dataset)
     folder = Path(config.output) / config.name
     exclude_sha256 = clip_ids_sha256(config.exclude)
-    if exclude_sha256 != values[EXCLUDE_SHA256]:  # edited before a worker started again
+    if exclude_sha256 != values[EXCLUDE_SHA256]:  # edited before this worker restarted
         raise UserError(f"exclude ({config.exclude}) names other clips than when training began")
     with ExitStack() as stack:
         feed = make_feed(config, dataset, rank=rank, world_size=context.get_world_size())
@@ -80,7 +80,7 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
             tracker = stack.enter_context(closing(tracker))
             collapse_watch = CollapseWatch(read_info(own).health if own else ())
             log = StepLog(tracker, values["board"], SlowdownWatch(), collapse_watch)
-        # Closed first: what is being written becomes whole, and then the last metrics go out.
+        # Closed before the tracker: the last checkpoint completes before the last metrics are sent.
         saver = stack.enter_context(closing(Saver(folder, rank)))
         info = TrainingInfo(
             next_step=0,
@@ -104,7 +104,7 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Training:
-    """All that the loop works with."""
+    """State and settings of the training loop."""
 
     config: PretrainConfig
     feed: Feed
@@ -115,28 +115,28 @@ class _Training:
     knn: KnnScorer
     info: TrainingInfo
     log: StepLog | None
-    """Of rank 0."""
+    """None but on rank 0."""
 
     def is_last(self, step: int) -> bool:
         return step + 1 == self.info.total_steps
 
     def is_due(self, step: int) -> bool:
-        """Whether the losses of a step are recorded."""
+        """Whether the metrics of a step are recorded."""
         is_rung = self.rungs.is_due(step + 1)
         return self.is_last(step) or is_rung or step % self.config.log_every == 0
 
     def is_saved(self, step: int) -> bool:
-        """Whether a checkpoint follows a step, stops aside."""
+        """Whether a checkpoint follows a step, apart from stops."""
         is_rung = self.rungs.is_due(step + 1)
         return self.is_last(step) or is_rung or (step + 1) % self.config.checkpoint_every == 0
 
     def record(self, numbers: Mapping[str, float], step: int) -> None:
-        """Logs what was measured at a step if this is rank 0."""
+        """Logs the metrics of a step on rank 0."""
         if self.log is not None:
             self.log.step(numbers, step, self.info.total_steps)
 
     def score(self) -> dict[str, Any]:
-        """Scores the networks if this is rank 0 at a rung."""
+        """Scores the networks on rank 0 if the step is a rung."""
         step = self.state.step
         if self.log is None or not self.rungs.is_due(step):
             return {}
@@ -147,13 +147,13 @@ class _Training:
         return scored
 
     def score_knn(self) -> None:
-        """Logs the teachers' k-NN scores if this is rank 0 and they are due."""
+        """Logs the teachers' k-NN scores on rank 0 if they are due."""
         step = self.state.step
         if self.log is not None and self.knn.is_due(step):
             self.log.tracker.log(self.knn.score(self.state.model), step)
 
     def save(self, scored: Mapping[str, Any]) -> None:
-        """Begins a checkpoint of the present state, which Ray Train hears of with its scores."""
+        """Starts a checkpoint of the current state; it is reported to Ray Train with its scores."""
         self.saver.save(
             saved_tensors(self.state),
             self.state.optimizer.state_dict(),
@@ -168,15 +168,14 @@ class _Training:
 
 
 def _train(training: _Training) -> TrainOutcome:
-    """One global batch after the other, up to the end or a reason to stop."""
+    """Processes global batches until the last step or a reason to stop."""
     info, state, saver = training.info, training.state, training.saver
     first_step = state.step
     clock, watch = Clock(training.config.batch_size), FiniteWatch()
     bad: tuple[int, list[str]] | None = None
     signals = Signals(Stop.NO, has_failed=False)
-    for step, views in enumerate(_all_views(training, clock), first_step):
-        if step >= info.total_steps:
-            break
+    steps = range(first_step, info.total_steps)  # first in the zip: no batch is read after the last
+    for step, views in zip(steps, _all_views(training, clock), strict=False):
         metrics = _step(training, views, clock, has_health=training.is_due(step))
         clock.step_ends()
         watch.see(step, metrics)
@@ -233,7 +232,7 @@ def _step(
 
 
 def _all_views(training: _Training, clock: Clock) -> Iterator[Views]:
-    """The views of one global batch after the other, without end."""
+    """Yields the views of one global batch after another, endlessly."""
     log_mel = LogMel(training.config.model.audio).to(get_device())
     batches = training.feed.batches(training.state.step)
     while True:
@@ -244,6 +243,5 @@ def _all_views(training: _Training, clock: Clock) -> Iterator[Views]:
 
 def _views(batch: FeedBatch, config: PretrainConfig, log_mel: LogMel) -> Views:
     parameters = draw_view_parameters(batch.clip_ids, batch.epochs, config.seed, config)
-    device = get_device()
-    clips = type(batch.clips)(*(tensor.to(device, non_blocking=True) for tensor in batch.clips))
-    return make_views(clips, parameters, config, log_mel)
+    # Through pinned memory: a copy from other memory first waits for everything queued on the GPU.
+    return make_views(copy_together(batch.clips, get_device()), parameters, config, log_mel)

@@ -43,7 +43,7 @@ class Window:
     """Sources that are shuffled together and their positions, as far as they are a worker's."""
 
     epoch: int
-    sources: NDArray[np.int64]
+    sources: NDArray[np.integer[Any]]
     positions: NDArray[np.int64]
     """From the first batch of the first epoch on."""
 
@@ -75,7 +75,7 @@ class Order:
     def __init__(
         self,
         group_of_source: NDArray[np.integer[Any]],
-        first_rows: NDArray[np.int64],
+        first_rows: NDArray[np.integer[Any]],
         *,
         batch_size: int,
         shuffle_window: int,
@@ -94,8 +94,12 @@ class Order:
             seed: Of the order.
             dataset_id: Of the clips; other clips have another order.
         """
-        self._sources = np.argsort(first_rows)
-        groups = group_of_source[self._sources]
+        groups = group_of_source
+        self._sources: NDArray[np.int32] | None = None
+        if (np.diff(first_rows) < 0).any():
+            self._sources = np.argsort(first_rows).astype(np.int32)
+            groups = groups[self._sources]
+        self._num_sources = len(groups)
         begins = np.flatnonzero(np.diff(groups, prepend=-1))
         self._begins = np.append(begins, len(groups))
         self._batch_size = batch_size
@@ -108,7 +112,7 @@ class Order:
     @property
     def num_sources(self) -> int:
         """Positions of an epoch."""
-        return len(self._sources)
+        return self._num_sources
 
     def windows(self, first_batch: int, rank: int, world_size: int) -> Iterator[Window]:
         """Gives a worker's windows from a global batch on, in the order of need, without end."""
@@ -144,7 +148,7 @@ class Order:
         begins = np.arange(self.num_lanes) * self._lane_clips
         return batch * self._lane_clips + np.clip(slot - begins, 0, self._lane_clips)
 
-    def _lane_order(self, epoch: int, lane: int) -> Iterator[NDArray[np.int64]]:
+    def _lane_order(self, epoch: int, lane: int) -> Iterator[NDArray[Any]]:
         """The sources of a lane in an epoch, window by window."""
         line = self._epoch(epoch)
         first = int(line.lane_ends[lane - 1]) if lane else 0
@@ -166,8 +170,9 @@ class Order:
         generator, _ = self._draw_groups(epoch)
         return generator
 
-    def _group(self, group: int) -> NDArray[np.int64]:
-        return self._sources[self._begins[group] : self._begins[group + 1]]
+    def _group(self, group: int) -> NDArray[Any]:
+        first, stop = self._begins[group : group + 2]
+        return np.arange(first, stop) if self._sources is None else self._sources[first:stop]
 
     def _shuffle_groups(self, epoch: int) -> _Epoch:
         _, groups = self._draw_groups(epoch)

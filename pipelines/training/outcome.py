@@ -1,4 +1,4 @@
-"""How a training ended, as its workers say it, and what the driver makes of that."""
+"""How a training ended: what rank 0 reports and how the driver judges it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,51 +12,51 @@ from pipelines.training.stopping import Stop
 
 @dataclass(frozen=True)
 class TrainOutcome:
-    """What rank 0 returns; it goes to the driver as a dictionary."""
+    """Return value of rank 0, sent to the driver as a dictionary."""
 
     first_step: int
-    """The step at which these workers began."""
+    """Step at which these workers started."""
     next_step: int
-    """The step after the last one done."""
+    """Step after the last completed one."""
     total_steps: int
     clips_per_second: float
     stop: int
-    """A `Stop`: why the training ended before its last step, if it did."""
+    """A `Stop`: why the training ended before its last step."""
     not_finite: tuple[int, Sequence[str]] | None
-    """The first step with a loss or gradient that is not finite, and the names of these metrics."""
+    """First step with a loss or gradient that is not finite, and the names of these metrics."""
     has_failed: bool
     """Whether a checkpoint could not be written."""
     failure: str
-    """Why not."""
+    """Why it could not be written."""
 
     @property
     def is_interrupted_in_order(self) -> bool:
-        """Whether all steps done are saved."""
+        """Whether all completed steps are saved."""
         return not self.not_finite and not self.has_failed
 
     def summary_text(self) -> str:
-        """How far the training has come."""
+        """Describes how far the training got."""
         return f"{self.next_step} of {self.total_steps} steps are done and saved"
 
 
 def check_outcome(outcome: TrainOutcome, config: PretrainConfig, folder: Path) -> None:
-    """Accepts a training that reached its last step.
+    """Checks that a training reached its last step.
 
     Raises:
-        JobFailed: if a loss is not finite or a checkpoint could not be written.
-        Stopped: if the training stopped early, with a checkpoint.
+        JobFailed: If a loss is not finite or a checkpoint could not be written.
+        Stopped: If the training stopped early with a checkpoint.
     """
     if outcome.not_finite:
         step, terms = outcome.not_finite
         raise JobFailed(
             f"step {step} has a loss that is not finite ({', '.join(terms)}); "
             f"{_last_checkpoint(folder)}. "
-            "A lower optimizer.learning_rate or precision=float32 is the usual remedy"
+            "Usual remedies: a lower optimizer.learning_rate, precision=float32"
         )
     if outcome.has_failed:
         raise JobFailed(
             f"a checkpoint could not be written to {folder}: {outcome.failure}; "
-            f"{_last_checkpoint(folder)}. With room to write, the same command goes on from there"
+            f"{_last_checkpoint(folder)}. Free some space; the same command goes on from there"
         )
     if outcome.next_step < outcome.total_steps:
         reason = "a worker got SIGTERM"

@@ -1,10 +1,9 @@
-"""Pretraining on Ray Train, the driver's side: a clip dataset becomes a run of checkpoints.
+"""Pretraining on Ray Train, driver side: turns a clip dataset into a run of checkpoints.
 
-A run is its name: the same name with the same settings goes on from the last checkpoint, in the
-same MLflow run, with the clips it would have seen; with other settings it is refused. Whatever
-stops a training in order (SIGTERM, Ctrl-C, `max_seconds`) leaves a checkpoint of the last step
-done. What is refused before a start is in `pretrain_checks.py`, what each worker does in
-`train_loop.py`.
+A run is identified by its name. The same name with the same settings resumes from the last
+checkpoint, in the same MLflow run, with the clips that come next; other settings are refused. An
+orderly stop (SIGTERM, Ctrl-C, `max_seconds`) leaves a checkpoint of the last completed step.
+`checks.py` validates a training before it starts, `loop.py` is what each worker runs.
 
 Method: XKD, arXiv:2211.13929, sections 3 and 4.
 """
@@ -50,14 +49,14 @@ _TRIAL_PATIENCE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class PretrainResult:
-    """What came out of a training."""
+    """Result of a training."""
 
     checkpoint: Path
     run: RunRef
     total_steps: int
     first_step: int
     clips_per_second: float
-    """Over the steps of this call; NaN if none was left to do."""
+    """Throughput of this call; NaN if no step was left."""
 
 
 def pretrain(
@@ -68,33 +67,33 @@ def pretrain(
     rungs: RungPlan | None = None,
     callbacks: Sequence[train.UserCallback] = (),
 ) -> PretrainResult:
-    """Trains, or goes on training; Ray is connected and `check_pretrain` found nothing.
+    """Starts or resumes a training. Ray must be connected and `check_pretrain` must have passed.
 
     Args:
-        config: What to train.
-        on_progress: Called as it goes on.
-        parent: The MLflow run that this one is part of.
-        rungs: When to score the features on the way, for a sweep.
-        callbacks: Ray Train's, called at each checkpoint.
+        config: Settings of the training.
+        on_progress: Called with the progress.
+        parent: MLflow run that this one belongs to.
+        rungs: When a sweep scores the features during training.
+        callbacks: Callbacks of Ray Train, called at each checkpoint.
 
     Raises:
-        UserError: if the workers ask for more than Ray has, or the run is one with other settings
-            or of other clips, or another process is at it.
-        JobFailed: if workers died more often than `max_failures`, the loss was not finite, or a
+        UserError: If the workers need more than Ray has, the run has other settings or other clips,
+            or another process runs it.
+        JobFailed: If workers died more than `max_failures` times, a loss is not finite, or a
             checkpoint could not be written.
-        Stopped: if SIGTERM at a worker or `max_seconds` ended it early.
-        KeyboardInterrupt: after Ctrl-C, once the workers have stopped with a checkpoint; a second
-            one does not wait for them.
+        Stopped: If SIGTERM at a worker or `max_seconds` ended the training early.
+        KeyboardInterrupt: After Ctrl-C, once the workers have saved a checkpoint and stopped; at
+            once after a second Ctrl-C.
     """
     started = time.time()
     run_folder = RunFolder(Path(config.output) / config.name)
     folder = run_folder.path
-    # A trial's earlier driver may outlive a sweep that was killed by seconds.
+    # The driver of a trial may outlive a killed sweep by some seconds.
     patience = _TRIAL_PATIENCE_SECONDS if rungs else 0.0
     with run_folder.locked(patience_seconds=patience):
         dataset = ClipDataset.open(config.dataset)
-        # Again, for callers that make up the settings themselves: a finished training of other
-        # settings would be taken for this one.
+        # Checked again for callers that build settings themselves: otherwise a finished training
+        # with other settings would count as this one.
         if mistakes := [
             *run_mistakes(config),
             *checkpoint_mistakes(config, dataset),
@@ -137,9 +136,9 @@ def pretrain(
 def _fit_unless_interrupted(
     fit: Callable[[], TrainOutcome], ask_to_stop: Callable[[], object]
 ) -> TrainOutcome:
-    """Fits in a thread of its own, since Ray Train takes Ctrl-C away from the main thread.
+    """Fits in a thread, because Ray Train replaces the handler of Ctrl-C in the main thread.
 
-    The first interrupt asks the workers to stop and waits for them; the second one ends the wait.
+    The first interrupt asks the workers to stop and waits for them. A second one does not wait.
     """
     outcomes: list[TrainOutcome] = []
     errors: list[BaseException] = []
@@ -148,7 +147,7 @@ def _fit_unless_interrupted(
     def run() -> None:
         try:
             outcomes.append(fit())
-        except BaseException as error:  # raised again in the main thread
+        except BaseException as error:  # re-raised in the main thread
             errors.append(error)
         finally:
             is_over.set()
@@ -156,7 +155,7 @@ def _fit_unless_interrupted(
     thread = threading.Thread(target=run, daemon=True, name="fit")
     try:
         thread.start()
-        # Not `Thread.join`: once interrupted, Python 3.11 takes the thread for finished.
+        # Not `Thread.join`: after an interrupt, Python 3.11 considers the thread finished.
         is_over.wait()
     except KeyboardInterrupt as interrupt:
         logger.warning("stopping after this step, with a checkpoint; once more stops at once")
@@ -172,7 +171,7 @@ def _fit_unless_interrupted(
 def _warn_of_unsent(folder: Path) -> None:
     if (file := folder / UNSENT_FILE).exists():
         logger.warning(
-            "MLflow did not take all metrics; the same command sends what is left in %s", file
+            "MLflow did not receive all metrics; run the same command to send those in %s", file
         )
 
 
@@ -191,7 +190,7 @@ def _open_run(config: PretrainConfig, folder: RunFolder, parent: RunRef | None) 
 
 def _scaling(config: PretrainConfig) -> train.ScalingConfig:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    num_workers: Any = config.num_workers  # a pair is Ray Train's, of which its types know nothing
+    num_workers: Any = config.num_workers  # Ray Train also takes a pair, but does not type it
     return train.ScalingConfig(
         num_workers=num_workers,
         use_gpu=config.use_gpu,
@@ -205,7 +204,7 @@ def _fit(
     values: dict[str, Any],
     callbacks: Sequence[train.UserCallback],
 ) -> TrainOutcome:
-    # Typed by Ray as without a result; what rank 0 returns is the result's `return_value`.
+    # Ray types the loop as returning None; the value of rank 0 is in `return_value`.
     loop: Any = train_loop_per_worker
     trainer = TorchTrainer(
         loop,
@@ -217,7 +216,7 @@ def _fit(
             storage_path=config.output,
             failure_config=train.FailureConfig(max_failures=config.max_failures),
             checkpoint_config=train.CheckpointConfig(num_to_keep=config.checkpoints_kept),
-            callbacks=list[Any](callbacks),  # typed by Ray as Tune's
+            callbacks=list[Any](callbacks),  # Ray types them as callbacks of Tune
         ),
     )
     try:

@@ -1,4 +1,4 @@
-"""What rank 0 records of a step: metrics averaged over the workers, warnings, a progress note."""
+"""Records of steps: metrics averaged over workers, warnings, progress notes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _COLLAPSE_CAUSES = (
 
 @dataclass(frozen=True)
 class StepLog:
-    """Where rank 0 says what it measures."""
+    """Log of rank 0: MLflow, progress board, warnings."""
 
     tracker: Tracker
     board: Any
@@ -28,7 +28,7 @@ class StepLog:
     collapse_watch: CollapseWatch
 
     def step(self, numbers: Mapping[str, float], step: int, total_steps: int) -> None:
-        """Logs what was measured at a step, and warnings that it gives rise to."""
+        """Logs the metrics of a step and the warnings that follow from them."""
         warnings = self.slowdown_watch.new_warnings(numbers, step)
         begins = self.collapse_watch.see(numbers)
         signs = self.collapse_watch.signs
@@ -45,10 +45,15 @@ class StepLog:
 def reduce_metrics(
     metrics: Mapping[str, Tensor | float], waited_seconds: float
 ) -> tuple[dict[str, float], float]:
-    """The metrics averaged over the workers, and the longest of their waits for clips.
+    """Averages metrics over the workers; also returns the longest wait for clips.
 
-    Waits for the device, and once for the workers: each has a place of its own for its wait in
-    what they sum up. Numbers that are no tensors are the same in every worker and stay as they are.
+    Synchronizes once with the device and once with the workers. Waits are part of the same sum:
+
+        worker 0 sends   [loss, grad_norm, ... | 0.5, 0  ]
+        worker 1 sends   [loss, grad_norm, ... | 0,   3.0]
+        sum              [ divided by 2        | maximum ]
+
+    Metrics that are Python numbers are equal on all workers and returned as they are.
     """
     measured = {name: value for name, value in metrics.items() if isinstance(value, Tensor)}
     averages = torch.stack([value.float() for value in measured.values()])

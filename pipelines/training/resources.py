@@ -1,4 +1,4 @@
-"""What each worker of a training gets of the CPUs and GPUs that Ray has."""
+"""CPUs and GPUs of each worker of a training."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,10 +9,10 @@ from pipelines.errors import UserError
 def worker_resources(
     config: PretrainConfig, nodes: Sequence[Mapping[str, float]]
 ) -> dict[str, float]:
-    """What each worker gets of nodes with these resources.
+    """Returns the resources of each worker on nodes with the given resources.
 
     Raises:
-        UserError: if the nodes have no room for the workers, for which Ray would wait for ever.
+        UserError: If the workers do not fit on the nodes; Ray would wait forever.
     """
     least, most = config.worker_range
     cpus = config.cpus_per_worker
@@ -24,7 +24,7 @@ def worker_resources(
         raise UserError(
             f"cpus_per_worker ({cpus:g}) must not be above the {largest:g} CPUs of the largest node"
         )
-    # A worker lies on one node: what is left over on several of them adds up to none.
+    # A worker needs one node; remainders on several nodes do not add up to a worker.
     places = sum(
         min(int(node.get(kind, 0.0) // amount) for kind, amount in worker.items()) for node in nodes
     )
@@ -41,7 +41,7 @@ def worker_resources(
 
 
 def _cpu_share(nodes: Sequence[Mapping[str, float]], num_workers: int) -> float:
-    """The most CPUs that each of so many workers can have, or 1."""
+    """Returns the largest number of CPUs that each of `num_workers` can have, at least 1."""
     cpus = [int(node.get("CPU", 0.0)) for node in nodes]
     fitting = (
         share

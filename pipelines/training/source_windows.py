@@ -53,107 +53,111 @@ class WindowSize:
 
 
 class SourceWindows:
-    """The windows of each source; a source is a number from 0 on."""
+    """The windows of each source; a source is a number from 0 on.
 
-    first_rows: NDArray[np.int64]
-    """The first row in time of each source."""
+    Ten million rows take 10 bytes each: what a source's runs are is found out when it is drawn.
+    """
 
     def __init__(
         self,
         index: ClipIndex,
-        rows: NDArray[np.int64],
-        source_of_row: NDArray[np.integer[Any]],
+        rows: NDArray[np.int32],
+        source_of_row: NDArray[np.int32] | None,
         size: WindowSize,
     ) -> None:
         """Joins rows to runs.
 
         Args:
             index: Of the dataset.
-            rows: The rows to take windows from.
-            source_of_row: Any number for each row of the dataset, equal within a source.
+            rows: The rows to take windows from, ascending.
+            source_of_row: Any number for each row of the dataset, equal within a source; None if
+                each row is a source of its own.
             size: Of the windows.
         """
-        self._size = size
+        self._index, self._size = index, size
+        if source_of_row is None:
+            self._rows = rows
+            self._begins_run = np.ones(len(rows), bool)
+            self._begins = np.arange(len(rows) + 1, dtype=np.int32)
+            return
         sources = source_of_row[rows]
         ticks = np.rint(index.start_seconds[rows] * size.frame_rate).astype(np.int64)
-        order = np.lexsort((rows, ticks, sources))
-        rows, ticks, sources = rows[order], ticks[order], sources[order]
+        if not _is_sorted(sources, ticks):
+            order = np.lexsort((rows, ticks, sources))
+            rows, ticks, sources = rows[order], ticks[order], sources[order]
         # The same content under two names gives each segment twice; one of them is enough.
         is_new = _changes(sources) | _changes(ticks)
-        rows, ticks, sources = rows[is_new], ticks[is_new], sources[is_new]
-        begins_run = _changes(sources) | ~_follows(index, rows, ticks, size.samples_per_frame)
+        if not is_new.all():
+            rows, ticks, sources = rows[is_new], ticks[is_new], sources[is_new]
+        begins_source = _changes(sources)
         self._rows = rows
-        self._frame_ends = np.cumsum(index.num_frames[rows], dtype=np.int64)
-        self._sample_ends = np.cumsum(index.num_samples[rows], dtype=np.int64)
-        self._run_begins = np.append(np.flatnonzero(begins_run), len(rows))
-        self._source_begins = np.flatnonzero(_changes(sources)[begins_run])
-        self._start_ends = np.cumsum(self._starts_of_runs())
-        self.first_rows = rows[self._run_begins[self._source_begins]]
+        self._begins_run = begins_source | ~_follows(index, rows, ticks, size.samples_per_frame)
+        self._begins = np.append(np.flatnonzero(begins_source), len(rows)).astype(np.int32)
 
-    def num_starts(self, source: int) -> int:
-        """Windows of a source that differ in where they start, at least 1."""
-        before, last = self._starts_of(source)
-        return last - before
+    def __len__(self) -> int:
+        return len(self._begins) - 1
 
-    def pieces(self, source: int, start: int) -> list[Piece]:
-        """The parts of a window of a source in the order of time.
+    @property
+    def first_rows(self) -> NDArray[np.int32]:
+        """The first row in time of each source."""
+        return self._rows[self._begins[:-1]]
 
-        Args:
-            source: Number of the source.
-            start: Which of its windows, from 0 up to `num_starts`.
+    def first_row(self, source: int) -> int:
+        """The first row in time of a source."""
+        return int(self._rows[self._begins[source]])
+
+    def draw(self, source: int, generator: np.random.Generator) -> list[Piece]:
+        """Draws a window of a source, each start as likely as any other.
+
+        Returns:
+            The parts of the window, in the order of time.
         """
-        before, _ = self._starts_of(source)
-        run = int(np.searchsorted(self._start_ends, before + start, side="right"))
-        frame = before + start - (int(self._start_ends[run - 1]) if run else 0)
-        return list(self._pieces(run, frame))
+        first, stop = self._begins[source : source + 2]
+        rows = self._rows[first:stop]
+        frame_ends = np.cumsum(self._index.num_frames[rows], dtype=np.int64)
+        run_begins = np.append(np.flatnonzero(self._begins_run[first:stop]), len(rows))
+        lengths = np.diff(frame_ends[run_begins[1:] - 1], prepend=0)
+        starts = np.maximum(lengths - self._size.num_frames + 1, 0)
+        if not starts.any():
+            starts[:] = 1
+        start_ends = np.cumsum(starts)
+        start = int(generator.integers(start_ends[-1]))
+        run = int(np.searchsorted(start_ends, start, side="right"))
+        begin, end = run_begins[run : run + 2].tolist()
+        frame = start - (int(start_ends[run - 1]) if run else 0)
+        return list(self._pieces(rows[begin:end], frame))
 
-    def _pieces(self, run: int, frame: int) -> Iterator[Piece]:
-        """The parts of the window that begins at a frame of a run."""
-        size = self._size
+    def _pieces(self, rows: NDArray[np.int32], frame: int) -> Iterator[Piece]:
+        """The parts of the window that begins at a frame of a run of rows."""
+        size, index = self._size, self._index
         sample = round(frame * size.samples_per_frame)
-        begin, end = self._run_begins[run : run + 2].tolist()
-        frames_before, samples_before = self._before(begin)
-        frame, sample = frame + frames_before, sample + samples_before
-        number = begin + int(np.searchsorted(self._frame_ends[begin:end], frame, side="right"))
-        for place in range(number, end):
-            frames_before, samples_before = self._before(place)
-            frames = _overlap(frame, size.num_frames, frames_before, self._frame_ends[place])
-            samples = _overlap(sample, size.num_samples, samples_before, self._sample_ends[place])
-            if frames.start == frames.stop and samples.start == samples.stop:
+        first_frame = first_sample = 0
+        for row in rows.tolist():
+            next_frame = first_frame + int(index.num_frames[row])
+            next_sample = first_sample + int(index.num_samples[row])
+            frames = _overlap(frame, size.num_frames, first_frame, next_frame)
+            samples = _overlap(sample, size.num_samples, first_sample, next_sample)
+            if frames.start < frames.stop or samples.start < samples.stop:
+                yield Piece(
+                    row=row,
+                    frames=frames,
+                    samples=samples,
+                    first_frame=first_frame + frames.start - frame,
+                    first_sample=first_sample + samples.start - sample,
+                )
+            elif first_frame >= frame + size.num_frames:
                 return
-            yield Piece(
-                row=int(self._rows[place]),
-                frames=frames,
-                samples=samples,
-                first_frame=frames_before + frames.start - frame,
-                first_sample=samples_before + samples.start - sample,
-            )
-
-    def _before(self, place: int) -> tuple[int, int]:
-        """Frames and samples of all rows before the one at a place."""
-        if not place:
-            return 0, 0
-        return int(self._frame_ends[place - 1]), int(self._sample_ends[place - 1])
-
-    def _starts_of(self, source: int) -> tuple[int, int]:
-        """Starts in all sources before one, and with it."""
-        begins = self._source_begins
-        first = int(begins[source])
-        stop = int(begins[source + 1]) if source + 1 < len(begins) else len(self._start_ends)
-        return int(self._start_ends[first - 1]) if first else 0, int(self._start_ends[stop - 1])
-
-    def _starts_of_runs(self) -> NDArray[np.int64]:
-        """How many windows start in each run: all starts of a source are equally likely."""
-        if not len(self._rows):
-            return np.zeros(0, np.int64)
-        last = self._frame_ends[self._run_begins[1:] - 1]
-        starts = np.maximum(np.diff(last, prepend=0) - self._size.num_frames + 1, 0)
-        has_none = np.add.reduceat(starts, self._source_begins) == 0
-        num_runs = np.diff(np.append(self._source_begins, len(starts)))
-        return np.where(np.repeat(has_none, num_runs), 1, starts)
+            first_frame, first_sample = next_frame, next_sample
 
 
-def _changes(values: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
+def _is_sorted(sources: NDArray[np.int32], ticks: NDArray[np.int64]) -> bool:
+    """Whether rows are in the order of sources, and of time within each."""
+    is_next = sources[1:] > sources[:-1]
+    is_later = (sources[1:] == sources[:-1]) & (ticks[1:] >= ticks[:-1])
+    return bool((is_next | is_later).all())
+
+
+def _changes(values: NDArray[Any]) -> NDArray[np.bool_]:
     """Where a value differs from the one before; the first one does."""
     changes = np.ones(len(values), bool)
     changes[1:] = values[1:] != values[:-1]
@@ -161,7 +165,7 @@ def _changes(values: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
 
 
 def _follows(
-    index: ClipIndex, rows: NDArray[np.int64], ticks: NDArray[np.int64], samples_per_frame: float
+    index: ClipIndex, rows: NDArray[np.int32], ticks: NDArray[np.int64], samples_per_frame: float
 ) -> NDArray[np.bool_]:
     """Whether each row begins where picture and sound of the row before it end."""
     frames, samples = index.num_frames[rows], index.num_samples[rows]
@@ -177,7 +181,7 @@ def _follows(
 
 
 def _overlap(first: int, length: int, row_begin: int, row_end: int) -> slice:
-    """The part of a window in a row, counted from the row's begin."""
-    begin = max(first, row_begin)
+    """The part of a window in a row, counted from the row's begin; empty if there is none."""
+    begin = min(max(first, row_begin), row_end)
     end = max(begin, min(first + length, row_end))
-    return slice(int(begin - row_begin), int(end - row_begin))
+    return slice(begin - row_begin, end - row_begin)

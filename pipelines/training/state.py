@@ -1,7 +1,6 @@
-"""The state of a training in a worker: built, wrapped for several devices, saved and loaded.
+"""State of a training in a worker: build, wrap for several devices, save, load.
 
-What a checkpoint holds does not depend on how many workers there are, nor on how they share the
-weights.
+Checkpoints depend neither on the number of workers nor on how weights are sharded.
 
 Method: XKD, arXiv:2211.13929, sections 3 and 4.
 """
@@ -39,7 +38,7 @@ from xkd_core.xkd import XKD, build_xkd, load_model_tensors, model_tensors
 
 
 def build_state(config: PretrainConfig) -> TrainState:
-    """New weights, the same in every worker, wrapped as `parallelism` says."""
+    """Builds networks and optimizer with the same new weights in every worker."""
     device = get_device()
     torch.manual_seed(config.seed)
     model = build_xkd(config.model).to(device)
@@ -57,7 +56,7 @@ def build_state(config: PretrainConfig) -> TrainState:
 
 def _wrapped(model: XKD, config: PretrainConfig) -> torch.nn.Module:
     if config.parallelism == "ddp":
-        # Centres are no buffers: DDP has nothing to broadcast.
+        # Centers are not buffers, so DDP has nothing to broadcast.
         wrapped: torch.nn.Module = prepare_model(
             model, parallel_strategy_kwargs={"broadcast_buffers": False}
         )
@@ -68,7 +67,7 @@ def _wrapped(model: XKD, config: PretrainConfig) -> torch.nn.Module:
 
 
 def saved_tensors(state: TrainState) -> dict[str, Tensor]:
-    """The networks' tensors and the centres, as they are and perhaps sharded."""
+    """Returns the tensors of the networks and the centers, possibly sharded."""
     centers = {VIDEO_CENTER: state.centers.video, AUDIO_CENTER: state.centers.audio}
     return {**model_tensors(state.model), **centers}
 
@@ -76,11 +75,11 @@ def saved_tensors(state: TrainState) -> dict[str, Tensor]:
 def checkpoint_to_load(
     config: PretrainConfig, rungs: Mapping[str, Any] | None = None
 ) -> Path | None:
-    """The run's newest complete checkpoint, else the one that `resume` names, if there is one.
+    """Returns the run's newest complete checkpoint, or else the one that `resume` names, or None.
 
-    What lies on disk counts: Ray Train may not have heard of a checkpoint before it was killed.
-    It then hears of it with what was scored at it, by `rungs`, the plan of a trial of a sweep.
-    Rank 0 looks, and all workers must ask.
+    The checkpoints on disk count, because a training may be killed before it reports one to Ray
+    Train. Such a checkpoint is reported here, with its scores if `rungs` is the plan of a trial.
+    Rank 0 reads the disk; all workers must call this.
     """
     folder = Path(config.output) / config.name
     reported = {Path(known.checkpoint.path).name for known in train.get_all_reported_checkpoints()}
@@ -97,10 +96,10 @@ def checkpoint_to_load(
 
 
 def load_state(state: TrainState, folder: Path, config: PretrainConfig, dataset_id: str) -> None:
-    """Goes back to where a checkpoint was.
+    """Restores the state of a checkpoint.
 
     Raises:
-        UserError: if it belongs to other clips.
+        UserError: If it belongs to other clips.
     """
     check_dataset(folder, config.dataset, dataset_id)
     tensors = load_tensors(folder)
@@ -114,7 +113,7 @@ def load_state(state: TrainState, folder: Path, config: PretrainConfig, dataset_
 
 
 def autocast_dtype(config: PretrainConfig) -> torch.dtype | None:
-    """What `precision` means on this device."""
+    """Returns the autocast type for `precision` on this device; None for float32."""
     on_gpu = get_device().type == "cuda" and torch.cuda.is_bf16_supported()
     if config.precision == "bfloat16" or (config.precision == "auto" and on_gpu):
         return torch.bfloat16

@@ -1,7 +1,7 @@
-"""Why a training stops before its end, and how each worker hears of it.
+"""Reasons to stop a training early, and how workers learn about them.
 
-A stop leaves a checkpoint of the last step done. It is asked for by SIGTERM at a worker, by the
-driver (Ctrl-C, or SIGTERM there), or by the clock; `Agreement` makes all workers stop together.
+A stop leaves a checkpoint of the last completed step. It is caused by SIGTERM at a worker, by the
+driver (Ctrl-C or SIGTERM), or by `max_seconds`. `Agreement` makes all workers stop at one step.
 """
 
 import signal
@@ -16,24 +16,24 @@ import ray
 from ray.train.torch import TorchConfig
 
 _ASK_SECONDS = 0.5
-"""Time between two questions to the driver."""
+"""Time between two requests to the driver."""
 
 _TERMINATED = threading.Event()
 
 
 class Stop(IntEnum):
-    """Why to stop; where there are several reasons the largest counts."""
+    """Reason to stop; of several reasons the largest counts."""
 
     NO = 0
     TIME_IS_UP = 1
     ASKED = 2
-    """The driver wants it."""
+    """The driver asked for it."""
     TERMINATED = 3
-    """A worker got SIGTERM: its machine is about to be taken away."""
+    """A worker received SIGTERM, for example because its machine is preempted."""
 
 
 class StopSignal:
-    """What one worker has heard; asking never waits."""
+    """Reasons to stop that one worker knows; never blocks."""
 
     def __init__(self, board: Any = None, deadline: float | None = None) -> None:
         self._board = board
@@ -43,7 +43,7 @@ class StopSignal:
         self._asked = False
 
     def now(self) -> Stop:
-        """The reason to stop, if there is one."""
+        """Returns the reason to stop, or `Stop.NO`."""
         if _TERMINATED.is_set():
             return Stop.TERMINATED
         if self._driver_wants_it():
@@ -63,30 +63,30 @@ class StopSignal:
             try:
                 self._asked = ray.get(self._answer)
             except ray.exceptions.RayError:
-                self._board = None  # gone with its node: the driver cannot be heard any more
+                self._board = None  # lost with its node: the driver cannot be reached any more
             self._answer = None
         return self._asked
 
 
 @dataclass
 class StoppableTorchConfig(TorchConfig):
-    """Ray Train's set-up of PyTorch, after which workers take SIGTERM as a wish to stop."""
+    """Ray Train's setup of PyTorch; in addition, SIGTERM asks workers to stop."""
 
     @property
     def backend_cls(self) -> Any:
-        """What sets up the workers."""
+        """The backend that sets up the workers."""
         return _StoppableBackend
 
 
 class _StoppableBackend(TorchConfig().backend_cls):  # type: ignore[misc]  # Ray's is private
     def on_training_start(self, worker_group: Any, backend_config: Any) -> None:
         super().on_training_start(worker_group, backend_config)
-        # Handlers can only be set in a main thread, and training runs in another one.
+        # Signal handlers can only be set in the main thread; training runs in another one.
         worker_group.execute(_stop_on_sigterm)
 
 
 def _stop_on_sigterm() -> None:
-    """Makes SIGTERM at this process a wish to stop."""
+    """Makes SIGTERM ask this process to stop."""
     _TERMINATED.clear()
     signal.signal(signal.SIGTERM, _terminated)
 

@@ -1,7 +1,7 @@
-"""How fast a training goes, what holds it up, and when to say so.
+"""Throughput of a training, and warnings about what slows it down.
 
-Waiting for clips above `MAX_WAIT` of the time, or a pace far below what the run had before, is
-told once each time it begins, with what to do about it.
+Warns, with a remedy, when waiting for clips begins to take more than `MAX_WAIT` of the time, or
+when throughput drops far below its earlier value.
 """
 
 import math
@@ -12,15 +12,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 MAX_WAIT = 0.1
-"""Share of the time spent waiting for clips above which a run is called slow."""
+"""Share of time spent waiting for clips above which to warn."""
 _MIN_PACE = 0.7
-"""Share of the usual throughput under which a run is called slowed down."""
+"""Share of the usual throughput below which to warn."""
 _JUDGED_SECONDS = 30.0
-"""Time over which a run is judged; a single step says little."""
+"""Time over which a run is judged; single steps are too noisy."""
 _USUAL_TIMES = 20
-"""Judged times whose median is the usual throughput."""
+"""Number of judged periods whose median is the usual throughput."""
 MIN_TIMES = 5
-"""Judged times before there is a usual throughput."""
+"""Number of judged periods before there is a usual throughput."""
 
 WAIT_REMEDY = (
     "put the clip dataset on a faster disk, or give workers more CPUs (cpus_per_worker) to read it"
@@ -32,7 +32,7 @@ _PACE_REMEDY = (
 
 
 class Clock:
-    """Throughput, the share of the time spent waiting for clips, and stalls at checkpoints."""
+    """Measures throughput, the time spent waiting for clips, and stalls at checkpoints."""
 
     def __init__(self, batch_size: int) -> None:
         self._batch_size = batch_size
@@ -56,7 +56,7 @@ class Clock:
 
     @contextmanager
     def pausing(self) -> Iterator[None]:
-        """Leaves the time of the block out of all measures."""
+        """Excludes the time of the block from all measures."""
         begun = time.monotonic()
         yield
         paused = time.monotonic() - begun
@@ -64,7 +64,7 @@ class Clock:
         self._lap_started += paused
 
     def step_ends(self) -> None:
-        """Counts a step; the first one is not timed, since it pays for warming up."""
+        """Counts a step; the first one is not timed because it includes warm-up."""
         self._steps += 1
         if self._steps == 1:
             self._started = self._lap_started = time.monotonic()
@@ -74,15 +74,15 @@ class Clock:
 
     @property
     def waited_seconds(self) -> float:
-        """How long this worker has waited for clips since the last lap."""
+        """Time that this worker waited for clips since the last lap."""
         return self._waited
 
     def lap(self, waited_seconds: float) -> dict[str, float]:
-        """The measures since the last lap; none if no step was timed.
+        """Returns the measures since the last lap; empty if no step was timed.
 
         Args:
-            waited_seconds: What the worker waited for clips that waited longest: as the others
-                wait for it in turn, with theirs it would look as if they computed.
+            waited_seconds: Wait for clips of the worker that waited longest. The others wait for
+                that worker in turn, so their own waits are too short.
         """
         numbers: dict[str, float] = {}
         if self._lap_steps:
@@ -99,14 +99,14 @@ class Clock:
         return numbers
 
     def clips_per_second(self) -> float:
-        """Over all steps but the first; NaN if there were none."""
+        """Throughput of all steps but the first; NaN if there are none."""
         if self._steps < 2:
             return math.nan
         return (self._steps - 1) * self._batch_size / (time.monotonic() - self._started)
 
 
 class SlowdownWatch:
-    """Judges a run by its laps, and compares it with how it went before."""
+    """Judges a run by its laps and compares it with earlier ones."""
 
     def __init__(self, judged_seconds: float = _JUDGED_SECONDS) -> None:
         self._judged_seconds = judged_seconds
@@ -115,7 +115,7 @@ class SlowdownWatch:
         self._seconds = self._waited = self._clips = 0.0
 
     def new_warnings(self, numbers: Mapping[str, float], step: int) -> dict[str, str]:
-        """Warnings that begin with this lap, by kind."""
+        """Returns warnings that begin with this lap, by kind."""
         if "time/lap_seconds" not in numbers:
             return {}
         seconds = numbers["time/lap_seconds"]

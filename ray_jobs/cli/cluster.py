@@ -4,6 +4,8 @@ import logging
 import os
 import signal
 import socket
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,14 +17,12 @@ import ray
 from pipelines.config.base import RaySettings
 from pipelines.errors import Terminated, UserError
 from pipelines.paths import PACKAGES
+from ray_jobs.cli.environment import worker_environment
 
 CONNECT_SECONDS = 5.0
 MAX_PORT = 65_535
-SURROUNDINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # Every report of a worker waits for the controller to look, by default every 2 s.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-}
+_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray in a submitted job."""
 
 
 @contextmanager
@@ -34,8 +34,6 @@ def connected(config: RaySettings, *, dashboard: bool = False) -> Iterator[None]
         dashboard: Start one in a Ray of its own: Ray Train gives back the resources of a trial that
             Tune has ended only if it can ask the dashboard whether the trial still lives.
     """
-    for name, value in SURROUNDINGS.items():
-        os.environ.setdefault(name, value)
     # Ray Data tells on the console what a job's own progress tells better.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     address = ray_address(config)
@@ -51,12 +49,14 @@ def connected(config: RaySettings, *, dashboard: bool = False) -> Iterator[None]
         }
     else:
         options["address"] = address
-        if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        submitted = os.environ.get(_JOB_CONFIG)
+        options["runtime_env"] = {"env_vars": worker_environment(submitted)}
+        if submitted is None:
             # The cluster's workers get the code from here; a submitted job has brought its own.
             modules = [str(PACKAGES / name) for name in ("xkd_core", "pipelines", "ray_jobs")]
-            options["runtime_env"] = {"py_modules": modules}
+            options["runtime_env"]["py_modules"] = modules
     try:
-        with _own_termination():
+        with _own_termination(), _without_log_level_line():
             ray.init(**options)
         yield
     finally:
@@ -78,6 +78,25 @@ def _own_termination() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _without_log_level_line() -> Iterator[None]:
+    """Leaves out the line in which Ray's core says on stderr which level it is set to."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            caught.seek(0)
+            for line in caught:
+                if b"Set ray log level" not in line:
+                    os.write(2, line)
 
 
 def ray_address(config: RaySettings) -> str | None:

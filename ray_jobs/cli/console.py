@@ -1,55 +1,142 @@
-"""What a job prints while it works: one line a stage: how far, how fast, how long yet."""
+"""What a job prints while it works: how far each stage is, how fast, and how long it takes yet.
+
+On a terminal a stage is a bar that rich redraws; elsewhere it is a plain line every few seconds.
+"""
 
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 LOG_SECONDS = 5.0
 """Between two lines where the output is not a terminal."""
+_BAR_WIDTH = 20
+_REFRESHES_A_SECOND = 4
+
+_shown: "StageProgress | None" = None
+"""The stage whose bar is on the terminal; there is one at a time."""
 
 
 class StageProgress:
-    """Progress of one stage; rewrites its line on a terminal, adds lines in a log."""
+    """Progress of one stage.
 
-    def __init__(self, stage: str, unit: str) -> None:
+    Args:
+        stage: Its name, which the line begins with.
+        unit: What is counted, in the plural.
+        details: What a terminal shows below the bar, asked for as the stage gets on.
+    """
+
+    def __init__(
+        self, stage: str, unit: str, details: Callable[[], RenderableType] | None = None
+    ) -> None:
         self._stage = stage
         self._unit = unit
+        self._details = details
         self._started = time.monotonic()
         self._first: tuple[float, float] | None = None
         self._printed = 0.0
         self._last = ""
+        self._live: Live | None = None
+        self._lock = threading.Lock()  # news come from a thread, the end from the driver
 
     def __call__(self, done: float, total: float, note: str) -> None:
         """Shows the state unless it was shown just now."""
         now = time.monotonic()
         if self._first is None or done <= self._first[1]:
             self._first = (now, done)  # what comes before the first unit is no measure of its rate
-        terminal = sys.stdout.isatty()
-        if done < total and now - self._printed < (0.2 if terminal else LOG_SECONDS):
+        is_drawn = is_terminal()
+        pause = 1 / _REFRESHES_A_SECOND if is_drawn else LOG_SECONDS
+        if done < total and now - self._printed < pause:
             return
-        line = self._line(now, done, total, note)
+        columns = self._columns(now, done, total)
+        line = f"{'  '.join(columns)}  {note}".rstrip()
         if line == self._last:
             return
         self._printed, self._last = now, line
-        print(f"\r\x1b[K{line}" if terminal else line, end="" if terminal else "\n", flush=True)
+        if is_drawn:
+            self._draw(columns, done, total, note)
+        else:
+            print(line, flush=True)
 
-    def _line(self, now: float, done: float, total: float, note: str) -> str:
+    def _columns(self, now: float, done: float, total: float) -> list[str]:
         start, begun_at = self._first or (now, done)
         rate = (done - begun_at) / (now - start) if now > start else 0.0
-        text = f"{self._stage:9} {int(done)}/{total:.0f} {self._unit}"
+        columns = [f"{self._stage:9} {int(done)}/{total:.0f} {self._unit}"]
         if rate > 0:
-            text += f"  {_rate(rate, self._unit)}"
+            columns.append(_rate(rate, self._unit))
             if done < total:
-                text += f"  {duration((total - done) / rate)} left"
-        return f"{text}  {note}".rstrip()
+                columns.append(f"{duration((total - done) / rate)} left")
+        return columns
+
+    def _draw(self, columns: Sequence[str], done: float, total: float, note: str) -> None:
+        """Redraws the bar, and under it the note and the details."""
+        global _shown
+        bar = Table.grid(padding=(0, 2))
+        counts, *speed = columns
+        bar.add_row(
+            Text(counts, no_wrap=True),
+            ProgressBar(total=max(total, 1e-9), completed=done, width=_BAR_WIDTH),
+            Text("  ".join(speed), no_wrap=True, overflow="ellipsis"),
+        )
+        parts: list[RenderableType] = [bar]
+        if note:
+            parts.append(Text(f"{'':9} {note}", style="dim", overflow="fold"))
+        if self._details is not None:
+            parts.append(self._details())
+        with self._lock:
+            if self._live is None:
+                close_progress()
+                self._live = _live()
+                self._live.start()
+                _shown = self
+            self._live.update(Group(*parts))
+
+    def close(self) -> None:
+        """Leaves the bar as it is and gives the terminal back."""
+        global _shown
+        with self._lock:
+            live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+        if _shown is self:
+            _shown = None
 
     def finish(self, result: str) -> None:
         """Ends the stage with what came out and how long it took."""
-        if sys.stdout.isatty():
-            print("\r\x1b[K", end="")
+        if self._live is not None:
+            self._live.transient = True  # the line below says all that the bar did
+        self.close()
         print(
             f"{self._stage:9} {result} ({duration(time.monotonic() - self._started)})", flush=True
         )
+
+
+def close_progress() -> None:
+    """Gives the terminal back where a stage did not come to its end."""
+    if _shown is not None:
+        _shown.close()
+
+
+def is_terminal() -> bool:
+    """Whether a bar can be redrawn: the output is a terminal, and one that knows how."""
+    return sys.stdout.isatty() and not Console().is_dumb_terminal
+
+
+def _live() -> Live:
+    console = Console(file=sys.stdout, highlight=False)
+    return Live(
+        console=console,
+        refresh_per_second=_REFRESHES_A_SECOND,
+        vertical_overflow="ellipsis",
+        # What others print meanwhile appears above the bar, unless it goes elsewhere anyway.
+        redirect_stderr=sys.stderr.isatty(),
+    )
 
 
 def _rate(per_second: float, unit: str) -> str:

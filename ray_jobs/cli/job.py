@@ -23,6 +23,7 @@ from pipelines.config.base import JobConfig
 from pipelines.errors import JobFailed, Stopped, Terminated, UserError
 from pipelines.redaction import one_line, redacted
 from ray_jobs.cli.configurations import Arguments, find_configuration
+from ray_jobs.cli.console import close_progress
 from ray_jobs.cli.help import make_parser
 from ray_jobs.cli.jobs import JobSummary
 from ray_jobs.cli.settings import load_settings
@@ -67,8 +68,8 @@ class Job:
 
 def run_job(job: Job, argv: Sequence[str] | None = None) -> int:
     """Runs one job; returns the exit code."""
-    arguments = make_parser(job.summary, job.schema).parse_args(argv)
-    console = logging.StreamHandler()
+    arguments = make_parser(job.summary, job.schema).parse_intermixed_args(argv)
+    console = _StandardError()
     console.setFormatter(_Redacting("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(
         level=logging.INFO if arguments.verbose else logging.WARNING, handlers=[console]
@@ -101,6 +102,18 @@ def run_job(job: Job, argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _StandardError(logging.StreamHandler[Any]):
+    """Writes to what `sys.stderr` is at the moment: above a bar while one is drawn."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        """The standard error of now."""
+        return sys.stderr
+
+
 class _Redacting(logging.Formatter):
     """Leaves passwords out of tracebacks too, where clients show whole URIs."""
 
@@ -117,7 +130,10 @@ def _plan_and_work(job: Job, arguments: argparse.Namespace) -> None:
     if plan.mistakes:
         raise UserError("\n  ".join(_counted(plan.mistakes)))
     if not arguments.dry_run:
-        job.work(config)
+        try:
+            job.work(config)
+        finally:
+            close_progress()
 
 
 def _outside_reason(error: Exception) -> str | None:

@@ -8,17 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from yaml import YAMLError
 
-from pipelines.config.base import JobConfig, settings_without_password
 from pipelines.config.describe import annotation_of, is_union
 from pipelines.config.mistakes import Mistake, described_mistakes
 from pipelines.errors import UserError
-from pipelines.files import replacing
 from ray_jobs.cli.bases import BASE, Configuration, Keys, read_configuration
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
@@ -40,27 +37,6 @@ def load_settings(schema: type[ConfigT], file: Path | None, overrides: Sequence[
         mistakes = described_mistakes(error, schema)
         lines = [f"{mistake.text}{_origin(mistake, origins)}" for mistake in mistakes]
         raise UserError(_in_words(lines, str(file or "settings"))) from None
-
-
-def write_settings(file: Path, config: JobConfig) -> Path:
-    """Writes the resolved settings as a configuration that the same job takes."""
-    values = settings_without_password(config)
-    header = "# The resolved settings of this run; the same job takes this file.\n"
-    if values["tracking"]["uri"] != config.tracking.uri:
-        header += "# The password is left out: give tracking.uri again.\n"
-    text = yaml.safe_dump(_escaped(values), sort_keys=False, width=100)
-    with replacing(file) as temporary:
-        temporary.write_text(header + text)
-    return file
-
-
-def _escaped(value: Any) -> Any:
-    """Texts that OmegaConf reads back as they are, where they look like its `${...}`."""
-    if isinstance(value, dict):
-        return {key: _escaped(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_escaped(inner) for inner in value]
-    return value.replace("${", "\\${") if isinstance(value, str) else value
 
 
 def _origin(mistake: Mistake, origins: Mapping[Keys, Path]) -> str:

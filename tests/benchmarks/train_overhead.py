@@ -34,7 +34,7 @@ from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.tracking.runs import RunRef
 from pipelines.training.feed import make_feed
 from pipelines.training.pretrain import pretrain
-from ray_jobs.cli.cluster import SURROUNDINGS
+from ray_jobs.cli.environment import ENVIRONMENT
 from tests.helpers.clip_datasets import FRAME_RATE, SAMPLE_RATE, write_dataset
 from xkd_core.losses import initial_centers
 from xkd_core.optim import build_optimizer
@@ -75,7 +75,7 @@ def main() -> None:
 
 def measure(home: Path, num_steps: int, repeats: int) -> list[Turn]:
     """Takes turns."""
-    os.environ.update(SURROUNDINGS)
+    os.environ.update(ENVIRONMENT)
     turns: list[Turn] = []
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     for repeat in range(repeats):

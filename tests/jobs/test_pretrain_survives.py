@@ -26,7 +26,7 @@ from pipelines.models.checkpoints import find_checkpoint, is_complete, load_tens
 from pipelines.tracking.runs import RunRef
 from pipelines.training.checks import check_pretrain
 from pipelines.training.pretrain import PretrainResult, pretrain
-from ray_jobs.cli.cluster import SURROUNDINGS
+from ray_jobs.cli.environment import ENVIRONMENT
 from tests.helpers.clip_datasets import write_dataset
 from tests.helpers.training import (
     curve,
@@ -79,7 +79,7 @@ def local_ray() -> Iterator[None]:
 @contextlib.contextmanager
 def _surroundings() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in SURROUNDINGS.items():
+        for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
         patch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
         yield

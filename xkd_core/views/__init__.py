@@ -1,1 +1,1 @@
-"""What students and teachers see of a clip: crops, color, blur, and the log-mel spectrogram."""
+"""Views of a clip for students and teachers: crops, color, blur, log-mel spectrograms."""

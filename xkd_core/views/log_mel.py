@@ -1,8 +1,8 @@
-"""From a waveform to the normalised log-mel spectrogram that encoders see.
+"""Normalized log-mel spectrograms, the input of the audio encoder.
 
-The spectrogram is librosa's: Hann window, power, Slaney's mel scale and norm, reflected edges. The
-mean and the standard deviation of the normalisation are settings; 64,000 samples give 80 x 448
-numbers, and silence gives -2.3976.
+Equal to librosa's: Hann window, power spectrum, Slaney mel scale and norm, reflected edges. Mean
+and standard deviation of the normalization are settings. With the defaults, 64,000 samples give 80
+bins x 448 frames, and silence gives -2.3976.
 
 Paper: XKD, section 4.
 """
@@ -15,11 +15,11 @@ from xkd_core.config import AudioConfig
 from xkd_core.shapes import Float, Tensor
 
 LOG_FLOOR = 1.1920929e-7
-"""Added before the logarithm; the float32 epsilon."""
+"""Epsilon of float32, added before the logarithm."""
 
 
 class LogMel(nn.Module):
-    """Turns waveforms into normalised log-mel spectrograms, in float32 under autocast too."""
+    """Computes normalized log-mel spectrograms, in float32 also under autocast."""
 
     window: Tensor
     filterbank: Tensor
@@ -31,7 +31,7 @@ class LogMel(nn.Module):
         self.mean = config.mean
         self.std = config.std
         filterbank = mel_filterbank(config)
-        # Constants of the settings, not of the training: kept out of checkpoints.
+        # They follow from the settings, so checkpoints do not hold them.
         self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
         self.register_buffer("filterbank", filterbank, persistent=False)
 
@@ -54,7 +54,7 @@ class LogMel(nn.Module):
 
 
 def mel_filterbank(config: AudioConfig) -> Float[Tensor, "M frequencies"]:
-    """Slaney's triangles over the frequencies of the Fourier transform, from 0 to half the rate."""
+    """Returns Slaney's triangular filters, from 0 to half the sample rate."""
     filterbank: Tensor = torchaudio.functional.melscale_fbanks(
         n_freqs=config.n_fft // 2 + 1,
         f_min=0.0,

@@ -1,8 +1,11 @@
-"""What is random about a view, drawn on the CPU before any pixel is touched.
+"""Random parameters of views, drawn on the CPU before any pixel is processed.
 
-Each clip's numbers come from a generator of its own, keyed by seed, epoch and clip, so a view never
-depends on which clips share the batch, on the worker or on the number of workers. One call draws
-all numbers of a clip as uniforms; the formulas that turn them into parameters run on whole batches.
+Each clip has a generator of its own, keyed by seed, epoch and clip id. A view therefore depends
+neither on the other clips of the batch nor on the number of workers. One call draws all uniform
+numbers of a clip; formulas on whole batches turn them into parameters:
+
+    clip a | u u u u u u ... |  --> start  crop_area  crop_ratio  ...  mask noise    one row a clip
+    clip b | u u u u u u ... |
 
 Paper: XKD, section 4; crops of audio as in BYOL-A, arXiv:2103.06695.
 """
@@ -23,65 +26,65 @@ from xkd_core.shapes import Bool, Float, Int, Tensor
 _CROP_TRIES = 10
 _BLUR_SIGMA = Range(low=0.1, high=2.0)
 _PUBLISHED_BLUR_SIGMA = (2.0, 0.1)
-"""Widths along rows and columns that `local_blur_sigma="fixed"` gives every blurred view."""
+"""Vertical and horizontal sigma of every blurred view if `local_blur_sigma` is "fixed"."""
 _LOCAL_AUDIO_STEP = 100
-"""Samples between two possible starts of a local audio window."""
+"""Step in samples between possible starts of a local audio window."""
 
-# How many uniform numbers a view takes. They are taken whatever the settings are, so that a
-# probability or a range can change without moving every other draw.
+# Uniform numbers of one view. All of them are drawn whatever the settings are, so that changing a
+# probability or a range leaves all other draws as they are.
 _VIDEO_NUMBERS = 1 + 2 * _CROP_TRIES + 2 + 1 + 4 + 4 + 1 + 2
 _AUDIO_NUMBERS = 1 + 1 + 2 + 2
 
 
 class VideoViewParameters(NamedTuple):
-    """One video view of each clip; constant in time, so a view moves as its clip does."""
+    """Parameters of one video view of each clip; they are the same for all frames."""
 
     start: Int[Tensor, " B"]
     """First frame."""
     crop_area: Float[Tensor, "B tries"]
-    """Proposed shares of the frame's area; the first proposal that fits is used."""
+    """Proposed shares of the frame's area; the first one that fits is used."""
     crop_ratio: Float[Tensor, "B tries"]
     """Proposed widths over heights."""
     crop_position: Float[Tensor, "B 2"]
-    """Row and column of the crop in the room it has: from 0, the first, to 1, past the last."""
+    """Row and column of the crop as a share of the free space, in [0, 1)."""
     flip: Bool[Tensor, " B"]
     color_factors: Float[Tensor, "B 4"]
-    """Factors of brightness, contrast and saturation, then the turn of the hue."""
+    """Factors of brightness, contrast and saturation, then the shift of the hue."""
     color_order: Int[Tensor, "B 4"]
     """Which of the four comes first, second, third and last."""
     gray: Bool[Tensor, " B"]
     blur_sigma: Float[Tensor, "B 2"]
-    """Widths of the blur along rows and columns in pixels; 0 where there is none."""
+    """Vertical and horizontal sigma of the blur in pixels; 0 without blur."""
 
 
 class AudioViewParameters(NamedTuple):
-    """One audio view of each clip."""
+    """Parameters of one audio view of each clip."""
 
     start: Int[Tensor, " B"]
     """First sample."""
     volume: Float[Tensor, " B"]
     crop_size: Float[Tensor, "B 2"]
-    """Height and width of the crop as shares of the spectrogram; local views alone are cropped."""
+    """Height and width of the crop as shares of the spectrogram; only local views are cropped."""
     crop_position: Float[Tensor, "B 2"]
-    """Row and column of the crop in the room it has, as for video."""
+    """Row and column of the crop as a share of the free space, in [0, 1)."""
 
 
 class ViewParameters(NamedTuple):
-    """Everything random about the views of a batch, one row a clip, on the CPU."""
+    """All random parameters of the views of a batch, one row a clip, on the CPU."""
 
     video_globals: tuple[VideoViewParameters, ...]
     video_locals: tuple[VideoViewParameters, ...]
     audio_globals: tuple[AudioViewParameters, ...]
     audio_locals: tuple[AudioViewParameters, ...]
     video_mask_noise: Float[Tensor, "GB_video N_video"]
-    """Of the first global view of all clips, then of the second."""
+    """Noise of the first global view of all clips, then of the second."""
     audio_mask_noise: Float[Tensor, "GB_audio N_audio"]
 
 
 def clip_generator(
     seed: int, epoch: int, clip_id: str, purpose: str = "views"
 ) -> np.random.Generator:
-    """Returns the generator of a clip in an epoch; `purpose` separates independent uses of it."""
+    """Returns the generator of a clip in an epoch; another `purpose` gives independent numbers."""
     name = json.dumps([seed, epoch, clip_id, purpose])
     digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
@@ -90,10 +93,10 @@ def clip_generator(
 def draw_view_parameters(
     clip_ids: Sequence[str], epochs: Sequence[int], seed: int, config: MethodConfig
 ) -> ViewParameters:
-    """Draws the parameters of all views of a batch; a clip's row depends on that clip alone.
+    """Draws the parameters of all views of a batch; each row depends only on its clip.
 
     Raises:
-        ValueError: If there is not one epoch for each clip.
+        ValueError: If the numbers of clips and epochs differ.
     """
     if len(clip_ids) != len(epochs):
         raise ValueError(
@@ -116,7 +119,7 @@ def draw_view_parameters(
     audio_locals = [_local_audio(uniforms, views, audio) for _ in range(views.num_audio_locals)]
     video_noise = [uniforms.take(video.num_tokens)]
     audio_noise = [uniforms.take(audio.num_tokens)]
-    # Further global views are drawn last, so that they move no other draw.
+    # Drawn last, so that more global views leave all other draws as they are.
     for _ in range(1, views.num_video_globals):
         video_globals.append(_global_video(uniforms, views))
         video_noise.append(uniforms.take(video.num_tokens))
@@ -133,13 +136,13 @@ def draw_view_parameters(
     )
 
 
-def place(position: Float[Tensor, "*B"], room: Int[Tensor, "*B"]) -> Int[Tensor, "*B"]:
-    """Turns positions in [0, 1) into equally likely integers from 0 to `room`."""
+def integer_offset(position: Float[Tensor, "*B"], room: Int[Tensor, "*B"]) -> Int[Tensor, "*B"]:
+    """Maps positions in [0, 1) to equally likely integers from 0 to `room`."""
     return (position * (room + 1)).long()
 
 
 class _Uniforms:
-    """A table of uniform numbers, a row a clip, of which columns are taken from left to right."""
+    """A table of uniform numbers, one row a clip, whose columns are consumed from left to right."""
 
     def __init__(self, table: Tensor) -> None:
         self._table = table

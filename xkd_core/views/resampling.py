@@ -1,9 +1,15 @@
-"""Crops, resizes and blurs as matrices: one matrix per clip and axis, applied by batched products.
+"""Crops, resizes and blurs as matrices, one per clip and axis, applied by batched products.
 
-Each function here builds matrices of shape (B, output, input) from per-clip parameters, so clips
-with different crops share one product on any device. The values are those of the usual libraries:
-`antialias_matrix` is PIL's (and torchvision's antialiased) bilinear filter, `bicubic_matrix` is
-`F.interpolate(mode="bicubic", align_corners=True)`, `blur_matrix` is torchvision's Gaussian blur.
+Functions build matrices of shape (B, output, input) from per-clip parameters, so that clips with
+different crops share one product on any device. `antialias_matrix` equals PIL's (and torchvision's
+antialiased) bilinear filter, `bicubic_matrix` `F.interpolate(mode="bicubic", align_corners=True)`,
+and `blur_matrix` torchvision's Gaussian blur.
+
+    cut pixels 2 to 5 of 8 and resize them to 2, with a triangle of width 4:
+
+        pixel      0    1    2    3    4    5    6    7
+        output 0 [ 0    0   .43  .43  .14   0    0    0 ]
+        output 1 [ 0    0    0   .14  .43  .43   0    0 ]
 """
 
 import torch
@@ -21,12 +27,12 @@ def antialias_matrix(
     input_size: int,
     output_size: int,
 ) -> Float[Tensor, "B output input"]:
-    """Cuts `length` pixels from `start` and resizes them by a triangle filter, then flips."""
+    """Crops `length` pixels from `start`, resizes them by a triangle filter, then flips."""
     output = torch.arange(output_size, device=start.device)
     output = torch.where(flip.unsqueeze(1), output_size - 1 - output, output)  # B output
     scale = (length / output_size).unsqueeze(1)
     center = (output + 0.5) * scale
-    # Pixels of the crop are counted from its first; the filter widens only when it shrinks.
+    # Pixels count from the start of the crop. The filter widens only for shrinking.
     pixel = torch.arange(input_size, device=start.device) - start.unsqueeze(1)  # B input
     distance = (pixel.unsqueeze(1) + 0.5 - center.unsqueeze(2)).abs()
     weights = (1.0 - distance / scale.clamp(min=1.0).unsqueeze(2)).clamp(min=0.0)
@@ -38,14 +44,14 @@ def antialias_matrix(
 def bicubic_matrix(
     start: Int[Tensor, " B"], length: Int[Tensor, " B"], *, input_size: int, output_size: int
 ) -> Float[Tensor, "B output input"]:
-    """Cuts `length` values from `start` and resizes them so that first and last stay in place."""
+    """Crops `length` values from `start`, resizes them with first and last values aligned."""
     step = (length - 1) / max(output_size - 1, 1)
     position = torch.arange(output_size, device=start.device) * step.unsqueeze(1)  # B output
     first = position.floor()
     taps = torch.arange(-1, 3, device=start.device)
     index = first.long().unsqueeze(2) + taps  # B output 4
     weights = _cubic((position - first).unsqueeze(2) - taps)
-    # Taps beyond the crop fall on its first and last values.
+    # Taps outside the crop use its first and last values.
     index = index.clamp(min=0).minimum((length - 1).view(-1, 1, 1)) + start.view(-1, 1, 1)
     matrix = weights.new_zeros(len(start), output_size, input_size)
     return matrix.scatter_add_(2, index, weights)
@@ -61,9 +67,9 @@ def _cubic(offset: Tensor) -> Tensor:
 def blur_matrix(
     sigma: Float[Tensor, "*B"], *, size: int, radius: int
 ) -> Float[Tensor, "*B size size"]:
-    """Gaussian blur with `2 * radius + 1` taps and reflected edges; none where sigma is 0."""
+    """Gaussian blur with `2 * radius + 1` taps and reflected edges; the identity at sigma 0."""
     taps = torch.arange(-radius, radius + 1, device=sigma.device)
-    # At a vanishing sigma the middle tap alone is left.
+    # For a vanishing sigma only the middle tap remains.
     weights = torch.exp(-0.5 * (taps / sigma.clamp(min=1e-4).unsqueeze(-1)) ** 2)
     weights = weights / weights.sum(dim=-1, keepdim=True)  # *B taps
     position = torch.arange(size, device=sigma.device).unsqueeze(1) + taps  # size taps

@@ -1,7 +1,7 @@
-"""One copy for many small tensors: what views take to a device besides their clips.
+"""Copies many tensors to a device at once: the clips of a batch, or the parameters of its views.
 
-A copy from the host costs a GPU about the same for one number as for a megabyte, and one that is
-not from pinned memory makes the host wait. The parameters of a batch are some hundred tensors.
+Each copy from the host has a fixed cost, and a copy from memory that is not pinned waits for the
+work that is queued on the device. The parameters of one batch are about a hundred tensors.
 """
 
 import math
@@ -24,8 +24,8 @@ def copy_together(tree: _Tree, device: torch.device) -> _Tree:
         |-----------------------|---|.....|-------------    one array of bytes, copied once;
         0                       24        32                dots fill up to the alignment
 
-    On the device each tensor is a view of the copied bytes. Anything but tensors, and everything
-    where the device is the CPU, stays as it is.
+    On the device each tensor is a view of the copied bytes. Other values are kept. If the device is
+    the CPU, the tree is returned as it is.
     """
     if device.type == "cpu":
         return tree
@@ -49,7 +49,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 def _seen_as(like: Tensor, part: Tensor) -> Tensor:
-    """The bytes as a tensor of the same kind and shape as another."""
+    """Interprets bytes as a tensor with the type and shape of another."""
     return part[: like.nbytes].view(like.dtype).view(like.shape)
 
 

@@ -1,8 +1,11 @@
-"""One video view of each clip: cut, resize, flip, jitter, gray, blur, normalise.
+"""One video view of each clip: crop, resize, flip, jitter, gray, blur, normalize.
 
-Nothing is drawn here: a view is a function of its clip and its parameters. Pixels are kept as
-(B, 3, H, T, W) while a view is made, so that both axes of a resize or a blur are one batched matrix
-product; colours are changed after the resize, when there are fewest pixels.
+A view is a function of its clip and its parameters; nothing is drawn here. Augmentations of
+torchvision v2 and kornia draw from global state or once a batch, so they cannot be used. Pixels
+have the shape (B, 3, H, T, W), so that resizing or blurring an axis is one batched matrix product.
+Colors change after the resize, when there are fewest pixels.
+
+    frames (T, H, W, 3) uint8 --> rows @ pixels @ columns --> jitter, gray, blur --> (3, T, H, W)
 
 Paper: XKD, section 4; the formulas are torchvision's.
 """
@@ -15,16 +18,16 @@ import torch
 from xkd_core.config import Range
 from xkd_core.shapes import Bool, Float, Int, Tensor, UInt8
 from xkd_core.views.color import Change, jitter_, jitter_changes, make_gray_
-from xkd_core.views.parameters import VideoViewParameters, place
+from xkd_core.views.parameters import VideoViewParameters, integer_offset
 from xkd_core.views.resampling import antialias_matrix, blur_matrix
 
 _LARGEST_PIXEL = 255.0
 VIDEO_MEAN = (0.485, 0.456, 0.406)
 VIDEO_STD = (0.229, 0.224, 0.225)
 CPU_CHUNK_CLIPS = 1
-"""Clips worked on at once on a CPU, whose cache holds little more than one."""
+"""Clips that a CPU processes at once; its cache holds little more than one."""
 CUDA_CHUNK_VALUES = 1 << 28
-"""Values of frames that become floats at once on a GPU; bounds the memory that views take."""
+"""Pixel values that a GPU converts to float at once; limits the memory of views."""
 
 
 class Crops(NamedTuple):
@@ -37,21 +40,21 @@ class Crops(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Clips of a view that are worked on at once, and what is done to which of them."""
+    """Clips of a view that are processed at once, and which operations apply to which of them."""
 
     first: int
     end: int
     changes: tuple[Change, ...]
-    """Of color, in order."""
+    """Color operations in order."""
     gray: Int[Tensor, " gray"]
-    """Clips of the chunk that lose their color."""
+    """Clips of the chunk to make gray."""
     blurred: Int[Tensor, " blurred"]
 
 
 def plan_chunks(
     view: VideoViewParameters, frames: UInt8[Tensor, "B T_clip H_clip W_clip 3"]
 ) -> tuple[Chunk, ...]:
-    """Decides on the CPU, where the parameters are, what a device then does without asking."""
+    """Plans on the CPU which operations apply to which clips, so that devices need no decisions."""
     is_blurred = view.blur_sigma.any(dim=1)
     return tuple(
         Chunk(
@@ -74,9 +77,9 @@ def video_view(
     num_frames: int,
     size: int,
 ) -> Float[Tensor, "B 3 T H W"]:
-    """Makes the view that the parameters describe, from `num_frames` frames of each clip.
+    """Computes a view from `num_frames` frames of each clip.
 
-    All tensors are on one device; `chunks` are those of `plan_chunks`.
+    All tensors must be on one device; `chunks` come from `plan_chunks`.
     """
     device = frames.device
     resize = _resize_matrices(crops, view.flip, frames.shape[2], frames.shape[3], size)
@@ -101,7 +104,7 @@ def plain_video_view(
     widths: Int[Tensor, " B"],
     size: int,
 ) -> Float[Tensor, "B 3 T size size"]:
-    """Makes the view of evaluation: the largest central square of all frames, resized."""
+    """Computes the view for evaluation: the largest central square of all frames, resized."""
     side = heights.minimum(widths)
     crops = Crops((heights - side) // 2, (widths - side) // 2, side, side)
     upright = torch.zeros_like(side, dtype=torch.bool)
@@ -115,13 +118,13 @@ def plain_video_view(
 
 
 def normalize_video(pixels: Float[Tensor, "*B 3 T H W"]) -> Float[Tensor, "*B 3 T H W"]:
-    """Maps [0, 1] to the range of the views: ImageNet's mean and deviation per channel."""
+    """Normalizes pixels in [0, 1] by ImageNet's mean and deviation of each channel."""
     mean, std = _mean_and_std(pixels)
     return (pixels - mean) / std
 
 
 def denormalize_video(video: Float[Tensor, "*B 3 T H W"]) -> Float[Tensor, "*B 3 T H W"]:
-    """Undoes `normalize_video`: maps views back to [0, 1]."""
+    """Inverts `normalize_video`."""
     mean, std = _mean_and_std(video)
     return video * std + mean
 
@@ -132,12 +135,12 @@ def resolve_crops(
     widths: Int[Tensor, " B"],
     ratio: Range,
 ) -> Crops:
-    """Turns proposed areas and ratios into rectangles, as torchvision's RandomResizedCrop.
+    """Computes rectangles from proposed areas and ratios, like torchvision's RandomResizedCrop.
 
-    The first proposal that fits is used; where none does, the largest central rectangle whose ratio
-    is within `ratio`. All tensors are on one device.
+    Uses the first proposal that fits, or else the largest central rectangle with a ratio within
+    `ratio`. All tensors must be on one device.
     """
-    # In float64, so that rounding gives the same pixel on every device.
+    # float64, so that rounding gives the same pixel on every device.
     area = view.crop_area.double() * (heights * widths).unsqueeze(1)
     proposed_width = (area * view.crop_ratio).sqrt().round().long()
     proposed_height = (area / view.crop_ratio).sqrt().round().long()
@@ -155,7 +158,7 @@ def resolve_crops(
     height = torch.where(any_fits, proposed_height.gather(1, first).squeeze(1), central_height)
     room = torch.stack((heights - height, widths - width), dim=1)
     top, left = torch.where(
-        any_fits.unsqueeze(1), place(view.crop_position, room), room // 2
+        any_fits.unsqueeze(1), integer_offset(view.crop_position, room), room // 2
     ).unbind(dim=1)
     return Crops(top, left, height, width)
 
@@ -182,7 +185,7 @@ def _take_frames(frames: Tensor, start: Tensor, num_frames: int) -> Tensor:
 def _resize_matrices(
     crops: Crops, flip: Bool[Tensor, " B"], input_height: int, input_width: int, size: int
 ) -> tuple[Float[Tensor, "B size H"], Float[Tensor, "B size W"]]:
-    """Makes the matrices that cut, resize and flip; the first also scales pixels to [0, 1]."""
+    """Builds the matrices that crop, resize and flip; the first also scales pixels to [0, 1]."""
     upright = torch.zeros_like(flip)
     over_rows = antialias_matrix(
         crops.top, crops.height, upright, input_size=input_height, output_size=size
@@ -199,7 +202,7 @@ def _resize(
     over_columns: Float[Tensor, "B size W"],
 ) -> Float[Tensor, "B 3 size T size"]:
     if frames.is_cpu:
-        # Only what a crop covers becomes floats; a GPU would have to stop to tell where that is.
+        # Converts only pixels in the crop to float. A GPU would have to synchronize to know them.
         (top, bottom), (left, right) = _support(over_rows), _support(over_columns)
         frames = frames[:, :, top:bottom, left:right]
         over_rows, over_columns = over_rows[:, :, top:bottom], over_columns[:, :, left:right]
@@ -213,7 +216,7 @@ def _resize(
 
 
 def _support(matrix: Tensor) -> tuple[int, int]:
-    """Range of inputs that some output of some clip uses."""
+    """Returns the range of inputs with a weight other than 0 in any clip."""
     used = matrix.amax(dim=(0, 1)).nonzero()
     return int(used[0]), int(used[-1]) + 1
 
@@ -223,7 +226,7 @@ def _blur_(
     matrices: Float[Tensor, "B 2 size size"],
     chosen: Int[Tensor, " chosen"],
 ) -> None:
-    """Blurs the chosen clips along rows and columns."""
+    """Blurs the chosen clips vertically and horizontally."""
     if not len(chosen):
         return
     over_rows, over_columns = matrices[chosen].repeat_interleave(3, dim=0).unbind(dim=1)
@@ -238,7 +241,7 @@ def _normalize_into(video: Float[Tensor, "B 3 T H W"], pixels: Float[Tensor, "B 
 
 
 def _mean_and_std(like: Tensor) -> tuple[Float[Tensor, "3 1 1 1"], Float[Tensor, "3 1 1 1"]]:
-    """Made by fills on the device: a tensor of Python numbers is copied there and waited for."""
+    """Fills numbers in on the device, since a tensor of Python numbers needs a blocking copy."""
     numbers = [like.new_full((1,), number) for number in (*VIDEO_MEAN, *VIDEO_STD)]
     mean, std = torch.cat(numbers).view(2, 3, 1, 1, 1)
     return mean, std

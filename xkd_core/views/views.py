@@ -1,9 +1,9 @@
-"""Global and local views of clips: batched tensor operations on whatever device the batch is.
+"""Global and local views of clips, by batched operations on the device of the batch.
 
-Nothing is drawn here: `draw_view_parameters` draws on the CPU, before, and a clip's views are a
-function of the clip and its parameters, whatever else is in the batch.
+`draw_view_parameters` draws all random numbers before, on the CPU. The views of a clip are a
+function of the clip and its parameters, independent of the rest of the batch.
 
-Paper: XKD, section 4; crops of sound as in BYOL-A, arXiv:2103.06695.
+Paper: XKD, section 4; audio crops as in BYOL-A, arXiv:2103.06695.
 """
 
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from xkd_core.views.parameters import (
     ViewParameters,
     clip_generator,
     draw_view_parameters,
-    place,
+    integer_offset,
 )
 from xkd_core.views.resampling import bicubic_matrix
 from xkd_core.views.transfer import copy_together
@@ -49,11 +49,11 @@ __all__ = [
 
 LARGEST_SAMPLE = 32_767.0
 _LOCAL_AUDIO_CANVAS = 1.5
-"""Width of the canvas on which a local spectrogram is cropped, in widths of the spectrogram."""
+"""Width of the canvas from which local spectrograms are cropped, relative to their width."""
 
 
 class ClipBatch(NamedTuple):
-    """Clips as they are stored: bytes of pixels and samples, nothing drawn yet."""
+    """Clips as stored: pixels and samples as integers."""
 
     frames: UInt8[Tensor, "B T H W 3"]
     """Padded on the right and below to the largest frame of the batch."""
@@ -63,20 +63,20 @@ class ClipBatch(NamedTuple):
 
 
 class Views(NamedTuple):
-    """What one training step sees of a batch: normalised views and the noise that draws masks."""
+    """Input of a training step: normalized views and the noise from which masks follow."""
 
     video_global: Float[Tensor, "GB 3 T H W"]
-    """The first global view of all clips; where there are more, then the second of all clips."""
+    """The first global view of all clips, then the second if there is one."""
     video_locals: Float[Tensor, "J B 3 T_local H_local W_local"]
     audio_global: Float[Tensor, "GB_audio 1 M T_audio"]
     audio_locals: Float[Tensor, "J_audio B 1 M T_audio_local"]
     video_mask_noise: Float[Tensor, "GB N_video"]
-    """A uniform number per token of a global view; the tokens with the lowest stay visible."""
+    """One uniform number a token of a global view; tokens with the lowest stay visible."""
     audio_mask_noise: Float[Tensor, "GB_audio N_audio"]
 
 
 def split_views(views: Views, num_parts: int) -> list[Views]:
-    """Cuts a batch into parts of equally many clips, in order."""
+    """Splits a batch into parts with equally many clips, in order."""
     num_clips = views.video_locals.shape[1]
     parts = []
     for name, tensor in views._asdict().items():
@@ -92,9 +92,9 @@ def split_views(views: Views, num_parts: int) -> list[Views]:
 def make_views(
     batch: ClipBatch, parameters: ViewParameters, config: MethodConfig, log_mel: LogMel
 ) -> Views:
-    """Makes all views of a batch, on the batch's device and in float32.
+    """Computes all views of a batch in float32, on the device of the batch.
 
-    Neither waits for the device nor copies to it, but for one copy of all parameters.
+    Copies all parameters to the device at once and never synchronizes with it.
     """
     video, audio, device = config.model.video, config.model.audio, batch.frames.device
     global_chunks = tuple(plan_chunks(view, batch.frames) for view in parameters.video_globals)
@@ -155,7 +155,7 @@ def make_views(
 def plain_views(
     batch: ClipBatch, config: MethodConfig, log_mel: LogMel
 ) -> tuple[Float[Tensor, "B 3 T H_out W_out"], Float[Tensor, "B 1 M T_audio"]]:
-    """Makes the views of evaluation: the largest central square and the whole sound, no jitter."""
+    """Computes the views for evaluation: the central square and the whole sound, without jitter."""
     video = plain_video_view(batch.frames, batch.heights, batch.widths, config.model.video.size)
     return video, plain_audio_view(batch.waveform, log_mel)
 
@@ -164,14 +164,14 @@ def plain_views(
 def plain_audio_view(
     waveform: Int16[Tensor, "B S"], log_mel: LogMel
 ) -> Float[Tensor, "B 1 M T_audio"]:
-    """Makes the view of evaluation: the spectrogram of the whole sound."""
+    """Computes the view for evaluation: the spectrogram of the whole sound."""
     return log_mel(waveform / LARGEST_SAMPLE).unsqueeze(1)
 
 
 def _window(
     waveform: Float[Tensor, "B S"], view: AudioViewParameters, num_samples: int
 ) -> Float[Tensor, "B num_samples"]:
-    """Cuts a window out of each waveform and changes its volume."""
+    """Takes a window of each waveform and scales its volume."""
     if num_samples < waveform.shape[1]:
         offset = torch.arange(num_samples, device=waveform.device)
         waveform = waveform.gather(1, view.start.unsqueeze(1) + offset)
@@ -179,12 +179,16 @@ def _window(
 
 
 def _crop(spectrogram: Float[Tensor, "B M T"], view: AudioViewParameters) -> Float[Tensor, "B M T"]:
-    """Crops a spectrogram on a wider canvas of zeros and resizes the crop to its own size."""
+    """Crops a spectrogram on a wider canvas of zeros and resizes the crop to the original size.
+
+    |000| spectrogram |000|     canvas, 1.5 times as wide
+         |--- crop ---|         resized to the size of the spectrogram
+    """
     M, T = spectrogram.shape[1:]
     canvas_width = int(T * _LOCAL_AUDIO_CANVAS)
     over_bins = _crop_matrix(view, 0, length=M, room=M)
     over_frames = _crop_matrix(view, 1, length=T, room=canvas_width)
-    # Outside of the spectrogram the canvas is zero, so its columns there add nothing.
+    # Columns of the canvas outside the spectrogram are zero and need no product.
     first = (canvas_width - T) // 2
     return over_bins @ spectrogram @ over_frames[:, :, first : first + T].mT
 
@@ -192,7 +196,7 @@ def _crop(spectrogram: Float[Tensor, "B M T"], view: AudioViewParameters) -> Flo
 def _crop_matrix(
     view: AudioViewParameters, axis: int, *, length: int, room: int
 ) -> Float[Tensor, "B length room"]:
-    """Cuts each clip's share of `length` out of `room` and resizes it to `length`."""
+    """Builds matrices that crop a share of `length` out of `room` and resize it to `length`."""
     taken = (view.crop_size[:, axis] * length).long().clamp(min=1, max=room)
-    start = place(view.crop_position[:, axis], room - taken)
+    start = integer_offset(view.crop_position[:, axis], room - taken)
     return bicubic_matrix(start, taken, input_size=room, output_size=length)

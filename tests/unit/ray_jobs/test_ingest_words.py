@@ -1,7 +1,8 @@
 """What ingest says of its outcome."""
 
-from pipelines.ingest.ingest import IngestSummary
+from pipelines.dataset.source_flaws import SourceFlaws
 from pipelines.ingest.plan import Changes
+from pipelines.ingest.summary import IngestSummary
 from ray_jobs.ingest import summary_text
 
 
@@ -14,6 +15,7 @@ def test_media_that_no_list_names_are_not_called_files_without_media():
         clips=4,
         new_clips=4,
         media_seconds=20.0,
+        flaws=SourceFlaws(without_sound=2),
         dataset_id="0",
         ignored={"not listed": 2},
         notes=["splits are taken from the list: train (3 rows)"],
@@ -22,5 +24,6 @@ def test_media_that_no_list_names_are_not_called_files_without_media():
     assert summary_text(summary) == (
         "4 clips of 2 sources, 4 of them new; 3 sources = 2 accepted + 1 rejected (1 unreadable); "
         "files that are not sources: 2 not listed\n"
+        "  sources that declare sound and gave none: 2\n"
         "  splits are taken from the list: train (3 rows)"
     )

@@ -116,7 +116,7 @@ def test_paths_of_options_must_not_depend_on_the_working_directory():
 
 
 def test_the_spaces_of_the_readme_are_valid():
-    text = (CONF.parents[1] / "README.md").read_text()
+    text = (CONF.parents[1] / "pipelines/sweep/README.md").read_text()
     (space,) = re.findall(r"```yaml\nspace:\n(.*?)```", text, re.DOTALL)
     values = load_settings(SweepConfig, CONF / "smoke.yaml", []).model_dump()
     config = SweepConfig.model_validate(values | {"space": yaml.safe_load(space)})

@@ -1,9 +1,12 @@
 """Facts about the optimizer and the clipping."""
 
+import numpy as np
 import pytest
 import torch
 
-from tests.helpers.networks import VARIANTS, micro_config, micro_model
+from tests.helpers import networks
+from tests.helpers.networks import VARIANTS, micro_config, micro_model, micro_views, train_state
+from xkd_core import train_step as step_module
 from xkd_core.config import OptimizerConfig
 from xkd_core.optim import (
     build_optimizer,
@@ -12,6 +15,7 @@ from xkd_core.optim import (
     set_learning_rate,
     total_gradient_norm,
 )
+from xkd_core.train_step import train_step
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -85,3 +89,120 @@ def test_the_learning_rate_is_the_same_in_every_group():
     optimizer = build_optimizer(micro_model(), micro_config().optimizer)
     set_learning_rate(optimizer, 0.125)
     assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.125]
+
+
+RATE = 0.1
+GRADIENT_NORMS = (0.05, 4.0, 0.6)
+"""AdamW does not see the scale of gradients, but it sees that clipping changes their ratios."""
+
+
+def drawn_gradients(weights):
+    """Gradients of each step by name, the same on every machine."""
+    generator = np.random.default_rng(0)
+    steps = []
+    for norm in GRADIENT_NORMS:
+        drawn = {name: generator.standard_normal(w.shape) for name, w in weights.items()}
+        steps.append({name: norm * g / np.linalg.norm(g) for name, g in drawn.items()})
+    return steps
+
+
+def weights_of(model):
+    return {
+        name: parameter.detach().double().numpy().copy()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def trained_weights(variant="modality_specific", **settings):
+    """Weights before and after a step of `train_step` for each of the drawn gradients."""
+    optimizer = OptimizerConfig(learning_rate=RATE, warmup_epochs=0.0, **settings)
+    config, model = micro_config(variant, optimizer=optimizer), micro_model(variant)
+    state, before = train_state(model, config), weights_of(model)
+    for gradients in drawn_gradients(before):
+
+        def set_gradients(gradients=gradients):
+            for name, parameter in model.named_parameters():
+                if name in gradients:
+                    parameter.grad = torch.from_numpy(gradients[name]).float()
+
+        train_step(
+            state,
+            micro_views(2),
+            config,
+            total_steps=10**9,
+            steps_per_epoch=1e9,
+            before_update=set_gradients,
+        )
+    return before, weights_of(model)
+
+
+def published_weights(before, steps):
+    """The published rule in float64: AdamW, decay of matrices, each student tensor clipped."""
+    after = {}
+    for name, start in before.items():
+        weight, mean, square = start.copy(), np.zeros_like(start), np.zeros_like(start)
+        decay = 0.0 if name.endswith(".bias") or start.ndim == 1 else 0.3
+        for count, gradients in enumerate(steps, start=1):
+            gradient = gradients[name]
+            if name.startswith(("video_student", "audio_student")):
+                gradient = gradient * min(1.0, 0.3 / np.linalg.norm(gradient))
+            mean = 0.9 * mean + 0.1 * gradient
+            square = 0.95 * square + 0.05 * gradient**2
+            weight *= 1.0 - RATE * decay
+            update = mean / (1 - 0.9**count) / (np.sqrt(square / (1 - 0.95**count)) + 1e-8)
+            weight -= RATE * update
+        after[name] = weight
+    return after
+
+
+def largest_difference(before, after):
+    expected = published_weights(before, drawn_gradients(before))
+    return max(np.abs(after[name] - expected[name]).max() for name in expected)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_three_steps_lead_to_the_published_weights(variant):
+    assert largest_difference(*trained_weights(variant)) < 1e-4
+
+
+def decay_everything(monkeypatch):
+    def one_group(model, config):
+        optimizer = build_optimizer(model, config)
+        for group in optimizer.param_groups:
+            group["weight_decay"] = config.weight_decay
+        return optimizer
+
+    monkeypatch.setattr(networks, "build_optimizer", one_group)
+
+
+def clip_decoders(monkeypatch):
+    monkeypatch.setattr(step_module, "clipped_parameters", lambda model: list(model.parameters()))
+
+
+def clip_nothing(monkeypatch):
+    monkeypatch.setattr(step_module, "clip_each_gradient", lambda *_: None)
+
+
+def clip_all_together(monkeypatch):
+    monkeypatch.setattr(step_module, "clip_each_gradient", torch.nn.utils.clip_grad_norm_)
+
+
+@pytest.mark.parametrize(
+    ("settings", "patch"),
+    [
+        pytest.param({"weight_decay": 0.0}, None, id="no weight decay"),
+        pytest.param({"decay_tokens_and_positions": False}, None, id="tokens without decay"),
+        pytest.param({"betas": (0.9, 0.999)}, None, id="another second beta"),
+        pytest.param({"betas": (0.95, 0.95)}, None, id="another first beta"),
+        pytest.param({"max_grad_norm": 1.0}, None, id="another norm"),
+        pytest.param({}, decay_everything, id="norms and biases decay"),
+        pytest.param({}, clip_nothing, id="no clipping"),
+        pytest.param({}, clip_all_together, id="one norm for all"),
+        pytest.param({}, clip_decoders, id="clipped decoders"),
+    ],
+)
+def test_another_optimizer_leads_to_other_weights(monkeypatch, settings, patch):
+    if patch is not None:
+        patch(monkeypatch)
+    assert largest_difference(*trained_weights(**settings)) > 1e-3

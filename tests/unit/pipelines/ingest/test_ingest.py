@@ -20,7 +20,7 @@ from pipelines.errors import UserError
 from pipelines.ingest.ingest import check_ingest, ingest
 from pipelines.ingest.plan import Changes, Unit, UnitSource
 from pipelines.ingest.worker import UnitIngester
-from pipelines.media.container import REASONS
+from pipelines.media.reasons import REASONS
 from tests.helpers.media import frame_number, tone, write_growing, write_media, write_numbered
 
 pytestmark = pytest.mark.ray

@@ -5,8 +5,10 @@ import av
 import numpy as np
 import pytest
 
-from pipelines.media.container import REASONS, DecodeError, probe
+from pipelines.media.container import DecodeError
 from pipelines.media.decode import decode_segments
+from pipelines.media.reasons import REASONS
+from pipelines.media.selection import probe
 from tests.helpers.media import (
     CODECS,
     frame_number,

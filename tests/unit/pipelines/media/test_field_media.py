@@ -67,9 +67,12 @@ def test_a_transport_stream_whose_clock_restarts_is_both_halves(field, tmp_path)
 
 def blocks(segments):
     """Frames as 4 x 4 colors, since the halves differ in size."""
-    frames = np.concatenate([segment.frames for segment in segments]).astype(float)
-    height, width = frames.shape[1:3]
-    return frames.reshape(len(frames), 4, height // 4, 4, width // 4, 3).mean(axis=(2, 4))
+    colors = []
+    for segment in segments:
+        count, height, width = segment.frames.shape[:3]
+        cells = segment.frames.reshape(count, 4, height // 4, 4, width // 4, 3)
+        colors.append(cells.astype(float).mean(axis=(2, 4)))
+    return np.concatenate(colors)
 
 
 def second_half(path):

@@ -9,9 +9,10 @@ import av
 import numpy as np
 import pytest
 
-from pipelines.media.container import DecodeError, open_source, probe
+from pipelines.media.container import DecodeError, open_source
 from pipelines.media.decode import decode_segments
 from pipelines.media.formats import COMMON_CODECS, COMMON_CONTAINERS, NEVER, container_whitelist
+from pipelines.media.selection import probe
 from tests.helpers.media import tone, write_media, write_numbered
 
 SETTINGS = {

@@ -15,8 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.media.container import REASONS, DecodeError, probe
+from pipelines.media.container import DecodeError
 from pipelines.media.decoder_process import DecoderProcess
+from pipelines.media.reasons import REASONS
+from pipelines.media.selection import probe
 from tests.helpers.media import tone, write_media, write_numbered
 
 SETTINGS = {

@@ -4,8 +4,9 @@ from collections import Counter
 
 import pytest
 
-from pipelines.media.container import REASONS, DecodeError
+from pipelines.media.container import DecodeError
 from pipelines.media.decoder_process import DecoderProcess
+from pipelines.media.reasons import REASONS
 
 SETTINGS = {
     "segment_seconds": 5.0,

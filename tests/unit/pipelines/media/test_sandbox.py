@@ -288,12 +288,12 @@ def test_a_file_that_hangs_dies_or_swells_costs_itself(owned, tmp_path, clip, pr
 
 REPAIRS = {"clock_leaps": 0, "sound_gaps": 0, "bridged_gaps": 0, "rebased_clocks": 0}
 HONEST = {
-    "repairs": REPAIRS,
     "start_seconds": 0.0,
     "duration_seconds": 1.0,
     "frames": [8, 24, 32, 3],
     "samples": 16_000,
     "decode_errors": 0,
+    "repairs": REPAIRS,
     "info": {
         "container": "avi",
         "video_codec": "mpeg4",
@@ -302,6 +302,9 @@ HONEST = {
         "native_height": 48,
         "native_rate": 25.0,
         "rotation": 0,
+        "is_mirrored": False,
+        "declares_picture": True,
+        "declares_sound": False,
         "stream_offset_seconds": 0.0,
         "duration_seconds": 2.0,
     },
@@ -351,6 +354,9 @@ LIES = [
     told(decode_errors=-1),
     told(decode_errors=1 << 70),
     told(decode_errors=None),
+    told(repairs={}),
+    told(repairs=None),
+    told_info(declares_sound=1),
     told(info=None),
     told(info=[]),
     told(info={}),

@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.pyfunc.scoring_server import invocations
 
 from pipelines.media.decode import decode_segments
 from pipelines.media.windows import audio_windows, video_windows
@@ -181,6 +183,27 @@ def test_paths_bytes_and_arrays_of_a_film_give_the_same(models, films, modality)
         np.testing.assert_allclose(model.predict(inputs), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("seconds", [0.125, 0.375])
+def test_an_input_shorter_than_a_segment_of_training_is_embedded(models, tmp_path, seconds):
+    film = write_media(tmp_path / "short.mkv", seconds=seconds, seed=3)
+    (segment,) = decode_segments(
+        str(film),
+        segment_seconds=CLIPS.segment_seconds,
+        min_segment_seconds=0.01,
+        frame_rate=8.0,
+        short_side=CLIPS.short_side,
+        sample_rate=4_000,
+    )
+    assert len(segment.waveform) < CLIPS.min_segment_seconds * 4_000
+    for modality, array in {
+        "video": {"frames": [segment.frames]},
+        "audio": {"waveform": [segment.waveform]},
+    }.items():
+        embedding = models[modality].predict({"path": [str(film)]})
+        assert embedding.shape == (1, WIDTH)
+        np.testing.assert_allclose(embedding, models[modality].predict(array), atol=1e-6)
+
+
 def test_an_array_of_many_segments_is_cut_as_a_film_is(models, films):
     frames = np.concatenate([segment.frames for segment in decoded(films[0])])
     expected = models["video"].predict({"path": [str(films[0])]})
@@ -285,6 +308,19 @@ def test_where_no_process_can_be_started_the_model_decodes_itself_and_says_so_on
         "media are decoded in this process (No such file or directory): a hostile file could do "
         "what it can"
     ]
+
+
+def test_a_server_answers_with_the_input_and_not_with_its_own_files(models, films):
+    records = [{"path": str(films[0])}, {"path": "/nowhere.mp4"}]
+    request = json.dumps({"dataframe_records": records})
+    schema = models["video"].metadata.get_input_schema()
+    with pytest.raises(MlflowException) as caught:
+        invocations(request, "application/json", models["video"], schema)
+    answer = json.loads(caught.value.serialize_as_json())
+    assert answer["error_code"] == "BAD_REQUEST"
+    assert "input 1 (/nowhere.mp4) cannot be decoded" in answer["message"]
+    assert "stack_trace" not in answer
+    assert ".py" not in answer["message"]
 
 
 @pytest.mark.parametrize(("modality", "missing"), [("video", "picture"), ("audio", "sound")])

@@ -127,7 +127,7 @@ def test_an_empty_section_says_why():
 def test_a_note_takes_the_place_of_the_common_reason():
     page = render(bare(notes={"scores": "All clips have one class."}))
     assert "All clips have one class." in section(page, "scores")
-    assert "No labels were given" not in section(page, "scores")
+    assert "the clips have no labels" not in section(page, "scores")
 
 
 def test_sources_are_accounted_for(page):
@@ -138,7 +138,7 @@ def test_sources_are_accounted_for(page):
 
 def test_no_rejects_is_said():
     page = render(bare(ingest=IngestCounts(sources=3, accepted=3, rejected=0, clips=3)))
-    assert "nothing was rejected" in section(page, "data")
+    assert "No source was rejected" in section(page, "data")
     assert "<table" not in section(page, "data")
 
 
@@ -146,7 +146,7 @@ def test_only_the_first_rejects_of_a_reason_are_named():
     rejects = [Reject(f"file-{i}.mp4", "too_short", "short") for i in range(50)]
     counts = IngestCounts(50, 0, 50, 0, rejects_by_reason={"too_short": 50}, examples=rejects)
     text = text_of(section(render(bare(ingest=counts)), "data"))
-    assert "8 of 50 named" in text
+    assert "8 of 50 shown" in text
     assert "file-8.mp4" not in text
 
 
@@ -162,7 +162,7 @@ def test_a_clip_with_one_side_says_which_lacks():
         )
     )
     Page(page)
-    assert "the clip has no picture" in section(page, "reconstructions")
+    assert "the clip has no video" in section(page, "reconstructions")
 
 
 def test_neighbors_are_marked_right_and_wrong(page):

@@ -38,15 +38,15 @@ def test_the_page_has_all_sections_and_loads_nothing(page):
 
 def test_it_says_what_is_best_and_how_sure_that_is(record, page):
     head = text_of(section(page, "head"))
-    assert f"Best of 14 trials is {record.result.best.name}" in head
+    assert f"The best of 14 trials is {record.result.best.name}" in head
     assert "within two standard errors of the best" in head
-    assert "chosen on the clips of the split test" in head
+    assert "chosen by its score on the split test" in head
     assert "untrained" in head
 
 
 def test_each_setting_has_its_drawing(page):
     assert section(page, "against").count("<svg") == 4
-    assert "Searched only where objective.refinement is mean" in section(page, "against")
+    assert "Searched only if objective.refinement is mean" in section(page, "against")
     assert section(page, "time").count("<svg") == 3
     assert section(page, "front").count("<svg") == 1
 
@@ -62,9 +62,9 @@ def test_every_trial_is_in_the_table_with_its_end(page):
 
 def test_importance_says_how_it_was_computed(page):
     text = text_of(section(page, "importance"))
-    assert "functional ANOVA over a random forest fitted to 12 trials" in text
+    assert "functional ANOVA over a random forest (Optuna, seed 0) fitted to 12 trials" in text
     assert "rung 1 of 4" in text
-    assert "take it as a hint" in text
+    assert "this is only a hint" in text
 
 
 def test_a_best_trial_that_had_collapsed_is_marked_everywhere(record):
@@ -75,7 +75,7 @@ def test_a_best_trial_that_had_collapsed_is_marked_everywhere(record):
     page = render_sweep(replace(record, result=result))
     assert f"{best.name} completed, {reason}." in text_of(section(page, "head"))
     assert f"completed, {reason}" in text_of(section(page, "trials"))
-    assert f"# Mind: it completed, {reason}" in write_winner(record.config, result).read_text()
+    assert f"# Warning: it completed, {reason}" in write_winner(record.config, result).read_text()
     write_winner(record.config, record.result)
     rows = _trial_table(record.config, trials).splitlines()
     assert sum("completed, collapsed" in row for row in rows) == 1

@@ -210,7 +210,7 @@ def test_a_sweep_goes_on_only_with_its_own_clips(tmp_path, changed):
     assert len(mistake.splitlines()) == 1
     assert mistake.endswith(
         f"all see the same clips: it began with dataset made12, but {changed} ({places[changed]}) "
-        "is grown now. Take another name or restore the clips of then"
+        "is grown now. Take another name or restore those clips"
     )
     (folder / "run.json").write_text(json.dumps(there))  # of a version that did not keep them
     assert check_sweep(config) == []

@@ -42,10 +42,8 @@ def test_what_ray_fails_with_is_one_line_that_says_how_to_go_on(error, line):
     with pytest.raises(JobFailed) as failed:
         _fit(tuner_that_raises(error))
     (told,) = str(failed.value).splitlines()
-    assert told.startswith(f"the sweep was cut off by {line}")
-    assert told.endswith(
-        "Trials and their checkpoints stay; the same command goes on with those left"
-    )
+    assert told.startswith(f"the sweep was interrupted by {line}")
+    assert told.endswith("Trials and their checkpoints stay; the same command continues the sweep")
 
 
 @pytest.mark.parametrize(

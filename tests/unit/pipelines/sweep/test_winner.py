@@ -30,7 +30,7 @@ def test_the_winner_is_a_configuration_that_runs(record):
     ("uri", "kept", "note"),
     [
         ("http://mlflow.example:5000", "http://mlflow.example:5000", ""),
-        ("http://me:secret@mlflow.example:5000", None, "as http://***@mlflow.example:5000; pass"),
+        ("http://me:secret@mlflow.example:5000", None, "(http://***@mlflow.example:5000); no pass"),
     ],
 )
 def test_the_winner_logs_where_the_sweep_did(tmp_path, uri, kept, note):

@@ -64,3 +64,20 @@ sys.exit(run_job(job, [sys.argv[1], "ray.num_cpus=1"]))
     assert done.returncode == os.EX_TEMPFAIL, done.stderr
     assert "example: terminated. The same command goes on from there." in done.stderr
     assert "connected" not in done.stdout
+
+
+@pytest.mark.ray
+def test_ray_starts_without_a_word():
+    program = """
+import os, sys
+from pipelines.config.base import RaySettings
+from ray_jobs.cli.cluster import connected
+
+with connected(RaySettings(num_cpus=1)):
+    print("connected")
+    os.write(2, b"said by the job\\n")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
+    assert (done.stdout, done.stderr) == ("connected\n", "said by the job\n")

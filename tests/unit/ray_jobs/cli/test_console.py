@@ -1,3 +1,12 @@
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import struct
+import sys
+import termios
+
 import pytest
 
 from ray_jobs.cli import console
@@ -29,3 +38,57 @@ def test_a_rate_does_not_count_the_time_before_the_first_unit(clock, capsys):
     clock[0] = 70.0
     progress(50, 100, "")
     assert capsys.readouterr().out.splitlines()[-1].endswith("5.0 sources/s  10 s left")
+
+
+ON_TERMINAL = """
+import logging, sys, time
+from ray_jobs.cli.console import StageProgress, close_progress
+progress = StageProgress("pretrain", "steps")
+note = "the feed is slow: " + "many words about what a worker waits for " * 4
+for step in (0, 10, 20):
+    progress(step, 40, note)
+    time.sleep(0.3)
+print("a line of another library", file=sys.stderr)
+if sys.argv[1] == "finish":
+    progress.finish("40 steps")
+else:
+    close_progress()
+    print("it failed")
+"""
+
+
+def on_terminal(end: str) -> list[str]:
+    """The lines that a program writes to a terminal of 80 columns, without their colors."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ |= {"TERM": "xterm-256color", "PYTHONPATH": os.getcwd()}
+        os.execv(sys.executable, [sys.executable, "-c", ON_TERMINAL, end])
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    written = b""
+    with contextlib.suppress(OSError):  # how a terminal ends
+        while part := os.read(terminal, 4096):
+            written += part
+    os.close(terminal)
+    assert os.waitpid(pid, 0)[1] == 0, written
+    assert written.count(b"\x1b[?25l") == written.count(b"\x1b[?25h") == 1  # cursor
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.decode())
+    return [line for line in re.split(r"[\r\n]+", text) if line.strip()]
+
+
+@pytest.mark.parametrize("end", ["finish", "fail"])
+def test_a_bar_fits_the_terminal_and_gives_it_back(end):
+    lines = on_terminal(end)
+    assert max(map(len, lines)) <= 80
+    assert any(
+        re.match(r"pretrain  20/40 steps +\S+ +\d+\.\d steps/s  \d+ s left", x) for x in lines
+    )
+    assert "a line of another library" in lines
+    assert lines[-1] == ("it failed" if end == "fail" else "pretrain  40 steps (1 s)")
+
+
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch, capsys):
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(console.sys.stdout, "isatty", lambda: True)
+    progress = StageProgress("ingest", "sources")
+    progress(3, 3, "")
+    assert capsys.readouterr().out == "ingest    3/3 sources\n"

@@ -15,8 +15,9 @@ from pipelines.config.pretrain import PretrainConfig, PretrainSettings
 from pipelines.config.promote import PromoteConfig
 from pipelines.config.run import RunConfig
 from pipelines.config.sweep import SweepConfig
+from pipelines.config.written import write_settings
 from pipelines.errors import UserError
-from ray_jobs.cli.settings import load_settings, write_settings
+from ray_jobs.cli.settings import load_settings
 
 CONF = Path(__file__).resolve().parents[4] / "conf"
 SCHEMAS = {

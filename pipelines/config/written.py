@@ -1,0 +1,33 @@
+"""The resolved settings of a run as a file that the same job takes as its configuration."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.config.base import JobConfig, settings_without_password
+from pipelines.files import replacing
+
+CONFIG_FILE = "config.yaml"
+"""In a run's folder."""
+
+
+def write_settings(file: Path, config: JobConfig) -> Path:
+    """Writes all settings but the password of the tracking server."""
+    values = settings_without_password(config)
+    header = "# The resolved settings of this run; the same job takes this file.\n"
+    if values["tracking"]["uri"] != config.tracking.uri:
+        header += "# The password is left out: give tracking.uri again.\n"
+    text = yaml.safe_dump(_escaped(values), sort_keys=False, width=100)
+    with replacing(file) as temporary:
+        temporary.write_text(header + text)
+    return file
+
+
+def _escaped(value: Any) -> Any:
+    """Texts that OmegaConf reads back as they are, where they look like its `${...}`."""
+    if isinstance(value, dict):
+        return {key: _escaped(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_escaped(inner) for inner in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value

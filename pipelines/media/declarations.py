@@ -1,0 +1,71 @@
+"""What a container says that PyAV has no attribute for: its programs and the borders it crops.
+
+FFmpeg knows both and prints them with all that it knows of a file:
+
+      Program 1
+      Stream #0:0[0x100]: Video: h264 (Main), yuv420p, 640x360, 24 fps
+        Side data:
+          Frame Cropping: 20/40/10/30
+      Stream #0:1[0x101]: Audio: aac (LC), 48000 Hz, stereo
+      Program 2
+      Stream #0:2[0x110]: Video: ...
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import av
+import av.container
+
+from pipelines.media.picture import Crop
+
+_PROGRAM = re.compile(r"  Program \d+\b")
+_NO_PROGRAM = re.compile(r"  No Program")
+_STREAM = re.compile(r"\s+Stream #\d+:(\d+)")
+_CROP = re.compile(r"\s+Frame Cropping: (\d{1,9})/(\d{1,9})/(\d{1,9})/(\d{1,9})$")
+
+
+@dataclass(frozen=True)
+class Declarations:
+    """Programs and crops by the indices of streams."""
+
+    programs: tuple[frozenset[int], ...] = ()
+    """The streams of each; a file without programs has none."""
+    crops: Mapping[int, Crop] = field(default_factory=dict)
+
+
+def read_declarations(container: av.container.InputContainer) -> Declarations:
+    """Reads what FFmpeg prints about an open container."""
+    level, skips = av.logging.get_level(), av.logging.get_skip_repeated()
+    av.logging.set_level(av.logging.INFO)
+    av.logging.set_skip_repeated(False)
+    try:
+        printable: Any = container  # the type stubs lack it
+        return parse_dump(printable.dumps_format())
+    finally:
+        av.logging.set_skip_repeated(skips)
+        av.logging.set_level(level)
+
+
+def parse_dump(text: str) -> Declarations:
+    """Reads the programs and crops of a printed container."""
+    programs: list[set[int]] = []
+    crops: dict[int, Crop] = {}
+    stream: int | None = None
+    is_in_program = False
+    for line in text.splitlines():
+        if _PROGRAM.match(line):
+            programs.append(set())
+            is_in_program = True
+        elif _NO_PROGRAM.match(line):
+            is_in_program = False
+        elif found := _STREAM.match(line):
+            stream = int(found[1])
+            if is_in_program:
+                programs[-1].add(stream)
+        elif stream is not None and (found := _CROP.match(line)):
+            left, right, top, bottom = map(int, found.groups())
+            crops[stream] = Crop(left, right, top, bottom)
+    return Declarations(tuple(frozenset(program) for program in programs if program), crops)

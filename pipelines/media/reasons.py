@@ -1,0 +1,23 @@
+"""Why a source is rejected, in words: plain data, which settings and pages need without PyAV."""
+
+REASONS = {
+    "unreadable": "the file cannot be opened or read",
+    "empty_file": "the file has no bytes",
+    "too_large": "the file is larger than limits.max_bytes",
+    "duplicate": "another source has the same bytes",
+    "not_media": "no demuxer of FFmpeg opens it",
+    "format_not_allowed": "its container or a codec is not among those of limits.formats (common)",
+    "no_streams": "there is neither a picture nor a sound stream with a known decoder",
+    "encrypted": "its picture and sound are encrypted",
+    "undecodable": "no frame and no sound could be decoded, or too few for any clip",
+    "damaged": "a larger share of its frames is damaged than limits.max_damaged_fraction",
+    "too_short": "it is shorter than min_segment_seconds (min_source_seconds if that is given)",
+    "too_long": "it is longer than limits.max_seconds",
+    "too_many_pixels": "a frame is larger than limits.max_pixels",
+    "decoder_crashed": "the process that decoded it died",
+    "decoder_timeout": "nothing came out of the decoder for limits.max_decode_seconds",
+    "out_of_memory": "decoding needs more than limits.max_memory_bytes",
+    "no_picture": "a video encoder is to embed it, and it has no picture",
+    "no_sound": "an audio encoder is to embed it, and it has no sound",
+}
+"""Reasons and what they mean."""

@@ -1,0 +1,187 @@
+"""From an open container to the two streams that are decoded, with all packets known."""
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+
+import av.container
+from av.audio.stream import AudioStream
+from av.error import FFmpegError
+from av.stream import Discard
+from av.video.stream import VideoStream
+
+from pipelines.media.container import (
+    DecodeError,
+    MediaInfo,
+    MediaInput,
+    check_codecs,
+    describe,
+    open_source,
+    read_beginning,
+)
+from pipelines.media.declarations import Declarations, read_declarations
+from pipelines.media.encryption import PROBED_BYTES, is_scrambled
+from pipelines.media.formats import Formats
+from pipelines.media.orientation import UPRIGHT
+from pipelines.media.packets import PacketScan, scan_packets
+from pipelines.media.streams import Candidate, Choice, candidate, choose
+from pipelines.redaction import one_line
+
+MAX_TRIAL_PACKETS = 1000
+"""Packets of a stream after which it gives nothing, if it has given nothing until then: more than
+there can be between two key frames that a decoder begins at."""
+MAX_TRIALS = 8
+"""Streams that are tried; hostile files have thousands."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What of a container is decoded."""
+
+    video: int | None
+    """Index of the stream."""
+    audio: int | None
+    declares_picture: bool
+    """Whether there is a picture stream at all, covers apart."""
+    declares_sound: bool
+    seconds: float
+    """From the first to the last packet of the longer of the two, 0 if there are no time stamps."""
+    scan: PacketScan
+    declarations: Declarations
+
+    def streams(
+        self, container: av.container.InputContainer
+    ) -> tuple[VideoStream | None, AudioStream | None]:
+        """The two streams in a container of the source, which passes over all others."""
+        video = None if self.video is None else container.streams[self.video]
+        audio = None if self.audio is None else container.streams[self.audio]
+        assert video is None or isinstance(video, VideoStream)
+        assert audio is None or isinstance(audio, AudioStream)
+        keep_only(container, {stream.index for stream in (video, audio) if stream is not None})
+        return video, audio
+
+
+def probe(source: MediaInput, formats: Formats = "common") -> MediaInfo:
+    """Reads what a source says about itself and what it holds, without decoding it."""
+    with open_source(source, formats) as container:
+        selection = select_streams(container, source, formats)
+        streams = selection.streams(container)
+        check_codecs(*streams, formats)
+        return describe(container, *streams, UPRIGHT)
+
+
+def select_streams(
+    container: av.container.InputContainer, source: MediaInput, formats: Formats
+) -> Selection:
+    """Chooses the streams of a container that has just been opened; it is at its end then.
+
+    Args:
+        container: Of the source.
+        source: Opened again where streams have to be tried.
+        formats: Which containers and codecs are decoded.
+
+    Raises:
+        DecodeError: If there is none to be decoded.
+    """
+    declared: list[VideoStream | AudioStream] = [
+        *container.streams.video,
+        *container.streams.audio,
+    ]
+    # Without a decoder there is no codec context, whatever the type stubs say.
+    scannable = [stream for stream in declared if stream.codec_context]
+    keep_only(container, {stream.index for stream in scannable})
+    declarations = read_declarations(container)
+    scan = scan_packets(container, scannable)
+    candidates = [candidate(stream, scan.tables.get(stream.index)) for stream in declared]
+    candidates.sort(key=lambda each: each.index)
+    if not any(each.is_usable for each in candidates):
+        raise _nothing_usable(container, source, candidates, scan)
+    choice = _tried(source, formats, candidates, declarations.programs)
+    chosen = [each for each in candidates if each.index in (choice.video, choice.audio)]
+    shown = [each for each in candidates if not each.is_attached]
+    return Selection(
+        video=choice.video,
+        audio=choice.audio,
+        declares_picture=any(each.kind == "video" for each in shown),
+        declares_sound=any(each.kind == "audio" for each in shown),
+        seconds=max(each.seconds for each in chosen),
+        scan=scan,
+        declarations=declarations,
+    )
+
+
+def keep_only(container: av.container.InputContainer, indices: Set[int]) -> None:
+    """Lets the demuxer pass over the packets of all other streams."""
+    for stream in container.streams:
+        if stream.index not in indices:
+            stream.discard = Discard.all
+
+
+def _tried(
+    source: MediaInput,
+    formats: Formats,
+    candidates: Sequence[Candidate],
+    programs: Sequence[Set[int]],
+) -> Choice:
+    """Chooses, and chooses again where a stream gives nothing and another one might."""
+    good: set[int] = set()
+    failed: set[int] = set()
+    while True:
+        choice = choose(candidates, programs, failed)
+        doubtful = [
+            each
+            for each in candidates
+            if each.index in (choice.video, choice.audio)
+            and each.index not in good
+            and any(_can_replace(other, each, failed) for other in candidates)
+        ]
+        if not doubtful or len(good) + len(failed) >= MAX_TRIALS:
+            return choice
+        for each in doubtful:
+            (good if gives_something(source, formats, each.index) else failed).add(each.index)
+
+
+def _can_replace(other: Candidate, chosen: Candidate, failed: Set[int]) -> bool:
+    is_another = other.index != chosen.index and other.index not in failed
+    return is_another and other.kind == chosen.kind and other.is_usable
+
+
+def gives_something(source: MediaInput, formats: Formats, index: int) -> bool:
+    """Whether a stream gives an undamaged frame within its first packets."""
+    with open_source(source, formats) as container:
+        stream = container.streams[index]
+        assert isinstance(stream, VideoStream | AudioStream)
+        keep_only(container, {index})
+        try:
+            for number, packet in enumerate(container.demux(stream)):
+                try:
+                    if any(not frame.is_corrupt for frame in stream.decode(packet)):
+                        return True
+                except (FFmpegError, ValueError):
+                    pass
+                if number >= MAX_TRIAL_PACKETS:
+                    break
+        except FFmpegError:
+            pass
+    return False
+
+
+def _nothing_usable(
+    container: av.container.InputContainer,
+    source: MediaInput,
+    candidates: Sequence[Candidate],
+    scan: PacketScan,
+) -> DecodeError:
+    shown = [each for each in candidates if not each.is_attached]
+    decodable = [each for each in shown if each.has_decoder]
+    if encrypted := [each for each in decodable if each.is_encrypted]:
+        names = {"video": "picture", "audio": "sound"}
+        kinds = " and ".join(dict.fromkeys(names[each.kind] for each in encrypted))
+        return DecodeError("encrypted", f"its {kinds} can only be read with a key")
+    if container.format.name == "mpegts" and is_scrambled(read_beginning(source, PROBED_BYTES)):
+        return DecodeError("encrypted", "its transport stream is scrambled")
+    if not decodable:
+        types = sorted({stream.type for stream in container.streams})
+        covers = " (a cover alone)" if len(shown) < len(candidates) else ""
+        return DecodeError("no_streams", f"streams: {', '.join(types) or 'none'}{covers}")
+    why = one_line(scan.errors[0]) if scan.errors else "the streams hold no frame"
+    return DecodeError("undecodable", why)
