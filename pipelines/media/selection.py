@@ -20,7 +20,7 @@ from pipelines.media.container import (
 )
 from pipelines.media.declarations import Declarations, read_declarations
 from pipelines.media.encryption import PROBED_BYTES, is_scrambled
-from pipelines.media.formats import Formats
+from pipelines.media.formats import Formats, is_common
 from pipelines.media.orientation import UPRIGHT
 from pipelines.media.packets import PacketScan, scan_packets
 from pipelines.media.streams import Candidate, Choice, candidate, choose
@@ -150,6 +150,8 @@ def gives_something(source: MediaInput, formats: Formats, index: int) -> bool:
     with open_source(source, formats) as container:
         stream = container.streams[index]
         assert isinstance(stream, VideoStream | AudioStream)
+        if formats == "common" and not is_common(stream):
+            return False  # not even tried; if no other can replace it, `check_codecs` says why
         keep_only(container, {index})
         try:
             for number, packet in enumerate(container.demux(stream)):
