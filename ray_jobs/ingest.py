@@ -5,7 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipelines.config.ingest import IngestConfig, IngestSettings
-from pipelines.ingest.ingest import IngestSummary, check_ingest, ingest
+from pipelines.ingest.ingest import check_ingest, ingest
+from pipelines.ingest.summary import IngestSummary
 from pipelines.sources.synthetic_clips import make_clips
 from pipelines.tracking.runs import RunRef, log_dataset, open_run, tracked
 from ray_jobs.cli.checks import decoder_mistakes, decoder_text, environment_mistakes, messages

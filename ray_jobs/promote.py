@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from pipelines.config.promote import PromoteConfig
 from pipelines.models.checkpoints import find_checkpoint
-from pipelines.registry.promote import Registered, promote, read_scores
+from pipelines.registry.promote import Registered, checkpoint_scores, promote
 from pipelines.tracking.runs import RunRef, open_run, tracked
 from ray_jobs.cli.checks import environment_mistakes, messages
 from ray_jobs.cli.console import StageProgress
@@ -16,7 +16,9 @@ from ray_jobs.cli.jobs import JOBS
 def plan(config: PromoteConfig) -> JobPlan:
     """What promotion reads and writes."""
     names = tuple(f"models:/{config.model_prefix}-{m}@{config.alias}" for m in ("video", "audio"))
-    mistakes = messages(lambda: find_checkpoint(config.checkpoint), lambda: read_scores(config))
+    mistakes = messages(
+        lambda: find_checkpoint(config.checkpoint), lambda: checkpoint_scores(config)
+    )
     return JobPlan(
         reads=tuple(place for place in (config.checkpoint, config.scores) if place),
         writes=names,
@@ -27,7 +29,7 @@ def plan(config: PromoteConfig) -> JobPlan:
 def promote_stage(config: PromoteConfig, parent: RunRef | None = None) -> Sequence[Registered]:
     """Registers with progress."""
     progress = StageProgress("register", "models")
-    scores = read_scores(config)
+    scores = checkpoint_scores(config)
     with tracked(open_run(config, "promote", config.name, parent=parent)) as run:
         registered = promote(find_checkpoint(config.checkpoint), scores, config, run)
     progress.finish(", ".join(f"{model.name} version {model.version}" for model in registered))

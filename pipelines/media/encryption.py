@@ -6,9 +6,9 @@ from typing import Any
 import av.stream
 from av.packet import Packet
 
-ENCRYPTED_TAGS = frozenset({"encv", "enca", "drms", "drmi", "aavd"})
+ENCRYPTED_TAGS = frozenset({b"encv", b"enca", b"drms", b"drmi", b"aavd"})
 """Kinds of samples in MP4 of which only the encryption is known."""
-SAMPLE_AES_TAGS = frozenset({"\xdb", "\xcf", "\xc1", "\xc2"})
+SAMPLE_AES_TAGS = frozenset({b"\xdb", b"\xcf", b"\xc1", b"\xc2"})
 """Types of streams in MPEG-TS that HTTP Live Streaming encrypts in part."""
 PROBED_BYTES = 2_000_000
 """Of a transport stream, in which scrambled packets are looked for."""
@@ -23,11 +23,20 @@ def declares_encryption(stream: av.stream.Stream) -> bool:
     """Whether a container says so itself, before any packet."""
     if any(name.lower() == _KEY_ID for name in stream.metadata):
         return True
-    # Without a decoder there is no codec context, whatever the type stubs say.
-    tag = stream.codec_context.codec_tag if stream.codec_context else ""
+    tag = _tag(stream)
     if stream.container.format.name == "mpegts":
         return tag[:1] in SAMPLE_AES_TAGS
     return tag in ENCRYPTED_TAGS
+
+
+def _tag(stream: av.stream.Stream) -> bytes:
+    """The four bytes by which the container names the codec."""
+    # Without a decoder there is no codec context, whatever the type stubs say.
+    codec: Any = stream.codec_context
+    try:
+        return codec.codec_tag.encode() if codec else b""
+    except UnicodeDecodeError as error:  # PyAV takes them for text, which they need not be
+        return error.object
 
 
 def is_encrypted(packet: "Packet[Any]") -> bool:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 from torch import Tensor
@@ -31,6 +33,13 @@ ENCODER_ARTIFACT = "encoder"
 DEFAULT_BATCH_SIZE = 8
 
 Array = NDArray[Any]
+
+
+class InputError(MlflowException, ValueError):
+    """An input that cannot be embedded; MLflow's server answers with its message alone."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, error_code=BAD_REQUEST)
 
 
 class EncoderModel(PythonModel):
@@ -54,10 +63,15 @@ class EncoderModel(PythonModel):
         """Embeds each input: (inputs, D).
 
         Raises:
-            ValueError: If an input has unknown columns or types, cannot be decoded, or lacks the
-                modality; the message names the input.
+            InputError: If an input has unknown columns or types, cannot be decoded, or lacks the
+                modality; the message names the input. It is a ValueError too.
         """
-        params = params or {}
+        try:
+            return self._predict(model_input, params or {})
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
+    def _predict(self, model_input: pd.DataFrame, params: dict[str, Any]) -> NDArray[np.float32]:
         num_windows = int(params.get("num_windows", self._info.clips.num_windows))
         batch_size = int(params.get("batch_size", DEFAULT_BATCH_SIZE))
         if num_windows < 1 or batch_size < 1:
@@ -68,9 +82,9 @@ class EncoderModel(PythonModel):
         if formats not in ("common", "all"):
             raise ValueError(f"formats ({formats}) must be common or all")
         with self._decoder.lent() as decode:
-            return self._predict(model_input, num_windows, batch_size, decode, formats)
+            return self._embed_rows(model_input, num_windows, batch_size, decode, formats)
 
-    def _predict(
+    def _embed_rows(
         self,
         model_input: pd.DataFrame,
         num_windows: int,

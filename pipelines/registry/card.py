@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from pipelines.evaluation.scores import MEASURES
+from pipelines.evaluation.scores import MEASURES, Scores
 from pipelines.models.encoder_files import EncoderInfo
 
 IMPORTED = "imported_from"
@@ -27,22 +26,20 @@ class EncoderScores:
     """Of the same network before training; empty if it was not evaluated."""
 
 
-def encoder_scores(scores: Mapping[str, Any] | None, modality: str) -> EncoderScores | None:
-    """The scores of one modality in a `scores.json`; None if it was not scored."""
-    networks = (scores or {}).get("modalities", {}).get(modality)
-    if scores is None or not networks:
+def encoder_scores(scores: Scores | None, modality: str) -> EncoderScores | None:
+    """Returns the scores of one modality; None if it was not scored."""
+    if scores is None or modality not in scores.found.modalities:
         return None
-    trained = networks["trained"]
+    networks = scores.found.modalities[modality]
+    trained, untrained = networks["trained"], networks.get("untrained")
     return EncoderScores(
-        dataset_id=scores["dataset_id"],
-        run_id=scores["evaluate_run_id"],
-        num_classes=len(scores["classes"]),
-        num_test=trained["num_test"],
-        majority=trained["majority"],
-        trained={name: trained[name] for name in MEASURES},
-        untrained={
-            name: value for name, value in networks.get("untrained", {}).items() if name in MEASURES
-        },
+        dataset_id=scores.dataset_id,
+        run_id=scores.evaluate_run_id,
+        num_classes=len(scores.found.classes),
+        num_test=trained.num_test,
+        majority=trained.majority,
+        trained=trained.accuracy,
+        untrained=untrained.accuracy if untrained else {},
     )
 
 

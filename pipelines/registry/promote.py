@@ -5,8 +5,6 @@ compared without their runs. The alias moves only to a version that beats the pr
 same dataset. Registering the same encoder again finds the version that is there.
 """
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -22,7 +20,7 @@ from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.promote import PromoteConfig, PromoteSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import JobFailed, UserError
-from pipelines.evaluation.scores import MEASURES
+from pipelines.evaluation.scores import MEASURES, Scores, read_scores
 from pipelines.models.checkpoints import TrainingInfo, find_checkpoint, load_model, read_info
 from pipelines.models.encoder_files import ClipSettings, EncoderInfo
 from pipelines.redaction import one_line
@@ -48,8 +46,8 @@ class Registered:
     """Why the alias moved or stayed, in one line."""
 
 
-def read_scores(config: PromoteConfig) -> Mapping[str, Any] | None:
-    """The scores that the settings name, which must be those of the checkpoint; None without.
+def checkpoint_scores(config: PromoteConfig) -> Scores | None:
+    """Reads the scores that the settings name, which must be the checkpoint's; None without.
 
     Raises:
         UserError: If the file is not a `scores.json`, or its scores are of another checkpoint.
@@ -57,22 +55,20 @@ def read_scores(config: PromoteConfig) -> Mapping[str, Any] | None:
     if config.scores is None:
         return None
     try:
-        scores: Mapping[str, Any] = dict(json.loads(Path(config.scores).read_text()).items())
-        for modality in MODALITIES:
-            encoder_scores(scores, modality)  # reads all that is used of it
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        scores = read_scores(Path(config.scores))
+    except (OSError, ValueError):
         raise UserError(f"scores ({config.scores}) must be a scores.json of evaluate") from None
     _check_scores(scores, read_info(find_checkpoint(config.checkpoint)), config)
     return scores
 
 
-def _check_scores(scores: Mapping[str, Any], info: TrainingInfo, settings: PromoteSettings) -> None:
+def _check_scores(scores: Scores, info: TrainingInfo, settings: PromoteSettings) -> None:
     """Makes sure that scores are those of a checkpoint, wherever both are now.
 
     Raises:
         UserError: If they are of another one.
     """
-    there = (scores.get("pretrain_run_id"), scores.get("step"), scores.get("role"))
+    there = (scores.pretrain_run_id, scores.step, scores.role)
     here = (info.run_id, info.next_step, settings.role)
     for name, old, new in zip(("run", "step", "role"), there, here, strict=True):
         if old != new:
@@ -83,7 +79,7 @@ def _check_scores(scores: Mapping[str, Any], info: TrainingInfo, settings: Promo
 
 
 def promote(
-    checkpoint: Path, scores: Mapping[str, Any] | None, settings: PromoteSettings, run: RunRef
+    checkpoint: Path, scores: Scores | None, settings: PromoteSettings, run: RunRef
 ) -> list[Registered]:
     """Registers both encoders of a checkpoint and moves the alias to those that are better.
 
@@ -159,10 +155,10 @@ def _common_ending(first: Path, second: Path) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1] != "/", pairs))
 
 
-def _clip_settings(dataset: str, scores: Mapping[str, Any] | None) -> ClipSettings:
+def _clip_settings(dataset: str, scores: Scores | None) -> ClipSettings:
     """How media are cut for the encoder: as the clips were that it was trained on."""
     ingest = IngestSettings.model_validate(ClipDataset.open(dataset).manifest["settings"])
-    num_windows = (scores or {}).get("num_windows", EvaluateSettings().num_windows)
+    num_windows = scores.num_windows if scores else EvaluateSettings().num_windows
     return ClipSettings(
         segment_seconds=ingest.segment_seconds,
         min_segment_seconds=ingest.min_segment_seconds,
@@ -172,7 +168,7 @@ def _clip_settings(dataset: str, scores: Mapping[str, Any] | None) -> ClipSettin
 
 
 def _provenance(
-    training: TrainingInfo, checkpoint: Path, role: str, scores: Mapping[str, Any] | None
+    training: TrainingInfo, checkpoint: Path, role: str, scores: Scores | None
 ) -> dict[str, Any]:
     return {
         "role": role,
@@ -181,7 +177,7 @@ def _provenance(
         "step": training.next_step,
         "checkpoint": str(checkpoint),
         "code_version": training.code_version,
-        "evaluate_run_id": scores["evaluate_run_id"] if scores else "",
+        "evaluate_run_id": scores.evaluate_run_id if scores else "",
     }
 
 

@@ -23,7 +23,7 @@ from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.evaluation.evaluate import Evaluation
 from pipelines.evaluation.features import Features
 from pipelines.evaluation.scores import MEASURES, FeatureScores, NetworkScore
-from pipelines.ingest.ingest import IngestSummary
+from pipelines.ingest.summary import IngestSummary
 from pipelines.media.reasons import REASONS
 from pipelines.models.checkpoints import load_model
 from pipelines.redaction import redacted

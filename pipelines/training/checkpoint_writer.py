@@ -101,9 +101,9 @@ class CheckpointWriter:
             tensors, optimizer_state = self._host.take((tensors, optimizer_state), ready)
         finally:
             self._copied.set()
-        place = self._folder / checkpoint_name(info.next_step)
-        save_checkpoint(place, tensors, optimizer_state, info, unsent)
-        return place
+        path = self._folder / checkpoint_name(info.next_step)
+        save_checkpoint(path, tensors, optimizer_state, info, unsent)
+        return path
 
 
 def _check_room(folder: Path, tensors: Any, optimizer_state: Any) -> None:
@@ -208,8 +208,8 @@ class Saver:
         while self._num_reported < num_written:
             checkpoint = None
             if self._writer is not None:
-                place = self._writer.written[self._num_reported]
-                checkpoint = train.Checkpoint.from_directory(place)
+                path = self._writer.written[self._num_reported]
+                checkpoint = train.Checkpoint.from_directory(path)
             report_checkpoint(checkpoint, self._scores[self._num_reported])
             self._num_reported += 1
         return Signals(Stop(stop), bool(has_failed))

@@ -44,6 +44,7 @@ from xkd_core.health import CollapseWatch, measure_health
 from xkd_core.train_step import TrainState, non_finite, train_step
 from xkd_core.views.log_mel import LogMel
 from xkd_core.views.parameters import draw_view_parameters
+from xkd_core.views.transfer import copy_together
 from xkd_core.views.views import Views, make_views
 
 
@@ -173,9 +174,8 @@ def _train(training: _Training) -> TrainOutcome:
     clock, watch = Clock(training.config.batch_size), FiniteWatch()
     bad: tuple[int, list[str]] | None = None
     signals = Signals(Stop.NO, has_failed=False)
-    for step, views in enumerate(_all_views(training, clock), first_step):
-        if step >= info.total_steps:
-            break
+    steps = range(first_step, info.total_steps)  # first in the zip: no batch is read after the last
+    for step, views in zip(steps, _all_views(training, clock), strict=False):
         metrics = _step(training, views, clock, has_health=training.is_due(step))
         clock.step_ends()
         watch.see(step, metrics)
@@ -243,6 +243,5 @@ def _all_views(training: _Training, clock: Clock) -> Iterator[Views]:
 
 def _views(batch: FeedBatch, config: PretrainConfig, log_mel: LogMel) -> Views:
     parameters = draw_view_parameters(batch.clip_ids, batch.epochs, config.seed, config)
-    device = get_device()
-    clips = type(batch.clips)(*(tensor.to(device, non_blocking=True) for tensor in batch.clips))
-    return make_views(clips, parameters, config, log_mel)
+    # Through pinned memory: a copy from other memory first waits for everything queued on the GPU.
+    return make_views(copy_together(batch.clips, get_device()), parameters, config, log_mel)

@@ -9,6 +9,7 @@ import torch
 from pipelines.config.ingest import IngestSettings
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.schema import FORMAT_VERSION, MANIFEST
+from pipelines.evaluation.scores import FeatureScores, NetworkScore, Scores
 from pipelines.files import write_json
 from pipelines.models.checkpoints import AUDIO_CENTER, VIDEO_CENTER, TrainingInfo, save_checkpoint
 from pipelines.models.encoder_files import ClipSettings, EncoderInfo
@@ -103,22 +104,31 @@ def write_checkpoint(
 
 
 def example_scores(linear, *, dataset_id="clips-1", step=7):
-    """What an evaluation of `write_checkpoint`'s checkpoint writes."""
-    trained = {"knn": linear / 2, "linear": linear, "majority": 0.25, "num_test": 40}
-    untrained = {"knn": 0.1, "linear": 0.2, "majority": 0.25, "num_test": 40}
-    return {
-        "pretrain_run_id": "pretrain-run",
-        "evaluate_run_id": "evaluate-run",
-        "step": step,
-        "role": "teacher",
-        "dataset_id": dataset_id,
-        "num_windows": 2,
-        "classes": ["a", "b"],
-        "modalities": {
-            modality: {"trained": trained, "untrained": untrained}
-            for modality in ("video", "audio")
-        },
-    }
+    """What an evaluation of `write_checkpoint`'s checkpoint finds."""
+    trained, untrained = (
+        NetworkScore(
+            knn=knn,
+            linear=accuracy,
+            knn_per_class=(knn, None),
+            linear_per_class=(accuracy, None),
+            linear_l2=0.001,
+            majority=0.25,
+            num_train=80,
+            num_test=40,
+        )
+        for knn, accuracy in ((linear / 2, linear), (0.1, 0.2))
+    )
+    networks = {"trained": trained, "untrained": untrained}
+    return Scores(
+        checkpoint="elsewhere",
+        step=step,
+        pretrain_run_id="pretrain-run",
+        evaluate_run_id="evaluate-run",
+        dataset_id=dataset_id,
+        role="teacher",
+        num_windows=2,
+        found=FeatureScores(("a", "b"), 80, 40, "", {"video": networks, "audio": networks}),
+    )
 
 
 def write_media(path: Path, *, seconds=3.0, picture=True, sound=True, seed=0) -> Path:

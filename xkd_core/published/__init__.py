@@ -1,1 +1,1 @@
-"""Files of the published method: their names, their bytes, their encoders."""
+"""Checkpoints of the published method: tensor names, files, encoders."""

@@ -1,8 +1,8 @@
-"""Encoders out of published files: which a file holds, what they are, and themselves.
+"""Builds encoders from published files.
 
-Width, depth and size of the picture follow from the tensors, so files of every published size are
-read. What a file of one encoder does not say: its number of heads (64 numbers each, as published),
-the clips it takes (the paper's unless others are given), and student or teacher (the file's name).
+Width, depth and frame size are inferred from the tensors, so files of every published size work. A
+file of one encoder does not contain the number of heads (one per 64 numbers of width), the clips it
+takes (the paper's by default), or whether it is a student or a teacher (the file name says).
 
 Format: the checkpoints of arXiv:2211.13929.
 """
@@ -37,18 +37,18 @@ class PublishedEncoder(NamedTuple):
 
     modality: Modality
     role: Role | None
-    """None if nothing says."""
+    """None if unknown."""
     tensors: dict[str, Tensor]
-    """By their names in training's files of one encoder."""
+    """By their names in files of one encoder, as training writes them."""
 
 
 def read_published_encoders(
     file: Path, *, modality: Modality | None = None, role: Role | None = None
 ) -> list[PublishedEncoder]:
-    """The encoders of a file; of a whole checkpoint those of a modality or role, if one is given.
+    """Returns the encoders of a file; of a whole checkpoint only those of `modality` and `role`.
 
     Raises:
-        ValueError: As `read_published_tensors`, or if the file has no such encoder.
+        ValueError: Like `read_published_tensors`, or if the file has no such encoder.
     """
     tensors = read_published_tensors(file)
     found: dict[tuple[str, str], dict[str, Tensor]] = {}
@@ -78,9 +78,9 @@ def infer_model(
     audio: AudioConfig | None = None,
     num_heads: int | None = None,
 ) -> ModelConfig:
-    """What the encoder is: as large as its tensors, for the paper's clips or for those given.
+    """Infers the settings of an encoder from its tensors, for the paper's clips by default.
 
-    A size of the picture that is not given follows from the position table.
+    Without `video`, the frame size follows from the position table.
 
     Raises:
         ValueError: If the tensors do not fit each other or the clips; the message names the key.
@@ -99,10 +99,10 @@ def infer_model(
 
 
 def build_published_encoder(published: PublishedEncoder, model: ModelConfig) -> Encoder:
-    """The encoder with its weights, in float32 on the CPU.
+    """Builds the encoder with its weights, in float32 on the CPU.
 
     Raises:
-        ValueError: If a tensor is missing, left over, of another shape, or not finite.
+        ValueError: If a tensor is missing, unexpected, of another shape, or not finite.
     """
     with torch.device("meta"):  # shapes are compared before any memory is taken
         encoder = build_encoder(model, published.modality)
@@ -118,7 +118,7 @@ def build_published_encoder(published: PublishedEncoder, model: ModelConfig) -> 
 def _single_encoder(
     file: Path, tensors: dict[str, Tensor], given: Modality | None
 ) -> tuple[Modality, dict[str, Tensor]]:
-    """The modality of a file of one encoder, and its tensors under the names of training."""
+    """Returns the modality of a file of one encoder, and its tensors by their training names."""
     name = next((n for n in _TOKENIZERS.values() if f"{n}weight" in tensors), None)
     if name is None:
         names = " nor ".join(f"{name}weight" for name in _TOKENIZERS.values())
@@ -150,7 +150,7 @@ def _modality_of_patches(weight: Tensor) -> Modality | None:
 
 
 def _training_name(name: str, modality: Modality) -> str:
-    """Undoes `evaluation_name`."""
+    """Inverts `evaluation_name`."""
     if name.startswith("blocks."):
         return f"encoder.{name}"
     if name.startswith("norm."):
@@ -161,7 +161,7 @@ def _training_name(name: str, modality: Modality) -> str:
 
 
 def _length(tensors: Mapping[str, Tensor], name: str, axis: int = -1) -> int:
-    """A length of a token or a table of tokens, which has three axes."""
+    """Returns a length of a tensor that must have three axes."""
     if name not in tensors:
         raise ValueError(f"{name} is missing")
     shape = tuple(tensors[name].shape)

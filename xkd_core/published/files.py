@@ -1,10 +1,10 @@
-"""Files of the published checkpoints: read without running anything in them, and written.
+"""Reads and writes files of the published checkpoints.
 
-A file holds the weights of one encoder, under the names of training or under those of evaluation,
-or a whole checkpoint of training, `{"model": ..., "epoch": ..., "optimizer": ..., "amp": ...}`.
-Files come from outside: `pickles.py` reads them without running anything in them. PyTorch
-does not check that a tensor is as large as it says, so that is done here. What an encoder in a file
-is follows in `encoders.py`.
+A file holds the weights of one encoder, with names of training or of evaluation, or a whole
+checkpoint of training, `{"model": ..., "epoch": ..., "optimizer": ..., "amp": ...}`. Files are
+untrusted: `pickles.py` reads them without executing anything, and this module checks that the
+storage of each tensor is as large as its shape, which PyTorch does not. `encoders.py` builds
+encoders from them.
 
 Format: the checkpoints of arXiv:2211.13929.
 """
@@ -36,10 +36,10 @@ _EVALUATION_RULES = (
 
 
 def read_published_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name: of a whole checkpoint those of its networks and centers.
+    """Reads the tensors of a file by name; of a whole checkpoint those of networks and centers.
 
     Raises:
-        ValueError: If it is no such file, is damaged, or a tensor is not what it says it is.
+        ValueError: If the file is of another kind or damaged, or a tensor is inconsistent.
     """
     values = read_pickle(file)
     if isinstance(values, Mapping) and isinstance(values.get(_WHOLE_KEY), Mapping):
@@ -57,7 +57,7 @@ def read_published_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def save_published_encoder(encoder: Encoder, file: Path, *, naming: Naming = "training") -> None:
-    """Writes the weights of one encoder under the names of training or of evaluation."""
+    """Writes the weights of one encoder with the names of training or of evaluation."""
     tensors = to_published_encoder(encoder)
     if naming == "evaluation":
         tensors = {evaluation_name(name): tensor for name, tensor in tensors.items()}
@@ -65,9 +65,9 @@ def save_published_encoder(encoder: Encoder, file: Path, *, naming: Naming = "tr
 
 
 def save_published_model(model: XKD, centers: Centers, file: Path, *, epoch: int) -> None:
-    """Writes a whole checkpoint whose next epoch is `epoch`; `load_published` takes its tensors.
+    """Writes a whole checkpoint whose next epoch is `epoch`, for `load_published`.
 
-    The optimizer is left out: its file is in the order of the published program's parameters.
+    Omits the optimizer, whose state depends on the parameter order of the published program.
     """
     tensors = {
         _DISTRIBUTED_PREFIX + name: tensor
@@ -77,7 +77,7 @@ def save_published_model(model: XKD, centers: Centers, file: Path, *, epoch: int
 
 
 def evaluation_name(name: str) -> str:
-    """What evaluation calls a tensor of a file of one encoder.
+    """Returns the name that evaluation gives to a tensor of one encoder.
 
     >>> evaluation_name("encoder.blocks.0.norm1.bias")
     'blocks.0.norm1.bias'
@@ -90,7 +90,7 @@ def evaluation_name(name: str) -> str:
 
 
 def _check_tensor(name: Any, value: Any) -> None:
-    """Refuses what is no tensor, no matrix of numbers, or larger than the memory behind it."""
+    """Refuses values that are not dense float tensors, or larger than their storage."""
     if not isinstance(name, str) or name != printable(name):
         raise ValueError(f"{printable(name)} is not the name of a tensor")
     if not isinstance(value, Tensor):

@@ -1,7 +1,7 @@
-"""Names of the published checkpoints, there and back.
+"""Conversion between our tensor names and those of the published checkpoints.
 
-A published state dict repeats each student encoder under its autoencoder, keeps the fixed length
-of the head's last layer as a tensor of ones, and holds the centers; shared tensors are repeated.
+A published state dict repeats each student encoder under its autoencoder, stores the fixed lengths
+of the head's last layer as ones, holds the centers, and repeats shared tensors.
 
 Format: the checkpoints of arXiv:2211.13929.
 """
@@ -42,7 +42,7 @@ _LENGTH_NAME = "head.last_layer.weight_g"
 
 
 def published_name(name: str) -> str:
-    """The published name of a tensor of `XKD`.
+    """Returns the published name of a tensor of `XKD`.
 
     >>> published_name("audio_student_head.norm_2.weight")
     'aud_student.head.mlp.4.weight'
@@ -63,7 +63,7 @@ def load_published(model: XKD, tensors: Mapping[str, Tensor]) -> Centers:
     """Copies a published state dict of the whole method into a model; returns the centers.
 
     Raises:
-        ValueError: If a tensor is missing, left over, of another shape, or contradicts another.
+        ValueError: If a tensor is missing, unexpected, of another shape, or contradicts another.
     """
     tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     state = model.state_dict()
@@ -81,7 +81,7 @@ def load_published(model: XKD, tensors: Mapping[str, Tensor]) -> Centers:
 
 
 def to_published(model: XKD, centers: Centers) -> dict[str, Tensor]:
-    """The published state dict of a model, with all its repetitions."""
+    """Returns the published state dict of a model, with all its repetitions."""
     tensors = {published_name(name): tensor for name, tensor in model.state_dict().items()}
     for name in list(tensors):
         if "_student.backbone." in name:
@@ -98,7 +98,7 @@ def load_published_encoder(encoder: Encoder, tensors: Mapping[str, Tensor]) -> N
     """Copies a published file of one encoder into an encoder of its modality and size.
 
     Raises:
-        ValueError: If a tensor is missing, left over or of another shape.
+        ValueError: If a tensor is missing, unexpected or of another shape.
     """
     state = encoder.state_dict()
     wanted = {name: _published_backbone_name(name, _modality(encoder)) for name in state}
@@ -108,7 +108,7 @@ def load_published_encoder(encoder: Encoder, tensors: Mapping[str, Tensor]) -> N
 
 
 def to_published_encoder(encoder: Encoder) -> dict[str, Tensor]:
-    """The published file of one encoder."""
+    """Returns the published tensors of one encoder."""
     modality = _modality(encoder)
     return {
         _published_backbone_name(name, modality): tensor

@@ -1,14 +1,14 @@
-r"""What a file of `torch.save` holds, read without running anything in it.
+r"""Reads files of `torch.save` without executing anything in them.
 
-PyTorch's `weights_only` reader refuses every name that a pickle could call, but for a few of its
-own. Published checkpoints need three more: the scheduler of their training is a NumPy array, so
-each learning rate and weight decay in `optimizer.param_groups` is a `numpy.float64`, pickled as
+PyTorch's `weights_only` reader refuses every callable except a few of its own. Published
+checkpoints need three more: their scheduler is a NumPy array, so each learning rate and weight
+decay in `optimizer.param_groups` is a `numpy.float64`, pickled as
 
     scalar(dtype("f8", False, True), b"\x00\x00\x00\x00\x00\x00\xf0?")
 
-NumPy's own `dtype` and `scalar` do not read files from outside: the state of a `dtype` may claim
-that the bytes are addresses of Python objects. `NumberType` and `_read_number` stand in for them
-and take plain numbers alone.
+NumPy's own `dtype` and `scalar` are unsafe for untrusted files: the state of a `dtype` may declare
+that the bytes are addresses of Python objects. `NumberType` and `_read_number` replace them and
+accept only plain numbers.
 """
 
 import re
@@ -31,10 +31,10 @@ _REFUSED_NUMBER = re.compile(r"holds a NumPy [^\n;]+")
 
 
 def read_pickle(file: Path) -> Any:
-    """The tensors, containers, texts, and numbers of a file.
+    """Reads the tensors, containers, strings and numbers of a file.
 
     Raises:
-        ValueError: If it is no such file, is damaged, or holds anything else; one line.
+        ValueError: If the file is of another kind, damaged, or holds anything else; in one line.
     """
     if not file.is_file():
         raise ValueError(f"{file} does not exist or is no file")
@@ -50,7 +50,7 @@ def read_pickle(file: Path) -> Any:
 
 
 class NumberType:
-    """Stands in for `numpy.dtype`: the kind, size, and byte order of one number.
+    """Replaces `numpy.dtype`: kind, size and byte order of one number.
 
     Raises:
         ValueError: If it is anything but a plain number.
@@ -75,7 +75,7 @@ class NumberType:
 
 
 def _read_number(number_type: Any, content: Any) -> float | int | bool:
-    r"""Stands in for NumPy's `multiarray.scalar`: the number that some bytes are.
+    r"""Replaces NumPy's `multiarray.scalar`: decodes the bytes of one number.
 
     >>> _read_number(NumberType("f8"), b"\x00\x00\x00\x00\x00\x00\xf0?")
     1.0
@@ -100,7 +100,7 @@ _NUMBERS: tuple[tuple[Callable[..., Any], str], ...] = (
 
 
 def printable(text: Any) -> str:
-    r"""A name from a file, without what a terminal would obey, and short enough for a message.
+    r"""Removes control characters from a name in a file and shortens it for messages.
 
     >>> printable("cls_token\n\x1b[31m")
     'cls_token[31m'
@@ -110,7 +110,7 @@ def printable(text: Any) -> str:
 
 
 def _damage(file: Path) -> str | None:
-    """What is wrong with the file as a whole; PyTorch does not compare the checksums of a zip.
+    """Returns what is wrong with the whole file; PyTorch does not verify checksums of a zip.
 
     Files of PyTorch before 1.6 are not zips and have no checksums.
     """
@@ -135,7 +135,7 @@ def _damage(file: Path) -> str | None:
 
 
 def _refusal(error: Exception) -> str:
-    """Why a file was not read, in one line; PyTorch's own texts are several, in color."""
+    """Returns in one line why a file was not read; PyTorch's messages have several, in color."""
     message = str(error)
     if isinstance(error, PermissionError):
         return "cannot be read: permission denied"

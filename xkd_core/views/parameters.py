@@ -136,7 +136,7 @@ def draw_view_parameters(
     )
 
 
-def place(position: Float[Tensor, "*B"], room: Int[Tensor, "*B"]) -> Int[Tensor, "*B"]:
+def integer_offset(position: Float[Tensor, "*B"], room: Int[Tensor, "*B"]) -> Int[Tensor, "*B"]:
     """Maps positions in [0, 1) to equally likely integers from 0 to `room`."""
     return (position * (room + 1)).long()
 

@@ -1,7 +1,7 @@
-"""Copies many small tensors to a device at once: the parameters of a batch's views.
+"""Copies many tensors to a device at once: the clips of a batch, or the parameters of its views.
 
-Each copy from the host has a fixed cost, and a copy from memory that is not pinned blocks the host.
-The parameters of one batch are about a hundred tensors.
+Each copy from the host has a fixed cost, and a copy from memory that is not pinned waits for the
+work that is queued on the device. The parameters of one batch are about a hundred tensors.
 """
 
 import math

@@ -18,7 +18,7 @@ import torch
 from xkd_core.config import Range
 from xkd_core.shapes import Bool, Float, Int, Tensor, UInt8
 from xkd_core.views.color import Change, jitter_, jitter_changes, make_gray_
-from xkd_core.views.parameters import VideoViewParameters, place
+from xkd_core.views.parameters import VideoViewParameters, integer_offset
 from xkd_core.views.resampling import antialias_matrix, blur_matrix
 
 _LARGEST_PIXEL = 255.0
@@ -158,7 +158,7 @@ def resolve_crops(
     height = torch.where(any_fits, proposed_height.gather(1, first).squeeze(1), central_height)
     room = torch.stack((heights - height, widths - width), dim=1)
     top, left = torch.where(
-        any_fits.unsqueeze(1), place(view.crop_position, room), room // 2
+        any_fits.unsqueeze(1), integer_offset(view.crop_position, room), room // 2
     ).unbind(dim=1)
     return Crops(top, left, height, width)
 

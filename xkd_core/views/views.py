@@ -19,7 +19,7 @@ from xkd_core.views.parameters import (
     ViewParameters,
     clip_generator,
     draw_view_parameters,
-    place,
+    integer_offset,
 )
 from xkd_core.views.resampling import bicubic_matrix
 from xkd_core.views.transfer import copy_together
@@ -198,5 +198,5 @@ def _crop_matrix(
 ) -> Float[Tensor, "B length room"]:
     """Builds matrices that crop a share of `length` out of `room` and resize it to `length`."""
     taken = (view.crop_size[:, axis] * length).long().clamp(min=1, max=room)
-    start = place(view.crop_position[:, axis], room - taken)
+    start = integer_offset(view.crop_position[:, axis], room - taken)
     return bicubic_matrix(start, taken, input_size=room, output_size=length)

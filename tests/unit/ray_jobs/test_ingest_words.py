@@ -1,8 +1,8 @@
 """What ingest says of its outcome."""
 
 from pipelines.dataset.source_flaws import SourceFlaws
-from pipelines.ingest.ingest import IngestSummary
 from pipelines.ingest.plan import Changes
+from pipelines.ingest.summary import IngestSummary
 from ray_jobs.ingest import summary_text
 
 

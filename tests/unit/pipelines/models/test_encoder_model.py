@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.pyfunc.scoring_server import invocations
 
 from pipelines.media.decode import decode_segments
 from pipelines.media.windows import audio_windows, video_windows
@@ -306,6 +308,19 @@ def test_where_no_process_can_be_started_the_model_decodes_itself_and_says_so_on
         "media are decoded in this process (No such file or directory): a hostile file could do "
         "what it can"
     ]
+
+
+def test_a_server_answers_with_the_input_and_not_with_its_own_files(models, films):
+    records = [{"path": str(films[0])}, {"path": "/nowhere.mp4"}]
+    request = json.dumps({"dataframe_records": records})
+    schema = models["video"].metadata.get_input_schema()
+    with pytest.raises(MlflowException) as caught:
+        invocations(request, "application/json", models["video"], schema)
+    answer = json.loads(caught.value.serialize_as_json())
+    assert answer["error_code"] == "BAD_REQUEST"
+    assert "input 1 (/nowhere.mp4) cannot be decoded" in answer["message"]
+    assert "stack_trace" not in answer
+    assert ".py" not in answer["message"]
 
 
 @pytest.mark.parametrize(("modality", "missing"), [("video", "picture"), ("audio", "sound")])

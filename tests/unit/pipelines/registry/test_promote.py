@@ -1,5 +1,6 @@
 """Encoders enter the registry, and the alias goes to the better one on the same dataset."""
 
+import json
 import shutil
 import socket
 
@@ -14,7 +15,7 @@ from pipelines.config.promote import PromoteConfig, PromoteSettings
 from pipelines.errors import JobFailed, UserError
 from pipelines.files import write_json
 from pipelines.models.checkpoints import load_model
-from pipelines.registry.promote import promote, read_scores
+from pipelines.registry.promote import checkpoint_scores, promote
 from pipelines.registry.uri import resolve_model
 from pipelines.tracking.runs import open_run
 from tests.helpers.encoders import WIDTH, example_scores, write_checkpoint, write_media
@@ -86,7 +87,7 @@ def test_scores_that_were_recorded_in_part_are_recorded_by_the_same_command(
         version = client.get_model_version(f"part-{modality}", "1")
         logged = client.get_logged_model(version.tags["xkd.model_id"])
         assert f"evaluation/{modality}/trained/linear" in {metric.key for metric in logged.metrics}
-        assert version.tags["xkd.evaluation.run_id"] == example_scores(0.5)["evaluate_run_id"]
+        assert version.tags["xkd.evaluation.run_id"] == example_scores(0.5).evaluate_run_id
 
 
 def refuse(*_, **__):
@@ -174,11 +175,11 @@ def config_for(checkpoint, scores_file, **changes):
 def test_a_run_whose_folder_was_moved_finds_its_scores_and_its_clips(store, tmp_path):
     (tmp_path / "home" / "runs").mkdir(parents=True)
     checkpoint = write_checkpoint(tmp_path / "home" / "runs", nested=True)
-    write_json(tmp_path / "home" / "runs" / "scores.json", example_scores(0.5))
+    write_json(tmp_path / "home" / "runs" / "scores.json", example_scores(0.5).to_json())
     (tmp_path / "home").rename(tmp_path / "moved")
     moved = tmp_path / "moved" / checkpoint.relative_to(tmp_path / "home")
     config = config_for(moved, tmp_path / "moved" / "runs" / "scores.json", model_prefix="moved")
-    registered = promote(moved, read_scores(config), config, store[1])
+    registered = promote(moved, checkpoint_scores(config), config, store[1])
     assert [one.version for one in registered] == ["1", "1"]
     shutil.rmtree(tmp_path / "moved" / "runs" / "clips")
     with pytest.raises(UserError, match=r"home/runs/clips"):
@@ -191,18 +192,22 @@ def test_a_run_whose_folder_was_moved_finds_its_scores_and_its_clips(store, tmp_
         ("", r"scores \(.*scores\.json\) must be a scores\.json of evaluate"),
         ("[]", r"must be a scores\.json of evaluate"),
         ("3", r"must be a scores\.json of evaluate"),
-        ('{"modalities": {"video": {}}}', r"scores are of run None"),
+        ('{"modalities": {"video": {}}}', r"must be a scores\.json of evaluate"),
         ('{"modalities": {"video": {"trained": {}}}}', r"must be a scores\.json of evaluate"),
         ('{"modalities": {"audio": [1]}}', r"must be a scores\.json of evaluate"),
-        ("{}", r"scores are of run None, but the checkpoint is of run pretrain-run"),
+        ("{}", r"must be a scores\.json of evaluate"),
+        (
+            json.dumps(example_scores(0.5).to_json() | {"pretrain_run_id": "other"}),
+            r"scores are of run other, but the checkpoint is of run pretrain-run",
+        ),
     ],
 )
 def test_a_file_of_other_content_is_no_scores(checkpoints, tmp_path, text, message):
     (tmp_path / "scores.json").write_text(text)
     with pytest.raises(UserError, match=message):
-        read_scores(config_for(checkpoints[0], tmp_path / "scores.json"))
+        checkpoint_scores(config_for(checkpoints[0], tmp_path / "scores.json"))
     with pytest.raises(UserError, match=r"absent\.json\) must be a scores\.json of evaluate"):
-        read_scores(config_for(checkpoints[0], tmp_path / "absent.json"))
+        checkpoint_scores(config_for(checkpoints[0], tmp_path / "absent.json"))
 
 
 def test_a_version_without_a_package_of_its_own_is_refused_and_replaced(store, checkpoints):

@@ -87,6 +87,20 @@ def let_wait(monkeypatch, device):
         monkeypatch.setattr(owner, name, device.allowing(getattr(owner, name)))
 
 
+def count_copies(monkeypatch, device):
+    """Copies from the host that the views of each batch take."""
+    counts, views_of = [], loop._views
+
+    def counted(*args):
+        before = len(device.copies)
+        views = views_of(*args)
+        counts.append(len(device.copies) - before)
+        return views
+
+    monkeypatch.setattr(loop, "_views", counted)
+    return counts
+
+
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     """Of several sizes, a third of them held out."""
@@ -119,9 +133,11 @@ def test_a_training_runs_where_tensors_of_two_devices_do_not_mix(
     with monkeypatch.context() as patched, pretend_device(patched) as device:
         let_wait(patched, device)
         recorder = Recorder(patched, DEVICE)
+        copies = count_copies(patched, device)
         outcome = run_loop(recorder, config)
         assert outcome["next_step"] == STEPS
         assert not outcome["failure"]
+        assert copies == [2] * STEPS  # clips, and the parameters of their views
         earlier, last = recorder.checkpoints
         resumed = config.model_copy(update={"name": "resumed", "resume": earlier})
         again = Recorder(patched, DEVICE)

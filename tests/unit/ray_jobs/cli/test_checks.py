@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.config.promote import PromoteConfig
+from pipelines.files import write_json
 from ray_jobs.promote import plan
+from tests.helpers.encoders import example_scores
 
 CHECKS = """
 import os
@@ -40,7 +42,7 @@ for place in (closed, closed / "inner"):
 
 def test_a_checkpoint_that_is_not_there_is_said_once(tmp_path: Path):
     scores = tmp_path / "scores.json"
-    scores.write_text('{"checkpoint": "elsewhere"}')
+    write_json(scores, example_scores(0.5).to_json())
     config = PromoteConfig.model_validate(
         {
             "checkpoint": str(tmp_path / "nowhere"),

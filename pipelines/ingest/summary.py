@@ -1,0 +1,172 @@
+"""What an ingest ends with: counts of what the shards hold, the dataset id, the manifest."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.config.ingest import IngestSettings
+from pipelines.dataset.schema import CLIPS_FOLDER, FORMAT_VERSION, MANIFEST, REJECTS_FOLDER
+from pipelines.dataset.shards import read_columns
+from pipelines.dataset.source_flaws import COLUMNS as FLAW_COLUMNS
+from pipelines.dataset.source_flaws import SourceFlaws, count_flaws
+from pipelines.errors import UserError
+from pipelines.files import write_json
+from pipelines.ingest.plan import Changes, Plan
+from pipelines.sources.source import SourceList
+
+
+@dataclass(frozen=True)
+class IngestSummary:
+    """What a clip dataset holds, and what this call added."""
+
+    sources: int
+    accepted: int
+    rejected: int
+    rejects_by_reason: dict[str, int]
+    clips: int
+    new_clips: int
+    """Clips that were not there before this call."""
+    media_seconds: float
+    flaws: SourceFlaws
+    """Accepted sources that gave less than they declare, or had to be mended."""
+    dataset_id: str
+    ignored: dict[str, int]
+    """Files of the input that are not media, by extension."""
+    notes: list[str]
+    """How splits and labels were read, in sentences for people."""
+    changes: Changes
+    """How the input differs from what was complete before this call."""
+
+
+def summarize(
+    folder: Path, listed: SourceList, plan: Plan, settings: IngestSettings
+) -> IngestSummary:
+    """Counts what the shards hold; nothing is taken from what the run believes to have done."""
+    columns = ["clip_id", "duration_seconds", "label", "labels", "split", *FLAW_COLUMNS]
+    tables = {
+        file.stem: read_columns(str(file), columns)
+        for file in sorted((folder / CLIPS_FOLDER).glob("*.parquet"))
+    }
+    clips = pa.concat_tables(tables.values())
+    reasons: Counter[str] = Counter()
+    rejected = set()
+    for file in sorted((folder / REJECTS_FOLDER).glob("*.parquet")):
+        table = pq.read_table(file, columns=["source", "reason"], partitioning=None)
+        rejected.update(table["source"].to_pylist())
+        reasons.update(table["reason"].to_pylist())
+    accepted = set(clips["source"].to_pylist())
+    assert not accepted & rejected
+    assert reasons.total() == len(rejected)
+    return IngestSummary(
+        sources=len(accepted) + len(rejected),
+        accepted=len(accepted),
+        rejected=len(rejected),
+        rejects_by_reason=dict(sorted(reasons.items())),
+        clips=len(clips),
+        new_clips=sum(len(tables[unit.name]) for unit in plan.units),
+        media_seconds=sum(clips["duration_seconds"].to_pylist()),
+        flaws=count_flaws(clips),
+        dataset_id=_dataset_id(clips, settings),
+        ignored=listed.ignored,
+        notes=_notes(listed, settings),
+        changes=plan.changes,
+    )
+
+
+def _notes(listed: SourceList, settings: IngestSettings) -> list[str]:
+    if any(source.split for source in listed.sources):
+        return listed.notes
+    held_out = f"splits are made from content: {settings.heldout_fraction:.0%} of the sources test"
+    return [*listed.notes, held_out]
+
+
+def _dataset_id(clips: pa.Table, settings: IngestSettings) -> str:
+    """Names what a reader sees: the clips with their labels and splits, and how they were made."""
+    rows = sorted(
+        (
+            (name, labels if labels and len(labels) > 1 else label, split)
+            for name, label, labels, split in zip(
+                *(clips[name].to_pylist() for name in ("clip_id", "label", "labels", "split")),
+                strict=True,
+            )
+        ),
+        key=lambda row: row[0],
+    )
+    assert len({row[0] for row in rows}) == len(rows)
+    made = {
+        name: getattr(settings, name)
+        for name in (
+            "segment_seconds",
+            "min_segment_seconds",
+            "frame_rate",
+            "short_side",
+            "sample_rate",
+        )
+    }
+    if settings.min_source_seconds is not None:  # ids from before there was this setting stay
+        made["min_source_seconds"] = settings.min_source_seconds
+    text = json.dumps([FORMAT_VERSION, made, rows])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def check_outcome(
+    summary: IngestSummary, listed: SourceList, folder: Path, settings: IngestSettings
+) -> None:
+    """Refuses a dataset without clips, or with more rejects than the settings allow.
+
+    Raises:
+        UserError: If it is one.
+    """
+    # Sources that are gone since an earlier run can be kept, so there may be more.
+    assert summary.sources == len(listed.sources) or settings.keep_removed
+    reasons = ", ".join(f"{count} {reason}" for reason, count in summary.rejects_by_reason.items())
+    if not summary.clips:
+        raise UserError(
+            f"input ({listed.input}) gives no clip: all {summary.rejected} sources are rejected "
+            f"({reasons}); {folder / REJECTS_FOLDER} says why"
+        )
+    if summary.rejected > settings.max_reject_fraction * summary.sources:
+        raise UserError(
+            f"{summary.rejected} of {summary.sources} sources are rejected ({reasons}), more than "
+            f"max_reject_fraction ({settings.max_reject_fraction:g}); "
+            f"{folder / REJECTS_FOLDER} says why"
+        )
+
+
+def write_manifest(
+    folder: Path, listed: SourceList, summary: IngestSummary, settings: IngestSettings
+) -> None:
+    """Writes the manifest unless it says the same already."""
+    counts = asdict(summary)
+    del (
+        counts["new_clips"],
+        counts["dataset_id"],
+        counts["ignored"],
+        counts["changes"],
+        counts["notes"],
+    )
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "dataset_id": summary.dataset_id,
+        "input": listed.input,
+        **counts,
+        "ignored": listed.ignored,
+        "settings": settings.model_dump(mode="json", include=set(IngestSettings.model_fields)),
+    }
+    if not _holds(folder / MANIFEST, manifest):
+        write_json(folder / MANIFEST, manifest)
+
+
+def _holds(file: Path, values: Mapping[str, Any]) -> bool:
+    """Whether a file of JSON is there, whole, and says just this."""
+    try:
+        return bool(json.loads(file.read_text()) == values)
+    except (FileNotFoundError, ValueError):
+        return False
