@@ -32,7 +32,7 @@ class EvaluateSettings(Config):
     use_gpu: bool = False
     """Computes features on a GPU."""
     seed: NonNegativeInt = 0
-    """Seed of the untrained network and of the folds."""
+    """Seed of the folds."""
 
 
 class EvaluateConfig(EvaluateSettings, JobConfig):
