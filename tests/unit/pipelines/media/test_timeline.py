@@ -118,7 +118,7 @@ def test_a_minute_without_packets_is_a_minute_where_clocks_are_steady(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["audio", "video"])
-@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".ts"])
+@pytest.mark.parametrize("suffix", [".mkv", ".ts"])
 def test_a_gap_in_one_stream_leaves_the_other_alone(tmp_path, kind, suffix):
     made = write_scene(tmp_path / "made.mp4", 0, 27)
     path = tmp_path / f"gap{suffix}"
@@ -185,8 +185,9 @@ NOISE = {
 }
 
 
-@pytest.mark.parametrize("kind", NOISE)
-@pytest.mark.parametrize("suffix", [".mkv", ".ts"])
+@pytest.mark.parametrize(
+    ("kind", "suffix"), [*((kind, ".mkv") for kind in NOISE), ("slow and random", ".ts")]
+)
 def test_noise_in_timestamps_of_sound_makes_no_hole(tmp_path, kind, suffix):
     made = write_scene(tmp_path / "made.mp4", 0, 22)
     path = remux(made, tmp_path / f"noisy{suffix}", moved_sound(NOISE[kind]))
