@@ -12,7 +12,7 @@ import pytest
 from pipelines.media.container import DecodeError, open_source
 from pipelines.media.decode import decode_segments
 from pipelines.media.formats import COMMON_CODECS, COMMON_CONTAINERS, NEVER, container_whitelist
-from pipelines.media.selection import probe
+from pipelines.media.streams.selection import probe
 from tests.helpers.media import tone, write_media, write_numbered
 
 SETTINGS = {
