@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.config.ingest import IngestSettings
+from pipelines.dataset.index import ClipIndex, read_index
 from pipelines.dataset.schema import CLIPS, CLIPS_FOLDER, FORMAT_VERSION, MANIFEST, REJECTS_FOLDER
 from pipelines.dataset.shards import ShardWriter
 from pipelines.files import write_json
@@ -110,6 +111,12 @@ def _write_manifest(folder: Path, num_clips: int, settings: IngestSettings) -> N
             "settings": settings.model_dump(mode="json"),
         },
     )
+
+
+def index_of(folder: Path) -> ClipIndex | None:
+    """The index in the file of a dataset, if it fits; never that of the shards."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    return read_index(str(folder), str(folder / CLIPS_FOLDER), manifest)
 
 
 @dataclass(frozen=True)

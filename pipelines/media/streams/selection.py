@@ -18,7 +18,7 @@ from pipelines.media.container import (
     open_source,
     read_beginning,
 )
-from pipelines.media.formats import Formats
+from pipelines.media.formats import Formats, is_common
 from pipelines.media.orientation import UPRIGHT
 from pipelines.media.packets import PacketScan, scan_packets
 from pipelines.media.picture import WHOLE, Crop
@@ -156,6 +156,8 @@ def gives_something(source: MediaInput, formats: Formats, index: int) -> bool:
     with open_source(source, formats) as container:
         stream = container.streams[index]
         assert isinstance(stream, VideoStream | AudioStream)
+        if formats == "common" and not is_common(stream):
+            return False  # not even tried; if no other can replace it, `check_codecs` says why
         keep_only(container, {index})
         try:
             for number, packet in enumerate(container.demux(stream)):
