@@ -30,21 +30,22 @@ class TrackingSettings(Config):
     """Where MLflow keeps what a job measures."""
 
     uri: str | None = None
-    """Tracking server or `sqlite:///FILE`; by default MLFLOW_TRACKING_URI, else an sqlite file
-    `mlflow.db` in XKD_HOME or the working directory."""
+    """Address of an MLflow server, or `sqlite:///FILE`. Default: MLFLOW_TRACKING_URI, or else the
+    file `mlflow.db` in XKD_HOME or the working directory."""
     experiment: str = Field("xkd", min_length=1)
+    """Name of the MLflow experiment that gets the runs."""
 
 
 class RaySettings(Config):
     """Which Ray a job runs on."""
 
     address: str | None = None
-    """A running cluster (`auto`, `host:port`, `ray://host:port`); by default RAY_ADDRESS, else a
-    Ray of this process's own."""
+    """A running cluster: `auto`, `HOST:PORT` or `ray://HOST:PORT`. Default: RAY_ADDRESS, or else a
+    Ray of the job's own."""
     num_cpus: PositiveInt | None = None
-    """CPUs of a Ray of its own; by default all there are."""
+    """CPUs of a Ray of the job's own. Default: all of the machine."""
     object_store_bytes: PositiveInt = 500_000_000
-    """Shared memory of a Ray of its own."""
+    """Shared memory of a Ray of the job's own, bytes."""
 
 
 class JobConfig(Config):
@@ -66,30 +67,31 @@ class DecoderSettings(Config):
 
 
 class LimitsSettings(Config):
-    """What one source may cost; above it the source goes to the rejects."""
+    """The most that one source may cost. Sources above a limit are rejected."""
 
     max_bytes: PositiveInt = 50_000_000_000
+    """Size of a file, bytes."""
     max_pixels: PositiveInt = 8192 * 4320
-    """Of one frame."""
+    """Pixels of one frame."""
     max_seconds: PositiveFloat = 6 * 3600.0
-    """Length of a source."""
+    """Length of a source, seconds."""
     max_damaged_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25
     """Share of the packets of a source's picture, or of its sound, that may be damaged. A damaged
     frame spoils those that are predicted from it as well; files with a few bad sectors, or that
     were cut off, stay below a fifth, and those that show mostly noise lie far above."""
     max_decode_seconds: PositiveFloat = 600.0
-    """Wall time without a segment coming out of the decoder."""
+    """Time without a new segment from the decoder, seconds."""
     max_memory_bytes: PositiveInt = 4_000_000_000
-    """Address space of a decoder beyond what it has when idle."""
+    """Address space of a decoder beyond what it has when idle, bytes."""
     max_spool_bytes: PositiveInt = 20_000_000_000
-    """Disk on each machine that remote files may take together while they are decoded, in TMPDIR;
-    a file that is larger goes to the rejects."""
+    """Disk on each machine for remote files while they are decoded, bytes, in TMPDIR. Rejects a
+    file that is larger by itself."""
     formats: Literal["common", "all"] = "common"
     """`common`: the 12 containers and 25 codecs of usual corpora; a file in another one goes to the
     rejects. `all`: whatever FFmpeg decodes, which gives a hostile file more code to attack."""
     max_hashed_remote_bytes: NonNegativeInt = 64_000_000
-    """A remote file up to this size is read once more, for the hash of its bytes; of a larger one
-    the store's version tag stands for them."""
+    """Reads remote files up to this size once more to hash their bytes; for larger ones the version
+    tag of the store stands for the content. Bytes."""
 
 
 def settings_without_password(config: JobConfig) -> dict[str, Any]:

@@ -11,12 +11,12 @@ class DatasetSettings(Config):
     """How a clip dataset is looked through."""
 
     against: tuple[Location, ...] = ()
-    """Other clip datasets, such as those that are evaluated on: clips trained on that are alike to
-    clips there are leaks as well."""
+    """Other clip datasets, such as those to evaluate on: training clips that resemble clips there
+    count as leaks too."""
     train_splits: tuple[str, ...] = ("train",)
-    """Splits trained on; rows without a split always are."""
+    """Splits to train on. Rows without a split always belong to them."""
     max_shown: PositiveInt = 24
-    """Clips in the contact sheet, and at most in each of the other lists."""
+    """Clips in the contact sheet, and the most in every other list."""
 
 
 class DatasetConfig(DatasetSettings, JobConfig):
@@ -25,7 +25,7 @@ class DatasetConfig(DatasetSettings, JobConfig):
     dataset: Location
     """Folder of the clip dataset."""
     output: Place | None = None
-    """Folder of the page and the lists; by default `page` in the dataset's folder."""
+    """Folder for the page and the lists. Default: `page` in the dataset's folder."""
 
     @model_validator(mode="after")
     def _place_for_the_page(self) -> "DatasetConfig":

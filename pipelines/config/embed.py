@@ -9,15 +9,16 @@ class EmbedConfig(JobConfig):
     """`ray_jobs.embed`: a registered model over any media becomes a Parquet of embeddings."""
 
     name: Name = "embed"
+    """Name of the MLflow run."""
     model: str
-    """Of the registry: `models:/xkd-video@champion`, `models:/xkd-audio/3`."""
+    """A registered model: `models:/xkd-video@champion`, `models:/xkd-audio/3`."""
     input: Location
     """Folder of media, a list, or a clip dataset."""
     output: Place
-    """Folder of the embeddings."""
+    """Folder for the embeddings."""
     batch_size: PositiveInt = Field(16, json_schema_extra={"may_change": True})
     """Clips that go through the encoder at once."""
     num_workers: PositiveInt | None = Field(None, json_schema_extra={"may_change": True})
-    """By default one for each CPU that Ray has."""
+    """Workers that run at a time. Default: one for each CPU of Ray."""
     limits: LimitsSettings = LimitsSettings()
     decoder: DecoderSettings = Field(DecoderSettings(), json_schema_extra={"may_change": True})

@@ -12,28 +12,37 @@ class EvaluateSettings(Config):
     """How frozen features are scored."""
 
     train_splits: tuple[str, ...] = ("train",)
+    """Splits that give the neighbors and train the linear probe."""
     test_splits: tuple[str, ...] = ("test", "val")
-    """Splits scored on: the first of these that the dataset has."""
+    """Splits to score: the first of these that the dataset has."""
     num_windows: PositiveInt = 2
-    """Windows of a segment whose features are averaged, evenly spread."""
+    """Windows of a segment, evenly spaced, whose features are averaged."""
     neighbors: PositiveInt = 5
+    """Neighbors that vote."""
     knn_temperature: PositiveFloat = 0.07
+    """Temperature of the votes by similarity, as in DINO."""
     linear_l2: PositiveFloats = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-    """Candidates for the linear probe's penalty, chosen by cross-validation on the train split."""
+    """Candidate penalties of the linear probe; cross-validation on the train split picks one."""
     batch_size: PositiveInt = 32
+    """Clips that go through the encoder at once."""
     untrained_baseline: bool = True
-    """Score the same network before training as well."""
+    """Scores the network before training too."""
     role: Literal["teacher", "student"] = "teacher"
+    """Which network to score."""
     use_gpu: bool = False
+    """Computes features on a GPU."""
     seed: NonNegativeInt = 0
+    """Seed of the folds."""
 
 
 class EvaluateConfig(EvaluateSettings, JobConfig):
     """`ray_jobs.evaluate`: how good the features of a checkpoint are."""
 
     name: Name = "evaluate"
+    """Name of the MLflow run."""
     checkpoint: Place
     """A checkpoint, or the folder of a run, whose last checkpoint is taken."""
     dataset: Location
+    """Folder of the clip dataset."""
     output: Place
-    """Folder for the scores, features and the report."""
+    """Folder for scores and features."""

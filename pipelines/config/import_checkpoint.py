@@ -14,29 +14,31 @@ class ImportConfig(JobConfig):
     """`ray_jobs.import_checkpoint`: encoders of a published file enter the registry."""
 
     name: Name = "import"
+    """Name of the MLflow run."""
     file: Place
-    """A file of one encoder, or a whole checkpoint of the published training."""
+    """File of one encoder, or a whole checkpoint of the published training."""
     modality: Literal["video", "audio"] | None = None
-    """Of a whole checkpoint, the modality to take: by default both."""
+    """Modality to take from a whole checkpoint. Default: both."""
     role: Literal["teacher", "student"] | None = None
-    """Of a whole checkpoint, the network to take: by default the teacher. Of a file of one encoder
-    it is only recorded: by default what the name of the file says."""
+    """Network to take from a whole checkpoint, by default the teacher. For a file of one encoder
+    the role is only recorded, by default as the file's name says."""
     num_heads: PositiveInt | None = None
-    """Attention heads, which no file says: by default one for each 64 of the width."""
+    """Attention heads, which no file records. Default: one for each 64 of the width."""
     video: VideoConfig = VideoConfig()
-    """The clips that a video encoder takes; the size of the picture follows from the file."""
+    """Clips that a video encoder takes. The size of the picture follows from the file."""
     audio: AudioConfig = AudioConfig()
     segment_seconds: PositiveFloat = 5.0
-    """Media are embedded segment by segment of this length."""
+    """Embeds media in segments of this length, seconds."""
     min_segment_seconds: PositiveFloat = 1.1
+    """Drops a shorter remainder of a source, seconds."""
     short_side: PositiveInt = 128
-    """Pixels to which the shorter side of a frame is reduced first."""
+    """Resizes the shorter side of a frame to this first, pixels."""
     num_windows: PositiveInt = 2
     """Windows of a segment whose embeddings are averaged."""
     model_prefix: Name = "xkd"
     """Registered names are `<prefix>-video` and `<prefix>-audio`."""
     alias: Alias | None = None
-    """Alias that the new versions get; by default none."""
+    """Alias for the new versions. Default: none."""
 
     @model_validator(mode="after")
     def _same_length(self) -> "ImportConfig":

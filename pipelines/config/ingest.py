@@ -17,20 +17,22 @@ from xkd_core.config import Config
 
 
 class SyntheticSettings(Config):
-    """The clips that are made on the spot when no input is given."""
+    """Synthetic clips, which stand in where no input is given."""
 
     num_clips: Annotated[int, Field(ge=16)] = 300
-    """Whole clips over all classes; two broken files come on top."""
+    """Intact clips over all classes; two broken files are added."""
     heldout_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
+    """Share of the clips in the split `test`."""
     seed: NonNegativeInt = 0
+    """Seed of the scenes."""
 
 
 class IngestSettings(Config):
     """How sources become segments."""
 
     labels: Literal["auto", "folder", "none"] = "auto"
-    """For a folder: the folder a file lies in is its label (`auto`: if there is more than one
-    such folder). A list brings its own labels."""
+    """For a folder: whether the folder that a file lies in is its label. `auto`: if there is more
+    than one such folder. A list brings its own labels."""
     dataset: (
         Literal[
             "ucf101",
@@ -44,43 +46,48 @@ class IngestSettings(Config):
         ]
         | None
     ) = None
-    """The input is the folder of this published dataset: its official lists give labels and
-    splits, and name files that are missing."""
+    """Reads `input` as the folder of this published dataset: its official lists give labels and
+    splits, and name missing files."""
     fold: PositiveInt | None = None
-    """Which official split of a dataset that has several: UCF101 and HMDB51 three, ESC-50 five (the
-    fold that is held out). By default the first."""
+    """Official split of a dataset that has several: UCF101 and HMDB51 have three, ESC-50 has five
+    (the fold that is held out). Default: the first."""
     segment_seconds: PositiveFloat = 5.0
+    """Cuts sources into segments of this length, seconds. 5 s holds every clip of the paper."""
     min_segment_seconds: PositiveFloat = 1.1
-    """A shorter rest of a source is dropped, a shorter source is rejected. Training loops pictures
-    and pads sound that are shorter than a clip; the published code never uses them, as at 4.0."""
+    """Drops the remainder of a source if it is shorter, and rejects a source that is shorter as a
+    whole. Training loops pictures and pads sound of segments shorter than a clip; the published
+    code never uses them, as a value of 4.0 does. Seconds."""
     min_source_seconds: PositiveFloat | None = None
-    """A source as long as that is kept though all of it is shorter than `min_segment_seconds`: test
-    splits have clips of a fraction of a second, and evaluation loops and pads as training does."""
+    """Keeps sources of at least this length even if they are shorter than `min_segment_seconds`:
+    test splits of published datasets have clips of a fraction of a second. Seconds."""
     frame_rate: PositiveFloat = 8.0
+    """Frames stored for each second."""
     short_side: PositiveInt = 128
     """Pixels of the shorter side of a stored frame; sources that are smaller keep their size. The
     published preprocessing has 112; 128 leaves more pixels to crops of a part of the frame."""
     sample_rate: PositiveInt = 16_000
+    """Audio samples stored for each second."""
     heldout_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
-    """Share of the sources put into the split `test` where the input names no splits; by content,
-    so it never changes for a file."""
+    """Share of the sources in the split `test`, where the input names no splits. Drawn by content,
+    so a file always lies in the same split."""
     limits: LimitsSettings = LimitsSettings()
     decoder: DecoderSettings = Field(DecoderSettings(), json_schema_extra={"may_change": True})
     sources_per_shard: PositiveInt = 32
+    """Sources whose clips share a Parquet file."""
     rows_per_group: PositiveInt = 16
-    """Rows of a Parquet row group, which is what a reader reads at once."""
+    """Rows of a Parquet row group, the unit that readers read."""
     num_workers: PositiveInt | None = Field(None, json_schema_extra={"may_change": True})
-    """Decoders at a time; by default one for each CPU that Ray has."""
+    """Decoders that run at a time. Default: one for each CPU of Ray."""
     max_reject_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         1.0, json_schema_extra={"may_change": True}
     )
-    """The job fails if a larger share of the sources is rejected."""
+    """Fails the job if a larger share of the sources is rejected."""
     retry_rejects: tuple[str, ...] = Field((), json_schema_extra={"may_change": True})
-    """Reasons of rejects to decode once more, such as `decoder_crashed` on a machine that had too
-    little memory. What a limit rejected is decoded again by itself when the limit is raised."""
+    """Decodes sources with these reject reasons again, such as `decoder_crashed` after a machine
+    had too little memory. Raising a limit decodes what it rejected without this."""
     keep_removed: bool = Field(False, json_schema_extra={"may_change": True})
-    """Keep what sources gave that are in the input no more, for media that is deleted once it is
-    ingested; by default it is removed."""
+    """Keeps the clips of sources that are no longer in the input, for media that is deleted once it
+    is ingested. By default they are removed."""
 
     @field_validator("retry_rejects")
     @classmethod
@@ -100,10 +107,11 @@ class IngestConfig(IngestSettings, JobConfig):
     """`ray_jobs.ingest`: a folder or list of media becomes a clip dataset."""
 
     name: Name = "ingest"
+    """Name of the MLflow run."""
     input: Location | None = None
     """Folder of media, or a list (.csv, .tsv, .jsonl, .parquet) with the columns path, label or
-    labels, split, group, start and end (all but path optional; paths may be URIs); local, `s3://`,
-    or of a web server (a list). Without it clips are made on the spot."""
+    labels, split, group, start and end, of which only path is required. Local, in a bucket
+    (`s3://`), or on a web server (lists only). Default: synthetic clips."""
     output: Place
     """Folder of the clip dataset."""
     synthetic: SyntheticSettings = SyntheticSettings()

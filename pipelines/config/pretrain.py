@@ -9,59 +9,63 @@ from xkd_core.config import Config, MethodConfig
 
 
 class KnnSettings(Config):
-    """How often the teachers are scored while they train, and on what."""
+    """How often the teachers are scored during training, and on what."""
 
     dataset: Location | None = None
-    """Clip dataset with labels, whose split `train` holds the neighbors and whose split `val`, or
-    else `test`, is scored; by default the one that is trained on."""
+    """Clip dataset with labels: its split `train` gives the neighbors, and its split `val`, or else
+    `test`, is scored. Default: the dataset of the training."""
     every_epochs: PositiveFloat = 1.0
-    """Epochs between two scores; the first comes before training, the last after it."""
+    """Epochs between two scores. There is one before training and one at the end."""
     max_clips: PositiveInt = 1000
-    """Labelled clips of each of the two splits at most, evenly spread over it."""
+    """The most labelled clips of each of the two splits, evenly spaced over it."""
 
 
 class HealthSettings(Config):
-    """What is measured of a training's health beside what a step computes anyway."""
+    """What to measure of a training's health beyond what each step computes."""
 
     knn: KnnSettings | None = None
-    """Score the frozen teachers by nearest neighbors as they train (`health/video/knn`,
-    `health/audio/knn`); what is trained does not change by it. Rank 0 scores, others wait."""
+    """Scores the frozen teachers by nearest neighbors during training (`health/video/knn`,
+    `health/audio/knn`). Training does not depend on it; rank 0 scores while the others wait."""
 
 
 class PretrainSettings(MethodConfig):
     """The method, and how it is trained."""
 
     epochs: PositiveFloat
+    """Epochs to train; see `epoch_unit`."""
     epoch_unit: Literal["source", "segment"] = "source"
     """What an epoch takes one clip of. `source`, as in the paper: one clip of each video, from
     anywhere in it, also across adjacent segments. `segment`: one clip of each stored segment, so a
     video of 10 s that is stored as two segments gives two clips an epoch."""
     batch_size: PositiveInt
-    """Clips of one step over all workers."""
+    """Clips of one step, over all workers."""
     splits: tuple[str, ...] = ("train",)
-    """Splits trained on; rows without a split always are."""
+    """Splits to train on. Rows without a split always belong to them."""
     exclude: Place | None = None
-    """A file of clip ids, one a line, that are left out, such as `leaks.txt` of `xkd dataset`."""
+    """File of clip ids to leave out, one a line, such as `leaks.txt` of `xkd dataset`."""
     seed: NonNegativeInt = 0
+    """Seed of the weights, of the order of clips and of their views."""
     num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
         1, json_schema_extra={"may_change": True}
     )
-    """A number, or the least and the most: training then goes on with the workers there are, fewer
-    after a node is lost and more when one comes; `batch_size` stays that of all of them."""
+    """Number of workers, or the least and the most: training then continues with fewer after a node
+    is lost, and with more when one joins. `batch_size` is divided among them."""
     use_gpu: bool = Field(False, json_schema_extra={"may_change": True})
+    """Trains each worker on a GPU of its own."""
     cpus_per_worker: PositiveFloat | None = Field(None, json_schema_extra={"may_change": True})
-    """By default all CPUs of Ray shared out among the workers, node by node, or 1 with a GPU."""
+    """CPUs of each worker. Default: all CPUs of Ray, divided among the workers node by node; with a
+    GPU, 1."""
     parallelism: Literal["ddp", "fsdp"] = Field("ddp", json_schema_extra={"may_change": True})
-    """`ddp`: each worker has all weights; `fsdp`: they are spread over the workers."""
+    """`ddp`: every worker holds all weights. `fsdp`: the weights are divided among the workers."""
     accumulation_steps: PositiveInt = 1
-    """Parts in which a worker takes its share of a batch; the alignment is then the mean over
-    parts, all else is as for the whole."""
+    """Parts in which a worker processes its share of a batch, to save memory. The alignment is then
+    the mean over the parts; everything else is as for the whole."""
     activation_checkpointing: bool = Field(False, json_schema_extra={"may_change": True})
-    """Compute activations again in the backward pass instead of keeping them."""
+    """Computes activations again in the backward pass instead of keeping them, to save memory."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """`auto` is bfloat16 autocast on a GPU that has it, else float32."""
+    """`auto`: bfloat16 autocast on a GPU that supports it, else float32."""
     compile: bool = False
-    """Compile the networks with torch.compile."""
+    """Compiles the networks with torch.compile."""
     shuffle_window: PositiveInt = 16
     """Row groups whose rows are shuffled together, over all lanes; each lane has at least one."""
     num_lanes: PositiveInt | None = None
@@ -72,13 +76,14 @@ class PretrainSettings(MethodConfig):
     log_every: PositiveInt = Field(10, json_schema_extra={"may_change": True})
     """Steps between two records of the losses."""
     checkpoint_every: PositiveInt = Field(200, json_schema_extra={"may_change": True})
-    """Steps between two checkpoints; the last step always leaves one."""
+    """Steps between two checkpoints. The last step always writes one."""
     checkpoints_kept: PositiveInt = Field(2, json_schema_extra={"may_change": True})
+    """Newest checkpoints to keep."""
     max_failures: NonNegativeInt = Field(2, json_schema_extra={"may_change": True})
-    """Times that the worker group is started again after a worker died."""
+    """Restarts of the worker group after a worker died."""
     max_seconds: PositiveFloat | None = Field(None, json_schema_extra={"may_change": True})
-    """Seconds after which one call leaves a checkpoint and ends with exit code 75; the same
-    command goes on."""
+    """Writes a checkpoint and exits with code 75 after this time; the same command continues.
+    Seconds."""
     health: HealthSettings = Field(HealthSettings(), json_schema_extra={"may_change": True})
 
     @property
@@ -123,7 +128,7 @@ class PretrainSettings(MethodConfig):
         if self.optimizer.warmup_epochs > self.epochs:
             raise ValueError(
                 f"optimizer.warmup_epochs ({self.optimizer.warmup_epochs:g}) must not be above "
-                f"epochs ({self.epochs:g})"
+                f"epochs ({self.epochs:g}); with fewer epochs, set optimizer.warmup_epochs as well"
             )
         return self
 
@@ -132,15 +137,15 @@ class PretrainConfig(PretrainSettings, JobConfig):
     """`ray_jobs.pretrain`: a clip dataset becomes encoders."""
 
     name: Name
-    """Name of the run; a run that exists goes on from its last checkpoint."""
+    """Name of the run. An existing run continues from its last checkpoint."""
     dataset: Location
     """Folder of the clip dataset."""
     output: Place
     """Folder that gets one folder of checkpoints for each name."""
     resume: Place | None = Field(None, json_schema_extra={"may_change": True})
-    """A checkpoint of another run to begin from, at its step and so at its place in the order of
-    clips: networks, clips and all that orders them must be the same, and there must be steps left
-    to do. Once this run has a checkpoint of its own it goes on from its newest."""
+    """Checkpoint of another run to start from, at its step and so at its position in the order of
+    clips. Networks, clips and everything that orders them must be the same, and steps must be left.
+    Once this run has a checkpoint of its own, it continues from that."""
 
 
 def clip_mismatch(method: MethodConfig, *, frame_rate: float, sample_rate: int) -> str | None:

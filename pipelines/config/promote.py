@@ -23,17 +23,21 @@ class PromoteSettings(Config):
     model_prefix: Name = "xkd"
     """Registered names are `<prefix>-video` and `<prefix>-audio`."""
     alias: Alias = "champion"
+    """Alias that the better version holds."""
     metric: Literal["knn", "linear"] = "linear"
-    """The alias moves only if the new version beats the present one on this metric, measured on
-    the same dataset."""
+    """Moves the alias only if the new version beats the present one by this score, measured on the
+    same dataset."""
     role: Literal["teacher", "student"] = "teacher"
+    """Which network to register."""
 
 
 class PromoteConfig(PromoteSettings, JobConfig):
     """`ray_jobs.promote`: registers the encoders of a checkpoint; better ones get the alias."""
 
     name: Name = "promote"
+    """Name of the MLflow run."""
     checkpoint: Place
+    """A checkpoint, or the folder of a run, whose last checkpoint is taken."""
     scores: Place | None = None
-    """`scores.json` of an evaluation of this checkpoint; without it nothing is compared and the
-    alias moves only where there is none yet."""
+    """`scores.json` of an evaluation of this checkpoint. Without it nothing is compared, and the
+    alias moves only if no version holds it."""

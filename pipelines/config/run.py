@@ -13,11 +13,11 @@ class RunConfig(JobConfig):
     """`ray_jobs.run`: the main job, from media to registered encoders and a report."""
 
     name: Name
-    """Name of the run; a run that exists goes on where it stopped."""
+    """Name of the run. An existing run continues where it stopped."""
     input: Location | None = None
-    """As for `ingest`: without it clips are made on the spot."""
+    """Folder of media, a list, or a URI, as for `ingest`. Default: synthetic clips."""
     output: Place
-    """Folder that gets one folder for each name."""
+    """Folder that gets a folder for each run."""
     synthetic: SyntheticSettings = SyntheticSettings()
     ingest: IngestSettings = IngestSettings()
     pretrain: PretrainSettings

@@ -114,6 +114,7 @@ class SearchSettings(Config):
     startup_trials: PositiveInt = 8
     """Trials drawn at random before `tpe` learns from them."""
     seed: NonNegativeInt = 0
+    """Seed of the search."""
 
 
 class StoppingSettings(Config):
@@ -125,6 +126,7 @@ class StoppingSettings(Config):
     grace_rungs: PositiveInt = 1
     """Rungs that every trial gets."""
     reduction_factor: Annotated[float, Field(gt=1.0)] = 2.0
+    """With `asha`, one of this many trials continues at each rung."""
     min_trials: PositiveInt = 3
     """Other trials that `median` needs."""
     collapsed: bool = True
@@ -137,6 +139,7 @@ class ScoreSettings(Config):
     """What a trial is judged by: a score of frozen features, never its loss."""
 
     measure: Literal["knn", "linear"] = "knn"
+    """Score to search by: k-NN, or the linear probe."""
     modality: Modality = "mean"
     """Encoder that is scored; `mean` of both, or `both` as two objectives (early stopping then
     goes by the mean)."""
@@ -150,7 +153,9 @@ class RungSettings(EvaluateSettings):
     test_splits: tuple[str, ...] = ("val", "test")
     """The first that there is; a choice made on `test` leaves no clips to report on."""
     num_windows: PositiveInt = 1
+    """Windows of a segment whose features are averaged. Fewer than at the end, to save time."""
     untrained_baseline: bool = False
+    """Scores the network before training too."""
     num_rungs: PositiveInt = 4
     """Times that a trial is scored, evenly spread over its training, the last at its end."""
 

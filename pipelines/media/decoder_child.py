@@ -28,8 +28,9 @@ from av.error import FFmpegError
 
 from pipelines.media import sandbox
 from pipelines.media.container import DecodeError
-from pipelines.media.decode import Segment, decode_segments
+from pipelines.media.decode import decode_segments
 from pipelines.media.decoder_messages import LENGTH_BYTES, TAKEN, segment_header, send
+from pipelines.media.segments import Segment
 from pipelines.media.shared_memory import SharedMemory
 from pipelines.redaction import one_line
 

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 from pipelines.media.container import DecodeError, MediaInfo
-from pipelines.media.decode import ClockRepairs, Segment
 from pipelines.media.picture import MAX_ELONGATION
 from pipelines.media.reasons import REASONS
+from pipelines.media.segments import ClockRepairs, Segment
 
 LENGTH_BYTES = 4
 MAX_HEADER_BYTES = 16_000

@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipelines.media.container import DecodeError, MediaInfo, open_file
-from pipelines.media.decode import ClockRepairs, Segment
 from pipelines.media.decoder_messages import (
     LENGTH_BYTES,
     MAX_HEADER_BYTES,
@@ -35,6 +34,7 @@ from pipelines.media.decoder_messages import (
 from pipelines.media.decoder_template import DecoderStartError, Template, how_it_ended
 from pipelines.media.formats import Formats
 from pipelines.media.sandbox import Confinement, Sandbox, check_required
+from pipelines.media.segments import ClockRepairs, Segment
 from pipelines.media.shared_memory import SharedMemory
 from pipelines.redaction import one_line
 

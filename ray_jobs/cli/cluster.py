@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -21,6 +22,9 @@ from ray_jobs.cli.environment import worker_environment
 
 CONNECT_SECONDS = 5.0
 MAX_PORT = 65_535
+_MAX_SOCKET_BYTES = 107
+_SOCKET_NAME_BYTES = len("/session_2026-01-31_12-00-00_123456_4194304/sockets/plasma_store")
+"""What Ray adds to its folder, with the largest process number."""
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in a submitted job."""
 
@@ -39,6 +43,7 @@ def connected(config: RaySettings, *, dashboard: bool = False) -> Iterator[None]
     address = ray_address(config)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
+        _give_token()
         # A harmless line about each pool of actors would be all that its core logs to the console.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         options |= {
@@ -61,6 +66,26 @@ def connected(config: RaySettings, *, dashboard: bool = False) -> Iterator[None]
         yield
     finally:
         ray.shutdown()
+
+
+def _give_token() -> None:
+    """Gives a Ray of its own a token in the environment where it cannot keep one in HOME.
+
+    Ray writes `~/.ray/auth_token` and fails without; in a container HOME is often not writable.
+    """
+    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        file = os.path.expanduser("~/.ray/auth_token")
+        if not os.path.exists(file) and not _can_make(os.path.dirname(file)):
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _can_make(folder: str) -> bool:
+    """Whether a folder is there and writable, or can be made."""
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 @contextmanager
@@ -105,6 +130,19 @@ def ray_address(config: RaySettings) -> str | None:
     return None if address in ("", "local") else address
 
 
+def _check_socket_folder() -> None:
+    """Makes sure that a Ray of its own can name its sockets, whose paths are short."""
+    name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    folder = os.environ.get(name, "/tmp")
+    length = len(os.fsencode(f"{folder.rstrip('/')}/ray")) + _SOCKET_NAME_BYTES
+    if length > _MAX_SOCKET_BYTES:
+        raise UserError(
+            f"{name} ({folder}) is too long: Ray's sockets there would have paths "
+            f"of {length} bytes, and Linux allows {_MAX_SOCKET_BYTES}; set RAY_TMPDIR=/tmp or "
+            "another short folder"
+        )
+
+
 def check_ray(config: RaySettings) -> None:
     """Makes sure that something answers at the address, before any work starts.
 
@@ -113,6 +151,7 @@ def check_ray(config: RaySettings) -> None:
     """
     address = ray_address(config)
     if address is None:
+        _check_socket_folder()
         return
     if address == "auto":
         if not Path("/tmp/ray/ray_current_cluster").exists():

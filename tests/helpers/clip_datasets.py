@@ -16,7 +16,7 @@ from pipelines.files import write_json
 from pipelines.ingest.plan import UnitSource
 from pipelines.ingest.worker import clip_row
 from pipelines.media.container import MediaInfo
-from pipelines.media.decode import Segment
+from pipelines.media.segments import Segment
 
 FRAME_RATE, SAMPLE_RATE = 4.0, 800
 FEED = {

@@ -11,7 +11,8 @@ from typing import IO
 import av
 import numpy as np
 
-from pipelines.media.decode import Segment, decode_segments
+from pipelines.media.decode import decode_segments
+from pipelines.media.segments import Segment
 
 RATE = 25
 NUM_BARS = 10

@@ -9,7 +9,7 @@ from pipelines.dataset.source_flaws import SourceFlaws, count_flaws
 from pipelines.ingest.plan import Unit, UnitSource
 from pipelines.ingest.worker import UnitIngester, in_stretch
 from pipelines.media.container import DecodeError
-from pipelines.media.decode import Segment
+from pipelines.media.segments import Segment
 from tests.helpers.clip_datasets import INFO
 from tests.helpers.media import write_numbered
 from tests.helpers.mp4_boxes import set_display_matrix

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.config.base import RaySettings
 from pipelines.errors import UserError
-from ray_jobs.cli.cluster import check_ray, ray_address
+from ray_jobs.cli.cluster import _give_token, check_ray, ray_address
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,27 @@ sys.exit(run_job(job, [sys.argv[1], "ray.num_cpus=1"]))
     assert done.returncode == os.EX_TEMPFAIL, done.stderr
     assert "example: terminated. The same command goes on from there." in done.stderr
     assert "connected" not in done.stdout
+
+
+def test_a_folder_too_long_for_sockets_of_ray_is_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("TMPDIR", "/scratch/" + "x" * 80)
+    with pytest.raises(UserError, match=r"^TMPDIR \(/scratch/x+\) is too long: .* RAY_TMPDIR=/tmp"):
+        check_ray(RaySettings())
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    check_ray(RaySettings())
+
+
+def test_a_ray_of_its_own_gets_a_token_where_home_cannot_keep_one(tmp_path, monkeypatch):
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _give_token()
+    assert "RAY_AUTH_TOKEN" not in os.environ
+    monkeypatch.setenv("HOME", "/proc/nohome")
+    _give_token()
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
 
 
 @pytest.mark.ray

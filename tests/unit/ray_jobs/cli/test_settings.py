@@ -209,3 +209,12 @@ def test_a_section_that_can_be_left_out_is_described_and_read_as_any_other():
     assert config.final.promote.model_prefix == "2024"
     with pytest.raises(UserError, match=r"did you mean final\.evaluate\.neighbors\?"):
         load_settings(SweepConfig, smoke, ["final.evaluate.neighbor=3"])
+
+
+def test_fewer_epochs_than_those_of_the_warm_up_name_both():
+    with pytest.raises(UserError) as caught:
+        load_settings(RunConfig, CONF / "run" / "smoke.yaml", ["pretrain.epochs=2"])
+    assert str(caught.value).endswith(
+        "pretrain: optimizer.warmup_epochs (5) must not be above epochs (2); with fewer epochs, "
+        "set optimizer.warmup_epochs as well"
+    )
