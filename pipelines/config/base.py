@@ -15,12 +15,12 @@ from pydantic import (
     PositiveInt,
 )
 
-from pipelines.paths import absolute_location, absolute_place
+from pipelines.paths import absolute_location, absolute_path
 from pipelines.redaction import redacted
 from xkd_core.config import Config
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
-Place = Annotated[str, Field(min_length=1), AfterValidator(absolute_place)]
+LocalPath = Annotated[str, Field(min_length=1), AfterValidator(absolute_path)]
 """A path, made absolute when the settings are read."""
 Location = Annotated[str, Field(min_length=1), AfterValidator(absolute_location)]
 """A path, or a URI that pyarrow or fsspec opens."""

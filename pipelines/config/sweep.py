@@ -11,17 +11,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 from pydantic import model_validator as checked
 
-from pipelines.config.base import JobConfig, Name, Place
+from pipelines.config.base import JobConfig, LocalPath, Name
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.config.pretrain import PretrainSettings
 from pipelines.config.promote import PromoteSettings
 from xkd_core.config import Config
 
-NAME = re.compile(r"\w[\w .-]{0,79}")
-KINDS = ("choice", "uniform", "loguniform", "integer", "bundles")
-MAX_WHOLE = 2**53
+_NAME = re.compile(r"\w[\w .-]{0,79}")
+_KINDS = ("choice", "uniform", "loguniform", "integer", "bundles")
+_MAX_WHOLE = 2**53
 """Whole numbers up to here are exact in the searchers' floating point."""
-WholeNumber = Annotated[int, Field(ge=-MAX_WHOLE, le=MAX_WHOLE)]
+_WholeNumber = Annotated[int, Field(ge=-_MAX_WHOLE, le=_MAX_WHOLE)]
 Modality = Literal["video", "audio", "mean", "both"]
 
 
@@ -34,7 +34,7 @@ class Domain(Config):
     """A number from low to high."""
     loguniform: tuple[PositiveFloat, PositiveFloat] | None = None
     """A number from low to high, whose logarithm is uniform."""
-    integer: tuple[WholeNumber, WholeNumber] | None = None
+    integer: tuple[_WholeNumber, _WholeNumber] | None = None
     """A whole number from low to high, both included."""
     bundles: dict[str, dict[str, Any]] | None = None
     """Named groups of dotted settings with their values."""
@@ -45,7 +45,7 @@ class Domain(Config):
     @property
     def kind(self) -> str:
         """Which kind it is."""
-        return next(kind for kind in KINDS if getattr(self, kind) is not None)
+        return next(kind for kind in _KINDS if getattr(self, kind) is not None)
 
     @property
     def options(self) -> Sequence[Any] | None:
@@ -64,10 +64,10 @@ class Domain(Config):
 
     @checked(mode="after")
     def _one_kind(self) -> "Domain":
-        kinds = [kind for kind in KINDS if getattr(self, kind) is not None]
+        kinds = [kind for kind in _KINDS if getattr(self, kind) is not None]
         if len(kinds) != 1:
             raise ValueError(
-                f"kinds ({', '.join(kinds) or 'none'}) must be one of {', '.join(KINDS)}"
+                f"kinds ({', '.join(kinds) or 'none'}) must be one of {', '.join(_KINDS)}"
             )
         for bounds in (self.uniform, self.loguniform, self.integer):
             if bounds is not None and bounds[0] >= bounds[1]:
@@ -77,15 +77,15 @@ class Domain(Config):
         values = (
             list(self.bundles or self.choice or ()) if kinds[0] in ("choice", "bundles") else [0]
         )
-        if not values or any(value in values[:place] for place, value in enumerate(values)):
+        if not values or any(value in values[:index] for index, value in enumerate(values)):
             raise ValueError(f"{kinds[0]} ({values}) must name values, each once")
         return self
 
 
-def flat_space(space: Any, prefix: str = "") -> Any:
+def _flat_space(space: Any, prefix: str = "") -> Any:
     """Nested sections as dotted keys, so that both ways to write a space are one.
 
-    >>> flat_space({"objective": {"refinement": {"choice": ["mean", "none"]}}})
+    >>> _flat_space({"objective": {"refinement": {"choice": ["mean", "none"]}}})
     {'objective.refinement': {'choice': ['mean', 'none']}}
     """
     if not isinstance(space, Mapping):
@@ -96,8 +96,8 @@ def flat_space(space: Any, prefix: str = "") -> Any:
         is_section = isinstance(value, Mapping) and all(
             isinstance(inner, Mapping) for inner in value.values()
         )
-        if is_section and value and not set(value) & {*KINDS, "when"}:
-            result |= flat_space(value, f"{name}.")
+        if is_section and value and not set(value) & {*_KINDS, "when"}:
+            result |= _flat_space(value, f"{name}.")
         else:
             result[name] = value
     return result
@@ -148,7 +148,7 @@ class ScoreSettings(Config):
 class RungSettings(EvaluateSettings):
     """How the teachers (or students) are scored while a trial trains."""
 
-    dataset: Place | None = None
+    dataset: LocalPath | None = None
     """Labelled clip dataset; by default the one that is trained on."""
     test_splits: tuple[str, ...] = ("val", "test")
     """The first that there is; a choice made on `test` leaves no clips to report on."""
@@ -183,9 +183,9 @@ class SweepConfig(JobConfig):
 
     name: Name
     """Name of the sweep; a sweep that exists goes on where it stopped."""
-    dataset: Place
+    dataset: LocalPath
     """Folder of the clip dataset."""
-    output: Place
+    output: LocalPath
     """Folder that gets one folder for each name."""
     pretrain: PretrainSettings = Field(
         json_schema_extra={"may_change": ["max_failures", "log_every"]}
@@ -211,7 +211,7 @@ class SweepConfig(JobConfig):
     @field_validator("space", mode="before")
     @classmethod
     def _dotted(cls, space: Any) -> Any:
-        return flat_space(space)
+        return _flat_space(space)
 
     @checked(mode="after")
     def _search_fits(self) -> "SweepConfig":
@@ -248,9 +248,9 @@ def _name_problems(space: Mapping[str, Domain]) -> list[str]:
         for name in domain.bundles or {}
     }
     return [
-        f"{place} must be at most 80 letters, digits, blanks and any of . _ -"
-        for place, name in names.items()
-        if not NAME.fullmatch(name)
+        f"{entry} must be at most 80 letters, digits, blanks and any of . _ -"
+        for entry, name in names.items()
+        if not _NAME.fullmatch(name)
     ]
 
 
