@@ -74,7 +74,7 @@ class DecoderSettings(Config):
     has, which the job says."""
     process_per_file: bool = False
     """Decode each file in a process of its own. Otherwise a file that gets hold of its process
-    could falsify the files of the next second of work, which share it."""
+    could falsify the files of the next two seconds of work, which share it."""
 
 
 class LimitsSettings(Config):

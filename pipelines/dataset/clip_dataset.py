@@ -140,7 +140,7 @@ class ClipDataset:
         Raises:
             UserError: If it is damaged, not there, or another one than when the index was written.
         """
-        shard, number = self.index.place_of_group(group)
+        shard, number = self.index.shard_of_group(group)
         first, stop = self.index.rows_of_group(group)
         # Opened anew each time: an open file must not be read by two threads at once.
         with open_parquet(shard) as file:

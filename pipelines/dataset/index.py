@@ -137,7 +137,7 @@ class ClipIndex:
         first_rows = np.flatnonzero(np.diff(self.group, prepend=-1))
         return np.arange(len(self)) - first_rows[self.group]
 
-    def place_of_group(self, group: int) -> tuple[str, int]:
+    def shard_of_group(self, group: int) -> tuple[str, int]:
         """The shard of a row group, and its number there."""
         shard = int(np.searchsorted(self.group_ends, group, side="right"))
         return self.shards[shard], group - (int(self.group_ends[shard - 1]) if shard else 0)

@@ -21,11 +21,11 @@ from pipelines.dataset.shards import ShardWriter
 from pipelines.files import write_failure
 from pipelines.ingest.plan import Unit, UnitSource
 from pipelines.media.container import DecodeError
-from pipelines.media.decode import Segment
 from pipelines.media.decoder_messages import OUTSIDE_REASONS
 from pipelines.media.decoder_process import DecoderProcess
 from pipelines.media.decoder_template import DecoderStartError
 from pipelines.media.sandbox import SandboxError
+from pipelines.media.segments import Segment
 from pipelines.sources.spool import Spool
 
 _CUT_SLACK_SECONDS = 1.0

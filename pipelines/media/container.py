@@ -24,7 +24,7 @@ from pipelines.media.formats import (
     is_common,
 )
 from pipelines.media.orientation import Orientation
-from pipelines.media.tracks import ROUNDING_TICKS, native_rate
+from pipelines.media.video_track import ROUNDING_TICKS, native_rate
 from pipelines.redaction import one_line
 
 MediaInput = str | int | BinaryIO

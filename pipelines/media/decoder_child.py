@@ -28,14 +28,16 @@ from av.error import FFmpegError
 
 from pipelines.media import sandbox
 from pipelines.media.container import DecodeError
-from pipelines.media.decode import Segment, decode_segments
+from pipelines.media.decode import decode_segments
 from pipelines.media.decoder_messages import LENGTH_BYTES, TAKEN, segment_header, send
+from pipelines.media.segments import Segment
 from pipelines.media.shared_memory import SharedMemory
 from pipelines.redaction import one_line
 
 FORK, END, WAIT = b"f", b"e", b"w"
 """What the parent asks for: a decoder, to end it, or to wait for its own end first."""
-STATUS_BYTES = 4
+ANSWER_BYTES = 4
+"""Of what it answers: the decoder's process, 0 if there is none, or its exit status."""
 _WAIT_SECONDS = 2.0
 _ORPHAN_SECONDS = 5.0
 _TRIAL: dict[str, Any] = {
@@ -126,9 +128,10 @@ class _Template:
             self._fork(*files)
             for file in files:
                 os.close(file)
+            answer = self._decoder or 0
         else:
-            status = self.end(patience_seconds=_WAIT_SECONDS if command == WAIT else 0.0)
-            self._control.sendall(status.to_bytes(STATUS_BYTES, "big"))
+            answer = self.end(patience_seconds=_WAIT_SECONDS if command == WAIT else 0.0)
+        self._control.sendall(answer.to_bytes(ANSWER_BYTES, "big"))
 
     def end(self, *, patience_seconds: float = 0.0) -> int:
         """Ends the decoder, if it does not end by itself in time; gives its exit status."""

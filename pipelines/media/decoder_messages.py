@@ -10,12 +10,12 @@ import math
 import re
 import socket
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from pipelines.media.container import DecodeError, MediaInfo
-from pipelines.media.decode import ClockRepairs, Segment
 from pipelines.media.picture import MAX_ELONGATION
 from pipelines.media.reasons import REASONS
+from pipelines.media.segments import ClockRepairs, Segment
 
 LENGTH_BYTES = 4
 MAX_HEADER_BYTES = 16_000
@@ -52,8 +52,8 @@ def segment_header(segment: Segment) -> dict[str, Any]:
         "frames": None if segment.frames is None else segment.frames.shape,
         "samples": 0 if segment.waveform is None else len(segment.waveform),
         "decode_errors": segment.decode_errors,
-        "repairs": asdict(segment.repairs),
         "info": asdict(segment.info),
+        "repairs": asdict(segment.repairs),
     }
 
 
@@ -131,16 +131,20 @@ class Expectation:
         _require(1 <= sides[0] <= short and sides[1] <= MAX_ELONGATION * short, "frames")
 
 
-def media_info(info: dict[str, Any]) -> MediaInfo:
-    """What the decoder says of the container.
+_Record = TypeVar("_Record", MediaInfo, ClockRepairs)
+
+
+def record(kind: type[_Record], values: object) -> _Record:
+    """What the decoder says of the container, or of the clock.
 
     Raises:
         ValueError, TypeError: If a value is of another type, or out of any sensible range.
     """
-    _require(isinstance(info, dict), "info")
-    for entry in fields(MediaInfo):
-        _check_type(info[entry.name], str(entry.type), entry.name)
-    return MediaInfo(**info)
+    _require(isinstance(values, dict), kind.__name__)
+    assert isinstance(values, dict)
+    for entry in fields(kind):
+        _check_type(values[entry.name], str(entry.type), entry.name)
+    return kind(**values)
 
 
 def _check_type(value: object, kind: str, what: str) -> None:

@@ -7,7 +7,7 @@ segments, each of which is checked.
 A decoder is forked from a program that has read no media. It serves files until it has worked for
 `SHARED_SECONDS`, or a file failed in it: to fork one for each file would add 15 ms of CPU to each,
 half of what a small clip takes (measured). So a file that gets hold of its decoder could falsify
-the few that follow it, a second of work at most; `process_per_file` rules that out.
+the files of the next two seconds of work; `process_per_file` rules that out.
 """
 
 import contextlib
@@ -19,8 +19,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from pipelines.media.container import DecodeError, open_file
-from pipelines.media.decode import ClockRepairs, Segment
+from pipelines.media.container import DecodeError, MediaInfo, open_file
 from pipelines.media.decoder_messages import (
     LENGTH_BYTES,
     MAX_HEADER_BYTES,
@@ -29,22 +28,25 @@ from pipelines.media.decoder_messages import (
     TAKEN,
     Expectation,
     failure,
-    media_info,
+    record,
     send,
 )
 from pipelines.media.decoder_template import DecoderStartError, Template, how_it_ended
 from pipelines.media.formats import Formats
 from pipelines.media.sandbox import Confinement, Sandbox, check_required
+from pipelines.media.segments import ClockRepairs, Segment
 from pipelines.media.shared_memory import SharedMemory
 from pipelines.redaction import one_line
 
 __all__ = ["OUTSIDE_REASONS", "DecoderProcess", "DecoderStartError"]
 
-SHARED_SECONDS = 1.0
-"""Work after which a decoder is replaced before the next file."""
+SHARED_SECONDS = 2.0
+"""CPU after which a decoder is replaced before the next file."""
 _SPOILING_REASONS = frozenset({"undecodable", "out_of_memory"})
 """Failures after which FFmpeg may not have given back all that it had."""
 _SEND_SECONDS = 10.0
+_PROCESS_CPU_CLOCK = 2
+"""With a process, what Linux calls the clock of its CPU time (`man 3 clock_getcpuclockid`)."""
 
 
 class DecoderProcess:
@@ -170,12 +172,12 @@ class DecoderProcess:
         memory = SharedMemory.new(max_bytes)
         try:
             with theirs:
-                self._template.fork(theirs.fileno(), memory.file)
+                process = self._template.fork(theirs.fileno(), memory.file)
         except BaseException:
             ours.close()
             memory.close()
             raise
-        return _Decoder(ours, memory, self._timeout_seconds)
+        return _Decoder(process, ours, memory, self._timeout_seconds)
 
     def _cause(self, decoder: "_Decoder | None") -> str:
         """How a decoder ended that says nothing more.
@@ -200,17 +202,18 @@ class _Decoder:
     """One forked decoder, and the memory that it writes into."""
 
     def __init__(
-        self, channel: socket.socket, memory: SharedMemory, timeout_seconds: float
+        self, process: int, channel: socket.socket, memory: SharedMemory, timeout_seconds: float
     ) -> None:
+        self._process = process
         self._channel = channel
         self._memory = memory
         self._timeout_seconds = timeout_seconds
-        self._busy_seconds = 0.0
+        self._started = time.monotonic()
 
     def may_serve(self, expectation: Expectation, shared_seconds: float) -> bool:
         """Whether it is to decode another file."""
         has_room = expectation.max_bytes <= self._memory.num_bytes
-        return has_room and self._busy_seconds < shared_seconds
+        return has_room and self._cpu_seconds() < shared_seconds
 
     def request(self, file: int, settings: dict[str, Any]) -> None:
         """Hands a file over.
@@ -247,7 +250,8 @@ class _Decoder:
 
     def _segment(self, header: dict[str, Any], expectation: Expectation) -> Segment:
         expectation.check(header)
-        info = media_info(header["info"])
+        info = record(MediaInfo, header["info"])
+        repairs = record(ClockRepairs, header["repairs"])
         frames, waveform = self._memory.arrays(header["frames"], header["samples"])
         # Copied before anything looks at them, for the decoder can still write.
         frames = None if frames is None else frames.copy()
@@ -255,11 +259,10 @@ class _Decoder:
         with contextlib.suppress(OSError):  # the next answer says that it died
             self._channel.sendall(TAKEN)
         start, seconds = float(header["start_seconds"]), float(header["duration_seconds"])
-        errors, repairs = header["decode_errors"], ClockRepairs(**header["repairs"])
+        errors: int = header["decode_errors"]
         return Segment(start, seconds, frames, waveform, errors, info, repairs)
 
     def _read(self, num_bytes: int, deadline: float) -> bytearray:
-        began = time.monotonic()
         data = bytearray(num_bytes)
         at, view = 0, memoryview(data)
         try:
@@ -276,9 +279,14 @@ class _Decoder:
             ) from error
         except OSError as error:
             raise _DeadError from error
-        finally:
-            self._busy_seconds += time.monotonic() - began
         return data
+
+    def _cpu_seconds(self) -> float:
+        """What it has worked, as the kernel says, not itself."""
+        try:
+            return time.clock_gettime((~self._process << 3) | _PROCESS_CPU_CLOCK)
+        except OSError:  # no Linux, or it has ended
+            return time.monotonic() - self._started
 
 
 def _file_of(data: bytes) -> int:

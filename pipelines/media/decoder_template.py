@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.media import decoder_messages
-from pipelines.media.decoder_child import END, FORK, STATUS_BYTES, WAIT
+from pipelines.media.decoder_child import ANSWER_BYTES, END, FORK, WAIT
 from pipelines.media.sandbox import Confinement
 
 MODULE = f"{__name__.rpartition('.')[0]}.decoder_child"
@@ -70,13 +70,17 @@ class Template:
         """The program's process."""
         return self._process.pid
 
-    def fork(self, channel: int, memory: int) -> None:
-        """Asks for a decoder that talks over a socket and writes into a memory.
+    def fork(self, channel: int, memory: int) -> int:
+        """Makes a decoder that talks over a socket and writes into a memory; gives its process.
 
         Raises:
-            OSError: If the program is gone.
+            OSError: If the program is gone, or can fork no more.
         """
         socket.send_fds(self._control, [FORK], [channel, memory])
+        decoder = self._answer()
+        if not decoder:
+            raise DecoderStartError("the decoder does not start: there is no room for a process")
+        return decoder
 
     def end(self, *, wait: bool = False) -> int | None:
         """Ends the decoder; gives its exit status, None if the program is gone as well.
@@ -86,9 +90,12 @@ class Template:
         """
         try:
             self._control.sendall(WAIT if wait else END)
-            return int.from_bytes(self._read(STATUS_BYTES, _ANSWER_SECONDS), "big")
+            return self._answer()
         except OSError:
             return None
+
+    def _answer(self) -> int:
+        return int.from_bytes(self._read(ANSWER_BYTES, _ANSWER_SECONDS), "big")
 
     def close(self) -> None:
         """Ends the program, and its decoder with it."""

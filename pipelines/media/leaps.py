@@ -86,7 +86,7 @@ def find_leaps(clocks: Sequence[Clock], may_leap: bool) -> list[Leap]:
     """
     events = []
     for stream, clock in enumerate(clocks):
-        jumps = _jumps(clock, may_leap)
+        jumps = _jumps(clock, may_leap, is_alone=len(clocks) == 1)
         events += [(int(clock.order[packet]), stream, packet) for packet in jumps]
     search = _Search(clocks, sorted(events))
     if len(clocks) == 2 and all(len(clock) for clock in clocks):
@@ -96,14 +96,19 @@ def find_leaps(clocks: Sequence[Clock], may_leap: bool) -> list[Leap]:
     return search.leaps
 
 
-def _jumps(clock: Clock, may_leap: bool) -> list[int]:
-    """The packets at which a stream jumps, without strays, which are put back in line."""
+def _jumps(clock: Clock, may_leap: bool, is_alone: bool) -> list[int]:
+    """The packets at which a stream jumps, without strays, which are put back in line.
+
+    Some formats turn each jump ahead into a long duration. That a picture is on for long is
+    believed of a stream alone, and otherwise if the other one goes on meanwhile.
+    """
     if len(clock) < 2:
         return []
     usual = clock.step()
     ahead = max(AHEAD_SECONDS if may_leap else AHEAD_IN_STEADY_FORMATS_SECONDS, 10 * usual)
     steps = np.diff(clock.decode)
-    expected = np.where(clock.duration[:-1] > 0, clock.duration[:-1], usual)
+    declared = clock.duration[:-1]
+    expected = np.where((declared > 0) & is_alone, declared, usual)
     is_jump = (steps < -BACK_SECONDS) | (steps - expected > ahead)
     jumps = [int(at) + 1 for at in np.flatnonzero(is_jump)]
     if not clock.is_exact:

@@ -19,7 +19,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from pipelines.media.encryption import is_encrypted
+from pipelines.media.streams.encryption import is_encrypted
 
 MAX_HELD_BYTES = 32_000_000
 """A source with fewer bytes of packets is decoded from memory; a larger one is read twice."""

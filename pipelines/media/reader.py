@@ -16,7 +16,7 @@ from av.packet import Packet
 from pipelines.media.container import MediaInput, open_source
 from pipelines.media.formats import Formats
 from pipelines.media.packets import MAX_HELD_BYTES, PacketScan, read_packets
-from pipelines.media.selection import keep_only
+from pipelines.media.streams.selection import keep_only
 from pipelines.media.timeline import Timeline
 
 MAX_SKEW_SECONDS = 5.0

@@ -26,8 +26,10 @@ NOISY_SECONDS = 0.003
 """Timestamps wobble if they are usually further off; containers round them to a millisecond."""
 SMOOTHING_PACKETS = 51
 """About a second of sound; timestamps are put on the median of so many."""
-STRAY_PACKETS = 9
+STRAY_PACKETS = 25
 """A timestamp that is far off the median of so many is ignored."""
+MAX_SWING_SECONDS = 10.0
+"""Timestamps that step ahead and back again within so much sound have left no sound out."""
 
 
 @dataclass
@@ -56,15 +58,19 @@ def sound_times(starts: NDArray[np.float64], durations: NDArray[np.float64]) -> 
         return SoundTimes(starts, is_break, [])
     clock = np.concatenate([[0.0], np.cumsum(durations)[:-1]])[known]
     errors = starts[known] - clock
-    is_stray = np.abs(errors - _running_median(errors, STRAY_PACKETS)) > NOISY_HOLE_SECONDS
-    bridged = [float(at) for at in (clock + _running_median(errors, STRAY_PACKETS))[is_stray]]
+    is_noisy = bool(np.median(np.abs(np.diff(errors))) > NOISY_SECONDS)
+    least = NOISY_HOLE_SECONDS if is_noisy else HOLE_SECONDS
+    usual = _running_median(errors, STRAY_PACKETS)
+    is_stray = np.abs(errors - usual) > least
+    bridged = [float(at) for at in (clock + usual)[is_stray]]
     starts[known[is_stray]] = np.nan
     known, clock, errors = known[~is_stray], clock[~is_stray], errors[~is_stray]
     if len(known) < 3:
         return SoundTimes(starts, is_break, bridged)
-    steps = np.abs(np.diff(errors))
-    is_noisy = bool(np.median(steps) > NOISY_SECONDS)
-    breaks = _holes(errors, NOISY_HOLE_SECONDS if is_noisy else HOLE_SECONDS)
+    breaks = _holes(errors, least)
+    breaks, swings = _without_swings(errors, clock, breaks)
+    bridged += [float(starts[known[at]]) for at in swings]
+    starts[known] = clock + errors
     is_break[known[breaks]] = True
     if is_noisy:
         for first, stop in zip([0, *breaks], [*breaks, len(errors)], strict=True):
@@ -88,6 +94,28 @@ def _holes(errors: NDArray[np.float64], least: float) -> list[int]:
         if steps[at - 1] >= steps[max(0, at - 1 - 3) : at + 3].max():
             found.append(int(at))
     return found
+
+
+def _without_swings(
+    errors: NDArray[np.float64], clock: NDArray[np.float64], breaks: list[int]
+) -> tuple[list[int], list[int]]:
+    """Takes back steps that the next step undoes; gives the breaks that stay, and the others."""
+    kept: list[int] = []
+    swings: list[int] = []
+    for at in breaks:
+        before = kept[-1] if kept else None
+        if before is not None and clock[at] - clock[before] <= MAX_SWING_SECONDS:
+            size = _step(errors, before)
+            if abs(size + _step(errors, at)) < HOLE_SECONDS / 2:
+                errors[before:at] -= size
+                swings += [kept.pop(), at]
+                continue
+        kept.append(at)
+    return kept, swings
+
+
+def _step(errors: NDArray[np.float64], at: int) -> float:
+    return float(np.median(errors[at : at + 5]) - np.median(errors[max(0, at - 5) : at]))
 
 
 def _bridged(errors: NDArray[np.float64], times: NDArray[np.float64]) -> list[float]:

@@ -211,3 +211,9 @@ def _with_hidden(stream: StreamTimeline, table: PacketTable) -> StreamTimeline:
     is_break[kept] = stream.is_break
     due = np.maximum.accumulate(stream.due[place])
     return replace(stream, starts=starts, due=due, is_break=is_break)
+
+
+def suffix_minima(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The least of each value and those after it."""
+    known = np.where(np.isfinite(values), values, np.inf)
+    return np.minimum.accumulate(known[::-1])[::-1]

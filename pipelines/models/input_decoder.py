@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pipelines.media.decode import Segment, decode_segments
+from pipelines.media.decode import decode_segments
+from pipelines.media.segments import Segment
 from pipelines.redaction import one_line
 
 if TYPE_CHECKING:

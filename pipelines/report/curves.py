@@ -137,14 +137,14 @@ def _shared_cards(curves: Mapping[str, Curve], meanings: Mapping[str, str]) -> t
         measures.setdefault(measure, {})[name] = curves[name]
     known = list(meanings.values())
 
-    def place(measure: str) -> tuple[bool, int, str]:
+    def rank(measure: str) -> tuple[bool, int, str]:
         meaning = _find(meanings, measure)
         order = known.index(meaning) if meaning else len(known)
         return measure != "learning_rate", order, measure
 
     return tuple(
         _card(measure, _find(meanings, measure), measures[measure])
-        for measure in sorted(measures, key=place)
+        for measure in sorted(measures, key=rank)
     )
 
 

@@ -115,8 +115,8 @@ def review_text(review: Review) -> str:
         *review.flaws.sentences(),
         f"silent clips: {len(review.silent):,}, static clips: {len(review.static):,}",
     ]
-    for kind, place, count in _pair_counts(review.pairs):
-        lines.append(f"matches by {kind}, {place}: {count:,} pairs")
+    for kind, splits, count in _pair_counts(review.pairs):
+        lines.append(f"matches by {kind}, {splits}: {count:,} pairs")
     lines.append(f"to exclude: {len(review.leaks):,} leaks, {len(review.duplicates):,} duplicates")
     return "\n".join(f"  {line}" for line in lines)
 
@@ -127,10 +127,10 @@ def _pair_counts(pairs: Sequence[NamedPair]) -> list[tuple[str, str, int]]:
     for pair in pairs:
         first, second = sorted((pair.first_split, pair.second_split))
         across = first != second
-        place = f"{first} and {second}" if across else f"inside {first}"
-        counts[pair.kind, place, across] = counts.get((pair.kind, place, across), 0) + 1
+        splits = f"{first} and {second}" if across else f"inside {first}"
+        counts[pair.kind, splits, across] = counts.get((pair.kind, splits, across), 0) + 1
     ordered = sorted(counts.items(), key=lambda item: (not item[0][2], -item[1]))
-    return [(kind, place, count) for (kind, place, _), count in ordered]
+    return [(kind, splits, count) for (kind, splits, _), count in ordered]
 
 
 def _in_bytes(count: float) -> str:

@@ -169,9 +169,9 @@ def _thin(steps: Array, values: Array, most: int = _MAX_CURVE_POINTS) -> tuple[A
     if len(values) <= most:
         return steps, values
     kept = [
-        places[extreme]
-        for places in np.array_split(np.arange(len(values)), most // 2)
-        for extreme in sorted({int(values[places].argmin()), int(values[places].argmax())})
+        interval[extreme]
+        for interval in np.array_split(np.arange(len(values)), most // 2)
+        for extreme in sorted({int(values[interval].argmin()), int(values[interval].argmax())})
     ]
     return steps[kept], values[kept]
 

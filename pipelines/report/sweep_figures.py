@@ -67,11 +67,11 @@ def draw_setting(
     labels = _category_labels(categories)
     bottom = 38 if any("\n" in label for label in labels) else 26
     figure, axes = canvas(320, 190, left=48, bottom=bottom, top=8, right=12)
-    places = {name: place for place, name in enumerate(categories)}
+    positions = {name: position for position, name in enumerate(categories)}
     # Points of a category are shifted sideways so that they do not hide each other.
     aside = np.random.default_rng(0).uniform(-0.14, 0.14, len(points))
     for point, shift in zip(points, aside, strict=True):
-        x = places[point.x] + shift if isinstance(point.x, str) else point.x
+        x = positions[point.x] + shift if isinstance(point.x, str) else point.x
         axes.scatter([x], [point.y], **MARKERS[point.look])
     if categories:
         axes.set_xticks(range(len(categories)), labels)
@@ -140,7 +140,7 @@ def _category_labels(categories: Sequence[str]) -> list[str]:
     names = [_short(name) for name in categories]
     if sum(map(len, names)) <= _LABEL_LETTERS:
         return names
-    return ["\n" * (place % 2) + name for place, name in enumerate(names)]
+    return ["\n" * (position % 2) + name for position, name in enumerate(names)]
 
 
 def _short(name: str) -> str:

@@ -42,12 +42,14 @@ def dataset_ids(config: SweepConfig) -> dict[str, str]:
     Raises:
         UserError: if one is no clip dataset.
     """
-    return {name: ClipDataset.open(place).dataset_id for name, place in _places(config).items()}
+    return {
+        name: ClipDataset.open(location).dataset_id for name, location in _locations(config).items()
+    }
 
 
-def _places(config: SweepConfig) -> dict[str, str]:
-    places = {"dataset": config.dataset, "scoring.dataset": config.scoring.dataset}
-    return {name: place for name, place in places.items() if place is not None}
+def _locations(config: SweepConfig) -> dict[str, str]:
+    locations = {"dataset": config.dataset, "scoring.dataset": config.scoring.dataset}
+    return {name: location for name, location in locations.items() if location is not None}
 
 
 def check_sweep(config: SweepConfig) -> list[str]:
@@ -109,29 +111,29 @@ def _clips_mistakes(config: SweepConfig, began_with: Mapping[str, str]) -> list[
         return []  # reported already
     return [
         f"name ({config.name}) is a sweep in {config.output} whose trials must all see the same "
-        f"clips: it began with dataset {began_with[name]}, but {name} ({place}) is {now[name]} "
+        f"clips: it began with dataset {began_with[name]}, but {name} ({location}) is {now[name]} "
         "now. Take another name or restore those clips"
-        for name, place in _places(config).items()
+        for name, location in _locations(config).items()
         if began_with.get(name, now[name]) != now[name]
     ]
 
 
 def _scoring_mistakes(config: SweepConfig) -> list[str]:
     """Returns why the clips for scoring give no objective."""
-    place = config.scoring.dataset or config.dataset
+    location = config.scoring.dataset or config.dataset
     try:
-        dataset = ClipDataset.open(place)
+        dataset = ClipDataset.open(location)
     except UserError as error:
         return [str(error)] if config.scoring.dataset else []
     problem = clip_mismatch(
         config.pretrain, frame_rate=dataset.frame_rate, sample_rate=dataset.sample_rate
     )
     if problem:  # the checks of the training report it for the training clips
-        return [f"scoring.dataset ({place}): {problem}"] if config.scoring.dataset else []
+        return [f"scoring.dataset ({location}): {problem}"] if config.scoring.dataset else []
     modality = config.objective.modality
     sides = ("video", "audio") if modality in ("mean", "both") else (modality,)
     return [
-        f"dataset ({place}) gives no {side} score: {problem}"
+        f"dataset ({location}) gives no {side} score: {problem}"
         for side in sides
         if (problem := unscorable(dataset, config.scoring, side))
     ]
@@ -171,7 +173,7 @@ def trials_at_once(config: SweepConfig, nodes: Iterable[Mapping[str, float]]) ->
     nodes = list(nodes)
     cpus = config.pretrain.cpus_per_worker or 1.0
     workers = config.pretrain.worker_range[1]
-    places = sum(
+    num_workers_fit = sum(
         int(
             min(
                 node.get("CPU", 0.0) // cpus,
@@ -182,8 +184,8 @@ def trials_at_once(config: SweepConfig, nodes: Iterable[Mapping[str, float]]) ->
     )
     memory = [node.get("memory", TRIAL_BYTES * _UNKNOWN_MEMORY_TRIALS) for node in nodes]
     drivers = sum(int(amount // TRIAL_BYTES) for amount in memory)
-    fit = min(places // workers, drivers)
-    is_memory_short = drivers < places // workers
+    fit = min(num_workers_fit // workers, drivers)
+    is_memory_short = drivers < num_workers_fit // workers
     kinds = {"CPU": cpus} | ({"GPU": 1.0} if config.pretrain.use_gpu else {})
     have = ", ".join(f"{sum(node.get(kind, 0.0) for node in nodes):g} {kind}s" for kind in kinds)
     one = " and ".join(f"{workers} x {amount:g} {kind}s" for kind, amount in kinds.items())

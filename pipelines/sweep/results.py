@@ -68,11 +68,11 @@ def by_score(config: SweepConfig, trials: Sequence[Trial]) -> list[Trial]:
     """Sorts trials by status, completed first and failed last, then by score."""
     order = ["completed", "stopped", "collapsed", "running", "failed"]
 
-    def place(trial: Trial) -> tuple[int, float, int]:
+    def rank(trial: Trial) -> tuple[int, float, int]:
         score = last_objective(config, trial)
         return order.index(trial.status), -score if score == score else math.inf, trial.number
 
-    return sorted(trials, key=place)
+    return sorted(trials, key=rank)
 
 
 def format_value(value: Any) -> str:

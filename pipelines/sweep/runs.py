@@ -79,21 +79,22 @@ def send_unsent(run: RunRef, folder: Path) -> None:
     """Sends the remaining metrics of ended trials; warns of what is left after a while."""
     give_up_at = time.monotonic() + _SEND_PATIENCE_SECONDS
     for trial in read_trials(folder):
-        place, child = trial_folder(folder, trial.number), _trial_run(run, folder, trial.number)
-        if trial.status == "running" or child is None or not (place / UNSENT_FILE).exists():
+        home = trial_folder(folder, trial.number)
+        child = _trial_run(run, folder, trial.number)
+        if trial.status == "running" or child is None or not (home / UNSENT_FILE).exists():
             continue  # a running trial sends its own
-        _send(child, place, trial, max(give_up_at - time.monotonic(), 0.0))
-        if (place / UNSENT_FILE).exists():
+        _send(child, home, trial, max(give_up_at - time.monotonic(), 0.0))
+        if (home / UNSENT_FILE).exists():
             logger.warning(
                 "MLflow did not take all metrics of %s; the same command sends what is left in %s",
                 trial.name,
-                place / UNSENT_FILE,
+                home / UNSENT_FILE,
             )
 
 
-def _send(child: RunRef, place: Path, trial: Trial, patience_seconds: float) -> None:
+def _send(child: RunRef, home: Path, trial: Trial, patience_seconds: float) -> None:
     # A killed trial wrote no file, but its last checkpoint has a copy; duplicates do no harm.
-    checkpoint = newest_checkpoint(place) if trial.status != "completed" else None
+    checkpoint = newest_checkpoint(home) if trial.status != "completed" else None
     unsent = read_unsent(checkpoint) if checkpoint is not None else []
-    if unsent or (place / UNSENT_FILE).exists():
-        Tracker(child, place / UNSENT_FILE, unsent=unsent).close(patience_seconds)
+    if unsent or (home / UNSENT_FILE).exists():
+        Tracker(child, home / UNSENT_FILE, unsent=unsent).close(patience_seconds)

@@ -69,12 +69,12 @@ def sweep(config: SweepConfig, run: RunRef, *, on_progress: OnProgress) -> Sweep
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     at_once = trials_at_once(config, nodes)
     folder.mkdir(parents=True, exist_ok=True)
-    place = config.scoring.dataset or config.dataset
-    dataset = ClipDataset.open(place)
+    location = config.scoring.dataset or config.dataset
+    dataset = ClipDataset.open(location)
     log_dataset(
         run,
         dataset_id=dataset.dataset_id,
-        path=place,
+        path=location,
         num_clips=dataset.num_clips,
         context="evaluation",
     )

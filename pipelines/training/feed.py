@@ -11,7 +11,6 @@ are read. With `epoch_unit="segment"` each segment counts as a source of its own
     give   batches in order, each when its slots are full   a thread of its own, ReadAhead
 """
 
-import threading
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,42 +19,20 @@ from itertools import count
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pipelines.config.pretrain import PretrainConfig
-from pipelines.dataset.clip_dataset import ClipDataset, ClipGroup
+from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import read_clip_ids
 from pipelines.errors import UserError
+from pipelines.training.batch_arrays import BatchArrays, PendingBatch, Slot
 from pipelines.training.order import Order, Window
-from pipelines.training.read_ahead import ArrayPool, FeedBatch, ReadAhead
+from pipelines.training.read_ahead import FeedBatch, ReadAhead
 from pipelines.training.source_windows import Piece, SourceWindows, WindowSize
 from xkd_core.views.parameters import clip_generator
-from xkd_core.views.views import ClipBatch
 
 READ_THREADS = 4
 """Row groups that a worker reads at a time."""
-
-
-@dataclass
-class _Batch:
-    """A batch whose clips may not be read yet."""
-
-    clip_ids: list[str]
-    epochs: list[int]
-    rows: list[int]
-    """The row that each window begins in."""
-    frames: NDArray[np.uint8] | None = None
-    waveform: NDArray[np.int16] | None = None
-
-
-@dataclass(frozen=True)
-class _Slot:
-    """Where a clip goes in a batch, and what it is made of."""
-
-    batch: _Batch
-    number: int
-    pieces: list[Piece]
 
 
 @dataclass
@@ -64,7 +41,7 @@ class _Planned:
 
     first_batch: int
     last_batch: int
-    slots: list[_Slot]
+    slots: list[Slot]
     reads: list[Future[None]] = field(default_factory=list)
 
 
@@ -98,11 +75,11 @@ class Feed:
         self._dataset, self._seed = dataset, seed
         self._batch_size, self._share = batch_size, batch_size // world_size
         self._rank, self._world_size = rank, world_size
-        self._size = WindowSize(num_frames, num_samples, frame_rate, sample_rate)
+        size = WindowSize(num_frames, num_samples, frame_rate, sample_rate)
         index = dataset.index
         rows = _eligible_rows(dataset, splits, exclude)
         source_of_row = index.source_number if epoch_unit == "source" else None
-        self._windows_of = SourceWindows(index, rows, source_of_row, self._size)
+        self._windows_of = SourceWindows(index, rows, source_of_row, size)
         first_rows = self._windows_of.first_rows
         self._order = Order(
             index.group[first_rows],
@@ -113,8 +90,7 @@ class Feed:
             seed=seed,
             dataset_id=dataset.dataset_id,
         )
-        self._pixels, self._sounds = ArrayPool(), ArrayPool()
-        self._allocating = threading.Lock()
+        self._arrays = BatchArrays(index, size)
         self._readers: list[ReadAhead] = []
 
     @property
@@ -146,7 +122,7 @@ class Feed:
 
     def _read(self, first_batch: int) -> Iterator[FeedBatch]:
         """Reads the windows of each batch, and some ahead while batches are used."""
-        batches: dict[int, _Batch] = {}
+        batches: dict[int, PendingBatch] = {}
         planned = self._plan(first_batch, batches)
         coming = next(planned)
         reading: deque[_Planned] = deque()
@@ -159,7 +135,7 @@ class Feed:
                     coming = next(planned)
                 while reading and reading[0].first_batch <= number:
                     self._finish(reading.popleft())
-                yield self._whole(batches.pop(number))
+                yield self._arrays.whole(batches.pop(number))
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -169,7 +145,7 @@ class Feed:
         num_reads = sum(len(window.reads) for window in ahead)
         return num_reads >= READ_THREADS and sum(len(w.slots) for w in ahead) >= self._share
 
-    def _plan(self, first_batch: int, batches: dict[int, _Batch]) -> Iterator[_Planned]:
+    def _plan(self, first_batch: int, batches: dict[int, PendingBatch]) -> Iterator[_Planned]:
         """Gives the windows that can be read: all clips of all their batches are known."""
         waiting: deque[_Planned] = deque()
         for window in self._order.windows(first_batch, self._rank, self._world_size):
@@ -178,32 +154,28 @@ class Feed:
                 yield waiting.popleft()
             waiting.append(self._give_slots(window, batches))
 
-    def _give_slots(self, window: Window, batches: dict[int, _Batch]) -> _Planned:
+    def _give_slots(self, window: Window, batches: dict[int, PendingBatch]) -> _Planned:
         numbers, slots = np.divmod(window.positions, self._batch_size)
+        slots -= self._rank * self._share
         planned = _Planned(int(numbers[0]), int(numbers[-1]), [])
-        places = (slots - self._rank * self._share).tolist()
-        for source, number, place in zip(
-            window.sources.tolist(), numbers.tolist(), places, strict=True
-        ):
-            if number not in batches:
-                share = self._share
-                batches[number] = _Batch([""] * share, [0] * share, [0] * share)
-            slot = self._draw(source, window.epoch, batches[number], place)
-            planned.slots.append(slot)
+        clips = zip(window.sources.tolist(), numbers.tolist(), slots.tolist(), strict=True)
+        for source, number, slot in clips:
+            batch = batches.setdefault(number, PendingBatch.of_size(self._share))
+            planned.slots.append(self._draw(source, window.epoch, batch, slot))
         return planned
 
-    def _draw(self, source: int, epoch: int, batch: _Batch, place: int) -> _Slot:
-        """Draws the window of a source that goes to a place of a batch."""
+    def _draw(self, source: int, epoch: int, batch: PendingBatch, slot: int) -> Slot:
+        """Draws a window of a source for a slot of a batch."""
         clip_id = self._dataset.index.clip_id[self._windows_of.first_row(source)]
         generator = clip_generator(self._seed, epoch, clip_id, "window")
         pieces = self._windows_of.draw(source, generator)
-        batch.clip_ids[place], batch.epochs[place] = clip_id, epoch
-        batch.rows[place] = pieces[0].row
-        return _Slot(batch, place, pieces)
+        batch.clip_ids[slot], batch.epochs[slot] = clip_id, epoch
+        batch.rows[slot] = pieces[0].row
+        return Slot(batch, slot, pieces)
 
     def _submit(self, window: _Planned, pool: ThreadPoolExecutor) -> None:
         """Begins to read a window, row group by row group."""
-        by_group: dict[int, list[tuple[_Slot, Piece]]] = {}
+        by_group: dict[int, list[tuple[Slot, Piece]]] = {}
         for slot in window.slots:
             for piece in slot.pieces:
                 group = int(self._dataset.index.group[piece.row])
@@ -217,9 +189,9 @@ class Feed:
         for read in window.reads:
             read.result()
         for slot in window.slots:
-            self._pad(slot)
+            self._arrays.pad(slot)
 
-    def _fill(self, number: int, pieces: Sequence[tuple[_Slot, Piece]]) -> None:
+    def _fill(self, number: int, pieces: Sequence[tuple[Slot, Piece]]) -> None:
         """Reads a row group and copies what is needed of it.
 
         Each piece is copied to its slot at once, while it is in the cache, and the row group's
@@ -227,57 +199,7 @@ class Feed:
         """
         group = self._dataset.read_group(number)
         for slot, piece in pieces:
-            self._copy(slot, piece, group)
-
-    def _copy(self, slot: _Slot, piece: Piece, group: ClipGroup) -> None:
-        frames, waveform = group.frames(piece.row), group.waveform(piece.row)
-        assert frames is not None
-        assert waveform is not None
-        frames, waveform = frames[piece.frames], waveform[piece.samples]
-        all_frames, all_samples = self._arrays(slot.batch)
-        length, height, width = frames.shape[:3]
-        first, stop = piece.first_frame, piece.first_frame + length
-        all_frames[slot.number, first:stop, :height, :width] = frames
-        first, stop = piece.first_sample, piece.first_sample + len(waveform)
-        all_samples[slot.number, first:stop] = waveform
-
-    def _pad(self, slot: _Slot) -> None:
-        """Loops a picture that is too short and ends a sound that is too short in silence."""
-        frames, samples = self._arrays(slot.batch)
-        last = slot.pieces[-1]
-        there = last.first_frame + last.frames.stop - last.frames.start
-        if there < self._size.num_frames:
-            looped = np.arange(there, self._size.num_frames) % there
-            frames[slot.number, there:] = frames[slot.number, looped]
-        there = last.first_sample + last.samples.stop - last.samples.start
-        samples[slot.number, there:] = 0
-
-    def _arrays(self, batch: _Batch) -> tuple[NDArray[np.uint8], NDArray[np.int16]]:
-        with self._allocating:
-            if batch.frames is None or batch.waveform is None:
-                batch.frames, batch.waveform = self._allocate(batch)
-            return batch.frames, batch.waveform
-
-    def _allocate(self, batch: _Batch) -> tuple[NDArray[np.uint8], NDArray[np.int16]]:
-        """Makes room for the largest frames; smaller ones are padded on the right and below."""
-        index = self._dataset.index
-        heights, widths = index.height[batch.rows], index.width[batch.rows]
-        largest = int(heights.max()), int(widths.max())
-        shape = (self._share, self._size.num_frames, *largest, 3)
-        frames = self._pixels.take(shape, np.uint8)
-        if not (heights == heights[0]).all() or not (widths == widths[0]).all():
-            frames.fill(0)
-        return frames, self._sounds.take((self._share, self._size.num_samples), np.int16)
-
-    def _whole(self, batch: _Batch) -> FeedBatch:
-        index = self._dataset.index
-        clips = ClipBatch(
-            frames=torch.from_numpy(batch.frames),
-            heights=torch.from_numpy(index.height[batch.rows].astype(np.int64)),
-            widths=torch.from_numpy(index.width[batch.rows].astype(np.int64)),
-            waveform=torch.from_numpy(batch.waveform),
-        )
-        return FeedBatch(clips, batch.clip_ids, batch.epochs)
+            self._arrays.copy(slot, piece, group)
 
 
 def make_feed(config: PretrainConfig, dataset: ClipDataset, *, rank: int, world_size: int) -> Feed:

@@ -167,7 +167,7 @@ def opened(folder: str) -> tuple[float, int]:
     index = ClipDataset.open(folder).index
     index.split.isin(["train"]).sum()
     index.clip_id[np.linspace(0, len(index) - 1, 1000).astype(int)]
-    index.place_of_group(int(index.group[-1]))
+    index.shard_of_group(int(index.group[-1]))
     return time.perf_counter() - begin, own_memory() - before
 
 

@@ -32,7 +32,7 @@ from pipelines.config.ingest import IngestSettings
 from pipelines.ingest.plan import Unit, UnitSource
 from pipelines.ingest.worker import UnitIngester
 from pipelines.media.container import DecodeError
-from pipelines.media.selection import probe
+from pipelines.media.streams.selection import probe
 from tests.helpers.media import tone, write_media
 
 DEFAULTS = {"input": "", "videos": "200", "repeats": "5", "long_minutes": "10"}

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.config.ingest import IngestSettings
+from pipelines.dataset.index import ClipIndex, read_index
 from pipelines.dataset.schema import CLIPS, CLIPS_FOLDER, FORMAT_VERSION, MANIFEST, REJECTS_FOLDER
 from pipelines.dataset.shards import ShardWriter
 from pipelines.files import write_json
 from pipelines.ingest.plan import UnitSource
 from pipelines.ingest.worker import clip_row
 from pipelines.media.container import MediaInfo
-from pipelines.media.decode import Segment
+from pipelines.media.segments import Segment
 
 FRAME_RATE, SAMPLE_RATE = 4.0, 800
 FEED = {
@@ -30,7 +31,20 @@ FEED = {
     "sample_rate": SAMPLE_RATE,
 }
 """A feed of one worker from such a dataset; `batch_size` is missing."""
-INFO = MediaInfo("made", "raw", "raw", 8, 6, FRAME_RATE, 0, 0.0, 2.0)
+INFO = MediaInfo(
+    container="made",
+    video_codec="raw",
+    audio_codec="raw",
+    native_width=8,
+    native_height=6,
+    native_rate=FRAME_RATE,
+    rotation=0,
+    is_mirrored=False,
+    declares_picture=True,
+    declares_sound=True,
+    stream_offset_seconds=0.0,
+    duration_seconds=2.0,
+)
 
 
 def rename_dataset(folder: Path, dataset_id: str) -> None:
@@ -97,6 +111,12 @@ def _write_manifest(folder: Path, num_clips: int, settings: IngestSettings) -> N
             "settings": settings.model_dump(mode="json"),
         },
     )
+
+
+def index_of(folder: Path) -> ClipIndex | None:
+    """The index in the file of a dataset, if it fits; never that of the shards."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    return read_index(str(folder), str(folder / CLIPS_FOLDER), manifest)
 
 
 @dataclass(frozen=True)

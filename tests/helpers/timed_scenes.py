@@ -6,11 +6,13 @@ sine of 400 + 40 s Hz. Frame 25 s and the tone of second s belong together.
 
 from fractions import Fraction
 from pathlib import Path
+from typing import IO
 
 import av
 import numpy as np
 
-from pipelines.media.decode import Segment, decode_segments
+from pipelines.media.decode import decode_segments
+from pipelines.media.segments import Segment
 
 RATE = 25
 NUM_BARS = 10
@@ -53,7 +55,7 @@ def heard(waveform: np.ndarray, rate: int = 16_000) -> list[int | None]:
     return ticks
 
 
-def decode(path: Path | str, **changes) -> list[Segment]:
+def decode(path: Path | str | int | IO[bytes], **changes) -> list[Segment]:
     """The segments of a source, at the settings that the scenes are read with."""
     settings = {
         "segment_seconds": 5.0,
@@ -62,7 +64,7 @@ def decode(path: Path | str, **changes) -> list[Segment]:
         "short_side": 48,
         "sample_rate": 16_000,
     }
-    source = path if hasattr(path, "read") else str(path)
+    source = path if hasattr(path, "read") or isinstance(path, int) else str(path)
     return list(decode_segments(source, **(settings | changes)))
 
 
@@ -85,15 +87,17 @@ def seen_and_heard(segments: list[Segment]) -> tuple[list[int | None], list[int 
 def mismatches(segments: list[Segment], late: float = 0.0) -> list[tuple[int, int, int]]:
     """Ticks at which picture and sound of different moments meet, with both.
 
-    A tick at which the tone changes, and its neighbors, can be heard as either second.
+    Where the tone changes, or sound begins or ends, a tick can be heard as another second, so the
+    ticks beside it have to agree with it.
     """
     found = []
     seen, sounds = seen_and_heard(segments)
     for tick, (frame, second) in enumerate(zip(seen, sounds, strict=True)):
-        if frame is None or second is None:
+        beside = sounds[max(0, tick - 1) : tick + 2]
+        if frame is None or second is None or set(beside) != {second}:
             continue
         moment = frame / RATE
-        nearest = min(max(moment, second + 0.0), second + 1.0)
+        nearest = min(max(moment, float(second)), second + 1.0)
         if abs(moment - nearest) > 0.13 + late:
             found.append((tick, frame, second))
     return found
@@ -108,6 +112,7 @@ def write_scene(
     bframes: int = 0,
     sound: tuple[float, float] | None = None,
     picture: tuple[float, float] | None = None,
+    waveform: np.ndarray | None = None,
     offset: float = 0.0,
     options: dict[str, str] | None = None,
 ) -> Path:
@@ -133,7 +138,8 @@ def write_scene(
         if video is not None:
             packets += _encoded_picture(video, first, picture, offset)
         if audio is not None:
-            packets += _encoded_sound(audio, first, sound, offset)
+            waveform = tones(*sound) if waveform is None else waveform
+            packets += _encoded_sound(audio, waveform, sound[0] - first + offset)
         for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
             container.mux(packet)
     return path
@@ -149,9 +155,8 @@ def _encoded_picture(stream, first, picture, offset) -> list:
     return packets + stream.encode(None)
 
 
-def _encoded_sound(stream, first, sound, offset) -> list:
+def _encoded_sound(stream, waveform, start) -> list:
     packets = []
-    waveform = tones(*sound)
     resampler = av.AudioResampler(stream.codec_context.format.name, "mono", SOUND_RATE)
     size = stream.codec_context.frame_size or 1024
     fifo = av.AudioFifo()
@@ -160,7 +165,7 @@ def _encoded_sound(stream, first, sound, offset) -> list:
     for frame in resampler.resample(source):
         frame.pts = None
         fifo.write(frame)
-    position = round((sound[0] - first + offset) * SOUND_RATE)
+    position = round(start * SOUND_RATE)
     while (frame := fifo.read(size, partial=True)) is not None:
         frame.pts, frame.time_base = position, Fraction(1, SOUND_RATE)
         position += frame.samples

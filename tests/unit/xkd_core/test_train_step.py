@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 from tests.helpers.networks import micro_config, micro_model, micro_views, train_state
 from tests.unit.xkd_core.distributed_steps import ALIGNMENTS, run_alignment, run_steps
 from xkd_core.config import ObjectiveConfig, OptimizerConfig
+from xkd_core.losses import Centers
 from xkd_core.train_step import non_finite, step_schedule, train_step
+from xkd_core.views.views import Views
 from xkd_core.xkd import model_tensors
 
 METRICS = {
@@ -119,6 +121,22 @@ def test_float16_is_refused():
     state = train_state(micro_model(), config)
     with pytest.raises(ValueError, match=r"autocast_dtype \(torch.float16\) must be"):
         run(state, config, micro_views(), 1, autocast_dtype=torch.float16)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_step_does_not_wait_for_a_gpu(dtype):
+    config, views = micro_config(), Views(*(view.cuda() for view in micro_views()))
+    state = train_state(micro_model().cuda(), config)
+    state.centers = Centers(*(center.cuda() for center in state.centers))
+    run(state, config, views, 2, autocast_dtype=dtype)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        metrics = run(state, config, views, 1, autocast_dtype=dtype)[0]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert not non_finite(metrics)
 
 
 @pytest.mark.parametrize("refinement", ["mean", "softmax", "cross", "none"])

@@ -7,10 +7,16 @@ import numpy as np
 import pytest
 
 from pipelines.dataset.clip_dataset import ClipDataset
-from pipelines.dataset.index import read_index, read_shards, write_index
+from pipelines.dataset.index import read_shards, write_index
 from pipelines.dataset.schema import INDEX_FILE
 from pipelines.errors import UserError
-from tests.helpers.clip_datasets import rename_dataset, source_of, write_dataset, write_segments
+from tests.helpers.clip_datasets import (
+    index_of,
+    rename_dataset,
+    source_of,
+    write_dataset,
+    write_segments,
+)
 
 TEXT = ("clip_id", "source", "label", "split")
 NUMBERS = (
@@ -47,14 +53,8 @@ def folder(tmp_path):
     )
 
 
-def from_file(folder):
-    """The index that is read from the file, not from the shards."""
-    dataset = ClipDataset.open(folder)
-    return read_index(str(folder), f"{folder}/clips", dataset.manifest)
-
-
 def test_the_file_says_what_the_shards_say(folder):
-    there = from_file(folder)
+    there = index_of(folder)
     read = read_shards(sorted(str(file) for file in (folder / "clips").iterdir()))
     assert there is not None
     for name in TEXT:
@@ -64,16 +64,16 @@ def test_the_file_says_what_the_shards_say(folder):
         assert getattr(there, name).dtype == getattr(read, name).dtype
     assert there.shards == read.shards
     for group in range(int(there.group[-1]) + 1):
-        assert there.place_of_group(group) == read.place_of_group(group)
+        assert there.shard_of_group(group) == read.shard_of_group(group)
         assert there.rows_of_group(group) == read.rows_of_group(group)
-    assert there.place_of_group(3) == (there.shards[1], 0)
+    assert there.shard_of_group(3) == (there.shards[1], 0)
     assert there.rows_of_group(3) == (8, 11)
 
 
 def test_a_moved_dataset_keeps_its_index(folder, tmp_path):
     moved = folder.rename(tmp_path / "moved")
     dataset = ClipDataset.open(moved)
-    assert from_file(moved) is not None
+    assert index_of(moved) is not None
     assert all(shard.startswith(str(moved)) for shard in dataset.shards)
     (clip,) = dataset.clips([19])
     assert (clip.frames[..., 0] == 19).all()
@@ -94,7 +94,7 @@ def test_an_index_that_does_not_fit_is_not_used(folder, change, caplog):
         manifest = json.loads((folder / "manifest.json").read_text())
         (folder / "manifest.json").write_text(json.dumps(manifest | {"clips": 21}))
     with caplog.at_level(logging.WARNING):
-        assert from_file(folder) is None
+        assert index_of(folder) is None
     assert bool(caplog.records) == (change in ("damaged", "cut"))
     if change == "more clips":
         with pytest.raises(UserError, match="20 clips in its shards, but 21"):
@@ -111,7 +111,7 @@ def test_a_shard_that_is_another_one_now_is_an_error_of_one_line(folder):
 
 
 def test_text_is_asked_for_as_an_array_is(folder):
-    index = from_file(folder)
+    index = index_of(folder)
     ids = index.clip_id.tolist()
     assert index.clip_id[4] == ids[4]
     assert index.clip_id[np.array([3, 1])].tolist() == [ids[3], ids[1]]
@@ -129,12 +129,12 @@ def test_text_is_asked_for_as_an_array_is(folder):
 
 def test_sources_are_told_by_content_and_stretch(tmp_path):
     segments = [*source_of(0, 40), *source_of(1, 20), *source_of(0, 20)]
-    index = from_file(indexed(write_segments(tmp_path / "clips", segments)))
+    index = index_of(indexed(write_segments(tmp_path / "clips", segments)))
     numbers = index.source_number.tolist()
     assert numbers[0] == numbers[1] == numbers[3] != numbers[2]
 
 
 def test_a_dataset_without_clips_has_an_index(tmp_path):
     folder = indexed(write_segments(tmp_path / "clips", []))
-    assert len(from_file(folder)) == 0
+    assert len(index_of(folder)) == 0
     assert ClipDataset.open(folder).classes == ()

@@ -22,7 +22,9 @@ import ray
 from ray.cluster_utils import Cluster
 
 from pipelines.config.ingest import IngestSettings
+from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.ingest.ingest import ingest
+from tests.helpers.clip_datasets import index_of
 from tests.helpers.media import write_media, write_numbered
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -104,11 +106,17 @@ def check(output, expected):
     assert sorted(entry.name for entry in output.iterdir()) == [
         ".ingest",
         "clips",
+        "index.arrow",
         "manifest.json",
         "rejects",
     ]
     assert all(file.suffix == ".parquet" for part in "cr" for file in output.glob(f"{part}*/*"))
     assert not list(output.glob("*/.*.tmp"))
+    index = index_of(output)
+    assert (
+        index.clip_id.tolist()
+        == ClipDataset.open(output).small_columns(["clip_id"])["clip_id"].to_pylist()
+    )
 
 
 def test_drivers_killed_at_random_moments(cluster, videos, expected, tmp_path):

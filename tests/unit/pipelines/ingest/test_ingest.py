@@ -21,6 +21,7 @@ from pipelines.ingest.ingest import check_ingest, ingest
 from pipelines.ingest.plan import Changes, Unit, UnitSource
 from pipelines.ingest.worker import UnitIngester
 from pipelines.media.reasons import REASONS
+from tests.helpers.clip_datasets import index_of
 from tests.helpers.media import frame_number, tone, write_growing, write_media, write_numbered
 
 pytestmark = pytest.mark.ray
@@ -54,7 +55,7 @@ def clip_ids(output):
 
 
 def leftovers(output):
-    known = ("clips", "rejects", "manifest.json", ".ingest")
+    known = ("clips", "rejects", "manifest.json", "index.arrow", ".ingest")
     state = {"lock", "settings.json", "fingerprints.parquet"}
     return [
         name
@@ -63,6 +64,14 @@ def leftovers(output):
         or (name.startswith(".ingest/") and name.removeprefix(".ingest/") not in state)
         or os.path.basename(name).startswith(".")
     ] + [str(folder) for folder in (output / ".ingest").iterdir() if folder.is_dir()]
+
+
+def check_index(output):
+    """The index file is there, and says of every row what its shard says."""
+    index = index_of(output)
+    columns = ClipDataset.open(output).small_columns(["clip_id", "source"])
+    assert index.clip_id.tolist() == columns["clip_id"].to_pylist()
+    assert index.source.tolist() == columns["source"].to_pylist()
 
 
 def files(output):
@@ -174,6 +183,10 @@ def test_a_changed_folder_costs_what_is_different_and_gives_what_a_new_run_gives
     assert summary.new_clips == 1 + 1 + 2  # of 1.mkv, text.mp4 and new.mp4
     assert summary.dataset_id == expected.dataset_id
     assert rows_of(output) == rows_of(tmp_path / "expected")
+    check_index(output)
+    written = (output / "index.arrow").stat()
+    assert run(media, output).new_clips == 0
+    assert (output / "index.arrow").stat().st_mtime_ns == written.st_mtime_ns
     assert leftovers(output) == []
     assert run(media, output).changes == Changes()
 
@@ -242,7 +255,9 @@ def test_damaged_files_of_the_state_are_named_or_made_anew(made, videos, tmp_pat
     whole = json.loads((output / "manifest.json").read_text())
     (output / "manifest.json").write_text('{"format_ver')
     (output / ".ingest/fingerprints.parquet").write_bytes(b"PAR1")
+    (output / "index.arrow").write_bytes(b"")
     assert run(videos, output).new_clips == 0
+    check_index(output)
     assert json.loads((output / "manifest.json").read_text()) == whole
     for damaged in ("", "[]"):
         (output / ".ingest/settings.json").write_text(damaged)

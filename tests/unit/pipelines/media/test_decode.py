@@ -8,7 +8,7 @@ import pytest
 from pipelines.media.container import DecodeError
 from pipelines.media.decode import decode_segments
 from pipelines.media.reasons import REASONS
-from pipelines.media.selection import probe
+from pipelines.media.streams.selection import probe
 from tests.helpers.media import (
     CODECS,
     frame_number,

@@ -12,7 +12,7 @@ import pytest
 from pipelines.media.container import DecodeError, open_source
 from pipelines.media.decode import decode_segments
 from pipelines.media.formats import COMMON_CODECS, COMMON_CONTAINERS, NEVER, container_whitelist
-from pipelines.media.selection import probe
+from pipelines.media.streams.selection import probe
 from tests.helpers.media import tone, write_media, write_numbered
 
 SETTINGS = {
@@ -119,19 +119,26 @@ def test_a_descriptor_stays_open_and_is_read_from_its_beginning(tmp_path):
     assert np.array_equal(first[0].frames, again[0].frames)
 
 
-def test_streams_that_are_not_looked_at_are_not_decoded(tmp_path):
-    """FFmpeg decodes a little of each stream to learn what it is, of those allowed alone."""
-    path = tmp_path / "clip.mov"
+def write_streams(path, kinds):
+    """A file of several pictures, by codec and pixel format."""
+    packets = []
     with av.open(str(path), "w") as container:
-        packets = []
-        for codec, pixel_format in (("mpeg4", "yuv420p"), ("prores_ks", "yuv422p10le")):
+        for codec, pixel_format in kinds:
             stream = container.add_stream(codec, 25)
             stream.width, stream.height, stream.pix_fmt = 64, 48, pixel_format
             frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), "rgb24")
-            frame.pts = 0
-            packets.append([*stream.encode(frame), *stream.encode(None)])
+            for number in range(50):
+                frame.pts = number
+                packets.append(stream.encode(frame))
+            packets.append(stream.encode(None))
         for packet in chain(*packets):
             container.mux(packet)
+
+
+def test_streams_that_are_not_looked_at_are_not_decoded(tmp_path):
+    """FFmpeg decodes a little of each stream to learn what it is, of those allowed alone."""
+    path = tmp_path / "clip.mov"
+    write_streams(path, [("mpeg4", "yuv420p"), ("prores_ks", "yuv422p10le")])
     with open_source(str(path)) as common, open_source(str(path), "all") as every:
         assert [stream.codec_context.pix_fmt for stream in every.streams.video] == [
             "yuv420p",
@@ -139,6 +146,17 @@ def test_streams_that_are_not_looked_at_are_not_decoded(tmp_path):
         ]
         assert common.streams.video[1].codec_context.pix_fmt is None
     assert probe(str(path)).video_codec == "mpeg4"
+
+
+def test_a_stream_in_a_common_codec_is_taken_before_another(tmp_path):
+    """The other one is not even tried."""
+    path = tmp_path / "clip.mov"
+    write_streams(path, [("prores_ks", "yuv422p10le"), ("mpeg4", "yuv420p")])
+    with open_source(str(path), "all") as every:
+        assert every.streams.video[0].codec_context.name == "prores"
+    assert probe(str(path)).video_codec == "mpeg4"
+    write_streams(path, [("prores_ks", "yuv422p10le")])
+    assert refusal(str(path)).reason == "format_not_allowed"
 
 
 def test_bytes_are_opened_as_files_are(tmp_path):

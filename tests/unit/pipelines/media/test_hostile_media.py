@@ -18,7 +18,7 @@ from PIL import Image
 from pipelines.media.container import DecodeError
 from pipelines.media.decoder_process import DecoderProcess
 from pipelines.media.reasons import REASONS
-from pipelines.media.selection import probe
+from pipelines.media.streams.selection import probe
 from tests.helpers.media import tone, write_media, write_numbered
 
 SETTINGS = {

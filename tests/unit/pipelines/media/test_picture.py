@@ -4,9 +4,9 @@ import av
 import numpy as np
 import pytest
 
-from pipelines.media.declarations import parse_dump, read_declarations
 from pipelines.media.decode import decode_segments
 from pipelines.media.picture import Crop, fitted, same_shape
+from pipelines.media.streams.declarations import parse_dump, read_declarations
 from tests.helpers.media import write_media
 from tests.helpers.mp4_boxes import add_clean_aperture
 

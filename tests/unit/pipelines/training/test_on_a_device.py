@@ -16,6 +16,13 @@ from tests.helpers.pretend_device import DEVICE, pretend_device
 from tests.helpers.training import NUM_CLIPS, tiny_config
 
 STEPS = 3
+SETTINGS = {
+    "epochs": STEPS / 4,
+    "log_every": 2,
+    "checkpoint_every": 2,
+    "health": {"knn": {"every_epochs": 1}},
+    "optimizer": {"learning_rate": 1e-3, "warmup_epochs": 0.0},
+}
 ALL_SETTINGS = {
     "objective": {"refinement": "cross", "mmd_bandwidth": "median", "mmd_unbiased": True},
     "views": {"num_video_globals": 2, "num_audio_globals": 2, "num_video_locals": 2},
@@ -117,14 +124,7 @@ def clips(tmp_path_factory):
 def test_a_training_runs_where_tensors_of_two_devices_do_not_mix(
     tmp_path, monkeypatch, clips, settings
 ):
-    settings = {
-        "epochs": STEPS / 4,
-        "log_every": 2,
-        "checkpoint_every": 2,
-        "health": {"knn": {"every_epochs": 1}},
-        "optimizer": {"learning_rate": 1e-3, "warmup_epochs": 0.0},
-        **settings,
-    }
+    settings = SETTINGS | settings
     on_cpu = tiny_config(tmp_path / "cpu", clips, **settings)
     with monkeypatch.context() as patched:
         expected = Recorder(patched, torch.device("cpu"))
@@ -151,3 +151,18 @@ def test_a_training_runs_where_tensors_of_two_devices_do_not_mix(
                 assert recorder.metrics[step][name] == close, (step, name)
     tensors, resumed = load_tensors(Path(last)), load_tensors(Path(again.checkpoints[-1]))
     assert all(torch.equal(resumed[name], tensor) for name, tensor in tensors.items())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("settings", [{}, ALL_SETTINGS], ids=["published", "others"])
+def test_a_training_runs_on_a_gpu(tmp_path, monkeypatch, clips, settings):
+    config = tiny_config(tmp_path, clips, **SETTINGS, **settings)
+    recorder = Recorder(monkeypatch, torch.device("cuda"))
+    outcome = run_loop(recorder, config)
+    assert outcome["next_step"] == STEPS
+    assert not outcome["failure"]
+    assert not outcome["not_finite"]
+    assert len(recorder.checkpoints) == 2
+    resumed = config.model_copy(update={"name": "resumed", "resume": recorder.checkpoints[0]})
+    assert run_loop(recorder, resumed)["first_step"] == 2

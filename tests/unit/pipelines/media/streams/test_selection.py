@@ -7,8 +7,8 @@ import pytest
 
 from pipelines.media.container import DecodeError
 from pipelines.media.decode import decode_segments
-from pipelines.media.encryption import is_scrambled
-from pipelines.media.selection import probe
+from pipelines.media.streams.encryption import is_scrambled
+from pipelines.media.streams.selection import probe
 from tests.helpers.media import numbered_frame, tone, write_media, write_numbered
 
 SETTINGS = {

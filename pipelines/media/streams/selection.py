@@ -18,12 +18,13 @@ from pipelines.media.container import (
     open_source,
     read_beginning,
 )
-from pipelines.media.declarations import Declarations, read_declarations
-from pipelines.media.encryption import PROBED_BYTES, is_scrambled
-from pipelines.media.formats import Formats
+from pipelines.media.formats import Formats, is_common
 from pipelines.media.orientation import UPRIGHT
 from pipelines.media.packets import PacketScan, scan_packets
-from pipelines.media.streams import Candidate, Choice, candidate, choose
+from pipelines.media.picture import WHOLE, Crop
+from pipelines.media.streams.choice import Candidate, Choice, candidate, choose
+from pipelines.media.streams.declarations import Declarations, read_declarations
+from pipelines.media.streams.encryption import PROBED_BYTES, is_scrambled
 from pipelines.redaction import one_line
 
 MAX_TRIAL_PACKETS = 1000
@@ -47,6 +48,11 @@ class Selection:
     """From the first to the last packet of the longer of the two, 0 if there are no time stamps."""
     scan: PacketScan
     declarations: Declarations
+
+    @property
+    def crop(self) -> Crop:
+        """What the container crops of the picture."""
+        return WHOLE if self.video is None else self.declarations.crops.get(self.video, WHOLE)
 
     def streams(
         self, container: av.container.InputContainer
@@ -150,6 +156,8 @@ def gives_something(source: MediaInput, formats: Formats, index: int) -> bool:
     with open_source(source, formats) as container:
         stream = container.streams[index]
         assert isinstance(stream, VideoStream | AudioStream)
+        if formats == "common" and not is_common(stream):
+            return False  # not even tried; if no other can replace it, `check_codecs` says why
         keep_only(container, {index})
         try:
             for number, packet in enumerate(container.demux(stream)):

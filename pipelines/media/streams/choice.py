@@ -15,8 +15,8 @@ import av.stream
 import numpy as np
 from av.stream import Disposition
 
-from pipelines.media.encryption import declares_encryption
 from pipelines.media.packets import PacketTable
+from pipelines.media.streams.encryption import declares_encryption
 
 MIN_SHARE_OF_LENGTH = 0.5
 MIN_SHARE_OF_RATE = 0.25

@@ -1,6 +1,6 @@
 import pytest
 
-from pipelines.media.streams import Candidate, Choice, choose
+from pipelines.media.streams.choice import Candidate, Choice, choose
 
 PICTURE = {"kind": "video", "codec": "h264", "num_packets": 250, "seconds": 10.0}
 SOUND = {"kind": "audio", "codec": "aac", "num_packets": 470, "seconds": 10.0}

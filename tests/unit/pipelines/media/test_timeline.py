@@ -1,0 +1,402 @@
+"""Clocks that leap, jump, wobble and drift; what is seen and heard is read back as numbers."""
+
+import io
+import os
+import threading
+
+import av
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.helpers.timed_scenes import (
+    bars,
+    decode,
+    joined,
+    mismatches,
+    read_bars,
+    remux,
+    seen_and_heard,
+    tones,
+    write_scene,
+)
+
+H264 = ("libx264", "aac")
+MPEG2 = ("mpeg2video", "mp2")
+JOINABLE = {
+    ".ts": H264,
+    ".mpg": MPEG2,
+    ".vob": ("mpeg2video", "ac3"),
+    ".m2ts": ("mpeg2video", "ac3"),
+}
+TIMED = [".ts", ".mkv", ".mp4", ".flv"]
+
+
+def total(segments, name):
+    return sum(getattr(segment.repairs, name) for segment in segments)
+
+
+def seconds_seen(seen):
+    """The second of the scene of each picture."""
+    return [None if number is None else number // 25 for number in seen]
+
+
+def ticks_of(*stretches):
+    """The second of the scene of each tick of stretches of it."""
+    return [
+        int(first + (tick + 0.5) / 8)
+        for first, stop in stretches
+        for tick in range(round(8 * (stop - first)))
+    ]
+
+
+def scene_of(path, **changes):
+    """The seconds seen and heard at each tick, which must belong together."""
+    segments = decode(path, **changes)
+    assert mismatches(segments) == []
+    seen, sounds = seen_and_heard(segments)
+    return segments, seconds_seen(seen), sounds
+
+
+@pytest.mark.parametrize("suffix", JOINABLE)
+def test_clocks_that_restart_and_jump_give_one_timeline(tmp_path, suffix):
+    codecs = JOINABLE[suffix]
+    pieces = [(0.0, 4.0, 0.0), (20.0, 26.0, 0.0), (8.0, 11.0, 500.0), (2.0, 6.0, 40.0)]
+    parts = [
+        write_scene(
+            tmp_path / f"{number}{suffix}", first, stop, codecs=codecs, offset=at, bframes=2
+        )
+        for number, (first, stop, at) in enumerate(pieces)
+    ]
+    segments, seen, sounds = scene_of(joined(tmp_path / f"all{suffix}", *parts))
+    expected = ticks_of(*[piece[:2] for piece in pieces])
+    assert seen == expected
+    assert [second for second in sounds if second is not None] == expected
+    assert total(segments, "clock_leaps") == 3
+    assert [segment.repairs.rebased_clocks for segment in segments] == [2, 2, 2, 2]
+
+
+def test_many_short_pieces_stay_together(tmp_path):
+    part = write_scene(tmp_path / "part.ts", 3, 5, bframes=2)
+    segments, seen, _ = scene_of(joined(tmp_path / "all.ts", *[part] * 12))
+    assert seen == pytest.approx(ticks_of(*[(3, 5)] * 12), abs=1)
+    assert len(seen) == 12 * 2 * 8
+    assert total(segments, "clock_leaps") == 11
+
+
+def test_sound_that_outlasts_its_picture_does_not_meet_the_next_one(tmp_path):
+    first = write_scene(tmp_path / "first.ts", 0, 6, picture=(0, 3))
+    second = write_scene(tmp_path / "second.ts", 20, 24)
+    segments = decode(joined(tmp_path / "all.ts", first, second))
+    seen, sounds = seen_and_heard(segments)
+    assert seconds_seen(seen) == [*ticks_of((0, 3)), *[2] * 24, *ticks_of((20, 24))]
+    assert sounds[:47] == ticks_of((0, 6))[:47]
+    assert sounds[50:80] == ticks_of((0, 6), (20, 24))[50:80]
+
+
+@pytest.mark.parametrize(("suffix", "seconds"), [(".mkv", 1000.0), (".mp4", 2000.0)])
+def test_a_jump_ahead_of_both_streams_is_a_leap(tmp_path, suffix, seconds):
+    made = write_scene(tmp_path / "made.mp4", 0, 12)
+    path = remux(made, tmp_path / f"jump{suffix}", lambda _, now, __: now + seconds * (now >= 5))
+    segments, seen, sounds = scene_of(path)
+    assert seen == pytest.approx(ticks_of((0, 12)), abs=1)
+    assert None not in sounds
+    assert total(segments, "clock_leaps") == 1
+
+
+def test_a_minute_without_packets_is_a_minute_where_clocks_are_steady(tmp_path):
+    made = write_scene(tmp_path / "made.mp4", 0, 12)
+    path = remux(made, tmp_path / "gap.mkv", lambda _, now, __: now + 60 * (now >= 5))
+    segments, seen, sounds = scene_of(path)
+    assert len(seen) == 72 * 8
+    assert set(seen[42 : 65 * 8 - 2]) == {4}
+    assert set(sounds[42 : 65 * 8 - 2]) == {None}
+    assert (seen[-1], sounds[-1]) == (11, 11)
+    assert total(segments, "clock_leaps") == 0
+    assert total(segments, "sound_gaps") == 1
+
+
+@pytest.mark.parametrize("kind", ["audio", "video"])
+@pytest.mark.parametrize("suffix", [".mkv", ".ts"])
+def test_a_gap_in_one_stream_leaves_the_other_alone(tmp_path, kind, suffix):
+    made = write_scene(tmp_path / "made.mp4", 0, 27)
+    path = tmp_path / f"gap{suffix}"
+    remux(made, path, lambda what, now, _: None if what == kind and 5 <= now < 20 else now)
+    segments = decode(path)
+    seen, sounds = seen_and_heard(segments)
+    whole = ticks_of((0, 27))
+    if kind == "audio":
+        assert seconds_seen(seen) == whole
+        assert set(sounds[42:158]) == {None}
+        assert total(segments, "sound_gaps") == 1
+    else:
+        assert sounds == whole
+        assert set(seconds_seen(seen[41:158])) == {4}
+    assert (seen[-1] // 25, sounds[-1]) == (26, 26)
+    assert total(segments, "clock_leaps") == 0
+
+
+@pytest.mark.parametrize("before_wrap", [1.4, 5.3, 70.0])
+def test_a_clock_of_33_bits_wraps_unseen(tmp_path, before_wrap):
+    options = {"output_ts_offset": str(2**33 / 90_000 - before_wrap)}
+    path = write_scene(tmp_path / "wrap.ts", 0, 12, options=options)
+    _, seen, sounds = scene_of(path)
+    assert seen == ticks_of((0, 12))
+    assert sounds == ticks_of((0, 12))
+
+
+@pytest.mark.parametrize("suffix", TIMED)
+@pytest.mark.parametrize("sound", [(3, 9), (0, 4)])
+def test_sound_that_starts_late_or_ends_early_stays_with_its_picture(tmp_path, suffix, sound):
+    segments = decode(write_scene(tmp_path / f"clip{suffix}", 0, 9, sound=sound, bframes=2))
+    seen, sounds = seen_and_heard(segments)
+    assert seconds_seen(seen) == ticks_of((0, 9))
+    # A clip of which less than half has sound is silent.
+    inside = [tick for tick in range(72) if sound[0] <= tick // 8 < sound[1] - 0.2]
+    there = [tick for tick in inside if sounds[tick] is not None]
+    assert len(there) >= 30
+    assert all(sounds[tick] == tick // 8 for tick in there)
+    assert total(segments, "clock_leaps") == 0
+
+
+def moved_sound(amount):
+    """Moves the sound's timestamps by what the function gives, without letting them fall."""
+    latest = [-1.0]
+
+    def move(kind, now, number):
+        if kind != "audio":
+            return now
+        latest[0] = max(latest[0] + 0.001, amount(now, number))
+        return latest[0]
+
+    return move
+
+
+RANDOM = np.random.default_rng(0).uniform(0, 0.042, 10_000)
+NOISE = {
+    "random": lambda now, number: now + RANDOM[number],
+    "slow": lambda now, _: now + 0.021 + 0.021 * np.sin(now),
+    "square": lambda now, _: now + 0.042 * (int(now) % 2 and now < 20),
+    "a percent slow": lambda now, _: now * 1.01,
+    "a percent fast": lambda now, _: now * 0.99,
+    "slow and random": lambda now, number: now * 1.01 + RANDOM[number],
+    "one stray": lambda now, number: now + 0.2 * (number == 300),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix"), [*((kind, ".mkv") for kind in NOISE), ("slow and random", ".ts")]
+)
+def test_noise_in_timestamps_of_sound_makes_no_hole(tmp_path, kind, suffix):
+    made = write_scene(tmp_path / "made.mp4", 0, 22)
+    path = remux(made, tmp_path / f"noisy{suffix}", moved_sound(NOISE[kind]))
+    segments, seen, sounds = scene_of(path)
+    assert seen[:175] == ticks_of((0, 22))[:175]
+    assert sounds[1:175] == pytest.approx(ticks_of((0, 22))[1:175], abs=1)
+    sound = np.concatenate([segment.waveform for segment in segments])[800:350_000]
+    assert np.abs(sound[: len(sound) // 80 * 80].reshape(-1, 80)).max(axis=1).min() > 5000
+    assert total(segments, "sound_gaps") == 0
+    if kind not in {"random", "slow"}:  # which stay within 30 ms of where they began
+        assert total(segments, "bridged_gaps") > 0
+
+
+def test_sound_of_a_slow_device_is_stretched_to_its_picture(tmp_path):
+    # The device gives 1 % too few samples a second, and both streams are stamped by one clock.
+    def resampled(waveform):
+        at = np.arange(round(len(waveform) / 1.01)) * 1.01
+        return np.interp(at, np.arange(len(waveform)), waveform).astype(np.int16)
+
+    made = write_scene(tmp_path / "made.mp4", 0, 25, waveform=resampled(tones(0, 25)))
+    path = remux(made, tmp_path / "slow.mkv", moved_sound(lambda now, _: now * 1.01))
+    segments = decode(path)
+    sound = np.concatenate([segment.waveform for segment in segments]).astype(float)
+    assert np.abs(sound[8_000:380_000].reshape(-1, 80)).max(axis=1).min() > 5000
+    # Where the tone changes at 20 s, to 6 hundredths: by its samples it would be 0.2 s earlier.
+    assert change_of_tone(sound, 1160.0, 1200.0) == pytest.approx(20.0, abs=0.06)
+
+
+def change_of_tone(sound, before, after):
+    """When the first of two tones gives way to the second one."""
+    step = 160
+    now = np.arange(len(sound)) / 16_000
+    powers = []
+    for hertz in (before, after):
+        turned = sound * np.exp(-2j * np.pi * hertz * now)
+        blocks = turned[: len(sound) // step * step].reshape(-1, step).mean(axis=1)
+        powers.append(np.abs(np.convolve(blocks, np.ones(9) / 9, "same")))
+    louder = powers[1] > powers[0]
+    strong = np.maximum(*powers) > 0.5 * max(powers[0].max(), powers[1].max())
+    return float(np.flatnonzero(louder & strong)[0]) * step / 16_000
+
+
+AVIS = [
+    ("libx264", "pcm_s16le", 3),
+    ("libx264", "libmp3lame", 3),
+    ("mpeg4", "libmp3lame", 2),
+    ("mpeg4", "pcm_s16le", 0),
+    ("mjpeg", "pcm_s16le", 0),
+]
+
+
+@pytest.mark.parametrize(("video", "audio", "bframes"), AVIS)
+def test_times_are_made_from_the_order_where_there_are_none(tmp_path, video, audio, bframes):
+    path = write_scene(tmp_path / "clip.avi", 0, 12, codecs=(video, audio), bframes=bframes)
+    segments = decode(path)
+    assert mismatches(segments) == []
+    there = [read_bars(frame) for segment in segments for frame in segment.frames]
+    assert there == [int((tick + 0.5) * 25 / 8) for tick in range(96)]
+    assert [segment.repairs.rebased_clocks for segment in segments] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_one_picture_is_on_as_long_as_the_sound(tmp_path, suffix):
+    path = write_scene(tmp_path / f"still{suffix}", 0, 29, picture=(0, 0.04))
+    segments = decode(path)
+    assert len(segments) == 6
+    assert all(segment.frames is not None for segment in segments)
+    assert seen_and_heard(segments)[1] == ticks_of((0, 29))
+
+
+def test_streams_far_apart_in_the_file_are_read_side_by_side(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.media.packets.MAX_HELD_BYTES", 0)
+    made = write_scene(tmp_path / "made.mp4", 0, 29)
+    options = {"max_interleave_delta": "1", "flush_packets": "1"}
+    path = write_apart(made, tmp_path / "apart.mkv", options)
+    for source in (path, io.BytesIO(path.read_bytes())):
+        _, seen, sounds = scene_of(source)
+        assert seen == ticks_of((0, 29))
+        assert sounds == ticks_of((0, 29))
+    with open(path, "rb") as file:
+        assert scene_of(file.fileno())[1] == ticks_of((0, 29))
+
+
+def write_apart(source, target, options):
+    """Copies a file so that all of the picture lies before all of the sound."""
+    with av.open(str(source)) as read, av.open(str(target), "w", options=options) as out:
+        streams = {s.index: out.add_stream_from_template(s) for s in read.streams}
+        packets = [packet for packet in read.demux() if packet.size]
+        for kind in ("video", "audio"):
+            for packet in packets:
+                if packet.stream.type == kind:
+                    packet.stream = streams[packet.stream_index]
+                    out.mux_one(packet)
+                    packet.stream = read.streams[packet.stream_index]
+    return target
+
+
+def test_a_pipe_is_decoded_as_the_file_is(tmp_path):
+    path = write_scene(tmp_path / "clip.mkv", 0, 7)
+    reader, writer = os.pipe()
+
+    def feed():
+        with os.fdopen(writer, "wb") as pipe:
+            pipe.write(path.read_bytes())
+
+    thread = threading.Thread(target=feed)
+    thread.start()
+    with os.fdopen(reader, "rb") as pipe:
+        from_pipe = decode(pipe)
+    thread.join()
+    for one, other in zip(from_pipe, decode(path), strict=True):
+        assert np.array_equal(one.frames, other.frames)
+        assert np.array_equal(one.waveform, other.waveform)
+
+
+def test_bars_and_tones_can_be_read():
+    assert [read_bars(bars(number)) for number in (0, 1, 511, 682)] == [0, 1, 511, 682]
+
+
+@st.composite
+def flaws(draw):
+    """A file with random flaws: pieces with their clocks, and noise of the sound's timestamps."""
+    suffix = draw(st.sampled_from([".ts", ".mpg", ".vob"]))
+    piece = st.tuples(
+        st.integers(0, 30),  # where in the scene
+        st.sampled_from([2.0, 3.2, 4.48]),
+        st.sampled_from([0.0, 0.4, 7.0, 300.0, 3000.0]),  # where its clock starts
+        st.sampled_from([0.0, 0.24, 0.8]),  # the sound starts later by so much
+        st.sampled_from([0.0, 0.24, 0.8]),  # and ends earlier
+    )
+    return suffix, draw(st.lists(piece, min_size=1, max_size=4)), draw(st.integers(0, 3))
+
+
+def check_flawed(folder, flawed):
+    suffix, pieces, bframes = flawed
+    parts = []
+    for number, (first, seconds, offset, late, early) in enumerate(pieces):
+        sound = (first + late, first + seconds - early)
+        how = {"sound": sound, "offset": offset, "bframes": bframes, "codecs": JOINABLE[suffix]}
+        parts.append(write_scene(folder / f"{number}{suffix}", first, first + seconds, **how))
+    segments = decode(joined(folder / f"flawed{suffix}", *parts), min_segment_seconds=0.5)
+    assert mismatches(segments, late=0.1) == []
+    seen, _ = seen_and_heard(segments)
+    shown = {number for number in seen if number is not None}
+    for first, seconds, *_ in pieces:
+        inside = set(range(25 * first, round(25 * (first + seconds))))
+        assert len(shown & inside) >= 0.9 * 8 * seconds - 1
+
+
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(flawed=flaws())
+def test_what_does_not_belong_together_never_meets(tmp_path, flawed):
+    check_flawed(tmp_path, flawed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(flawed=flaws())
+def test_what_does_not_belong_together_never_meets_in_many_files(tmp_path, flawed):
+    check_flawed(tmp_path, flawed)
+
+
+@st.composite
+def moved_packets(draw):
+    """A container that keeps times, and a gap, noise and a jump in it."""
+    suffix = draw(st.sampled_from([".mkv", ".ts", ".mp4", ".flv"]))
+    gap_of = draw(st.sampled_from(["audio", "video", "none"]))
+    gap = draw(st.tuples(st.floats(1, 8), st.floats(0.3, 6)))
+    wobble = draw(st.sampled_from([0.0, 0.01, 0.042]))
+    drift = draw(st.sampled_from([1.0, 1.01, 0.99]))
+    jump_at, jump = draw(st.floats(2, 10)), draw(st.sampled_from([0.0, 1000.0]))
+    return suffix, gap_of, gap, wobble, drift, jump_at, jump
+
+
+def check_moved(folder, moved):
+    suffix, gap_of, (gap_at, gap_seconds), wobble, drift, jump_at, jump = moved
+    made = write_scene(folder / "made.mp4", 0, 14, bframes=2)
+    latest = {"audio": -1.0, "video": -1.0}
+
+    def move(kind, now, number):
+        if kind == gap_of and gap_at <= now < gap_at + gap_seconds:
+            return None
+        then = now + (RANDOM[number] * wobble / 0.042 if kind == "audio" else 0.0)
+        then = then * (drift if kind == "audio" else 1.0) + jump * (now >= jump_at)
+        latest[kind] = max(latest[kind] + 0.001, then)
+        return latest[kind]
+
+    path = remux(made, folder / f"moved{suffix}", move)
+    segments = decode(path)
+    # What was there before a gap in the picture is held, so only the rest can be compared.
+    held = [
+        (tick, number, second)
+        for tick, number, second in mismatches(segments, late=0.06)
+        if gap_of == "video" and gap_at - 0.2 <= second <= gap_at + gap_seconds + 0.3
+    ]
+    assert [found for found in mismatches(segments, late=0.06) if found not in held] == []
+    assert len(held) <= 8 * gap_seconds + 4
+
+
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(moved=moved_packets())
+def test_gaps_noise_and_jumps_never_pair_what_does_not_belong(tmp_path, moved):
+    check_moved(tmp_path, moved)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(moved=moved_packets())
+def test_gaps_noise_and_jumps_never_pair_in_many_files(tmp_path, moved):
+    check_moved(tmp_path, moved)
