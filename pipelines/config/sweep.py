@@ -1,11 +1,7 @@
-"""Settings of a sweep: which settings of pretraining are searched, how, and by what score.
-
-A space is a mapping from dotted settings (`objective.distillation_weight`) to a domain. A domain
-of `bundles` has a free name and sets several settings together, which is how an ablation is said.
-"""
+"""Settings of a sweep: which settings of pretraining are searched, how, and by what score."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
@@ -15,92 +11,11 @@ from pipelines.config.base import JobConfig, LocalPath, Name
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.config.pretrain import PretrainSettings
 from pipelines.config.promote import PromoteSettings
+from pipelines.config.space import Domain, flat_space, wanted_values
 from xkd_core.config import Config
 
 _NAME = re.compile(r"\w[\w .-]{0,79}")
-_KINDS = ("choice", "uniform", "loguniform", "integer", "bundles")
-_MAX_WHOLE = 2**53
-"""Whole numbers up to here are exact in the searchers' floating point."""
-_WholeNumber = Annotated[int, Field(ge=-_MAX_WHOLE, le=_MAX_WHOLE)]
 Modality = Literal["video", "audio", "mean", "both"]
-
-
-class Domain(Config):
-    """What one setting may be; exactly one of the kinds."""
-
-    choice: tuple[Any, ...] | None = None
-    """One of these values."""
-    uniform: tuple[float, float] | None = None
-    """A number from low to high."""
-    loguniform: tuple[PositiveFloat, PositiveFloat] | None = None
-    """A number from low to high, whose logarithm is uniform."""
-    integer: tuple[_WholeNumber, _WholeNumber] | None = None
-    """A whole number from low to high, both included."""
-    bundles: dict[str, dict[str, Any]] | None = None
-    """Named groups of dotted settings with their values."""
-    when: dict[str, Any] = Field(default_factory=dict)
-    """Searched only where these other entries of the space have the value, or one of the list;
-    elsewhere the setting stays as under `pretrain`."""
-
-    @property
-    def kind(self) -> str:
-        """Which kind it is."""
-        return next(kind for kind in _KINDS if getattr(self, kind) is not None)
-
-    @property
-    def options(self) -> Sequence[Any] | None:
-        """All values of a domain that can be counted, else None."""
-        if self.integer is not None:
-            return range(self.integer[0], self.integer[1] + 1)
-        return tuple(self.bundles) if self.bundles is not None else self.choice
-
-    @property
-    def ends(self) -> Sequence[Any]:
-        """The values to check: all options of a choice, low and high of a range."""
-        for bounds in (self.uniform, self.loguniform, self.integer):
-            if bounds is not None:
-                return bounds
-        return self.options or ()
-
-    @checked(mode="after")
-    def _one_kind(self) -> "Domain":
-        kinds = [kind for kind in _KINDS if getattr(self, kind) is not None]
-        if len(kinds) != 1:
-            raise ValueError(
-                f"kinds ({', '.join(kinds) or 'none'}) must be one of {', '.join(_KINDS)}"
-            )
-        for bounds in (self.uniform, self.loguniform, self.integer):
-            if bounds is not None and bounds[0] >= bounds[1]:
-                raise ValueError(
-                    f"{kinds[0]} low ({bounds[0]:g}) must be below high ({bounds[1]:g})"
-                )
-        values = (
-            list(self.bundles or self.choice or ()) if kinds[0] in ("choice", "bundles") else [0]
-        )
-        if not values or any(value in values[:index] for index, value in enumerate(values)):
-            raise ValueError(f"{kinds[0]} ({values}) must name values, each once")
-        return self
-
-
-def _flat_space(space: Any, prefix: str = "") -> Any:
-    """Nested sections as dotted keys, so that both ways to write a space are one.
-
-    >>> _flat_space({"objective": {"refinement": {"choice": ["mean", "none"]}}})
-    {'objective.refinement': {'choice': ['mean', 'none']}}
-    """
-    if not isinstance(space, Mapping):
-        return space
-    result: dict[str, Any] = {}
-    for key, value in space.items():
-        name = f"{prefix}{key}"
-        is_section = isinstance(value, Mapping) and all(
-            isinstance(inner, Mapping) for inner in value.values()
-        )
-        if is_section and value and not set(value) & {*_KINDS, "when"}:
-            result |= _flat_space(value, f"{name}.")
-        else:
-            result[name] = value
-    return result
 
 
 class SearchSettings(Config):
@@ -211,7 +126,7 @@ class SweepConfig(JobConfig):
     @field_validator("space", mode="before")
     @classmethod
     def _dotted(cls, space: Any) -> Any:
-        return _flat_space(space)
+        return flat_space(space)
 
     @checked(mode="after")
     def _search_fits(self) -> "SweepConfig":
@@ -295,8 +210,3 @@ def _condition_problems(space: Mapping[str, Domain]) -> list[str]:
                 )
         before[key] = domain
     return problems
-
-
-def wanted_values(wanted: Any) -> list[Any]:
-    """The values of a condition, written as one or as a list."""
-    return list(wanted) if isinstance(wanted, list | tuple) else [wanted]
