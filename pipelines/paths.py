@@ -16,44 +16,44 @@ model, which has one more name in front (`xkd_1a2b3c4d.pipelines.paths`)."""
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
-def is_uri(place: str) -> bool:
-    """Whether a place is a URI and no path.
+def is_uri(location: str) -> bool:
+    """Whether a location is a URI, not a path.
 
     >>> is_uri("s3://bucket/key"), is_uri("/a://b"), is_uri("a.mp4")
     (True, False, False)
     """
-    return _URI.match(place) is not None
+    return _URI.match(location) is not None
 
 
-def absolute_location(place: str) -> str:
+def absolute_location(location: str) -> str:
     """Makes a path absolute and leaves a URI as it is.
 
     Raises:
         ValueError: if it is a URI with a password, or relative in a submitted job without XKD_HOME.
     """
-    if not is_uri(place):
-        return absolute_place(place)
-    scheme, _, rest = place.partition("://")
+    if not is_uri(location):
+        return absolute_path(location)
+    scheme, _, rest = location.partition("://")
     if scheme.lower() == "file":
-        return absolute_place(unquote(rest))
+        return absolute_path(unquote(rest))
     if "@" in rest.partition("/")[0]:
         raise ValueError(
             f"({scheme}://***) must not hold a password: results would show it. Clients take "
             "theirs from the environment, such as AWS_ACCESS_KEY_ID"
         )
-    return place
+    return location
 
 
-def absolute_place(place: str) -> str:
+def absolute_path(path: str) -> str:
     """Makes a path absolute.
 
     Raises:
         ValueError: if it is a URI, or relative in a submitted job without XKD_HOME.
     """
-    if is_uri(place):
-        raise ValueError(f"({place}) must be a path that every worker sees, not a URI")
-    path = Path(place).expanduser()
-    return os.path.normpath(path if path.is_absolute() else home(place) / path)
+    if is_uri(path):
+        raise ValueError(f"({path}) must be a path that every worker sees, not a URI")
+    expanded = Path(path).expanduser()
+    return os.path.normpath(expanded if expanded.is_absolute() else home(path) / expanded)
 
 
 def home(needed_for: str) -> Path:

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 OnProgress = Callable[[float, float, str], None]
 """Called with what is done, what there is in all, and a note."""
 
-POLL_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 
 
 @ray.remote(num_cpus=0)
@@ -63,7 +63,7 @@ def watched_board(on_progress: OnProgress) -> Iterator[Any]:
         seen = None
         is_last = False
         while not is_last:
-            is_last = finished.wait(POLL_SECONDS)
+            is_last = finished.wait(_POLL_SECONDS)
             try:
                 latest, warnings = ray.get(board.news.remote(), timeout=10)
             except (ray.exceptions.RayError, TimeoutError):

@@ -21,12 +21,12 @@ def folder_of(config: DatasetConfig) -> Path:
 
 def plan(config: DatasetConfig) -> JobPlan:
     """What the job reads and writes."""
-    places = (config.dataset, *config.against)
+    locations = (config.dataset, *config.against)
     return JobPlan(
-        reads=places,
+        reads=locations,
         writes=(str(folder_of(config)),),
         mistakes=messages(
-            *(lambda place=place: ClipDataset.open(place) for place in places),
+            *(lambda location=location: ClipDataset.open(location) for location in locations),
             lambda: check_ray(config.ray),
             lambda: check_writable(str(folder_of(config))),
         ),

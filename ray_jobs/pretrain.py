@@ -20,7 +20,7 @@ def plan(config: PretrainConfig) -> JobPlan:
     folder = str(Path(config.output) / config.name)
     labelled = config.health.knn and config.health.knn.dataset
     return JobPlan(
-        reads=tuple(place for place in (config.dataset, config.resume, labelled) if place),
+        reads=tuple(location for location in (config.dataset, config.resume, labelled) if location),
         writes=(folder,),
         mistakes=(*check_pretrain(config), *environment_mistakes(config, folder)),
         notes=lambda: training_length(config),

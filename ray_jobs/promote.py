@@ -20,7 +20,7 @@ def plan(config: PromoteConfig) -> JobPlan:
         lambda: find_checkpoint(config.checkpoint), lambda: checkpoint_scores(config)
     )
     return JobPlan(
-        reads=tuple(place for place in (config.checkpoint, config.scores) if place),
+        reads=tuple(location for location in (config.checkpoint, config.scores) if location),
         writes=names,
         mistakes=(*mistakes, *environment_mistakes(config)),
     )

@@ -51,7 +51,7 @@ from ray_jobs.evaluate import evaluate_stage, score_table
 from ray_jobs.pretrain import pretrain_stage
 from ray_jobs.promote import promote_stage, registered_text
 
-FINAL = "final"
+_FINAL = "final"
 _TRIALS_SHOWN = 12
 """Trials in the table that a terminal shows while a sweep runs."""
 
@@ -62,7 +62,7 @@ def plan(config: SweepConfig) -> JobPlan:
     writes = [f"{folder}/{{trials,report.html,best.yaml}}"]
     if config.final:
         prefix, alias = config.final.promote.model_prefix, config.final.promote.alias
-        writes += [f"{folder}/{FINAL}", f"models:/{prefix}-{{video,audio}}@{alias}"]
+        writes += [f"{folder}/{_FINAL}", f"models:/{prefix}-{{video,audio}}@{alias}"]
     problems = space_mistakes(config)
     return JobPlan(
         reads=tuple({config.dataset: 0, config.scoring.dataset or config.dataset: 0}),
@@ -152,7 +152,7 @@ def _final_stage(
 ) -> tuple[FeatureScores, Sequence[Registered]]:
     """The best settings at full length, scored and registered."""
     assert config.final is not None
-    folder = result.folder / FINAL
+    folder = result.folder / _FINAL
     shared = {"tracking": config.tracking, "ray": config.ray}
     training = pretrain_stage(final_config(config, result.best, folder), run)
     evaluation = evaluate_stage(

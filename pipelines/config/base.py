@@ -5,6 +5,7 @@ that the main job holds the settings of every stage and fills in the paths itsel
 start at `XKD_HOME`, or at the working directory if it is not set.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -15,12 +16,22 @@ from pydantic import (
     PositiveInt,
 )
 
-from pipelines.paths import absolute_location, absolute_place
+from pipelines.paths import absolute_location, absolute_path
 from pipelines.redaction import redacted
 from xkd_core.config import Config
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
-Place = Annotated[str, Field(min_length=1), AfterValidator(absolute_place)]
+
+def _valid_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):
+        raise ValueError(
+            f"({name!r}) must be 1 to 80 letters, digits, dots, hyphens and underscores, and begin "
+            "with a letter or a digit"
+        )
+    return name
+
+
+Name = Annotated[str, AfterValidator(_valid_name)]
+LocalPath = Annotated[str, Field(min_length=1), AfterValidator(absolute_path)]
 """A path, made absolute when the settings are read."""
 Location = Annotated[str, Field(min_length=1), AfterValidator(absolute_location)]
 """A path, or a URI that pyarrow or fsspec opens."""

@@ -2,7 +2,7 @@
 
 from pydantic import PositiveInt, model_validator
 
-from pipelines.config.base import JobConfig, Location, Place
+from pipelines.config.base import JobConfig, LocalPath, Location
 from pipelines.paths import is_uri
 from xkd_core.config import Config
 
@@ -24,7 +24,7 @@ class DatasetConfig(DatasetSettings, JobConfig):
 
     dataset: Location
     """Folder of the clip dataset."""
-    output: Place | None = None
+    output: LocalPath | None = None
     """Folder for the page and the lists. Default: `page` in the dataset's folder."""
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-MAY_CHANGE = "may_change"
+_MAY_CHANGE = "may_change"
 """The mark of a setting that may differ when a run goes on, in `json_schema_extra` of its field.
 
 On a section it counts for all settings in it. A list in place of True names those settings of the
@@ -44,13 +44,13 @@ def may_change(schema: type[BaseModel], name: str) -> bool:
     """
     section: type[BaseModel] | None = schema
     path = name.split(".")
-    for place, part in enumerate(path):
+    for depth, part in enumerate(path):
         field = section.model_fields.get(part) if section else None
         if field is None:
             return False
         mark = _mark(field)
         if isinstance(mark, list):
-            return place + 1 < len(path) and path[place + 1] in mark
+            return depth + 1 < len(path) and path[depth + 1] in mark
         if mark:
             return True
         section = section_of(field.annotation)
@@ -91,7 +91,7 @@ def is_union(annotation: Any) -> bool:
 
 def _mark(field: FieldInfo) -> Any:
     extra = field.json_schema_extra
-    return extra.get(MAY_CHANGE, False) if isinstance(extra, dict) else False
+    return extra.get(_MAY_CHANGE, False) if isinstance(extra, dict) else False
 
 
 def _fields(schema: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:

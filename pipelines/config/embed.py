@@ -2,7 +2,14 @@
 
 from pydantic import Field, PositiveInt
 
-from pipelines.config.base import DecoderSettings, JobConfig, LimitsSettings, Location, Name, Place
+from pipelines.config.base import (
+    DecoderSettings,
+    JobConfig,
+    LimitsSettings,
+    LocalPath,
+    Location,
+    Name,
+)
 
 
 class EmbedConfig(JobConfig):
@@ -14,7 +21,7 @@ class EmbedConfig(JobConfig):
     """A registered model: `models:/xkd-video@champion`, `models:/xkd-audio/3`."""
     input: Location
     """Folder of media, a list, or a clip dataset."""
-    output: Place
+    output: LocalPath
     """Folder for the embeddings."""
     batch_size: PositiveInt = Field(16, json_schema_extra={"may_change": True})
     """Clips that go through the encoder at once."""

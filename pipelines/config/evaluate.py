@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from pipelines.config.base import JobConfig, Location, Name, Place
+from pipelines.config.base import JobConfig, LocalPath, Location, Name
 from xkd_core.config import Config, PositiveFloats
 
 
@@ -40,9 +40,9 @@ class EvaluateConfig(EvaluateSettings, JobConfig):
 
     name: Name = "evaluate"
     """Name of the MLflow run."""
-    checkpoint: Place
+    checkpoint: LocalPath
     """A checkpoint, or the folder of a run, whose last checkpoint is taken."""
     dataset: Location
     """Folder of the clip dataset."""
-    output: Place
+    output: LocalPath
     """Folder for scores and features."""

@@ -11,7 +11,14 @@ from pydantic import (
     model_validator,
 )
 
-from pipelines.config.base import DecoderSettings, JobConfig, LimitsSettings, Location, Name, Place
+from pipelines.config.base import (
+    DecoderSettings,
+    JobConfig,
+    LimitsSettings,
+    LocalPath,
+    Location,
+    Name,
+)
 from pipelines.media.reasons import REASONS
 from xkd_core.config import Config
 
@@ -112,7 +119,7 @@ class IngestConfig(IngestSettings, JobConfig):
     """Folder of media, or a list (.csv, .tsv, .jsonl, .parquet) with the columns path, label or
     labels, split, group, start and end, of which only path is required. Local, in a bucket
     (`s3://`), or on a web server (lists only). Default: synthetic clips."""
-    output: Place
+    output: LocalPath
     """Folder of the clip dataset."""
     synthetic: SyntheticSettings = SyntheticSettings()
 

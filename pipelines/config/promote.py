@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
-from pipelines.config.base import JobConfig, Name, Place
+from pipelines.config.base import JobConfig, LocalPath, Name
 from xkd_core.config import Config
 
 
@@ -36,8 +36,8 @@ class PromoteConfig(PromoteSettings, JobConfig):
 
     name: Name = "promote"
     """Name of the MLflow run."""
-    checkpoint: Place
+    checkpoint: LocalPath
     """A checkpoint, or the folder of a run, whose last checkpoint is taken."""
-    scores: Place | None = None
+    scores: LocalPath | None = None
     """`scores.json` of an evaluation of this checkpoint. Without it nothing is compared, and the
     alias moves only if no version holds it."""

@@ -1,106 +1,21 @@
-"""Settings of a sweep: which settings of pretraining are searched, how, and by what score.
-
-A space is a mapping from dotted settings (`objective.distillation_weight`) to a domain. A domain
-of `bundles` has a free name and sets several settings together, which is how an ablation is said.
-"""
+"""Settings of a sweep: which settings of pretraining are searched, how, and by what score."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 from pydantic import model_validator as checked
 
-from pipelines.config.base import JobConfig, Name, Place
+from pipelines.config.base import JobConfig, LocalPath, Name
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.config.pretrain import PretrainSettings
 from pipelines.config.promote import PromoteSettings
+from pipelines.config.space import Domain, flat_space, wanted_values
 from xkd_core.config import Config
 
-NAME = re.compile(r"\w[\w .-]{0,79}")
-KINDS = ("choice", "uniform", "loguniform", "integer", "bundles")
-MAX_WHOLE = 2**53
-"""Whole numbers up to here are exact in the searchers' floating point."""
-WholeNumber = Annotated[int, Field(ge=-MAX_WHOLE, le=MAX_WHOLE)]
+_NAME = re.compile(r"\w[\w .-]{0,79}")
 Modality = Literal["video", "audio", "mean", "both"]
-
-
-class Domain(Config):
-    """What one setting may be; exactly one of the kinds."""
-
-    choice: tuple[Any, ...] | None = None
-    """One of these values."""
-    uniform: tuple[float, float] | None = None
-    """A number from low to high."""
-    loguniform: tuple[PositiveFloat, PositiveFloat] | None = None
-    """A number from low to high, whose logarithm is uniform."""
-    integer: tuple[WholeNumber, WholeNumber] | None = None
-    """A whole number from low to high, both included."""
-    bundles: dict[str, dict[str, Any]] | None = None
-    """Named groups of dotted settings with their values."""
-    when: dict[str, Any] = Field(default_factory=dict)
-    """Searched only where these other entries of the space have the value, or one of the list;
-    elsewhere the setting stays as under `pretrain`."""
-
-    @property
-    def kind(self) -> str:
-        """Which kind it is."""
-        return next(kind for kind in KINDS if getattr(self, kind) is not None)
-
-    @property
-    def options(self) -> Sequence[Any] | None:
-        """All values of a domain that can be counted, else None."""
-        if self.integer is not None:
-            return range(self.integer[0], self.integer[1] + 1)
-        return tuple(self.bundles) if self.bundles is not None else self.choice
-
-    @property
-    def ends(self) -> Sequence[Any]:
-        """The values to check: all options of a choice, low and high of a range."""
-        for bounds in (self.uniform, self.loguniform, self.integer):
-            if bounds is not None:
-                return bounds
-        return self.options or ()
-
-    @checked(mode="after")
-    def _one_kind(self) -> "Domain":
-        kinds = [kind for kind in KINDS if getattr(self, kind) is not None]
-        if len(kinds) != 1:
-            raise ValueError(
-                f"kinds ({', '.join(kinds) or 'none'}) must be one of {', '.join(KINDS)}"
-            )
-        for bounds in (self.uniform, self.loguniform, self.integer):
-            if bounds is not None and bounds[0] >= bounds[1]:
-                raise ValueError(
-                    f"{kinds[0]} low ({bounds[0]:g}) must be below high ({bounds[1]:g})"
-                )
-        values = (
-            list(self.bundles or self.choice or ()) if kinds[0] in ("choice", "bundles") else [0]
-        )
-        if not values or any(value in values[:place] for place, value in enumerate(values)):
-            raise ValueError(f"{kinds[0]} ({values}) must name values, each once")
-        return self
-
-
-def flat_space(space: Any, prefix: str = "") -> Any:
-    """Nested sections as dotted keys, so that both ways to write a space are one.
-
-    >>> flat_space({"objective": {"refinement": {"choice": ["mean", "none"]}}})
-    {'objective.refinement': {'choice': ['mean', 'none']}}
-    """
-    if not isinstance(space, Mapping):
-        return space
-    result: dict[str, Any] = {}
-    for key, value in space.items():
-        name = f"{prefix}{key}"
-        is_section = isinstance(value, Mapping) and all(
-            isinstance(inner, Mapping) for inner in value.values()
-        )
-        if is_section and value and not set(value) & {*KINDS, "when"}:
-            result |= flat_space(value, f"{name}.")
-        else:
-            result[name] = value
-    return result
 
 
 class SearchSettings(Config):
@@ -148,7 +63,7 @@ class ScoreSettings(Config):
 class RungSettings(EvaluateSettings):
     """How the teachers (or students) are scored while a trial trains."""
 
-    dataset: Place | None = None
+    dataset: LocalPath | None = None
     """Labelled clip dataset; by default the one that is trained on."""
     test_splits: tuple[str, ...] = ("val", "test")
     """The first that there is; a choice made on `test` leaves no clips to report on."""
@@ -183,9 +98,9 @@ class SweepConfig(JobConfig):
 
     name: Name
     """Name of the sweep; a sweep that exists goes on where it stopped."""
-    dataset: Place
+    dataset: LocalPath
     """Folder of the clip dataset."""
-    output: Place
+    output: LocalPath
     """Folder that gets one folder for each name."""
     pretrain: PretrainSettings = Field(
         json_schema_extra={"may_change": ["max_failures", "log_every"]}
@@ -248,9 +163,9 @@ def _name_problems(space: Mapping[str, Domain]) -> list[str]:
         for name in domain.bundles or {}
     }
     return [
-        f"{place} must be at most 80 letters, digits, blanks and any of . _ -"
-        for place, name in names.items()
-        if not NAME.fullmatch(name)
+        f"{entry} must be at most 80 letters, digits, blanks and any of . _ -"
+        for entry, name in names.items()
+        if not _NAME.fullmatch(name)
     ]
 
 
@@ -295,8 +210,3 @@ def _condition_problems(space: Mapping[str, Domain]) -> list[str]:
                 )
         before[key] = domain
     return problems
-
-
-def wanted_values(wanted: Any) -> list[Any]:
-    """The values of a condition, written as one or as a list."""
-    return list(wanted) if isinstance(wanted, list | tuple) else [wanted]

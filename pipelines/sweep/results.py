@@ -13,7 +13,8 @@ from typing import Any
 
 import optuna
 
-from pipelines.config.sweep import Domain, SweepConfig
+from pipelines.config.space import Domain
+from pipelines.config.sweep import SweepConfig
 from pipelines.evaluation.rungs import Rung
 from pipelines.evaluation.scores import standard_error
 from pipelines.sweep.search import rung_objective

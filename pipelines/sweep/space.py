@@ -28,7 +28,7 @@ from optuna.distributions import (
 )
 from optuna.trial import BaseTrial
 
-from pipelines.config.sweep import Domain, wanted_values
+from pipelines.config.space import Domain, wanted_values
 
 Space = Mapping[str, Domain]
 Values = dict[str, Any]

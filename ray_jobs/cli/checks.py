@@ -20,7 +20,7 @@ def environment_mistakes(config: JobConfig, *outputs: str) -> tuple[str, ...]:
         lambda: check_tracking(config.tracking),
         lambda: check_ray(config.ray),
     ]
-    checks += [lambda place=place: check_writable(place) for place in outputs]  # type: ignore[misc]
+    checks += [lambda folder=folder: check_writable(folder) for folder in outputs]  # type: ignore[misc]
     return messages(*checks)
 
 
@@ -80,17 +80,17 @@ def decoder_text(config: JobConfig) -> str:
     return f"{'decoder':9} {available()}{where}"
 
 
-def check_writable(place: str) -> None:
+def check_writable(output: str) -> None:
     """Makes sure that a folder is there and writable, or can be made.
 
     Raises:
         UserError: if it cannot.
     """
-    folder = Path(place)
+    folder = Path(output)
     # Not Path.exists, which raises an error for what lies in a folder that may not be read.
     while not os.path.exists(folder) and folder != folder.parent:
         folder = folder.parent
     if not os.path.isdir(folder):
-        raise UserError(f"output ({place}) must be a folder, but {folder} is a file")
+        raise UserError(f"output ({output}) must be a folder, but {folder} is a file")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"output ({place}) is not writable")
+        raise UserError(f"output ({output}) is not writable")

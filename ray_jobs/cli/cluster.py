@@ -20,8 +20,8 @@ from pipelines.errors import Terminated, UserError
 from pipelines.paths import PACKAGES
 from ray_jobs.cli.environment import worker_environment
 
-CONNECT_SECONDS = 5.0
-MAX_PORT = 65_535
+_CONNECT_SECONDS = 5.0
+_MAX_PORT = 65_535
 _MAX_SOCKET_BYTES = 107
 _SOCKET_NAME_BYTES = len("/session_2026-01-31_12-00-00_123456_4194304/sockets/plasma_store")
 """What Ray adds to its folder, with the largest process number."""
@@ -158,9 +158,9 @@ def check_ray(config: RaySettings) -> None:
             raise UserError("ray.address (auto) found no running Ray on this machine")
         return
     host, _, port = address.rpartition("://")[2].rpartition(":")
-    if not host or not port.isdigit() or int(port) > MAX_PORT:
+    if not host or not port.isdigit() or int(port) > _MAX_PORT:
         raise UserError(f"ray.address ({address}) must be auto, HOST:PORT or ray://HOST:PORT")
     try:
-        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
     except OSError as error:
         raise UserError(f"ray.address ({address}) does not answer: {error}") from error

@@ -82,7 +82,7 @@ def shown_file(file: Path) -> str:
 
 def _no_configuration(job: JobSummary, argument: str) -> str:
     names = configuration_names(job.name)
-    what = "a YAML file or a short name" + (f", or {job.media}" if job.media else "")
+    what = "a YAML file or a short name" + (f", or the {job.media} itself" if job.media else "")
     text = f"argument ({argument}) must be {what}, but no such path exists"
     if os.path.exists(argument):
         text = f"argument ({argument}) must be {what}; for media, add input={argument} after it"

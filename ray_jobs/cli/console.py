@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-LOG_SECONDS = 5.0
+_LOG_SECONDS = 5.0
 """Between two lines where the output is not a terminal."""
 _BAR_WIDTH = 20
 _REFRESHES_A_SECOND = 4
@@ -50,8 +50,8 @@ class StageProgress:
         now = time.monotonic()
         if self._first is None or done <= self._first[1]:
             self._first = (now, done)  # what comes before the first unit is no measure of its rate
-        is_drawn = is_terminal()
-        pause = 1 / _REFRESHES_A_SECOND if is_drawn else LOG_SECONDS
+        is_drawn = _is_terminal()
+        pause = 1 / _REFRESHES_A_SECOND if is_drawn else _LOG_SECONDS
         if done < total and now - self._printed < pause:
             return
         columns = self._columns(now, done, total)
@@ -123,7 +123,7 @@ def close_progress() -> None:
         _shown.close()
 
 
-def is_terminal() -> bool:
+def _is_terminal() -> bool:
     """Whether a bar can be redrawn: the output is a terminal, and one that knows how."""
     return sys.stdout.isatty() and not Console().is_dumb_terminal
 

@@ -13,6 +13,8 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Every report of a worker waits for the controller to look, by default every 2 s.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # Bars of Ray Data would appear among the job's own.
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     # The job handles Ctrl-C, as in all jobs.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # Scores go to MLflow and to the folders of the trials.

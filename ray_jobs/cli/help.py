@@ -17,7 +17,7 @@ def make_parser(job: JobSummary, schema: type[JobConfig]) -> argparse.ArgumentPa
     parser = argparse.ArgumentParser(
         prog=f"xkd {job.name}",
         description=job.about,
-        epilog=settings_help(job, schema),
+        epilog=_settings_help(job, schema),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = f"{job.media.upper()} | CONFIG" if job.media else "CONFIG"
@@ -37,7 +37,7 @@ def make_parser(job: JobSummary, schema: type[JobConfig]) -> argparse.ArgumentPa
     return parser
 
 
-def settings_help(job: JobSummary, schema: type[JobConfig]) -> str:
+def _settings_help(job: JobSummary, schema: type[JobConfig]) -> str:
     """All settings of a job: those that people set first, then the rest by section."""
     settings = list(setting_descriptions(schema))
     # What every job has says little about this one.

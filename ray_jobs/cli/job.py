@@ -30,10 +30,10 @@ from ray_jobs.cli.settings import load_settings
 
 logger = logging.getLogger(__name__)
 
-FAILED = 1
-USER_ERROR = 2
-RESUMABLE = os.EX_TEMPFAIL
-INTERRUPTED = 130
+_FAILED = 1
+_USER_ERROR = 2
+_RESUMABLE = os.EX_TEMPFAIL
+_INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -82,23 +82,23 @@ def run_job(job: Job, argv: Sequence[str] | None = None) -> int:
         _plan_and_work(job, arguments)
     except UserError as error:
         print(f"{job.name}: {error}", file=sys.stderr)
-        return USER_ERROR
+        return _USER_ERROR
     except JobFailed as failure:
         print(f"{job.name}: {failure}", file=sys.stderr)
-        return RESUMABLE if isinstance(failure, Stopped) else FAILED
+        return _RESUMABLE if isinstance(failure, Stopped) else _FAILED
     except KeyboardInterrupt as interrupt:
         is_terminated = isinstance(interrupt, Terminated)
         kind = "terminated" if is_terminated else "interrupted"
         print(f"\n{job.name}: {kind}. {_sentence(interrupt)}{job.how_to_go_on}", file=sys.stderr)
-        return RESUMABLE if is_terminated else INTERRUPTED
+        return _RESUMABLE if is_terminated else _INTERRUPTED
     except Exception as error:
         reason = _outside_reason(error)
         if reason is None:
             raise
-        # Hardly ever does the place in the code help; --verbose shows it.
+        # The traceback hardly ever helps; --verbose shows it.
         logger.info("where it failed", exc_info=error)
         print(f"{job.name}: {reason}. {job.how_to_go_on}", file=sys.stderr)
-        return FAILED
+        return _FAILED
     return 0
 
 
@@ -176,8 +176,8 @@ def _dry_run(config: JobConfig, plan: JobPlan) -> str:
     from ray_jobs.cli.cluster import ray_address
 
     settings = yaml.safe_dump(settings_without_password(config), sort_keys=False, width=100)
-    lines = [settings, *(f"would read   {place}" for place in plan.reads)]
-    lines += [f"would write  {place}" for place in plan.writes]
+    lines = [settings, *(f"would read   {location}" for location in plan.reads)]
+    lines += [f"would write  {location}" for location in plan.writes]
     lines += plan.notes()
     lines.append(f"would log to {redacted(tracking_uri(config.tracking))}")
     lines.append(f"would run on {ray_address(config.ray) or 'a Ray of its own'}")

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from pipelines.config.sweep import Domain
+from pipelines.config.space import Domain
 from tests.helpers.sweeps import PRETRAIN, SPACE, sweep_config
 
 
