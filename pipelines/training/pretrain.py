@@ -92,14 +92,7 @@ def pretrain(
     patience = _TRIAL_PATIENCE_SECONDS if rungs else 0.0
     with run_folder.locked(patience_seconds=patience):
         dataset = ClipDataset.open(config.dataset)
-        # Checked again for callers that build settings themselves: otherwise a finished training
-        # with other settings would count as this one.
-        if mistakes := [
-            *run_mistakes(config),
-            *checkpoint_mistakes(config, dataset),
-            *knn_mistakes(config, dataset),
-        ]:
-            raise UserError(mistakes[0])
+        _check_again(config, dataset)
         scaling = _scaling(config)
         with tracked(_open_run(config, run_folder, parent)) as run:
             log_dataset(
@@ -110,15 +103,7 @@ def pretrain(
                 context="training",
             )
             with watched_board(on_progress) as board:
-                values = {
-                    # Goes into checkpoints; `run` has the server.
-                    "config": settings_without_password(config),
-                    EXCLUDE_SHA256: clip_ids_sha256(config.exclude),
-                    "run": asdict(run),
-                    "board": board,
-                    "deadline": started + config.max_seconds if config.max_seconds else None,
-                    "rungs": asdict(rungs) if rungs else None,
-                }
+                values = _worker_values(config, run, board, started, rungs)
                 outcome = _fit_unless_interrupted(
                     lambda: _fit(config, scaling, values, callbacks), board.ask_to_stop.remote
                 )
@@ -131,6 +116,35 @@ def pretrain(
                 first_step=outcome.first_step,
                 clips_per_second=outcome.clips_per_second,
             )
+
+
+def _check_again(config: PretrainConfig, dataset: ClipDataset) -> None:
+    """Refuses settings that are not those the run began with.
+
+    Callers that build settings themselves have not checked them; a finished training with other
+    settings would otherwise count as this one.
+    """
+    if mistakes := [
+        *run_mistakes(config),
+        *checkpoint_mistakes(config, dataset),
+        *knn_mistakes(config, dataset),
+    ]:
+        raise UserError(mistakes[0])
+
+
+def _worker_values(
+    config: PretrainConfig, run: RunRef, board: Any, started: float, rungs: RungPlan | None
+) -> dict[str, Any]:
+    """What each worker is given."""
+    return {
+        # Goes into checkpoints; `run` has the server.
+        "config": settings_without_password(config),
+        EXCLUDE_SHA256: clip_ids_sha256(config.exclude),
+        "run": asdict(run),
+        "board": board,
+        "deadline": started + config.max_seconds if config.max_seconds else None,
+        "rungs": asdict(rungs) if rungs else None,
+    }
 
 
 def _fit_unless_interrupted(
