@@ -147,8 +147,8 @@ def _run(
         output=Path(config.output),
         rows_folder=EMBEDDINGS_FOLDER,
     )
-    for number, row in enumerate(outcomes, start=1):
-        clips += row["clips"]
-        rejected += bool(row["reason"])
+    for number, outcome in enumerate(outcomes, start=1):
+        clips += outcome.clips
+        rejected += bool(outcome.reason)
         note = f"{clips} embeddings, {rejected} rejected"
         on_progress(num_done + number, num_sources, note)

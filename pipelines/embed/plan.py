@@ -22,7 +22,7 @@ from pipelines.errors import UserError
 from pipelines.filesystems import is_file, is_folder, is_web
 from pipelines.ingest.plan import make_plan
 from pipelines.ingest.state import check_unchanged, read_state
-from pipelines.ingest.unit_shards import Done, Revision
+from pipelines.ingest.unit_shards import Revision, StoredUnits
 from pipelines.progress import OnProgress
 from pipelines.registry.uri import EncoderVersion
 from pipelines.sources.fingerprints import fingerprint_sources
@@ -103,7 +103,7 @@ def check_same_output(output: Path, identity: dict[str, Any]) -> None:
         check_unchanged(f"output ({output}) holds something else", there, identity)
 
 
-def stored_units(dataset: ClipDataset, done: Done) -> list[dict[str, Any]]:
+def stored_units(dataset: ClipDataset, done: StoredUnits) -> list[dict[str, Any]]:
     """One unit for each shard that has no embeddings yet."""
     return [
         {
@@ -123,7 +123,7 @@ def _num_sources(shard: str) -> int:
 
 
 def media_units(
-    config: EmbedConfig, version: EncoderVersion, done: Done, on_progress: OnProgress
+    config: EmbedConfig, version: EncoderVersion, done: StoredUnits, on_progress: OnProgress
 ) -> tuple[list[dict[str, Any]], dict[str, Revision], int]:
     """What is to be done for media: units, shards to revise, and the number of all sources."""
     listed = list_sources(config.input, "none")

@@ -6,7 +6,7 @@ a source: what cannot be decoded, or lacks what the model looks at, becomes a ro
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from pipelines.dataset.schema import REJECTS, REJECTS_FOLDER, STRETCH, clip_id
 from pipelines.dataset.shards import ShardWriter, read_groups
 from pipelines.files import write_failure
 from pipelines.ingest.plan import Unit, UnitSource
+from pipelines.ingest.unit_graph import UnitOutcome
 from pipelines.ingest.worker import in_stretch, reject_row
 from pipelines.media.container import DecodeError
 from pipelines.media.decoder_messages import OUTSIDE_REASONS
@@ -55,7 +56,7 @@ CLIP_COLUMNS = ("source", "source_hash", "clip_id", "start_seconds", "duration_s
 
 
 @dataclass(frozen=True)
-class Clip:
+class SegmentToEmbed:
     """A segment to embed."""
 
     source: str
@@ -104,14 +105,14 @@ class UnitEmbedder:
         """Embeds a unit; the rows say how far it is, and `failed` why it cannot go on."""
         try:
             for outcome in self._outcomes(row):
-                yield outcome | {"unit": row["name"]}
+                yield asdict(replace(outcome, unit=row["name"]))
         except (SandboxError, DecoderStartError) as error:
-            yield _outcome(failed=f"cannot be made: {error}") | {"unit": row["name"]}
+            yield asdict(UnitOutcome(row["name"], failed=f"cannot be made: {error}"))
         except OSError as error:
             failed = f"cannot be written: {write_failure(error)}"
-            yield _outcome(failed=failed) | {"unit": row["name"]}
+            yield asdict(UnitOutcome(row["name"], failed=failed))
 
-    def _outcomes(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def _outcomes(self, row: dict[str, Any]) -> Iterator[UnitOutcome]:
         work = _Work()
         if row["shard"]:
             yield from self._stored(row["shard"], work)
@@ -121,9 +122,7 @@ class UnitEmbedder:
         self._embed(work)
         self._write(f"{row['name']}.parquet", work)
 
-    def _source(
-        self, source: UnitSource, work: "_Work", *, is_again: bool = False
-    ) -> dict[str, Any]:
+    def _source(self, source: UnitSource, work: "_Work", *, is_again: bool = False) -> UnitOutcome:
         """Decodes and embeds one source; if it fails half-way, none of its rows stay."""
         if source.reason is not None:
             return self._reject(work, source, source.reason, source.message)
@@ -137,7 +136,7 @@ class UnitEmbedder:
                 num_clips += 1
                 start, seconds = segment.start_seconds, segment.duration_seconds
                 name = clip_id(source.source_hash, start)
-                clip = Clip(
+                clip = SegmentToEmbed(
                     source.uri, source.source_hash, name, start, seconds, array, source.stretch
                 )
                 self._add(clip, work)
@@ -152,7 +151,7 @@ class UnitEmbedder:
             return self._reject(work, source, error.reason, error.message)
         if not num_clips:
             return self._reject(work, source, *self._missing())
-        return _outcome(clips=num_clips)
+        return UnitOutcome(clips=num_clips)
 
     def _segments(self, source: UnitSource) -> Iterator[Segment]:
         copy = self._spool.local_copy(source.path, source.source_hash, source.byte_size)
@@ -173,7 +172,7 @@ class UnitEmbedder:
             "max_seconds": self._limits.max_seconds,
         }
 
-    def _stored(self, shard: str, work: "_Work") -> Iterator[dict[str, Any]]:
+    def _stored(self, shard: str, work: "_Work") -> Iterator[UnitOutcome]:
         """Embeds the clips of a shard, a row group at a time."""
         sources: dict[str, int] = {}
         hashes: dict[str, str] = {}
@@ -185,10 +184,12 @@ class UnitEmbedder:
                 if array is None:
                     continue
                 sources[row["source"]] += 1
-                self._add(Clip(**{name: row[name] for name in CLIP_COLUMNS}, array=array), work)
+                self._add(
+                    SegmentToEmbed(**{name: row[name] for name in CLIP_COLUMNS}, array=array), work
+                )
         for uri, num_clips in sources.items():
             if num_clips:
-                yield _outcome(clips=num_clips)
+                yield UnitOutcome(clips=num_clips)
             else:
                 source = UnitSource(uri, uri, hashes[uri], None, None, None, None)
                 yield self._reject(work, source, *self._missing())
@@ -198,13 +199,11 @@ class UnitEmbedder:
             return "no_picture", "the video encoder needs a picture"
         return "no_sound", "the audio encoder needs sound"
 
-    def _reject(
-        self, work: "_Work", source: UnitSource, reason: str, message: str
-    ) -> dict[str, Any]:
+    def _reject(self, work: "_Work", source: UnitSource, reason: str, message: str) -> UnitOutcome:
         work.rejects.append(reject_row(source, reason, message))
-        return _outcome(reason=reason)
+        return UnitOutcome(reason=reason)
 
-    def _add(self, clip: Clip, work: "_Work") -> None:
+    def _add(self, clip: SegmentToEmbed, work: "_Work") -> None:
         work.waiting.append(clip)
         if len(work.waiting) == self._batch_size:
             self._embed(work)
@@ -230,7 +229,7 @@ class UnitEmbedder:
                 }
             )
 
-    def _predict(self, clips: Sequence[Clip]) -> NDArray[np.float32]:
+    def _predict(self, clips: Sequence[SegmentToEmbed]) -> NDArray[np.float32]:
         modality = self._version.modality
         video = modality == "video"
         rate = self._version.frame_rate if video else float(self._version.sample_rate)
@@ -268,13 +267,9 @@ class UnitEmbedder:
 class _Work:
     """What a unit has come to."""
 
-    waiting: list[Clip] = field(default_factory=list)
+    waiting: list[SegmentToEmbed] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
     rejects: list[dict[str, Any]] = field(default_factory=list)
-
-
-def _outcome(*, clips: int = 0, reason: str = "", failed: str = "") -> dict[str, Any]:
-    return {"clips": clips, "reason": reason, "failed": failed}
 
 
 def _stored_columns(modality: str) -> list[str]:

@@ -140,9 +140,9 @@ def _decode(
         output=folder,
         rows_folder=CLIPS_FOLDER,
     )
-    for number, row in enumerate(outcomes, start=1):
-        clips += row["clips"]
-        rejected += bool(row["reason"])
+    for number, outcome in enumerate(outcomes, start=1):
+        clips += outcome.clips
+        rejected += bool(outcome.reason)
         on_progress(num_done + number, num_sources, f"{clips} clips, {rejected} rejected")
 
 

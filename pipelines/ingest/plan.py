@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.config.ingest import IngestSettings
-from pipelines.ingest.unit_shards import Done, Held, Revision
+from pipelines.ingest.unit_shards import Revision, StoredSource, StoredUnits
 from pipelines.sources.source import Fingerprint, Source, SourceList
 
 UNIT_BYTES = 256_000_000
@@ -110,7 +110,7 @@ class Changes:
 
 
 @dataclass(frozen=True)
-class Plan:
+class IngestPlan:
     """What has to be done so that the output is what the input gives."""
 
     units: list[Unit]
@@ -122,10 +122,10 @@ class Plan:
 def make_plan(
     listed: SourceList,
     fingerprints: Sequence[Fingerprint],
-    done: Done,
+    done: StoredUnits,
     settings: IngestSettings,
     again: Set[str] = frozenset(),
-) -> Plan:
+) -> IngestPlan:
     """Compares the input with what complete units hold, and spreads what is missing over units.
 
     Args:
@@ -149,7 +149,7 @@ def make_plan(
         missing = tuple(source for source in unit if source.uri not in ledger.finished)
         if missing:
             units.append(Unit(_unit_name(missing, done.shards), missing))
-    return Plan(units, dict(ledger.revisions), ledger.changes())
+    return IngestPlan(units, dict(ledger.revisions), ledger.changes())
 
 
 class _Ledger:
@@ -168,7 +168,7 @@ class _Ledger:
         self.finished: set[str] = set()
         self.revisions: defaultdict[str, Revision] = defaultdict(dict)
 
-    def compare(self, held: Held) -> None:
+    def compare(self, held: StoredSource) -> None:
         """Decides what becomes of a source's rows; accepted sources come before rejected ones."""
         self._known.add(held.source)
         source = self._now(held)
@@ -190,7 +190,7 @@ class _Ledger:
             renamed=self._num_renamed,
         )
 
-    def _now(self, held: Held) -> UnitSource | None:
+    def _now(self, held: StoredSource) -> UnitSource | None:
         """The source of the present input that the rows are right for."""
         there = self._by_uri.get(held.source)
         if held.reason is not None:
@@ -203,7 +203,7 @@ class _Ledger:
         # What cannot be read just now keeps what it gave when it could.
         return there if there is not None and there.reason == "unreadable" else None
 
-    def _is_same_reject(self, held: Held, source: UnitSource) -> bool:
+    def _is_same_reject(self, held: StoredSource, source: UnitSource) -> bool:
         """Whether a source would be rejected again, as far as can be told without decoding it."""
         if (held.source_hash, held.stretch) != (source.source_hash, source.stretch):
             return False
@@ -211,7 +211,7 @@ class _Ledger:
             return (held.reason, held.message) == (source.reason, source.message)
         return held.reason not in self._passing
 
-    def _amend(self, held: Held, source: UnitSource) -> None:
+    def _amend(self, held: StoredSource, source: UnitSource) -> None:
         tags = {name: source.tags[name] for name in held.tags}
         if source.reason is None and (held.source, held.tags) != (source.uri, tags):
             self.revisions[held.shard][held.key] = {"source": source.uri, **tags}
@@ -221,7 +221,7 @@ class _Ledger:
 def _with_hashes(
     listed: SourceList,
     fingerprints: Sequence[Fingerprint],
-    done: Done,
+    done: StoredUnits,
     settings: IngestSettings,
 ) -> list[UnitSource]:
     """Joins the sources with their hashes; the second one of two equal files is a duplicate."""

@@ -18,7 +18,7 @@ from pipelines.dataset.source_flaws import COLUMNS as FLAW_COLUMNS
 from pipelines.dataset.source_flaws import SourceFlaws, count_flaws
 from pipelines.errors import UserError
 from pipelines.files import write_json
-from pipelines.ingest.plan import Changes, Plan
+from pipelines.ingest.plan import Changes, IngestPlan
 from pipelines.sources.source import SourceList
 
 
@@ -46,7 +46,7 @@ class IngestSummary:
 
 
 def summarize(
-    folder: Path, listed: SourceList, plan: Plan, settings: IngestSettings
+    folder: Path, listed: SourceList, plan: IngestPlan, settings: IngestSettings
 ) -> IngestSummary:
     """Counts what the shards hold; nothing is taken from what the run believes to have done."""
     columns = ["clip_id", "duration_seconds", "label", "labels", "split", *FLAW_COLUMNS]

@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,21 @@ MAX_FRUITLESS_RUNS = 2
 at the wrong moment ends a graph of Ray Data; what is left is then put into another one."""
 
 
+@dataclass(frozen=True)
+class UnitOutcome:
+    """What a worker reports of one source of a unit; `asdict` on its way between processes."""
+
+    unit: str = ""
+    clips: int = 0
+    """Rows that the source gave."""
+    seconds: float = 0.0
+    """Their length."""
+    reason: str = ""
+    """Why the source is rejected; empty if it is not."""
+    failed: str = ""
+    """Why the unit cannot be written; empty if it can."""
+
+
 def run_units(
     units: Sequence[dict[str, Any]],
     worker: Callable[..., Any],
@@ -33,12 +49,12 @@ def run_units(
     num_workers: int | None,
     output: Path,
     rows_folder: str,
-) -> Iterator[dict[str, Any]]:
-    """Gives one row for each source as it is done.
+) -> Iterator[UnitOutcome]:
+    """Gives one outcome for each source as it is done.
 
     Args:
         units: Rows for the worker; `name` is that of the shard.
-        worker: A class whose instances turn a unit into rows with the keys `unit` and `failed`.
+        worker: A class whose instances turn a unit into rows, each a `UnitOutcome` as a dict.
         arguments: Of its constructor.
         num_workers: By default one for each CPU.
         output: What is written.
@@ -54,13 +70,14 @@ def run_units(
     while left:
         seen: Counter[str] = Counter()
         try:
-            for row in _outcomes(left, worker, arguments, num_workers):
-                if row["failed"]:
-                    raise UserError(f"output ({output}) {row['failed']}")
-                seen[row["unit"]] += 1
-                if seen[row["unit"]] > told[row["unit"]]:
-                    told[row["unit"]] += 1
-                    yield row
+            for outcome in _outcomes(left, worker, arguments, num_workers):
+                if outcome.failed:
+                    raise UserError(f"output ({output}) {outcome.failed}")
+                # A unit that starts again reports its first sources a second time.
+                seen[outcome.unit] += 1
+                if seen[outcome.unit] > told[outcome.unit]:
+                    told[outcome.unit] += 1
+                    yield outcome
             return
         except ray.exceptions.RayError as error:
             num_before = len(left)
@@ -69,17 +86,17 @@ def run_units(
             is_our_bug = isinstance(error, ray.exceptions.RayTaskError)
             if is_our_bug or num_fruitless >= MAX_FRUITLESS_RUNS:
                 raise _failure(error, output) from error
-            logger.warning("Ray failed (%s); going on with %d units", _in_words(error), len(left))
+            logger.warning("Ray failed (%s); going on with %d units", _last_line(error), len(left))
 
 
 def _failure(error: ray.exceptions.RayError, output: Path) -> JobFailed:
     return JobFailed(
-        f"the workers that write {output} failed: {_in_words(error)}. "
+        f"the workers that write {output} failed: {_last_line(error)}. "
         "What is complete stays, and the same command goes on from there"
     )
 
 
-def _in_words(error: ray.exceptions.RayError) -> str:
+def _last_line(error: ray.exceptions.RayError) -> str:
     return str(error).strip().splitlines()[-1][:300]
 
 
@@ -88,7 +105,7 @@ def _outcomes(
     worker: Callable[..., Any],
     arguments: tuple[Any, ...],
     num_workers: int | None,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[UnitOutcome]:
     """The graph."""
     num_cpus = int(ray.cluster_resources().get("CPU", 1))
     num_actors = max(1, min(num_workers or num_cpus, len(units)))
@@ -110,4 +127,5 @@ def _outcomes(
     # The rows are news of a few bytes: each leaves its worker at once, not with its unit.
     outcomes.context.target_max_block_size = 1
     outcomes.context.enable_progress_bars = False
-    yield from outcomes.iter_rows()
+    for row in outcomes.iter_rows():
+        yield UnitOutcome(**row)

@@ -29,7 +29,7 @@ Key = tuple[str, str | None]
 
 
 @dataclass(frozen=True)
-class Held:
+class StoredSource:
     """A source as the rows of a complete unit have it."""
 
     shard: str
@@ -50,14 +50,14 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Done:
+class StoredUnits:
     """The sources that complete units hold."""
 
     shards: frozenset[str] = frozenset()
     """Names of files."""
-    accepted: Mapping[str, Held] = field(default_factory=dict)
+    accepted: Mapping[str, StoredSource] = field(default_factory=dict)
     """By hash."""
-    rejected: Mapping[str, Held] = field(default_factory=dict)
+    rejected: Mapping[str, StoredSource] = field(default_factory=dict)
     """By source."""
 
 
@@ -65,15 +65,15 @@ Revision = dict[Key, dict[str, Any] | None]
 """Of one shard: new values for the rows of a source, or None to take them out."""
 
 
-def read_done(output: Path, rows_folder: str) -> Done:
+def read_done(output: Path, rows_folder: str) -> StoredUnits:
     """Reads which sources the complete units hold, and removes what incomplete ones left.
 
     Raises:
         UserError: If a shard is damaged.
     """
     shards = frozenset(file.name for file in (output / rows_folder).glob("*.parquet"))
-    accepted: dict[str, Held] = {}
-    rejected: dict[str, Held] = {}
+    accepted: dict[str, StoredSource] = {}
+    rejected: dict[str, StoredSource] = {}
     for name in sorted(shards):
         for held in _read_held(output / rows_folder / name):
             assert held.source_hash is not None
@@ -83,7 +83,7 @@ def read_done(output: Path, rows_folder: str) -> Done:
             rejected.update((held.source, held) for held in _read_held(file))
         else:
             file.unlink(missing_ok=True)
-    return Done(shards, accepted, rejected)
+    return StoredUnits(shards, accepted, rejected)
 
 
 def revise(
@@ -151,7 +151,7 @@ def _revised(table: pa.Table, revision: Revision) -> Iterator[dict[str, Any]]:
             yield row | {name: value for name, value in values.items() if name in row}
 
 
-def _read_held(file: Path) -> Iterator[Held]:
+def _read_held(file: Path) -> Iterator[StoredSource]:
     """Gives each source of a shard once."""
     stretch = tuple(field.name for field in STRETCH)
     wanted = ("source", "source_hash", *TAGS, "reason", "message", *stretch)
@@ -164,7 +164,7 @@ def _read_held(file: Path) -> Iterator[Held]:
         ) from error
     first = {(row["source"], row["source_hash"]): row for row in reversed(table.to_pylist())}
     for row in first.values():
-        yield Held(
+        yield StoredSource(
             shard=file.name,
             source=row["source"],
             source_hash=row["source_hash"],

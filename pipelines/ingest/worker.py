@@ -7,7 +7,7 @@ rows are taken back, and if some are in the file already the shard is written an
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from pipelines.dataset.schema import CLIPS, CLIPS_FOLDER, REJECTS, REJECTS_FOLDE
 from pipelines.dataset.shards import ShardWriter
 from pipelines.files import write_failure
 from pipelines.ingest.plan import Unit, UnitSource
+from pipelines.ingest.unit_graph import UnitOutcome
 from pipelines.media.container import DecodeError
 from pipelines.media.decoder_messages import OUTSIDE_REASONS
 from pipelines.media.decoder_process import DecoderProcess
@@ -60,14 +61,14 @@ class UnitIngester:
                 for number, outcome in enumerate(attempt.run()):
                     if number >= told:
                         told += 1
-                        yield outcome | {"unit": unit.name}
+                        yield asdict(replace(outcome, unit=unit.name))
                 if attempt.is_complete:
                     return
         except (SandboxError, DecoderStartError) as error:
-            yield _outcome(failed=f"cannot be made: {error}") | {"unit": unit.name}
+            yield asdict(UnitOutcome(unit.name, failed=f"cannot be made: {error}"))
         except OSError as error:
             why = f"cannot be written: {write_failure(error)}"
-            yield _outcome(failed=why) | {"unit": unit.name}
+            yield asdict(UnitOutcome(unit.name, failed=why))
 
     def close(self) -> None:
         """Ends the decoder."""
@@ -77,12 +78,6 @@ class UnitIngester:
         """Begins a shard of a unit."""
         place = self._output / part / f"{name}.parquet"
         return ShardWriter(place, schema, rows_per_group=rows_per_group, scratch=self._scratch)
-
-
-def _outcome(
-    *, clips: int = 0, seconds: float = 0.0, reason: str = "", failed: str = ""
-) -> dict[str, Any]:
-    return {"clips": clips, "seconds": seconds, "reason": reason, "failed": failed}
 
 
 class _Attempt:
@@ -100,7 +95,7 @@ class _Attempt:
         self._rejects: list[dict[str, Any]] = []
         self.is_complete = False
 
-    def run(self) -> Iterator[dict[str, Any]]:
+    def run(self) -> Iterator[UnitOutcome]:
         """Decodes the sources and commits the shards, unless it has to be done again."""
         clips = self._ingester.shard(
             CLIPS_FOLDER, self._unit.name, CLIPS, self._settings.rows_per_group
@@ -119,7 +114,7 @@ class _Attempt:
             if not self.is_complete:
                 clips.discard()
 
-    def _ingest(self, source: UnitSource, clips: ShardWriter) -> tuple[dict[str, Any], bool]:
+    def _ingest(self, source: UnitSource, clips: ShardWriter) -> tuple[UnitOutcome, bool]:
         """Adds a source's rows; also says whether a part of a rejected source is in the file."""
         if source.reason is not None:
             return self._reject(source, source.reason, source.message), False
@@ -139,10 +134,10 @@ class _Attempt:
             clips.drop_last(num_waiting)
             if error.reason in OUTSIDE_REASONS and source.path not in self._failed:
                 self._failed[source.path] = None
-                return ({}, True) if is_flushed else self._ingest(source, clips)
+                return (UnitOutcome(), True) if is_flushed else self._ingest(source, clips)
             self._failed[source.path] = error
             return self._reject(source, error.reason, error.message), is_flushed
-        return _outcome(clips=num_clips, seconds=seconds), False
+        return UnitOutcome(clips=num_clips, seconds=seconds), False
 
     def _segments(self, source: UnitSource) -> Iterator[Segment]:
         """The segments of a source, remote or not, that lie in the stretch it stands for."""
@@ -165,9 +160,9 @@ class _Attempt:
             "max_damaged_fraction": settings.limits.max_damaged_fraction,
         }
 
-    def _reject(self, source: UnitSource, reason: str, message: str) -> dict[str, Any]:
+    def _reject(self, source: UnitSource, reason: str, message: str) -> UnitOutcome:
         self._rejects.append(reject_row(source, reason, message))
-        return _outcome(reason=reason)
+        return UnitOutcome(reason=reason)
 
     def _write_rejects(self) -> None:
         writer = self._ingester.shard(REJECTS_FOLDER, self._unit.name, REJECTS, len(self._rejects))

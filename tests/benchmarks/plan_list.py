@@ -25,7 +25,7 @@ from program import most_memory
 
 from pipelines.config.ingest import IngestSettings
 from pipelines.ingest.plan import make_plan
-from pipelines.ingest.unit_shards import Done
+from pipelines.ingest.unit_shards import StoredUnits
 from pipelines.sources.listing import list_sources
 from pipelines.sources.source import Fingerprint, SourceList
 
@@ -88,7 +88,7 @@ def plan(path: Path) -> list[str]:
         Fingerprint(hashlib.sha256(source.uri.encode()).hexdigest(), byte_size=2_000_000)
         for source in listed.sources
     ]
-    units = make_plan(listed, fingerprints, Done(), IngestSettings()).units
+    units = make_plan(listed, fingerprints, StoredUnits(), IngestSettings()).units
     return [unit.to_json() for unit in units]
 
 

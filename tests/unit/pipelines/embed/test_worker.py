@@ -7,7 +7,7 @@ import mlflow
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipelines.config.base import JobConfig, LimitsSettings, TrackingSettings
+from pipelines.config.base import DecoderSettings, JobConfig, LimitsSettings, TrackingSettings
 from pipelines.config.promote import PromoteSettings
 from pipelines.embed.worker import UnitEmbedder
 from pipelines.ingest.plan import Unit, UnitSource
@@ -42,6 +42,7 @@ def test_each_version_embeds_with_its_own_code(tmp_path, monkeypatch):
                 run.uri,
                 replace(version, version=number),
                 LimitsSettings().model_dump(),
+                DecoderSettings().model_dump(),
                 batch_size=2,
             )
             for number in (1, 2)

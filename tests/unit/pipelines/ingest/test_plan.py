@@ -8,10 +8,10 @@ from pipelines.errors import UserError
 from pipelines.files import write_json
 from pipelines.ingest.plan import Changes, Unit, make_plan
 from pipelines.ingest.state import check_same, fixed_settings, reasons_of_raised_limits
-from pipelines.ingest.unit_shards import Done, Held
+from pipelines.ingest.unit_shards import StoredSource, StoredUnits
 from pipelines.sources.source import Fingerprint, Source, SourceList
 
-NOTHING = Done()
+NOTHING = StoredUnits()
 
 
 def source(name, **changes):
@@ -49,7 +49,7 @@ def finished(units, undecodable=()):
             if os.path.basename(source.uri) in undecodable:
                 reason, message = "undecodable", "no frame"
             shard = f"{unit.name}.parquet"
-            held = Held(
+            held = StoredSource(
                 shard,
                 source.uri,
                 source.source_hash,
@@ -62,7 +62,7 @@ def finished(units, undecodable=()):
                 rejected[source.uri] = held
             else:
                 accepted[source.source_hash] = held
-    return Done(frozenset(f"{unit.name}.parquet" for unit in units), accepted, rejected)
+    return StoredUnits(frozenset(f"{unit.name}.parquet" for unit in units), accepted, rejected)
 
 
 NAMES = [f"{number:03}.mp4" for number in range(100)]
@@ -220,9 +220,9 @@ def test_a_unit_never_takes_the_name_of_a_shard_that_is_there():
     moved = finished([unit])
     (held,) = moved.accepted.values()
     # Its only source was renamed, and then a copy came back under the old name.
-    held = Held(held.shard, "/in/b.mp4", held.source_hash, held.tags)
+    held = StoredSource(held.shard, "/in/b.mp4", held.source_hash, held.tags)
     hashes = {"a.mp4": held.source_hash, "b.mp4": held.source_hash}
-    done = Done(moved.shards, {held.source_hash: held}, {})
+    done = StoredUnits(moved.shards, {held.source_hash: held}, {})
     (again,) = plan(["a.mp4", "b.mp4"], hashes=hashes, done=done)
     assert [source.reason for source in again.sources] == ["duplicate"]
     assert again.name != unit.name
