@@ -116,7 +116,7 @@ class Retrieval:
 
 
 @dataclass(frozen=True)
-class Registered:
+class RegisteredModel:
     """A version in the model registry, as the report shows it."""
 
     name: str
@@ -145,7 +145,7 @@ class ReportData:
     attention: Sequence[Attention] = ()
     maps: Sequence[EmbeddingMap] = ()
     retrievals: Sequence[Retrieval] = ()
-    registered: Sequence[Registered] = ()
+    registered: Sequence[RegisteredModel] = ()
     tracking_uri: str = ""
     settings: str = ""
     """The resolved settings as YAML."""

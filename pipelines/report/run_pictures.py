@@ -11,7 +11,7 @@ from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.evaluation.features import Features, padded_frames
 from pipelines.media.windows import audio_windows, video_windows
-from pipelines.report import run_data as report_data
+from pipelines.report import run_data
 from xkd_core.masking import random_mask, video_mask_noise
 from xkd_core.reconstruction import reconstruct_audio, reconstruct_video
 from xkd_core.views.log_mel import LogMel
@@ -41,7 +41,7 @@ class Pictures:
             batch = _middle_windows(dataset, config, features.rows[list(shown)])
             self._video, self._audio = plain_views(batch, config, LogMel(config.model.audio))
 
-    def reconstructions(self) -> list[report_data.Reconstruction]:
+    def reconstructions(self) -> list[run_data.Reconstruction]:
         """Returns the clips, their hidden tokens and the students' reconstructions."""
         if not self._ids:
             return []
@@ -53,7 +53,7 @@ class Pictures:
         video_hidden = random_mask(video_noise, self._model.num_visible_video).hidden
         audio_hidden = random_mask(audio_noise, self._model.num_visible_audio).hidden
         return [
-            report_data.Reconstruction(
+            run_data.Reconstruction(
                 title=title,
                 frames=_pixels(self._video[i]),
                 frames_hidden=video_hidden[i].reshape(video.grid).numpy(),
@@ -66,14 +66,14 @@ class Pictures:
         ]
 
     @torch.no_grad()
-    def attention(self) -> list[report_data.Attention]:
+    def attention(self) -> list[run_data.Attention]:
         """Returns the attention of the teachers' CLS tokens, averaged over heads."""
         if not self._ids:
             return []
         _, video = self._model.video_teacher.tokens_and_attention(self._video)
         _, audio = self._model.audio_teacher.tokens_and_attention(self._audio)
         return [
-            report_data.Attention(
+            run_data.Attention(
                 title=title,
                 frames=_pixels(self._video[i]),
                 frames_attention=video[i].mean(0).reshape(self._config.model.video.grid).numpy(),
@@ -119,13 +119,13 @@ class Thumbnails:
         *,
         similarity: float | None = None,
         is_same_clip: bool = False,
-    ) -> report_data.Neighbor:
+    ) -> run_data.Neighbor:
         """Returns the middle frame or the spectrogram of a clip."""
         batch = _middle_windows(self._dataset, self._config, self._features.rows[[clip]])
         video, audio = plain_views(batch, self._config, self._log_mel)
         pixels = _pixels(video[0])
         label = self._features.labels[clip]
-        return report_data.Neighbor(
+        return run_data.Neighbor(
             image=pixels[len(pixels) // 2] if modality == "video" else audio[0, 0].numpy(),
             label=self._features.classes[label] if label >= 0 else "",
             similarity=similarity,

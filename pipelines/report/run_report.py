@@ -28,7 +28,7 @@ from pipelines.media.reasons import REASONS
 from pipelines.models.checkpoints import load_model
 from pipelines.redaction import redacted
 from pipelines.registry.promote import Registered
-from pipelines.report import run_data as report_data
+from pipelines.report import run_data
 from pipelines.report.embedding_map import EmbeddingMap, map_embeddings
 from pipelines.report.run_page import write_report
 from pipelines.report.run_pictures import Pictures, Thumbnails
@@ -68,7 +68,7 @@ def write_run_report(path: Path, record: RunRecord) -> Path:
     shown = _shown_clips(features)
     model, config = load_model(record.training.checkpoint)
     pictures = Pictures(model, config, dataset, features, shown)
-    data = report_data.ReportData(
+    data = run_data.ReportData(
         name=record.config.name,
         created=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
         warnings=warnings_of(record.training.run),
@@ -82,7 +82,7 @@ def write_run_report(path: Path, record: RunRecord) -> Path:
         maps=_maps(features),
         retrievals=_retrievals(dataset, config, features),
         registered=[
-            report_data.Registered(
+            run_data.RegisteredModel(
                 name=model.name,
                 version=model.version,
                 alias=record.config.promote.alias,
@@ -101,9 +101,9 @@ def write_run_report(path: Path, record: RunRecord) -> Path:
     return write_report(path, data)
 
 
-def _ingest_counts(summary: IngestSummary, dataset: ClipDataset) -> report_data.IngestCounts:
+def _ingest_counts(summary: IngestSummary, dataset: ClipDataset) -> run_data.IngestCounts:
     splits, counts = np.unique(dataset.index.split, return_counts=True)
-    return report_data.IngestCounts(
+    return run_data.IngestCounts(
         sources=summary.sources,
         accepted=summary.accepted,
         rejected=summary.rejected,
@@ -115,7 +115,7 @@ def _ingest_counts(summary: IngestSummary, dataset: ClipDataset) -> report_data.
         rejects_by_reason=summary.rejects_by_reason,
         reason_meanings=REASONS,
         examples=[
-            report_data.Reject(row["source"], row["reason"], row["message"])
+            run_data.Reject(row["source"], row["reason"], row["message"])
             for row in dataset.rejects(_NUM_REJECTS)
         ],
     )
@@ -128,7 +128,7 @@ def _curves(run: RunRef) -> dict[str, tuple[Array, Array]]:
     }
 
 
-def _scores(scores: FeatureScores) -> list[report_data.Score]:
+def _scores(scores: FeatureScores) -> list[run_data.Score]:
     return [
         _measure_score(modality, networks, measure)
         for modality, networks in scores.modalities.items()
@@ -138,9 +138,9 @@ def _scores(scores: FeatureScores) -> list[report_data.Score]:
 
 def _measure_score(
     modality: str, networks: Mapping[str, NetworkScore], measure: str
-) -> report_data.Score:
+) -> run_data.Score:
     trained, untrained = networks["trained"], networks.get("untrained")
-    return report_data.Score(
+    return run_data.Score(
         subject=modality,
         measure=measure,
         trained=trained.accuracy[measure],
@@ -183,7 +183,7 @@ def _maps(features: Features) -> list[EmbeddingMap]:
 
 def _retrievals(
     dataset: ClipDataset, config: PretrainConfig, features: Features
-) -> list[report_data.Retrieval]:
+) -> list[run_data.Retrieval]:
     """Finds the nearest videos of audio clips and the reverse, by the teachers' head outputs."""
     clips = features.retrieval_clips
     if len(clips) <= _NUM_NEIGHBORS:
@@ -202,7 +202,7 @@ def _retrievals(
         for query in queries.tolist():
             nearest = np.argsort(-similarity[direction][query], kind="stable")[:_NUM_NEIGHBORS]
             retrievals.append(
-                report_data.Retrieval(
+                run_data.Retrieval(
                     direction=direction,
                     query=thumbnails.make(asked, int(clips[query])),
                     neighbors=[

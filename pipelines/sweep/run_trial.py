@@ -76,7 +76,7 @@ def run_trial(values: dict[str, Any], sweep: dict[str, Any], parent: dict[str, s
             on_progress=ignore_progress,
             parent=RunRef(**parent),
             rungs=_rung_plan(config, folder, trial.number),
-            callbacks=[_RungReport(config, told=measured[-1].rung if measured else 0)],
+            callbacks=[_RungReport(config, last_reported=measured[-1].rung if measured else 0)],
         )
     except Stopped:  # continues with the sweep
         raise
@@ -89,9 +89,9 @@ def run_trial(values: dict[str, Any], sweep: dict[str, Any], parent: dict[str, s
 class _RungReport(TuneReportCallback):
     """Reports every rung but the last to Tune, once; runs in Ray Train's controller."""
 
-    def __init__(self, config: SweepConfig, *, told: int) -> None:
+    def __init__(self, config: SweepConfig, *, last_reported: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Ray has no types here
-        self._config, self._told = config, told
+        self._config, self._last_reported = config, last_reported
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
@@ -99,8 +99,8 @@ class _RungReport(TuneReportCallback):
         """Passes on the scores of rank 0; reports without scores are checkpoints alone."""
         del checkpoint  # Ray Train keeps them
         rung = metrics[0].get(RUNG, 0)
-        if rung <= self._told or rung == self._config.scoring.num_rungs:
+        if rung <= self._last_reported or rung == self._config.scoring.num_rungs:
             return  # a restarted worker repeats rungs
-        self._told = rung
+        self._last_reported = rung
         scored = {name: metrics[0][name] for name in Rung.__dataclass_fields__}
         super().after_report(run_context, [tune_result(self._config, Rung(**scored))], None)

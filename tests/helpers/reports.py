@@ -8,7 +8,7 @@ from pipelines.report.run_data import (
     IngestCounts,
     Neighbor,
     Reconstruction,
-    Registered,
+    RegisteredModel,
     Reject,
     ReportData,
     Retrieval,
@@ -39,14 +39,14 @@ def example(classes=CLASSES, num_clips=240, seed=0) -> ReportData:
             for i in range(3)
         ],
         registered=[
-            Registered(
+            RegisteredModel(
                 "xkd-video",
                 "2",
                 "champion",
                 True,
                 "linear 71.3 % beats version 1 (68.0 %) on the same dataset",
             ),
-            Registered(
+            RegisteredModel(
                 "xkd-audio",
                 "2",
                 "champion",
