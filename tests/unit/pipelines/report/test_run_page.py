@@ -183,3 +183,9 @@ def test_both_modalities_share_a_chart_of_health_with_its_meaning(page):
     assert health.count("<figure") == 8
     assert health.count("Bad") == 8
     assert "video 40" in text_of(health)
+
+
+def test_sources_that_gave_less_than_they_declare_are_counted():
+    flaws = ["sources that declare sound and gave none: 2", "sources that are damaged in part: 1"]
+    page = render(bare(ingest=IngestCounts(9, 9, 0, clips=9, flaws=flaws)))
+    assert all(f"{sentence}." in page for sentence in flaws)
