@@ -10,31 +10,23 @@ half of what a small clip takes (measured). So a file that gets hold of its deco
 the files of the next two seconds of work; `process_per_file` rules that out.
 """
 
-import contextlib
-import json
 import os
 import socket
 import tempfile
-import time
 from collections.abc import Iterator
 from typing import Any
 
-from pipelines.media.container import DecodeError, MediaInfo, open_file
+from pipelines.media.container import DecodeError, open_file
 from pipelines.media.decoder_messages import (
-    LENGTH_BYTES,
-    MAX_HEADER_BYTES,
     NONSENSE,
     OUTSIDE_REASONS,
-    TAKEN,
     Expectation,
-    failure,
-    record,
-    send,
 )
 from pipelines.media.decoder_template import DecoderStartError, Template, how_it_ended
+from pipelines.media.forked_decoder import DeadDecoderError, ForkedDecoder
 from pipelines.media.formats import Formats
 from pipelines.media.sandbox import Confinement, Sandbox, check_required
-from pipelines.media.segments import ClockRepairs, Segment
+from pipelines.media.segments import Segment
 from pipelines.media.shared_memory import SharedMemory
 from pipelines.redaction import one_line
 
@@ -44,9 +36,6 @@ SHARED_SECONDS = 2.0
 """CPU after which a decoder is replaced before the next file."""
 _SPOILING_REASONS = frozenset({"undecodable", "out_of_memory"})
 """Failures after which FFmpeg may not have given back all that it had."""
-_SEND_SECONDS = 10.0
-_PROCESS_CPU_CLOCK = 2
-"""With a process, what Linux calls the clock of its CPU time (`man 3 clock_getcpuclockid`)."""
 
 
 class DecoderProcess:
@@ -75,7 +64,7 @@ class DecoderProcess:
         self._sandbox = sandbox
         self._shared_seconds = 0.0 if process_per_file else SHARED_SECONDS
         self._template: Template | None = None
-        self._decoder: _Decoder | None = None
+        self._decoder: ForkedDecoder | None = None
         self._owner = os.getpid()
 
     def start(self) -> Confinement:
@@ -123,7 +112,7 @@ class DecoderProcess:
                     is_whole = True
                     return
                 yield answer
-        except _DeadError as error:
+        except DeadDecoderError as error:
             raise DecodeError("decoder_crashed", self._cause(decoder)) from error
         except NONSENSE as error:
             raise DecodeError("decoder_crashed", f"it talks nonsense: {one_line(error)}") from error
@@ -150,7 +139,9 @@ class DecoderProcess:
         if template is not None:
             template.close()
 
-    def _request(self, file: int, expectation: Expectation, settings: dict[str, Any]) -> "_Decoder":
+    def _request(
+        self, file: int, expectation: Expectation, settings: dict[str, Any]
+    ) -> "ForkedDecoder":
         if self._decoder is not None and not self._decoder.may_serve(
             expectation, self._shared_seconds
         ):
@@ -166,7 +157,7 @@ class DecoderProcess:
                 self.close()  # it died between two files: not the fault of this one
         raise DecoderStartError("the decoder does not start")
 
-    def _fork(self, max_bytes: int) -> "_Decoder":
+    def _fork(self, max_bytes: int) -> "ForkedDecoder":
         assert self._template is not None
         ours, theirs = socket.socketpair()
         memory = SharedMemory.new(max_bytes)
@@ -177,9 +168,9 @@ class DecoderProcess:
             ours.close()
             memory.close()
             raise
-        return _Decoder(process, ours, memory, self._timeout_seconds)
+        return ForkedDecoder(process, ours, memory, self._timeout_seconds)
 
-    def _cause(self, decoder: "_Decoder | None") -> str:
+    def _cause(self, decoder: "ForkedDecoder | None") -> str:
         """How a decoder ended that says nothing more.
 
         The program that it was forked from goes as well: all that it forks have the same addresses,
@@ -192,101 +183,6 @@ class DecoderProcess:
         if status is None:
             return "the program that it was forked from is gone"
         return how_it_ended(os.waitstatus_to_exitcode(status))
-
-
-class _DeadError(Exception):
-    """A decoder closed its end."""
-
-
-class _Decoder:
-    """One forked decoder, and the memory that it writes into."""
-
-    def __init__(
-        self, process: int, channel: socket.socket, memory: SharedMemory, timeout_seconds: float
-    ) -> None:
-        self._process = process
-        self._channel = channel
-        self._memory = memory
-        self._timeout_seconds = timeout_seconds
-        self._started = time.monotonic()
-
-    def may_serve(self, expectation: Expectation, shared_seconds: float) -> bool:
-        """Whether it is to decode another file."""
-        has_room = expectation.max_bytes <= self._memory.num_bytes
-        return has_room and self._cpu_seconds() < shared_seconds
-
-    def request(self, file: int, settings: dict[str, Any]) -> None:
-        """Hands a file over.
-
-        Raises:
-            OSError: If the decoder is gone.
-        """
-        self._channel.settimeout(_SEND_SECONDS)
-        send(self._channel, {"settings": settings}, file)
-
-    def answer(self, expectation: Expectation) -> Segment | DecodeError | None:
-        """The next segment, why there is none, or None if that was all.
-
-        Raises:
-            DecodeError: If nothing comes in time.
-            _DeadError: If nothing will come.
-            ValueError, LookupError, TypeError, ArithmeticError, RecursionError: If it is nonsense.
-        """
-        deadline = time.monotonic() + self._timeout_seconds
-        length = int.from_bytes(self._read(LENGTH_BYTES, deadline), "big")
-        if length > MAX_HEADER_BYTES:
-            raise ValueError(f"a header of {length} bytes")
-        header = json.loads(self._read(length, deadline))
-        if not isinstance(header, dict):
-            raise TypeError("a header that is no object")
-        if "error" in header:
-            return failure(header)
-        return None if "end" in header else self._segment(header, expectation)
-
-    def close(self) -> None:
-        """Lets go of it; it may live on."""
-        self._channel.close()
-        self._memory.close()
-
-    def _segment(self, header: dict[str, Any], expectation: Expectation) -> Segment:
-        expectation.check(header)
-        info = record(MediaInfo, header["info"])
-        repairs = record(ClockRepairs, header["repairs"])
-        frames, waveform = self._memory.arrays(header["frames"], header["samples"])
-        # Copied before anything looks at them, for the decoder can still write.
-        frames = None if frames is None else frames.copy()
-        waveform = None if waveform is None else waveform.copy()
-        with contextlib.suppress(OSError):  # the next answer says that it died
-            self._channel.sendall(TAKEN)
-        start, seconds = float(header["start_seconds"]), float(header["duration_seconds"])
-        errors: int = header["decode_errors"]
-        return Segment(start, seconds, frames, waveform, errors, info, repairs)
-
-    def _read(self, num_bytes: int, deadline: float) -> bytearray:
-        data = bytearray(num_bytes)
-        at, view = 0, memoryview(data)
-        try:
-            while at < num_bytes:
-                self._channel.settimeout(max(0.001, deadline - time.monotonic()))
-                count = self._channel.recv_into(view[at:])
-                if not count:
-                    raise _DeadError
-                at += count
-        except TimeoutError as error:
-            raise DecodeError(
-                "decoder_timeout",
-                f"nothing for limits.max_decode_seconds ({self._timeout_seconds:g})",
-            ) from error
-        except OSError as error:
-            raise _DeadError from error
-        return data
-
-    def _cpu_seconds(self) -> float:
-        """What it has worked, as the kernel says, not itself."""
-        try:
-            return time.clock_gettime((~self._process << 3) | _PROCESS_CPU_CLOCK)
-        except OSError:  # no Linux, or it has ended
-            return time.monotonic() - self._started
 
 
 def _file_of(data: bytes) -> int:

@@ -1,0 +1,121 @@
+"""The parent's side of one forked decoder: requests, answers, and their deadlines."""
+
+import contextlib
+import json
+import socket
+import time
+from typing import Any
+
+from pipelines.media.container import DecodeError, MediaInfo
+from pipelines.media.decoder_messages import (
+    LENGTH_BYTES,
+    MAX_HEADER_BYTES,
+    TAKEN,
+    Expectation,
+    failure,
+    record,
+    send,
+)
+from pipelines.media.segments import ClockRepairs, Segment
+from pipelines.media.shared_memory import SharedMemory
+
+_PROCESS_CPU_CLOCK = 2
+"""With a process, what Linux calls the clock of its CPU time (`man 3 clock_getcpuclockid`)."""
+
+
+class DeadDecoderError(Exception):
+    """A decoder closed its end."""
+
+
+class ForkedDecoder:
+    """One forked decoder, and the memory that it writes into."""
+
+    def __init__(
+        self, process: int, channel: socket.socket, memory: SharedMemory, timeout_seconds: float
+    ) -> None:
+        self._process = process
+        self._channel = channel
+        self._memory = memory
+        self._timeout_seconds = timeout_seconds
+        self._started = time.monotonic()
+
+    def may_serve(self, expectation: Expectation, shared_seconds: float) -> bool:
+        """Whether it is to decode another file."""
+        has_room = expectation.max_bytes <= self._memory.num_bytes
+        return has_room and self._cpu_seconds() < shared_seconds
+
+    def request(self, file: int, settings: dict[str, Any]) -> None:
+        """Hands a file over.
+
+        Raises:
+            OSError: If the decoder is gone.
+        """
+        self._channel.settimeout(_SEND_SECONDS)
+        send(self._channel, {"settings": settings}, file)
+
+    def answer(self, expectation: Expectation) -> Segment | DecodeError | None:
+        """The next segment, why there is none, or None if that was all.
+
+        Raises:
+            DecodeError: If nothing comes in time.
+            DeadDecoderError: If nothing will come.
+            ValueError, LookupError, TypeError, ArithmeticError, RecursionError: If it is nonsense.
+        """
+        deadline = time.monotonic() + self._timeout_seconds
+        length = int.from_bytes(self._read(LENGTH_BYTES, deadline), "big")
+        if length > MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {length} bytes")
+        header = json.loads(self._read(length, deadline))
+        if not isinstance(header, dict):
+            raise TypeError("a header that is no object")
+        if "error" in header:
+            return failure(header)
+        return None if "end" in header else self._segment(header, expectation)
+
+    def close(self) -> None:
+        """Lets go of it; it may live on."""
+        self._channel.close()
+        self._memory.close()
+
+    def _segment(self, header: dict[str, Any], expectation: Expectation) -> Segment:
+        expectation.check(header)
+        info = record(MediaInfo, header["info"])
+        repairs = record(ClockRepairs, header["repairs"])
+        frames, waveform = self._memory.arrays(header["frames"], header["samples"])
+        # Copied before anything looks at them, for the decoder can still write.
+        frames = None if frames is None else frames.copy()
+        waveform = None if waveform is None else waveform.copy()
+        with contextlib.suppress(OSError):  # the next answer says that it died
+            self._channel.sendall(TAKEN)
+        start, seconds = float(header["start_seconds"]), float(header["duration_seconds"])
+        errors: int = header["decode_errors"]
+        return Segment(start, seconds, frames, waveform, errors, info, repairs)
+
+    def _read(self, num_bytes: int, deadline: float) -> bytearray:
+        data = bytearray(num_bytes)
+        at, view = 0, memoryview(data)
+        try:
+            while at < num_bytes:
+                self._channel.settimeout(max(0.001, deadline - time.monotonic()))
+                count = self._channel.recv_into(view[at:])
+                if not count:
+                    raise DeadDecoderError
+                at += count
+        except TimeoutError as error:
+            raise DecodeError(
+                "decoder_timeout",
+                f"nothing for limits.max_decode_seconds ({self._timeout_seconds:g})",
+            ) from error
+        except OSError as error:
+            raise DeadDecoderError from error
+        return data
+
+    def _cpu_seconds(self) -> float:
+        """What it has worked, as the kernel says, not itself."""
+        try:
+            return time.clock_gettime((~self._process << 3) | _PROCESS_CPU_CLOCK)
+        except OSError:  # no Linux, or it has ended
+            return time.monotonic() - self._started
+
+
+_SEND_SECONDS = 10.0
