@@ -175,7 +175,7 @@ def test_a_checkpoint_that_would_not_be_begun_from_is_refused(tmp_path):
     for place in (older, other):
         (mistake,) = check_pretrain(config.model_copy(update={"resume": str(place)}))
         assert f"resume ({place}) would do nothing" in mistake
-        assert f"its newest, {newest}. Take another name" in mistake
+        assert f"{newest}. Take another name" in mistake
     assert check_pretrain(config.model_copy(update={"resume": str(newest)})) == []
     # The command that the run began with goes on.
     again = config.model_copy(update={"resume": str(other)})
