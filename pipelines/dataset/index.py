@@ -7,12 +7,12 @@ Without the file, or if it is of other clips, the index is read from the shards.
 
 import json
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pipelines.dataset.schema import CLIPS, INDEX_FILE, STRETCH, check_columns
 from pipelines.dataset.shards import READ_THREADS, open_parquet
+from pipelines.dataset.text_column import TextColumn, array_of
 from pipelines.files import replacing
 from pipelines.filesystems import filesystem_of
 from pipelines.paths import is_uri
@@ -47,61 +48,6 @@ _SCHEMA = pa.schema(
 _KEY = b"xkd.index"
 """The metadata that says which dataset an index is of."""
 _VERSION = 1
-
-
-class TextColumn:
-    """A column of text that stays where it is, mostly in a file; missing text is empty.
-
-    Asked for a row it gives a string, asked for rows (numbers, a mask, a slice) a NumPy array.
-    """
-
-    def __init__(self, array: pa.Array) -> None:
-        self._array = array
-
-    def __len__(self) -> int:
-        return len(self._array)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tolist())
-
-    def __getitem__(self, rows: Any) -> Any:
-        if isinstance(rows, slice):
-            return _to_text(self._array[rows])
-        if np.ndim(rows) == 0:
-            return self._array[int(rows)].as_py()
-        chosen = np.asarray(rows)
-        if chosen.dtype == bool:
-            chosen = np.flatnonzero(chosen)
-        return _to_text(self._array.take(pa.array(chosen.astype(np.int64))))
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        text = _to_text(self._array)
-        return text if dtype is None else text.astype(dtype)
-
-    # As of an array: where it is equal.
-    def __eq__(self, text: object) -> NDArray[np.bool_]:  # type: ignore[override]
-        return self.isin([str(text)])
-
-    def __ne__(self, text: object) -> NDArray[np.bool_]:  # type: ignore[override]
-        return ~self.isin([str(text)])
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def tolist(self) -> list[str]:
-        """Gives the text of all rows."""
-        return cast(list[str], self._array.to_pylist())
-
-    def isin(self, values: Collection[str]) -> NDArray[np.bool_]:
-        """Says where the text is one of some values."""
-        wanted = pa.array(sorted(values), pa.large_string())
-        if not pa.types.is_dictionary(self._array.type):
-            return _as_bool(pc.is_in(self._array, value_set=wanted))
-        there = _as_bool(pc.is_in(self._array.dictionary, value_set=wanted))
-        return cast(NDArray[np.bool_], there[self._array.indices.to_numpy()])
-
-    def unique(self) -> list[str]:
-        """Gives the different texts, sorted."""
-        return sorted(pc.unique(self._array).to_pylist())
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +120,7 @@ def read_shards(shards: Sequence[str]) -> ClipIndex:
 def write_index(folder: Path, dataset_id: str, index: ClipIndex) -> None:
     """Leaves the index of the clips in a folder, whole or not at all."""
     arrays = [
-        _array_of(getattr(index, field.name)).cast(field.type, safe=False) for field in _SCHEMA
+        array_of(getattr(index, field.name)).cast(field.type, safe=False) for field in _SCHEMA
     ]
     key = {
         "version": _VERSION,
@@ -290,19 +236,3 @@ def _combined(column: pa.ChunkedArray) -> pa.Array:
 def _from_column(array: pa.Array) -> Any:
     is_text = pa.types.is_dictionary(array.type) or pa.types.is_large_string(array.type)
     return TextColumn(array) if is_text else array.to_numpy()
-
-
-def _array_of(column: Any) -> pa.Array:
-    if isinstance(column, TextColumn):
-        return column._array
-    return pa.array(column.view(np.uint8) if column.dtype == bool else column)
-
-
-def _to_text(array: pa.Array) -> NDArray[np.str_]:
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    return np.array(array.to_pylist(), dtype=np.str_)
-
-
-def _as_bool(array: pa.Array) -> NDArray[np.bool_]:
-    return cast(NDArray[np.bool_], array.to_numpy(zero_copy_only=False))

@@ -29,7 +29,8 @@ from program import options, surroundings
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from pipelines.dataset.clip_dataset import ClipDataset, ClipGroup
-from pipelines.dataset.index import ClipIndex, TextColumn, read_shards, write_index
+from pipelines.dataset.index import ClipIndex, read_shards, write_index
+from pipelines.dataset.text_column import TextColumn
 from pipelines.training.feed import Feed
 from tests.helpers.clip_datasets import FRAME_RATE, SAMPLE_RATE, write_dataset
 

@@ -10,8 +10,7 @@ from pipelines.dataset.codes import Codes, frame_codes, sound_codes
 from pipelines.dataset.near_duplicates import FRAME_RULE, SCENE, SOUND_RULE, find_alike, find_pairs
 from pipelines.media.decode import decode_segments
 from tests.helpers.media import write_media
-from tests.helpers.scenes import SAMPLE_RATE, scene, sound
-from tests.helpers.timed_scenes import RATE
+from tests.helpers.scenes import RATE, SAMPLE_RATE, scene, sound
 
 NOTHING = Codes(np.empty(0, np.uint64), np.empty(0, np.bool_))
 

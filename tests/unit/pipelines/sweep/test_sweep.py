@@ -142,7 +142,7 @@ def test_tune_is_told_of_each_rung_once_but_the_last(tmp_path, monkeypatch):
     monkeypatch.setattr(
         TuneReportCallback, "after_report", lambda _, __, metrics, ___: told.extend(metrics)
     )
-    report = _RungReport(config, told=1)
+    report = _RungReport(config, last_reported=1)
     rungs = rungs_to(4, 0.5, collapse=SIGN)
     for number in (None, 0, 1, 2, None, 2, 3, 4):
         metrics = {} if number is None else asdict(rungs[number])

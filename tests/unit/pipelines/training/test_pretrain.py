@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.errors import JobFailed, UserError
 from pipelines.files import locked
-from pipelines.tracking.run_folder import LOCK_FILE, RUN_FILE
+from pipelines.tracking.run_folder import LOCK_FILE, RUN_FILE, RunFolder
 from pipelines.tracking.runs import RunRef
 from pipelines.tracking.tracker import UNSENT_FILE
 from pipelines.training.checks import check_pretrain
@@ -92,7 +92,7 @@ def test_metrics_that_mlflow_did_not_take_are_told(tmp_path, caplog):
     assert not caplog.records
     (tmp_path / UNSENT_FILE).write_text("{}\n")
     _warn_of_unsent(tmp_path)
-    assert f"the same command sends what is left in {tmp_path}" in caplog.text
+    assert f"run the same command to send those in {tmp_path}" in caplog.text
 
 
 @pytest.mark.parametrize("is_own", [True, False])
@@ -126,14 +126,14 @@ def test_a_second_training_of_that_name_is_refused(tmp_path):
 def test_a_training_that_begins_from_another_has_a_run_of_its_own(tmp_path):
     first = tiny_config(tmp_path, tmp_path)
     folder_of(first).mkdir(parents=True)
-    run = _open_run(first, folder_of(first), None)
+    run = _open_run(first, RunFolder(folder_of(first)), None)
     place = leave_checkpoint(first, run_id=run.run_id)
     (folder_of(first) / RUN_FILE).unlink()
     again = first.model_copy(update={"resume": str(place)})
-    assert _open_run(again, folder_of(again), None) == run
+    assert _open_run(again, RunFolder(folder_of(again)), None) == run
     second = again.model_copy(update={"name": "second"})
     folder_of(second).mkdir()
-    assert _open_run(second, folder_of(second), None).run_id != run.run_id
+    assert _open_run(second, RunFolder(folder_of(second)), None).run_id != run.run_id
 
 
 def test_the_password_of_the_server_is_not_written_down(tmp_path, monkeypatch):
@@ -146,7 +146,6 @@ def test_the_password_of_the_server_is_not_written_down(tmp_path, monkeypatch):
         raise JobFailed("enough seen")
 
     for name, instead in {
-        "open_run": lambda *_, **__: opened,
         "log_dataset": quiet,
         "tracked": nullcontext,
         "watched_board": lambda _: nullcontext(
@@ -156,6 +155,7 @@ def test_the_password_of_the_server_is_not_written_down(tmp_path, monkeypatch):
         "_fit": fit,
     }.items():
         monkeypatch.setattr(f"pipelines.training.pretrain.{name}", instead)
+    monkeypatch.setattr("pipelines.tracking.run_folder.open_run", lambda *_, **__: opened)
     server = {"uri": "http://me:p@ss@mlflow.example:5000"}
     config = tiny_config(tmp_path, tiny_dataset(tmp_path / "clips"), tracking=server)
     with pytest.raises(JobFailed, match="enough seen"):

@@ -1,0 +1,82 @@
+"""A column of text that stays in its file, as NumPy sees it."""
+
+from collections.abc import Collection, Iterator
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+
+class TextColumn:
+    """A column of text that stays where it is, mostly in a file; missing text is empty.
+
+    Asked for a row it gives a string, asked for rows (numbers, a mask, a slice) a NumPy array.
+    """
+
+    def __init__(self, array: pa.Array) -> None:
+        self._array = array
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tolist())
+
+    def __getitem__(self, rows: Any) -> Any:
+        if isinstance(rows, slice):
+            return _to_text(self._array[rows])
+        if np.ndim(rows) == 0:
+            return self._array[int(rows)].as_py()
+        chosen = np.asarray(rows)
+        if chosen.dtype == bool:
+            chosen = np.flatnonzero(chosen)
+        return _to_text(self._array.take(pa.array(chosen.astype(np.int64))))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        text = _to_text(self._array)
+        return text if dtype is None else text.astype(dtype)
+
+    # As of an array: where it is equal.
+    def __eq__(self, text: object) -> NDArray[np.bool_]:  # type: ignore[override]
+        return self.isin([str(text)])
+
+    def __ne__(self, text: object) -> NDArray[np.bool_]:  # type: ignore[override]
+        return ~self.isin([str(text)])
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def tolist(self) -> list[str]:
+        """Gives the text of all rows."""
+        return cast(list[str], self._array.to_pylist())
+
+    def isin(self, values: Collection[str]) -> NDArray[np.bool_]:
+        """Says where the text is one of some values."""
+        wanted = pa.array(sorted(values), pa.large_string())
+        if not pa.types.is_dictionary(self._array.type):
+            return as_bool(pc.is_in(self._array, value_set=wanted))
+        there = as_bool(pc.is_in(self._array.dictionary, value_set=wanted))
+        return cast(NDArray[np.bool_], there[self._array.indices.to_numpy()])
+
+    def unique(self) -> list[str]:
+        """Gives the different texts, sorted."""
+        return sorted(pc.unique(self._array).to_pylist())
+
+
+def array_of(column: Any) -> pa.Array:
+    """Returns what a column holds as an Arrow array."""
+    if isinstance(column, TextColumn):
+        return column._array
+    return pa.array(column.view(np.uint8) if column.dtype == bool else column)
+
+
+def _to_text(array: pa.Array) -> NDArray[np.str_]:
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    return np.array(array.to_pylist(), dtype=np.str_)
+
+
+def as_bool(array: pa.Array) -> NDArray[np.bool_]:
+    """Returns an Arrow array of truth values as a NumPy array."""
+    return cast(NDArray[np.bool_], array.to_numpy(zero_copy_only=False))
