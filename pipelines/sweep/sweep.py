@@ -20,7 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 from pipelines.config.sweep import SweepConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import JobFailed
-from pipelines.progress import OnProgress
+from pipelines.progress import OnProgress, ignore_progress
 from pipelines.redaction import one_line, redacted
 from pipelines.sweep.checks import TRIAL_BYTES, sweep_folder, trials_at_once
 from pipelines.sweep.results import best_trial, last_objective, trials_done
@@ -167,6 +167,10 @@ class _Bookkeeper(tune.Callback):
     ) -> None:
         self._config, self._folder, self._run = config, folder, run
         self._on_progress = on_progress
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out the progress, which belongs to this process: Tune pickles its callbacks."""
+        return self.__dict__ | {"_on_progress": ignore_progress}
 
     def on_trial_result(self, *_: Any, **_info: Any) -> None:
         """Called when a trial has reached a rung."""

@@ -47,7 +47,11 @@ def test_every_kind_of_bad_input_is_told_at_once(tmp_path: Path):
         ("sweep", ["conf/sweep/smoke.yaml"], "is no clip dataset: it does not exist"),
         ("evaluate", ["conf/evaluate/smoke.yaml"], "does not exist"),
         ("embed", ["conf/embed/smoke.yaml"], "xkd-video"),
-        ("import_checkpoint", ["README.md", "alias=a"], "README.md is not a file of weights alone"),
+        (
+            "import_checkpoint",
+            ["README.md", "alias=a"],
+            "README.md is truncated, damaged, or not written by torch.save",
+        ),
     ],
 )
 def test_mistake_of_one_job(tmp_path: Path, job: str, arguments: list[str], message: str):

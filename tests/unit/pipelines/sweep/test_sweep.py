@@ -1,11 +1,12 @@
 """How a sweep ends when Ray or Tune does, what stays of its trials, which are run again."""
 
 import errno
+import pickle
 from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
-from ray import tune
+from ray import cloudpickle, tune
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayTaskError
 from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -16,6 +17,7 @@ from pipelines.sweep.search import SweepSearch, tune_result
 from pipelines.sweep.sweep import _Bookkeeper, _fit, _has_collapsed, reopen_failed, trial_outcome
 from pipelines.sweep.trial_files import add_trial, end_trial, read_trial, read_trials, trial_folder
 from pipelines.tracking.runs import RunRef
+from ray_jobs.cli.console import StageProgress
 from tests.helpers.sweeps import rungs_to, sweep_config
 
 
@@ -180,3 +182,12 @@ def test_failed_trials_that_a_shorter_sweep_has_no_room_for_stay_failed(tmp_path
     reopen_failed(config, tmp_path)
     statuses = [trial.status for trial in read_trials(tmp_path)]
     assert statuses == ["running", "completed", "failed"]
+
+
+def test_tune_can_pickle_what_shows_the_progress(tmp_path):
+    """A terminal's progress holds a lock, and Tune pickles its callbacks at the start."""
+    progress = StageProgress("sweep", "trials")
+    run = RunRef(f"sqlite:///{tmp_path}/mlflow.db", "0", "run")
+    bookkeeper = _Bookkeeper(sweep_config(tmp_path), tmp_path, run, progress)
+    pickle.loads(cloudpickle.dumps(bookkeeper))
+    assert bookkeeper._on_progress is progress
