@@ -2,16 +2,16 @@
 
 
 class UserError(ValueError):
-    """Something the user can mend (exit code 2): names the value, the rule and a way out."""
+    """An error that the user can fix (exit code 2). It names the value, the rule and a remedy."""
 
 
-class JobFailed(RuntimeError):  # noqa: N818 - what it says is not an error of the program
-    """The work failed for a known reason (exit code 1): says what is left and what to do."""
+class JobFailed(RuntimeError):  # noqa: N818 - not an error of the program
+    """The work failed for a known reason (exit code 1). It says what remains and what to do."""
 
 
 class Stopped(JobFailed):
-    """The work stopped before its end, and everything is there to go on (exit code 75)."""
+    """The work stopped early and can resume (exit code 75)."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM at the driver, which is handled as Ctrl-C is but ends with exit code 75."""
+    """The driver received SIGTERM. It is handled like Ctrl-C but ends with exit code 75."""

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and locks between processes."""
+"""Atomic writes of files and folders, and locks between processes."""
 
 import errno
 import fcntl
@@ -17,20 +17,20 @@ from pipelines.errors import UserError
 
 
 def temporary_name(path: Path) -> Path:
-    """Returns a hidden name beside `path`, under which it is written."""
-    name = f".{path.name[:100]}.{uuid.uuid4().hex[:12]}.tmp"  # a file name has 255 bytes at most
+    """Returns a hidden path beside `path` to write to."""
+    name = f".{path.name[:100]}.{uuid.uuid4().hex[:12]}.tmp"  # file names are limited to 255 bytes
     return path.with_name(name)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Writes a file or a folder whole or not at all.
+    """Writes a file or a folder atomically.
 
-    The block writes to the temporary path that it is given. When the block ends, the bytes are
-    synced and take the name `path`, in place of what had it; when it raises, they are removed.
+    The block writes to the temporary path that this yields. When the block ends, the content is
+    synced and replaces `path`. When the block raises, the content is removed.
 
     Raises:
-        OSError: If `path` cannot be written; what had its name stays.
+        OSError: If `path` cannot be written. Its previous content stays.
     """
     temporary = temporary_name(path)
     try:
@@ -44,10 +44,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def commit(temporary: Path, path: Path) -> None:
-    """Gives a file or folder on the same disk its name once its bytes are safe.
+    """Syncs a file or folder and renames it to `path` on the same disk.
 
-    After a power cut, `path` names the whole new content or what it named before: a name is never
-    on disk before the bytes that it stands for.
+    After a power failure, `path` holds either all of the new content or the previous content,
+    because the content reaches the disk before the name does.
     """
     is_folder = temporary.is_dir()
     for part in [*temporary.rglob("*"), temporary] if is_folder else [temporary]:
@@ -59,7 +59,7 @@ def commit(temporary: Path, path: Path) -> None:
 
 
 def write_json(path: Path, values: object) -> None:
-    """Writes a small JSON file whole or not at all."""
+    """Writes a small JSON file atomically."""
     with replacing(path) as temporary:
         text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
         temporary.write_text(text, encoding="utf-8")
@@ -74,7 +74,7 @@ def _sync(path: Path) -> None:
 
 
 def write_failure(error: OSError) -> str:
-    """Says in a few words why the system refused to write."""
+    """Returns a short reason why a write failed."""
     place = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full{place}; what is complete stays, make room and run the same again"
@@ -82,7 +82,7 @@ def write_failure(error: OSError) -> str:
 
 
 def remove_leftovers(*folders: Path) -> None:
-    """Removes what killed writers left."""
+    """Removes temporary files that killed writers left."""
     for folder in folders:
         for file in folder.glob(".*.tmp"):
             file.unlink(missing_ok=True)
@@ -90,10 +90,10 @@ def remove_leftovers(*folders: Path) -> None:
 
 @contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
-    """Gives a folder for what a run has not completed, and ends what earlier runs still write.
+    """Yields a folder for unfinished files of a run, and cuts off writers of earlier runs.
 
-    To be called under the lock. A folder is renamed before it is removed, because renaming is one
-    step: from then on no worker of that run can open or rename a file in it.
+    The caller must hold the lock. A folder is renamed before it is removed, because a rename is
+    atomic: afterwards no worker of that run can open or rename a file in it.
     """
     for folder in parent.glob("run-*"):
         folder.rename(folder.with_name(f"ended-{uuid.uuid4().hex[:12]}"))
@@ -110,10 +110,10 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(file: Path, what: str, *, patience_seconds: float = 0.0) -> Iterator[None]:
-    """Holds a lock that the system releases when the process ends, however it ends.
+    """Holds a lock that the system releases when the process ends, even if it is killed.
 
     Raises:
-        UserError: If another process holds it, and still does when the patience is over.
+        UserError: If another process still holds the lock after `patience_seconds`.
     """
     give_up_at = time.monotonic() + patience_seconds
     with open(file, "a+") as lock:
@@ -130,7 +130,7 @@ def locked(file: Path, what: str, *, patience_seconds: float = 0.0) -> Iterator[
 
 
 def _is_taken(lock: IO[str]) -> bool:
-    """Takes a lock if it is free; says whether it did."""
+    """Tries to take a lock and returns whether it succeeded."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

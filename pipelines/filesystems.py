@@ -1,8 +1,8 @@
-"""Where places that are URIs lead: buckets, web servers and whatever else pyarrow or fsspec opens.
+"""Access to URIs: buckets, web servers and any other store that pyarrow or fsspec opens.
 
-`s3://` is pyarrow's own client, told where to go by the usual variables (AWS_ENDPOINT_URL,
-AWS_REGION, AWS_ACCESS_KEY_ID and so on); what comes after the bucket is the key as it stands,
-without escapes. `gs://`, `abfs://` and `hdfs://` are pyarrow's too, all else is fsspec's.
+pyarrow opens `s3://` and reads the usual variables (AWS_ENDPOINT_URL, AWS_REGION,
+AWS_ACCESS_KEY_ID and so on). The text after the bucket is the literal key, without escapes.
+pyarrow also opens `gs://`, `abfs://` and `hdfs://`; fsspec opens every other scheme.
 """
 
 import os
@@ -34,34 +34,34 @@ class Entry:
     uri: str
     byte_size: int | None
     modified: int
-    """Nanoseconds, 0 if unknown."""
+    """Modification time, in nanoseconds. 0 if unknown."""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file that is open to be read from beginning to end."""
+    """A file open for sequential reading."""
 
     stream: BinaryIO
     byte_size: int | None
     version: str | None
-    """What changes with the content: the store's own tag."""
+    """The store's own tag, which changes with the content."""
 
 
 def scheme_of(uri: str) -> str:
-    """The part before `://`, in lower case."""
+    """Returns the part before `://`, in lowercase."""
     return uri.partition("://")[0].lower()
 
 
 def is_web(place: str) -> bool:
-    """Whether a place is on a web server, which has no folders to list."""
+    """Returns whether a location is on a web server, which cannot list folders."""
     return is_uri(place) and scheme_of(place) in _WEB
 
 
 def filesystem_of(place: str) -> tuple[pafs.FileSystem, str]:
-    """The filesystem that a place lies on, and its path there.
+    """Returns the filesystem of a location and its path there.
 
     Raises:
-        UserError: If nothing that is installed opens it.
+        UserError: If no installed library opens it.
     """
     if not is_uri(place):
         return _LOCAL, place
@@ -92,21 +92,21 @@ def _s3(bucket: str, endpoint: str | None) -> pafs.S3FileSystem:
 
 @contextmanager
 def opened(uri: str) -> Iterator[RemoteFile]:
-    """Opens a file to be read once, from beginning to end.
+    """Opens a file for one sequential read.
 
     Raises:
-        OSError: If it cannot be opened; a client library may raise something else.
+        OSError: If it cannot be opened. A client library may raise another exception.
     """
     if is_web(uri):
-        # A large file takes longer than the five minutes that aiohttp gives a request.
+        # A large file takes longer than the five minutes that aiohttp allows a request.
         patience = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
         web: Any = fsspec.filesystem(scheme_of(uri), client_kwargs={"timeout": patience})
         facts: dict[str, Any] = {}
-        with suppress(FileNotFoundError):  # some servers do not answer HEAD; GET will tell
+        with suppress(FileNotFoundError):  # some servers reject HEAD; GET decides
             facts = web.info(uri)
         with web.open(uri, "rb", block_size=0) as stream:  # 0: one request, no ranges
             tag = facts.get("ETag") or facts.get("Last-Modified")
-            # A web server's tag can be as little as a time and a length: the address tells apart.
+            # The URI keeps tags unique: a server's tag may be only a time and a length.
             yield RemoteFile(stream, facts.get("size"), f"{uri} {tag}" if tag else None)
         return
     filesystem, path = filesystem_of(uri)
@@ -125,10 +125,10 @@ def opened(uri: str) -> Iterator[RemoteFile]:
 
 
 def list_files(folder: str) -> Iterator[Entry]:
-    """Gives all files below a folder, one level of it after the other.
+    """Yields all files below a folder.
 
     Raises:
-        UserError: If it cannot be listed.
+        UserError: If the folder cannot be listed.
     """
     filesystem, root = filesystem_of(folder)
     prefix = f"{scheme_of(folder)}://" if is_uri(folder) else ""
@@ -149,19 +149,19 @@ def list_files(folder: str) -> Iterator[Entry]:
 
 
 def is_folder(place: str) -> bool:
-    """Whether a place is a folder, or the beginning of the names of files in a bucket.
+    """Returns whether a location is a folder, or a key prefix in a bucket.
 
     Raises:
-        UserError: If the store cannot be asked.
+        UserError: If the store cannot be queried.
     """
     return os.path.isdir(place) if not is_uri(place) else _type(place) == pafs.FileType.Directory
 
 
 def is_file(place: str) -> bool:
-    """Whether a place is a file.
+    """Returns whether a location is a file.
 
     Raises:
-        UserError: If the store cannot be asked.
+        UserError: If the store cannot be queried.
     """
     return os.path.isfile(place) if not is_uri(place) else _type(place) == pafs.FileType.File
 

@@ -1,7 +1,7 @@
-"""Where relative paths lead, to `XKD_HOME` or the working directory; URIs without passwords.
+"""Resolution of paths against `XKD_HOME` or the working directory, and checks of URIs.
 
-A job that was submitted to a cluster runs in a temporary copy of its working directory, which is
-deleted later; a relative path would lose what was made, so it is refused there.
+A job submitted to a cluster runs in a temporary copy of its working directory. The cluster deletes
+the copy later, and with it any output at a relative path, so such a job rejects relative paths.
 """
 
 import os
@@ -10,14 +10,14 @@ from pathlib import Path
 from urllib.parse import unquote
 
 PACKAGES = Path(__file__).resolve().parents[__name__.count(".")]
-"""The folder that this code is imported from: of the checkout, or of the code inside a registered
-model, which has one more name in front (`xkd_1a2b3c4d.pipelines.paths`)."""
+"""The folder that this code is imported from: the checkout, or a registered model, where module
+names have a prefix (`xkd_1a2b3c4d.pipelines.paths`)."""
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def is_uri(location: str) -> bool:
-    """Whether a location is a URI, not a path.
+    """Returns whether a location is a URI rather than a path.
 
     >>> is_uri("s3://bucket/key"), is_uri("/a://b"), is_uri("a.mp4")
     (True, False, False)
@@ -26,10 +26,10 @@ def is_uri(location: str) -> bool:
 
 
 def absolute_location(location: str) -> str:
-    """Makes a path absolute and leaves a URI as it is.
+    """Makes a path absolute and leaves a URI unchanged.
 
     Raises:
-        ValueError: if it is a URI with a password, or relative in a submitted job without XKD_HOME.
+        ValueError: If it is a URI with a password, or relative in a submitted job without XKD_HOME.
     """
     if not is_uri(location):
         return absolute_path(location)
@@ -48,7 +48,7 @@ def absolute_path(path: str) -> str:
     """Makes a path absolute.
 
     Raises:
-        ValueError: if it is a URI, or relative in a submitted job without XKD_HOME.
+        ValueError: If it is a URI, or relative in a submitted job without XKD_HOME.
     """
     if is_uri(path):
         raise ValueError(f"({path}) must be a path that every worker sees, not a URI")
@@ -57,10 +57,10 @@ def absolute_path(path: str) -> str:
 
 
 def home(needed_for: str) -> Path:
-    """The folder that relative paths start from.
+    """Returns the folder that relative paths start from.
 
     Raises:
-        ValueError: in a submitted job without XKD_HOME.
+        ValueError: In a submitted job without XKD_HOME.
     """
     if folder := os.environ.get("XKD_HOME"):
         return Path(folder).expanduser().absolute()

@@ -1,8 +1,8 @@
-"""How a stage says how far it is, from wherever it runs.
+"""Progress reports from stages to the driver.
 
-A stage calls `OnProgress`. Work inside a Ray worker posts to a `board`, an actor that takes no
-CPU, and `watched_board` in the driver passes on what was posted last and logs warnings. A worker
-asks the board whether the driver wants it to stop.
+A stage calls `OnProgress`. A Ray worker posts to a `board`, an actor that reserves no CPU. In the
+driver, `watched_board` forwards the latest post and logs warnings. A worker asks the board whether
+the driver wants it to stop.
 """
 
 import logging
@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 logger = logging.getLogger(__name__)
 
 OnProgress = Callable[[float, float, str], None]
-"""Called with what is done, what there is in all, and a note."""
+"""A callback that takes the amount done, the total, and a note."""
 
 _POLL_SECONDS = 0.5
 
@@ -47,14 +47,14 @@ class _Board:
 
 
 def poster(board: Any) -> OnProgress:
-    """What a worker calls; never waits."""
+    """Returns a callback that posts to a board without waiting."""
     return lambda done, total, note: board.post.remote(done, total, note)
 
 
 @contextmanager
 def watched_board(on_progress: OnProgress) -> Iterator[Any]:
-    """Yields a board whose news reach `on_progress` in this process while the block runs."""
-    # Beside the driver, where it lives as long as somebody reads it.
+    """Yields a board whose posts reach `on_progress` in this process while the block runs."""
+    # The board runs on the driver's node, so that it lives as long as its reader.
     node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     board = _Board.options(scheduling_strategy=node).remote()  # type: ignore[attr-defined]  # Ray's
     finished = threading.Event()
@@ -67,7 +67,7 @@ def watched_board(on_progress: OnProgress) -> Iterator[Any]:
             try:
                 latest, warnings = ray.get(board.news.remote(), timeout=10)
             except (ray.exceptions.RayError, TimeoutError):
-                continue  # a busy or dying cluster: progress may pause, work is not disturbed
+                continue  # a busy or dying cluster may delay progress but must not fail the work
             for text in warnings:
                 logger.warning("%s", text)
             if latest is not None and latest != seen:
@@ -85,4 +85,4 @@ def watched_board(on_progress: OnProgress) -> Iterator[Any]:
 
 
 def ignore_progress(_done: float, _total: float, _note: str) -> None:
-    """Where progress goes that nobody follows."""
+    """Discards progress."""

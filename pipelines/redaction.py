@@ -1,13 +1,13 @@
-"""Text that may be shown: one line, without the passwords of URIs."""
+"""Redaction of URI passwords in text for users."""
 
 import re
 
 _SECRET = re.compile(r"(\w://)(?:[^/\s]+@|[^/\s:]+:[^/\n]+@)")
-"""User and password as far as the last `@` of a word; blanks only after the `:` of a password."""
+"""The user and password, up to the last `@` of a word. Only a password may contain spaces."""
 
 
 def redacted(text: str) -> str:
-    """Strikes user and password out of every URI in a text; none needs to be a right one.
+    """Replaces the user and password of every URI in a text, even of malformed URIs.
 
     >>> redacted("uri: https://me:secret@host/x")
     'uri: https://***@host/x'
@@ -20,6 +20,6 @@ def redacted(text: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Says an error in one line; clients put whole URIs into theirs, with password and all."""
+    """Returns an error as one redacted line, because clients may quote URIs with passwords."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(redacted(str(text)).split())[:300]

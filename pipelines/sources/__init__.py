@@ -1,1 +1,1 @@
-"""What a job is given: folders, lists, published datasets, synthetic clips."""
+"""The sources of a job: folders, lists, published datasets and synthetic clips."""

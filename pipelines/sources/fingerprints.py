@@ -1,9 +1,8 @@
-"""What the bytes of each source hash to, computed on Ray Data and remembered between runs.
+"""Content hashes of sources, computed on Ray Data and cached between runs.
 
-Local files are asked for size and time by threads of the driver; what is unchanged since an earlier
-run, empty or too large is not read. The rest is read by Ray's workers. A remote object that is
-larger than `limits.max_hashed_remote_bytes` is not read for its hash: the store's version tag
-stands for its bytes.
+Threads of the driver read the size and time of local files. Files that are empty, too large or
+unchanged since an earlier run are not read. Ray workers read the rest. For a remote object larger
+than `limits.max_hashed_remote_bytes`, the store's version tag replaces the hash of its bytes.
 """
 
 import hashlib
@@ -33,10 +32,10 @@ from pipelines.sources.spool import BrokenOffError, chunks, version_hash
 logger = logging.getLogger(__name__)
 
 _UNKNOWN = "unknown"
-"""Reason of a source that has to be read."""
+"""Reason of a source that must be read."""
 CACHE_FILE = "fingerprints.parquet"
 CACHE_SECONDS = 60.0
-"""How often hashes are written down while files are read; a killed run begins with those."""
+"""Interval between cache writes, from which a killed run resumes, in seconds."""
 SOURCES_PER_TASK = 64
 MAX_TASKS = 4096
 STAT_THREADS = 16
@@ -55,7 +54,7 @@ _CACHE = pa.schema(
 def fingerprint_sources(
     listed: SourceList, output: Path, limits: LimitsSettings, on_progress: OnProgress
 ) -> list[Fingerprint]:
-    """Hashes the sources that an earlier run did not hash, and tells which need no reading."""
+    """Hashes the sources that no earlier run hashed, and rejects some by size alone."""
     cached = _read_cache(output)
     found = [
         _unread(size, modified, cached.get(source.uri), limits)
@@ -78,7 +77,7 @@ def fingerprint_sources(
 
 
 def _looked_at(sources: Sequence[Source]) -> Iterator[tuple[int | None, int]]:
-    """Size and time of modification of each source, as far as they are known without opening it."""
+    """Yields the size and modification time of each source, as far as known without opening it."""
     with ThreadPoolExecutor(STAT_THREADS) as pool:
         parts = range(0, len(sources), STAT_BATCH)
         yield from chain.from_iterable(
@@ -106,7 +105,7 @@ def _unread(
     cached: Fingerprint | None,
     limits: LimitsSettings,
 ) -> Fingerprint:
-    """Judges a source by its size alone."""
+    """Returns a fingerprint from the size and the cache, without reading the source."""
     if size is None:
         return Fingerprint(None, _UNKNOWN)
     if size < 0:
@@ -143,11 +142,11 @@ def _hash_all(
     )
     rows = max(SOURCES_PER_TASK, -(-len(todo) // MAX_TASKS))
     blocks = [table.slice(first, rows) for first in range(0, len(table), rows)]
-    # Typed by Ray as without further arguments.
+    # Ray types the function as if it took no further arguments.
     hash_row: Any = _hash_row
     dataset = ray.data.from_arrow(blocks).map(
         hash_row, fn_args=(limits.max_bytes, limits.max_hashed_remote_bytes)
-    )  # 1:1; reading, and hashing at a gigabyte a second
+    )  # one row in, one row out; limited by reading, as hashing runs at 1 GB/s
     for row in dataset.iter_rows():
         looked = found[row["number"]]
         size = row["byte_size"]
@@ -178,7 +177,7 @@ def _hash_row(row: dict[str, Any], max_bytes: int, max_hashed: int) -> dict[str,
         try:
             with opened(path) as remote:
                 return answer | _remote(remote, row, max_bytes, max_hashed)
-        except Exception as error:  # each client library has its own; one file must not end the run
+        except Exception as error:  # client libraries differ; one file must not fail the run
             return answer | {"reason": "unreadable", "message": one_line(error)}
     try:
         with open(path, "rb") as file:
@@ -247,7 +246,7 @@ def _write_cache(
     fingerprints: Sequence[Fingerprint],
     before: Mapping[str, Fingerprint],
 ) -> None:
-    """Writes down all hashes that are known; of sources not read yet, those of an earlier run."""
+    """Writes all known hashes. Sources not read yet keep the hash of an earlier run."""
     known = []
     for source, fingerprint in zip(sources, fingerprints, strict=True):
         if fingerprint.reason == _UNKNOWN:

@@ -1,8 +1,8 @@
-"""Folders, here or in a bucket: every regular file below one is a source.
+"""Listing of folders, local or in a bucket: every regular file below one is a source.
 
-A file is a source whatever its name ends with, unless the ending says that it is something else;
-those are counted. A file that cannot be read is a source too: it ends in the rejects, so that
-nothing disappears silently. Nothing is opened here.
+A file is a source unless its extension names another kind of file; such files are counted. An
+unreadable file is also a source, so that it is reported among the rejects. This module opens no
+files.
 """
 
 import os
@@ -97,7 +97,7 @@ NOT_MEDIA_SUFFIXES = frozenset(
         ".bak",
     ]
 )
-"""Endings of files that are not media; such files are counted as ignored."""
+"""Extensions of files that are not media. Such files are counted as ignored."""
 
 
 def list_folder(root: str, labels: Literal["auto", "folder", "none"]) -> SourceList:
@@ -135,14 +135,14 @@ def split_level(folders: Sequence[tuple[str, ...]]) -> tuple[int | None, list[st
         train/dog/a.mp4   level 0          dog/train/a.mp4   level -1
         test/dog/b.mp4                     dog/test/b.mp4
 
-    A level counts if each of its folders names a split. Elsewhere a folder called `test` is a
-    folder like any other: a class of videos may be called so.
+    A level counts if each of its folders names a split. Elsewhere a folder named `test` is an
+    ordinary folder, because `test` may be a class.
 
     Args:
         folders: The folders between the root and each file.
 
     Returns:
-        0, -1 or None, and sentences that say which folders were taken as splits or were not.
+        0, -1 or None, and notes on which folders were taken as splits.
     """
     inner = [parts for parts in folders if parts]
     for level in (0, -1):
@@ -194,11 +194,11 @@ def _walk_local(root: str, ignored: Counter[str]) -> Iterator[tuple[Source, tupl
 def walk_files(
     root: str, ignored: Counter[str] | None = None
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Goes through a tree and through links in it, but into each folder once.
+    """Walks a tree and follows links, but enters each folder once.
 
-    Gives each file's path and the folders between the root and it. A folder that cannot be listed
-    comes as if it were a file: it will be rejected as one. So does a hidden one, whose name says
-    that it is none. Pipes, sockets and devices are counted in `ignored` and never opened.
+    Yields each file's path and the folders between the root and the file. A folder that cannot be
+    listed is yielded as a file, which is rejected later. A hidden folder is yielded as a file,
+    which is ignored by its name. Pipes, sockets and devices are counted in `ignored`.
     """
     visited = set()
     waiting: list[tuple[str, tuple[str, ...]]] = [(root, ())]
@@ -233,7 +233,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a regular file, or a link to nothing, which will be rejected."""
+    """Returns whether it is a regular file, or a broken link, which is rejected later."""
     try:
         return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
     except OSError:
@@ -241,7 +241,7 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 
 def _special(entry: os.DirEntry[str]) -> str:
-    """What a file is that is neither a folder nor a regular file; links are followed."""
+    """Returns the kind of a special file, following links."""
     mode = entry.stat().st_mode
     return "pipe" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
 
@@ -255,7 +255,7 @@ def _walk_remote(root: str) -> Iterator[tuple[Source, tuple[str, ...]]]:
         depth = next((i for i, part in enumerate(parts) if part.startswith(".")), None)
         if depth is not None:
             folder = prefix + "/".join(parts[: depth + 1])
-            if folder not in hidden:  # once, as in a local walk
+            if folder not in hidden:  # yield it once, as a local walk does
                 hidden.add(folder)
                 yield Source(folder, text_of(folder), None, None, None), parts[:depth]
             continue

@@ -1,4 +1,4 @@
-"""An input becomes sources: a folder, a list, or a published dataset."""
+"""Resolution of an input (folder, list or published dataset) to sources."""
 
 import os
 from typing import Literal
@@ -14,14 +14,14 @@ from pipelines.sources.source import LIST_SUFFIXES, SourceList, check_once, suff
 
 
 def list_sources(input_path: str, labels: Literal["auto", "folder", "none"]) -> SourceList:
-    """Finds the sources of a folder or of a list, sorted by path.
+    """Finds the sources of a folder or a list, sorted by path.
 
     Args:
         input_path: A path, or a URI.
-        labels: Whether folders name labels.
+        labels: Whether folder names are labels.
 
     Raises:
-        UserError: If the input is not there, is neither, or holds no source.
+        UserError: If the input does not exist, is neither, or holds no source.
     """
     place = input_path if is_uri(input_path) else os.path.abspath(input_path)
     found = _list(place, labels, input_path)
@@ -51,7 +51,7 @@ def _list(place: str, labels: Literal["auto", "folder", "none"], given: str) -> 
             f"input ({given}) must be a folder or a list that ends with {', '.join(LIST_SUFFIXES)}"
         )
     with local_list(place) as file:
-        # What a web address asks for may hold a slash, and is nothing that a path is relative to.
+        # A query may contain a slash and is not part of the base of relative paths.
         whole = place.partition("?")[0] if is_web(place) else place
         base = whole.rpartition("/")[0]
         sources = list(read_list(file, base, place))
@@ -59,10 +59,10 @@ def _list(place: str, labels: Literal["auto", "folder", "none"], given: str) -> 
 
 
 def list_input(input_path: str, settings: IngestSettings) -> SourceList:
-    """Finds the sources of an input: of a published dataset, a folder or a list.
+    """Finds the sources of a published dataset, a folder or a list.
 
     Raises:
-        UserError: If it holds none, or a list is missing or malformed.
+        UserError: If it holds no source, or a list is missing or malformed.
     """
     if settings.dataset is None:
         return list_sources(input_path, settings.labels)

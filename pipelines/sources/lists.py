@@ -1,8 +1,7 @@
-"""Lists of sources: CSV, TSV, JSON lines or Parquet with a column `path`.
+"""Lists of sources: CSV, TSV, JSON Lines or Parquet with a column `path`.
 
-Other columns are optional: label or labels, split, group, and the stretch of the file that the row
-is about (start, end). No file is asked for its size: a list of a million files costs what it takes
-to read the list.
+Other columns are optional: label or labels, split, group, and the segment of the file that the row
+describes (start, end). Reading a list does not stat its files, so that long lists load fast.
 """
 
 import csv
@@ -29,12 +28,12 @@ from pipelines.sources.source import SPLITS, Source, suffix_of, text_of, unique_
 
 LIST_COLUMNS = ("path", "label", "labels", "split", "group", "start", "end")
 LABEL_SEPARATOR = "|"
-"""Between the labels of a source in a text list."""
+"""Separator of the labels of a source in a text list."""
 _LIST_ROWS = 65_536
 
 
 def read_list(file: str, base: str, place: str) -> Iterator[Source]:
-    """Reads the sources of a list; relative paths start at `base`."""
+    """Yields the sources of a list. Relative paths start at `base`."""
     split_of: dict[str, str] = {}
     is_typed = suffix_of(place) in (".csv", ".tsv")
     for number, row in enumerate(_read_rows(file, place), start=1):
@@ -50,7 +49,7 @@ def read_list(file: str, base: str, place: str) -> Iterator[Source]:
 
 
 def list_notes(sources: Sequence[Source]) -> list[str]:
-    """Says what a list's splits and labels hold that its writer may not have meant."""
+    """Returns notes on splits and labels that the author of a list may not have intended."""
     notes = []
     splits = Counter(source.split for source in sources)
     if set(splits) != {None}:
@@ -103,10 +102,9 @@ def _check_group(source: Source, split_of: dict[str, str]) -> None:
 
 
 def _path(value: Any, base: str, *, is_typed: bool) -> str:
-    """A path as it is written.
+    """Returns a path as written.
 
-    In a list that may have been typed, blanks around it are none of its own, unless there is a file
-    with them.
+    In a typed list, surrounding whitespace is stripped unless a file has it in its name.
     """
     if not isinstance(value, str | bytes):
         raise ValueError(f"path ({value}) must be text")
@@ -119,7 +117,7 @@ def _path(value: Any, base: str, *, is_typed: bool) -> str:
 
 
 def _joined(base: str, text: str) -> str:
-    """Where a path of a list leads, which may be relative to the list."""
+    """Resolves a path of a list, which may be relative to the list."""
     if text.startswith("file://"):
         return os.path.abspath(unquote(text.removeprefix("file://")))
     if is_uri(text):
@@ -158,7 +156,7 @@ def _cell(row: Mapping[str, Any], column: str) -> str | None:
 
 
 def _is_nothing(value: Any) -> bool:
-    """Whether a cell is empty, which tables of numbers write as NaN."""
+    """Returns whether a cell is empty. Numeric tables write empty cells as NaN."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
@@ -170,7 +168,7 @@ def _text(value: Any, column: str) -> str:
 
 @contextmanager
 def local_list(place: str) -> Iterator[str]:
-    """A list as a local file; a remote one is copied for as long as it is read."""
+    """Yields a local path of a list. A remote list is copied while the block runs."""
     if not is_uri(place):
         yield place
         return
@@ -180,14 +178,14 @@ def local_list(place: str) -> Iterator[str]:
                 shutil.copyfileobj(remote.stream, copy)
         except UserError:
             raise
-        except Exception as error:  # each client library has its own
+        except Exception as error:  # client libraries differ in what they raise
             raise UserError(f"input ({place}) cannot be read: {one_line(error)}") from error
         copy.flush()
         yield copy.name
 
 
 def _read_rows(file: str, place: str) -> Iterator[Mapping[str, Any]]:
-    """Gives the rows with the columns that mean something here, one after the other.
+    """Yields the rows of a list, reduced to the known columns.
 
     Raises:
         UserError: If the list cannot be read or has no column `path`.
@@ -233,7 +231,7 @@ def _text_rows(file: str) -> Iterator[Mapping[str, Any]]:
     with open(file, "rb") as start:
         if start.read(2) in (b"\xff\xfe", b"\xfe\xff"):
             raise ValueError("it is UTF-16, but must be UTF-8")
-    # Paths may be bytes that are no text; they come back from the system as they are here.
+    # Paths may be invalid UTF-8; surrogates preserve their bytes for the filesystem.
     with open(file, newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
         reader = csv.reader(lines, delimiter=delimiter)
         names = next(reader, [])

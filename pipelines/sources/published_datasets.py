@@ -1,13 +1,13 @@
-"""Published datasets: from their official lists to sources with labels and official splits.
+"""Readers that turn the official lists of published datasets into sources with labels and splits.
 
-One function a dataset, from its folder (as the official archives unpack, in any arrangement of
-subfolders) to rows. Files are found by name; what is listed and not there is a source as well, and
-ends in the rejects, so that the share of a dataset that one has is known. What is there and not
-listed is counted as ignored.
+Each dataset has one function from its folder (the unpacked archives, in any arrangement of
+subfolders) to rows. Files are found by name. A listed file that is missing is also a source and
+ends in the rejects, which shows how complete the dataset is. An unlisted file is counted as
+ignored.
 
 | dataset | lists | splits | group |
 |---|---|---|---|
-| UCF101 | trainlist01.txt, testlist01.txt | three folds | the video a clip was cut from |
+| UCF101 | trainlist01.txt, testlist01.txt | three folds | the video of the clip |
 | HMDB51 | CLASS_test_split1.txt | three folds | |
 | Kinetics-400, Kinetics-Sound | train.csv, val.csv, test.csv | train, val, test | |
 | AudioSet | balanced_train_segments.csv, unbalanced..., eval_segments.csv | train, test | |
@@ -15,7 +15,7 @@ listed is counted as ignored.
 | ESC-50 | meta/esc50.csv | five folds; one is the test split | the recording |
 | FSD50K | dev.csv, eval.csv | train, val, test | |
 
-AudioSet and FSD50K have several labels a source.
+AudioSet and FSD50K have several labels per source.
 """
 
 import csv
@@ -69,17 +69,17 @@ KINETICS_SOUND_CLASSES = frozenset(
         "tickling",
     }
 )
-"""Classes of Kinetics-400 that sound as they look."""
+"""Classes of Kinetics-400 that can be both seen and heard."""
 _YOUTUBE_ID = 11
 _CUT_AT = re.compile(r"_(\d+(?:\.\d+)?)(?:_|$)")
-"""What follows the video in the name of a file that was cut: where it begins."""
+"""The start time that follows the video ID in the name of a trimmed file."""
 _LIST_SUFFIXES = (".txt", ".csv")
 _SOUND_DATASETS = frozenset({"esc50", "fsd50k"})
 _SOUND_SUFFIXES = frozenset(
     {".aac", ".aif", ".aiff", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma"}
 )
 SAME_NAME = "of the name of another"
-"""What a file is ignored as that differs in its ending or folder alone from one that is taken."""
+"""Reason for ignoring a file that differs from a used one only in extension or folder."""
 
 
 @dataclass(frozen=True)
@@ -87,32 +87,32 @@ class Row:
     """A line of an official list."""
 
     stem: str
-    """The name of the file without folder and ending."""
+    """The file name without folder and extension."""
     labels: tuple[str, ...]
     split: str
     group: str | None = None
     start_seconds: float | None = None
-    """Where the listed stretch lies in a file that has not been cut to it."""
+    """Start of the listed segment in an untrimmed file, in seconds."""
     end_seconds: float | None = None
 
 
 @dataclass
 class Folder:
-    """What lies in the folder of a dataset."""
+    """The files in the folder of a dataset."""
 
     root: str
     media: dict[str, str] = field(default_factory=dict)
-    """Path by name without ending."""
+    """Paths of media by name without extension."""
     lists: dict[str, str] = field(default_factory=dict)
-    """Path of each text file by name."""
+    """Paths of text files by name."""
     num_same_name: int = 0
-    """Media that are left out, because another file of that name is taken."""
+    """Number of media left out because another file of the same name is used."""
 
     def rows(self, *names: str) -> Iterator[list[str]]:
-        """The cells of the first list that is there under one of the names.
+        """Yields the rows of cells of the first list found under one of the names.
 
         Raises:
-            UserError: If there is none, or it cannot be read.
+            UserError: If no list is found, or it cannot be read.
         """
         name = next((name for name in names if name in self.lists), None)
         if name is None:
@@ -121,7 +121,7 @@ class Folder:
             yield from csv.reader(lines, skipinitialspace=True)
 
     def lines(self, name: str) -> Iterator[str]:
-        """The lines of a list that is there, without those that are empty.
+        """Yields the nonempty lines of an existing list.
 
         Raises:
             UserError: If it cannot be read.
@@ -140,14 +140,14 @@ class Folder:
             ) from error
 
     def table(self, *names: str) -> Iterator[dict[str, str]]:
-        """The rows of a list whose first line names the columns."""
+        """Yields the rows of a list whose first line names the columns."""
         rows = self.rows(*names)
         columns = next(rows, [])
         return (dict(zip(columns, row, strict=False)) for row in rows if row)
 
 
 def list_published(input_path: str, dataset: str, fold: int) -> SourceList:
-    """Finds the sources of a published dataset by its official lists.
+    """Finds the sources of a published dataset from its official lists.
 
     Raises:
         UserError: If the folder holds none of its media, or a list is missing or malformed.
@@ -160,7 +160,7 @@ def list_published(input_path: str, dataset: str, fold: int) -> SourceList:
         raise UserError(f"fold ({fold}) must be at most {num_folds} for {dataset}")
     try:
         rows = list(read(folder, fold))
-    except UserError:  # a ValueError as well, and clear as it is
+    except UserError:  # also a ValueError, but its message is already clear
         raise
     except (KeyError, IndexError, ValueError) as error:
         raise UserError(
@@ -174,10 +174,10 @@ def list_published(input_path: str, dataset: str, fold: int) -> SourceList:
 
 
 def read_folder(root: str, *, has_pictures: bool) -> Folder:
-    """Goes through a folder once and knows its files by name.
+    """Walks a folder once and indexes its files by name.
 
-    Of several media of one name, such as a video and the sound that was taken out of it, the first
-    is taken that is of the kind the dataset is made of.
+    Several media may share a name, such as a video and its extracted audio. The index keeps the
+    first file of the dataset's own kind.
     """
     folder = Folder(root)
     for path, _ in walk_files(root):
@@ -200,19 +200,19 @@ def _is_sound(path: str) -> bool:
 
 
 def ucf101(folder: Folder, fold: int) -> Iterator[Row]:
-    """UCF101, from lines such as `Archery/v_Archery_g08_c01.avi 1`."""
+    """Reads UCF101 from lines such as `Archery/v_Archery_g08_c01.avi 1`."""
     for split in ("train", "test"):
         for cells in folder.rows(f"{split}list{fold:02}.txt"):
             if not cells:
                 continue
             label, name = cells[0].split()[0].split("/")
             stem = PurePosixPath(name).stem
-            # v_CLASS_gGROUP_cCLIP: the clips of a group are of one video.
+            # v_CLASS_gGROUP_cCLIP: the clips of a group come from one video.
             yield Row(stem, (label,), split, group=stem.rpartition("_c")[0].removeprefix("v_"))
 
 
 def hmdb51(folder: Folder, fold: int) -> Iterator[Row]:
-    """HMDB51, from lines such as `some_name.avi 1`: 1 is train, 2 is test, 0 is neither."""
+    """Reads HMDB51 from lines such as `some_name.avi 1` (1: train, 2: test, 0: neither)."""
     ending = f"_test_split{fold}.txt"
     lists = sorted(name for name in folder.lists if name.endswith(ending))
     if not lists:
@@ -225,9 +225,9 @@ def hmdb51(folder: Folder, fold: int) -> Iterator[Row]:
 
 
 def kinetics400(folder: Folder, _fold: int) -> Iterator[Row]:
-    """Kinetics-400, from `label,youtube_id,time_start,time_end,split`, which test may lack in part.
+    """Reads Kinetics-400 from `label,youtube_id,time_start,time_end,split`; test may lack labels.
 
-    Files are named `ID_000010_000020.mp4`, or `ID.mp4` if they have not been cut.
+    Files are named `ID_000010_000020.mp4`, or `ID.mp4` if untrimmed.
     """
     names = {"train": ("train",), "val": ("val", "validate"), "test": ("test",)}
     there = {
@@ -254,17 +254,17 @@ def kinetics400(folder: Folder, _fold: int) -> Iterator[Row]:
 
 
 def kinetics_sound(folder: Folder, fold: int) -> Iterator[Row]:
-    """The rows of Kinetics-400 of the classes of Kinetics-Sound."""
+    """Reads the rows of Kinetics-400 whose class is in Kinetics-Sound."""
     for row in kinetics400(folder, fold):
         if row.labels and row.labels[0] in KINETICS_SOUND_CLASSES:
             yield row
 
 
 def audioset(folder: Folder, _fold: int) -> Iterator[Row]:
-    """AudioSet, from lines such as `YTID, 30.000, 40.000, "/m/09x0r,/t/dd00088"`.
+    """Reads AudioSet from lines such as `YTID, 30.000, 40.000, "/m/09x0r,/t/dd00088"`.
 
-    Labels are the display names of class_labels_indices.csv where that is there. Files are named
-    after the video: `YTID`, `YYTID`, `YTID_30`, `YTID_30.000`, `YTID_30000_40000` and the like.
+    Labels are the display names in class_labels_indices.csv if it exists. File names start with
+    the video ID, as in `YTID`, `YYTID`, `YTID_30`, `YTID_30.000` or `YTID_30000_40000`.
     """
     names = {}
     if "class_labels_indices.csv" in folder.lists:
@@ -292,7 +292,7 @@ def audioset(folder: Folder, _fold: int) -> Iterator[Row]:
 
 
 def vggsound(folder: Folder, _fold: int) -> Iterator[Row]:
-    """VGGSound, from lines such as `YTID,30,"playing harp",train`; stretches are 10 s long."""
+    """Reads VGGSound from lines such as `YTID,30,"playing harp",train`. Segments last 10 s."""
     files = _by_youtube_id(folder)
     for cells in folder.rows("vggsound.csv"):
         if cells:
@@ -303,7 +303,7 @@ def vggsound(folder: Folder, _fold: int) -> Iterator[Row]:
 
 
 def esc50(folder: Folder, fold: int) -> Iterator[Row]:
-    """ESC-50: the clips of one of the five folds are the test split."""
+    """Reads ESC-50. One of its five folds is the test split."""
     for row in folder.table("esc50.csv"):
         split = "test" if int(row["fold"]) == fold else "train"
         stem = PurePosixPath(row["filename"]).stem
@@ -311,7 +311,7 @@ def esc50(folder: Folder, fold: int) -> Iterator[Row]:
 
 
 def fsd50k(folder: Folder, _fold: int) -> Iterator[Row]:
-    """FSD50K, from `fname,labels,mids,split` for development and the same without split."""
+    """Reads FSD50K from `fname,labels,mids,split`. The evaluation list has no split column."""
     for row in folder.table("dev.csv"):
         if row["split"] not in ("train", "val"):
             raise ValueError(f"split {row['split']}")
@@ -330,13 +330,13 @@ CORPORA: dict[str, tuple[Callable[[Folder, int], Iterator[Row]], int]] = {
     "esc50": (esc50, 5),
     "fsd50k": (fsd50k, 1),
 }
-"""Who reads a dataset, and how many folds it has."""
+"""The reader and the number of folds of each dataset."""
 
 
 def _by_youtube_id(folder: Folder) -> dict[str, dict[str, str]]:
-    """Of each video the stems of its files, with what follows the video in them.
+    """Maps each video ID to the stems of its files and their text after the ID.
 
-    A name may have a `Y` in front so that it begins with no dash.
+    A stem may have a leading `Y`, which prevents a leading dash.
     """
     files: dict[str, dict[str, str]] = {}
     for stem in sorted(folder.media):
@@ -354,10 +354,10 @@ def _stretch(
     start: float,
     end: float,
 ) -> Row:
-    """The row of a stretch, with the file that was cut to it or else the whole video.
+    """Returns the row of a segment, with the file trimmed to it or else the whole video.
 
-    A file whose name has something else after the video than where a stretch begins is taken for
-    the cut one if the video has no other.
+    If the name of a video's only file has other text than a start time after the ID, the file
+    counts as trimmed.
     """
     there = files.get(video, {})
     for stem, rest in there.items():
@@ -370,15 +370,15 @@ def _stretch(
 
 
 def _is_second(number: float, seconds: float) -> bool:
-    """Whether a number in a name stands for a time, in whole seconds or in milliseconds."""
+    """Returns whether a number in a name is a given time, in seconds or milliseconds."""
     return abs(number - seconds) < 1.0 or abs(number - 1000.0 * seconds) < 1.0
 
 
 def _sources(folder: Folder, rows: list[Row]) -> SourceList:
-    """Rows with the files that belong to them, or the names that files should have.
+    """Matches rows to files, or to the expected path of a missing file.
 
-    A file is one source, so a video that has not been cut stands for the first of its stretches;
-    the others are missing, as are files cut to them.
+    A file is one source, so an untrimmed video serves the first of its listed segments. The other
+    segments count as missing.
     """
     sources = []
     taken = set()

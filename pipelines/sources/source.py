@@ -1,4 +1,4 @@
-"""A source: one file to decode, with its labels and its split, and what its bytes hash to."""
+"""A source (one file to decode, with its labels and split) and its fingerprint."""
 
 import os
 import sys
@@ -23,7 +23,7 @@ SPLITS = {
     "evaluation": "test",
     "heldout": "test",
 }
-"""Names of folders and values of lists that stand for a split, and what the split is called."""
+"""Maps names in folders and lists to the canonical name of a split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,39 +33,38 @@ class Source:
     path: str
     """A path, or a URI."""
     uri: str
-    """The path as text that every table can hold."""
+    """The path as valid UTF-8, for tables."""
     label: str | None
-    """None if there is none, or more than one."""
+    """The only label. None if there is no label, or more than one."""
     split: str | None
     group: str | None
-    """Sources of one group stay in one split."""
+    """The group of the source. Sources of one group stay in one split."""
     byte_size: int | None = None
-    """None if nobody has looked yet, -1 if there is no such file."""
+    """Size in bytes. None if not known yet, -1 if the file does not exist."""
     modified: int = 0
-    """Nanoseconds."""
+    """Modification time, in nanoseconds."""
     labels: tuple[str, ...] = ()
-    """All labels, of a source that can have more than one."""
+    """All labels, for a source that can have more than one."""
     start_seconds: float | None = None
-    """The stretch that the list is about, if it is not the whole file."""
+    """Start of the listed segment, in seconds. None if the list gives no start."""
     end_seconds: float | None = None
 
 
 @dataclass
 class SourceList:
-    """What an input holds."""
+    """The sources of an input."""
 
     input: str
     sources: list[Source]
     ignored: dict[str, int] = field(default_factory=dict)
-    """Files that are not sources, counted by extension, as `hidden` (a hidden folder counts once),
-    as `not listed`, as `of the name of another`, or as `pipe`, `socket` or
-    `device`."""
+    """Counts of files that are not sources, by extension or as `hidden` (a hidden folder counts
+    once), `not listed`, `of the name of another`, `pipe`, `socket` or `device`."""
     notes: list[str] = field(default_factory=list)
-    """How splits and labels were read, in sentences for people."""
+    """Notes for users on how splits and labels were read."""
 
 
 def check_once(found: SourceList) -> None:
-    """Makes sure that no path is listed twice; the sources are sorted."""
+    """Checks that no path is listed twice. The sources must be sorted."""
     before = None
     for source in found.sources:
         if source.uri == before:
@@ -74,13 +73,13 @@ def check_once(found: SourceList) -> None:
 
 
 def suffix_of(place: str) -> str:
-    """Returns the ending of a path or URI, in lower case."""
+    """Returns the extension of a path or URI, in lowercase."""
     path = urlsplit(place).path if is_web(place) else place
     return PurePosixPath(path).suffix.lower()
 
 
 def text_of(name: str) -> str:
-    """Gives a name as text; bytes that are none are spelled out."""
+    """Returns a name as valid UTF-8, with invalid bytes escaped."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -89,19 +88,19 @@ def text_of(name: str) -> str:
 
 
 def unique_labels(labels: Iterable[str]) -> tuple[str, ...]:
-    """Each label once, sorted, as text that is stored once for all sources."""
+    """Returns the distinct labels, sorted and interned to save memory."""
     return tuple(sorted({sys.intern(text_of(label.strip())) for label in labels} - {""}))
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What the bytes of a source hash to, or why it is rejected unread."""
+    """The content hash of a source, or the reason for rejecting it unread."""
 
     source_hash: str | None
     reason: str | None = None
     message: str = ""
     byte_size: int | None = None
-    """None if nothing is known about it."""
+    """Size in bytes. None if unknown."""
     modified: int = 0
     version: str | None = None
-    """The tag of an object in a store."""
+    """The version tag of an object in a store."""

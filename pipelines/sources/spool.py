@@ -1,8 +1,8 @@
-"""Remote files on the local disk while they are decoded, within a budget.
+"""Temporary local copies of remote files for decoding, within a disk budget.
 
-FFmpeg needs to jump about in a file, and a file is never held in memory, so a remote one is copied
-to disk and removed afterwards. The workers of a machine share the budget: each holds its part as a
-file that it has locked, so what a killed worker leaves is known as such and removed by the next.
+FFmpeg seeks in a file, and a file may not fit in memory, so a remote file is copied to disk and
+removed afterwards. The workers of a machine share the budget. Each worker locks the copy that it
+reserves, so that the next worker recognizes and removes the copies of a killed one.
 """
 
 import fcntl
@@ -25,14 +25,14 @@ from pipelines.redaction import one_line
 
 CHUNK_BYTES = 4_000_000
 ATTEMPTS = 3
-"""Times that a transfer is begun before the file is given up."""
+"""Number of times that a transfer is tried before the file is rejected."""
 CHANGED = "the file has changed since it was listed"
 _RETRY_SECONDS = 1.0
 _WAIT_SECONDS = 0.2
 
 
 class Spool:
-    """The disk that remote files take on this machine."""
+    """The disk budget for remote files on this machine."""
 
     def __init__(self, *, max_bytes: int, folder: Path | None = None) -> None:
         self._max_bytes = max_bytes
@@ -42,19 +42,19 @@ class Spool:
     def local_copy(
         self, path: str, source_hash: str | None, byte_size: int | None = None
     ) -> Iterator[str]:
-        """A local path of a file, which is the file itself unless it is remote.
+        """Yields a local path of a file, which is the file itself unless it is remote.
 
-        The file is not open while this waits for room, or while the copy is used: a server ends a
-        connection on which nothing is read.
+        The remote file is closed while this waits for space and while the copy is used, because
+        servers close idle connections.
 
         Args:
             path: A path, or a URI.
-            source_hash: What it hashed to when it was listed, None if it was not.
-            byte_size: How large it was then, None if that is not known.
+            source_hash: The hash of the file when it was listed, or None if it was not hashed.
+            byte_size: The size of the file then, or None if unknown.
 
         Raises:
-            DecodeError: If it cannot be read, is larger than the budget, or is not the file any
-                more that `source_hash` was made of.
+            DecodeError: If the file cannot be read, exceeds the budget, or no longer matches
+                `source_hash`.
             OSError: If the copy cannot be written.
         """
         if not is_uri(path):
@@ -75,7 +75,7 @@ class Spool:
                 time.sleep(attempt * _RETRY_SECONDS)
 
     def _needed(self, path: str, byte_size: int | None) -> int:
-        """How much room a file takes; all of it if its store does not say."""
+        """Returns the space for a file, in bytes: the whole budget if the size is unknown."""
         if byte_size is None:
             with _reading(path) as remote:
                 byte_size = remote.byte_size
@@ -88,7 +88,7 @@ class Spool:
 
     @contextmanager
     def _reserved(self, needed: int, path: str) -> Iterator[BinaryIO]:
-        """An empty file that stands for its part of the budget, removed in the end."""
+        """Yields an empty file that reserves part of the budget, and removes it at the end."""
         with _writing_to(self._folder):
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             while (copy := self._try_reserve(needed, path)) is None:
@@ -97,7 +97,7 @@ class Spool:
             yield copy
         finally:
             os.unlink(copy.name)
-            with suppress(OSError):  # what is not written yet is not wanted any more
+            with suppress(OSError):  # unwritten data is no longer needed
                 copy.close()
 
     def _try_reserve(self, needed: int, path: str) -> BinaryIO | None:
@@ -105,15 +105,15 @@ class Spool:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if self._held() + needed > self._max_bytes:
                 return None
-            suffix = PurePosixPath(path).suffix  # FFmpeg looks at it where the bytes say little
+            suffix = PurePosixPath(path).suffix  # FFmpeg uses it if the content is ambiguous
             suffix = suffix if re.fullmatch(r"\.\w{1,8}", suffix, re.ASCII) else ""
             name = self._folder / f"{uuid.uuid4().hex}.{needed}.spool{suffix}"
-            copy = open(name, "x+b")  # noqa: SIM115 - closed by who asked for it
+            copy = open(name, "x+b")  # noqa: SIM115 - the caller closes it
             fcntl.flock(copy, fcntl.LOCK_EX)
             return copy
 
     def _held(self) -> int:
-        """Bytes that living workers hold; what dead ones left is removed."""
+        """Returns the bytes that live workers hold, and removes the copies of dead workers."""
         total = 0
         for file in self._folder.glob("*.spool*"):
             with suppress(FileNotFoundError), open(file, "rb") as other:
@@ -127,13 +127,13 @@ class Spool:
 
 
 def version_hash(version: str, byte_size: int | None) -> str:
-    """What stands for the bytes of an object that is too large to be read for its hash."""
+    """Returns the substitute hash of an object that is too large to hash by content."""
     return hashlib.sha256(f"version:{version}:{byte_size}".encode()).hexdigest()
 
 
 @contextmanager
 def _reading(path: str) -> Iterator[RemoteFile]:
-    """Opens a remote file, with one kind of error whatever its client library raises."""
+    """Opens a remote file and converts the errors of its client library."""
     manager = opened(path)
     try:
         remote = manager.__enter__()
@@ -149,7 +149,7 @@ def _reading(path: str) -> Iterator[RemoteFile]:
 
 @contextmanager
 def _writing_to(folder: Path) -> Iterator[None]:
-    """Says of an error of the disk which one it is: not the output's."""
+    """Adds the folder to disk errors, to tell them from errors of the output disk."""
     try:
         yield
     except OSError as error:
@@ -159,9 +159,9 @@ def _writing_to(folder: Path) -> Iterator[None]:
 def _transfer(
     remote: RemoteFile, copy: BinaryIO, room: int, source_hash: str | None, *, is_budget: bool
 ) -> None:
-    """Copies the bytes and makes sure that they are those that `source_hash` was made of.
+    """Copies the bytes and checks that they match `source_hash`.
 
-    `room` is the whole budget, or the size that the file had when it was listed.
+    `room` is the whole budget, or the size of the file when it was listed, in bytes.
     """
     folder = Path(copy.name).parent
     digest = hashlib.sha256()
@@ -189,11 +189,11 @@ class BrokenOffError(Exception):
 
 
 def chunks(stream: BinaryIO) -> Iterator[bytes]:
-    """The bytes of a remote file, some at a time."""
+    """Yields the bytes of a remote file in chunks."""
     while True:
         try:
             chunk = stream.read(CHUNK_BYTES)
-        except Exception as error:  # each client library has its own
+        except Exception as error:  # client libraries differ in what they raise
             raise BrokenOffError(one_line(error)) from error
         if not chunk:
             return

@@ -1,9 +1,9 @@
-"""A folder of made clips: what the jobs run on when they are given no media.
+"""A folder of synthetic clips, on which jobs run when no media is given.
 
-The clips come in the containers and codecs that folders of media come in, with two broken files
-among them. A file follows from the seed and its number alone, so the folder has the same bytes
-for any number of threads. It is made beside its place and moved there whole; a folder that is
-there is therefore complete, and its stamp says from which settings.
+The clips use the containers and codecs of real media folders, and two files are broken. Each file
+depends only on the seed and its number, so the folder has the same bytes for any number of threads.
+The folder is written under a temporary name and then renamed. An existing folder is therefore
+complete, and its stamp records its settings.
 """
 
 import io
@@ -29,15 +29,15 @@ from pipelines.sources.synthetic_patterns import KINDS
 from pipelines.sources.synthetic_scenes import Scene, make_scene
 
 VERSION = 2
-"""Goes up whenever the same settings would give other clips."""
+"""Version of the generator, raised whenever the same settings produce other clips."""
 STAMP = ".made_clips.json"
 NUM_BROKEN = 2
 _PATIENCE_SECONDS = 3600.0
-"""How long one process waits for another that makes the same folder."""
+"""Maximum wait for another process that makes the same folder, in seconds."""
 
 
 class Encoding(NamedTuple):
-    """A way of putting a scene into a file."""
+    """The container and codecs of a file."""
 
     extension: str
     container: str
@@ -52,7 +52,7 @@ class Encoding(NamedTuple):
 _X264 = {"preset": "ultrafast", "crf": "23"}
 _X265 = {"preset": "ultrafast", "crf": "26", "x265-params": "log-level=none:pools=1"}
 _VP9 = {"deadline": "realtime", "cpu-used": "8", "crf": "30"}
-_VP8 = {"deadline": "realtime", "cpu-used": "-8", "crf": "30"}  # at 8 it heeds the clock
+_VP8 = {"deadline": "realtime", "cpu-used": "-8", "crf": "30"}  # 8 depends on wall-clock time
 _MPEG4 = {"qscale": "4"}
 ENCODINGS = (
     Encoding("mp4", "mp4", "libx264", "yuv420p", _X264, "aac", "fltp", (48_000, 44_100, 16_000)),
@@ -70,15 +70,15 @@ ENCODINGS = (
 def make_clips(
     folder: Path, config: SyntheticSettings, on_progress: Callable[[int, int], None]
 ) -> None:
-    """Makes `folder/{train,test}/<kind>/<kind>_NNN.<extension>`, unless it is there already.
+    """Makes `folder/{train,test}/<kind>/<kind>_NNN.<extension>`, unless it exists.
 
     Args:
-        folder: Absent, empty, or made before from the same settings.
-        config: How many clips, how many of them held out, and the seed.
-        on_progress: Called with the number of files made so far and of all files.
+        folder: A path that is missing, empty, or was made with the same settings.
+        config: The number of clips, the held-out fraction, and the seed.
+        on_progress: A callback that takes the number of files made and the total.
 
     Raises:
-        UserError: If the folder holds anything else, or cannot be written.
+        UserError: If the folder holds other files, or cannot be written.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -91,14 +91,14 @@ def make_clips(
 
 
 def num_files(config: SyntheticSettings) -> int:
-    """Files of the folder, the two broken ones counted."""
+    """Returns the number of files in the folder, including the broken ones."""
     return config.num_clips + NUM_BROKEN
 
 
 def encode(scene: Scene, encoding: Encoding) -> bytes:
-    """The file's bytes; they follow from the scene and the versions of the libraries alone."""
+    """Returns the file's bytes, which depend only on the scene and library versions."""
     file = io.BytesIO()
-    options = {"fflags": "+bitexact"}  # no date, no random ids
+    options = {"fflags": "+bitexact"}  # no dates or random IDs
     with av.open(file, "w", format=encoding.container, options=options) as output:
         video = output.add_stream(encoding.video_codec, rate=scene.frame_rate)
         layout = "mono" if scene.waveform.shape[1] == 1 else "stereo"
@@ -146,7 +146,7 @@ def _read_stamp(path: Path) -> dict[str, Any]:
 def _make_whole(
     folder: Path, config: SyntheticSettings, on_progress: Callable[[int, int], None]
 ) -> None:
-    for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a process that was killed
+    for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # left by killed processes
         shutil.rmtree(left, ignore_errors=True)
     with replacing(folder) as temporary:
         _make_files(temporary, config, on_progress)
@@ -158,7 +158,7 @@ def _make_files(
     folder: Path, config: SyntheticSettings, on_progress: Callable[[int, int], None]
 ) -> None:
     total = num_files(config)
-    # Threads are enough: NumPy and FFmpeg both work without the interpreter's lock.
+    # Threads suffice, because NumPy and FFmpeg release the GIL.
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as executor:
         jobs = [executor.submit(_make_file, folder, config, number) for number in range(total)]
         try:
@@ -180,7 +180,7 @@ def _make_file(folder: Path, config: SyntheticSettings, number: int) -> None:
 
 
 def _clip(config: SyntheticSettings, number: int) -> tuple[str, bytes]:
-    """Place and content of a clip; of each kind the same share is held out."""
+    """Returns the path and content of a clip. Each kind has the same held-out fraction."""
     rng = np.random.default_rng((config.seed, number))
     encoding = ENCODINGS[rng.integers(len(ENCODINGS))]
     kind_number, member = number % len(KINDS), number // len(KINDS)
@@ -193,7 +193,7 @@ def _clip(config: SyntheticSettings, number: int) -> tuple[str, bytes]:
 
 
 def _broken(config: SyntheticSettings, number: int) -> tuple[str, bytes]:
-    """Place and content of a broken file: an mp4 without its end, and noise."""
+    """Returns the path and content of a broken file: a truncated MP4, or noise."""
     kind = list(KINDS)[number]
     rng = np.random.default_rng((config.seed, config.num_clips + number))
     if number == 0:
@@ -203,8 +203,8 @@ def _broken(config: SyntheticSettings, number: int) -> tuple[str, bytes]:
 
 
 def _mux(output: OutputContainer, video: VideoStream, audio: AudioStream, scene: Scene) -> None:
-    """Writes both streams; the container sorts the packets by time."""
-    output.start_encoding()  # opens the codecs: the sound's frame size is known only then
+    """Writes both streams. The container interleaves the packets by time."""
+    output.start_encoding()  # opens the codecs, which sets the audio frame size
     for picture in scene.frames:
         output.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
     output.mux(video.encode())

@@ -1,9 +1,9 @@
-"""Ten kinds of motion with the sound that belongs to them; `made_scenes` adds how they look.
+"""Ten kinds of motion with matching sound, which `synthetic_scenes` renders.
 
-A kind is a pattern in time. One function of time gives the place, size, angle and visibility of an
-object together with the loudness and pitch of its voice, so picture and sound cannot drift apart.
-Patterns stay below 3 Hz in the picture, because encoders see about 8 frames a second, and come
-round about twice in two seconds.
+A kind is a pattern in time. One function of time gives the position, size, angle and visibility of
+an object and the loudness and pitch of its voice, so picture and sound stay in sync. Motion stays
+below 3 Hz, because encoders see about 8 frames per second. A pattern repeats about twice in two
+seconds.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Floats = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class State:
-    """What an object does at some moments; x and y reach from -1 to 1, y downwards."""
+    """The state of an object over time. x and y range from -1 to 1, and y points down."""
 
     x: Floats | float = 0.0
     y: Floats | float = 0.0
@@ -29,15 +29,15 @@ class State:
     loudness: Floats | float = 1.0
     semitones: Floats | float = 0.0
     has_twin: bool = False
-    """A second object is at the place mirrored about the centre."""
+    """Whether a second object is at the position mirrored about the center."""
 
 
 Pattern = Callable[[Floats], State]
-"""Of times in seconds."""
+"""A function from times, in seconds, to states."""
 
 
 def _bounce(rng: Generator) -> Pattern:
-    """Falls and rebounds; each hit on the floor is heard and dies away."""
+    """Falls and rebounds. Each hit on the floor makes a decaying sound."""
     period, start, decay = rng.uniform(0.5, 0.8), rng.uniform(), rng.uniform(0.06, 0.12)
 
     def at(time: Floats) -> State:
@@ -48,7 +48,7 @@ def _bounce(rng: Generator) -> Pattern:
 
 
 def _swing(rng: Generator) -> Pattern:
-    """A pendulum; the pitch follows its side."""
+    """Swings like a pendulum. The pitch follows its position."""
     period, start, depth = rng.uniform(0.8, 1.3), rng.uniform(), rng.uniform(4.0, 7.0)
     side = rng.choice((-1.0, 1.0))
 
@@ -60,7 +60,7 @@ def _swing(rng: Generator) -> Pattern:
 
 
 def _swell(rng: Generator) -> Pattern:
-    """Grows and shrinks; the voice swells with it."""
+    """Grows and shrinks. The loudness follows the size."""
     period, start = rng.uniform(0.6, 1.0), rng.uniform()
 
     def at(time: Floats) -> State:
@@ -71,7 +71,7 @@ def _swell(rng: Generator) -> Pattern:
 
 
 def _spin(rng: Generator) -> Pattern:
-    """Turns about its centre; the voice ticks eight times a turn."""
+    """Turns about its center. The voice ticks eight times per turn."""
     period, start, way = rng.uniform(0.9, 1.5), rng.uniform(), rng.choice((-1.0, 1.0))
 
     def at(time: Floats) -> State:
@@ -83,7 +83,7 @@ def _spin(rng: Generator) -> Pattern:
 
 
 def _blink(rng: Generator) -> Pattern:
-    """Is there or not, and sounds only while it is there."""
+    """Appears and disappears. The voice sounds only while the object is visible."""
     period, start, share = rng.uniform(0.5, 0.8), rng.uniform(), rng.uniform(0.4, 0.6)
 
     def at(time: Floats) -> State:
@@ -94,7 +94,7 @@ def _blink(rng: Generator) -> Pattern:
 
 
 def _orbit(rng: Generator) -> Pattern:
-    """Runs on a circle; the voice wavers six times a round."""
+    """Moves in a circle. The pitch wavers six times per turn."""
     period, start, way = rng.uniform(0.9, 1.4), rng.uniform(), rng.choice((-1.0, 1.0))
     depth = rng.uniform(2.0, 3.5)
 
@@ -106,7 +106,7 @@ def _orbit(rng: Generator) -> Pattern:
 
 
 def _sweep(rng: Generator) -> Pattern:
-    """Crosses the picture at an even speed and begins again; the pitch rises on the way."""
+    """Crosses the picture at constant speed, repeatedly. The pitch rises meanwhile."""
     period, start, way = rng.uniform(0.6, 0.9), rng.uniform(), rng.choice((-1.0, 1.0))
     depth = rng.uniform(5.0, 8.0)
 
@@ -118,7 +118,7 @@ def _sweep(rng: Generator) -> Pattern:
 
 
 def _collide(rng: Generator) -> Pattern:
-    """Two run into each other and part; the voice grows until they meet, then stops."""
+    """Two objects collide and part. The voice grows until they meet, then stops."""
     period, start, rise = rng.uniform(0.7, 1.1), rng.uniform(), rng.uniform(0.10, 0.16)
 
     def at(time: Floats) -> State:
@@ -131,7 +131,7 @@ def _collide(rng: Generator) -> Pattern:
 
 
 def _jump(rng: Generator) -> Pattern:
-    """Stands, then is somewhere else, with another note each time."""
+    """Jumps from position to position. Each position has its own note."""
     period, start = rng.uniform(0.28, 0.42), rng.uniform()
     angles = np.cumsum(rng.uniform(0.25, 0.75, 64)) * 2.0 * np.pi
     radii = rng.uniform(0.6, 1.2, 64)
@@ -149,7 +149,7 @@ def _jump(rng: Generator) -> Pattern:
 
 
 def _fall(rng: Generator) -> Pattern:
-    """Drops out of the picture again and again; the pitch drops with it."""
+    """Drops out of the picture repeatedly. The pitch drops with it."""
     period, start, depth = rng.uniform(0.6, 0.9), rng.uniform(), rng.uniform(5.0, 8.0)
 
     def at(time: Floats) -> State:

@@ -1,9 +1,9 @@
-"""Scenes of the made clips: a pattern, drawn and sounded as frames and a waveform.
+"""Scenes of the synthetic clips: patterns rendered as frames and a waveform.
 
-A kind has its pattern in time and the surface of its object, and it shares the object's shape and
-the voice with some other kinds, as kinds of scenes in the world do. All else that a frame or a mean
-spectrum shows (colours, size, place, background, bystanders, noise, loudness, base pitch) is drawn
-alike for every kind.
+A kind has its own pattern in time and its own object surface. It shares the object's shape and
+voice with other kinds, as real scenes do. The other features of a frame or a mean spectrum (colors,
+size, position, background, bystanders, noise, loudness, base pitch) have the same distribution for
+every kind.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ FRAME_SIZES = ((128, 96), (160, 120), (144, 108), (112, 112), (96, 128), (160, 9
 FRAME_RATES = (16, 20, 24, 25, 30)
 WAVE_SAMPLES = 4096
 Surface = Callable[[Floats, Floats], Floats]
-"""From places on an object to marks between -1 and 1."""
+"""A function from positions on an object to marks between -1 and 1."""
 HIGHEST_PARTIAL = 4700.0
 
 
@@ -28,15 +28,15 @@ class Scene:
     """A clip before encoding."""
 
     frames: NDArray[np.uint8]
-    """T H W 3."""
+    """RGB frames, of shape (T, H, W, 3)."""
     frame_rate: int
     waveform: NDArray[np.int16]
-    """S C, where C is 1 or 2."""
+    """Samples, of shape (S, C), where C is 1 or 2."""
     sample_rate: int
 
 
 def make_scene(kind: str, rng: Generator, *, sample_rate: int) -> Scene:
-    """Draws one scene of a kind in `KINDS`; the same generator gives the same scene."""
+    """Makes a scene of a kind in `KINDS`. The same generator state gives the same scene."""
     pattern = KINDS[kind](rng)
     seconds = rng.uniform(3.0, 4.0)
     frame_rate = int(rng.choice(FRAME_RATES))
@@ -54,9 +54,9 @@ def make_scene(kind: str, rng: Generator, *, sample_rate: int) -> Scene:
 def _draw_frames(
     state: State, num_frames: int, look: tuple[str, Surface], rng: Generator
 ) -> NDArray[np.uint8]:
-    """The picture: a still background with bystanders, the object, and a camera's noise."""
+    """Draws a still background with bystanders, the moving object, and camera noise."""
     width, height = FRAME_SIZES[rng.integers(len(FRAME_SIZES))]
-    unit = min(width, height) / 2.0  # half of what a square crop about the centre leaves
+    unit = min(width, height) / 2.0  # half the side of a center crop
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
     v, u = (rows - (height - 1) / 2.0) / unit, (columns - (width - 1) / 2.0) / unit
     background_color, color = _two_colors(rng)
@@ -64,7 +64,7 @@ def _draw_frames(
     for _ in range(rng.integers(3)):
         background = _with_bystander(background, u, v, unit, rng)
 
-    # The object and its copies in step with it on a lattice, so that any part of the picture moves.
+    # Copies of the object move in sync on a lattice, so that every part of the picture has motion.
     shape, surface = look
     spacing, tilt = rng.uniform(1.2, 1.6), rng.uniform()
     radius, reach = spacing * rng.uniform(0.26, 0.34), spacing * rng.uniform(0.24, 0.3)
@@ -88,12 +88,12 @@ def _draw_frames(
 
 
 def _to_nearest(offset: Floats, spacing: float) -> Floats:
-    """Offset from the nearest point of a lattice through 0."""
+    """Returns the offset from the nearest point of a lattice through 0."""
     return offset - spacing * np.round(offset / spacing)
 
 
 def _two_colors(rng: Generator) -> tuple[Floats, Floats]:
-    """A dark and a light colour of any hue, muted as most of the world is."""
+    """Draws a dark and a light color of any hue, muted like natural colors."""
     tints = rng.uniform(-15.0, 15.0, (2, 3))
     levels = np.array([[rng.uniform(50.0, 75.0)], [rng.uniform(150.0, 185.0)]])
     dark, light = (levels + tints).astype(np.float32)
@@ -101,7 +101,7 @@ def _two_colors(rng: Generator) -> tuple[Floats, Floats]:
 
 
 def _background(u: Floats, v: Floats, color: Floats, rng: Generator) -> Floats:
-    """A colour with a gradient, stripes or blotches."""
+    """Draws a color with a gradient, stripes or blotches."""
     angle, frequency, phase = (
         rng.uniform(0.0, 2.0 * np.pi),
         rng.uniform(1.5, 4.0),
@@ -131,7 +131,7 @@ def _with_bystander(
 
 
 def _cover(shape: str, u: Floats, v: Floats, radius: Floats, turns: Floats, unit: float) -> Floats:
-    """Share of each pixel that a shape of this radius about (0, 0) covers."""
+    """Returns the fraction of each pixel that a shape of this radius about (0, 0) covers."""
     cos = np.cos(2.0 * np.pi * turns).astype(np.float32) / radius
     sin = np.sin(2.0 * np.pi * turns).astype(np.float32) / radius
     distance = SHAPES[shape](cos * u + sin * v, cos * v - sin * u)
@@ -142,8 +142,8 @@ def _box(u: Floats, v: Floats, half_width: float, half_height: float) -> Floats:
     return np.maximum(np.abs(u) - half_width, np.abs(v) - half_height)
 
 
-# Signed distance (about) to the edge of a shape of radius 1. None looks the same from all sides,
-# so that turning is seen with each of them.
+# Approximate signed distance to the edge of a shape of radius 1. No shape is a full disc, so that
+# rotation is visible with every shape.
 SHAPES: dict[str, Callable[[Floats, Floats], Floats]] = {
     "bar": lambda u, v: _box(u, v, 1.1, 0.4),
     "square": lambda u, v: _box(u, v, 0.8, 0.8),
@@ -155,7 +155,7 @@ SHAPES: dict[str, Callable[[Floats, Floats], Floats]] = {
 
 
 def _waves(along_u: float, along_v: float) -> Surface:
-    """Stripes; the two numbers are cycles over half the picture."""
+    """Makes stripes from two frequencies, in cycles over half the picture."""
     return lambda u, v: np.sign(np.sin(2.0 * np.pi * (along_u * u + along_v * v))).astype(
         np.float32
     )
@@ -170,7 +170,7 @@ def _rings(cycles: float) -> Surface:
     return lambda u, v: np.sign(np.sin(2.0 * np.pi * cycles * np.hypot(u, v))).astype(np.float32)
 
 
-# A mirror image stays the same kind: diagonals go both ways.
+# Diagonals go both ways, so that a mirror image stays the same kind.
 SURFACES: tuple[Surface, ...] = (
     _waves(0.0, 2.0),
     _waves(2.0, 0.0),
@@ -186,7 +186,7 @@ SURFACES: tuple[Surface, ...] = (
 
 
 def _camera_noise(shape: tuple[int, ...], rng: Generator) -> Floats:
-    """Grain: one noisy sheet, shifted from frame to frame, as fresh noise is slow to draw."""
+    """Makes grain by shifting one sheet of noise per frame, as fresh noise is slow to draw."""
     num_frames, height, width, _ = shape
     sheet = rng.standard_normal((height + 32, width + 32), dtype=np.float32) * rng.uniform(0.0, 3.0)
     shifts = rng.integers(32, size=(num_frames, 2))
@@ -201,7 +201,7 @@ def _voice(
     formants: tuple[float, float],
     rng: Generator,
 ) -> NDArray[np.int16]:
-    """The sound: the object's voice and a faint noise, at some loudness, mono or stereo."""
+    """Makes the sound, mono or stereo: the object's voice and faint noise."""
     base = 2.0 ** rng.uniform(np.log2(130.0), np.log2(330.0))
     semitones = np.broadcast_to(np.asarray(state.semitones, np.float64), num_samples)
     cycles = np.cumsum(base * 2.0 ** (semitones / 12.0)) / sample_rate + rng.uniform()
@@ -213,12 +213,12 @@ def _voice(
     return (mono[:, None] * gains * 32767.0).clip(-32768.0, 32767.0).astype(np.int16)
 
 
-# Of each voice the two places in its spectrum, in Hz, where it is strong: its vowel.
+# The two formants of each voice, which form its vowel, in Hz.
 VOICES = ((400.0, 900.0), (700.0, 2600.0), (300.0, 2200.0), (1100.0, 3400.0), (1800.0, 4200.0))
 
 
 def _timbre(base: float, formants: tuple[float, float], rng: Generator) -> Floats:
-    """One cycle of a voice of peak 1, dull or bright, with a vowel."""
+    """Makes one cycle of a voice with peak 1, a random brightness and a vowel."""
     num_partials = int(HIGHEST_PARTIAL / base)
     partial = np.arange(1, num_partials + 1)
     strength = partial ** -rng.uniform(0.4, 1.2)
@@ -231,8 +231,8 @@ def _timbre(base: float, formants: tuple[float, float], rng: Generator) -> Float
 
 
 def _colored_noise(num_samples: int, rng: Generator) -> Floats:
-    """Noise of deviation 1 between white and nearly brown."""
-    padded = 1 << (num_samples - 1).bit_length()  # other lengths are slow to transform
+    """Makes noise between white and nearly brown, with standard deviation 1."""
+    padded = 1 << (num_samples - 1).bit_length()  # the FFT is slow for other lengths
     spectrum = np.fft.rfft(rng.standard_normal(padded, dtype=np.float32))
     slope = rng.uniform(0.0, 0.75)
     spectrum *= np.maximum(np.arange(len(spectrum), dtype=np.float32), 20.0) ** -slope
