@@ -1,1 +1,1 @@
-"""The clip dataset: its format, writing and reading shards, looking through it for leaks."""
+"""The clip dataset: its format, its shards and index, and the review that finds leaks."""

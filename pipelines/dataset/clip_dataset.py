@@ -1,6 +1,6 @@
-"""Reading a clip dataset: what it holds, and its rows.
+"""The reader of a clip dataset: its manifest, index and rows.
 
-The format is in `schema`; plain pyarrow and NumPy read it as well:
+`schema` defines the format. Plain pyarrow and NumPy read it as well:
 
     table = pyarrow.parquet.read_table("DATASET/clips")
     row = table.slice(0, 1).to_pylist()[0]
@@ -37,12 +37,12 @@ from pipelines.redaction import one_line
 
 @dataclass(frozen=True)
 class Clip:
-    """One row; a stream that the segment lacks is None."""
+    """One row of the dataset; a stream that the segment lacks is None."""
 
     clip_id: str
     label: str
     frames: NDArray[np.uint8] | None
-    """T H W 3."""
+    """RGB frames of shape (T, H, W, 3)."""
     waveform: NDArray[np.int16] | None
 
 
@@ -51,15 +51,15 @@ class ClipDataset:
     """A complete clip dataset; see `open`."""
 
     path: str
-    """A folder, or the URI of one."""
+    """Folder of the dataset, or its URI."""
     manifest: Mapping[str, Any]
 
     @classmethod
     def open(cls, path: str | Path) -> "ClipDataset":
-        """Opens the dataset in a folder, which may be a URI.
+        """Opens the dataset at a path or URI.
 
         Raises:
-            UserError: If there is none, or one that this code cannot read.
+            UserError: If the dataset does not exist or cannot be read.
         """
         folder = str(path).rstrip("/")
         try:
@@ -80,22 +80,22 @@ class ClipDataset:
 
     @property
     def dataset_id(self) -> str:
-        """Equal for equal clips, labels and splits."""
+        """Id of the content; equal for equal clips, labels and splits."""
         return str(self.manifest["dataset_id"])
 
     @property
     def num_clips(self) -> int:
-        """Rows."""
+        """Number of rows."""
         return int(self.manifest["clips"])
 
     @property
     def frame_rate(self) -> float:
-        """Frames a second of every clip."""
+        """Frame rate of every clip, in frames per second."""
         return float(self.manifest["settings"]["frame_rate"])
 
     @property
     def sample_rate(self) -> int:
-        """Samples a second of every clip."""
+        """Sample rate of every clip, in hertz."""
         return int(self.manifest["settings"]["sample_rate"])
 
     @property
@@ -105,11 +105,11 @@ class ClipDataset:
 
     @property
     def shards(self) -> tuple[str, ...]:
-        """The files of clips, in the order of the index."""
+        """Paths of the clip shards, in the order of the index."""
         return self.index.shards
 
     def _tables(self, part: str) -> tuple[str, ...]:
-        """The Parquet files of a part of the dataset, sorted."""
+        """Returns the Parquet files of a subfolder, sorted."""
         folder = f"{self.path}/{part}"
         if not is_folder(folder):
             return ()
@@ -119,10 +119,10 @@ class ClipDataset:
 
     @cached_property
     def index(self) -> ClipIndex:
-        """Opens the index, from its file or from all shards.
+        """Index of all rows, read from its file or from the shards.
 
         Raises:
-            UserError: If a shard is damaged or not there.
+            UserError: If a shard is damaged or missing.
         """
         index = read_index(self.path, f"{self.path}/{CLIPS_FOLDER}", self.manifest)
         if index is None:
@@ -138,11 +138,11 @@ class ClipDataset:
         """Reads the tensors of a row group.
 
         Raises:
-            UserError: If it is damaged, not there, or another one than when the index was written.
+            UserError: If it is damaged or missing, or if it differs from the index.
         """
         shard, number = self.index.shard_of_group(group)
         first, stop = self.index.rows_of_group(group)
-        # Opened anew each time: an open file must not be read by two threads at once.
+        # Each call opens the file again, because two threads must not share an open file.
         with open_parquet(shard) as file:
             columns = ["clip_id", "frames", "waveform"]
             is_there = number < file.num_row_groups
@@ -155,7 +155,7 @@ class ClipDataset:
         return ClipGroup(table, self.index, first)
 
     def clips(self, rows: Iterable[int]) -> Iterator[Clip]:
-        """Gives rows in the order asked for; cheapest if rows of a row group follow each other."""
+        """Yields rows in the given order; consecutive rows of a row group share one read."""
         index = self.index
         read, group = -1, None
         for row in map(int, rows):
@@ -170,7 +170,7 @@ class ClipDataset:
             )
 
     def rejects(self, limit: int | None = None) -> list[dict[str, Any]]:
-        """Gives the sources that were rejected and why, at most `limit` of them."""
+        """Returns the rejected sources with their reasons, at most `limit` of them."""
         found: list[dict[str, Any]] = []
         for shard in self._tables(REJECTS_FOLDER):
             if limit is not None and len(found) >= limit:
@@ -180,7 +180,7 @@ class ClipDataset:
         return found[:limit]
 
     def small_columns(self, columns: Sequence[str]) -> pa.Table:
-        """Reads columns of all rows, in the order of the index."""
+        """Reads columns of all rows in the order of the index."""
         with ThreadPoolExecutor(READ_THREADS) as pool:
             tables = list(pool.map(lambda shard: read_columns(shard, columns), self.shards))
         return pa.concat_tables(tables)
@@ -188,14 +188,14 @@ class ClipDataset:
 
 @dataclass(frozen=True)
 class ClipGroup:
-    """The tensors of a row group; arrays share its memory and cannot be written."""
+    """The tensors of a row group, as read-only arrays that share its memory."""
 
     table: pa.Table
     index: ClipIndex
     first_row: int
 
     def frames(self, row: int) -> NDArray[np.uint8] | None:
-        """Frames of a row of the dataset, T H W 3."""
+        """Returns the frames of a dataset row, of shape (T, H, W, 3)."""
         index = self.index
         buffer = self._buffer("frames", row)
         if buffer is None:
@@ -204,12 +204,12 @@ class ClipGroup:
         return np.frombuffer(buffer, np.uint8).reshape(shape)
 
     def waveform(self, row: int) -> NDArray[np.int16] | None:
-        """Samples of a row of the dataset."""
+        """Returns the samples of a dataset row."""
         buffer = self._buffer("waveform", row)
         return None if buffer is None else np.frombuffer(buffer, "<i2")
 
     def _buffer(self, column: str, row: int) -> pa.Buffer | None:
-        """The bytes of a row where they are; the scalar of pyarrow would copy them."""
+        """Returns the bytes of a row without the copy that a pyarrow scalar makes."""
         value = self.table[column].chunk(0).slice(row - self.first_row, 1)
         if value.null_count:
             return None
@@ -219,12 +219,12 @@ class ClipGroup:
 
 
 def _own(array: NDArray[Any] | None) -> NDArray[Any] | None:
-    """A copy, because a clip that is kept would keep its whole row group in memory."""
+    """Copies an array, because a view keeps its whole row group in memory."""
     return None if array is None else array.copy()
 
 
 def _missing(folder: str) -> str:
-    """Why there is no manifest."""
+    """Explains why the manifest is missing."""
     if is_folder(f"{folder}/{STATE_FOLDER}"):
         return f"its ingest did not finish; {AGAIN}"
     return f"it has no {MANIFEST}" if is_folder(folder) else "it does not exist"

@@ -1,4 +1,4 @@
-"""Lists of clip ids, one a line: what to leave out of a training."""
+"""Lists of clip ids, one per line, that a training run excludes."""
 
 import hashlib
 from collections.abc import Iterable
@@ -8,11 +8,11 @@ from pipelines.errors import UserError
 from pipelines.files import replacing
 
 EXCLUDE_SHA256 = "exclude_sha256"
-"""Under this name a run keeps the `clip_ids_sha256` of what it leaves out."""
+"""Key under which a run records the `clip_ids_sha256` of its excluded clips."""
 
 
 def read_clip_ids(file: str) -> frozenset[str]:
-    """Reads ids; empty lines and what follows a `#` mean nothing.
+    """Reads clip ids, ignoring empty lines and text after a `#`.
 
     Raises:
         UserError: If the file cannot be read.
@@ -25,7 +25,7 @@ def read_clip_ids(file: str) -> frozenset[str]:
 
 
 def clip_ids_sha256(file: str | None) -> str:
-    """Says which ids a list names, whatever their order; empty without a list.
+    """Hashes the ids of a list regardless of order; returns "" without a list.
 
     Raises:
         UserError: If the file cannot be read.
@@ -36,6 +36,6 @@ def clip_ids_sha256(file: str | None) -> str:
 
 
 def write_clip_ids(file: Path, ids: Iterable[str], about: str) -> None:
-    """Writes ids under a line that says what they are, whole or not at all."""
+    """Writes ids atomically below a comment that describes them."""
     with replacing(file) as temporary:
         temporary.write_text("\n".join([f"# {about}", *sorted(ids)]) + "\n", encoding="utf-8")

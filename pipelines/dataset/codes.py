@@ -1,7 +1,7 @@
-"""Perceptual hashes of frames and of sound: a clip becomes two sequences of small codes.
+"""Perceptual hashes that turn the frames and the sound of a clip into two sequences of codes.
 
-Two moments that look or sound alike have codes that differ in few bits, whatever the codec, the
-size, the brightness or the loudness.
+Moments that look or sound alike have codes that differ in few bits, regardless of codec, size,
+brightness or loudness.
 """
 
 from dataclasses import dataclass
@@ -14,35 +14,35 @@ SOUND_CODES_PER_SECOND = 31.25
 _THUMB = 32
 _LOW = 8
 _MIN_CONTRAST = 4.0
-"""Standard deviation of gray levels below which a frame shows nothing that could be told."""
+"""Contrast below which a frame is too flat to identify, as a standard deviation of gray levels."""
 _SOUND_WINDOW_SECONDS = 0.256
 _SOUND_BANDS = np.geomspace(300.0, 2000.0, 34)
-"""Edges of 33 bands, in hertz."""
+"""Edges of the 33 frequency bands, in hertz."""
 _MIN_LOUDNESS = 1e-4
-"""Root mean square, as a share of full scale, below which a moment of sound is silence."""
+"""Root mean square below which sound counts as silence, as a share of full scale."""
 
 
 @dataclass(frozen=True)
 class Codes:
-    """The codes of one clip; those that say nothing are marked."""
+    """The codes of one clip; `valid` is False where the picture is flat or the sound silent."""
 
     values: NDArray[np.uint64]
     valid: NDArray[np.bool_]
 
     def to_bytes(self) -> bytes:
-        """For a column of a table."""
+        """Serializes the codes for a table column."""
         return self.values.tobytes() + self.valid.tobytes()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Codes":
-        """The reverse of `to_bytes`."""
+        """Restores codes from the result of `to_bytes`."""
         count = len(data) // 9
         values = np.frombuffer(data, np.uint64, count)
         return cls(values, np.frombuffer(data, np.bool_, count, 8 * count))
 
 
 def frame_codes(frames: NDArray[np.uint8], frame_rate: float) -> Codes:
-    """Hashes frames T H W 3, eight a second: a copy may begin between two frames."""
+    """Hashes frames of shape (T, H, W, 3), sampled eight times per second."""
     times = np.arange(0.0, len(frames) / frame_rate, 1.0 / FRAME_CODES_PER_SECOND)
     chosen = frames[np.minimum((times * frame_rate).astype(int), len(frames) - 1)]
     gray = chosen.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
@@ -57,7 +57,7 @@ def frame_codes(frames: NDArray[np.uint8], frame_rate: float) -> Codes:
 
 
 def sound_codes(waveform: NDArray[np.int16], sample_rate: int) -> Codes:
-    """Hashes int16 samples, about thirty times a second."""
+    """Hashes int16 samples, about 31 times per second."""
     samples = waveform.astype(np.float32) / 32768.0
     window = round(_SOUND_WINDOW_SECONDS * sample_rate)
     hop = round(sample_rate / SOUND_CODES_PER_SECOND)
@@ -74,7 +74,7 @@ def sound_codes(waveform: NDArray[np.int16], sample_rate: int) -> Codes:
 
 
 def _shrunk(images: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    """Averages an axis down to 32 cells; one that is shorter is repeated."""
+    """Averages an axis down to 32 cells; repeats the cells of a shorter axis."""
     size = images.shape[axis]
     if size < _THUMB:
         return images.take(np.arange(_THUMB) * size // _THUMB, axis=axis)
@@ -87,7 +87,7 @@ def _shrunk(images: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
 
 
 def _cosines() -> NDArray[np.float32]:
-    """The lowest frequencies of the discrete cosine transform, one more than are used twice."""
+    """Returns the nine lowest basis vectors of the discrete cosine transform."""
     places = (np.arange(_THUMB) + 0.5) * np.pi / _THUMB
     return np.cos(np.arange(_LOW + 1)[:, None] * places).astype(np.float32)
 

@@ -1,8 +1,8 @@
-"""The index of a clip dataset: all that is small of every row, in the order of the shards.
+"""The index of a clip dataset: the small columns of every row, in the order of the shards.
 
-An ingest leaves it as `index.arrow`, one record batch without compression. Processes map the file
-into memory and share its pages, and opening takes the same time for ten clips and ten million.
-Without the file, or if it is of other clips, the index is read from the shards.
+An ingest writes it to `index.arrow` as one uncompressed record batch. Processes map the file into
+memory and share its pages, so opening ten million clips takes as long as opening ten. If the file
+is missing or belongs to other clips, the index is read from the shards.
 """
 
 import json
@@ -46,13 +46,13 @@ _SCHEMA = pa.schema(
     ]
 )
 _KEY = b"xkd.index"
-"""The metadata that says which dataset an index is of."""
+"""Metadata key that identifies the dataset of an index."""
 _VERSION = 1
 
 
 @dataclass(frozen=True, eq=False)
 class ClipIndex:
-    """All that is small of every row; arrays may not be written."""
+    """The small columns of every row, as read-only arrays."""
 
     clip_id: TextColumn
     source: TextColumn
@@ -65,31 +65,31 @@ class ClipIndex:
     num_samples: NDArray[np.int32]
     has_audio: NDArray[np.bool_]
     group: NDArray[np.int32]
-    """Row group of each row, counted over all shards."""
+    """Row group of each row, numbered across all shards."""
     source_number: NDArray[np.int32]
-    """Equal for the rows of one source: the same bytes, and the same stretch of them. Sources are
-    numbered in the order of their first rows."""
+    """Source of each row, numbered in the order of first rows. A source is the content of a file
+    and a stretch of it."""
     shards: tuple[str, ...]
-    """The files of clips, in the order of the rows."""
+    """Paths of the clip shards, in the order of the rows."""
     group_ends: NDArray[np.int64]
-    """Row groups up to the end of each shard."""
+    """Cumulative number of row groups at the end of each shard."""
 
     def __len__(self) -> int:
         return len(self.group)
 
     @cached_property
     def row_in_group(self) -> NDArray[np.int64]:
-        """Where each row is in its row group."""
+        """Position of each row in its row group."""
         first_rows = np.flatnonzero(np.diff(self.group, prepend=-1))
         return np.arange(len(self)) - first_rows[self.group]
 
     def shard_of_group(self, group: int) -> tuple[str, int]:
-        """The shard of a row group, and its number there."""
+        """Returns the shard of a row group and its number in that shard."""
         shard = int(np.searchsorted(self.group_ends, group, side="right"))
         return self.shards[shard], group - (int(self.group_ends[shard - 1]) if shard else 0)
 
     def rows_of_group(self, group: int) -> tuple[int, int]:
-        """The first row of a row group, and the first of the next one."""
+        """Returns the first row of a row group and the first row of the next one."""
         first, stop = np.searchsorted(self.group, [group, group + 1])
         return int(first), int(stop)
 
@@ -98,7 +98,7 @@ def read_shards(shards: Sequence[str]) -> ClipIndex:
     """Reads the index from the shards.
 
     Raises:
-        UserError: If one is damaged or not there.
+        UserError: If a shard is damaged or missing.
     """
     with ThreadPoolExecutor(READ_THREADS) as pool:
         parts = list(pool.map(_read_small, shards))
@@ -118,7 +118,7 @@ def read_shards(shards: Sequence[str]) -> ClipIndex:
 
 
 def write_index(folder: Path, dataset_id: str, index: ClipIndex) -> None:
-    """Leaves the index of the clips in a folder, whole or not at all."""
+    """Writes the index of a dataset to a folder atomically."""
     arrays = [
         array_of(getattr(index, field.name)).cast(field.type, safe=False) for field in _SCHEMA
     ]
@@ -138,12 +138,12 @@ def write_index(folder: Path, dataset_id: str, index: ClipIndex) -> None:
 
 
 def read_index(dataset: str, clips_folder: str, manifest: Mapping[str, Any]) -> ClipIndex | None:
-    """Opens the index file of a dataset, or gives None if there is none that fits.
+    """Opens the index file of a dataset; returns None if no index matches.
 
     Args:
         dataset: Folder or URI of the dataset.
-        clips_folder: Where its shards are.
-        manifest: Of the dataset.
+        clips_folder: Folder or URI of its shards.
+        manifest: Manifest of the dataset.
     """
     place = f"{dataset}/{INDEX_FILE}"
     try:
@@ -166,7 +166,7 @@ def read_index(dataset: str, clips_folder: str, manifest: Mapping[str, Any]) -> 
 
 
 def _open(place: str) -> pa.NativeFile | pa.Buffer:
-    """The bytes of an index: of a local one they stay in the file."""
+    """Opens an index; maps a local file into memory and reads a remote one."""
     if not is_uri(place):
         return pa.memory_map(place)
     filesystem, path = filesystem_of(place)
@@ -184,7 +184,7 @@ def _index_of(
 
 
 def _read_small(shard: str) -> tuple[pa.Table, list[int]]:
-    """The columns that the index is made of, and the rows of each row group."""
+    """Reads the columns of the index and the number of rows in each row group."""
     with open_parquet(shard) as file:
         check_columns(f"shard ({shard})", file.schema_arrow, CLIPS)
         groups = range(file.num_row_groups)
@@ -193,17 +193,17 @@ def _read_small(shard: str) -> tuple[pa.Table, list[int]]:
 
 
 def _empty_rows() -> pa.Table:
-    """A table of the columns of shards that the index is made of, without rows."""
+    """Returns an empty table of the shard columns that the index needs."""
     names = [name for name in _SCHEMA.names if name in CLIPS.names]
     names += ["source_hash", *(field.name for field in STRETCH)]
     return pa.schema([CLIPS.field(name) for name in names]).empty_table()
 
 
 def _source_numbers(table: pa.Table) -> NDArray[np.int32]:
-    """Numbers the sources of a table's rows: a file that was renamed is the same one."""
+    """Numbers the sources of a table's rows by content, so a renamed file keeps its number."""
     hashes = pc.unique(table["source_hash"])
     codes = pc.index_in(table["source_hash"], value_set=hashes)
-    # An open end is unequal to any time.
+    # -1 marks an open end; no time equals it.
     ends = [pc.fill_null(table[field.name], -1.0) for field in STRETCH]
     keys = [column.to_numpy() for column in (codes, *ends)]
     order = np.lexsort(keys)
@@ -216,7 +216,7 @@ def _source_numbers(table: pa.Table) -> NDArray[np.int32]:
 
 
 def _to_column(values: Any, kind: pa.DataType) -> pa.Array:
-    """One array of a column of the index."""
+    """Converts values to one array of an index column."""
     if isinstance(values, np.ndarray):
         return pa.array(values, kind)
     if pa.types.is_dictionary(kind):
@@ -229,7 +229,7 @@ def _to_column(values: Any, kind: pa.DataType) -> pa.Array:
 
 def _combined(column: pa.ChunkedArray) -> pa.Array:
     whole = column.combine_chunks()
-    # Of no chunk, or of several dictionaries that are equal, pyarrow makes a chunked array again.
+    # pyarrow returns a chunked array for no chunks, or for several chunks with equal dictionaries.
     return pa.concat_arrays(whole.chunks) if isinstance(whole, pa.ChunkedArray) else whole
 
 

@@ -1,4 +1,4 @@
-"""Which clips leak: near-duplicates on both sides of a split, or twice in training."""
+"""Clips that leak: near-duplicates across a split, or duplicates within the training clips."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from pipelines.dataset.near_duplicates import SCENE, Alike
 
 @dataclass(frozen=True)
 class NamedPair:
-    """Two clips that are alike, for a table."""
+    """A pair of near-duplicates, for a table."""
 
     kind: str
     agreement: float
@@ -26,10 +26,10 @@ class NamedPair:
 
 
 def leaked_ids(alike: Sequence[Alike], held_out: Sequence[bool], ids: Sequence[str]) -> list[str]:
-    """Clips trained on that are alike to one held out, themselves or by way of others alike.
+    """Returns training clips that duplicate a held-out clip, directly or through other clips.
 
-    Of a clip with many copies not every two are compared (`near_duplicates`), so that a copy may be
-    bound to the one held out by others alone.
+    `near_duplicates` does not compare every two copies of a clip. A copy may therefore reach the
+    held-out clip only through other copies.
     """
     leaders = _leaders(pair for pair in alike if pair.kind != SCENE)
     spoilt = {leader for clip, leader in leaders.items() if held_out[clip]}
@@ -41,7 +41,7 @@ def leaked_ids(alike: Sequence[Alike], held_out: Sequence[bool], ids: Sequence[s
 def duplicate_ids(
     alike: Sequence[Alike], held_out: Sequence[bool], ids: Sequence[str]
 ) -> list[str]:
-    """All but the first of each group of clips trained on that are alike."""
+    """Returns all but the first clip of each group of near-duplicates in training."""
     leaders = _leaders(
         pair
         for pair in alike
@@ -51,7 +51,7 @@ def duplicate_ids(
 
 
 def _leaders(pairs: Iterable[Alike]) -> dict[int, int]:
-    """The first clip of its group for each clip that is alike to another one."""
+    """Maps each clip that has a near-duplicate to the first clip of its group."""
     ends = np.array([(pair.first, pair.second) for pair in pairs], np.int64).reshape(-1, 2)
     clips, ends = np.unique(ends, return_inverse=True)
     if not len(clips):
@@ -59,5 +59,5 @@ def _leaders(pairs: Iterable[Alike]) -> dict[int, int]:
     first, second = ends.reshape(-1, 2).T
     links = coo_array((np.ones(len(first), bool), (first, second)), (len(clips), len(clips)))
     _, groups = connected_components(links, directed=False)
-    _, leaders = np.unique(groups, return_index=True)  # clips are sorted: the first is the lowest
+    _, leaders = np.unique(groups, return_index=True)  # lowest first: clips are sorted
     return dict(zip(clips.tolist(), clips[leaders[groups]].tolist(), strict=True))

@@ -1,11 +1,20 @@
-"""Which clips show or sound the same, although their bytes differ.
+"""The search for near-duplicates: clips that look or sound the same although their bytes differ.
 
-Each clip becomes two sequences of codes: 64 bits for a frame (a perceptual hash of its lowest
-frequencies) and 32 bits for a moment of sound (the signs of energy differences between bands and
-over time, as of Haitsma and Kalker 2002). Codes survive another codec, bit rate, size or loudness.
-Clips that share a part of a code at some offset in time are compared code by code at that offset;
-few differing bits over enough time make them near-duplicates. A copy that begins at another moment
-is found, one that is mirrored, much cropped or played at another speed is not.
+Each clip becomes two sequences of codes. A frame has 64 bits, a perceptual hash of its lowest
+frequencies. A moment of sound has 32 bits, the signs of energy differences between bands and over
+time (Haitsma and Kalker, 2002). Codes survive another codec, bit rate, size or loudness.
+
+Equal parts of codes vote for an offset, here 2 - 0 = 3 - 1 = 5 - 3 = 2:
+
+    position in first     0  1  2  3  4  5
+    first                 a  b  c  d  e  f
+    second                      c  d  x  f
+    position in second          0  1  2  3
+
+This offset has three votes. With at least `min_hits` votes, the clips are compared code by code
+over the overlap, `cdef` with `cdxf`. The pair counts if at most `max_error` of the bits differ over
+at least `min_seconds`. The search finds copies that begin at another time, but not mirrored,
+heavily cropped or sped-up copies.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,30 +26,31 @@ from numpy.typing import NDArray
 from pipelines.dataset.codes import FRAME_CODES_PER_SECOND, SOUND_CODES_PER_SECOND, Codes
 
 _MIN_MOTION = 0.05
-"""Share of a code's bits that change within a second in a picture that moves."""
+"""Least `variation` of a moving picture, as a share of the bits of a code."""
 _MAX_ERROR_OF_MOTION = 0.4
+"""Largest error of a copy, as a share of the smaller `variation` of the two clips."""
 _MAX_RUN = 24
-"""Of the clips that share one part of a code each is compared with so many of the next ones."""
+"""Largest number of later clips with an equal part of a code that a clip is paired with."""
 _ROUND = 500_000
-"""Candidates that are compared at a time."""
+"""Number of candidates per comparison batch."""
 _SORTED = 2_000_000
-"""Codes that are sorted at a time, about."""
+"""Approximate number of codes per sort."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """When two sequences of codes are the same."""
+    """The thresholds at which two sequences of codes are near-duplicates."""
 
     num_bits: int
     codes_per_second: float
     bands: tuple[tuple[int, int], ...]
-    """Parts of a code, as first bit and number of bits, of which one must agree."""
+    """Parts of a code that vote for an offset, as (first bit, number of bits)."""
     max_error: float
-    """Share of differing bits."""
+    """Largest share of differing bits."""
     min_seconds: float
-    """Time that must be alike."""
+    """Shortest overlap, in seconds."""
     min_hits: int
-    """Agreeing parts at the same offset before two clips are compared."""
+    """Number of votes for an offset before the clips are compared at it."""
 
 
 FRAME_RULE = Rule(64, FRAME_CODES_PER_SECOND, ((0, 21), (21, 21), (42, 22)), 0.14, 1.0, 1)
@@ -49,25 +59,25 @@ SOUND_RULE = Rule(32, SOUND_CODES_PER_SECOND, ((0, 32),), 0.27, 1.5, 2)
 
 @dataclass(frozen=True)
 class Pair:
-    """Two clips that are alike, the first one with the lower number."""
+    """Two near-duplicates, the lower clip number first."""
 
     first: int
     second: int
     error: float
-    """Share of differing bits over the time that they have in common."""
+    """Share of differing bits over the overlap."""
     seconds: float
     offset_seconds: float
-    """Where the second one begins in the first one."""
+    """Start of the second clip relative to the first, in seconds."""
 
 
 def find_alike(
     frames: Sequence[Codes], sounds: Sequence[Codes], sources: Sequence[int]
 ) -> list["Alike"]:
-    """Finds clips that show or sound the same, the most certain first.
+    """Finds clips that look or sound the same, the most certain first.
 
-    A picture that hardly moves, or a scene that many clips share, gives like codes without being a
-    copy: only if the codes agree much better than the clips' own codes do over a second, the
-    pictures move alike.
+    A still picture or a shared scene gives similar codes without a copy. A match of
+    pictures alone is a copy only if the clips' codes differ much less from each other than each
+    clip's own codes differ over a second.
     """
     pictures = {(pair.first, pair.second): pair for pair in find_pairs(frames, sources, FRAME_RULE)}
     heard = {(pair.first, pair.second): pair for pair in find_pairs(sounds, sources, SOUND_RULE)}
@@ -90,24 +100,24 @@ def find_alike(
 
 @dataclass(frozen=True)
 class Alike:
-    """Two clips that show or sound the same."""
+    """Two clips that look or sound the same."""
 
     kind: str
     """One of `KINDS`."""
     first: int
     second: int
     agreement: float
-    """Share of the bits that are the same."""
+    """Share of equal bits over the overlap."""
     offset_seconds: float
 
 
 SCENE = "scene"
 KINDS = ("picture and sound", "picture", "sound", SCENE)
-"""From the most to the least certain; a like scene alone is no copy."""
+"""Kinds of pairs, from the most to the least certain; a shared scene is not a copy."""
 
 
 def variation(codes: Codes, rule: Rule) -> float:
-    """Share of bits that change within a second: what the codes of a standing picture lack."""
+    """Returns the share of bits that change within a second, near 0 for a still picture."""
     lag = round(rule.codes_per_second)
     both = codes.valid[lag:] & codes.valid[:-lag]
     if not both.any():
@@ -117,7 +127,7 @@ def variation(codes: Codes, rule: Rule) -> float:
 
 
 def find_pairs(codes: Sequence[Codes], sources: Sequence[int], rule: Rule) -> list[Pair]:
-    """Finds near-duplicates among clips; clips of one source are no duplicates of each other."""
+    """Finds near-duplicates among clips of different sources."""
     lengths = np.array([len(clip.values) for clip in codes], np.int64)
     if not lengths.sum():
         return []
@@ -137,13 +147,13 @@ def find_pairs(codes: Sequence[Codes], sources: Sequence[int], rule: Rule) -> li
 
 
 def _goodness(pair: Pair) -> tuple[float, float, float]:
-    """Less is better; the offset decides last, so that the order of comparing does not."""
+    """Returns a sort key, best first; the offset breaks ties to make the result deterministic."""
     return pair.error, -pair.seconds, pair.offset_seconds
 
 
 @dataclass(frozen=True)
 class _AllCodes:
-    """The codes of all clips, one clip after the other."""
+    """The codes of all clips, concatenated."""
 
     values: NDArray[np.uint64]
     valid: NDArray[np.bool_]
@@ -154,10 +164,10 @@ class _AllCodes:
 def _candidates(
     every: _AllCodes, sources: NDArray[np.int64], rule: Rule
 ) -> Iterator[NDArray[np.int64]]:
-    """Pairs of clips and offsets at which enough parts of codes agree: rows of three numbers.
+    """Yields batches of candidates, rows of (first clip, second clip, offset), with enough votes.
 
-    They come some at a time. Where one agreeing part is enough they are not gathered before: their
-    number grows with the square of the clips, and the same one may come again.
+    The number of candidates grows with the square of the clips. Where one vote is enough, batches
+    are therefore not collected first, and a candidate may occur in several of them.
     """
     found: list[NDArray[np.int64]] = []
     for first_bit, num_bits in rule.bands:
@@ -167,7 +177,7 @@ def _candidates(
                 if not len(left):
                     break
                 left = left[sources[clip[left]] != sources[clip[left + step]]]
-                right = left + step  # of the same key, so its clip is the later one
+                right = left + step  # keys are equal, so this clip has the higher number
                 found.append(
                     np.stack([clip[left], clip[right], position[left] - position[right]], axis=1)
                 )
@@ -188,10 +198,10 @@ def _counted(found: Sequence[NDArray[np.int64]], min_hits: int) -> Iterator[NDAr
 def _entries(
     every: _AllCodes, first_bit: int, num_bits: int
 ) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]]:
-    """Gives one part of all codes, sorted, with the clip and the position in it of each.
+    """Yields one part of all codes as sorted keys, with the clip and the position of each key.
 
-    There is one entry for each clip and key: a standing picture has the same code all the time.
-    Equal keys come together, but not all keys at once: sorting takes several times their memory.
+    Each clip has one entry per key, because a still picture repeats its code. Equal keys are in
+    one batch, and each batch takes a share of the keys to bound the memory of sorting.
     """
     num_codes = len(every.values)
     clip = np.repeat(np.arange(len(every.lengths), dtype=np.uint32), every.lengths)
@@ -205,7 +215,7 @@ def _entries(
             places.append(begin + np.flatnonzero(is_mine))
             keys.append(here[is_mine])
         place = np.concatenate(places)
-        # A key has at most 32 bits, so that key and clip are one number.
+        # A key has at most 32 bits, so key and clip fit in one number.
         joint = np.concatenate(keys) << np.uint64(32) | clip[place]
         joint, kept = np.unique(joint, return_index=True)
         owner = clip[place[kept]].astype(np.int64)
@@ -213,7 +223,7 @@ def _entries(
 
 
 def _alike(every: _AllCodes, candidates: NDArray[np.int64], rule: Rule) -> list[Pair]:
-    """Compares clips code by code and gives those that are alike."""
+    """Compares candidates code by code and returns the near-duplicates."""
     first, second, offset = candidates.T
     begin = np.maximum(offset, 0)
     end = np.minimum(every.lengths[first], every.lengths[second] + offset)

@@ -1,8 +1,8 @@
-"""What a clip dataset holds and what is doubtful about it, as plain numbers and pictures.
+"""The review of a clip dataset: its contents and its doubtful clips, as numbers and pictures.
 
-`review` gathers it, `dataset_page` shows it. Near-duplicates between clips that are trained on and
-clips that are held out, here or in another dataset, are leaks; their ids go into a file that
-pretraining leaves out (`exclude=FILE`).
+`review` collects it and `dataset_page` shows it. Near-duplicates between training clips and
+held-out clips, of this dataset or another one, are leaks. Their ids go into a file that
+pretraining excludes (`exclude=FILE`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,14 +37,14 @@ from pipelines.filesystems import list_files
 from pipelines.progress import OnProgress
 
 SILENT_PEAK = 0.001
-"""Of full scale: 60 dB below it."""
+"""Peak below which a clip is silent, as a share of full scale (-60 dB)."""
 STATIC_MOTION = 1.0
-"""Mean gray levels of 256 between two frames."""
+"""Motion below which a clip is static, as a mean difference in gray levels of 256."""
 
 
 @dataclass(frozen=True)
 class Review:
-    """All that the page tells."""
+    """The contents of the page."""
 
     path: str
     manifest: Mapping[str, Any]
@@ -54,29 +54,29 @@ class Review:
     streams: Mapping[str, int]
     splits: Mapping[str, int]
     labels: Sequence[tuple[str, Mapping[str, int]]]
-    """Each label with its clips by split, the most frequent first."""
+    """Number of clips of each label by split, the most frequent label first."""
     tables: Mapping[str, Mapping[str, int]]
-    """Counts by what the sources are, such as codecs."""
+    """Counts by property of sources and clips, such as the codec."""
     flaws: SourceFlaws
     rejects: Mapping[str, Sequence[ShownReject]]
     silent: Sequence[str]
-    """Ids."""
+    """Ids of silent clips."""
     static: Sequence[str]
     shown_silent: Sequence[ShownClip]
     shown_static: Sequence[ShownClip]
     sheet: Sequence[ShownClip]
     against: Sequence[str]
-    """Other datasets that were compared."""
+    """Paths of the other datasets in the comparison."""
     pairs: Sequence["NamedPair"]
     shown_pairs: Sequence[ShownPair]
     leaks: Sequence[str]
-    """Clips trained on that are alike to clips held out, themselves or by way of others alike."""
+    """Ids of training clips that duplicate held-out clips, directly or through other clips."""
     duplicates: Sequence[str]
-    """All but one of clips trained on that are alike to each other."""
+    """Ids of all but one clip of each group of near-duplicates in training."""
 
 
 def review(dataset: ClipDataset, settings: DatasetSettings, on_progress: OnProgress) -> Review:
-    """Looks at all clips; Ray is connected."""
+    """Reviews all clips; requires a connection to Ray."""
     table = dataset.small_columns(COLUMNS)
     scan = scan_dataset(dataset, on_progress)
     others = [ClipDataset.open(place) for place in settings.against]

@@ -1,4 +1,4 @@
-"""Counts of a clip dataset's page: by label, split, length, size, codec."""
+"""The tables of a clip dataset's page: counts by label, split, length, size and codec."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,11 +10,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 LENGTHS = (5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
-"""Edges of the table of source lengths, in seconds."""
+"""Bin edges of the table of source lengths, in seconds."""
 
 
 def label_text(row: Mapping[str, Any]) -> str:
-    """Returns a row's label, or all of its labels."""
+    """Returns the label of a row, or all of its labels."""
     return row["label"] or ", ".join(row["labels"] or ())
 
 
@@ -24,7 +24,7 @@ def counted(values: Iterable[str]) -> dict[str, int]:
 
 
 def streams_held(table: pa.Table) -> dict[str, int]:
-    """Counts clips by which of picture and sound they have."""
+    """Counts clips by the streams that they have."""
     names = {
         (True, True): "picture and sound",
         (True, False): "picture alone",
@@ -37,7 +37,7 @@ def streams_held(table: pa.Table) -> dict[str, int]:
 
 
 def labels_by_split(table: pa.Table) -> list[tuple[str, dict[str, int]]]:
-    """Clips of each label by split; a clip of several labels counts for each."""
+    """Counts clips by label and split; a clip with several labels counts for each."""
     counts: dict[str, Counter[str]] = {}
     for row in table.select(["label", "labels", "split"]).to_pylist():
         for label in row["labels"] or filter(None, [row["label"]]):
@@ -49,7 +49,7 @@ def labels_by_split(table: pa.Table) -> list[tuple[str, dict[str, int]]]:
 
 
 def count_tables(table: pa.Table) -> dict[str, dict[str, int]]:
-    """Counts sources by what the decoder saw of them, a table for each property."""
+    """Counts sources and clips by property, one table per property."""
     columns = {name: table[name].to_pylist() for name in COLUMNS}
     lengths: Counter[str] = Counter()
     for source, seconds in zip(columns["source"], columns["duration_seconds"], strict=True):
@@ -93,7 +93,7 @@ def count_tables(table: pa.Table) -> dict[str, dict[str, int]]:
 
 
 def _repairs(counts: Sequence[int | None]) -> dict[str, int]:
-    """Counts clips by their repairs, if any has some."""
+    """Counts clips by number of repairs; returns an empty table if no clip has any."""
     return counted(str(count or 0) for count in counts) if any(counts) else {}
 
 
@@ -108,7 +108,7 @@ def _binned(seconds: Iterable[float]) -> dict[str, int]:
 
 
 def contact_sheet(table: pa.Table, most: int) -> NDArray[np.int64]:
-    """Clips of as many labels as there are, of different sources."""
+    """Chooses clips of different sources that cover as many labels as possible."""
     by_label: dict[str, list[int]] = {}
     seen = set()
     for row, values in enumerate(table.select(["source", "label", "labels"]).to_pylist()):

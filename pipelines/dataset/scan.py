@@ -1,4 +1,4 @@
-"""Looking at every clip of a dataset once, shard by shard on Ray Data: loudness, motion, codes."""
+"""The scan of every clip on Ray Data, shard by shard: peak, motion and codes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,21 +28,21 @@ _NO_CODES = Codes(np.empty(0, np.uint64), np.empty(0, np.bool_))
 
 @dataclass(frozen=True)
 class Scan:
-    """What was seen of each clip, in the order of the dataset's index."""
+    """The measurements of each clip, in the order of the dataset's index."""
 
     peak: NDArray[np.float64]
-    """Of the sound, as a share of full scale; NaN without sound."""
+    """Peak of the sound, as a share of full scale; NaN without sound."""
     motion: NDArray[np.float64]
-    """Largest mean difference of two frames in gray levels of 256; NaN without picture."""
+    """Largest mean difference of adjacent frames, in gray levels of 256; NaN without picture."""
     frames: Sequence[Codes]
     sounds: Sequence[Codes]
 
 
 def scan_dataset(dataset: ClipDataset, on_progress: OnProgress) -> Scan:
-    """Scans all clips; Ray is connected."""
+    """Scans all clips; requires a connection to Ray."""
     shards = [{"number": i, "shard": shard} for i, shard in enumerate(dataset.shards)]
     seen: dict[tuple[int, int], dict[str, Any]] = {}
-    # 1:N, CPU-bound: a shard a task.
+    # 1:N, CPU-bound: one task per shard.
     rows = ray.data.from_items(shards, override_num_blocks=max(1, len(shards))).flat_map(
         _scan_shard, num_cpus=1
     )
@@ -88,9 +88,9 @@ def _scan(table: pa.Table, i: int) -> dict[str, Any]:
 
 
 def largest_motion(frames: NDArray[np.uint8]) -> float:
-    """The largest mean difference between a frame and the next one, in gray levels."""
+    """Returns the largest mean difference of adjacent frames, in gray levels."""
     if len(frames) < 2:
         return 0.0
-    # Every fourth row and column is enough to see whether anything moves.
+    # Every fourth row and column is enough to detect motion.
     small = frames[:, ::4, ::4].astype(np.int16)
     return float(np.abs(small[1:] - small[:-1]).mean(axis=(1, 2, 3)).max())

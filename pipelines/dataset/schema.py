@@ -1,8 +1,8 @@
-"""The Arrow schemas of the clip dataset, in one place.
+"""The Arrow schemas of the clip dataset.
 
-Tensors are raw bytes: `frames` is uint8 of shape (num_frames, height, width, 3), `waveform` int16
-of shape (num_samples,), both little-endian and in C order. Ray's tensor type is not used on disk:
-it reads many times slower, and its metadata has been a way to run code.
+Tensors are raw bytes, little-endian and in C order: `frames` is uint8 of shape (num_frames, height,
+width, 3), and `waveform` is int16 of shape (num_samples,). Shards do not use Ray's tensor type: it
+reads many times slower, and its metadata has allowed code execution.
 """
 
 import hashlib
@@ -28,21 +28,21 @@ STRETCH = (
     pa.field("stretch_start_seconds", pa.float64()),
     pa.field("stretch_end_seconds", pa.float64()),
 )
-"""With these a later run sees that a list names another stretch, of clips and of rejects."""
+"""Columns from which a later run detects that the list names another stretch of a source."""
 
 ADDED = (
-    # Whether left and right were exchanged, before the turn by `rotation`.
+    # Whether the frames were mirrored before they were turned by `rotation`.
     pa.field("is_mirrored", pa.bool_()),
-    # Whether the source has such a stream at all, be it decoded or not.
+    # Whether the source has such a stream, decoded or not.
     pa.field("declares_picture", pa.bool_()),
     pa.field("declares_sound", pa.bool_()),
-    # How the clock of this clip was mended: see `ClockRepairs`.
+    # Repairs of the clip's clock; see `ClockRepairs`.
     pa.field("clock_leaps", pa.int32()),
     pa.field("sound_gaps", pa.int32()),
     pa.field("bridged_gaps", pa.int32()),
     pa.field("rebased_clocks", pa.int32()),
 )
-"""Columns that shards lack which were written before there were these; they read as null."""
+"""Columns that older shards lack; they read as null."""
 
 CLIPS = pa.schema(
     [
@@ -60,14 +60,14 @@ CLIPS = pa.schema(
         pa.field("num_samples", pa.int32(), nullable=False),
         pa.field("sample_rate", pa.int32(), nullable=False),
         pa.field("has_audio", pa.bool_(), nullable=False),
-        # The one label, and all of them: of several there is no one.
+        # `label` is null if there are several labels; `labels` holds them all.
         pa.field("label", pa.string()),
         pa.field("labels", pa.list_(pa.string())),
         pa.field("split", pa.string()),
         pa.field("group", pa.string()),
-        # The stretch of the source that the list is about; null where it is open.
+        # The stretch of the source that the list names; null where it is open.
         *STRETCH,
-        # What the decoder saw of the source.
+        # Properties of the source, from the decoder.
         pa.field("container", pa.string()),
         pa.field("video_codec", pa.string()),
         pa.field("audio_codec", pa.string()),
@@ -81,7 +81,7 @@ CLIPS = pa.schema(
     ],
     metadata=_METADATA,
 )
-"""One row is one segment of a source."""
+"""Schema of accepted clips; one row is one segment of a source."""
 
 REJECTS = pa.schema(
     [
@@ -96,11 +96,11 @@ REJECTS = pa.schema(
     ],
     metadata={"xkd.format_version": str(FORMAT_VERSION)},
 )
-"""One row is one source that gave no clips, and why."""
+"""Schema of rejects; one row is one source without clips, and the reason."""
 
 
 def check_version(what: str, version: object) -> None:
-    """Makes sure that this code knows a format.
+    """Checks that this version reads a format.
 
     Raises:
         UserError: If it does not.
@@ -116,10 +116,12 @@ def check_version(what: str, version: object) -> None:
 
 
 def check_columns(what: str, there: pa.Schema, needed: pa.Schema) -> None:
-    """Makes sure that a file has the columns of a schema, of the same types.
+    """Checks that a file has the columns and types of a schema.
+
+    The file may have further columns, and may lack columns of `ADDED`.
 
     Raises:
-        UserError: If it has not; columns that come on top, or of `ADDED` lack, are no harm.
+        UserError: If a column is missing or has another type.
     """
     version = (there.metadata or {}).get(b"xkd.format_version", b"none").decode()
     check_version(what, int(version) if version.isdigit() else version)
@@ -137,7 +139,7 @@ def check_columns(what: str, there: pa.Schema, needed: pa.Schema) -> None:
 
 
 def with_added(table: pa.Table, columns: Sequence[str]) -> pa.Table:
-    """Brings a table to these columns, with nulls for those of `ADDED` that it lacks."""
+    """Selects columns of a table, with nulls for missing columns of `ADDED`."""
     for field in ADDED:
         if field.name in columns and field.name not in table.column_names:
             table = table.append_column(field, pa.nulls(len(table), field.type))
@@ -145,7 +147,7 @@ def with_added(table: pa.Table, columns: Sequence[str]) -> pa.Table:
 
 
 def clip_id(source_hash: str, start_seconds: float) -> str:
-    """Names a segment by what its source holds and where it starts, not by the file's name."""
+    """Derives the id of a segment from the content of its source and its start, not its path."""
     key = f"{source_hash}:{round(start_seconds * 1_000_000)}"
     return hashlib.sha256(key.encode()).hexdigest()[:32]
 

@@ -1,9 +1,8 @@
-"""Writing and reading shards of Parquet, which are either whole or not there.
+"""The writer and readers of Parquet shards, which appear atomically.
 
-A shard is written under a temporary name, row group by row group, and renamed when it is complete;
-Ray Data's own writer is not atomic. Workers write in a folder that belongs to their run. The next
-run removes it before anything else, so a worker that outlived its run has nothing left to rename
-and cannot add a shard that nobody planned.
+The writer writes row groups under a temporary name and renames the complete shard, because Ray
+Data's own writer is not atomic. Workers write to a folder of their run. The next run first removes
+this folder, so a worker that outlives its run has nothing to rename and cannot add a stray shard.
 """
 
 import contextlib
@@ -25,13 +24,13 @@ from pipelines.redaction import one_line
 
 AGAIN = "run the same ingest again"
 READ_THREADS = 8
-"""Shards that are asked at a time; what a bucket needs most is patience."""
+"""Number of shards read concurrently, to hide the latency of a bucket."""
 MAX_GROUP_BYTES = 64_000_000
-"""A row group ends here even if it has few rows, so that memory does not follow their size."""
+"""Size at which a row group ends regardless of its rows, to bound memory, in bytes."""
 
 
 class ShardWriter:
-    """Writes one shard; nothing is visible before `commit`, nothing remains after `discard`."""
+    """Writes one shard, which `commit` makes visible and `discard` removes."""
 
     def __init__(
         self,
@@ -44,10 +43,10 @@ class ShardWriter:
         """Begins a shard.
 
         Args:
-            place: Where it will be.
-            schema: Of its rows.
-            rows_per_group: Rows of a row group.
-            scratch: Folder on the same disk where it is until then; by default beside its place.
+            place: Final path of the shard.
+            schema: Schema of its rows.
+            rows_per_group: Number of rows in a row group.
+            scratch: Folder of the temporary file, on the same disk; default: that of `place`.
         """
         self._place = place
         self._schema = schema
@@ -57,19 +56,19 @@ class ShardWriter:
         self._waiting_bytes = 0
         binary = [field.name for field in schema if pa.types.is_large_binary(field.type)]
         small = [name for name in schema.names if name not in binary]
-        # LZ4 of raw bytes without a dictionary: cheapest to write and to read of what was measured.
+        # For raw bytes, LZ4 without a dictionary is the cheapest to write and read (measured).
         self._writer = pq.ParquetWriter(
             self._temporary,
             schema,
             compression="lz4",
             use_dictionary=small,
             write_statistics=small,
-            # A group is one page; a page for each value is dearer to read by a third (measured).
+            # A column chunk is one page; a page per value reads a third slower (measured).
             data_page_size=2 * MAX_GROUP_BYTES,
         )
 
     def add(self, row: Mapping[str, Any]) -> bool:
-        """Takes a row; says whether rows went to the file, from where they cannot be taken back."""
+        """Adds a row; returns whether rows were written, after which they cannot be dropped."""
         self._waiting.append(row)
         self._waiting_bytes += _num_bytes(row)
         is_full = len(self._waiting) >= self._rows_per_group
@@ -79,7 +78,7 @@ class ShardWriter:
         return False
 
     def drop_last(self, num_rows: int) -> None:
-        """Takes back rows that did not go to the file yet."""
+        """Drops the last rows, which must not have been written yet."""
         for _ in range(num_rows):
             self._waiting_bytes -= _num_bytes(self._waiting.pop())
 
@@ -90,7 +89,7 @@ class ShardWriter:
         commit(self._temporary, self._place)
 
     def discard(self) -> None:
-        """Removes what was written."""
+        """Removes the temporary file."""
         with contextlib.suppress(OSError):  # closing writes, and the disk may be full
             self._writer.close()
         self._temporary.unlink(missing_ok=True)
@@ -107,10 +106,10 @@ class ShardWriter:
 
 @contextmanager
 def open_parquet(place: str) -> Iterator[pq.ParquetFile]:
-    """Opens a shard to be read; a local one is mapped into memory.
+    """Opens a shard for reading; maps a local file into memory.
 
     Raises:
-        UserError: If it cannot be read, then or while it is used.
+        UserError: If it cannot be read, on opening or inside the `with` block.
     """
     try:
         with _parquet_file(place) as file:
@@ -123,7 +122,7 @@ def open_parquet(place: str) -> Iterator[pq.ParquetFile]:
 
 
 def read_groups(shard: str, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Gives columns of a shard, a row group at a time.
+    """Yields columns of a shard, one row group at a time.
 
     Raises:
         UserError: If it cannot be read.
@@ -137,10 +136,10 @@ def read_groups(shard: str, columns: Sequence[str]) -> Iterator[pa.Table]:
 
 
 def read_columns(shard: str, columns: Sequence[str]) -> pa.Table:
-    """Reads columns of all rows of a shard of clips; those that an older shard lacks are null.
+    """Reads columns of a clip shard; columns that an older shard lacks are null.
 
     Raises:
-        UserError: If it is none that this code can read.
+        UserError: If the shard cannot be read.
     """
     with open_parquet(shard) as file:
         check_columns(f"shard ({shard})", file.schema_arrow, CLIPS)
@@ -160,7 +159,7 @@ def _num_bytes(row: Mapping[str, Any]) -> int:
 
 
 def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
-    """An array of values; large ones stay where they are, each a chunk."""
+    """Builds an array of values; large values become chunks without a copy."""
     if not pa.types.is_large_binary(kind):
         return pa.array(values, kind)
     return pa.chunked_array([_chunk(value) for value in values], kind)

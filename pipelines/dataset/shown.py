@@ -1,4 +1,4 @@
-"""Clips, pairs and rejects that a dataset's page shows as pictures."""
+"""The clips, pairs and rejects that a dataset's page shows as pictures."""
 
 import os
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ _THUMBNAIL_BYTES = 2_000_000_000
 
 @dataclass(frozen=True)
 class ShownClip:
-    """A clip to be looked at."""
+    """A clip on the page."""
 
     clip_id: str
     title: str
@@ -41,7 +41,7 @@ class ShownClip:
 
 @dataclass(frozen=True)
 class ShownPair:
-    """Two clips that are alike."""
+    """A pair of near-duplicates on the page."""
 
     kind: str
     agreement: float
@@ -52,7 +52,7 @@ class ShownPair:
 
 @dataclass(frozen=True)
 class ShownReject:
-    """A source that gave no clips, with its first frame if there is one."""
+    """A rejected source, with its first frame if it decodes."""
 
     path: str
     message: str
@@ -61,7 +61,7 @@ class ShownReject:
 
 @dataclass(frozen=True)
 class AllClips:
-    """The clips of the dataset and of those that it is compared with, one after the other."""
+    """The clips of the dataset, followed by those of the datasets that it is compared with."""
 
     datasets: Sequence[ClipDataset]
     owners: NDArray[np.int64]
@@ -83,7 +83,7 @@ class AllClips:
         others: Sequence[ClipDataset],
         on_progress: OnProgress,
     ) -> "AllClips":
-        """Scans the other datasets as well."""
+        """Scans the other datasets and concatenates all clips."""
         tables = [table, *(other.small_columns(COLUMNS) for other in others)]
         scans = [scan, *(scan_dataset(other, on_progress) for other in others)]
         joined = pa.concat_tables(tables)
@@ -102,7 +102,7 @@ class AllClips:
         )
 
     def source_numbers(self) -> list[int]:
-        """A number for each source; one that lies in two datasets is two, and so is compared."""
+        """Numbers the sources; a source in two datasets gets two numbers, so its clips compare."""
         numbers: dict[tuple[int, str], int] = {}
         return [
             numbers.setdefault((int(owner), source), len(numbers))
@@ -110,20 +110,20 @@ class AllClips:
         ]
 
     def held_out(self, train_splits: Sequence[str]) -> list[bool]:
-        """Whether a clip is not trained on: in another split, or in another dataset."""
+        """Returns which clips are outside training: in another split or another dataset."""
         return [
             bool(owner) or split not in (*train_splits, "")
             for owner, split in zip(self.owners, self.splits, strict=True)
         ]
 
     def place(self, clip: int) -> str:
-        """The split of a clip, and the dataset if it is another one."""
+        """Returns the split of a clip, with the path of its dataset if it is another one."""
         split = self.splits[clip] or "no split"
         owner = int(self.owners[clip])
         return f"{split} of {self.datasets[owner].path}" if owner else split
 
     def named(self, pair: Alike, is_leak: bool) -> NamedPair:
-        """A pair by the names of its clips."""
+        """Returns a pair with the ids, sources and splits of its clips."""
         first, second = (
             (self.ids[clip], self.sources[clip], self.place(clip))
             for clip in (pair.first, pair.second)
@@ -132,18 +132,18 @@ class AllClips:
 
 
 class Thumbnails:
-    """Reads the clips that are shown."""
+    """Reads the clips for the page."""
 
     def __init__(self, every: AllClips, most: int) -> None:
         self._every, self._most = every, most
 
     def clips(self, rows: NDArray[np.int64], notes: Sequence[str] | None) -> list[ShownClip]:
-        """Some of the rows, evenly spread; rows of the dataset come first, so they are clips."""
+        """Reads evenly spaced rows of the dataset, whose clips come first in `AllClips`."""
         chosen = evenly_spaced(len(rows), self._most)
         return [self._clip(int(rows[i]), notes[i] if notes else "") for i in chosen]
 
     def pairs(self, alike: Sequence[Alike], is_leak: Sequence[bool]) -> list[ShownPair]:
-        """Leaks first, and the surest."""
+        """Reads the first pairs, leaks before others and the most certain first."""
         order = sorted(range(len(alike)), key=lambda i: not is_leak[i])
         return [
             ShownPair(
@@ -173,7 +173,7 @@ class Thumbnails:
 
 
 def shown_rejects(dataset: ClipDataset) -> dict[str, list[ShownReject]]:
-    """Some rejects of each reason, with the first frame where one can be decoded still."""
+    """Returns some rejects of each reason, with the first frame if it decodes."""
     by_reason: dict[str, list[ShownReject]] = {}
     decoder = DecoderProcess(max_memory_bytes=_THUMBNAIL_BYTES, timeout_seconds=_THUMBNAIL_SECONDS)
     try:

@@ -1,4 +1,4 @@
-"""How many sources of a clip dataset gave less than they declare, or had to be mended."""
+"""Counts of sources that gave less than they declare or needed repair."""
 
 from dataclasses import dataclass
 
@@ -14,24 +14,24 @@ COLUMNS = (
     "decode_errors",
     "rebased_clocks",
 )
-"""What `count_flaws` looks at."""
+"""Columns that `count_flaws` reads."""
 
 
 @dataclass(frozen=True)
 class SourceFlaws:
-    """Counts of accepted sources; one can count in each."""
+    """Counts of accepted sources; a source may count in several."""
 
     without_picture: int = 0
-    """They declare a picture and gave none."""
+    """Number of sources that declare a picture and gave none."""
     without_sound: int = 0
-    """They declare sound and gave none."""
+    """Number of sources that declare sound and gave none."""
     damaged: int = 0
-    """A part of them did not decode, less than `limits.max_damaged_fraction`."""
+    """Number of sources with decoding errors, within `limits.max_damaged_fraction`."""
     rebased: int = 0
-    """Their clock leaps or is missing, so that times are counted and not read."""
+    """Number of sources whose clock leaps or is missing, so times are counted instead of read."""
 
     def sentences(self) -> list[str]:
-        """The counts above 0 in words."""
+        """Describes the counts above 0."""
         counts = {
             "sources that declare a picture and gave none": self.without_picture,
             "sources that declare sound and gave none": self.without_sound,
@@ -42,7 +42,7 @@ class SourceFlaws:
 
 
 def count_flaws(table: pa.Table) -> SourceFlaws:
-    """Counts the sources of rows that have `COLUMNS`; nulls, of older datasets, count nowhere."""
+    """Counts flawed sources in a table with `COLUMNS`; nulls of older datasets do not count."""
     has_flaw = {
         "picture": pc.greater(table["num_frames"], 0),
         "sound": table["has_audio"],

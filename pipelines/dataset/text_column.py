@@ -1,4 +1,4 @@
-"""A column of text that stays in its file, as NumPy sees it."""
+"""A NumPy-like view of an Arrow text column."""
 
 from collections.abc import Collection, Iterator
 from typing import Any, cast
@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 
 class TextColumn:
-    """A column of text that stays where it is, mostly in a file; missing text is empty.
+    """A view of an Arrow text column, usually mapped from a file.
 
-    Asked for a row it gives a string, asked for rows (numbers, a mask, a slice) a NumPy array.
+    Indexing by a row returns a string. Indexing by row numbers, a mask or a slice returns a NumPy
+    array.
     """
 
     def __init__(self, array: pa.Array) -> None:
@@ -38,7 +39,7 @@ class TextColumn:
         text = _to_text(self._array)
         return text if dtype is None else text.astype(dtype)
 
-    # As of an array: where it is equal.
+    # Comparisons are elementwise, as for a NumPy array.
     def __eq__(self, text: object) -> NDArray[np.bool_]:  # type: ignore[override]
         return self.isin([str(text)])
 
@@ -48,11 +49,11 @@ class TextColumn:
     __hash__ = None  # type: ignore[assignment]
 
     def tolist(self) -> list[str]:
-        """Gives the text of all rows."""
+        """Returns the text of all rows."""
         return cast(list[str], self._array.to_pylist())
 
     def isin(self, values: Collection[str]) -> NDArray[np.bool_]:
-        """Says where the text is one of some values."""
+        """Returns a mask of the rows whose text is in `values`."""
         wanted = pa.array(sorted(values), pa.large_string())
         if not pa.types.is_dictionary(self._array.type):
             return as_bool(pc.is_in(self._array, value_set=wanted))
@@ -60,12 +61,12 @@ class TextColumn:
         return cast(NDArray[np.bool_], there[self._array.indices.to_numpy()])
 
     def unique(self) -> list[str]:
-        """Gives the different texts, sorted."""
+        """Returns the distinct texts, sorted."""
         return sorted(pc.unique(self._array).to_pylist())
 
 
 def array_of(column: Any) -> pa.Array:
-    """Returns what a column holds as an Arrow array."""
+    """Returns a column as an Arrow array."""
     if isinstance(column, TextColumn):
         return column._array
     return pa.array(column.view(np.uint8) if column.dtype == bool else column)
@@ -78,5 +79,5 @@ def _to_text(array: pa.Array) -> NDArray[np.str_]:
 
 
 def as_bool(array: pa.Array) -> NDArray[np.bool_]:
-    """Returns an Arrow array of truth values as a NumPy array."""
+    """Returns an Arrow array of booleans as a NumPy array."""
     return cast(NDArray[np.bool_], array.to_numpy(zero_copy_only=False))
