@@ -1,12 +1,12 @@
 """Reads the complete units of an output and revises them when the input changes.
 
-A unit has one shard of rows and, if it rejects sources, a shard of rejects with the same name. The
-hash of its sources is its name. A run writes to its own scratch folder and renames shards last::
+A unit has one shard of rows and, if it rejects sources, a shard of rejects with the same name. A
+unit of sources is named by their hash. A run writes to its scratch folder, then renames shards::
 
     scratch of the run          output                  a restart finds
-    7c1e.parquet (partial)      -                       no unit: decodes it again
-    7c1e.parquet (complete)     rejects/7c1e.parquet    no unit: deletes it, decodes again
-    -                           rejects/ and clips/     a complete unit: skips it
+    clips of 7c1e (partial)     -                       no unit: decodes it again
+    clips of 7c1e (complete)    rejects/7c1e.parquet    no unit: deletes it, decodes again
+    -                           clips/7c1e.parquet      a complete unit: skips it
 
 A revision removes changed and deleted sources from shards, and rewrites new names and labels. It
 decodes nothing.
