@@ -1,1 +1,1 @@
-"""A registered model over media gives embeddings."""
+"""Computes embeddings of media with a registered model."""

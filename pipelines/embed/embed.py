@@ -1,8 +1,7 @@
-"""From media or stored clips to embeddings of a registered model, on Ray Data.
+"""The embedding job, which runs a registered model over media or stored clips on Ray Data.
 
-The graph (`unit_graph`), the fingerprints, the plan of units, the shards and the rules for going on
-are those of `ingest`; a unit is a set of sources, or a shard of a clip dataset. The manifest is
-written last.
+The job shares the graph (`unit_graph`), fingerprints, unit plan, shards and restart rules of
+`ingest`. A unit is a set of sources or a shard of a clip dataset. The manifest is written last.
 """
 
 from collections.abc import Sequence
@@ -38,7 +37,7 @@ FORMAT_VERSION = 1
 
 
 def check_embed(config: EmbedConfig) -> list[str]:
-    """All that stands in the way of an embedding job, found without starting anything."""
+    """Returns every error that blocks an embedding job, without starting anything."""
     mistakes = []
     version = None
     try:
@@ -58,12 +57,12 @@ def check_embed(config: EmbedConfig) -> list[str]:
 
 
 def embed(config: EmbedConfig, on_progress: OnProgress) -> EmbedSummary:
-    """Embeds an input, or completes what an earlier call began; Ray is connected.
+    """Embeds an input, or completes an earlier call. Ray must be connected.
 
     Raises:
-        UserError: if the model is not there, the input holds no media, or the output holds
+        UserError: If the model does not exist, the input holds no media, or the output holds
             something else or cannot be written.
-        JobFailed: if the workers die again and again, or the model does not load.
+        JobFailed: If workers repeatedly crash, or the model does not load.
     """
     version = resolve_model(config.model, config.tracking)
     dataset = open_dataset(config.input)
@@ -78,8 +77,8 @@ def embed(config: EmbedConfig, on_progress: OnProgress) -> EmbedSummary:
             locked(state / "lock", f"output ({output})"),
             scratch_folder(state) as scratch,
         ):
-            check_same_output(output, identity)  # another run may have begun something else
-            # Before the folders: without it a later run could not tell what they are.
+            check_same_output(output, identity)  # another run may have written here
+            # The settings come before the folders, so that a later run can identify them.
             write_json(state / SETTINGS_FILE, identity)
             folders = (output / EMBEDDINGS_FOLDER, output / REJECTS_FOLDER)
             for folder in folders:

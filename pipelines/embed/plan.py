@@ -1,6 +1,6 @@
-"""What an embedding job has to do and what it has done: units, the identity of its output, counts.
+"""The plan and summary of an embedding job: its units, output identity and counts.
 
-Sources become units as in an ingest; of a clip dataset, each shard is a unit.
+Sources are grouped into units as in an ingest. Each shard of a clip dataset is a unit.
 """
 
 from collections import Counter
@@ -31,7 +31,7 @@ from pipelines.sources.listing import list_sources
 
 @dataclass(frozen=True)
 class EmbedSummary:
-    """What a folder of embeddings holds, and what this call added."""
+    """Contents of a folder of embeddings, and what this call added."""
 
     sources: int
     accepted: int
@@ -40,15 +40,15 @@ class EmbedSummary:
     clips: int
     new_clips: int
     model: str
-    """URI with the version."""
+    """URI of the model, with its version."""
     output: str
 
 
 def open_dataset(place: str) -> ClipDataset | None:
-    """Opens the input if it is a clip dataset; media may lie beside a manifest of their own.
+    """Opens the input if it is a clip dataset. Media may have a manifest of their own.
 
     Raises:
-        UserError: if it is one that cannot be read or was not finished.
+        UserError: If the dataset is unreadable or incomplete.
     """
     if is_web(place):
         return None
@@ -58,10 +58,10 @@ def open_dataset(place: str) -> ClipDataset | None:
 
 
 def check_rates(config: EmbedConfig, dataset: ClipDataset | None, version: EncoderVersion) -> None:
-    """Makes sure that stored clips have the rate that the model takes.
+    """Checks that stored clips have the rate that the model expects.
 
     Raises:
-        UserError: if they have not.
+        UserError: If the rates differ.
     """
     if dataset is None:
         return
@@ -81,7 +81,7 @@ def check_rates(config: EmbedConfig, dataset: ClipDataset | None, version: Encod
 def identity_of(
     config: EmbedConfig, dataset: ClipDataset | None, version: EncoderVersion
 ) -> dict[str, Any]:
-    """What a folder of embeddings is made of."""
+    """Returns the model, input and limits that identify a folder of embeddings."""
     return {
         "model": version.uri,
         "input": config.input,
@@ -91,20 +91,20 @@ def identity_of(
 
 
 def check_same_output(output: Path, identity: dict[str, Any]) -> None:
-    """Makes sure that a folder is empty or holds embeddings of the same model and input.
+    """Checks that a folder is empty or holds embeddings of the same model and input.
 
     Raises:
-        UserError: if it holds anything else.
+        UserError: If the folder holds anything else.
     """
     there = read_state(output, "be empty or hold embeddings")
     if there is not None:
-        # What has become a setting since is as it always was.
+        # Settings that were added later have their default in older outputs.
         there = identity | there
         check_unchanged(f"output ({output}) holds something else", there, identity)
 
 
 def stored_units(dataset: ClipDataset, done: StoredUnits) -> list[dict[str, Any]]:
-    """One unit for each shard that has no embeddings yet."""
+    """Returns one unit for each shard without embeddings."""
     return [
         {
             "name": PurePosixPath(shard).stem,
@@ -125,7 +125,7 @@ def _num_sources(shard: str) -> int:
 def media_units(
     config: EmbedConfig, version: EncoderVersion, done: StoredUnits, on_progress: OnProgress
 ) -> tuple[list[dict[str, Any]], dict[str, Revision], int]:
-    """What is to be done for media: units, shards to revise, and the number of all sources."""
+    """Plans the work for media: units, revisions, and the total number of sources."""
     listed = list_sources(config.input, "none")
     on_progress(0, len(listed.sources), "listing")
     fingerprints = fingerprint_sources(listed, Path(config.output), config.limits, on_progress)
@@ -150,7 +150,7 @@ def _read(file: Path, columns: list[str]) -> pa.Table:
 
 
 def summarize(output: Path, version: EncoderVersion, new_units: Set[str]) -> EmbedSummary:
-    """Counts what the shards hold; nothing is taken from what the run believes to have done."""
+    """Counts the contents of the shards, independently of what the run reported."""
     num_clips = new_clips = 0
     accepted: set[str] = set()
     rejected: set[str] = set()

@@ -1,7 +1,7 @@
-"""One unit of an embedding job, from media or stored clips to shards, inside a Ray actor.
+"""The Ray actor that embeds units, from media or stored clips to shards.
 
-The actor loads the model once, and decodes in one process of its own. Nothing is raised because of
-a source: what cannot be decoded, or lacks what the model looks at, becomes a row of the rejects.
+The actor loads the model once and decodes in a separate process. A source never raises: if it
+cannot be decoded or lacks the modality of the model, it becomes a row of the rejects.
 """
 
 import os
@@ -49,7 +49,7 @@ EMBEDDINGS = pa.schema(
     ],
     metadata={"xkd.format_version": "1"},
 )
-"""One row is one segment of a source."""
+"""Schema of embeddings, with one row per segment."""
 
 Array = NDArray[Any]
 CLIP_COLUMNS = ("source", "source_hash", "clip_id", "start_seconds", "duration_seconds")
@@ -65,13 +65,13 @@ class SegmentToEmbed:
     start_seconds: float
     duration_seconds: float
     array: Array
-    """Frames or waveform."""
+    """Frames or waveform of the segment."""
     stretch: tuple[float | None, float | None] = (None, None)
-    """Where the stretch that its source stands for begins and ends."""
+    """Start and end of the stretch of its source, in seconds."""
 
 
 class UnitEmbedder:
-    """Writes the shards of units; a generator of one small row for each source."""
+    """Writes the shards of units, and yields one small row for each source."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class UnitEmbedder:
         decoder: dict[str, Any],
         batch_size: int,
     ) -> None:
-        # Models of this project hold no pickles; another one is refused.
+        # Models of this project hold no pickles. MLflow refuses models that do.
         os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
         mlflow.set_tracking_uri(tracking_uri)
         self._model = mlflow.pyfunc.load_model(version.uri)
@@ -102,7 +102,7 @@ class UnitEmbedder:
         self._spool = Spool(max_bytes=self._limits.max_spool_bytes)
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Embeds a unit; the rows say how far it is, and `failed` why it cannot go on."""
+        """Embeds a unit. The rows report progress, or the error in `failed`."""
         try:
             for outcome in self._outcomes(row):
                 yield asdict(replace(outcome, unit=row["name"]))
@@ -123,7 +123,7 @@ class UnitEmbedder:
         self._write(f"{row['name']}.parquet", work)
 
     def _source(self, source: UnitSource, work: "_Work", *, is_again: bool = False) -> UnitOutcome:
-        """Decodes and embeds one source; if it fails half-way, none of its rows stay."""
+        """Decodes and embeds one source. A failure drops all its rows."""
         if source.reason is not None:
             return self._reject(work, source, source.reason, source.message)
         assert source.source_hash is not None
@@ -141,7 +141,7 @@ class UnitEmbedder:
                 )
                 self._add(clip, work)
         except DecodeError as error:
-            # Rows of earlier sources come before it, those of this one are the last.
+            # Rows of this source come after the rows of earlier sources.
             work.waiting = [clip for clip in work.waiting if clip.source != source.uri]
             work.rows[num_rows:] = [
                 row for row in work.rows[num_rows:] if row["source"] != source.uri
@@ -173,7 +173,7 @@ class UnitEmbedder:
         }
 
     def _stored(self, shard: str, work: "_Work") -> Iterator[UnitOutcome]:
-        """Embeds the clips of a shard, a row group at a time."""
+        """Embeds the clips of a shard, one row group at a time."""
         sources: dict[str, int] = {}
         hashes: dict[str, str] = {}
         for table in read_groups(shard, _stored_columns(self._version.modality)):
@@ -209,7 +209,7 @@ class UnitEmbedder:
             self._embed(work)
 
     def _embed(self, work: "_Work") -> None:
-        """Sends the waiting clips through the model."""
+        """Runs the model on the waiting clips."""
         if not work.waiting:
             return
         clips, work.waiting = work.waiting, []
@@ -265,7 +265,7 @@ class UnitEmbedder:
 
 @dataclass
 class _Work:
-    """What a unit has come to."""
+    """Pending clips and results of a unit."""
 
     waiting: list[SegmentToEmbed] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)

@@ -1,1 +1,1 @@
-"""Sources become a clip dataset, each exactly once."""
+"""Turns sources into a clip dataset, each source exactly once."""

@@ -1,8 +1,8 @@
-"""From media to a clip dataset: fingerprint -> plan -> decode, on Ray Data.
+"""Ingest of media into a clip dataset on Ray Data: fingerprint -> plan -> decode.
 
-The shards are ours (`shards`), because each unit must be written exactly once however the run ends.
-The manifest is written last: a folder without one is not a dataset yet, and the same call completes
-it. A call on a complete dataset whose input has changed does only what is different.
+Workers write the shards themselves (`shards`), so that each unit is written exactly once however
+the run ends. The manifest is written last. A folder without a manifest is incomplete, and the same
+call completes it. If the input of a complete dataset changes, a call processes only the changes.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -39,15 +39,15 @@ from pipelines.sources.source import SourceList
 
 
 def check_ingest(input_path: str | None, output: str, settings: IngestSettings) -> None:
-    """Finds what stands in the way of an ingest, without writing anything.
+    """Checks whether an ingest can start, without writing anything.
 
     Args:
-        input_path: None if the input will only be made.
+        input_path: Input of the ingest, or None if it does not exist yet.
         output: Folder of the clip dataset.
-        settings: How it would be made.
+        settings: Settings of the ingest.
 
     Raises:
-        UserError: As `ingest`.
+        UserError: For the same reasons as `ingest`.
     """
     listed = list_input(input_path, settings) if input_path is not None else None
     check_same(Path(output), listed.input if listed else None, settings)
@@ -56,12 +56,12 @@ def check_ingest(input_path: str | None, output: str, settings: IngestSettings) 
 def ingest(
     input_path: str, output: str, settings: IngestSettings, *, on_progress: OnProgress
 ) -> IngestSummary:
-    """Turns media into a clip dataset, or completes one; Ray is connected.
+    """Turns media into a clip dataset, or completes one. Ray must be connected.
 
     Raises:
         UserError: If the input holds no media, the output holds something else or cannot be
-            written, every source is rejected, or more are than `max_reject_fraction` allows.
-        JobFailed: If a unit ends its worker again and again.
+            written, or rejects exceed `max_reject_fraction` or leave no clips.
+        JobFailed: If a unit repeatedly crashes its worker.
     """
     folder = Path(output).absolute()
     state = folder / STATE_FOLDER
@@ -73,10 +73,10 @@ def ingest(
             locked(state / "lock", f"output ({output})"),
             scratch_folder(state) as scratch,
         ):
-            # Another run may have begun something else here while this one waited for the lock.
+            # Another run may have written to the output while this run waited for the lock.
             before = check_same(folder, listed.input, settings) or fixed_settings(settings)
-            # Before the folders: without it a later run could not tell what they are. With limits
-            # as they were, until what they rejected has been decoded again.
+            # The settings come before the folders, so that a later run can identify them. They
+            # keep the old limits until the sources those limits rejected are decoded again.
             _write_settings(state, listed.input, before)
             for part in _parts(folder):
                 part.mkdir(exist_ok=True)
@@ -147,7 +147,7 @@ def _decode(
 
 
 def _write_index(folder: Path, summary: IngestSummary) -> None:
-    """Leaves the index of the clips unless it is there."""
+    """Writes the index of the clips unless it exists."""
     clips = folder / CLIPS_FOLDER
     there = {"dataset_id": summary.dataset_id, "clips": summary.clips}
     if read_index(str(folder), str(clips), there) is None:

@@ -1,9 +1,8 @@
-"""What an ingest has to do: sources become units, and what complete units hold is left out.
+"""The plan of an ingest: groups sources into units and skips those in complete units.
 
-Sources are spread over units by the hash of their bytes, so a shard is a random sample of the
-input and a run that was killed plans the same units again. What complete units hold of sources that
-changed or went since is revised (`unit_shards`), so that the output is always what the present
-input would give.
+The hash of its bytes assigns a source to a unit. A shard is therefore a random sample of the input,
+and a restart after a kill plans the same units. Complete units are revised (`unit_shards`) where
+sources changed or were removed, so the output always matches the current input.
 """
 
 import hashlib
@@ -18,15 +17,15 @@ from pipelines.ingest.unit_shards import Revision, StoredSource, StoredUnits
 from pipelines.sources.source import Fingerprint, Source, SourceList
 
 UNIT_BYTES = 256_000_000
-"""Bytes of sources after which a unit is full, so that units take similar time."""
+"""Size at which a unit is full, so that units take similar time, in bytes."""
 MIN_UNITS = 8
 PASSING_REASONS = frozenset({"unreadable", "duplicate"})
-"""Reasons that lie outside of the file and are tried again when they do not hold any more."""
+"""Reasons outside the file. A source is retried when its reason no longer applies."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnitSource:
-    """A source with all that its rows need to know."""
+    """A source with the metadata that its rows need."""
 
     path: str
     uri: str
@@ -36,26 +35,26 @@ class UnitSource:
     split: str | None
     group: str | None
     reason: str | None = None
-    """Set if it is rejected without being decoded."""
+    """Reason for a reject without decoding, or None."""
     message: str = ""
     labels: tuple[str, ...] = ()
     start_seconds: float | None = None
-    """Segments that lie outside of this stretch are left out."""
+    """Start of the stretch. Segments outside the stretch are skipped."""
     end_seconds: float | None = None
 
     @property
     def all_labels(self) -> list[str]:
-        """The labels as rows have them: one, several or none."""
+        """The labels as rows store them: zero or more."""
         return list(self.labels) or ([self.label] if self.label else [])
 
     @property
     def stretch(self) -> tuple[float | None, float | None]:
-        """Where the stretch that it stands for begins and ends."""
+        """Start and end of the stretch of this source, in seconds."""
         return self.start_seconds, self.end_seconds
 
     @property
     def tags(self) -> dict[str, Any]:
-        """What comes from the list of sources and not from their bytes."""
+        """Values from the list of sources rather than from their bytes."""
         return {
             "label": self.label,
             "labels": self.all_labels,
@@ -66,13 +65,13 @@ class UnitSource:
 
 @dataclass(frozen=True)
 class Unit:
-    """Sources that go into one shard."""
+    """Sources that share one shard."""
 
     name: str
     sources: tuple[UnitSource, ...]
 
     def to_json(self) -> str:
-        """For a row of Ray Data; what has its default is left out, for there may be millions."""
+        """Serializes the unit for Ray Data. Omits default values, to keep millions small."""
         sources = [
             {
                 name: value
@@ -85,7 +84,7 @@ class Unit:
 
     @classmethod
     def from_json(cls, text: str) -> "Unit":
-        """The reverse of `to_json`."""
+        """Parses the output of `to_json`."""
         values = json.loads(text)
         return cls(values["name"], tuple(map(_unit_source, values["sources"])))
 
@@ -99,23 +98,23 @@ def _unit_source(values: dict[str, Any]) -> UnitSource:
 
 @dataclass(frozen=True)
 class Changes:
-    """What is different from the input that the output was made of."""
+    """Differences between the input and the one that the output was made from."""
 
     new: int = 0
     changed: int = 0
-    """Sources with other bytes or another stretch than before, and those not readable before."""
+    """Sources with new bytes or a new stretch, and those unreadable before."""
     removed: int = 0
     renamed: int = 0
-    """Sources with another name, label, split or group than before, but the same bytes."""
+    """Sources with a new name, label, split or group, but the same bytes."""
 
 
 @dataclass(frozen=True)
 class IngestPlan:
-    """What has to be done so that the output is what the input gives."""
+    """The work that makes the output match the input."""
 
     units: list[Unit]
     revisions: dict[str, Revision]
-    """By shard."""
+    """Revisions by shard."""
     changes: Changes
 
 
@@ -126,24 +125,24 @@ def make_plan(
     settings: IngestSettings,
     again: Set[str] = frozenset(),
 ) -> IngestPlan:
-    """Compares the input with what complete units hold, and spreads what is missing over units.
+    """Compares the input with the complete units, and groups missing sources into units.
 
     Args:
         listed: The input.
-        fingerprints: Of its sources.
-        done: What complete units hold.
+        fingerprints: Fingerprints of its sources.
+        done: Contents of the complete units.
         settings: How sources become rows.
-        again: Reasons of rejects that are decoded once more; those of `settings` are as well.
+        again: Reasons of rejects to decode again, in addition to those of `settings`.
     """
     sources = _with_hashes(listed, fingerprints, done, settings)
-    # Sorted by content: neighbours in a folder are alike, neighbours in a shard should not be.
+    # Neighbors in a folder are alike. Sorting by hash separates them in the shards.
     sources.sort(key=lambda source: (source.source_hash or "", source.uri))
     passing = PASSING_REASONS | again | frozenset(settings.retry_rejects)
     ledger = _Ledger(sources, settings.keep_removed, passing)
     for held in (*done.accepted.values(), *done.rejected.values()):
         ledger.compare(held)
     units = []
-    # An input of few sources becomes several units all the same, so that all workers have some.
+    # A small input also becomes several units, so that every worker gets some.
     sources_per_unit = min(settings.sources_per_shard, -(-len(sources) // MIN_UNITS))
     for unit in _fill_units(sources, sources_per_unit):
         missing = tuple(source for source in unit if source.uri not in ledger.finished)
@@ -153,7 +152,7 @@ def make_plan(
 
 
 class _Ledger:
-    """Goes through what complete units hold, and notes what of it is right."""
+    """Records which contents of the complete units are still valid."""
 
     def __init__(
         self, sources: Sequence[UnitSource], keep_removed: bool, passing: Set[str]
@@ -169,7 +168,7 @@ class _Ledger:
         self.revisions: defaultdict[str, Revision] = defaultdict(dict)
 
     def compare(self, held: StoredSource) -> None:
-        """Decides what becomes of a source's rows; accepted sources come before rejected ones."""
+        """Decides whether rows of a source stay. Accepted sources must come first."""
         self._known.add(held.source)
         source = self._now(held)
         if source is not None:
@@ -181,7 +180,7 @@ class _Ledger:
             self._gone.add(held.source)
 
     def changes(self) -> Changes:
-        """Counts what is different."""
+        """Counts the differences."""
         missing = self._by_uri.keys() - self.finished
         return Changes(
             new=len(missing - self._known),
@@ -191,20 +190,20 @@ class _Ledger:
         )
 
     def _now(self, held: StoredSource) -> UnitSource | None:
-        """The source of the present input that the rows are right for."""
+        """Returns the source of the current input that the rows are valid for."""
         there = self._by_uri.get(held.source)
         if held.reason is not None:
             if there is None or there.uri in self.finished:
                 return None
             return there if self._is_same_reject(held, there) else None
         if (same := self._by_hash.get(held.source_hash)) is not None:
-            # Of another stretch there are other segments: it has to be decoded again.
+            # Another stretch has other segments, so the source is decoded again.
             return same if held.stretch == same.stretch else None
-        # What cannot be read just now keeps what it gave when it could.
+        # A source that is unreadable now keeps its earlier rows.
         return there if there is not None and there.reason == "unreadable" else None
 
     def _is_same_reject(self, held: StoredSource, source: UnitSource) -> bool:
-        """Whether a source would be rejected again, as far as can be told without decoding it."""
+        """Whether a source would be rejected again, judged without decoding it."""
         if (held.source_hash, held.stretch) != (source.source_hash, source.stretch):
             return False
         if source.reason is not None:
@@ -226,7 +225,7 @@ def _with_hashes(
 ) -> list[UnitSource]:
     """Joins the sources with their hashes; the second one of two equal files is a duplicate."""
     has_splits = any(source.split for source in listed.sources)
-    # The one whose rows are there already stays the first.
+    # The source that already has rows stays the original of its duplicates.
     first = {
         fingerprint.source_hash: source.uri
         for source, fingerprint in zip(listed.sources, fingerprints, strict=True)
@@ -262,7 +261,7 @@ def _with_hashes(
 
 
 def _split(source: Source, source_hash: str | None, settings: IngestSettings) -> str | None:
-    """Draws a split from the group or the content, so it is the same in every run."""
+    """Draws a split from the group or the content, so that every run agrees."""
     key = source.group or source_hash
     if key is None:
         return None
@@ -284,7 +283,7 @@ def _fill_units(sources: Iterable[UnitSource], sources_per_unit: int) -> Iterato
 
 
 def _unit_name(sources: Sequence[UnitSource], taken: Set[str]) -> str:
-    """Names a unit by what it holds; a name is only taken where a source left and came back."""
+    """Names a unit by its content. A name is taken only if a source left and came back."""
     text = json.dumps([[source.source_hash, source.uri] for source in sources])
     while True:
         name = hashlib.sha256(text.encode()).hexdigest()[:24]

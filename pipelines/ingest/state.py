@@ -1,4 +1,4 @@
-"""What an ingest keeps beside its shards, and whether a later one may go on from it."""
+"""Stored settings of an ingest, and checks that a later run can continue from them."""
 
 import json
 import os
@@ -23,28 +23,28 @@ REASONS_OF_LIMITS = {
     "max_damaged_fraction": "damaged",
     "formats": "format_not_allowed",
 }
-"""Limits that may be raised for a dataset that is there, and what they reject."""
+"""Limits that may be raised for an existing dataset, with their reject reasons."""
 
 
 def check_same(
     output: Path, input_path: str | None, settings: IngestSettings
 ) -> dict[str, Any] | None:
-    """Makes sure that a folder is empty or holds a dataset of this input and these settings.
+    """Checks that a folder is empty or holds a dataset of this input and these settings.
 
-    Limits may be larger than they were, because that takes back no row.
+    Limits may be raised, because that invalidates no row.
 
     Returns:
-        The settings that its rows were made with so far; None if there are none.
+        The settings that its rows were made with, or None if the folder is empty.
 
     Raises:
-        UserError: If it holds anything else.
+        UserError: If the folder holds anything else.
     """
     state = read_state(output, "be empty or a clip dataset")
     if state is None:
         return None
     check_version(f"output ({output})", state.get("format_version", 1))
     now = fixed_settings(settings)
-    # What has become a setting since is as it always was.
+    # Settings that were added later have their default in older datasets.
     before: dict[str, Any] = now | state["settings"]
     raised = {name: before[name] for name in _limit_names() if _allows_more(now, before, name)}
     check_unchanged(
@@ -56,7 +56,7 @@ def check_same(
 
 
 def _allows_more(now: Mapping[str, Any], before: Mapping[str, Any], name: str) -> bool:
-    """Whether a limit is larger than it was; `all` formats are more than the `common` ones."""
+    """Whether a limit was raised. For formats, `all` is more than `common`."""
     if name == "limits.formats":
         return bool((before[name], now[name]) == ("common", "all"))
     return bool(now[name] > before[name])
@@ -67,7 +67,7 @@ def _limit_names() -> list[str]:
 
 
 def reasons_of_raised_limits(before: Mapping[str, Any], settings: IngestSettings) -> frozenset[str]:
-    """What rejected sources that a limit which was raised since may let pass."""
+    """Returns the reject reasons of the limits that were raised."""
     now = fixed_settings(settings)
     return frozenset(
         reason
@@ -77,14 +77,14 @@ def reasons_of_raised_limits(before: Mapping[str, Any], settings: IngestSettings
 
 
 def read_state(output: Path, must: str) -> dict[str, Any] | None:
-    """What a folder of results is made of; None if it is empty or not there.
+    """Reads the stored settings of a folder of results; None if it is empty or missing.
 
     Args:
-        output: The folder.
-        must: What it must do, for the message.
+        output: Folder of results.
+        must: Requirement on the folder, for the message.
 
     Raises:
-        UserError: If it holds anything else, or cannot be read.
+        UserError: If the folder holds anything else or cannot be read.
     """
     file = output / STATE_FOLDER / SETTINGS_FILE
     try:
@@ -106,10 +106,10 @@ def read_state(output: Path, must: str) -> dict[str, Any] | None:
 
 
 def check_unchanged(what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Makes sure that results are made of what they would be made of now.
+    """Checks that stored results match the current input and settings.
 
     Raises:
-        UserError: If they are not.
+        UserError: If they differ.
     """
     changed = changes.differences({name: there.get(name) for name in here}, here)
     if changed:
@@ -117,5 +117,5 @@ def check_unchanged(what: str, there: Mapping[str, Any], here: Mapping[str, Any]
 
 
 def fixed_settings(settings: IngestSettings) -> dict[str, Any]:
-    """The settings that rows depend on, flat."""
+    """Returns the settings that rows depend on, as a flat dict."""
     return changes.fixed_settings(IngestSettings, settings.model_dump(mode="json"))

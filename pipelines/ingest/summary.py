@@ -1,4 +1,4 @@
-"""What an ingest ends with: counts of what the shards hold, the dataset id, the manifest."""
+"""Results of an ingest: counts from the shards, the dataset ID, and the manifest."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ from pipelines.sources.source import SourceList
 
 @dataclass(frozen=True)
 class IngestSummary:
-    """What a clip dataset holds, and what this call added."""
+    """Contents of a clip dataset, and what this call added."""
 
     sources: int
     accepted: int
@@ -32,23 +32,23 @@ class IngestSummary:
     rejects_by_reason: dict[str, int]
     clips: int
     new_clips: int
-    """Clips that were not there before this call."""
+    """Clips that this call added."""
     media_seconds: float
     flaws: SourceFlaws
-    """Accepted sources that gave less than they declare, or had to be mended."""
+    """Accepted sources that gave less than they declare, or needed repair."""
     dataset_id: str
     ignored: dict[str, int]
     """Files of the input that are not media, by extension."""
     notes: list[str]
-    """How splits and labels were read, in sentences for people."""
+    """Readable sentences about how splits and labels were read."""
     changes: Changes
-    """How the input differs from what was complete before this call."""
+    """Differences between the input and the earlier output."""
 
 
 def summarize(
     folder: Path, listed: SourceList, plan: IngestPlan, settings: IngestSettings
 ) -> IngestSummary:
-    """Counts what the shards hold; nothing is taken from what the run believes to have done."""
+    """Counts the contents of the shards, independently of what the run reported."""
     columns = ["clip_id", "duration_seconds", "label", "labels", "split", *FLAW_COLUMNS]
     tables = {
         file.stem: read_columns(str(file), columns)
@@ -88,7 +88,7 @@ def _notes(listed: SourceList, settings: IngestSettings) -> list[str]:
 
 
 def _dataset_id(clips: pa.Table, settings: IngestSettings) -> str:
-    """Names what a reader sees: the clips with their labels and splits, and how they were made."""
+    """Hashes what a reader sees: clips, labels, splits, and the decode settings."""
     rows = sorted(
         (
             (name, labels if labels and len(labels) > 1 else label, split)
@@ -110,7 +110,7 @@ def _dataset_id(clips: pa.Table, settings: IngestSettings) -> str:
             "sample_rate",
         )
     }
-    if settings.min_source_seconds is not None:  # ids from before there was this setting stay
+    if settings.min_source_seconds is not None:  # keeps the IDs of older datasets
         made["min_source_seconds"] = settings.min_source_seconds
     text = json.dumps([FORMAT_VERSION, made, rows])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -122,9 +122,9 @@ def check_outcome(
     """Refuses a dataset without clips, or with more rejects than the settings allow.
 
     Raises:
-        UserError: If it is one.
+        UserError: If the dataset is refused.
     """
-    # Sources that are gone since an earlier run can be kept, so there may be more.
+    # With `keep_removed`, the dataset may hold more sources than the input.
     assert summary.sources == len(listed.sources) or settings.keep_removed
     reasons = ", ".join(f"{count} {reason}" for reason, count in summary.rejects_by_reason.items())
     if not summary.clips:
@@ -143,7 +143,7 @@ def check_outcome(
 def write_manifest(
     folder: Path, listed: SourceList, summary: IngestSummary, settings: IngestSettings
 ) -> None:
-    """Writes the manifest unless it says the same already."""
+    """Writes the manifest unless it is unchanged."""
     counts = asdict(summary)
     del (
         counts["new_clips"],
@@ -165,7 +165,7 @@ def write_manifest(
 
 
 def _holds(file: Path, values: Mapping[str, Any]) -> bool:
-    """Whether a file of JSON is there, whole, and says just this."""
+    """Whether a valid JSON file exists and holds exactly these values."""
     try:
         return bool(json.loads(file.read_text()) == values)
     except (FileNotFoundError, ValueError):

@@ -1,6 +1,6 @@
-"""The graph of ingest and embed: units go through a pool of workers, on Ray Data.
+"""The Ray Data graph of ingest and embed, which runs units on a pool of workers.
 
-Ray Data schedules, bounds and retries; a worker writes the shards of its unit itself (`shards`).
+Ray Data schedules, limits and retries units. Each worker writes its own shards (`shards`).
 """
 
 import logging
@@ -19,26 +19,26 @@ from pipelines.errors import JobFailed, UserError
 logger = logging.getLogger(__name__)
 
 MAX_UNIT_RETRIES = 3
-"""Times that Ray gives a unit to another worker after one died over it. How often workers may die
-is not limited: on machines that come and go, that says nothing about the work."""
+"""Retries of a unit after its worker dies. Worker restarts are unlimited, because preemptible
+machines lose workers for reasons unrelated to the unit."""
 MAX_FRUITLESS_RUNS = 2
-"""Times in succession that the graph may fail without a unit becoming complete. A node that dies
-at the wrong moment ends a graph of Ray Data; what is left is then put into another one."""
+"""Consecutive graph failures allowed without a complete unit. The loss of a node can end a graph
+of Ray Data, and a new graph then runs the remaining units."""
 
 
 @dataclass(frozen=True)
 class UnitOutcome:
-    """What a worker reports of one source of a unit; `asdict` on its way between processes."""
+    """Result of one source of a unit. Workers send it as a dict."""
 
     unit: str = ""
     clips: int = 0
-    """Rows that the source gave."""
+    """Number of rows of the source."""
     seconds: float = 0.0
-    """Their length."""
+    """Total duration of the rows, in seconds."""
     reason: str = ""
-    """Why the source is rejected; empty if it is not."""
+    """Reason for the reject, or empty."""
     failed: str = ""
-    """Why the unit cannot be written; empty if it can."""
+    """Reason why the unit cannot be written, or empty."""
 
 
 def run_units(
@@ -50,19 +50,19 @@ def run_units(
     output: Path,
     rows_folder: str,
 ) -> Iterator[UnitOutcome]:
-    """Gives one outcome for each source as it is done.
+    """Yields one outcome for each source when it is done.
 
     Args:
-        units: Rows for the worker; `name` is that of the shard.
+        units: Rows for the worker. `name` is the name of the shard.
         worker: A class whose instances turn a unit into rows, each a `UnitOutcome` as a dict.
-        arguments: Of its constructor.
-        num_workers: By default one for each CPU.
-        output: What is written.
-        rows_folder: Part of it where the shard of a complete unit is.
+        arguments: Arguments of its constructor.
+        num_workers: Number of workers; None means one per CPU.
+        output: Folder of the output.
+        rows_folder: Subfolder with the shards of complete units.
 
     Raises:
         UserError: If the output cannot be written.
-        JobFailed: If workers cannot be made, or a unit ends its worker again and again.
+        JobFailed: If workers cannot start, or a unit repeatedly crashes its worker.
     """
     told: Counter[str] = Counter()
     num_fruitless = 0
@@ -73,7 +73,7 @@ def run_units(
             for outcome in _outcomes(left, worker, arguments, num_workers):
                 if outcome.failed:
                     raise UserError(f"output ({output}) {outcome.failed}")
-                # A unit that starts again reports its first sources a second time.
+                # A retried unit reports its first sources again.
                 seen[outcome.unit] += 1
                 if seen[outcome.unit] > told[outcome.unit]:
                     told[outcome.unit] += 1
@@ -106,16 +106,16 @@ def _outcomes(
     arguments: tuple[Any, ...],
     num_workers: int | None,
 ) -> Iterator[UnitOutcome]:
-    """The graph."""
+    """Runs the graph and yields its rows."""
     num_cpus = int(ray.cluster_resources().get("CPU", 1))
     num_actors = max(1, min(num_workers or num_cpus, len(units)))
     with warnings.catch_warnings():
-        # Ray wants to rename how `max_restarts` is given and has no other name for it yet.
+        # Ray warns about `ray_remote_args` but offers no other way to set `max_restarts`.
         warnings.filterwarnings("ignore", message=".*ray_remote_args")
-        # 1:N, CPU-bound: a core each, because decoding takes one; an actor, because a decoder or a
-        # model starts once. One unit at a time in an actor, so that none waits behind a long one
-        # while another actor is idle. The pool works with the actors that have started, so a busy
-        # cluster makes it slow and not stuck.
+        # 1:N and CPU-bound. Decoding uses one core. An actor starts its decoder or model once.
+        # An actor takes one unit at a time, so that no unit waits behind a long one while
+        # another actor is idle. The pool runs with the actors that have started, so a busy
+        # cluster slows the job but does not block it.
         outcomes = ray.data.from_items(list(units), override_num_blocks=len(units)).flat_map(
             worker,
             fn_constructor_args=arguments,
@@ -124,7 +124,7 @@ def _outcomes(
             max_restarts=-1,
             max_task_retries=MAX_UNIT_RETRIES,
         )
-    # The rows are news of a few bytes: each leaves its worker at once, not with its unit.
+    # Rows report progress in a few bytes. Each row leaves its worker immediately.
     outcomes.context.target_max_block_size = 1
     outcomes.context.enable_progress_bars = False
     for row in outcomes.iter_rows():

@@ -1,9 +1,15 @@
-"""What the complete units of an output hold, and bringing them in line with a changed input.
+"""Reads the complete units of an output and revises them when the input changes.
 
-An ingest and an embedding job keep the same books: a unit is one shard of rows and, if some of its
-sources gave none, one of rejects with the same name. The shard of rows is renamed into place last,
-so a unit is complete if it is there. Sources that changed or went are taken out of their shards,
-and those that were renamed or labelled anew are rewritten there; nothing of it needs decoding.
+A unit has one shard of rows and, if it rejects sources, a shard of rejects with the same name. A
+unit of sources is named by their hash. A run writes to its scratch folder, then renames shards::
+
+    scratch of the run          output                  a restart finds
+    clips of 7c1e (partial)     -                       no unit: decodes it again
+    clips of 7c1e (complete)    rejects/7c1e.parquet    no unit: deletes it, decodes again
+    -                           clips/7c1e.parquet      a complete unit: skips it
+
+A revision removes changed and deleted sources from shards, and rewrites new names and labels. It
+decodes nothing.
 """
 
 import json
@@ -22,30 +28,30 @@ from pipelines.dataset.shards import ShardWriter
 from pipelines.errors import UserError
 
 TAGS = ("label", "labels", "split", "group")
-"""Columns that come from the list of sources and not from their bytes."""
+"""Columns from the list of sources rather than from their bytes."""
 
 Key = tuple[str, str | None]
-"""Name and hash of a source as a shard has them."""
+"""Name and hash of a source in a shard."""
 
 
 @dataclass(frozen=True)
 class StoredSource:
-    """A source as the rows of a complete unit have it."""
+    """A source as a complete unit stores it."""
 
     shard: str
     source: str
     source_hash: str | None
     tags: Mapping[str, Any]
-    """Those of `TAGS` that the rows have."""
+    """Values of the `TAGS` columns that the shard has."""
     reason: str | None = None
-    """Why it was rejected; None if it gave rows."""
+    """Reason for the reject, or None if the source was accepted."""
     message: str = ""
     stretch: tuple[float | None, float | None] = (None, None)
-    """Where the stretch that was decoded begins and ends, in seconds."""
+    """Start and end of the decoded stretch, in seconds."""
 
     @property
     def key(self) -> Key:
-        """What its rows are found by."""
+        """Key of the rows of this source."""
         return self.source, self.source_hash
 
 
@@ -54,19 +60,19 @@ class StoredUnits:
     """The sources that complete units hold."""
 
     shards: frozenset[str] = frozenset()
-    """Names of files."""
+    """File names of the shards."""
     accepted: Mapping[str, StoredSource] = field(default_factory=dict)
-    """By hash."""
+    """Accepted sources by hash."""
     rejected: Mapping[str, StoredSource] = field(default_factory=dict)
-    """By source."""
+    """Rejected sources by name."""
 
 
 Revision = dict[Key, dict[str, Any] | None]
-"""Of one shard: new values for the rows of a source, or None to take them out."""
+"""Changes to one shard: new values for the rows of a source, or None to remove them."""
 
 
 def read_done(output: Path, rows_folder: str) -> StoredUnits:
-    """Reads which sources the complete units hold, and removes what incomplete ones left.
+    """Reads the sources of complete units, and removes leftovers of incomplete ones.
 
     Raises:
         UserError: If a shard is damaged.
@@ -89,7 +95,7 @@ def read_done(output: Path, rows_folder: str) -> StoredUnits:
 def revise(
     output: Path, rows_folder: str, revisions: Mapping[str, Revision], scratch: Path
 ) -> None:
-    """Takes sources out of shards or gives their rows other values; done again, it does nothing."""
+    """Removes sources from shards or updates their rows. The operation is idempotent."""
     if not revisions:
         return
     rows = [
@@ -100,7 +106,7 @@ def revise(
         for name, revision in revisions.items()
     ]
     reviser = partial(_revise_shard, output, rows_folder, scratch)
-    # 1:1, reading and writing whole shards: a task each.
+    # 1:1. Each task reads and writes one whole shard.
     revised = ray.data.from_items(rows, override_num_blocks=len(rows)).map(reviser)
     revised.context.enable_progress_bars = False
     for _ in revised.iter_rows():
@@ -120,7 +126,7 @@ def _revise_shard(
 
 
 def _rewrite(place: Path, revision: Revision, scratch: Path) -> int:
-    """Rewrites a shard if the revision is about any of its rows; gives the number of rows left."""
+    """Rewrites a shard if the revision affects it. Returns the number of rows left."""
     with pq.ParquetFile(place) as file:
         table = file.read(columns=["source", "source_hash"])
         keys = set(zip(*(column.to_pylist() for column in table.columns), strict=True))
@@ -152,7 +158,7 @@ def _revised(table: pa.Table, revision: Revision) -> Iterator[dict[str, Any]]:
 
 
 def _read_held(file: Path) -> Iterator[StoredSource]:
-    """Gives each source of a shard once."""
+    """Yields each source of a shard once."""
     stretch = tuple(field.name for field in STRETCH)
     wanted = ("source", "source_hash", *TAGS, "reason", "message", *stretch)
     try:

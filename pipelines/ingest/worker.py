@@ -1,8 +1,8 @@
-"""One unit of an ingest, from sources to shards, inside a Ray actor.
+"""The Ray actor that ingests units, from sources to shards.
 
-The actor keeps one decoder process for all its units. Nothing is raised because of a source: what
-cannot be decoded becomes a row of the rejects. A source that fails half-way leaves no clip: its
-rows are taken back, and if some are in the file already the shard is written anew without it.
+The actor uses one decoder process for all its units. A source never raises: if it cannot be
+decoded, it becomes a row of the rejects. A source that fails partway leaves no clips. The actor
+drops its rows, and rewrites the shard if some of them are already in the file.
 """
 
 import math
@@ -30,11 +30,11 @@ from pipelines.media.segments import Segment
 from pipelines.sources.spool import Spool
 
 _CUT_SLACK_SECONDS = 1.0
-"""How much longer or shorter than a stretch a file is that was cut to it, at its key frames."""
+"""Tolerance for the duration of a file cut to a stretch at key frames, in seconds."""
 
 
 class UnitIngester:
-    """Writes the shards of units; a generator of one small row for each source."""
+    """Writes the shards of units, and yields one small row for each source."""
 
     def __init__(self, output: str, settings: dict[str, Any], scratch: str | None = None) -> None:
         self._output = Path(output)
@@ -51,7 +51,7 @@ class UnitIngester:
         self.spool = Spool(max_bytes=limits.max_spool_bytes)
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Ingests a unit; the rows say how far it is, and `failed` why it cannot go on."""
+        """Ingests a unit. The rows report progress, or the error in `failed`."""
         unit = Unit.from_json(row["unit"])
         failed: dict[str, DecodeError | None] = {}
         told = 0
@@ -71,19 +71,19 @@ class UnitIngester:
             yield asdict(UnitOutcome(unit.name, failed=why))
 
     def close(self) -> None:
-        """Ends the decoder."""
+        """Stops the decoder."""
         self.decoder.close()
 
     def shard(self, part: str, name: str, schema: pa.Schema, rows_per_group: int) -> ShardWriter:
-        """Begins a shard of a unit."""
+        """Opens a shard of a unit for writing."""
         place = self._output / part / f"{name}.parquet"
         return ShardWriter(place, schema, rows_per_group=rows_per_group, scratch=self._scratch)
 
 
 class _Attempt:
-    """Goes through a unit once; `failed` remembers what the next attempt must leave out.
+    """One pass over a unit. `failed` holds the sources that the next attempt must skip.
 
-    It has None for a source that failed for a reason outside of it and gets a second chance.
+    The value is None for a source that failed for an external reason and gets a retry.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class _Attempt:
         self.is_complete = False
 
     def run(self) -> Iterator[UnitOutcome]:
-        """Decodes the sources and commits the shards, unless it has to be done again."""
+        """Decodes the sources and commits the shards, unless a new attempt is needed."""
         clips = self._ingester.shard(
             CLIPS_FOLDER, self._unit.name, CLIPS, self._settings.rows_per_group
         )
@@ -115,7 +115,7 @@ class _Attempt:
                 clips.discard()
 
     def _ingest(self, source: UnitSource, clips: ShardWriter) -> tuple[UnitOutcome, bool]:
-        """Adds a source's rows; also says whether a part of a rejected source is in the file."""
+        """Adds the rows of a source. Also returns whether rejected rows are in the file."""
         if source.reason is not None:
             return self._reject(source, source.reason, source.message), False
         if (earlier := self._failed.get(source.path)) is not None:
@@ -140,7 +140,7 @@ class _Attempt:
         return UnitOutcome(clips=num_clips, seconds=seconds), False
 
     def _segments(self, source: UnitSource) -> Iterator[Segment]:
-        """The segments of a source, remote or not, that lie in the stretch it stands for."""
+        """Yields the segments in the stretch of a local or remote source."""
         copy = self._ingester.spool.local_copy(source.path, source.source_hash, source.byte_size)
         with copy as path:
             segments = self._ingester.decoder.segments(path, **self._decode_settings())
@@ -176,10 +176,10 @@ class _Attempt:
 
 
 def in_stretch(source: UnitSource, segments: Iterable[Segment]) -> Iterator[Segment]:
-    """Gives the segments that lie in the stretch that their source stands for.
+    """Yields the segments in the stretch of their source.
 
     Raises:
-        DecodeError: If there is none.
+        DecodeError: If the stretch holds no segment.
     """
     num_segments = 0
     for segment in segments:
@@ -192,12 +192,11 @@ def in_stretch(source: UnitSource, segments: Iterable[Segment]) -> Iterator[Segm
 
 
 def _is_in_stretch(source: UnitSource, segment: Segment) -> bool:
-    """Whether the middle of a segment is in the stretch, or the file has been cut to it already.
+    """Whether the middle of a segment is in the stretch, or the file is already cut to it.
 
-    It has if it is as long as the stretch, wherever that begins: whole, it would have to reach the
-    stretch's end. It has as well if it is shorter and ends before the stretch begins, as cut files
-    do whose video ended early. A shorter file in which the stretch begins is whole: all before the
-    stretch is something else.
+    A file as long as the stretch is cut, because a whole file would reach the end of the stretch.
+    A shorter file that ends before the stretch begins is also cut: its video ended early. A shorter
+    file in which the stretch begins is whole.
     """
     start = 0.0 if source.start_seconds is None else source.start_seconds
     end = math.inf if source.end_seconds is None else source.end_seconds
@@ -210,7 +209,7 @@ def _is_in_stretch(source: UnitSource, segment: Segment) -> bool:
 
 
 def clip_row(source: UnitSource, segment: Segment, settings: IngestSettings) -> dict[str, Any]:
-    """Makes the row of a segment."""
+    """Returns the row of a segment."""
     assert source.source_hash is not None
     frames, waveform, info = segment.frames, segment.waveform, segment.info
     num_frames, height, width = (0, 0, 0) if frames is None else frames.shape[:3]
@@ -252,7 +251,7 @@ def clip_row(source: UnitSource, segment: Segment, settings: IngestSettings) -> 
 
 
 def reject_row(source: UnitSource, reason: str, message: str) -> dict[str, Any]:
-    """Makes the row of a source that gave no clips."""
+    """Returns the row of a rejected source."""
     return {
         "source": source.uri,
         "source_hash": source.source_hash,
@@ -267,5 +266,5 @@ def reject_row(source: UnitSource, reason: str, message: str) -> dict[str, Any]:
 
 
 def _raw(array: NDArray[np.uint8] | NDArray[np.int16] | None) -> pa.Buffer | None:
-    # Not a memoryview: pyarrow 25 never lets go of one.
+    # pyarrow 25 never releases a memoryview.
     return None if array is None else pa.py_buffer(np.ascontiguousarray(array))
