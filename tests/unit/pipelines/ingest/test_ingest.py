@@ -336,7 +336,7 @@ def test_memory_does_not_grow_with_the_length_of_a_source(tmp_path):
 def test_what_cannot_be_written_ends_the_run(local_ray, videos, tmp_path):
     unit = UnitIngester(str(tmp_path / "gone"), SETTINGS.model_dump(mode="json"))
     (row,) = unit({"unit": '{"name": "u", "sources": []}'})
-    assert row["failed"].startswith("No such file or directory")
+    assert row["failed"].startswith("cannot be written: No such file or directory")
 
 
 def test_an_output_that_was_only_begun_can_be_begun_again(videos, tmp_path):
