@@ -39,14 +39,12 @@ class TextColumn:
         text = _to_text(self._array)
         return text if dtype is None else text.astype(dtype)
 
-    # Comparisons are elementwise, as for a NumPy array.
+    # Comparisons are elementwise, as for a NumPy array, where `object` promises a bool.
     def __eq__(self, text: object) -> NDArray[np.bool_]:  # type: ignore[override]
         return self.isin([str(text)])
 
     def __ne__(self, text: object) -> NDArray[np.bool_]:  # type: ignore[override]
         return ~self.isin([str(text)])
-
-    __hash__ = None  # type: ignore[assignment]
 
     def tolist(self) -> list[str]:
         """Returns the text of all rows."""

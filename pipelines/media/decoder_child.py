@@ -197,13 +197,13 @@ def _read(channel: socket.socket, num_bytes: int) -> bytes:
 
 
 def _answer(
-    channel: socket.socket, memory: SharedMemory, file: int, request: dict[str, object]
+    channel: socket.socket, memory: SharedMemory, file: int, request: dict[str, Any]
 ) -> bool:
     """Decodes one file; says whether the parent took all of it."""
     answer: dict[str, object] = {"end": True}
     is_free = True
     try:
-        for segment in decode_segments(file, **request["settings"]):  # type: ignore[arg-type]
+        for segment in decode_segments(file, **request["settings"]):
             if not is_free and os.read(channel.fileno(), 1) != TAKEN:
                 return False
             _put(memory, segment)

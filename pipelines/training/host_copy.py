@@ -21,7 +21,7 @@ def recorded_event(tensors: Mapping[str, Tensor]) -> Ready | None:
     device = next((tensor.device for tensor in tensors.values() if tensor.is_cuda), None)
     if device is None:
         return None
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no types here
     event.record(torch.cuda.current_stream(device))
     return Ready(device, event)
 
@@ -53,7 +53,7 @@ class HostCopy:
         if ready is None:
             return map_tensors(tree, copy)
         # This thread's current device is the first one, whichever the training is on.
-        stream = torch.cuda.Stream(ready.device)  # type: ignore[no-untyped-call]
+        stream = torch.cuda.Stream(ready.device)  # type: ignore[no-untyped-call]  # torch has no types here
         with torch.cuda.stream(stream):
             stream.wait_event(ready.event)
             result = map_tensors(tree, copy)

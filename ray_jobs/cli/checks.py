@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import ray
@@ -20,7 +21,7 @@ def environment_mistakes(config: JobConfig, *outputs: str) -> tuple[str, ...]:
         lambda: check_tracking(config.tracking),
         lambda: check_ray(config.ray),
     ]
-    checks += [lambda folder=folder: check_writable(folder) for folder in outputs]  # type: ignore[misc]
+    checks += [partial(check_writable, folder) for folder in outputs]
     return messages(*checks)
 
 
