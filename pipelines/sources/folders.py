@@ -191,9 +191,7 @@ def _walk_local(root: str, ignored: Counter[str]) -> Iterator[tuple[Source, tupl
         yield Source(path, text_of(path), None, None, None), parts
 
 
-def walk_files(
-    root: str, ignored: Counter[str] | None = None
-) -> Iterator[tuple[str, tuple[str, ...]]]:
+def walk_files(root: str, ignored: Counter[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Walks a tree and follows links, but enters each folder once.
 
     Yields each file's path and the folders between the root and the file. A folder that cannot be
@@ -220,7 +218,7 @@ def walk_files(
                 inner.append((entry.path, (*parts, entry.name)))
             elif _is_file(entry) or _is_folder(entry):
                 yield entry.path, parts
-            elif ignored is not None:
+            else:
                 ignored[_special(entry)] += 1
         waiting += reversed(inner)
 

@@ -21,6 +21,7 @@ AudioSet and FSD50K have several labels per source.
 import csv
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -105,6 +106,8 @@ class Folder:
     """Paths of media by name without extension."""
     lists: dict[str, str] = field(default_factory=dict)
     """Paths of text files by name."""
+    special_files: Counter[str] = field(default_factory=Counter)
+    """Pipes, sockets and devices."""
     num_same_name: int = 0
     """Number of media left out because another file of the same name is used."""
 
@@ -180,7 +183,7 @@ def read_folder(root: str, *, has_pictures: bool) -> Folder:
     first file of the dataset's own kind.
     """
     folder = Folder(root)
-    for path, _ in walk_files(root):
+    for path, _ in walk_files(root, folder.special_files):
         name = PurePosixPath(path)
         if name.name.startswith("."):
             continue
@@ -401,7 +404,7 @@ def _sources(folder: Folder, rows: list[Row]) -> SourceList:
         )
     sources.sort(key=lambda source: source.uri)
     unlisted = len(folder.media) - len({row.stem for row in rows} & folder.media.keys())
-    ignored = {"not listed": unlisted, SAME_NAME: folder.num_same_name}
+    ignored = {"not listed": unlisted, SAME_NAME: folder.num_same_name, **folder.special_files}
     found = SourceList(folder.root, sources, {why: n for why, n in ignored.items() if n})
     check_once(found)
     return found

@@ -277,6 +277,12 @@ def test_sound_is_taken_where_the_dataset_has_no_pictures(tmp_path):
     assert ignored == {SAME_NAME: 2}
 
 
+def test_pipes_of_a_published_dataset_are_counted(tmp_path):
+    esc50(tmp_path)
+    os.mkfifo(tmp_path / "pipe.wav")
+    assert listed(tmp_path, "esc50")[1] == {"pipe": 1}
+
+
 def test_esc50(tmp_path):
     esc50(tmp_path)
     rows, _ = listed(tmp_path, "esc50", fold=2)
