@@ -22,7 +22,7 @@ class Arguments(NamedTuple):
     file: Path | None
     overrides: Sequence[str]
     note: str | None = None
-    """What the user is told first, where the file does not follow from the argument alone."""
+    """First line for the user, where the file does not follow from the argument alone."""
 
 
 def configuration_folder() -> Path:
