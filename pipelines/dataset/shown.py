@@ -15,8 +15,8 @@ from pipelines.dataset.near_duplicates import Alike
 from pipelines.dataset.review_tables import COLUMNS, label_text
 from pipelines.dataset.scan import Scan, scan_dataset
 from pipelines.media.container import DecodeError
-from pipelines.media.decoder_process import DecoderProcess
-from pipelines.media.decoder_template import DecoderStartError
+from pipelines.media.decoder.process import DecoderProcess
+from pipelines.media.decoder.template import DecoderStartError
 from pipelines.media.windows import evenly_spaced
 from pipelines.progress import OnProgress
 

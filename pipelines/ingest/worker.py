@@ -22,10 +22,10 @@ from pipelines.files import write_failure
 from pipelines.ingest.plan import Unit, UnitSource
 from pipelines.ingest.unit_graph import UnitOutcome
 from pipelines.media.container import DecodeError
-from pipelines.media.decoder_messages import OUTSIDE_REASONS
-from pipelines.media.decoder_process import DecoderProcess
-from pipelines.media.decoder_template import DecoderStartError
-from pipelines.media.sandbox import SandboxError
+from pipelines.media.decoder.messages import OUTSIDE_REASONS
+from pipelines.media.decoder.process import DecoderProcess
+from pipelines.media.decoder.sandbox import SandboxError
+from pipelines.media.decoder.template import DecoderStartError
 from pipelines.media.segments import Segment
 from pipelines.sources.spool import Spool
 

@@ -15,7 +15,7 @@ from pipelines.media.segments import Segment
 from pipelines.redaction import one_line
 
 if TYPE_CHECKING:
-    from pipelines.media.decoder_process import DecoderProcess
+    from pipelines.media.decoder.process import DecoderProcess
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class InputDecoder:
         """A new process, or None where none can be had, which is said once."""
         try:
             # Here, because other systems lack what it imports.
-            from pipelines.media.decoder_process import DecoderProcess
+            from pipelines.media.decoder.process import DecoderProcess
 
             process = DecoderProcess(
                 max_memory_bytes=MAX_MEMORY_BYTES, timeout_seconds=TIMEOUT_SECONDS

@@ -1,7 +1,7 @@
 """Source code moved below another package: its imports of our packages get one more name in front.
 
     from pipelines.media import decode     ->  from xkd_1a2b3c4d.pipelines.media import decode
-    "pipelines.media.decoder_process"      ->  "xkd_1a2b3c4d.pipelines.media.decoder_process"
+    "pipelines.media.decoder.process"      ->  "xkd_1a2b3c4d.pipelines.media.decoder.process"
 
 The rest of a file stays as it is to the byte, so that lines in tracebacks are those of the
 original. Which text is an import and which a string is read from the syntax tree.

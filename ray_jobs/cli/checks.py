@@ -10,7 +10,7 @@ import torch
 
 from pipelines.config.base import DecoderSettings, JobConfig
 from pipelines.errors import UserError
-from pipelines.media.sandbox import SandboxError, available, check_required
+from pipelines.media.decoder.sandbox import SandboxError, available, check_required
 from pipelines.tracking.server import check_tracking
 from ray_jobs.cli.cluster import check_ray, ray_address
 

@@ -28,7 +28,7 @@ import numpy as np
 from av.video.reformatter import Interpolation
 
 from pipelines.media.container import DecodeError, open_source
-from pipelines.media.decoder_process import DecoderProcess
+from pipelines.media.decoder.process import DecoderProcess
 from pipelines.media.packets import scan_packets
 from tests.benchmarks.cpu_time import tree_cpu_seconds
 from tests.benchmarks.program import options, surroundings

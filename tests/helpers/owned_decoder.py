@@ -7,8 +7,8 @@ import os
 import sys
 from types import FrameType
 
-from pipelines.media import decoder_child
 from pipelines.media.decode import decode_segments
+from pipelines.media.decoder import child
 
 
 def attack(file: int, **settings):
@@ -20,11 +20,11 @@ def attack(file: int, **settings):
     frame: FrameType | None = sys._getframe()
     while frame is not None and "memory" not in frame.f_locals:
         frame = frame.f_back
-    names = {"file": file, "decoder_child": decoder_child, **(frame.f_locals if frame else {})}
+    names = {"file": file, "child": child, **(frame.f_locals if frame else {})}
     exec(compile(program, "attack", "exec"), names)
     yield from names.get("segments", ())
 
 
 if __name__ == "__main__":
-    decoder_child.decode_segments = attack
-    decoder_child.main()
+    child.decode_segments = attack
+    child.main()

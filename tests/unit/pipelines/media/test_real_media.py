@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from pipelines.media.container import DecodeError
-from pipelines.media.decoder_process import DecoderProcess
+from pipelines.media.decoder.process import DecoderProcess
 from pipelines.media.reasons import REASONS
 
 SETTINGS = {

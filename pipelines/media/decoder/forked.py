@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from pipelines.media.container import DecodeError, MediaInfo
-from pipelines.media.decoder_messages import (
+from pipelines.media.decoder.messages import (
     LENGTH_BYTES,
     MAX_HEADER_BYTES,
     TAKEN,
@@ -16,8 +16,8 @@ from pipelines.media.decoder_messages import (
     record,
     send,
 )
+from pipelines.media.decoder.shared_memory import SharedMemory
 from pipelines.media.segments import ClockRepairs, Segment
-from pipelines.media.shared_memory import SharedMemory
 
 _PROCESS_CPU_CLOCK = 2
 """With a process, what Linux calls the clock of its CPU time (`man 3 clock_getcpuclockid`)."""

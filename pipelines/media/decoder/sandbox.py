@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipelines.media import seccomp
+from pipelines.media.decoder import seccomp
 
 Sandbox = Literal["required", "best"]
 

@@ -1,6 +1,6 @@
 """Decoding in processes of its own, so that whatever a file does to FFmpeg costs that file.
 
-`DecoderProcess` is the parent's side, `decoder_child` the other. The parent opens the file and
+`DecoderProcess` is the parent's side, `child` the other. The parent opens the file and
 sends its descriptor; the decoder opens nothing, reaches nothing and is asked for nothing but
 segments, each of which is checked.
 
@@ -17,17 +17,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipelines.media.container import DecodeError, open_file
-from pipelines.media.decoder_messages import (
+from pipelines.media.decoder.forked import DeadDecoderError, ForkedDecoder
+from pipelines.media.decoder.messages import (
     NONSENSE,
     OUTSIDE_REASONS,
     Expectation,
 )
-from pipelines.media.decoder_template import DecoderStartError, Template, how_it_ended
-from pipelines.media.forked_decoder import DeadDecoderError, ForkedDecoder
+from pipelines.media.decoder.sandbox import Confinement, Sandbox, check_required
+from pipelines.media.decoder.shared_memory import SharedMemory
+from pipelines.media.decoder.template import DecoderStartError, Template, how_it_ended
 from pipelines.media.formats import Formats
-from pipelines.media.sandbox import Confinement, Sandbox, check_required
 from pipelines.media.segments import Segment
-from pipelines.media.shared_memory import SharedMemory
 from pipelines.redaction import one_line
 
 __all__ = ["OUTSIDE_REASONS", "DecoderProcess", "DecoderStartError"]

@@ -1,4 +1,4 @@
-"""The program that decodes: `python -m pipelines.media.decoder_child MAX_MEMORY_BYTES`.
+"""The program that decodes: `python -m pipelines.media.decoder.child MAX_MEMORY_BYTES`.
 
 It loads and tries out the libraries, gives up its rights, and then forks decoders when its parent
 asks for one, over a socket that is its standard input. It reads no media itself, so what it forks
@@ -26,12 +26,12 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
-from pipelines.media import sandbox
 from pipelines.media.container import DecodeError
 from pipelines.media.decode import decode_segments
-from pipelines.media.decoder_messages import LENGTH_BYTES, TAKEN, segment_header, send
+from pipelines.media.decoder import sandbox
+from pipelines.media.decoder.messages import LENGTH_BYTES, TAKEN, segment_header, send
+from pipelines.media.decoder.shared_memory import SharedMemory
 from pipelines.media.segments import Segment
-from pipelines.media.shared_memory import SharedMemory
 from pipelines.redaction import one_line
 
 FORK, END, WAIT = b"f", b"e", b"w"

@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipelines.media import decoder_messages
-from pipelines.media.decoder_child import ANSWER_BYTES, END, FORK, WAIT
-from pipelines.media.sandbox import Confinement
+from pipelines.media.decoder import messages
+from pipelines.media.decoder.child import ANSWER_BYTES, END, FORK, WAIT
+from pipelines.media.decoder.sandbox import Confinement
 
-MODULE = f"{__name__.rpartition('.')[0]}.decoder_child"
+MODULE = f"{__name__.rpartition('.')[0]}.child"
 """The program by the name that it has where this runs."""
 ROOT = Path(__file__).resolve().parents[__name__.count(".")]
 """The folder that it is imported from."""
@@ -106,7 +106,7 @@ class Template:
 
     def _hello(self) -> Confinement:
         try:
-            length = int.from_bytes(self._read(decoder_messages.LENGTH_BYTES, START_SECONDS), "big")
+            length = int.from_bytes(self._read(messages.LENGTH_BYTES, START_SECONDS), "big")
             header: dict[str, Any] = json.loads(self._read(length, START_SECONDS))
         except OSError as error:
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -12,8 +12,8 @@ import time
 import pytest
 
 from pipelines.media.container import DecodeError
-from pipelines.media.decoder_process import DecoderProcess
-from pipelines.media.sandbox import Confinement, SandboxError, available, check_required
+from pipelines.media.decoder.process import DecoderProcess
+from pipelines.media.decoder.sandbox import Confinement, SandboxError, available, check_required
 from tests.helpers.media import write_numbered
 
 SETTINGS = {
@@ -36,7 +36,7 @@ def clip(tmp_path_factory):
 @pytest.fixture
 def owned(monkeypatch):
     """Makes decoders that are in the hands of their files."""
-    monkeypatch.setattr("pipelines.media.decoder_template.MODULE", "tests.helpers.owned_decoder")
+    monkeypatch.setattr("pipelines.media.decoder.template.MODULE", "tests.helpers.owned_decoder")
     monkeypatch.setenv("XKD_TEST_SECRET", "hunter2")
     decoders = []
 
@@ -244,7 +244,7 @@ def test_a_process_for_each_file_leaves_nothing_to_poison(owned, tmp_path, clip)
     poison = """
 def nothing(file, **settings):
     return iter(())
-decoder_child.decode_segments = nothing
+child.decode_segments = nothing
 segments = ()
 """
     decoder = owned(process_per_file=True)
@@ -256,7 +256,7 @@ def test_a_decoder_is_replaced_after_two_seconds_of_work(owned, tmp_path, clip):
     """So much, and no more, can a file poison where files share a process."""
     decoder = owned()
     program = (
-        "import time\nwhile time.process_time() < 2.1: pass\ndecoder_child.decode_segments = None"
+        "import time\nwhile time.process_time() < 2.1: pass\nchild.decode_segments = None"
     )
     run(decoder, tmp_path, program)
     check_good(decoder, clip)
@@ -404,7 +404,7 @@ os.read(channel.fileno(), 1)
 @pytest.fixture(scope="module")
 def owned_module():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.media.decoder_template.MODULE", "tests.helpers.owned_decoder")
+        patch.setattr("pipelines.media.decoder.template.MODULE", "tests.helpers.owned_decoder")
         decoder = DecoderProcess(max_memory_bytes=500_000_000, timeout_seconds=20.0)
         yield decoder
         decoder.close()
@@ -461,7 +461,7 @@ def test_what_is_said_of_a_failure_can_be_printed(owned_module, tmp_path):
 
 
 def test_a_decoder_on_a_kernel_that_confines_nothing_works_unless_it_is_required(monkeypatch, clip):
-    monkeypatch.setattr("pipelines.media.decoder_template.MODULE", "tests.helpers.bare_decoder")
+    monkeypatch.setattr("pipelines.media.decoder.template.MODULE", "tests.helpers.bare_decoder")
     decoder = DecoderProcess(max_memory_bytes=500_000_000, timeout_seconds=20.0)
     check_good(decoder, clip)
     assert decoder.start() == Confinement(False, 0)
@@ -484,7 +484,7 @@ def test_required_names_what_is_missing_and_best_does_not_mind(found):
 def test_an_ordinary_user_is_confined_as_well(clip):
     program = (
         "import os, sys\n"
-        "from pipelines.media.decoder_process import DecoderProcess\n"
+        "from pipelines.media.decoder.process import DecoderProcess\n"
         "decoder = DecoderProcess(max_memory_bytes=10**9, timeout_seconds=60.0,\n"
         "    sandbox='required')\n"
         f"print(len(list(decoder.segments('/dev/fd/0', **{SETTINGS!r}))), decoder.start())\n"

@@ -9,8 +9,8 @@ import pytest
 
 from pipelines.media.container import DecodeError
 from pipelines.media.decode import decode_segments
-from pipelines.media.decoder_process import DecoderProcess
-from pipelines.media.shared_memory import SharedMemory
+from pipelines.media.decoder.process import DecoderProcess
+from pipelines.media.decoder.shared_memory import SharedMemory
 from tests.helpers.media import write_media, write_numbered
 
 SETTINGS = {
@@ -227,7 +227,7 @@ def test_a_process_that_was_forked_later_has_a_decoder_of_its_own(decoder, tmp_p
 def test_the_child_ends_when_its_parent_is_killed(tmp_path):
     path = long_file(tmp_path)
     program = (
-        "import sys; from pipelines.media.decoder_process import DecoderProcess\n"
+        "import sys; from pipelines.media.decoder.process import DecoderProcess\n"
         "decoder = DecoderProcess(max_memory_bytes=10**9, timeout_seconds=20.0)\n"
         f"segments = decoder.segments({str(path)!r}, **{SETTINGS!r})\n"
         "next(segments)\n"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipelines.media.container import DecodeError
-from pipelines.media.decoder_process import DecoderProcess
+from pipelines.media.decoder.process import DecoderProcess
 from pipelines.media.reasons import REASONS
 from pipelines.media.streams.selection import probe
 from tests.helpers.media import tone, write_media, write_numbered
