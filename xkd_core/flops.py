@@ -87,13 +87,13 @@ def _encoder(model: ModelConfig, num_patches: int, embed: int) -> float:
 
 
 def _blocks(num_tokens: int, width: int, depth: int) -> float:
-    return depth * (12 * num_tokens * width**2 + 2 * num_tokens**2 * width)
+    return float(depth * (12 * num_tokens * width**2 + 2 * num_tokens**2 * width))
 
 
 def _head(model: ModelConfig) -> float:
     head = model.head
     hidden = model.encoder.width * head.hidden_width + head.hidden_width**2
-    return hidden + head.bottleneck_width * (head.hidden_width + head.output_width)
+    return float(hidden + head.bottleneck_width * (head.hidden_width + head.output_width))
 
 
 def _measured_peak(dtype: torch.dtype) -> float:
