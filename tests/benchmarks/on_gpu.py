@@ -90,7 +90,7 @@ def run(command: list[str], seconds: float) -> dict[str, Any]:
     begun = time.monotonic()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     try:
-        done = subprocess.run(  # noqa: S603 - our own programs
+        done = subprocess.run(
             [sys.executable, *command],
             cwd=ROOT,
             env=environment,

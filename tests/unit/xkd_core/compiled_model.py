@@ -1,4 +1,4 @@
-"""Compares the compiled model, and one with compiled blocks, with the plain one; a program that a test starts.
+"""Compares a compiled model and compiled blocks with the plain model; a program that a test starts.
 
 Tracing fails unless everything is one graph; no code is generated.
 """

@@ -12,8 +12,8 @@ from xkd_core.optim import (
     build_optimizer,
     clip_each_gradient,
     clipped_parameters,
-    set_learning_rate,
     norms_of_gradients,
+    set_learning_rate,
     total_norm,
 )
 from xkd_core.train_step import train_step
