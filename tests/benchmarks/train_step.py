@@ -245,8 +245,8 @@ def plain_adamw(plain: PlainXKD, config: MethodConfig) -> torch.optim.AdamW:
 def assert_same(
     totals: tuple[float, float], norms: tuple[np.ndarray, np.ndarray], tolerance: float
 ) -> None:
-    # Published alignment loses a little of its constant to rounding: up to 2/7 of it in all.
-    assert math.isclose(*totals, rel_tol=1e-4, abs_tol=0.15), totals
+    # Alignment in float32 loses some of its constant to rounding: up to 0.8 / 7 of all.
+    assert math.isclose(*totals, rel_tol=tolerance, abs_tol=0.15), totals
     floor = tolerance * 1e-2 * norms[1].max()
     np.testing.assert_allclose(norms[0], norms[1], rtol=tolerance, atol=floor)
 

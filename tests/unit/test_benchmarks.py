@@ -17,6 +17,7 @@ def test_what_a_benchmark_imports_is_there(name, monkeypatch):
     importlib.import_module(name)
 
 
+@pytest.mark.slow
 def test_the_script_for_a_gpu_is_rehearsed_on_a_cpu(tmp_path):
     """Every section of it that a CPU has, at the smallest size."""
     command = [sys.executable, str(BENCHMARKS / "on_gpu.py"), "--out", str(tmp_path)]
