@@ -111,6 +111,7 @@ def _ingest_counts(summary: IngestSummary, dataset: ClipDataset) -> run_data.Ing
         ignored=sum(summary.ignored.values()),
         media_seconds=summary.media_seconds,
         flaws=summary.flaws.sentences(),
+        remarks=summary.flaws.remarks(),
         splits={str(name): int(count) for name, count in zip(splits, counts, strict=True)},
         rejects_by_reason=summary.rejects_by_reason,
         reason_meanings=REASONS,
