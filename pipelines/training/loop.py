@@ -91,6 +91,7 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
             run_id=run.run_id,
             code_version=code_version(),
             exclude_sha256=exclude_sha256,
+            order_sha256=dataset.index.order_sha256 if rank == 0 else None,
         )
         stop_signal = StopSignal(values["board"] if rank == 0 else None, values["deadline"])
         rungs = RungScorer(values["rungs"], info.total_steps, info.steps_per_epoch)
