@@ -2,6 +2,7 @@
 
 import sqlite3
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 from pipelines.tracking.moved_artifacts import mend_moved_artifacts
@@ -32,7 +33,7 @@ def test_a_home_that_moved_twice_and_back_is_found(tmp_path):
     homes = [tmp_path / name for name in ("a", "ab", "a")]
     homes[0].mkdir()
     run = run_at(homes[0])
-    for before, after in zip(homes, homes[1:], strict=False):
+    for before, after in pairwise(homes):
         before.rename(after)
         assert artifact_of(run_at(after, run_id=run.run_id))
 
