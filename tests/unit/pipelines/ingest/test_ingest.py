@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ from pipelines.ingest.ingest import check_ingest, ingest
 from pipelines.ingest.plan import Changes, Unit, UnitSource
 from pipelines.ingest.worker import UnitIngester
 from pipelines.media.reasons import REASONS
-from tests.helpers.clip_datasets import index_of
+from pipelines.training.feed import Feed
+from tests.helpers.clip_datasets import FEED, index_of
 from tests.helpers.media import frame_number, tone, write_growing, write_media, write_numbered
 
 pytestmark = pytest.mark.ray
@@ -189,6 +191,27 @@ def test_a_changed_folder_costs_what_is_different_and_gives_what_a_new_run_gives
     assert (output / "index.arrow").stat().st_mtime_ns == written.st_mtime_ns
     assert leftovers(output) == []
     assert run(media, output).changes == Changes()
+
+
+def test_the_same_media_elsewhere_give_the_same_order(made, videos, tmp_path):
+    there = tmp_path / "another mount" / "media"
+    shutil.copytree(videos, there, symlinks=True)
+    run(there, tmp_path / "clips")
+    before, after = (ClipDataset.open(folder) for folder in (made[0], tmp_path / "clips"))
+    assert after.dataset_id == before.dataset_id
+    assert [Path(shard).name for shard in after.shards] == [Path(s).name for s in before.shards]
+    assert after.index.clip_id.tolist() == before.index.clip_id.tolist()
+    assert after.index.order_sha256 == before.index.order_sha256
+    assert feed_order(after) == feed_order(before)
+
+
+def feed_order(dataset):
+    """The clips of two epochs in the order of training."""
+    size = {"num_frames": 8, "frame_rate": 8.0, "num_samples": 16_000, "sample_rate": 16_000}
+    how = FEED | size | {"splits": ("train", "test"), "batch_size": 3}
+    with closing(Feed(dataset, **how)) as feed:
+        batches = feed.batches(0)
+        return [next(batches).clip_ids for _ in range(8)]
 
 
 def test_a_file_that_cannot_be_read_now_keeps_its_clips_and_is_tried_again_later(
