@@ -22,7 +22,11 @@ class EvaluateSettings(Config):
     knn_temperature: PositiveFloat = 0.07
     """Temperature of the votes by similarity, as in DINO."""
     linear_l2: PositiveFloats = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-    """Candidate penalties of the linear probe; cross-validation on the train split picks one."""
+    """Candidate penalties of the linear probe; cross-validation on the train split picks one,
+    with whole sources in its folds."""
+    max_solver_gb: PositiveFloat = 4.0
+    """Memory in GB that scikit-learn's solvers may take, 16 bytes for each number of the training
+    features. Larger features train a linear layer on batches, on the GPU with `use_gpu`."""
     batch_size: PositiveInt = 32
     """Clips that go through the encoder at once."""
     untrained_baseline: bool = True

@@ -11,8 +11,9 @@ from torch import Tensor
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.evaluation.features import Features
 from pipelines.evaluation.scores import FeatureScores, NetworkScore
+from pipelines.evaluation.solvers import TrainingRows, fit_and_score
 from xkd_core.encoders import MODALITIES
-from xkd_core.probes import accuracy, fit_linear_probe, knn_predict, per_class_accuracy
+from xkd_core.probes import accuracy, knn_predict, one_hot, per_class_accuracy
 
 
 def score(features: Features, settings: EvaluateSettings) -> FeatureScores:
@@ -68,6 +69,7 @@ class _Sides:
 
     x_train: Tensor
     y_train: Tensor
+    train_sources: NDArray[np.int32]
     x_test: Tensor
     y_test: Tensor
 
@@ -82,6 +84,7 @@ def _labelled_sides(features: Features, matrix: NDArray[np.float32]) -> _Sides |
     return _Sides(
         x_train=torch.from_numpy(matrix[train]),
         y_train=labels[torch.from_numpy(train)],
+        train_sources=features.sources[train],
         x_test=torch.from_numpy(matrix[test]),
         y_test=labels[torch.from_numpy(test)],
     )
@@ -107,21 +110,27 @@ def _score_network(
         return None
     num_classes, y_test = len(features.classes), sides.y_test
     knn = _knn(sides, num_classes, settings)
-    probe = fit_linear_probe(
-        sides.x_train,
-        sides.y_train,
-        num_classes=num_classes,
-        l2=settings.linear_l2,
+    probe = fit_and_score(
+        "linear",
+        TrainingRows(
+            sides.x_train.numpy(),
+            one_hot(sides.y_train, num_classes).bool().numpy(),
+            sides.train_sources,
+        ),
+        sides.x_test.numpy(),
+        settings.linear_l2,
         seed=settings.seed,
+        max_solver_gb=settings.max_solver_gb,
+        device=torch.device("cuda") if settings.use_gpu and torch.cuda.is_available() else None,
     )
-    linear = probe.predict(sides.x_test)
+    linear = torch.from_numpy(probe.scores.argmax(axis=1))
     counts = np.bincount(y_test.numpy(), minlength=num_classes)
     return NetworkScore(
         knn=accuracy(knn, y_test),
         linear=accuracy(linear, y_test),
         knn_per_class=_without_nan(per_class_accuracy(knn, y_test, num_classes)),
         linear_per_class=_without_nan(per_class_accuracy(linear, y_test, num_classes)),
-        linear_l2=probe.l2,
+        linear_l2=probe.penalty,
         majority=float(counts.max() / counts.sum()),
         num_train=len(sides.y_train),
         num_test=len(y_test),

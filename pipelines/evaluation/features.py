@@ -43,6 +43,8 @@ class Features:
     classes: tuple[str, ...]
     labels: Array
     """Index into `classes`, -1 without a label."""
+    sources: Array
+    """Number of the source of each clip; segments of one source share it."""
     is_train: Array
     is_test: Array
     matrices: Mapping[str, Array]
@@ -67,6 +69,7 @@ class Features:
             "clip_ids": np.array(self.clip_ids, dtype=np.str_),
             "classes": np.array(self.classes, dtype=np.str_),
             "labels": self.labels,
+            "sources": self.sources,
             "is_train": self.is_train,
             "is_test": self.is_test,
             **{name.replace("/", "_"): matrix for name, matrix in self.matrices.items()},
@@ -126,6 +129,7 @@ def features_of(
         rows=chosen.rows,
         classes=chosen.classes,
         labels=chosen.labels,
+        sources=dataset.index.source_number[chosen.rows],
         is_train=chosen.is_train,
         is_test=chosen.is_test,
         matrices={name: np.concatenate(arrays) for name, arrays in parts.items()},

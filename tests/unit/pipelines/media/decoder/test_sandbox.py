@@ -255,9 +255,7 @@ segments = ()
 def test_a_decoder_is_replaced_after_two_seconds_of_work(owned, tmp_path, clip):
     """So much, and no more, can a file poison where files share a process."""
     decoder = owned()
-    program = (
-        "import time\nwhile time.process_time() < 2.1: pass\nchild.decode_segments = None"
-    )
+    program = "import time\nwhile time.process_time() < 2.1: pass\nchild.decode_segments = None"
     run(decoder, tmp_path, program)
     check_good(decoder, clip)
 
