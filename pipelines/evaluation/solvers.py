@@ -51,7 +51,7 @@ class Fitted:
 
     scores: Array
     """(clips, classes), float64: log-odds of `linear`, decision values of `svm`."""
-    penalty: float
+    penalty: float | None
     is_exact: bool
     """False for a layer trained on batches."""
 
