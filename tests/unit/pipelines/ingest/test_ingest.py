@@ -132,10 +132,11 @@ def test_the_manifest_says_what_there_is(made):
     assert ClipDataset.open(output).num_clips == summary.clips
 
 
-def test_progress_comes_with_each_source(made):
+def test_progress_counts_every_source(made):
     _, summary, news = made
     done = [done for done, _, note in news if "rejected" in note]
-    assert done == list(range(1, 14))
+    assert done == sorted(set(done))
+    assert done[-1] == 13
     assert {total for _, total, _ in news} == {13}
     assert news[-1][2] == f"{summary.clips} clips, 5 rejected"
 
@@ -531,7 +532,7 @@ def test_a_killed_run_is_completed_by_the_next_one(made, videos, tmp_path):
 
 def test_ctrl_c_leaves_a_dataset_that_the_next_run_completes(made, videos, tmp_path):
     def interrupt(done, total, note):
-        if done == 6:
+        if done >= 6:
             raise KeyboardInterrupt
 
     output = tmp_path / "clips"
@@ -549,8 +550,10 @@ def test_a_worker_that_dies_is_replaced_and_its_unit_done_again(made, videos, tm
     killed = []
 
     def kill_workers(done, total, note):
-        for process in psutil.Process().children(recursive=True) if done == 3 else []:
-            if any("UnitIngester" in word for word in process.cmdline()):
+        for process in (
+            psutil.Process().children(recursive=True) if not killed and done >= 3 else []
+        ):
+            if any("UnitRunner" in word for word in process.cmdline()):
                 killed.append(process.pid)
                 process.kill()
 
