@@ -74,7 +74,7 @@ def filesystem_of(place: str) -> tuple[pafs.FileSystem, str]:
             return pafs.FileSystem.from_uri(place)
         filesystem, path = url_to_fs(place)
     except (ImportError, ValueError, OSError, pa.ArrowException) as error:
-        raise UserError(f"({place}) cannot be opened: {one_line(error)}") from error
+        raise UserError(f"location ({place}) cannot be opened: {one_line(error)}") from error
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 
