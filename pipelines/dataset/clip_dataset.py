@@ -55,26 +55,28 @@ class ClipDataset:
     manifest: Mapping[str, Any]
 
     @classmethod
-    def open(cls, path: str | Path) -> "ClipDataset":
+    def open(cls, location: str | Path) -> "ClipDataset":
         """Opens the dataset at a path or URI.
 
         Raises:
             UserError: If the dataset does not exist or cannot be read.
         """
-        folder = str(path).rstrip("/")
+        folder = str(location).rstrip("/")
         try:
-            filesystem, place = filesystem_of(folder)
-            with filesystem.open_input_file(f"{place}/{MANIFEST}") as file:
+            filesystem, path = filesystem_of(folder)
+            with filesystem.open_input_file(f"{path}/{MANIFEST}") as file:
                 manifest = json.loads(file.read())
         except FileNotFoundError as error:
-            raise UserError(f"dataset ({path}) is no clip dataset: {_missing(folder)}") from error
+            raise UserError(
+                f"dataset ({location}) is no clip dataset: {_missing(folder)}"
+            ) from error
         except (OSError, ValueError) as error:
-            raise UserError(f"dataset ({path}) cannot be read: {one_line(error)}") from error
+            raise UserError(f"dataset ({location}) cannot be read: {one_line(error)}") from error
         version = manifest.get("format_version") if isinstance(manifest, dict) else None
-        check_version(f"dataset ({path})", version)
+        check_version(f"dataset ({location})", version)
         if lacking := {"dataset_id", "clips", "settings"} - manifest.keys():
             raise UserError(
-                f"dataset ({path}): {MANIFEST} lacks {', '.join(sorted(lacking))}; {AGAIN}"
+                f"dataset ({location}): {MANIFEST} lacks {', '.join(sorted(lacking))}; {AGAIN}"
             )
         return cls(folder, manifest)
 

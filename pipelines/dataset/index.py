@@ -160,9 +160,9 @@ def read_index(dataset: str, clips_folder: str, manifest: Mapping[str, Any]) -> 
         clips_folder: Folder or URI of its shards.
         manifest: Manifest of the dataset.
     """
-    place = f"{dataset}/{INDEX_FILE}"
+    location = f"{dataset}/{INDEX_FILE}"
     try:
-        reader = pa.ipc.open_file(_open(place))
+        reader = pa.ipc.open_file(_open(location))
         key = json.loads((reader.schema.metadata or {}).get(_KEY, b"{}"))
         is_same = key.get("dataset_id") == manifest["dataset_id"]
         if not is_same or key["version"] != _VERSION or reader.num_record_batches != 1:
@@ -176,15 +176,15 @@ def read_index(dataset: str, clips_folder: str, manifest: Mapping[str, Any]) -> 
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        logger.warning("index (%s) cannot be read, the shards are: %s", place, one_line(error))
+        logger.warning("index (%s) cannot be read, the shards are: %s", location, one_line(error))
         return None
 
 
-def _open(place: str) -> pa.NativeFile | pa.Buffer:
+def _open(location: str) -> pa.NativeFile | pa.Buffer:
     """Opens an index; maps a local file into memory and reads a remote one."""
-    if not is_uri(place):
-        return pa.memory_map(place)
-    filesystem, path = filesystem_of(place)
+    if not is_uri(location):
+        return pa.memory_map(location)
+    filesystem, path = filesystem_of(location)
     with filesystem.open_input_file(path) as file:
         return file.read_buffer()
 

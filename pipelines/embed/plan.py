@@ -44,17 +44,17 @@ class EmbedSummary:
     output: str
 
 
-def open_dataset(place: str) -> ClipDataset | None:
+def open_dataset(location: str) -> ClipDataset | None:
     """Opens the input if it is a clip dataset. Media may have a manifest of their own.
 
     Raises:
         UserError: If the dataset is unreadable or incomplete.
     """
-    if is_web(place):
+    if is_web(location):
         return None
-    is_dataset = is_file(f"{place}/{MANIFEST}") and is_folder(f"{place}/{CLIPS_FOLDER}")
-    is_begun = is_folder(f"{place}/{STATE_FOLDER}")
-    return ClipDataset.open(place) if is_dataset or is_begun else None
+    is_dataset = is_file(f"{location}/{MANIFEST}") and is_folder(f"{location}/{CLIPS_FOLDER}")
+    is_begun = is_folder(f"{location}/{STATE_FOLDER}")
+    return ClipDataset.open(location) if is_dataset or is_begun else None
 
 
 def check_rates(config: EmbedConfig, dataset: ClipDataset | None, version: EncoderVersion) -> None:

@@ -252,8 +252,8 @@ class UnitEmbedder:
     def _write_shard(
         self, part: str, name: str, schema: pa.Schema, rows: Sequence[Mapping[str, Any]]
     ) -> None:
-        place = self._output / part / name
-        writer = ShardWriter(place, schema, rows_per_group=ROWS_PER_GROUP, scratch=self._scratch)
+        path = self._output / part / name
+        writer = ShardWriter(path, schema, rows_per_group=ROWS_PER_GROUP, scratch=self._scratch)
         try:
             for row in rows:
                 writer.add(row)

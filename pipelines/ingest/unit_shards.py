@@ -125,9 +125,9 @@ def _revise_shard(
     return {"shard": row["shard"]}
 
 
-def _rewrite(place: Path, revision: Revision, scratch: Path) -> int:
+def _rewrite(path: Path, revision: Revision, scratch: Path) -> int:
     """Rewrites a shard if the revision affects it. Returns the number of rows left."""
-    with pq.ParquetFile(place) as file:
+    with pq.ParquetFile(path) as file:
         table = file.read(columns=["source", "source_hash"])
         keys = set(zip(*(column.to_pylist() for column in table.columns), strict=True))
         if not keys & revision.keys():
@@ -135,7 +135,7 @@ def _rewrite(place: Path, revision: Revision, scratch: Path) -> int:
         groups = range(file.num_row_groups)
         rows_per_group = max(file.metadata.row_group(group).num_rows for group in groups)
         writer = ShardWriter(
-            place, file.schema_arrow, rows_per_group=rows_per_group, scratch=scratch
+            path, file.schema_arrow, rows_per_group=rows_per_group, scratch=scratch
         )
         num_rows = 0
         try:

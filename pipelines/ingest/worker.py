@@ -76,8 +76,8 @@ class UnitIngester:
 
     def shard(self, part: str, name: str, schema: pa.Schema, rows_per_group: int) -> ShardWriter:
         """Opens a shard of a unit for writing."""
-        place = self._output / part / f"{name}.parquet"
-        return ShardWriter(place, schema, rows_per_group=rows_per_group, scratch=self._scratch)
+        path = self._output / part / f"{name}.parquet"
+        return ShardWriter(path, schema, rows_per_group=rows_per_group, scratch=self._scratch)
 
 
 class _Attempt:

@@ -71,8 +71,8 @@ def write_dataset(
     for part in (CLIPS_FOLDER, REJECTS_FOLDER):
         (folder / part).mkdir(parents=True)
     for first in range(0, num_clips, clips_per_shard):
-        place = folder / CLIPS_FOLDER / f"{first:06d}.parquet"
-        writer = ShardWriter(place, CLIPS, rows_per_group=rows_per_group)
+        path = folder / CLIPS_FOLDER / f"{first:06d}.parquet"
+        writer = ShardWriter(path, CLIPS, rows_per_group=rows_per_group)
         for clip in range(first, min(first + clips_per_shard, num_clips)):
             name = f"/made/{clip}.mp4"
             source = UnitSource(
@@ -154,8 +154,8 @@ def write_segments(
     for part in (CLIPS_FOLDER, REJECTS_FOLDER):
         (folder / part).mkdir(parents=True)
     for first in range(0, len(segments), rows_per_shard):
-        place = folder / CLIPS_FOLDER / f"{first:06d}.parquet"
-        writer = ShardWriter(place, CLIPS, rows_per_group=rows_per_group)
+        path = folder / CLIPS_FOLDER / f"{first:06d}.parquet"
+        writer = ShardWriter(path, CLIPS, rows_per_group=rows_per_group)
         for made in segments[first : first + rows_per_shard]:
             writer.add(_segment_row(made, settings))
         writer.commit()

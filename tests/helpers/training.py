@@ -93,7 +93,7 @@ def leave_checkpoint(
     order_sha256: str | None = None,
 ) -> Path:
     """Leaves what a training with these settings on these clips would, without weights."""
-    place = folder_of(config) / checkpoint_name(next_step)
+    path = folder_of(config) / checkpoint_name(next_step)
     values = config.model_dump(mode="json")
     info = TrainingInfo(
         next_step,
@@ -106,8 +106,8 @@ def leave_checkpoint(
         exclude_sha256,
         order_sha256,
     )
-    save_checkpoint(place, {}, {}, info)
-    return place
+    save_checkpoint(path, {}, {}, info)
+    return path
 
 
 def curve(run: RunRef, name: str = "loss/total", *, redone: float = 0.0) -> dict[int, float]:

@@ -35,10 +35,10 @@ def videos(tmp_path_factory):
     """Eight good files in two classes, and one of each kind that is rejected."""
     folder = tmp_path_factory.mktemp("videos")
     for number in range(8):
-        place = folder / ("cat" if number % 2 else "dog")
-        place.mkdir(exist_ok=True)
+        label_folder = folder / ("cat" if number % 2 else "dog")
+        label_folder.mkdir(exist_ok=True)
         suffix = (".mp4", ".mkv", ".avi", ".ts")[number % 4]
-        write_numbered(place / f"{number}{suffix}", 60 + 10 * number)
+        write_numbered(label_folder / f"{number}{suffix}", 60 + 10 * number)
     shutil.copy(folder / "dog/0.mp4", folder / "dog/copy.mp4")
     write_numbered(folder / "cat/short.mp4", 5)
     (folder / "cat/text.mp4").write_text("no media")
