@@ -229,4 +229,6 @@ def _missing(folder: str) -> str:
     """Explains why the manifest is missing."""
     if is_folder(f"{folder}/{STATE_FOLDER}"):
         return f"its ingest did not finish; {AGAIN}"
+    if is_folder(f"{folder}/{CLIPS_FOLDER}/{CLIPS_FOLDER}"):
+        return f"it is the folder of a run; give {folder}/{CLIPS_FOLDER}"
     return f"it has no {MANIFEST}" if is_folder(folder) else "it does not exist"

@@ -56,6 +56,8 @@ def checkpoint_scores(config: PromoteConfig) -> Scores | None:
         return None
     try:
         scores = read_scores(Path(config.scores))
+    except FileNotFoundError:
+        raise UserError(f"scores ({config.scores}) does not exist; evaluate writes it") from None
     except (OSError, ValueError):
         raise UserError(f"scores ({config.scores}) must be a scores.json of evaluate") from None
     _check_scores(scores, read_info(find_checkpoint(config.checkpoint)), config)
