@@ -185,7 +185,10 @@ def _serve(channel: socket.socket, memory: SharedMemory) -> None:
     if start:
         request = json.loads(_read(channel, int.from_bytes(start, "big")))
         (file,) = files
-        _answer(channel, memory, file, request)
+        try:
+            _answer(channel, memory, file, request)
+        finally:
+            os.close(file)
 
 
 def _read(channel: socket.socket, num_bytes: int) -> bytes:
