@@ -95,9 +95,9 @@ class UnitEmbedder:
         self._decoder = DecoderProcess(
             max_memory_bytes=self._limits.max_memory_bytes,
             timeout_seconds=self._limits.max_decode_seconds,
+            timeout_ratio=self._limits.max_decode_ratio,
             formats=self._limits.formats,
             sandbox=confined.sandbox,
-            process_per_file=confined.process_per_file,
         )
         self._spool = Spool(max_bytes=self._limits.max_spool_bytes)
 

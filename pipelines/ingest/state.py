@@ -19,6 +19,7 @@ REASONS_OF_LIMITS = {
     "max_seconds": "too_long",
     "max_pixels": "too_many_pixels",
     "max_decode_seconds": "decoder_timeout",
+    "max_decode_ratio": "decoder_timeout",
     "max_memory_bytes": "out_of_memory",
     "max_damaged_fraction": "damaged",
     "formats": "format_not_allowed",

@@ -44,9 +44,9 @@ class UnitIngester:
         self.decoder = DecoderProcess(
             max_memory_bytes=limits.max_memory_bytes,
             timeout_seconds=limits.max_decode_seconds,
+            timeout_ratio=limits.max_decode_ratio,
             formats=limits.formats,
             sandbox=self.settings.decoder.sandbox,
-            process_per_file=self.settings.decoder.process_per_file,
         )
         self.spool = Spool(max_bytes=limits.max_spool_bytes)
 
