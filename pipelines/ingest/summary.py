@@ -100,7 +100,7 @@ def _dataset_id(clips: pa.Table, settings: IngestSettings) -> str:
         key=lambda row: row[0],
     )
     assert len({row[0] for row in rows}) == len(rows)
-    made = {
+    made: dict[str, Any] = {
         name: getattr(settings, name)
         for name in (
             "segment_seconds",
@@ -112,6 +112,8 @@ def _dataset_id(clips: pa.Table, settings: IngestSettings) -> str:
     }
     if settings.min_source_seconds is not None:  # keeps the IDs of older datasets
         made["min_source_seconds"] = settings.min_source_seconds
+    if settings.clips.encoding != "raw":
+        made["clips"] = settings.clips.model_dump(mode="json")
     text = json.dumps([FORMAT_VERSION, made, rows])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
