@@ -22,7 +22,8 @@ from pipelines.config.base import (
 from pipelines.media.reasons import REASONS
 from xkd_core.config import Config
 
-_QUALITIES = {"jpeg": (1, 95), "h264": (0, 51)}
+_QUALITIES = {"raw": (0, 0, 0), "jpeg": (1, 95, 90), "h264": (0, 51, 20)}
+"""Least, most and default quality of each encoding."""
 
 
 class SyntheticSettings(Config):
@@ -47,6 +48,11 @@ class ClipsSettings(Config):
     """Quality of `jpeg`, 1 to 95, larger is better, default 90; or constant rate factor of `h264`,
     0 to 51, smaller is better, default 20."""
 
+    @property
+    def chosen_quality(self) -> int:
+        """The quality, or the default of the encoding; 0 for raw frames."""
+        return self.quality if self.quality is not None else _QUALITIES[self.encoding][2]
+
     @model_validator(mode="after")
     def _quality_fits(self) -> "ClipsSettings":
         if self.quality is None:
@@ -55,7 +61,7 @@ class ClipsSettings(Config):
             raise ValueError(
                 f"quality ({self.quality}) must come with encoding=jpeg or encoding=h264"
             )
-        least, most = _QUALITIES[self.encoding]
+        least, most, _ = _QUALITIES[self.encoding]
         if not least <= self.quality <= most:
             raise ValueError(
                 f"quality ({self.quality}) of {self.encoding} must be {least} to {most}"

@@ -98,6 +98,11 @@ class ClipDataset:
         return float(self.manifest["settings"]["frame_rate"])
 
     @property
+    def frames_encoding(self) -> str:
+        """How frames are stored; see `frame_encoding`."""
+        return str(self.manifest["settings"].get("clips", {}).get("encoding", "raw"))
+
+    @property
     def sample_rate(self) -> int:
         """Sample rate of every clip, in hertz."""
         return int(self.manifest["settings"]["sample_rate"])

@@ -37,7 +37,6 @@ Frames = NDArray[np.uint8]
 class _Codec(Protocol):
     """A module that encodes frames as packets."""
 
-    DEFAULT_QUALITY: int
     LAYOUT: str
 
     def encode(self, frames: Frames, quality: int, frame_rate: float) -> list[bytes]:
@@ -68,17 +67,12 @@ def encoding_of(schema: pa.Schema) -> str:
     return (schema.metadata or {}).get(ENCODING_KEY.encode(), b"raw").decode()
 
 
-def encode_frames(
-    frames: Frames, encoding: Encoding, quality: int | None, frame_rate: float
-) -> pa.Buffer:
-    """Encodes the frames of a clip; `quality` is None for the default of the encoding."""
+def encode_frames(frames: Frames, encoding: Encoding, quality: int, frame_rate: float) -> pa.Buffer:
+    """Encodes the frames of a clip; raw frames ignore quality and rate."""
     if encoding == "raw":
         # pyarrow 25 never releases a memoryview.
         return pa.py_buffer(np.ascontiguousarray(frames))
-    codec = _CODECS[encoding]
-    packets = codec.encode(
-        frames, codec.DEFAULT_QUALITY if quality is None else quality, frame_rate
-    )
+    packets = _CODECS[encoding].encode(frames, quality, frame_rate)
     assert len(packets) == len(frames)
     sizes = np.array([len(packet) for packet in packets], "<u4")
     return pa.py_buffer(b"".join([sizes.tobytes(), *packets]))

@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 
 from pipelines.redaction import one_line
 
-DEFAULT_QUALITY = 20
 GROUP = 4
 """Frames from a key frame to the next one: half a second at the default 8 frames a second."""
 LAYOUT = f"an H.264 Annex B picture for each frame, a key frame first of every {GROUP}"

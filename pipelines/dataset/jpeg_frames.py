@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-DEFAULT_QUALITY = 90
 LAYOUT = "a JPEG for each frame"
 _START_OF_FRAME = frozenset({0xC0, 0xC1, 0xC2})
 """Markers of the sizes of baseline, extended and progressive JPEGs."""

@@ -113,7 +113,7 @@ def _dataset_id(clips: pa.Table, settings: IngestSettings) -> str:
     if settings.min_source_seconds is not None:  # keeps the IDs of older datasets
         made["min_source_seconds"] = settings.min_source_seconds
     if settings.clips.encoding != "raw":
-        made["clips"] = settings.clips.model_dump(mode="json")
+        made["clips"] = [settings.clips.encoding, settings.clips.chosen_quality]
     text = json.dumps([FORMAT_VERSION, made, rows])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

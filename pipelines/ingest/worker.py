@@ -226,7 +226,7 @@ def clip_row(source: UnitSource, segment: Segment, settings: IngestSettings) -> 
         "duration_seconds": segment.duration_seconds,
         "frames": None
         if frames is None
-        else encode_frames(frames, stored.encoding, stored.quality, settings.frame_rate),
+        else encode_frames(frames, stored.encoding, stored.chosen_quality, settings.frame_rate),
         "num_frames": num_frames,
         "height": height,
         "width": width,
