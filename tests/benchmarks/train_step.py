@@ -156,9 +156,7 @@ class Bench:
             name: share_parameters(self.model, config, OTHERS[name]) for name in options.against
         }
         self.optimizers = {name: self._optimizer(name) for name in self.others}
-        self.centers = {
-            name: list(initial_centers(width, self.device)) for name in self.others
-        }
+        self.centers = {name: list(initial_centers(width, self.device)) for name in self.others}
 
     def _optimizer(self, name: str) -> torch.optim.AdamW:
         """An optimizer whose moments are those of ours."""
@@ -222,9 +220,7 @@ class Bench:
             torch.cuda.synchronize()
 
 
-def share_parameters(
-    model: XKD, config: MethodConfig, kind: type[PlainXKD] = PlainXKD
-) -> PlainXKD:
+def share_parameters(model: XKD, config: MethodConfig, kind: type[PlainXKD] = PlainXKD) -> PlainXKD:
     """Another composition with the parameters of a model, not with copies."""
     with torch.device("meta"):
         plain = kind(config)
