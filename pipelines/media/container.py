@@ -97,12 +97,15 @@ class View(io.RawIOBase):
         self._at = 0
 
     def readable(self) -> bool:
+        """Yes."""
         return True
 
     def seekable(self) -> bool:
+        """Yes."""
         return True
 
     def read(self, size: int = -1) -> bytes:
+        """Reads from its position on."""
         if isinstance(self._file, int):
             data = os.pread(self._file, size if size >= 0 else self._size(), self._at)
         else:
@@ -112,6 +115,7 @@ class View(io.RawIOBase):
         return data
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Moves its position; gives the new one."""
         start = self._at if whence == os.SEEK_CUR else 0
         if whence == os.SEEK_END:
             start = self._size()
@@ -119,6 +123,7 @@ class View(io.RawIOBase):
         return self._at
 
     def tell(self) -> int:
+        """Gives its position."""
         return self._at
 
     def _size(self) -> int:

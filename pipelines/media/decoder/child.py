@@ -2,7 +2,7 @@
 
 It loads and tries out the libraries, gives up its rights, and then forks decoders when its parent
 asks for one, over a socket that is its standard input. It reads no media itself, so what it forks
-begins clean. A decoder gets one file's descriptor over a socket of its own, answers there, and ends.
+begins clean. A decoder gets the descriptor of one file over a socket of its own, and answers there.
 
                  control: fork, end                        channel: file, settings
     parent  <----------------------->  this program        <----------------------> decoder
