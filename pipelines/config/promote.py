@@ -29,8 +29,8 @@ class PromoteSettings(Config):
     """Score that versions are compared by, measured on the same clips; with `retrieval`, the mean
     recall@5 of both directions."""
     rule: Literal["better", "not_worse"] = "better"
-    """When the alias moves, by the 95 % interval of new minus present, paired by clip and drawn over
-    sources: `better` if all of it is above 0, `not_worse` unless all of it is below 0."""
+    """When the alias moves, by the 95 % interval of new minus present, paired by clip:
+    `better` if all of it is above 0, `not_worse` unless all of it is below 0."""
     role: Literal["teacher", "student"] = "teacher"
     """Which network to register."""
 

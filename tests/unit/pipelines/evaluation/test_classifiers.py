@@ -64,10 +64,8 @@ def test_every_measure_scores_every_subject_and_both_together_know_more():
                 one.score.value - networks["untrained"].accuracy[measure]
             )
     best = {subject: found.modalities[subject]["trained"].accuracy for subject in found.modalities}
-    for measure in ("linear", "svm", "layers"):
-        for together in ("both", "late"):
-            assert best[together][measure] > 0.75
-            assert best[together][measure] > max(best[s][measure] for s in ("video", "audio"))
+    for together, measure in [("both", "linear"), ("both", "svm"), ("late", "linear")]:
+        assert best[together][measure] > max(best[s][measure] for s in ("video", "audio")) + 0.1
     assert found.gains["both/linear"].is_above_zero
     assert found.retrieval["audio_to_video"]["trained"].num_clips == 27
     assert not found.notes
@@ -145,5 +143,5 @@ def test_two_evaluations_are_paired_by_clip(tmp_path):
     with pytest.raises(KeyError):
         paired(first, "video/trained/knn", second, path)
     (tmp_path / "outcomes.npz").write_bytes(b"PK\x03\x04 no archive")
-    with pytest.raises(ValueError, match="is no outcomes.npz"):
+    with pytest.raises(ValueError, match=r"is no outcomes\.npz"):
         Outcomes.read(tmp_path / "outcomes.npz")
