@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +70,7 @@ class Outcomes:
                 retrieval_ids=arrays["retrieval_ids"],
                 ranks=_part(arrays, "rank:"),
             )
-        except (KeyError, EOFError, AttributeError) as error:
+        except (KeyError, EOFError, AttributeError, ValueError, BadZipFile) as error:
             raise ValueError(f"{path} is no {OUTCOMES_FILE} of an evaluation") from error
 
 
