@@ -54,7 +54,7 @@ def step_flops(config: MethodConfig) -> float:
         visible = num_visible(num_tokens, section.mask_ratio)
         embed = section.patch_dim * width
         decoder = model.decoder
-        decoded = (1 + visible) * width * decoder.width
+        decoded = float((1 + visible) * width * decoder.width)
         decoded += _blocks(1 + num_tokens, decoder.width, decoder.depth)
         decoded += num_tokens * decoder.width * section.patch_dim
         student += num_globals * (_encoder(model, visible, embed) + decoded + _head(model))
