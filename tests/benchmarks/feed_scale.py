@@ -32,7 +32,8 @@ from pipelines.dataset.clip_dataset import ClipDataset, ClipGroup
 from pipelines.dataset.index import ClipIndex, read_shards, write_index
 from pipelines.dataset.text_column import TextColumn
 from pipelines.training.feed import Feed
-from tests.helpers.clip_datasets import FRAME_RATE, SAMPLE_RATE, write_dataset
+from tests.benchmarks.clip_encodings import FRAME_RATE
+from tests.helpers.clip_datasets import SAMPLE_RATE, write_dataset
 
 DEFAULTS = {"clips": "4096", "workers": "1,8,64,512", "index_clips": "10000000"}
 ROWS_PER_SHARD, ROWS_PER_GROUP = 64, 16
