@@ -64,6 +64,10 @@ class Score:
     trained_by_class: Sequence[float] = ()
     """One for each of `ReportData.classes`, or empty."""
     untrained_by_class: Sequence[float] = ()
+    interval: tuple[float, float] | None = None
+    """95 % interval of `trained` over sources."""
+    gain_interval: tuple[float, float] | None = None
+    """Of trained minus untrained, paired by source."""
 
 
 @dataclass(frozen=True)

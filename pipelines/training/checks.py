@@ -14,7 +14,7 @@ from pipelines.config.pretrain import PretrainConfig, clip_mismatch
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256, read_clip_ids
 from pipelines.errors import UserError
-from pipelines.evaluation.features import unscorable
+from pipelines.evaluation.choice import unscorable
 from pipelines.evaluation.rungs import KNN_SETTINGS
 from pipelines.models.checkpoints import (
     TrainingInfo,

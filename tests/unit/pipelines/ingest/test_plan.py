@@ -280,7 +280,9 @@ def test_rejects_of_the_reasons_named_are_tried_again():
 def test_a_unit_survives_json():
     (unit, *_) = plan(["\u00e9.mp4", "b.mp4"])
     assert Unit.from_json(unit.to_json()) == unit
-    (unit,) = plan(["a.mp4"], labels=("a", "b"), start_seconds=0.0, end_seconds=10.0, group="g")
+    (unit,) = plan(
+        ["a.mp4"], byte_size=0, labels=("a", "b"), start_seconds=0.0, end_seconds=10.0, group="g"
+    )
     assert Unit.from_json(unit.to_json()) == unit
 
 

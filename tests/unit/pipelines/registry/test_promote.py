@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+from dataclasses import replace
 
 import mlflow
 import numpy as np
@@ -13,6 +14,7 @@ from mlflow.tracking import MlflowClient
 from pipelines.config.base import JobConfig, TrackingSettings
 from pipelines.config.promote import PromoteConfig, PromoteSettings
 from pipelines.errors import JobFailed, UserError
+from pipelines.evaluation.outcomes import Outcomes
 from pipelines.files import write_json
 from pipelines.models.checkpoints import load_model
 from pipelines.registry.promote import checkpoint_scores, promote
@@ -64,7 +66,7 @@ def test_a_version_says_what_it_is(store, checkpoints):
     client = MlflowClient(store[1].uri)
     version = client.get_model_version("card-audio", "1")
     assert "# card-audio" in version.description
-    assert "| linear probe | 50.0% | 20.0% |" in version.description
+    assert "| linear probe | 50.0% | [45.0, 55.0] | 20.0% |" in version.description
     assert version.tags["xkd.evaluation.dataset_id"] == "clips-1"
     assert version.tags["xkd.dataset_id"] == "training-clips"
     assert version.tags["xkd.pretrain_run_id"] == "pretrain-run"
@@ -109,19 +111,51 @@ def test_the_registered_model_embeds_as_the_checkpoint_does(store, checkpoints, 
     assert np.isfinite(embedding).all()
 
 
-def test_the_alias_moves_to_a_better_version_only(store, checkpoints):
-    names = settings("better")
-    promote(checkpoints[0], example_scores(0.5), names, store[1])
-    worse = promote(checkpoints[1], example_scores(0.5), names, store[1])
-    assert [one.alias_moved for one in worse] == [False, False]
-    assert worse[0].reason == (
-        "registered without the alias champion: its linear probe score 0.5000 does not beat "
-        "0.5000 of version 1, which has it"
+def evaluated(store, folder, share):
+    """An evaluation whose first clips are right, and its results as its run has them."""
+    run = open_run(store[0], "evaluate", "evaluate")
+    right = (np.arange(40) < share * 40).astype(float)
+    ids = np.array([f"{i:02}" for i in range(40)])
+    values = {f"{side}/trained/linear": right for side in ("video", "audio")}
+    outcomes = Outcomes(ids, np.arange(40), values)
+    outcomes.write(folder / "outcomes.npz")
+    run.client().log_artifact(run.run_id, str(folder / "outcomes.npz"))
+    return replace(example_scores(share), evaluate_run_id=run.run_id), outcomes
+
+
+@pytest.mark.parametrize(
+    ("rule", "share", "moves"),
+    [
+        ("better", 0.5, False),
+        ("better", 0.525, False),  # one clip of 40
+        ("better", 0.8, True),
+        ("not_worse", 0.5, True),
+        ("not_worse", 0.475, True),
+        ("not_worse", 0.2, False),
+    ],
+)
+def test_the_alias_moves_by_the_paired_interval(store, checkpoints, tmp_path, rule, share, moves):
+    names = PromoteSettings(model_prefix=f"{rule}-{share}".replace(".", "-"), rule=rule)
+    scores, outcomes = evaluated(store, tmp_path, 0.5)
+    promote(checkpoints[0], scores, names, store[1], outcomes)
+    scores, outcomes = evaluated(store, tmp_path, share)
+    second = promote(checkpoints[1], scores, names, store[1], outcomes)
+    assert [(one.version, one.alias_moved) for one in second] == [("2", moves), ("2", moves)]
+    start = "gets the alias champion" if moves else "registered without the alias champion"
+    assert second[0].reason.startswith(
+        f"{start}: its linear probe score {share:.4f} minus 0.5000 of version 1 is "
+        f"{share - 0.5:+.4f} ["
     )
-    better = promote(checkpoints[1], example_scores(0.6), names, store[1])
-    assert [(one.version, one.alias_moved) for one in better] == [("2", True), ("2", True)]
-    assert better[0].reason == (
-        "gets the alias champion: its linear probe score 0.6000 beats 0.5000 of version 1"
+
+
+def test_the_alias_stays_without_the_results_of_each_clip(store, checkpoints):
+    names = settings("unpaired")
+    promote(checkpoints[0], example_scores(0.5), names, store[1])
+    better = promote(checkpoints[1], example_scores(0.9), names, store[1])
+    assert not better[0].alias_moved
+    assert better[0].reason.endswith(
+        "version 1, which has it, has no results of each clip to compare with: "
+        "evaluate and promote its checkpoint again"
     )
 
 
