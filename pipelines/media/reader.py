@@ -18,7 +18,7 @@ from pipelines.media.streams.selection import keep_only
 from pipelines.media.timeline import Timeline
 
 MAX_SKEW_SECONDS = 5.0
-"""Streams that lie further apart in the file are read side by side, from two places of it."""
+"""Streams that lie further apart in the file are read side by side, from two positions in it."""
 
 DuePacket = tuple[float, int, int, "Packet[Any]"]
 """When it is due, index of its stream, its number in the stream, and the packet."""
@@ -75,11 +75,11 @@ def _held(scan: PacketScan, timeline: Timeline) -> Iterator[DuePacket]:
     numbers = np.concatenate([np.arange(length) for length in lengths])
     due = np.concatenate([timeline.streams[index].due for index in indices])
     orders = np.concatenate([scan.tables[index].order for index in indices])
-    for place in np.lexsort((numbers, streams, due)):
-        order = orders[place]
+    for at in np.lexsort((numbers, streams, due)):
+        order = orders[at]
         packet, held[order] = held[order], None  # its memory is free once it is decoded
         assert packet is not None
-        yield float(due[place]), int(streams[place]), int(numbers[place]), packet
+        yield float(due[at]), int(streams[at]), int(numbers[at]), packet
 
 
 def _read_again(

@@ -52,9 +52,9 @@ def test_a_rung_that_ray_has_not_heard_of_is_told_with_its_scores(
         {**PRETRAIN, "name": "a", "dataset": "/clips", "output": str(tmp_path)}
     )
     folder, reported = tmp_path / "a", []
-    place = folder / checkpoint_name(7)
+    checkpoint = folder / checkpoint_name(7)
     info = TrainingInfo(7, 60, 6.0, {}, "made24", "", "code")
-    save_checkpoint(place, {"a": torch.zeros(1)}, {}, info)
+    save_checkpoint(checkpoint, {"a": torch.zeros(1)}, {}, info)
     rung = Rung(2, scored_at, 1.0, {"video/knn": 0.5}, 75, ("alike",))
     add_rung(folder, rung)
     monkeypatch.setattr(train_state, "broadcast_from_rank_zero", lambda name: name)
@@ -63,10 +63,10 @@ def test_a_rung_that_ray_has_not_heard_of_is_told_with_its_scores(
     context = SimpleNamespace(get_world_rank=lambda: 0)
     monkeypatch.setattr(train_state.train, "get_context", lambda: context)
     plan = RungPlan(4, "/clips", {}, str(folder))
-    assert train_state.checkpoint_to_load(config, asdict(plan)) == place
-    assert train_state.checkpoint_to_load(config) == place
+    assert train_state.checkpoint_to_load(config, asdict(plan)) == checkpoint
+    assert train_state.checkpoint_to_load(config) == checkpoint
     (first, scores), (second, none) = reported
-    assert first.path == second.path == str(place)
+    assert first.path == second.path == str(checkpoint)
     assert none == {}
     assert scores == ({**asdict(rung), "collapse": ["alike"]} if is_told else {})
 
@@ -96,7 +96,11 @@ def test_scoring_repeats_and_leaves_the_networks_and_random_numbers_alone(tmp_pa
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(torch.equal(before[name], t) for name, t in model_tensors(model).items())
     assert first["scores"] == second["scores"]
-    assert set(first["scores"]) == {"video/knn", "video/linear", "audio/knn", "audio/linear"}
+    assert set(first["scores"]) == {
+        f"{side}/{measure}"
+        for side in ("video", "audio")
+        for measure in ("knn", "linear", "retrieval")
+    }
     assert (first["rung"], first["epoch"], first["num_test"]) == (1, 1.0, 3)
     assert [len(rung.collapse) for rung in read_rungs(tmp_path)] == [1, 0]
 
@@ -125,8 +129,10 @@ def test_nearest_neighbors_say_what_an_evaluation_says_and_touch_nothing(tmp_pat
     networks = {"trained": (model, config)}
     features = features_of(networks, ClipDataset.open(clips), KNN_SETTINGS, lambda *_: None)
     expected = score(features, KNN_SETTINGS).modalities
-    assert found == {f"health/{side}/knn": expected[side]["trained"].knn for side in expected}
-    assert set(found) == {"health/video/knn", "health/audio/knn"}
+    assert found == {
+        f"health/{side}/knn": expected[side]["trained"].accuracy["knn"] for side in expected
+    } | {f"health/{side}/retrieval": found[f"health/{side}/retrieval"] for side in expected}
+    assert set(expected) == {"video", "audio"}
 
 
 def test_nearest_neighbors_look_at_so_many_labelled_clips_of_each_side(tmp_path):

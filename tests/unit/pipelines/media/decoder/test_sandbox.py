@@ -1,4 +1,4 @@
-"""An attacker in the decoder's place: whatever it tries fails, and costs its file alone.
+"""An attacker instead of a decoder: every attempt fails and costs only its own file.
 
 The files are Python programs that the decoder runs, as it would run what a file smuggles in.
 """
