@@ -26,8 +26,9 @@ from pipelines.filesystems import RemoteFile, opened
 from pipelines.paths import is_uri
 from pipelines.progress import OnProgress
 from pipelines.redaction import one_line
+from pipelines.sources.kept_copy import KeptCopy
 from pipelines.sources.source import Fingerprint, Source, SourceList
-from pipelines.sources.spool import BrokenOffError, KeptCopy, Spool, chunks, version_hash
+from pipelines.sources.spool import BrokenOffError, Spool, chunks, version_hash
 
 logger = logging.getLogger(__name__)
 

@@ -28,6 +28,7 @@ from pipelines.filesystems import RemoteFile, opened
 from pipelines.media.container import DecodeError
 from pipelines.paths import is_uri
 from pipelines.redaction import one_line
+from pipelines.sources.kept_copy import KeptCopy, removed_after
 
 CHUNK_BYTES = 4_000_000
 ATTEMPTS = 3
@@ -69,7 +70,7 @@ class Spool:
             yield path
             return
         if source_hash is not None and (kept := self._take(path, source_hash)) is not None:
-            with _removed_after(kept):
+            with removed_after(kept):
                 yield kept.name
             return
         for attempt in range(1, ATTEMPTS + 1):
@@ -87,7 +88,7 @@ class Spool:
                 time.sleep(attempt * _RETRY_SECONDS)
 
     @contextmanager
-    def keeping(self, path: str, byte_size: int | None) -> Iterator["KeptCopy"]:
+    def keeping(self, path: str, byte_size: int | None) -> Iterator[KeptCopy]:
         """Yields what a file is written to while it is hashed; it is removed unless it is named.
 
         It holds nothing if the budget has no room, or the size is unknown.
@@ -158,7 +159,7 @@ class Spool:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             while (copy := self._try_reserve(needed, path)) is None:
                 time.sleep(_WAIT_SECONDS)
-        with _removed_after(copy):
+        with removed_after(copy):
             yield copy
 
     def _try_reserve(self, needed: int, path: str, *, may_evict: bool = True) -> BinaryIO | None:
@@ -188,48 +189,6 @@ class Spool:
                 else:
                     file.unlink(missing_ok=True)
         return total
-
-
-class KeptCopy:
-    """The copy of a file that is being hashed, or nothing."""
-
-    def __init__(self, copy: BinaryIO | None) -> None:
-        self._copy = copy
-
-    def write(self, chunk: bytes) -> None:
-        """Adds bytes; a full disk only ends the copy."""
-        if self._copy is not None:
-            try:
-                self._copy.write(chunk)
-            except OSError:
-                self.close()
-
-    def keep(self, source_hash: str, byte_size: int) -> None:
-        """Leaves it for whoever decodes the file."""
-        if self._copy is not None:
-            with suppress(OSError):
-                self._copy.flush()
-                if os.fstat(self._copy.fileno()).st_size == byte_size:
-                    name = Path(self._copy.name)
-                    name.rename(name.with_name(f"{source_hash}.{byte_size}.kept"))
-
-    def close(self) -> None:
-        """Removes it, if it is not kept."""
-        copy, self._copy = self._copy, None
-        if copy is not None:
-            with _removed_after(copy):
-                pass
-
-
-@contextmanager
-def _removed_after(copy: BinaryIO) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(copy.name)
-        with suppress(OSError):  # unwritten data is no longer needed
-            copy.close()
 
 
 def version_hash(version: str, byte_size: int | None) -> str:
