@@ -102,8 +102,9 @@ class LimitsSettings(Config):
     """`common`: the 12 containers and 25 codecs of usual corpora; a file in another one goes to the
     rejects. `all`: whatever FFmpeg decodes, which gives a hostile file more code to attack."""
     max_hashed_remote_bytes: NonNegativeInt = 64_000_000
-    """Reads remote files up to this size once more to hash their bytes; for larger ones the version
-    tag of the store stands for the content. Bytes."""
+    """Hashes the bytes of remote files up to this size, and keeps them in TMPDIR until they are
+    decoded if `max_spool_bytes` has room; for larger ones the version tag of the store stands for
+    the content. Bytes."""
 
 
 def settings_without_password(config: JobConfig) -> dict[str, Any]:

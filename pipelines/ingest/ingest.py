@@ -36,6 +36,7 @@ from pipelines.progress import OnProgress
 from pipelines.sources.fingerprints import fingerprint_sources
 from pipelines.sources.listing import list_input
 from pipelines.sources.source import SourceList
+from pipelines.sources.spool import Spool
 
 
 def check_ingest(input_path: str | None, output: str, settings: IngestSettings) -> None:
@@ -84,6 +85,8 @@ def ingest(
             again = reasons_of_raised_limits(before, settings)
             summary = _ingest(listed, folder, scratch, settings, again, on_progress)
             _write_settings(state, listed.input, fixed_settings(settings))
+            # Copies of duplicates and of sources that earlier runs decoded.
+            Spool(max_bytes=settings.limits.max_spool_bytes).forget()
             return summary
     except OSError as error:
         raise UserError(f"output ({output}) cannot be written: {write_failure(error)}") from error

@@ -16,6 +16,7 @@ from av.audio.stream import AudioStream
 from av.error import ArgumentError, FFmpegError
 from av.video.stream import VideoStream
 
+from pipelines.media.file_view import OwnedFile, View
 from pipelines.media.formats import (
     NEVER,
     Formats,
@@ -89,62 +90,6 @@ def open_file(path: str) -> int:
     raise DecodeError("unreadable", "not a regular file")
 
 
-class View(io.RawIOBase):
-    """An open file with a position of its own, so that it can be read from two places."""
-
-    def __init__(self, file: int | BinaryIO) -> None:
-        self._file = file
-        self._at = 0
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """Yes."""
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        """Reads from its position on."""
-        if isinstance(self._file, int):
-            data = os.pread(self._file, size if size >= 0 else self._size(), self._at)
-        else:
-            self._file.seek(self._at)
-            data = self._file.read(size)
-        self._at += len(data)
-        return data
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Moves its position; gives the new one."""
-        start = self._at if whence == os.SEEK_CUR else 0
-        if whence == os.SEEK_END:
-            start = self._size()
-        self._at = max(0, start + offset)
-        return self._at
-
-    def tell(self) -> int:
-        """Gives its position."""
-        return self._at
-
-    def _size(self) -> int:
-        if isinstance(self._file, int):
-            return os.lseek(self._file, 0, os.SEEK_END)
-        return self._file.seek(0, os.SEEK_END)
-
-
-class _Owner(View):
-    """An open file that is closed with what reads it."""
-
-    def __init__(self, file: int) -> None:
-        super().__init__(file)
-        self._descriptor = file
-
-    def close(self) -> None:
-        if not self.closed:
-            super().close()
-            os.close(self._descriptor)
-
-
 def open_source(source: MediaInput, formats: Formats = "common") -> av.container.InputContainer:
     """Opens a source, and nothing that it might refer to.
 
@@ -158,17 +103,18 @@ def open_source(source: MediaInput, formats: Formats = "common") -> av.container
     Raises:
         DecodeError: If it cannot be opened, or is in a container that is not allowed.
     """
+    file: BinaryIO | io.RawIOBase
     if isinstance(source, str):
-        source = _Owner(open_file(source))
-    elif isinstance(source, int):
-        source = View(source)
+        file = OwnedFile(open_file(source))
+    else:
+        file = View(source) if isinstance(source, int) else source
     av.logging.set_level(av.logging.PANIC)
     try:
-        return _opened(source, formats)
+        return _opened(file, formats)
     except MemoryError:
         raise
     except ArgumentError as error:  # what FFmpeg says of a format that is not on the list
-        raise _refusal(source, formats, error) from error
+        raise _refusal(file, formats, error) from error
     except (FFmpegError, ValueError, OSError) as error:
         raise DecodeError("not_media", one_line(error)) from error
 

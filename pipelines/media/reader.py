@@ -11,7 +11,8 @@ import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
 
-from pipelines.media.container import MediaInput, View, open_source
+from pipelines.media.container import MediaInput, open_source
+from pipelines.media.file_view import View
 from pipelines.media.formats import Formats
 from pipelines.media.packets import MAX_HELD_BYTES, PacketScan, read_packets
 from pipelines.media.streams.selection import keep_only

@@ -26,8 +26,9 @@ from pipelines.filesystems import RemoteFile, opened
 from pipelines.paths import is_uri
 from pipelines.progress import OnProgress
 from pipelines.redaction import one_line
+from pipelines.sources.kept_copy import KeptCopy
 from pipelines.sources.source import Fingerprint, Source, SourceList
-from pipelines.sources.spool import BrokenOffError, chunks, version_hash
+from pipelines.sources.spool import BrokenOffError, Spool, chunks, version_hash
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +146,7 @@ def _hash_all(
     # Ray types the function as if it took no further arguments.
     hash_row: Any = _hash_row
     dataset = ray.data.from_arrow(blocks).map(
-        hash_row, fn_args=(limits.max_bytes, limits.max_hashed_remote_bytes)
+        hash_row, fn_args=(limits.max_bytes, limits.max_hashed_remote_bytes, limits.max_spool_bytes)
     )  # one row in, one row out; limited by reading, as hashing runs at 1 GB/s
     for row in dataset.iter_rows():
         looked = found[row["number"]]
@@ -163,7 +164,9 @@ def _hash_all(
         )
 
 
-def _hash_row(row: dict[str, Any], max_bytes: int, max_hashed: int) -> dict[str, Any]:
+def _hash_row(
+    row: dict[str, Any], max_bytes: int, max_hashed: int, max_spool: int
+) -> dict[str, Any]:
     answer = {
         "number": row["number"],
         "source_hash": "",
@@ -176,7 +179,8 @@ def _hash_row(row: dict[str, Any], max_bytes: int, max_hashed: int) -> dict[str,
     if is_uri(path):
         try:
             with opened(path) as remote:
-                return answer | _remote(remote, row, max_bytes, max_hashed)
+                spool = Spool(max_bytes=max_spool)
+                return answer | _remote(remote, row, max_bytes, max_hashed, spool)
         except Exception as error:  # client libraries differ; one file must not fail the run
             return answer | {"reason": "unreadable", "message": one_line(error)}
     try:
@@ -187,7 +191,7 @@ def _hash_row(row: dict[str, Any], max_bytes: int, max_hashed: int) -> dict[str,
 
 
 def _remote(
-    remote: RemoteFile, row: dict[str, Any], max_bytes: int, max_hashed: int
+    remote: RemoteFile, row: dict[str, Any], max_bytes: int, max_hashed: int, spool: Spool
 ) -> dict[str, Any]:
     size, version = remote.byte_size, remote.version
     answer = {"byte_size": -1 if size is None else size, "version": version or ""}
@@ -200,14 +204,16 @@ def _remote(
         return answer | {"source_hash": row["source_hash"]}
     if version and size is not None and size > max_hashed:
         return answer | {"source_hash": version_hash(version, size)}
-    return answer | _hash_stream(remote, max_bytes)
+    with spool.keeping(os.fsdecode(row["path"]), size) as copy:
+        return answer | _hash_stream(remote, max_bytes, copy)
 
 
-def _hash_stream(remote: RemoteFile, max_bytes: int) -> dict[str, Any]:
+def _hash_stream(remote: RemoteFile, max_bytes: int, copy: KeptCopy) -> dict[str, Any]:
     digest = hashlib.sha256()
     num_bytes = 0
     for chunk in chunks(remote.stream):
         digest.update(chunk)
+        copy.write(chunk)
         num_bytes += len(chunk)
         if num_bytes > max_bytes:
             message = f"more than limits.max_bytes ({max_bytes})"
@@ -216,6 +222,7 @@ def _hash_stream(remote: RemoteFile, max_bytes: int) -> dict[str, Any]:
         raise BrokenOffError(f"{num_bytes} of {remote.byte_size} bytes came")
     if not num_bytes:
         return {"byte_size": 0, "reason": "empty_file", "message": "0 bytes"}
+    copy.keep(digest.hexdigest(), num_bytes)
     return {"byte_size": num_bytes, "source_hash": digest.hexdigest()}
 
 

@@ -3,6 +3,12 @@
 FFmpeg seeks in a file, and a file may not fit in memory, so a remote file is copied to disk and
 removed afterwards. The workers of a machine share the budget. Each worker locks the copy that it
 reserves, so that the next worker recognizes and removes the copies of a killed one.
+
+A file whose bytes are read for their hash is kept while the budget has room, so that decoding on
+the same machine need not fetch it again:
+
+    hashing    ID.SIZE.spool (locked) --> HASH.SIZE.kept           removed if others need the room
+    decoding                              HASH.SIZE.kept --> ID.SIZE.spool (locked) --> removed
 """
 
 import fcntl
@@ -22,6 +28,7 @@ from pipelines.filesystems import RemoteFile, opened
 from pipelines.media.container import DecodeError
 from pipelines.paths import is_uri
 from pipelines.redaction import one_line
+from pipelines.sources.kept_copy import KeptCopy, removed_after
 
 CHUNK_BYTES = 4_000_000
 ATTEMPTS = 3
@@ -29,6 +36,8 @@ ATTEMPTS = 3
 CHANGED = "the file has changed since it was listed"
 _RETRY_SECONDS = 1.0
 _WAIT_SECONDS = 0.2
+_KEPT_SECONDS = 3600.0
+"""Age at which a kept copy that nobody has decoded is removed."""
 
 
 class Spool:
@@ -60,6 +69,10 @@ class Spool:
         if not is_uri(path):
             yield path
             return
+        if source_hash is not None and (kept := self._take(path, source_hash)) is not None:
+            with removed_after(kept):
+                yield kept.name
+            return
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 needed = self._needed(path, byte_size)
@@ -73,6 +86,59 @@ class Spool:
                 if attempt == ATTEMPTS:
                     raise DecodeError("unreadable", f"{error}, {attempt} times") from error
                 time.sleep(attempt * _RETRY_SECONDS)
+
+    @contextmanager
+    def keeping(self, path: str, byte_size: int | None) -> Iterator[KeptCopy]:
+        """Yields what a file is written to while it is hashed; it is removed unless it is named.
+
+        It holds nothing if the budget has no room, or the size is unknown.
+        """
+        copy = None
+        if byte_size is not None and byte_size <= self._max_bytes:
+            with suppress(OSError):
+                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                copy = self._try_reserve(byte_size, path, may_evict=False)
+        kept = KeptCopy(copy)
+        try:
+            yield kept
+        finally:
+            kept.close()
+
+    def forget(self) -> None:
+        """Removes the copies that were kept and not decoded."""
+        self._remove_kept(-1)
+
+    def _take(self, path: str, source_hash: str) -> BinaryIO | None:
+        """Returns the copy that was kept of a file, if it is there and whole."""
+        with suppress(OSError), open(self._folder / "lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for found in self._folder.glob(f"{source_hash}.*.kept"):
+                name = self._name(int(found.name.split(".")[1]), path)
+                found.rename(name)
+                copy = open(name, "r+b")  # noqa: SIM115 - the caller closes it
+                fcntl.flock(copy, fcntl.LOCK_EX)
+                if hashlib.file_digest(copy, "sha256").hexdigest() == source_hash:
+                    return copy
+                copy.close()
+                name.unlink()
+        return None
+
+    def _remove_kept(self, most: int) -> int:
+        """Removes old copies, and the oldest until there are at most so many bytes.
+
+        Returns:
+            The bytes that are left.
+        """
+        files = []
+        for file in self._folder.glob("*.kept"):
+            with suppress(OSError):
+                files.append((file.stat().st_mtime, file))
+        total = sum(int(file.name.split(".")[1]) for _, file in files)
+        for modified, file in sorted(files):
+            if total > most or modified < time.time() - _KEPT_SECONDS:
+                file.unlink(missing_ok=True)
+                total -= int(file.name.split(".")[1])
+        return total
 
     def _needed(self, path: str, byte_size: int | None) -> int:
         """Returns the space for a file, in bytes: the whole budget if the size is unknown."""
@@ -93,24 +159,23 @@ class Spool:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             while (copy := self._try_reserve(needed, path)) is None:
                 time.sleep(_WAIT_SECONDS)
-        try:
+        with removed_after(copy):
             yield copy
-        finally:
-            os.unlink(copy.name)
-            with suppress(OSError):  # unwritten data is no longer needed
-                copy.close()
 
-    def _try_reserve(self, needed: int, path: str) -> BinaryIO | None:
+    def _try_reserve(self, needed: int, path: str, *, may_evict: bool = True) -> BinaryIO | None:
         with open(self._folder / "lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if self._held() + needed > self._max_bytes:
+            room = self._max_bytes - self._held() - needed
+            if room < 0 or self._remove_kept(room if may_evict else self._max_bytes) > room:
                 return None
-            suffix = PurePosixPath(path).suffix  # FFmpeg uses it if the content is ambiguous
-            suffix = suffix if re.fullmatch(r"\.\w{1,8}", suffix, re.ASCII) else ""
-            name = self._folder / f"{uuid.uuid4().hex}.{needed}.spool{suffix}"
-            copy = open(name, "x+b")  # noqa: SIM115 - the caller closes it
+            copy = open(self._name(needed, path), "x+b")  # noqa: SIM115 - the caller closes it
             fcntl.flock(copy, fcntl.LOCK_EX)
             return copy
+
+    def _name(self, needed: int, path: str) -> Path:
+        suffix = PurePosixPath(path).suffix  # FFmpeg uses it if the content is ambiguous
+        suffix = suffix if re.fullmatch(r"\.\w{1,8}", suffix, re.ASCII) else ""
+        return self._folder / f"{uuid.uuid4().hex}.{needed}.spool{suffix}"
 
     def _held(self) -> int:
         """Returns the bytes that live workers hold, and removes the copies of dead workers."""

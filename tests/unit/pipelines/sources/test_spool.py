@@ -2,17 +2,20 @@ import hashlib
 import io
 import os
 import resource
+import tempfile
 import threading
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import fsspec
 import pytest
 
-from pipelines.filesystems import RemoteFile
+from pipelines.filesystems import RemoteFile, opened
 from pipelines.media.container import DecodeError
-from pipelines.sources.spool import Spool, _transfer
+from pipelines.sources.fingerprints import _hash_row, _hash_stream
+from pipelines.sources.spool import BrokenOffError, Spool, _transfer
 
 
 @pytest.fixture
@@ -191,3 +194,100 @@ def test_a_file_of_unknown_size_that_grew_is_not_called_too_large(tmp_path):
         with pytest.raises(DecodeError, match=r"more than limits\.max_spool_bytes \(4\)") as caught:
             _transfer(remote, copy, 4, None, is_budget=True)
         assert caught.value.reason == "too_large"
+
+
+@pytest.fixture
+def counted(monkeypatch, memory, tmp_path):
+    """Counts the bytes that are read of remote files; the spool lies in the temporary folder."""
+    count = [0]
+
+    class Counting(io.RawIOBase):
+        def __init__(self, stream):
+            self._stream = stream
+
+        def read(self, size=-1):
+            data = self._stream.read(size)
+            count[0] += len(data)
+            return data
+
+    @contextmanager
+    def opened_and_counted(uri):
+        with opened(uri) as remote:
+            yield RemoteFile(Counting(remote.stream), remote.byte_size, remote.version)
+
+    for module in ("spool", "fingerprints"):
+        monkeypatch.setattr(f"pipelines.sources.{module}.opened", opened_and_counted)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return count
+
+
+def hashed(name, spool_bytes=10_000_000):
+    row = {"number": 0, "path": f"memory://{name}".encode(), "version": None, "source_hash": None}
+    return _hash_row(row, 50_000_000, 64_000_000, spool_bytes)["source_hash"]
+
+
+def test_a_file_that_was_hashed_is_not_fetched_again(counted, memory, tmp_path):
+    content = os.urandom(5_000_000)
+    memory.pipe("/a b.mp4", content)
+    source_hash = hashed("a b.mp4")
+    assert source_hash == hashlib.sha256(content).hexdigest()
+    spool = Spool(max_bytes=10_000_000)
+    for fetched in (1, 2):  # the copy is gone after its first use
+        with spool.local_copy("memory://a b.mp4", source_hash, len(content)) as path:
+            assert path.endswith(".spool.mp4")
+            assert Path(path).read_bytes() == content
+        assert files(tmp_path) == [tmp_path / f"xkd-spool-{os.getuid()}"]
+        assert counted[0] == fetched * len(content)
+
+
+@pytest.mark.parametrize("damage", [b"", b"x" * 5_000_000])
+def test_a_kept_copy_that_is_damaged_is_fetched_again(counted, memory, tmp_path, damage):
+    content = os.urandom(5_000_000)
+    memory.pipe("/a.mp4", content)
+    source_hash = hashed("a.mp4")
+    (kept,) = tmp_path.rglob("*.kept")
+    kept.write_bytes(damage)
+    with Spool(max_bytes=10_000_000).local_copy("memory://a.mp4", source_hash, 5_000_000) as path:
+        assert Path(path).read_bytes() == content
+    assert counted[0] == 2 * len(content)
+
+
+def test_kept_copies_give_way_and_never_exceed_the_budget(counted, memory, tmp_path):
+    hashes = {}
+    for number in range(4):
+        memory.pipe(f"/{number}.mp4", os.urandom(3_000_000))
+        hashes[number] = hashed(f"{number}.mp4")
+        assert sum(path.stat().st_size for path in tmp_path.rglob("*.kept")) <= 10_000_000
+    assert len([*tmp_path.rglob("*.kept")]) == 3
+    spool = Spool(max_bytes=10_000_000)
+    memory.pipe("/large.mp4", os.urandom(8_000_000))
+    with spool.local_copy("memory://large.mp4", None, 8_000_000):
+        assert [*tmp_path.rglob("*.kept")] == []
+    with spool.local_copy("memory://0.mp4", hashes[0], 3_000_000) as path:
+        assert os.path.getsize(path) == 3_000_000
+
+
+def test_copies_that_nobody_decodes_are_removed(counted, memory, tmp_path):
+    memory.pipe("/a.mp4", b"12345")
+    hashed("a.mp4")
+    (kept,) = tmp_path.rglob("*.kept")
+    Spool(max_bytes=10_000_000).forget()
+    assert not kept.exists()
+    hashed("a.mp4")
+    os.utime(kept, (0, 0))
+    memory.pipe("/b.mp4", b"123")
+    with Spool(max_bytes=10_000_000).local_copy("memory://b.mp4", None):
+        assert not kept.exists()
+
+
+def test_a_transfer_that_breaks_off_keeps_nothing(counted, memory, tmp_path, monkeypatch):
+    memory.pipe("/a.mp4", b"12345")
+    with pytest.raises(BrokenOffError):
+        _hash_stream_of(tmp_path)
+    assert files(tmp_path / f"xkd-spool-{os.getuid()}") == []
+
+
+def _hash_stream_of(folder):
+    remote = RemoteFile(io.BytesIO(b"123"), 5, None)
+    with Spool(max_bytes=100).keeping("memory://a.mp4", 5) as copy:
+        _hash_stream(remote, 100, copy)
