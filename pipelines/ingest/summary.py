@@ -23,7 +23,6 @@ from pipelines.files import write_json
 from pipelines.ingest.plan import Changes, IngestPlan
 from pipelines.sources.source import SourceList
 
-
 _ROWS_PER_HASH = 65_536
 
 
