@@ -150,12 +150,14 @@ def make_plan(
     for held in chain(done.accepted.values(), done.rejected.values()):
         ledger.compare(held)
     units = []
+    taken = set(done.shards)
     # A small input also becomes several units, so that every worker gets some.
     sources_per_unit = min(settings.sources_per_shard, -(-len(sources) // MIN_UNITS))
     for unit in _fill_units(sources, sources_per_unit):
         missing = tuple(source for source in unit if source.uri not in ledger.finished)
         if missing:
-            units.append(Unit(_unit_name(missing, done.shards), missing))
+            units.append(Unit(_unit_name(missing, taken), missing))
+            taken.add(f"{units[-1].name}.parquet")
     return IngestPlan(units, dict(ledger.revisions), ledger.changes())
 
 
@@ -303,8 +305,12 @@ def _fill_units(sources: Iterable[UnitSource], sources_per_unit: int) -> Iterato
 
 
 def _unit_name(sources: Sequence[UnitSource], taken: Set[str]) -> str:
-    """Names a unit by its content. A name is taken only if a source left and came back."""
-    text = json.dumps([[source.source_hash, source.uri] for source in sources])
+    """Names a unit by the content of its sources, wherever they are.
+
+    Training reads shards in the order of their names, so the same media elsewhere give the same
+    order. A name is taken if a source left and came back, or if no source of two units has a hash.
+    """
+    text = json.dumps([source.source_hash for source in sources])
     while True:
         name = hashlib.sha256(text.encode()).hexdigest()[:24]
         if f"{name}.parquet" not in taken:

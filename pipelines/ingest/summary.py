@@ -96,7 +96,7 @@ def _dataset_id(clips: pa.Table, settings: IngestSettings) -> str:
     """Hashes what a reader sees: clips, labels, splits, and the decode settings."""
     clips = clips.select(["clip_id", "label", "labels", "split"]).sort_by("clip_id")
     assert pc.count_distinct(clips["clip_id"]).as_py() == len(clips)
-    made = {
+    made: dict[str, Any] = {
         name: getattr(settings, name)
         for name in (
             "segment_seconds",
@@ -108,6 +108,8 @@ def _dataset_id(clips: pa.Table, settings: IngestSettings) -> str:
     }
     if settings.min_source_seconds is not None:  # keeps the IDs of older datasets
         made["min_source_seconds"] = settings.min_source_seconds
+    if settings.clips.encoding != "raw":
+        made["clips"] = [settings.clips.encoding, settings.clips.chosen_quality]
     # The text of `json.dumps([FORMAT_VERSION, made, rows])`, made in parts.
     digest = hashlib.sha256(f"[{FORMAT_VERSION}, {json.dumps(made)}, [".encode())
     separator = ""
