@@ -29,6 +29,10 @@ _MIN_MOTION = 0.05
 """Least `variation` of a moving picture, as a share of the bits of a code."""
 _MAX_ERROR_OF_MOTION = 0.4
 """Largest error of a copy, as a share of the smaller `variation` of the two clips."""
+_MAX_HIT_ERROR = 0.2
+"""Largest share of differing bits of two codes with an equal part. Of the 43 other bits of a frame,
+half differ by chance, so that 3 in 1000 chance hits are left. Of a copy that just counts, 6 differ,
+and 996 in 1000 hits are left."""
 _MAX_RUN = 24
 """Largest number of later clips with an equal part of a code that a clip is paired with."""
 _ROUND = 500_000
@@ -171,11 +175,14 @@ def _candidates(
     """
     found: list[NDArray[np.int64]] = []
     for first_bit, num_bits in rule.bands:
-        for keys, clip, position in _entries(every, first_bit, num_bits):
+        for keys, clip, entry in _entries(every, first_bit, num_bits):
+            codes, position = every.values[entry], entry - every.starts[clip]
             for step in range(1, _MAX_RUN + 1):
                 left = np.flatnonzero(keys[:-step] == keys[step:])
                 if not len(left):
                     break
+                differing = np.bitwise_count(codes[left] ^ codes[left + step])
+                left = left[differing <= _MAX_HIT_ERROR * rule.num_bits]
                 left = left[sources[clip[left]] != sources[clip[left + step]]]
                 right = left + step  # keys are equal, so this clip has the higher number
                 found.append(
@@ -198,7 +205,7 @@ def _counted(found: Sequence[NDArray[np.int64]], min_hits: int) -> Iterator[NDAr
 def _entries(
     every: _AllCodes, first_bit: int, num_bits: int
 ) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]]:
-    """Yields one part of all codes as sorted keys, with the clip and the position of each key.
+    """Yields one part of all codes as sorted keys, with the clip and the code of each key.
 
     Each clip has one entry per key, because a still picture repeats its code. Equal keys are in
     one batch, and each batch takes a share of the keys to bound the memory of sorting.
@@ -219,7 +226,7 @@ def _entries(
         joint = np.concatenate(keys) << np.uint64(32) | clip[position]
         joint, kept = np.unique(joint, return_index=True)
         owner = clip[position[kept]].astype(np.int64)
-        yield joint >> np.uint64(32), owner, position[kept] - every.starts[owner]
+        yield joint >> np.uint64(32), owner, position[kept]
 
 
 def _alike(every: _AllCodes, candidates: NDArray[np.int64], rule: Rule) -> list[Pair]:

@@ -1,0 +1,90 @@
+"""How many sources does the driver of an ingest handle a second, and how much memory do they take?
+
+    python tests/benchmarks/ingest_driver.py [sources=100000] [workers=2]
+
+Logical sources: no file is there. Their units go through the real Ray Data graph to actors that
+decode nothing and write nothing, and only yield the outcome of each source. So what is measured is
+the graph, the reports and the progress. Planning is measured by `plan_list.py`.
+"""
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from program import most_memory, options, surroundings
+
+from pipelines.config.base import RaySettings
+from pipelines.config.ingest import IngestSettings
+from pipelines.ingest.plan import Unit, make_plan
+from pipelines.ingest.unit_graph import UnitOutcome, run_units
+from pipelines.ingest.unit_shards import StoredUnits
+from pipelines.sources.source import Fingerprint, Source, SourceList
+from ray_jobs.cli.cluster import connected
+
+DEFAULTS = {"sources": "100000", "workers": "2"}
+
+
+class NoDecoder:
+    """A worker that yields an outcome for each source and does nothing else."""
+
+    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Reads the unit and yields its outcomes."""
+        unit = Unit.from_json(row["unit"])
+        for _ in unit.sources:
+            yield asdict(UnitOutcome(unit.name, clips=1, seconds=5.0))
+
+
+def main() -> None:
+    """Prints a line, and one JSON line last."""
+    given = options(DEFAULTS)
+    num_workers = int(given["workers"])
+    units = plan(int(given["sources"]))
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        connected(RaySettings(address="local", num_cpus=num_workers)),
+    ):
+        before = most_memory()
+        folder = Path(temporary)
+        progress = run_units(
+            ({"name": unit.name, "unit": unit.to_json()} for unit in units),
+            NoDecoder,
+            (),
+            num_workers=num_workers,
+            output=folder,
+            rows_folder="clips",
+            scratch=folder,
+        )
+        first = next(progress)
+        begun = time.monotonic()
+        *_, last = progress
+        seconds = time.monotonic() - begun
+    assert last.sources == int(given["sources"])
+    results = {
+        "units": len(units),
+        "sources_per_second": (last.sources - first.sources) / seconds,
+        "peak_megabytes": most_memory() / 1e6,
+        "megabytes_of_the_graph": (most_memory() - before) / 1e6,
+    }
+    print("  ".join(f"{name} {value:,.0f}" for name, value in results.items()))
+    line = {"benchmark": "ingest_driver", **surroundings("ray", "pyarrow")}
+    print(json.dumps(line | {"settings": given, "results": results}))
+
+
+def plan(num_sources: int) -> list[Unit]:
+    """Plans sources that are not there."""
+    paths = [f"/videos/{n % 1000:03}/{n:012}.mp4" for n in range(num_sources)]
+    sources = [Source(path, path, "label", "train", None) for path in paths]
+    hashes = [hashlib.sha256(path.encode()).hexdigest() for path in paths]
+    fingerprints = [Fingerprint(name, byte_size=2_000_000) for name in hashes]
+    return make_plan(
+        SourceList("/videos", sources), fingerprints, StoredUnits(), IngestSettings()
+    ).units
+
+
+if __name__ == "__main__":
+    main()
