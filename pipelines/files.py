@@ -75,10 +75,10 @@ def _sync(path: Path) -> None:
 
 def write_failure(error: OSError) -> str:
     """Returns a short reason why a write failed."""
-    place = f" ({error.filename})" if error.filename else ""
+    where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full{place}; what is complete stays, make room and run the same again"
-    return f"{os.strerror(error.errno)}{place}" if error.errno else str(error)
+        return f"the disk is full{where}; what is complete stays, make room and run the same again"
+    return f"{os.strerror(error.errno)}{where}" if error.errno else str(error)
 
 
 def remove_leftovers(*folders: Path) -> None:

@@ -52,29 +52,29 @@ def scheme_of(uri: str) -> str:
     return uri.partition("://")[0].lower()
 
 
-def is_web(place: str) -> bool:
+def is_web(location: str) -> bool:
     """Returns whether a location is on a web server, which cannot list folders."""
-    return is_uri(place) and scheme_of(place) in _WEB
+    return is_uri(location) and scheme_of(location) in _WEB
 
 
-def filesystem_of(place: str) -> tuple[pafs.FileSystem, str]:
+def filesystem_of(location: str) -> tuple[pafs.FileSystem, str]:
     """Returns the filesystem of a location and its path there.
 
     Raises:
         UserError: If no installed library opens it.
     """
-    if not is_uri(place):
-        return _LOCAL, place
-    scheme, _, rest = place.partition("://")
+    if not is_uri(location):
+        return _LOCAL, location
+    scheme, _, rest = location.partition("://")
     try:
         if scheme.lower() in ("s3", "s3a"):
             bucket = rest.partition("/")[0]
             return _s3(bucket, _s3_endpoint()), rest.rstrip("/")
         if scheme.lower() in _OF_PYARROW:
-            return pafs.FileSystem.from_uri(place)
-        filesystem, path = url_to_fs(place)
+            return pafs.FileSystem.from_uri(location)
+        filesystem, path = url_to_fs(location)
     except (ImportError, ValueError, OSError, pa.ArrowException) as error:
-        raise UserError(f"({place}) cannot be opened: {one_line(error)}") from error
+        raise UserError(f"location ({location}) cannot be opened: {one_line(error)}") from error
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 
@@ -148,22 +148,28 @@ def list_files(folder: str) -> Iterator[Entry]:
                 yield Entry(f"{prefix}{path}", info.size, info.mtime_ns or 0)
 
 
-def is_folder(place: str) -> bool:
+def is_folder(location: str) -> bool:
     """Returns whether a location is a folder, or a key prefix in a bucket.
 
     Raises:
         UserError: If the store cannot be queried.
     """
-    return os.path.isdir(place) if not is_uri(place) else _type(place) == pafs.FileType.Directory
+    return (
+        os.path.isdir(location)
+        if not is_uri(location)
+        else _type(location) == pafs.FileType.Directory
+    )
 
 
-def is_file(place: str) -> bool:
+def is_file(location: str) -> bool:
     """Returns whether a location is a file.
 
     Raises:
         UserError: If the store cannot be queried.
     """
-    return os.path.isfile(place) if not is_uri(place) else _type(place) == pafs.FileType.File
+    return (
+        os.path.isfile(location) if not is_uri(location) else _type(location) == pafs.FileType.File
+    )
 
 
 def _type(uri: str) -> pafs.FileType:

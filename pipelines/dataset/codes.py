@@ -88,8 +88,8 @@ def _shrunk(images: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
 
 def _cosines() -> NDArray[np.float32]:
     """Returns the nine lowest basis vectors of the discrete cosine transform."""
-    places = (np.arange(_THUMB) + 0.5) * np.pi / _THUMB
-    return np.cos(np.arange(_LOW + 1)[:, None] * places).astype(np.float32)
+    angles = (np.arange(_THUMB) + 0.5) * np.pi / _THUMB
+    return np.cos(np.arange(_LOW + 1)[:, None] * angles).astype(np.float32)
 
 
 def _packed(bits: NDArray[np.bool_]) -> NDArray[np.uint64]:

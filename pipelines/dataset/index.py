@@ -5,6 +5,7 @@ memory and share its pages, so opening ten million clips takes as long as openin
 is missing or belongs to other clips, the index is read from the shards.
 """
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -83,6 +84,20 @@ class ClipIndex:
         first_rows = np.flatnonzero(np.diff(self.group, prepend=-1))
         return np.arange(len(self)) - first_rows[self.group]
 
+    @cached_property
+    def order_sha256(self) -> str:
+        """Hash of the clip ids in the order of the rows, and of where row groups end.
+
+        Datasets of the same clips may differ in it: an ingest that adds to a dataset makes other
+        shards than one that has all sources at once.
+        """
+        digest = hashlib.sha256(np.flatnonzero(np.diff(self.group)).astype("<i8").tobytes())
+        ids = array_of(self.clip_id)
+        _, offsets, text = ids.buffers()
+        first, stop = np.frombuffer(offsets, "<i8")[[ids.offset, ids.offset + len(ids)]].tolist()
+        digest.update(memoryview(text or b"")[first:stop])  # ids have one length
+        return digest.hexdigest()
+
     def shard_of_group(self, group: int) -> tuple[str, int]:
         """Returns the shard of a row group and its number in that shard."""
         shard = int(np.searchsorted(self.group_ends, group, side="right"))
@@ -145,9 +160,9 @@ def read_index(dataset: str, clips_folder: str, manifest: Mapping[str, Any]) -> 
         clips_folder: Folder or URI of its shards.
         manifest: Manifest of the dataset.
     """
-    place = f"{dataset}/{INDEX_FILE}"
+    location = f"{dataset}/{INDEX_FILE}"
     try:
-        reader = pa.ipc.open_file(_open(place))
+        reader = pa.ipc.open_file(_open(location))
         key = json.loads((reader.schema.metadata or {}).get(_KEY, b"{}"))
         is_same = key.get("dataset_id") == manifest["dataset_id"]
         if not is_same or key["version"] != _VERSION or reader.num_record_batches != 1:
@@ -161,15 +176,15 @@ def read_index(dataset: str, clips_folder: str, manifest: Mapping[str, Any]) -> 
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        logger.warning("index (%s) cannot be read, the shards are: %s", place, one_line(error))
+        logger.warning("index (%s) cannot be read, the shards are: %s", location, one_line(error))
         return None
 
 
-def _open(place: str) -> pa.NativeFile | pa.Buffer:
+def _open(location: str) -> pa.NativeFile | pa.Buffer:
     """Opens an index; maps a local file into memory and reads a remote one."""
-    if not is_uri(place):
-        return pa.memory_map(place)
-    filesystem, path = filesystem_of(place)
+    if not is_uri(location):
+        return pa.memory_map(location)
+    filesystem, path = filesystem_of(location)
     with filesystem.open_input_file(path) as file:
         return file.read_buffer()
 

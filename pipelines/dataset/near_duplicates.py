@@ -208,18 +208,18 @@ def _entries(
     num_shares = np.uint64(num_codes // _SORTED + 1)
     mask = np.uint64((1 << num_bits) - 1)
     for share in range(int(num_shares)):
-        places, keys = [], []
+        positions, keys = [], []
         for begin in range(0, num_codes, _SORTED):
             here = (every.values[begin : begin + _SORTED] >> np.uint64(first_bit)) & mask
             is_mine = every.valid[begin : begin + _SORTED] & (here % num_shares == share)
-            places.append(begin + np.flatnonzero(is_mine))
+            positions.append(begin + np.flatnonzero(is_mine))
             keys.append(here[is_mine])
-        place = np.concatenate(places)
+        position = np.concatenate(positions)
         # A key has at most 32 bits, so key and clip fit in one number.
-        joint = np.concatenate(keys) << np.uint64(32) | clip[place]
+        joint = np.concatenate(keys) << np.uint64(32) | clip[position]
         joint, kept = np.unique(joint, return_index=True)
-        owner = clip[place[kept]].astype(np.int64)
-        yield joint >> np.uint64(32), owner, place[kept] - every.starts[owner]
+        owner = clip[position[kept]].astype(np.int64)
+        yield joint >> np.uint64(32), owner, position[kept] - every.starts[owner]
 
 
 def _alike(every: _AllCodes, candidates: NDArray[np.int64], rule: Rule) -> list[Pair]:

@@ -79,7 +79,7 @@ def review(dataset: ClipDataset, settings: DatasetSettings, on_progress: OnProgr
     """Reviews all clips; requires a connection to Ray."""
     table = dataset.small_columns(COLUMNS)
     scan = scan_dataset(dataset, on_progress)
-    others = [ClipDataset.open(place) for place in settings.against]
+    others = [ClipDataset.open(location) for location in settings.against]
     every = AllClips.gather(dataset, table, scan, others, on_progress)
     alike = find_alike(every.frames, every.sounds, every.source_numbers())
     held_out = every.held_out(settings.train_splits)

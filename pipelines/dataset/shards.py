@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.dataset.frame_encoding import encoding_of
 from pipelines.dataset.schema import CLIPS, check_columns, with_added
 from pipelines.errors import UserError
 from pipelines.files import commit, temporary_name
@@ -34,7 +35,7 @@ class ShardWriter:
 
     def __init__(
         self,
-        place: Path,
+        path: Path,
         schema: pa.Schema,
         *,
         rows_per_group: int,
@@ -43,24 +44,28 @@ class ShardWriter:
         """Begins a shard.
 
         Args:
-            place: Final path of the shard.
+            path: Final path of the shard.
             schema: Schema of its rows.
             rows_per_group: Number of rows in a row group.
-            scratch: Folder of the temporary file, on the same disk; default: that of `place`.
+            scratch: Folder of the temporary file, on the same disk; default: that of `path`.
         """
-        self._place = place
+        self._path = path
         self._schema = schema
         self._rows_per_group = rows_per_group
-        self._temporary = temporary_name(place if scratch is None else scratch / place.name)
+        self._temporary = temporary_name(path if scratch is None else scratch / path.name)
         self._waiting: list[Mapping[str, Any]] = []
         self._waiting_bytes = 0
         binary = [field.name for field in schema if pa.types.is_large_binary(field.type)]
         small = [name for name in schema.names if name not in binary]
         # For raw bytes, LZ4 without a dictionary is the cheapest to write and read (measured).
+        # Encoded frames do not get smaller.
+        is_encoded = encoding_of(schema) != "raw"
         self._writer = pq.ParquetWriter(
             self._temporary,
             schema,
-            compression="lz4",
+            compression={
+                name: "none" if is_encoded and name == "frames" else "lz4" for name in schema.names
+            },
             use_dictionary=small,
             write_statistics=small,
             # A column chunk is one page; a page per value reads a third slower (measured).
@@ -86,7 +91,7 @@ class ShardWriter:
         """Makes the shard visible."""
         self._flush()
         self._writer.close()
-        commit(self._temporary, self._place)
+        commit(self._temporary, self._path)
 
     def discard(self) -> None:
         """Removes the temporary file."""
@@ -105,19 +110,19 @@ class ShardWriter:
 
 
 @contextmanager
-def open_parquet(place: str) -> Iterator[pq.ParquetFile]:
+def open_parquet(location: str) -> Iterator[pq.ParquetFile]:
     """Opens a shard for reading; maps a local file into memory.
 
     Raises:
         UserError: If it cannot be read, on opening or inside the `with` block.
     """
     try:
-        with _parquet_file(place) as file:
+        with _parquet_file(location) as file:
             yield file
     except (pa.ArrowException, OSError) as error:
         raise UserError(
-            f"shard ({place}) cannot be read: {one_line(error)}; if it is damaged, delete it and "
-            f"{AGAIN}"
+            f"shard ({location}) cannot be read: {one_line(error)}; if it is damaged, "
+            f"delete it and {AGAIN}"
         ) from error
 
 
@@ -147,10 +152,10 @@ def read_columns(shard: str, columns: Sequence[str]) -> pa.Table:
         return with_added(file.read(columns=there, use_threads=False), columns)
 
 
-def _parquet_file(place: str) -> pq.ParquetFile:
-    if not is_uri(place):
-        return pq.ParquetFile(place, memory_map=True)
-    filesystem, path = filesystem_of(place)
+def _parquet_file(location: str) -> pq.ParquetFile:
+    if not is_uri(location):
+        return pq.ParquetFile(location, memory_map=True)
+    filesystem, path = filesystem_of(location)
     return pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True)
 
 

@@ -116,7 +116,7 @@ class AllClips:
             for owner, split in zip(self.owners, self.splits, strict=True)
         ]
 
-    def place(self, clip: int) -> str:
+    def split_of(self, clip: int) -> str:
         """Returns the split of a clip, with the path of its dataset if it is another one."""
         split = self.splits[clip] or "no split"
         owner = int(self.owners[clip])
@@ -125,7 +125,7 @@ class AllClips:
     def named(self, pair: Alike, is_leak: bool) -> NamedPair:
         """Returns a pair with the ids, sources and splits of its clips."""
         first, second = (
-            (self.ids[clip], self.sources[clip], self.place(clip))
+            (self.ids[clip], self.sources[clip], self.split_of(clip))
             for clip in (pair.first, pair.second)
         )
         return NamedPair(pair.kind, pair.agreement, is_leak, *first, *second)
@@ -165,7 +165,7 @@ class Thumbnails:
             every.ids[clip],
             f"{name} at {every.starts[clip]:g} s",
             every.labels[clip],
-            every.place(clip),
+            every.split_of(clip),
             None if read.frames is None else read.frames.copy(),
             None if read.waveform is None else read.waveform.copy(),
             note,

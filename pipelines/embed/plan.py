@@ -44,17 +44,17 @@ class EmbedSummary:
     output: str
 
 
-def open_dataset(place: str) -> ClipDataset | None:
+def open_dataset(location: str) -> ClipDataset | None:
     """Opens the input if it is a clip dataset. Media may have a manifest of their own.
 
     Raises:
         UserError: If the dataset is unreadable or incomplete.
     """
-    if is_web(place):
+    if is_web(location):
         return None
-    is_dataset = is_file(f"{place}/{MANIFEST}") and is_folder(f"{place}/{CLIPS_FOLDER}")
-    is_begun = is_folder(f"{place}/{STATE_FOLDER}")
-    return ClipDataset.open(place) if is_dataset or is_begun else None
+    is_dataset = is_file(f"{location}/{MANIFEST}") and is_folder(f"{location}/{CLIPS_FOLDER}")
+    is_begun = is_folder(f"{location}/{STATE_FOLDER}")
+    return ClipDataset.open(location) if is_dataset or is_begun else None
 
 
 def check_rates(config: EmbedConfig, dataset: ClipDataset | None, version: EncoderVersion) -> None:
@@ -146,7 +146,8 @@ def media_units(
 
 
 def _read(file: Path, columns: list[str]) -> pa.Table:
-    return pq.read_table(file, columns=columns, partitioning=None)
+    with pq.ParquetFile(file, memory_map=True) as shard:
+        return shard.read(columns=columns, use_threads=False)
 
 
 def summarize(output: Path, version: EncoderVersion, new_units: Set[str]) -> EmbedSummary:

@@ -204,12 +204,12 @@ def _with_hidden(stream: StreamTimeline, table: PacketTable) -> StreamTimeline:
         return stream
     kept = np.flatnonzero(~table.is_discarded)
     beside = kept[np.clip(np.searchsorted(kept, np.arange(len(table))), 0, len(kept) - 1)]
-    place = np.searchsorted(kept, beside)
+    nearest = np.searchsorted(kept, beside)
     starts = table.pts.copy()  # an edit list has no leaps, so they are on the clock of the rest
     starts[kept] = stream.starts
     is_break = np.zeros(len(table), np.bool_)
     is_break[kept] = stream.is_break
-    due = np.maximum.accumulate(stream.due[place])
+    due = np.maximum.accumulate(stream.due[nearest])
     return replace(stream, starts=starts, due=due, is_break=is_break)
 
 

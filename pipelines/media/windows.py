@@ -61,7 +61,7 @@ def padded(waveform: NDArray[Any], num_samples: int) -> NDArray[Any]:
 
 
 def evenly_spaced(count: int, most: int) -> NDArray[np.intp]:
-    """Picks up to `most` of `count` places, evenly spaced.
+    """Picks up to `most` of `count` indices, evenly spaced.
 
     >>> evenly_spaced(16, 4).tolist()
     [0, 5, 10, 15]

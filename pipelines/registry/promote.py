@@ -6,7 +6,6 @@ same dataset. Registering the same encoder again finds the version that is there
 """
 
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from pipelines.evaluation.outcomes import OUTCOMES_FILE, Outcomes
 from pipelines.evaluation.scores import Scores, read_scores
 from pipelines.models.checkpoints import TrainingInfo, find_checkpoint, load_model, read_info
 from pipelines.models.encoder_files import ClipSettings, EncoderInfo
+from pipelines.paths import moved_paths
 from pipelines.redaction import one_line
 from pipelines.registry.alias import Candidate, alias_rule
 from pipelines.registry.card import EncoderScores, encoder_scores, model_card
@@ -57,6 +57,8 @@ def checkpoint_scores(config: PromoteConfig) -> Scores | None:
         return None
     try:
         scores = read_scores(Path(config.scores))
+    except FileNotFoundError:
+        raise UserError(f"scores ({config.scores}) does not exist; evaluate writes it") from None
     except (OSError, ValueError):
         raise UserError(f"scores ({config.scores}) must be a scores.json of evaluate") from None
     _check_scores(scores, read_info(find_checkpoint(config.checkpoint)), config)
@@ -157,27 +159,13 @@ def _training_dataset(checkpoint: Path, config: PretrainConfig) -> str:
         recorded   /home/me/a/runs/smoke/pretrain         /home/me/a/runs/smoke/ingest
         now        /mnt/b/runs/smoke/pretrain/smoke/...   /mnt/b/runs/smoke/ingest
     """
-    if Path(config.dataset).exists():
-        return config.dataset
     old_run = Path(config.output, config.name)
     for run in checkpoint.absolute().parents:
-        kept = _common_ending(old_run, run)
-        if kept and config.name == run.name:
-            old_root, new_root = old_run.parents[kept - 1], run.parents[kept - 1]
-            if Path(config.dataset).is_relative_to(old_root):
-                moved = new_root / Path(config.dataset).relative_to(old_root)
-                return str(moved) if moved.exists() else config.dataset
+        if run.name == config.name:
+            found = moved_paths({"dataset": config.dataset}, old_run, run)["dataset"]
+            if found != config.dataset:
+                return str(found)
     return config.dataset
-
-
-def _common_ending(first: Path, second: Path) -> int:
-    """How many of the last names of two paths are the same.
-
-    >>> _common_ending(Path("/a/runs/one"), Path("/b/c/runs/one"))
-    2
-    """
-    pairs = zip(reversed(first.parts), reversed(second.parts), strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1] != "/", pairs))
 
 
 def _clip_settings(dataset: str, scores: Scores | None) -> ClipSettings:

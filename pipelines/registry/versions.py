@@ -19,7 +19,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from pipelines.models.encoder_files import EncoderInfo
 from pipelines.registry.card import EncoderScores
 from pipelines.registry.package import package_name, save_package, stage
-from pipelines.tracking.runs import RunRef, code_version
+from pipelines.tracking.code_version import code_version
+from pipelines.tracking.runs import RunRef
 from xkd_core.encoders import Encoder
 
 CODE_TAG = "xkd.code"

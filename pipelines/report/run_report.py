@@ -34,7 +34,8 @@ from pipelines.report import run_data
 from pipelines.report.embedding_map import EmbeddingMap, map_embeddings
 from pipelines.report.run_page import write_report
 from pipelines.report.run_pictures import Pictures, Thumbnails
-from pipelines.tracking.runs import RunRef, code_version, metric_histories, warnings_of
+from pipelines.tracking.code_version import code_version
+from pipelines.tracking.runs import RunRef, metric_histories, warnings_of
 from pipelines.training.pretrain import PretrainResult
 from xkd_core.encoders import MODALITIES
 
@@ -113,6 +114,7 @@ def _ingest_counts(summary: IngestSummary, dataset: ClipDataset) -> run_data.Ing
         ignored=sum(summary.ignored.values()),
         media_seconds=summary.media_seconds,
         flaws=summary.flaws.sentences(),
+        remarks=summary.flaws.remarks(),
         splits={str(name): int(count) for name, count in zip(splits, counts, strict=True)},
         rejects_by_reason=summary.rejects_by_reason,
         reason_meanings=REASONS,

@@ -23,8 +23,8 @@ def list_sources(input_path: str, labels: Literal["auto", "folder", "none"]) -> 
     Raises:
         UserError: If the input does not exist, is neither, or holds no source.
     """
-    place = input_path if is_uri(input_path) else os.path.abspath(input_path)
-    found = _list(place, labels, input_path)
+    location = input_path if is_uri(input_path) else os.path.abspath(input_path)
+    found = _list(location, labels, input_path)
     if not found.sources:
         ignored = ", ".join(f"{count} {suffix}" for suffix, count in found.ignored.items())
         what = f"only {ignored}" if ignored else "it is empty"
@@ -34,28 +34,28 @@ def list_sources(input_path: str, labels: Literal["auto", "folder", "none"]) -> 
     return found
 
 
-def _list(place: str, labels: Literal["auto", "folder", "none"], given: str) -> SourceList:
-    is_list = suffix_of(place) in LIST_SUFFIXES
-    if is_web(place):
+def _list(location: str, labels: Literal["auto", "folder", "none"], given: str) -> SourceList:
+    is_list = suffix_of(location) in LIST_SUFFIXES
+    if is_web(location):
         if not is_list:
             raise UserError(
                 f"input ({given}) must be a list that ends with {', '.join(LIST_SUFFIXES)}: "
                 "a web server has no folders to go through"
             )
-    elif is_folder(place):
-        return list_folder(place, labels)
-    elif not is_uri(place) and not os.path.exists(place):
+    elif is_folder(location):
+        return list_folder(location, labels)
+    elif not is_uri(location) and not os.path.exists(location):
         raise UserError(f"input ({given}) does not exist")
     elif not is_list:
         raise UserError(
             f"input ({given}) must be a folder or a list that ends with {', '.join(LIST_SUFFIXES)}"
         )
-    with local_list(place) as file:
+    with local_list(location) as file:
         # A query may contain a slash and is not part of the base of relative paths.
-        whole = place.partition("?")[0] if is_web(place) else place
+        whole = location.partition("?")[0] if is_web(location) else location
         base = whole.rpartition("/")[0]
-        sources = list(read_list(file, base, place))
-    return SourceList(place, sources, notes=list_notes(sources))
+        sources = list(read_list(file, base, location))
+    return SourceList(location, sources, notes=list_notes(sources))
 
 
 def list_input(input_path: str, settings: IngestSettings) -> SourceList:

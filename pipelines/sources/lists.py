@@ -32,20 +32,20 @@ LABEL_SEPARATOR = "|"
 _LIST_ROWS = 65_536
 
 
-def read_list(file: str, base: str, place: str) -> Iterator[Source]:
+def read_list(file: str, base: str, location: str) -> Iterator[Source]:
     """Yields the sources of a list. Relative paths start at `base`."""
     split_of: dict[str, str] = {}
-    is_typed = suffix_of(place) in (".csv", ".tsv")
-    for number, row in enumerate(_read_rows(file, place), start=1):
+    is_typed = suffix_of(location) in (".csv", ".tsv")
+    for number, row in enumerate(_read_rows(file, location), start=1):
         name = row.get("path")
         if name is None or name == "":
-            raise UserError(f"list ({place}): row {number} has no path")
+            raise UserError(f"list ({location}): row {number} has no path")
         try:
             source = _listed(row, _joined(base, _path(name, base, is_typed=is_typed)))
             _check_group(source, split_of)
             yield source
         except ValueError as error:
-            raise UserError(f"list ({place}): row {number}: {error}") from error
+            raise UserError(f"list ({location}): row {number}: {error}") from error
 
 
 def list_notes(sources: Sequence[Source]) -> list[str]:
@@ -167,24 +167,24 @@ def _text(value: Any, column: str) -> str:
 
 
 @contextmanager
-def local_list(place: str) -> Iterator[str]:
+def local_list(location: str) -> Iterator[str]:
     """Yields a local path of a list. A remote list is copied while the block runs."""
-    if not is_uri(place):
-        yield place
+    if not is_uri(location):
+        yield location
         return
-    with tempfile.NamedTemporaryFile(prefix="xkd-list-", suffix=suffix_of(place)) as copy:
+    with tempfile.NamedTemporaryFile(prefix="xkd-list-", suffix=suffix_of(location)) as copy:
         try:
-            with opened(place) as remote:
+            with opened(location) as remote:
                 shutil.copyfileobj(remote.stream, copy)
         except UserError:
             raise
         except Exception as error:  # client libraries differ in what they raise
-            raise UserError(f"input ({place}) cannot be read: {one_line(error)}") from error
+            raise UserError(f"input ({location}) cannot be read: {one_line(error)}") from error
         copy.flush()
         yield copy.name
 
 
-def _read_rows(file: str, place: str) -> Iterator[Mapping[str, Any]]:
+def _read_rows(file: str, location: str) -> Iterator[Mapping[str, Any]]:
     """Yields the rows of a list, reduced to the known columns.
 
     Raises:
@@ -192,13 +192,13 @@ def _read_rows(file: str, place: str) -> Iterator[Mapping[str, Any]]:
     """
     readers = {".parquet": _parquet_rows, ".jsonl": _json_rows}
     try:
-        yield from readers.get(suffix_of(place), _text_rows)(file)
+        yield from readers.get(suffix_of(location), _text_rows)(file)
     except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
-        raise UserError(f"list ({place}) cannot be read: {one_line(error)}") from error
+        raise UserError(f"list ({location}) cannot be read: {one_line(error)}") from error
     except KeyError as error:
-        raise UserError(f"list ({place}) must have a column path, but has {error.args[0]}") from (
-            error
-        )
+        raise UserError(
+            f"list ({location}) must have a column path, but has {error.args[0]}"
+        ) from (error)
 
 
 def _parquet_rows(file: str) -> Iterator[Mapping[str, Any]]:

@@ -72,9 +72,9 @@ def check_once(found: SourceList) -> None:
         before = source.uri
 
 
-def suffix_of(place: str) -> str:
+def suffix_of(location: str) -> str:
     """Returns the extension of a path or URI, in lowercase."""
-    path = urlsplit(place).path if is_web(place) else place
+    path = urlsplit(location).path if is_web(location) else location
     return PurePosixPath(path).suffix.lower()
 
 

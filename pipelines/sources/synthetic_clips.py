@@ -171,10 +171,10 @@ def _make_files(
 
 def _make_file(folder: Path, config: SyntheticSettings, number: int) -> None:
     if number < config.num_clips:
-        place, content = _clip(config, number)
+        name, content = _clip(config, number)
     else:
-        place, content = _broken(config, number - config.num_clips)
-    path = folder / place
+        name, content = _broken(config, number - config.num_clips)
+    path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
 

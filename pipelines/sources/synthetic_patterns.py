@@ -138,11 +138,11 @@ def _jump(rng: Generator) -> Pattern:
     notes = np.cumsum(rng.uniform(0.3, 0.7, 64)) % 1.0 * 14.0 - 7.0
 
     def at(time: Floats) -> State:
-        place = np.floor(time / period + start).astype(int)
+        number = np.floor(time / period + start).astype(int)
         return State(
-            x=(radii * np.cos(angles))[place].clip(-1.0, 1.0).astype(np.float32),
-            y=(radii * np.sin(angles))[place].clip(-1.0, 1.0).astype(np.float32),
-            semitones=notes[place].astype(np.float32),
+            x=(radii * np.cos(angles))[number].clip(-1.0, 1.0).astype(np.float32),
+            y=(radii * np.sin(angles))[number].clip(-1.0, 1.0).astype(np.float32),
+            semitones=notes[number].astype(np.float32),
         )
 
     return at

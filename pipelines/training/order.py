@@ -133,8 +133,8 @@ class Order:
             count = int(self._positions_before(epoch * self.num_sources)[lane])
             for sources in self._lane_order(epoch, lane):
                 numbers = count + np.arange(len(sources))
-                batches, places = np.divmod(numbers, self._lane_clips)
-                slot = lane * self._lane_clips + places
+                batches, offsets = np.divmod(numbers, self._lane_clips)
+                slot = lane * self._lane_clips + offsets
                 positions = batches * self._batch_size + slot
                 chosen = (positions >= first) & (slot >= slots.start) & (slot < slots.stop)
                 if chosen.any():

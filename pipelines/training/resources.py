@@ -25,17 +25,17 @@ def worker_resources(
             f"cpus_per_worker ({cpus:g}) must not be above the {largest:g} CPUs of the largest node"
         )
     # A worker needs one node; remainders on several nodes do not add up to a worker.
-    places = sum(
+    num_fitting = sum(
         min(int(node.get(kind, 0.0) // amount) for kind, amount in worker.items()) for node in nodes
     )
-    if places < least:
+    if num_fitting < least:
         needs = " and ".join(f"{least} x {amount:g} {kind}s" for kind, amount in worker.items())
         have = "; ".join(
             ", ".join(f"{node.get(kind, 0.0):g} {kind}s" for kind in worker) for node in nodes
         )
         raise UserError(
             f"num_workers ({least}) needs {needs}, but the nodes of Ray have {have}: "
-            f"room for {places}"
+            f"room for {num_fitting}"
         )
     return worker
 

@@ -63,8 +63,8 @@ def measure(folder: Path) -> None:
             step(writer, Stall(writer), lambda: None)
         writer.wait()
         written.append(time.monotonic() - begun)
-        for place in writer.written[:-1]:
-            shutil.rmtree(place, ignore_errors=True)
+        for checkpoint in writer.written[:-1]:
+            shutil.rmtree(checkpoint, ignore_errors=True)
     assert not writer.failure, writer.failure
     assert load_tensors(writer.written[-1]).keys() == tensors.keys()
     writer.close()

@@ -68,8 +68,8 @@ def main() -> None:
     if given["s3"] not in ("true", "false"):
         raise SystemExit(f"s3 ({given['s3']}) must be true or false")
     with ExitStack() as stack:
-        place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        folder = Path(given["input"] or make(place / "clips", int(given["clips"])))
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = Path(given["input"] or make(scratch / "clips", int(given["clips"])))
         ways = local_ways(ClipDataset.open(folder))
         apart_from = []
         if given["s3"] == "true":

@@ -45,12 +45,12 @@ def main() -> None:
     """Prints tables, and one JSON line last."""
     given = options(DEFAULTS)
     with tempfile.TemporaryDirectory() as temporary:
-        place = Path(temporary)
-        folder = Path(given["input"]) if given["input"] else make(place / "media")
+        root = Path(temporary)
+        folder = Path(given["input"]) if given["input"] else make(root / "media")
         paths = sample(folder, int(given["videos"]))
-        results = measure(paths, place / "out", int(given["repeats"]))
+        results = measure(paths, root / "out", int(given["repeats"]))
         print_plan(results)
-        results |= peaks(place, float(given["long_minutes"]))
+        results |= peaks(root, float(given["long_minutes"]))
     line = {"benchmark": "ingest_cost", **surroundings("av", "pyarrow")}
     print(json.dumps(line | {"settings": given, "results": results}))
 
@@ -118,17 +118,17 @@ def print_plan(results: dict[str, float]) -> None:
         )
 
 
-def peaks(place: Path, long_minutes: float) -> dict[str, float]:
+def peaks(root: Path, long_minutes: float) -> dict[str, float]:
     """The most memory of a worker and its decoder, with short files alone and with a long one."""
-    folder = make(place / "short", 4)
+    folder = make(root / "short", 4)
     # So often that several row groups fill, as in any shard.
     short = 12 * sorted(map(str, folder.iterdir()))
-    long = str(repeat(Path(short[0]), place / "long.mp4", round(6 * long_minutes)))
+    long = str(repeat(Path(short[0]), root / "long.mp4", round(6 * long_minutes)))
     found: dict[str, float] = {"long_minutes": long_minutes}
     for what, paths in (("without_long", short), ("with_long", [*short, long])):
         # A process that has done nothing yet.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            worker, decoder = pool.apply(peak, (paths, place / what))
+            worker, decoder = pool.apply(peak, (paths, root / what))
         found |= {f"worker_bytes_{what}": worker, f"decoder_bytes_{what}": decoder}
         print(f"{what:30} worker {worker / 1e6:.1f} MB, its decoder {decoder / 1e6:.1f} MB")
     return found

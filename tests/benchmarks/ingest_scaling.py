@@ -58,10 +58,10 @@ def main() -> None:
     if len(cpus) < 2:
         raise SystemExit(f"needs two CPUs and has {len(cpus)}")
     with tempfile.TemporaryDirectory() as temporary:
-        place = Path(temporary)
-        made = make(place / "made", NUM_MADE)
-        copy(made, place / "media", int(given["clips"]))
-        turns = [turn(place, cpus) for _ in range(int(given["repeats"]))]
+        root = Path(temporary)
+        made = make(root / "made", NUM_MADE)
+        copy(made, root / "media", int(given["clips"]))
+        turns = [turn(root, cpus) for _ in range(int(given["repeats"]))]
     results = report(turns)
     line = {"benchmark": "ingest_scaling", **surroundings("ray", "av", "pyarrow")}
     print(json.dumps(line | {"settings": given, "turns": turns, "results": results}))
@@ -77,24 +77,24 @@ def copy(made: Path, folder: Path, count: int) -> None:
         (folder / f"{number:06}.mp4").write_bytes(whole[number % len(whole)] + box)
 
 
-def turn(place: Path, cpus: Sequence[int]) -> dict[str, dict[str, float]]:
+def turn(root: Path, cpus: Sequence[int]) -> dict[str, dict[str, float]]:
     """One CPU, two CPUs, and the files without Ray."""
     found: dict[str, dict[str, float]] = {}
     for what, on in (("alone", cpus[:1]), ("1", cpus[:1]), ("2", cpus[:2])):
-        found[what] = pinned(what, on, place)
+        found[what] = pinned(what, on, root)
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in found[what].items())
         print(f"{what:6} {numbers}", flush=True)
     return found
 
 
-def pinned(what: str, cpus: Sequence[int], place: Path) -> dict[str, float]:
+def pinned(what: str, cpus: Sequence[int], root: Path) -> dict[str, float]:
     """Measures in a process that has these CPUs from its first instruction."""
     program = "import sys, ingest_scaling; ingest_scaling.measure(sys.argv[1], sys.argv[2])"
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cpus)
     try:
         done = subprocess.run(
-            [sys.executable, "-c", program, what, str(place)],
+            [sys.executable, "-c", program, what, str(root)],
             cwd=Path(__file__).parent,
             stdout=subprocess.PIPE,
             text=True,
@@ -106,20 +106,20 @@ def pinned(what: str, cpus: Sequence[int], place: Path) -> dict[str, float]:
     return numbers
 
 
-def measure(what: str, place: str) -> None:
+def measure(what: str, root: str) -> None:
     """Prints numbers as JSON: of the files without Ray, or of a job with so many CPUs."""
-    folder = Path(place)
+    folder = Path(root)
     numbers = alone(folder) if what == "alone" else job(folder, int(what))
     print(json.dumps(numbers))
 
 
-def alone(place: Path) -> dict[str, float]:
+def alone(root: Path) -> dict[str, float]:
     """CPU seconds that a file takes without Ray, after a round that is not counted."""
-    paths = [str(path) for path in sorted((place / "made").iterdir())]
-    unit = UnitIngester(str(place / "alone"), settings_of(config(place)).model_dump(mode="json"))
+    paths = [str(path) for path in sorted((root / "made").iterdir())]
+    unit = UnitIngester(str(root / "alone"), settings_of(config(root)).model_dump(mode="json"))
     ways: dict[str, Any] = {
         "bare_decode": lambda: decode_all(paths),
-        "without_ray": lambda: ingest_unit(unit, paths, place / "alone"),
+        "without_ray": lambda: ingest_unit(unit, paths, root / "alone"),
     }
     found = {}
     for name, work in ways.items():
@@ -129,12 +129,12 @@ def alone(place: Path) -> dict[str, float]:
     return found
 
 
-def config(place: Path) -> IngestConfig:
+def config(root: Path) -> IngestConfig:
     """The job's settings."""
-    return IngestConfig(input=str(place / "media"), output=str(place / "clips"))
+    return IngestConfig(input=str(root / "media"), output=str(root / "clips"))
 
 
-def job(place: Path, num_cpus: int) -> dict[str, float]:
+def job(root: Path, num_cpus: int) -> dict[str, float]:
     """Ingests, and gives what happened a second over each span."""
     ended: list[float] = []
     used: list[float] = []
@@ -146,7 +146,7 @@ def job(place: Path, num_cpus: int) -> dict[str, float]:
             if done in (1, total):
                 used.append(cpu_seconds_so_far())
 
-    job_config = config(place)
+    job_config = config(root)
     begun = time.monotonic()
     with connected(RaySettings(address="local", num_cpus=num_cpus)):
         summary = ingest(
@@ -157,7 +157,7 @@ def job(place: Path, num_cpus: int) -> dict[str, float]:
         )
     over = time.monotonic()
     shutil.rmtree(job_config.output)
-    assert summary.accepted == len(ended) == len(list((place / "media").iterdir()))
+    assert summary.accepted == len(ended) == len(list((root / "media").iterdir()))
     last = len(ended) - 1
     first_of_middle, last_of_middle = round(EDGE * last), round((1 - EDGE) * last)
     middle = ended[last_of_middle] - ended[first_of_middle]

@@ -38,7 +38,7 @@ def events(folder: Path) -> Iterator[Row]:
     sources: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         sources[row["label"]].add(row["source_id"])
-    place = {
+    position = {
         source: number for named in sources.values() for number, source in enumerate(sorted(named))
     }
     for row in rows:
@@ -46,7 +46,7 @@ def events(folder: Path) -> Iterator[Row]:
         if len(sources[row["label"]]) < MIN_SOURCES:
             yield path, "", "train"
         else:
-            yield path, row["label"], _split(place[row["source_id"]], 3)
+            yield path, row["label"], _split(position[row["source_id"]], 3)
 
 
 def sounds(folder: Path) -> Iterator[Row]:

@@ -101,15 +101,15 @@ class Rows(IterableDataset[tuple[np.ndarray, np.ndarray]]):
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         generator = np.random.default_rng(0)
-        places = [
+        groups = [
             (shard, group)
             for shard in self._shards
             for group in range(pq.read_metadata(shard).num_row_groups)
         ]
-        generator.shuffle(places)
-        for begin in range(0, len(places), WINDOW):
+        generator.shuffle(groups)
+        for begin in range(0, len(groups), WINDOW):
             rows: list[Row] = []
-            for shard, group in places[begin : begin + WINDOW]:
+            for shard, group in groups[begin : begin + WINDOW]:
                 with pq.ParquetFile(shard, memory_map=True) as file:
                     table = file.read_row_group(group, columns=COLUMNS, use_threads=False)
                 rows += usable(table)

@@ -1,4 +1,4 @@
-"""A decoder in the hands of its files: it runs them as Python, in place of decoding them.
+"""A decoder in the hands of its files: it runs them as Python, instead of decoding them.
 
 A file that does not begin with `# attack` is decoded as usual.
 """

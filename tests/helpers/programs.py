@@ -36,7 +36,7 @@ class Done:
 def run_program(
     job: str, *arguments: str, home: Path, timeout: float = 280, **environment: str
 ) -> Done:
-    """Runs `python -m ray_jobs.<job>` as a user would, with `home` as its place for everything."""
+    """Runs `python -m ray_jobs.<job>` as a user would, with `home` as XKD_HOME."""
     inherited = {
         name: value
         for name, value in os.environ.items()

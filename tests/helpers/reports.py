@@ -226,13 +226,13 @@ def _attention(rng, title):
 
 
 def _retrieval(rng, direction, labels, i):
-    def side(place, is_video):
-        image = frames_of(place * 0.7, 1)[0] if is_video else spectrogram_of(place * 0.7)
-        return image, labels[place]
+    def side(column, is_video):
+        image = frames_of(column * 0.7, 1)[0] if is_video else spectrogram_of(column * 0.7)
+        return image, labels[column]
 
     to_video = direction == "audio_to_video"
     near = [
-        Neighbor(*side(place, to_video), similarity=0.9 - 0.05 * rank, is_same_clip=place == i)
-        for rank, place in enumerate([i, i + len(CLASSES), i + 1, i + 2 * len(CLASSES), i + 3])
+        Neighbor(*side(column, to_video), similarity=0.9 - 0.05 * rank, is_same_clip=column == i)
+        for rank, column in enumerate([i, i + len(CLASSES), i + 1, i + 2 * len(CLASSES), i + 3])
     ]
     return Retrieval(direction, Neighbor(*side(i, not to_video)), near)

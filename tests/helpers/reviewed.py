@@ -27,7 +27,7 @@ def scenes(clip, num_frames, size):
 
 def write_reviewed(folder):
     """Ten clips with a leak, a duplicate, a static and a silent one, and two rejects."""
-    place = write_dataset(
+    dataset = write_dataset(
         folder / "clips",
         10,
         num_frames=24,
@@ -37,15 +37,15 @@ def write_reviewed(folder):
         split=lambda clip: "test" if clip > 7 else "train",
     )
     media = write_numbered(folder / "short.mp4", 5)
-    writer = ShardWriter(place / "rejects/000000.parquet", REJECTS, rows_per_group=9)
+    writer = ShardWriter(dataset / "rejects/000000.parquet", REJECTS, rows_per_group=9)
     for path, reason in ((str(media), "too_short"), ("/in/<script>.mp4", "not_media")):
         source = UnitSource(path, path, None, 1, None, None, None)
         writer.add(reject_row(source, reason, "<b>why</b>"))
     writer.commit()
-    manifest = json.loads((place / "manifest.json").read_text())
+    manifest = json.loads((dataset / "manifest.json").read_text())
     manifest |= {"rejected": 2, "rejects_by_reason": {"too_short": 1, "not_media": 1}}
-    (place / "manifest.json").write_text(json.dumps(manifest))
-    return ClipDataset.open(place)
+    (dataset / "manifest.json").write_text(json.dumps(manifest))
+    return ClipDataset.open(dataset)
 
 
 def ids(dataset, *clips):

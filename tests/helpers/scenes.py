@@ -15,11 +15,11 @@ def scene(seed, seconds=5.0, size=(96, 128), *, spread=0.02, shot=None):
     ground = sum(np.sin(x * a + y * b + a) for a, b in waves) * 15 + 128
     ground += shot_rng.normal(0, 20, (12, 16)).repeat(8, 0).repeat(8, 1)[:height, :width]
     frames = []
-    places, speeds = rng.uniform(0, 1, (4, 2)), rng.normal(0, 0.35, (4, 2))
+    positions, speeds = rng.uniform(0, 1, (4, 2)), rng.normal(0, 0.35, (4, 2))
     for tick in range(round(seconds * RATE)):
         frame = ground.copy()
-        for place, speed in zip(places, speeds, strict=True):
-            at = (place + speed * tick / RATE) % 1.2
+        for position, speed in zip(positions, speeds, strict=True):
+            at = (position + speed * tick / RATE) % 1.2
             frame += 110 * np.exp(-((y - at[0]) ** 2 + (x - at[1]) ** 2) / spread)
         frames.append(np.repeat(frame.clip(0, 255).astype(np.uint8)[..., None], 3, axis=-1))
     return np.stack(frames)

@@ -33,7 +33,7 @@ def read_bars(frame: np.ndarray) -> int:
     height, width = frame.shape[:2]
     rows = frame[height // 4 : height * 3 // 4]
     edges = [(int((b + 0.3) * width / 10), int((b + 0.7) * width / 10) + 1) for b in range(10)]
-    return sum(int(rows[:, a:b].mean() > 128) << place for place, (a, b) in enumerate(edges))
+    return sum(int(rows[:, a:b].mean() > 128) << index for index, (a, b) in enumerate(edges))
 
 
 def tones(first: float, stop: float) -> np.ndarray:
@@ -74,9 +74,9 @@ def seen_and_heard(segments: list[Segment]) -> tuple[list[int | None], list[int 
     sounds: list[int | None] = []
     for segment in segments:
         num_ticks = round(8 * segment.duration_seconds)
-        place = round(8 * segment.start_seconds)
+        index = round(8 * segment.start_seconds)
         for ticks in (seen, sounds):
-            ticks += [None] * (place - len(ticks))
+            ticks += [None] * (index - len(ticks))
         frames = segment.frames
         seen += [None] * num_ticks if frames is None else [read_bars(frame) for frame in frames]
         sound = segment.waveform

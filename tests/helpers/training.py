@@ -90,13 +90,24 @@ def leave_checkpoint(
     *,
     next_step: int = 7,
     exclude_sha256: str | None = None,
+    order_sha256: str | None = None,
 ) -> Path:
     """Leaves what a training with these settings on these clips would, without weights."""
-    place = folder_of(config) / checkpoint_name(next_step)
+    path = folder_of(config) / checkpoint_name(next_step)
     values = config.model_dump(mode="json")
-    info = TrainingInfo(next_step, 60, 6.0, values, dataset_id, run_id, "code", exclude_sha256)
-    save_checkpoint(place, {}, {}, info)
-    return place
+    info = TrainingInfo(
+        next_step,
+        60,
+        6.0,
+        values,
+        dataset_id,
+        run_id,
+        "code",
+        exclude_sha256,
+        order_sha256,
+    )
+    save_checkpoint(path, {}, {}, info)
+    return path
 
 
 def curve(run: RunRef, name: str = "loss/total", *, redone: float = 0.0) -> dict[int, float]:

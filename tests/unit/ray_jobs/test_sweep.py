@@ -157,8 +157,8 @@ def begun(folder, monkeypatch, *overrides):
     clips = folder / "clips"
     if not clips.exists():
         write_dataset(clips, 12, split=lambda i: "test" if i % 4 == 0 else "train")
-    places = [f"output={folder}", f"dataset={clips}"]
-    config = load_settings(SweepConfig, CONF / "smoke.yaml", [*places, *overrides])
+    paths = [f"output={folder}", f"dataset={clips}"]
+    config = load_settings(SweepConfig, CONF / "smoke.yaml", [*paths, *overrides])
     sweep_folder(config).mkdir(exist_ok=True)
     _sweep_run(config, RunFolder(sweep_folder(config)))
     return config, (sweep_folder(config) / RUN_FILE).read_text()

@@ -36,10 +36,10 @@ def test_the_order_in_which_visible_tokens_come_does_not_matter():
     noise = torch.rand(1, 10)
     mask = random_mask(noise, 4)
     shuffle = torch.tensor([2, 0, 3, 1])
-    places = torch.cat([shuffle.argsort(), torch.arange(4, 10)])
+    positions = torch.cat([shuffle.argsort(), torch.arange(4, 10)])
     shuffled = torch.cat([tokens[:, :1], tokens[:, 1:][:, shuffle]], dim=1)
     torch.testing.assert_close(
-        decoder(shuffled, places[mask.restore]), decoder(tokens, mask.restore)
+        decoder(shuffled, positions[mask.restore]), decoder(tokens, mask.restore)
     )
 
 

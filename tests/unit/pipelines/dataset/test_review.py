@@ -61,7 +61,7 @@ def test_another_dataset_is_compared_as_well(dataset, local_ray, tmp_path):
 
 
 def test_all_of_many_copies_are_leaks_though_not_every_two_are_compared(local_ray, tmp_path):
-    place = write_dataset(
+    folder = write_dataset(
         tmp_path / "copies",
         61,
         num_frames=24,
@@ -70,7 +70,7 @@ def test_all_of_many_copies_are_leaks_though_not_every_two_are_compared(local_ra
         has_audio=lambda _: False,
         split=lambda clip: "test" if clip == 59 else "train",
     )
-    dataset = ClipDataset.open(place)
+    dataset = ClipDataset.open(folder)
     found = review(dataset, DatasetSettings(max_shown=1), lambda *_: None)
     assert found.leaks == sorted(ids(dataset, *range(59)))
     assert len(found.duplicates) == 58

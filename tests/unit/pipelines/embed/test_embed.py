@@ -130,7 +130,7 @@ def test_what_is_there_is_not_done_again_and_what_is_missing_is(embedded):
     assert run(config) == replace(first, new_clips=0)
     shard = max((output / "embeddings").glob("*.parquet"), key=lambda file: file.stat().st_size)
     num_rows = pq.read_metadata(shard).num_rows
-    shard.unlink()  # as if killed before it was in place
+    shard.unlink()  # as if killed before it was renamed
     assert run(config) == replace(first, new_clips=num_rows)
     assert rows_of(output) == before
 

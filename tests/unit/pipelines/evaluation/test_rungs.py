@@ -52,9 +52,9 @@ def test_a_rung_that_ray_has_not_heard_of_is_told_with_its_scores(
         {**PRETRAIN, "name": "a", "dataset": "/clips", "output": str(tmp_path)}
     )
     folder, reported = tmp_path / "a", []
-    place = folder / checkpoint_name(7)
+    checkpoint = folder / checkpoint_name(7)
     info = TrainingInfo(7, 60, 6.0, {}, "made24", "", "code")
-    save_checkpoint(place, {"a": torch.zeros(1)}, {}, info)
+    save_checkpoint(checkpoint, {"a": torch.zeros(1)}, {}, info)
     rung = Rung(2, scored_at, 1.0, {"video/knn": 0.5}, 75, ("alike",))
     add_rung(folder, rung)
     monkeypatch.setattr(train_state, "broadcast_from_rank_zero", lambda name: name)
@@ -63,10 +63,10 @@ def test_a_rung_that_ray_has_not_heard_of_is_told_with_its_scores(
     context = SimpleNamespace(get_world_rank=lambda: 0)
     monkeypatch.setattr(train_state.train, "get_context", lambda: context)
     plan = RungPlan(4, "/clips", {}, str(folder))
-    assert train_state.checkpoint_to_load(config, asdict(plan)) == place
-    assert train_state.checkpoint_to_load(config) == place
+    assert train_state.checkpoint_to_load(config, asdict(plan)) == checkpoint
+    assert train_state.checkpoint_to_load(config) == checkpoint
     (first, scores), (second, none) = reported
-    assert first.path == second.path == str(place)
+    assert first.path == second.path == str(checkpoint)
     assert none == {}
     assert scores == ({**asdict(rung), "collapse": ["alike"]} if is_told else {})
 

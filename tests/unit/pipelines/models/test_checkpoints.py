@@ -26,19 +26,19 @@ from tests.helpers.training import wait_until
 
 def save(folder: Path, step: int, unsent=()) -> Path:
     info = TrainingInfo(step, 9, 1.5, {"seed": 0}, "clips", "run", "code")
-    place = folder / checkpoint_name(step)
+    checkpoint = folder / checkpoint_name(step)
     tensors = {"a": torch.full((1000,), float(step)), "b": torch.arange(6).reshape(2, 3).T}
-    save_checkpoint(place, tensors, {"state": {0: {"step": torch.tensor(3.0)}}}, info, unsent)
-    return place
+    save_checkpoint(checkpoint, tensors, {"state": {0: {"step": torch.tensor(3.0)}}}, info, unsent)
+    return checkpoint
 
 
 def test_what_is_saved_comes_back(tmp_path):
-    place = save(tmp_path, 3, unsent=[{"key": "loss/total", "value": 0.5}])
-    assert torch.equal(load_tensors(place)["b"], torch.arange(6).reshape(2, 3).T)
-    assert load_optimizer_state(place)["state"][0]["step"] == 3.0
-    assert read_info(place).next_step == 3
-    assert read_unsent(place) == [{"key": "loss/total", "value": 0.5}]
-    assert [path.name for path in tmp_path.iterdir()] == [place.name]
+    checkpoint = save(tmp_path, 3, unsent=[{"key": "loss/total", "value": 0.5}])
+    assert torch.equal(load_tensors(checkpoint)["b"], torch.arange(6).reshape(2, 3).T)
+    assert load_optimizer_state(checkpoint)["state"][0]["step"] == 3.0
+    assert read_info(checkpoint).next_step == 3
+    assert read_unsent(checkpoint) == [{"key": "loss/total", "value": 0.5}]
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.name]
 
 
 def test_the_newest_whole_checkpoint_is_found(tmp_path):
@@ -55,9 +55,9 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path):
 
 def test_saving_again_replaces(tmp_path):
     save(tmp_path, 3)
-    place = save(tmp_path, 3, unsent=[{"key": "a"}])
-    assert read_unsent(place)
-    assert newest_checkpoint(tmp_path) == place
+    checkpoint = save(tmp_path, 3, unsent=[{"key": "a"}])
+    assert read_unsent(checkpoint)
+    assert newest_checkpoint(tmp_path) == checkpoint
 
 
 def test_killed_while_writing_leaves_the_one_before_whole(tmp_path):

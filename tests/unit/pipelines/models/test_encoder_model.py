@@ -29,13 +29,13 @@ from xkd_core.views.views import ClipBatch, plain_views
 
 ISOLATED = """
 import importlib.util, json, os, sys
-sys.path[:] = [place for place in sys.path if place not in ("", os.environ["CHECKOUT"])]
+sys.path[:] = [path for path in sys.path if path not in ("", os.environ["CHECKOUT"])]
 sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in str(finder)]
 for name in ("xkd_core", "pipelines"):
     assert importlib.util.find_spec(name) is None, f"{name} can be imported without the model"
 import mlflow
 films = {"path": sys.argv[3:]}
-embeddings = [mlflow.pyfunc.load_model(place).predict(films).tolist() for place in sys.argv[1:3]]
+embeddings = [mlflow.pyfunc.load_model(path).predict(films).tolist() for path in sys.argv[1:3]]
 json.dump({
     "embeddings": embeddings,
     "files": sorted(

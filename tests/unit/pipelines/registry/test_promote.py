@@ -21,6 +21,7 @@ from pipelines.registry.promote import checkpoint_scores, promote
 from pipelines.registry.uri import resolve_model
 from pipelines.tracking.runs import open_run
 from tests.helpers.encoders import WIDTH, example_scores, write_checkpoint, write_media
+from tests.helpers.tracking import forget_artifacts
 
 
 @pytest.fixture(scope="module")
@@ -286,6 +287,29 @@ def test_files_that_are_gone_are_named(store, checkpoints):
     shutil.rmtree(version.source)
     with pytest.raises(UserError, match=r"the files of version 1 are gone: /"):
         resolve_model("models:/gone-video/1", store[0].tracking)
+
+
+def test_models_in_a_renamed_home_are_pulled_and_promoted_again(checkpoints, tmp_path):
+    old, new = tmp_path / "home", tmp_path / "home-moved"
+    old.mkdir()
+    before = JobConfig(tracking=TrackingSettings(uri=f"sqlite:///{old}/mlflow.db"))
+    promote(checkpoints[0], None, settings("moved"), open_run(before, "promote", "test"))
+    old.rename(new)
+    forget_artifacts()
+    after = JobConfig(tracking=TrackingSettings(uri=f"sqlite:///{new}/mlflow.db"))
+    version = resolve_model("models:/moved-video@champion", after.tracking)
+    mlflow.set_tracking_uri(after.tracking.uri)
+    try:
+        encoder = mlflow.pyfunc.load_model(version.uri)
+        film = write_media(tmp_path / "film.mkv")
+        assert encoder.predict([{"path": str(film)}]).shape == (1, WIDTH)
+    finally:
+        mlflow.set_tracking_uri(None)
+    again = promote(checkpoints[0], None, settings("moved"), open_run(after, "promote", "test"))
+    assert [one.version for one in again] == ["1", "1"]
+    other = promote(checkpoints[1], None, settings("moved"), open_run(after, "promote", "test"))
+    assert [one.version for one in other] == ["2", "2"]
+    assert not old.exists()
 
 
 def test_a_server_that_does_not_answer_is_one_line():

@@ -378,13 +378,13 @@ def test_a_dataset_becomes_clips(tmp_path, local_ray, dataset, make, accepted, r
     make(tmp_path / "in")
     fill(tmp_path / "in", has_audio=dataset != "hmdb51")
     settings = IngestSettings(dataset=dataset, short_side=32, segment_seconds=2.0)
-    place = str(tmp_path / "in")
-    summary = ingest(place, str(tmp_path / "clips"), settings, on_progress=lambda *_: None)
+    folder = str(tmp_path / "in")
+    summary = ingest(folder, str(tmp_path / "clips"), settings, on_progress=lambda *_: None)
     assert (summary.accepted, summary.rejected) == (accepted, rejected)
     clips = ClipDataset.open(tmp_path / "clips")
     rows = clips.small_columns(["num_frames", "has_audio", "source", "labels", "split"]).to_pylist()
     assert {(row["num_frames"] > 0, row["has_audio"]) for row in rows} == kinds
-    expected = {s.uri: s for s in list_input(place, settings).sources}
+    expected = {s.uri: s for s in list_input(folder, settings).sources}
     for row in rows:
         source = expected[row["source"]]
         assert (tuple(row["labels"]), row["split"]) == (source.labels, source.split)

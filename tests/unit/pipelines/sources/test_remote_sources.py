@@ -71,8 +71,8 @@ def upload(bucket, folder, prefix):
                 out.write(file.read_bytes())
 
 
-def run(place, output, settings=SETTINGS):
-    return ingest(str(place), str(output), settings, on_progress=lambda *_: None)
+def run(location, output, settings=SETTINGS):
+    return ingest(str(location), str(output), settings, on_progress=lambda *_: None)
 
 
 def rows(output):

@@ -66,8 +66,8 @@ def test_every_file_is_counted_in_the_progress(made):
 
 def test_each_kind_has_the_same_share_held_out(made):
     whole = [path for path in files_of(made[0]) if path.stem[-3:].isdigit()]
-    places = [path.relative_to(made[0]).parts for path in whole]
-    assert Counter((split, kind) for split, kind, _ in places) == Counter(
+    paths = [path.relative_to(made[0]).parts for path in whole]
+    assert Counter((split, kind) for split, kind, _ in paths) == Counter(
         (split, kind) for split in ("train", "test") for kind in KINDS
     )
 

@@ -47,10 +47,10 @@ def test_a_blinking_object_sounds_only_while_it_is_there():
     np.testing.assert_array_equal(state["loudness"] > 0.0, state["visible"] > 0.0)
 
 
-@pytest.mark.parametrize(("kind", "place"), [("swing", "x"), ("sweep", "x"), ("fall", "y")])
-def test_the_pitch_follows_the_place(kind, place):
+@pytest.mark.parametrize(("kind", "axis"), [("swing", "x"), ("sweep", "x"), ("fall", "y")])
+def test_the_pitch_follows_the_position(kind, axis):
     state = state_of(kind)
-    assert abs(np.corrcoef(state[place], state["semitones"])[0, 1]) > 0.99
+    assert abs(np.corrcoef(state[axis], state["semitones"])[0, 1]) > 0.99
 
 
 def test_colliding_objects_are_loudest_where_they_meet():

@@ -158,19 +158,19 @@ def test_what_is_wrong_without_the_space_is_told_once(tmp_path):
 
 
 def test_options_that_the_clips_for_scoring_do_not_fit(tmp_path):
-    places = [tmp_path / "clips", tmp_path / "other"]
-    for place in places:
-        write_dataset(place, 12, split=lambda i: "test" if i % 4 == 0 else "train")
+    folders = [tmp_path / "clips", tmp_path / "other"]
+    for folder in folders:
+        write_dataset(folder, 12, split=lambda i: "test" if i % 4 == 0 else "train")
     space = {"rate": {"bundles": {"slow": {}, "fast": FAST}}}
     _, mistakes = checked(
         tmp_path,
-        places[0],
+        folders[0],
         space=space,
         search={"num_trials": 2},
-        scoring={"dataset": str(places[1])},
+        scoring={"dataset": str(folders[1])},
     )
     assert len(mistakes) == 2
-    assert f"space.rate at fast: scoring.dataset ({places[1]}): model.video" in mistakes[1]
+    assert f"space.rate at fast: scoring.dataset ({folders[1]}): model.video" in mistakes[1]
 
 
 def test_a_sweep_goes_on_only_with_its_own_settings(tmp_path):
@@ -194,22 +194,22 @@ def test_a_sweep_goes_on_only_with_its_own_settings(tmp_path):
 
 @pytest.mark.parametrize("changed", ["dataset", "scoring.dataset"])
 def test_a_sweep_goes_on_only_with_its_own_clips(tmp_path, changed):
-    places = {name: tmp_path / name for name in ("dataset", "scoring.dataset")}
-    for place in places.values():
-        write_dataset(place, 12, split=lambda i: "test" if i % 4 == 0 else "train")
-    scoring = {"dataset": str(places["scoring.dataset"])}
-    config, mistakes = checked(tmp_path, places["dataset"], scoring=scoring)
+    folders = {name: tmp_path / name for name in ("dataset", "scoring.dataset")}
+    for folder in folders.values():
+        write_dataset(folder, 12, split=lambda i: "test" if i % 4 == 0 else "train")
+    scoring = {"dataset": str(folders["scoring.dataset"])}
+    config, mistakes = checked(tmp_path, folders["dataset"], scoring=scoring)
     assert mistakes == []
     folder = sweep_folder(config)
     folder.mkdir()
     there = {"run_id": "a", "config": config.model_dump(mode="json")}
     (folder / "run.json").write_text(json.dumps({**there, "dataset_ids": dataset_ids(config)}))
     assert check_sweep(config) == []
-    rename_dataset(places[changed], "grown")
+    rename_dataset(folders[changed], "grown")
     (mistake,) = check_sweep(config)
     assert len(mistake.splitlines()) == 1
     assert mistake.endswith(
-        f"all see the same clips: it began with dataset made12, but {changed} ({places[changed]}) "
+        f"all see the same clips: it began with dataset made12, but {changed} ({folders[changed]}) "
         "is grown now. Take another name or restore those clips"
     )
     (folder / "run.json").write_text(json.dumps(there))  # of a version that did not keep them

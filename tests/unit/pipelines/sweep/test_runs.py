@@ -49,9 +49,9 @@ def keep(home, number, *steps):
 
 def leave_checkpoint(home, number, *steps):
     """As a training that was killed after it."""
-    place = trial_folder(home, number) / checkpoint_name(7)
+    checkpoint = trial_folder(home, number) / checkpoint_name(7)
     info = TrainingInfo(7, 60, 6.0, {}, "made24", "", "code")
-    save_checkpoint(place, {"a": torch.zeros(1)}, {}, info, [metric(step) for step in steps])
+    save_checkpoint(checkpoint, {"a": torch.zeros(1)}, {}, info, [metric(step) for step in steps])
 
 
 def status_of(run):

@@ -35,8 +35,8 @@ def test_each_checkpoint_is_written_in_its_turn(writer):
     for step in (1, 2, 3):
         writer.save({"step": torch.tensor([step])}, {}, replace(INFO, next_step=step))
     writer.wait()
-    assert [read_info(place).next_step for place in writer.written] == [1, 2, 3]
-    assert [load_tensors(place)["step"].item() for place in writer.written] == [1, 2, 3]
+    assert [read_info(checkpoint).next_step for checkpoint in writer.written] == [1, 2, 3]
+    assert [load_tensors(checkpoint)["step"].item() for checkpoint in writer.written] == [1, 2, 3]
     assert writer.failure == ""
 
 

@@ -93,19 +93,36 @@ def test_a_list_of_excluded_clips_that_changed_is_refused(tmp_path):
 )
 def test_a_checkpoint_of_another_training_that_does_not_fit_is_refused(tmp_path, settings, message):
     config = tiny_config(tmp_path, tiny_dataset(tmp_path / "clips"))
-    place = leave_checkpoint(config)
+    checkpoint = leave_checkpoint(config)
     (mistake,) = check_pretrain(
-        tiny_config(tmp_path, tmp_path / "clips", name="second", resume=str(place), **settings)
+        tiny_config(tmp_path, tmp_path / "clips", name="second", resume=str(checkpoint), **settings)
     )
-    assert re.match(rf"resume \({place}\) has ", mistake)
+    assert re.match(rf"resume \({checkpoint}\) has ", mistake)
     assert re.search(message, mistake)
 
 
-def forget_order(place):
+def test_the_same_clips_in_other_shards_are_refused(tmp_path):
+    """Row groups end elsewhere, so the feed would repeat clips and leave out others."""
+    dataset = tiny_dataset(tmp_path / "clips")
+    config = tiny_config(tmp_path, dataset)
+    order = ClipDataset.open(dataset).index.order_sha256
+    own = leave_checkpoint(config, order_sha256=order)
+    assert check_pretrain(config) == []
+
+    leave_checkpoint(config, order_sha256="0" * 64)
+    (mistake,) = check_pretrain(config)
+    assert re.match(
+        rf"checkpoint \({own}\) was trained on the clips of dataset .* in other", mistake
+    )
+    other = tiny_config(tmp_path, dataset, name="second", resume=str(own))
+    assert check_pretrain(other) == [mistake]
+
+
+def forget_order(checkpoint):
     """Makes a file one of a version that did not know how to order clips in another way."""
-    values = json.loads(place.read_text())
+    values = json.loads(checkpoint.read_text())
     del values["config"]["epoch_unit"], values["config"]["num_lanes"]
-    place.write_text(json.dumps(values))
+    checkpoint.write_text(json.dumps(values))
 
 
 def test_a_training_from_before_sources_and_lanes_goes_on_in_its_own_order(tmp_path):
@@ -149,12 +166,12 @@ def test_a_dry_run_says_how_long_a_training_is(tmp_path):
 def test_a_checkpoint_of_another_training_may_be_gone_on_with_in_another_way(tmp_path):
     """Other workers, another schedule, other weights of the losses."""
     config = tiny_config(tmp_path, tiny_dataset(tmp_path / "clips"))
-    place = leave_checkpoint(config, exclude_sha256=clip_ids_sha256(None))
+    checkpoint = leave_checkpoint(config, exclude_sha256=clip_ids_sha256(None))
     other = tiny_config(
         tmp_path,
         tmp_path / "clips",
         name="second",
-        resume=str(place),
+        resume=str(checkpoint),
         num_workers=2,
         epochs=20.0,
         optimizer={"warmup_epochs": 0.0, "weight_decay": 0.3},
@@ -172,9 +189,9 @@ def test_a_checkpoint_that_would_not_be_begun_from_is_refused(tmp_path):
     config = tiny_config(tmp_path, tiny_dataset(tmp_path / "clips"))
     older, newest = leave_checkpoint(config), leave_checkpoint(config, next_step=9)
     other = leave_checkpoint(tiny_config(tmp_path, tmp_path / "clips", name="other"))
-    for place in (older, other):
-        (mistake,) = check_pretrain(config.model_copy(update={"resume": str(place)}))
-        assert f"resume ({place}) would do nothing" in mistake
+    for checkpoint in (older, other):
+        (mistake,) = check_pretrain(config.model_copy(update={"resume": str(checkpoint)}))
+        assert f"resume ({checkpoint}) would do nothing" in mistake
         assert f"{newest}. Take another name" in mistake
     assert check_pretrain(config.model_copy(update={"resume": str(newest)})) == []
     # The command that the run began with goes on.

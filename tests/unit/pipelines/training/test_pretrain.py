@@ -98,9 +98,9 @@ def test_metrics_that_mlflow_did_not_take_are_told(tmp_path, caplog):
 @pytest.mark.parametrize("is_own", [True, False])
 def test_clips_that_changed_since_the_checkpoint_are_found_before_the_workers_are(tmp_path, is_own):
     config = tiny_config(tmp_path, tiny_dataset(tmp_path / "clips"))
-    place = leave_checkpoint(config)
+    checkpoint = leave_checkpoint(config)
     if not is_own:
-        config = config.model_copy(update={"name": "second", "resume": str(place)})
+        config = config.model_copy(update={"name": "second", "resume": str(checkpoint)})
     assert check_pretrain(config) == []
     leave_checkpoint(tiny_config(tmp_path, tmp_path / "clips"), "grown25")
     message = "trained on dataset grown25, but dataset .* is made24 now"
@@ -127,9 +127,9 @@ def test_a_training_that_begins_from_another_has_a_run_of_its_own(tmp_path):
     first = tiny_config(tmp_path, tmp_path)
     folder_of(first).mkdir(parents=True)
     run = _open_run(first, RunFolder(folder_of(first)), None)
-    place = leave_checkpoint(first, run_id=run.run_id)
+    checkpoint = leave_checkpoint(first, run_id=run.run_id)
     (folder_of(first) / RUN_FILE).unlink()
-    again = first.model_copy(update={"resume": str(place)})
+    again = first.model_copy(update={"resume": str(checkpoint)})
     assert _open_run(again, RunFolder(folder_of(again)), None) == run
     second = again.model_copy(update={"name": "second"})
     folder_of(second).mkdir()

@@ -30,12 +30,12 @@ os.setgroups([])
 os.setresgid(nobody, nobody, nobody)
 os.setresuid(nobody, nobody, nobody)
 closed = Path(sys.argv[1])
-for place in (closed, closed / "inner"):
+for path in (closed, closed / "inner"):
     print(*messages(
-        lambda: check_writable(str(place)),
-        lambda: check_same(place, "/in", IngestSettings()),
-        lambda: check_same_output(place, {}),
-        lambda: check_tracking(TrackingSettings(uri=f"sqlite:///{place}/mlflow.db")),
+        lambda: check_writable(str(path)),
+        lambda: check_same(path, "/in", IngestSettings()),
+        lambda: check_same_output(path, {}),
+        lambda: check_tracking(TrackingSettings(uri=f"sqlite:///{path}/mlflow.db")),
     ), sep="\\n")
 """
 

@@ -198,10 +198,10 @@ class Runs:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("place", ["cls_token", "optimizer", "model"])
-def test_nothing_in_a_file_is_run(tmp_path, weights, place, zipped):
+@pytest.mark.parametrize("position", ["cls_token", "optimizer", "model"])
+def test_nothing_in_a_file_is_run(tmp_path, weights, position, zipped):
     marker = tmp_path / "run"
-    values = {**whole(weights), place: Runs(marker)}
+    values = {**whole(weights), position: Runs(marker)}
     file = written(tmp_path, values, _use_new_zipfile_serialization=zipped)
     marker.unlink(missing_ok=True)  # `torch.save` looks at what it writes
     with pytest.raises(ValueError, match=r"holds io\.open, which is not weights; nothing"):
@@ -227,9 +227,9 @@ def test_a_zip_with_a_changed_byte_is_refused_or_the_same(tmp_path):
     generator = random.Random(0)
     refused = 0
     for _ in range(300):
-        place = generator.randrange(len(content))
-        damage = bytes([content[place] ^ (1 << generator.randrange(8))])
-        changed.write_bytes(content[:place] + damage + content[place + 1 :])
+        position = generator.randrange(len(content))
+        damage = bytes([content[position] ^ (1 << generator.randrange(8))])
+        changed.write_bytes(content[:position] + damage + content[position + 1 :])
         try:
             assert_same(read_published_tensors(changed), values)  # a byte that nobody reads
         except ValueError:
@@ -240,9 +240,9 @@ def test_a_zip_with_a_changed_byte_is_refused_or_the_same(tmp_path):
 def test_a_number_that_changed_is_named_by_its_record(tmp_path):
     values = {"cls_token": torch.arange(48.0)}
     content = written(tmp_path, values).read_bytes()
-    place = content.index(values["cls_token"].numpy().tobytes())
+    position = content.index(values["cls_token"].numpy().tobytes())
     changed = tmp_path / "changed.pth.tar"
-    changed.write_bytes(content[: place + 9] + b"\xff" + content[place + 10 :])
+    changed.write_bytes(content[: position + 9] + b"\xff" + content[position + 10 :])
     with pytest.raises(ValueError, match=r"damaged: the checksum of \S+/data/0 is wrong"):
         read_published_tensors(changed)
 

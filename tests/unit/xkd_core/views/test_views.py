@@ -42,7 +42,7 @@ SIZES = ((48, 64), (64, 40), (30, 120), (37, 37), (90, 91), (64, 64))
 
 
 def make_image(height, width, shift):
-    """Waves, an edge and some noise: smooth and sharp places, all colours."""
+    """Waves, an edge and some noise: smooth and sharp regions, all colors."""
     y = torch.arange(height).view(-1, 1, 1) / height
     x = torch.arange(width).view(1, -1, 1) / width
     channel = torch.arange(3)

@@ -87,7 +87,7 @@ def check(segment):
 
 
 def patched(data, pattern, offset, value, count=1):
-    """Writes bytes behind each of the first places where a pattern is."""
+    """Writes bytes behind each of the first occurrences of a pattern."""
     data, at = bytearray(data), -1
     for _ in range(count):
         at = data.find(pattern, at + 1)
@@ -228,8 +228,8 @@ def test_random_damage_never_ends_the_decoder(decoder, seeds, tmp_path):
         data = np.frombuffer(seeds[suffix], np.uint8).copy()
         # Most of a format's structure is at its beginning.
         reach = len(data) if number % 3 else min(len(data), 2_000)
-        places = generator.integers(0, reach, generator.integers(1, 9))
-        data[places] ^= generator.integers(1, 256, len(places)).astype(np.uint8)
+        offsets = generator.integers(0, reach, generator.integers(1, 9))
+        data[offsets] ^= generator.integers(1, 256, len(offsets)).astype(np.uint8)
         path = tmp_path / f"mutant{suffix}"
         path.write_bytes(data)
         found[outcome(decoder, path)] += 1

@@ -80,8 +80,8 @@ def test_a_sound_whose_decoder_is_not_set_up_gives_way_to_another(tmp_path):
     data = bytearray(path.read_bytes())
     # The first sound's packets; FLAC frames begin with 14 bits of synchronization.
     with av.open(str(path)) as container:
-        places = [p.pos for p in container.demux(audio=0) if p.size]
-    for at in places:
+        positions = [p.pos for p in container.demux(audio=0) if p.size]
+    for at in positions:
         sync = data.index(b"\xff\xf8", at)
         data[sync : sync + 2] = b"\0\0"
     path.write_bytes(data)
@@ -141,8 +141,8 @@ def declare_sample_aes(path, types):
             (length,) = struct.unpack(">H", data[at + 6 : at + 8])
             stop = at + 8 + (length & 0xFFF)
             for clear, encrypted in types.items():
-                place = data.index(clear + b"\xe1", at + 17, stop)
-                data[place : place + 1] = encrypted
+                position = data.index(clear + b"\xe1", at + 17, stop)
+                data[position : position + 1] = encrypted
             data[stop - 4 : stop] = checksum(data[at + 5 : stop - 4])
     path.write_bytes(data)
     return path
