@@ -50,7 +50,9 @@ def score_table(scores: FeatureScores) -> str:
     """Scores of trained and untrained encoders with their intervals, or why there are none."""
     if not scores.modalities and not scores.retrieval:
         return f"  no scores: {scores.reason or 'no split has the modality'}"
-    rows = [("held-out score", "trained", "95 % interval", "untrained", "difference", "by chance")]
+    rows: list[tuple[str, ...]] = [
+        ("held-out score", "trained", "95 % interval", "untrained", "difference", "by chance")
+    ]
     for subject, networks in scores.modalities.items():
         trained, untrained = networks["trained"], networks.get("untrained")
         for measure, one in trained.measures.items():
@@ -72,7 +74,7 @@ def score_table(scores: FeatureScores) -> str:
 
 
 def _retrieval_rows(scores: FeatureScores) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for direction, ranks in scores.retrieval.items():
         for name, figure in ranks["trained"].figures.items():
             before = ranks["untrained"].figures[name] if "untrained" in ranks else None

@@ -67,7 +67,7 @@ def train_attentive_probe(
             at = torch.arange(step * batch_size, (step + 1) * batch_size) % len(tokens)
             if int(at[0]) < batch_size:  # begins another pass
                 order = torch.randperm(len(tokens), generator=generator)
-            rows = order[at.unique()]
+            rows = order[at]
             loss = loss_of(probe(tokens[rows].to(device).float()), targets[rows].to(device))
             optimizer.zero_grad()
             loss.backward()

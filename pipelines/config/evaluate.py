@@ -41,6 +41,8 @@ class EvaluateSettings(Config):
     """Last blocks of the encoder whose features `layers` concatenates."""
     attentive_steps: PositiveInt = 500
     """Training steps of the attentive probe, with `batch_size` clips each."""
+    max_tokens_gb: PositiveFloat = 8.0
+    """Memory in GB that the tokens of the attentive probe may take; beyond, the job refuses."""
     retrieval_sizes: tuple[PositiveInt, ...] = (100, 1000)
     """Sizes of galleries that retrieval is measured in besides all clips, if there are more."""
     retrieval_max_clips: PositiveInt = 4096

@@ -51,6 +51,14 @@ def unscorable(dataset: ClipDataset, settings: EvaluateSettings, modality: str) 
     return ""
 
 
+def unretrievable(dataset: ClipDataset, settings: EvaluateSettings) -> str:
+    """Returns why retrieval cannot be measured; empty if it can."""
+    count = int(retrieval_clips(dataset, choose(dataset, settings, None), 2).sum())
+    if count < 2:
+        return f"{count} sources of the scored splits have picture and sound, and two are needed"
+    return ""
+
+
 def choose(dataset: ClipDataset, settings: EvaluateSettings, max_clips: int | None) -> Chosen:
     """Chooses the rows of the train splits and of the first test split of the dataset."""
     split = dataset.index.split

@@ -104,7 +104,7 @@ def _fit_all(
     measures = [name for name in settings.measures if name != "retrieval"]
     if subject == "late":
         return _late_fusion(features, sides, raw)
-    fitted = {}
+    fitted: dict[str, Fitted] = {}
     for measure in measures:
         if measure == "attentive" and subject == "both":
             continue  # tokens of two widths of time have no common grid; `late` has it
@@ -154,7 +154,7 @@ def _late_fusion(
     features: Features, sides: Sides, raw: Mapping[str, Mapping[str, Array]]
 ) -> dict[str, Fitted]:
     """Averages probabilities of both modalities; decision values of an SVM as they are."""
-    fitted = {}
+    fitted: dict[str, Fitted] = {}
     for measure in raw.get("video", {}):
         if measure not in raw.get("audio", {}):
             continue

@@ -24,7 +24,7 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class _Embedded:
+class Embedded:
     """What a network gives for clips, NaN for those without the modality."""
 
     pooled: Array
@@ -41,7 +41,7 @@ class Embedder:
         self._device = next(model.parameters()).device
         self._log_mel = LogMel(config.model.audio).to(self._device)
 
-    def embed(self, modality: str, clips: Sequence[Clip]) -> _Embedded:
+    def embed(self, modality: str, clips: Sequence[Clip]) -> Embedded:
         """Embeds clips: mean over windows, and the tokens of all windows."""
         windows, owners = self._windows(modality, clips)
         config, settings = self._config.model, self._settings
@@ -56,7 +56,7 @@ class Embedder:
         if "attentive" in settings.measures:
             tokens = np.zeros((num_clips, num_tokens, width), np.float16)
         if not windows:
-            return _Embedded(features, logits, layers, tokens)
+            return Embedded(features, logits, layers, tokens)
         encoder = getattr(self._model, f"{modality}_{settings.role}")
         head = getattr(self._model, f"{modality}_{settings.role}_head")
         found = [
@@ -75,7 +75,7 @@ class Embedder:
                 layers[clip] = by_layer[mine].mean(dim=0).cpu().numpy()
             if tokens is not None:
                 tokens[clip] = np.resize(patches[mine].cpu().numpy(), tokens[clip].shape)
-        return _Embedded(features, logits, layers, tokens)
+        return Embedded(features, logits, layers, tokens)
 
     def _windows(self, modality: str, clips: Sequence[Clip]) -> tuple[list[Array], list[int]]:
         windows: list[Array] = []

@@ -6,6 +6,7 @@ probe per modality.
 Protocol: XKD, arXiv:2211.13929, section 5 (frozen encoder, mean of patch tokens, windows averaged).
 """
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,12 @@ def check_evaluate(config: EvaluateConfig) -> list[str]:
             found.append(look())
         except UserError as error:
             mistakes.append(str(error))
-    return mistakes or _clip_mistakes(config, *found) or _split_mistakes(config, found[1])
+    return (
+        mistakes
+        or _clip_mistakes(config, *found)
+        or _split_mistakes(config, found[1])
+        or _token_mistakes(config, *found)
+    )
 
 
 def _split_mistakes(config: EvaluateConfig, dataset: ClipDataset) -> list[str]:
@@ -69,6 +75,24 @@ def _split_mistakes(config: EvaluateConfig, dataset: ClipDataset) -> list[str]:
     return [
         f"dataset ({config.dataset}) has no clip in train_splits or test_splits "
         f"({', '.join(wanted)}); its splits: {there}"
+    ]
+
+
+def _token_mistakes(config: EvaluateConfig, info: TrainingInfo, dataset: ClipDataset) -> list[str]:
+    """Returns why the tokens of an attentive probe would not fit into memory."""
+    if "attentive" not in config.measures:
+        return []
+    model = PretrainConfig.model_validate(info.config).model
+    clips = int(np.isin(dataset.index.split, (*config.train_splits, *config.test_splits)).sum())
+    tokens = math.prod(model.video.grid) + math.prod(model.audio.grid)
+    networks = 2 if config.untrained_baseline else 1
+    size = 2.0 * clips * tokens * config.num_windows * model.encoder.width * networks / 1e9
+    if size <= config.max_tokens_gb:
+        return []
+    return [
+        f"measures (attentive) would keep {size:.1f} GB of tokens of {clips} clips, more than "
+        f"max_tokens_gb ({config.max_tokens_gb:g}): set num_windows=1, raise it, or leave out "
+        "attentive"
     ]
 
 

@@ -17,7 +17,7 @@ from pipelines.config.evaluate import EvaluateSettings
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.evaluation.choice import choose, retrieval_clips
-from pipelines.evaluation.embedder import Embedder
+from pipelines.evaluation.embedder import Embedded, Embedder
 from pipelines.models.checkpoints import (
     load_model,
 )
@@ -95,6 +95,29 @@ def extract(checkpoint: str, dataset_path: str, settings: EvaluateSettings, boar
     return features_of(networks, ClipDataset.open(dataset_path), settings, poster(board))
 
 
+@dataclass
+class _Gathered:
+    """What the networks gave so far, batch by batch."""
+
+    pooled: dict[str, list[Array]] = field(default_factory=dict)
+    heads: dict[str, list[Array]] = field(default_factory=dict)
+    layers: dict[str, list[Array]] = field(default_factory=dict)
+    tokens: dict[str, list[Array]] = field(default_factory=dict)
+
+    def add(self, path: str, found: Embedded, wanted: Array) -> None:
+        """Adds a batch; head outputs only of the clips that retrieval wants."""
+        self.pooled.setdefault(path, []).append(found.pooled)
+        self.heads.setdefault(path, []).append(found.logits[wanted])
+        if found.layers is not None:
+            self.layers.setdefault(path, []).append(found.layers)
+        if found.tokens is not None:
+            self.tokens.setdefault(path, []).append(found.tokens)
+
+
+def _joined(parts: Mapping[str, list[Array]]) -> dict[str, Array]:
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
 @torch.no_grad()
 def features_of(
     networks: Mapping[str, tuple[XKD, PretrainConfig]],
@@ -118,10 +141,7 @@ def features_of(
     embedders = {
         name: Embedder(model, config, settings) for name, (model, config) in networks.items()
     }
-    parts: dict[str, list[Array]] = {}
-    heads: dict[str, list[Array]] = {}
-    layers: dict[str, list[Array]] = {}
-    tokens: dict[str, list[Array]] = {}
+    gathered = _Gathered()
     in_retrieval = retrieval_clips(dataset, chosen, settings.retrieval_max_clips)
     # Runs once even without a clip, so that the arrays have their shapes.
     for begin in range(0, max(len(chosen.rows), 1), settings.batch_size):
@@ -130,13 +150,8 @@ def features_of(
         wanted = np.flatnonzero(in_retrieval[here])
         for network, embedder in embedders.items():
             for modality in ("video", "audio"):
-                path, found = f"{modality}/{network}", embedder.embed(modality, clips)
-                parts.setdefault(path, []).append(found.pooled)
-                heads.setdefault(path, []).append(found.logits[wanted])
-                if found.layers is not None:
-                    layers.setdefault(path, []).append(found.layers)
-                if found.tokens is not None:
-                    tokens.setdefault(path, []).append(found.tokens)
+                found = embedder.embed(modality, clips)
+                gathered.add(f"{modality}/{network}", found, wanted)
         post(min(begin + settings.batch_size, len(chosen.rows)), len(chosen.rows), "")
     return Features(
         clip_ids=chosen.clip_ids,
@@ -149,13 +164,13 @@ def features_of(
         sources=dataset.index.source_number[chosen.rows],
         is_train=chosen.is_train,
         is_test=chosen.is_test,
-        matrices={name: np.concatenate(arrays) for name, arrays in parts.items()},
+        matrices=_joined(gathered.pooled),
         has={
             "video": dataset.index.num_frames[chosen.rows] > 0,
             "audio": dataset.index.has_audio[chosen.rows].astype(bool),
         },
         retrieval_clips=np.flatnonzero(in_retrieval),
-        retrieval={name: np.concatenate(arrays) for name, arrays in heads.items()},
-        layers={name: np.concatenate(arrays) for name, arrays in layers.items()},
-        tokens={name: np.concatenate(arrays) for name, arrays in tokens.items()},
+        retrieval=_joined(gathered.heads),
+        layers=_joined(gathered.layers),
+        tokens=_joined(gathered.tokens),
     )

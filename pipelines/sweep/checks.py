@@ -9,7 +9,7 @@ from pipelines.config.pretrain import clip_mismatch
 from pipelines.config.sweep import SweepConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
-from pipelines.evaluation.choice import split_scored_on, unscorable
+from pipelines.evaluation.choice import split_scored_on, unretrievable, unscorable
 from pipelines.sweep.run_trial import pretrain_values, trial_config
 from pipelines.sweep.search import num_trials
 from pipelines.sweep.space import edge_cases, settings_of
@@ -132,6 +132,9 @@ def _scoring_mistakes(config: SweepConfig) -> list[str]:
         return [f"scoring.dataset ({location}): {problem}"] if config.scoring.dataset else []
     modality = config.objective.modality
     sides = ("video", "audio") if modality in ("mean", "both") else (modality,)
+    if config.objective.measure == "retrieval":
+        problem = unretrievable(dataset, config.scoring)
+        return [f"dataset ({location}) gives no score of retrieval: {problem}"] if problem else []
     return [
         f"dataset ({location}) gives no {side} score: {problem}"
         for side in sides

@@ -64,3 +64,26 @@ def test_the_main_job_scores_nothing_where_no_clip_lies_in_its_splits(tmp_path):
     assert (
         _shown_clips(features) == _maps(features) == _retrievals(dataset, trained, features) == []
     )
+
+
+def test_tokens_that_do_not_fit_are_refused(tmp_path):
+    config = evaluate_config(tmp_path, measures=["attentive"], max_tokens_gb=1e-6)
+    (mistake,) = check_evaluate(config)
+    assert mistake.startswith("measures (attentive) would keep 0.0 GB of tokens of 8 clips")
+    assert check_evaluate(evaluate_config(tmp_path, measures=["attentive"])) == []
+
+
+def test_an_encoder_gives_tokens_and_layers_that_are_scored(tmp_path):
+    """Retrieval takes one clip of each source that has both modalities."""
+    config = evaluate_config(tmp_path, measures=["knn", "attentive", "layers", "retrieval"])
+    trained = tiny_config(tmp_path, tmp_path)
+    networks = {"trained": (build_xkd(trained.model).eval(), trained)}
+    dataset = ClipDataset.open(config.dataset)
+    features = features_of(networks, dataset, config, quiet)
+    depth = min(config.num_layers, trained.model.encoder.depth)
+    layers = features.layers["video/trained"]
+    assert layers.shape == (8, depth * 32)
+    assert (layers[:, -32:] == features.matrices["video/trained"]).all()
+    tokens = features.tokens["audio/trained"].astype(float)
+    expected = features.matrices["audio/trained"]
+    assert abs(tokens.mean(axis=1) - expected).max() < 1e-2
