@@ -16,10 +16,9 @@ endif
 run: install
 	$(BIN)/python -m ray_jobs.run conf/run/smoke.yaml
 
-# Tests that start a Ray take all the machine has, so they go one by one.
+# The order of the files is kept: those that start a Ray and run longest, tests/jobs, come first.
 test: install lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not ray"
-	$(BIN)/python -m pytest -m "ray and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

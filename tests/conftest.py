@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from hypothesis.configuration import set_hypothesis_home_dir
 
 import ray_jobs  # noqa: F401 - sets what MLflow and Ray read from the environment
 
@@ -20,7 +22,10 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])
 )
 
-# No database: examples follow from the test alone, and nothing is written to the checkout.
+# No database: examples follow from the test alone. Hypothesis still writes the constants that it
+# finds in our code, from the moment tests are collected, and not into the checkout.
+HYPOTHESIS = tempfile.TemporaryDirectory(prefix="hypothesis-")
+set_hypothesis_home_dir(HYPOTHESIS.name)
 settings.register_profile("deterministic", deadline=None, derandomize=True, database=None)
 settings.load_profile("deterministic")
 
