@@ -43,8 +43,8 @@ def test_no_number_stands_for_two_calls(column):
 def test_the_filter_of_each_machine_answers_each_call_as_the_table_says(name):
     """The filter is run here, so that the machine need not be there."""
     machine = seccomp.MACHINES[name]
-    answers = dict.fromkeys(seccomp._ALLOWED, seccomp._ALLOW)
-    answers |= dict.fromkeys(seccomp._DEADLY, seccomp._KILL)
+    answers = {call: seccomp._ALLOW for call in seccomp._ALLOWED}
+    answers |= {call: seccomp._KILL for call in seccomp._DEADLY}
     for call, answer in answers.items():
         number = TABLE[call][machine.column]
         if number is not None:
