@@ -53,18 +53,14 @@ def step_flops(config: MethodConfig) -> float:
         num_tokens, num_local = section.num_tokens, math.prod(section.local_grid)
         visible = num_visible(num_tokens, section.mask_ratio)
         embed = section.patch_dim * width
-
-        def encoded(tokens: int, embed: float = embed) -> float:
-            return tokens * embed + _encoder_blocks(model, 1 + tokens)
-
         decoder = model.decoder
-        decoded = (1 + visible) * width * decoder.width
+        decoded = float((1 + visible) * width * decoder.width)
         decoded += _blocks(1 + num_tokens, decoder.width, decoder.depth)
         decoded += num_tokens * decoder.width * section.patch_dim
-        student += num_globals * (encoded(visible) + decoded + _head(model))
-        student += num_locals * (encoded(num_local) + _head(model))
+        student += num_globals * (_encoder(model, visible, embed) + decoded + _head(model))
+        student += num_locals * (_encoder(model, num_local, embed) + _head(model))
         seen = num_tokens if objective.teacher_view == "global" else num_local
-        teacher += encoded(seen) + _head(model)
+        teacher += _encoder(model, seen, embed) + _head(model)
     return 2.0 * (3.0 * student + teacher)
 
 
@@ -86,18 +82,18 @@ def peak_by_name(name: str) -> float | None:
     return _PEAK_TFLOPS[max(fitting, key=len)] * 1e12 if fitting else None
 
 
-def _encoder_blocks(model: ModelConfig, num_tokens: int) -> float:
-    return _blocks(num_tokens, model.encoder.width, model.encoder.depth)
+def _encoder(model: ModelConfig, num_patches: int, embed: int) -> float:
+    return num_patches * embed + _blocks(1 + num_patches, model.encoder.width, model.encoder.depth)
 
 
 def _blocks(num_tokens: int, width: int, depth: int) -> float:
-    return depth * (12 * num_tokens * width**2 + 2 * num_tokens**2 * width)
+    return float(depth * (12 * num_tokens * width**2 + 2 * num_tokens**2 * width))
 
 
 def _head(model: ModelConfig) -> float:
     head = model.head
     hidden = model.encoder.width * head.hidden_width + head.hidden_width**2
-    return hidden + head.bottleneck_width * (head.hidden_width + head.output_width)
+    return float(hidden + head.bottleneck_width * (head.hidden_width + head.output_width))
 
 
 def _measured_peak(dtype: torch.dtype) -> float:

@@ -68,6 +68,9 @@ _OTHERS = {
     "data_wait": "Share of the time that the slowest-fed worker waits for clips. Above 10 % the "
     "feed is too slow: give it more workers or put the dataset on a faster disk.",
     "wait": "Time spent waiting for clips. Bad: above a tenth of a step.",
+    "mfu": "Share of the devices' peak that the model's arithmetic reaches.",
+    "share_": "Share of the time of the thread that trains; the five shares sum to 1. On a GPU it "
+    "waits in `other` for the device, so a large share there is good.",
     "clips_per_second": "Clips per second over all workers.",
     "step_seconds": "Duration of one step.",
     "grad_norm": "Norm of the gradient. Bad: sudden peaks, or 0.",

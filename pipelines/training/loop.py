@@ -26,10 +26,10 @@ from pipelines.models.checkpoints import TrainingInfo, read_info, read_unsent
 from pipelines.tracking.runs import RunRef
 from pipelines.tracking.tracker import UNSENT_FILE, Tracker
 from pipelines.training.checkpoint_writer import Saver, Signals
+from pipelines.training.device_views import DeviceViews
 from pipelines.training.feed import Feed, make_feed
 from pipelines.training.finite_watch import FiniteWatch
 from pipelines.training.outcome import TrainOutcome
-from pipelines.training.read_ahead import FeedBatch
 from pipelines.training.records import StepLog, reduce_metrics
 from pipelines.training.state import (
     autocast_dtype,
@@ -40,12 +40,10 @@ from pipelines.training.state import (
 )
 from pipelines.training.stopping import Stop, StopSignal
 from pipelines.training.throughput import Clock, SlowdownWatch
+from xkd_core.flops import device_peak, step_flops
 from xkd_core.health import CollapseWatch, measure_health
 from xkd_core.train_step import TrainState, non_finite, train_step
-from xkd_core.views.log_mel import LogMel
-from xkd_core.views.parameters import draw_view_parameters
-from xkd_core.views.transfer import copy_together
-from xkd_core.views.views import Views, make_views
+from xkd_core.views.views import Views
 
 
 def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
@@ -172,12 +170,13 @@ def _train(training: _Training) -> TrainOutcome:
     """Processes global batches until the last step or a reason to stop."""
     info, state, saver = training.info, training.state, training.saver
     first_step = state.step
-    clock, watch = Clock(training.config.batch_size), FiniteWatch()
+    clock, watch = _clock(training.config), FiniteWatch()
     bad: tuple[int, list[str]] | None = None
     signals = Signals(Stop.NO, has_failed=False)
     steps = range(first_step, info.total_steps)  # first in the zip: no batch is read after the last
     for step, views in zip(steps, _all_views(training, clock), strict=False):
-        metrics = _step(training, views, clock, has_health=training.is_due(step))
+        with clock.stepping():
+            metrics = _step(training, views, clock, has_health=training.is_due(step))
         clock.step_ends()
         watch.see(step, metrics)
         signals = saver.after_step(training.stop_signal.now())
@@ -234,15 +233,19 @@ def _step(
 
 def _all_views(training: _Training, clock: Clock) -> Iterator[Views]:
     """Yields the views of one global batch after another, endlessly."""
-    log_mel = LogMel(training.config.model.audio).to(get_device())
+    config = training.config
+    device_views = DeviceViews(config, config.seed, get_device())
     batches = training.feed.batches(training.state.step)
     while True:
         with clock.waiting():
             batch = next(batches)
-        yield _views(batch, training.config, log_mel)
+        with clock.viewing():
+            views = device_views.make(batch)
+        yield views
 
 
-def _views(batch: FeedBatch, config: PretrainConfig, log_mel: LogMel) -> Views:
-    parameters = draw_view_parameters(batch.clip_ids, batch.epochs, config.seed, config)
-    # Through pinned memory: a copy from other memory first waits for everything queued on the GPU.
-    return make_views(copy_together(batch.clips, get_device()), parameters, config, log_mel)
+def _clock(config: PretrainConfig) -> Clock:
+    """A clock that knows the arithmetic of a clip and the peak of all devices."""
+    peak = device_peak(get_device())
+    num_devices = train.get_context().get_world_size()
+    return Clock(config.batch_size, step_flops(config), peak * num_devices if peak else None)

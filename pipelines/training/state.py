@@ -30,6 +30,7 @@ from pipelines.models.checkpoints import (
 )
 from pipelines.training.checkpoint_writer import report_checkpoint
 from xkd_core import sharding
+from xkd_core.compilation import compile_blocks
 from xkd_core.losses import Centers, initial_centers
 from xkd_core.optim import build_optimizer
 from xkd_core.train_step import TrainState
@@ -45,10 +46,11 @@ def build_state(config: PretrainConfig) -> TrainState:
     if config.activation_checkpointing:
         for block in model.learning_blocks():
             checkpoint_activations(block)
-    wrapped = _wrapped(model, config)
+    if config.compile:
+        compile_blocks(model)
     return TrainState(
         model=model,
-        forward=torch.compile(wrapped) if config.compile else wrapped,
+        forward=_wrapped(model, config),
         optimizer=build_optimizer(model, config.optimizer),
         centers=initial_centers(config.model.head.output_width, device),
     )

@@ -32,13 +32,29 @@ _PACE_REMEDY = (
 
 
 class Clock:
-    """Measures throughput, the time spent waiting for clips, and stalls at checkpoints."""
+    """Measures throughput and where this worker's time goes.
 
-    def __init__(self, batch_size: int) -> None:
+    The parts of a lap sum to all of it:
+
+        waiting for clips | copy and views | step | stall at a checkpoint | other
+
+    They are times of the thread that trains. On a GPU it runs ahead of the device until it reads
+    metrics, which counts as `other`: a large share means that the GPU has always work to do.
+
+    Args:
+        batch_size: Clips of a step, of all workers together.
+        clip_flops: Model FLOPs of a clip's training step.
+        peak_flops: FLOP/s of all devices together; None if unknown, and then there is no `mfu`.
+    """
+
+    def __init__(
+        self, batch_size: int, clip_flops: float = 0.0, peak_flops: float | None = None
+    ) -> None:
         self._batch_size = batch_size
+        self._clip_flops, self._peak_flops = clip_flops, peak_flops
         self._started = self._lap_started = time.monotonic()
         self._steps = self._lap_steps = 0
-        self._waited = self._stalled = 0.0
+        self._waited = self._stalled = self._viewed = self._stepped = 0.0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -55,6 +71,20 @@ class Clock:
         self._stalled += time.monotonic() - begun
 
     @contextmanager
+    def viewing(self) -> Iterator[None]:
+        """Counts the time of the block as copying clips to the device and making their views."""
+        begun = time.monotonic()
+        yield
+        self._viewed += time.monotonic() - begun
+
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        """Counts the time of the block, stalls in it aside, as a training step."""
+        begun, stalled = time.monotonic(), self._stalled
+        yield
+        self._stepped += time.monotonic() - begun - (self._stalled - stalled)
+
+    @contextmanager
     def pausing(self) -> Iterator[None]:
         """Excludes the time of the block from all measures."""
         begun = time.monotonic()
@@ -68,7 +98,7 @@ class Clock:
         self._steps += 1
         if self._steps == 1:
             self._started = self._lap_started = time.monotonic()
-            self._waited = 0.0
+            self._waited = self._stalled = self._viewed = self._stepped = 0.0
         else:
             self._lap_steps += 1
 
@@ -87,16 +117,32 @@ class Clock:
         numbers: dict[str, float] = {}
         if self._lap_steps:
             seconds = max(time.monotonic() - self._lap_started, 1e-9)
+            pace = self._lap_steps * self._batch_size / seconds
             numbers |= {
-                "time/clips_per_second": self._lap_steps * self._batch_size / seconds,
+                "speed/clips_per_second": pace,
+                "time/clips_per_second": pace,
                 "time/step_seconds": seconds / self._lap_steps,
                 "time/lap_seconds": seconds,
                 "time/data_wait_share": min(waited_seconds / seconds, 1.0),
                 "time/checkpoint_stall_seconds": self._stalled,
+                **self._shares(seconds),
             }
+            if self._peak_flops:
+                numbers["speed/mfu"] = pace * self._clip_flops / self._peak_flops
         self._lap_started, self._lap_steps = time.monotonic(), 0
-        self._waited = self._stalled = 0.0
+        self._waited = self._stalled = self._viewed = self._stepped = 0.0
         return numbers
+
+    def _shares(self, seconds: float) -> dict[str, float]:
+        """Shares of a lap that sum to 1."""
+        parts = {
+            "wait": self._waited,
+            "views": self._viewed,
+            "step": self._stepped,
+            "stall": self._stalled,
+        }
+        parts["other"] = max(seconds - sum(parts.values()), 0.0)
+        return {f"time/share_{name}": part / seconds for name, part in parts.items()}
 
     def clips_per_second(self) -> float:
         """Throughput of all steps but the first; NaN if there are none."""

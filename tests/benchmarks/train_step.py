@@ -36,9 +36,11 @@ import torch
 from plain_step import Baseline, PublishedInBfloat16, fused_adamw
 from published_step import PlainXKD
 
+from xkd_core.compilation import compile_blocks
 from xkd_core.config import MethodConfig, ModelConfig, OptimizerConfig, TransformerConfig
 from xkd_core.ema import update_teachers
 from xkd_core.encoders import pool_patches
+from xkd_core.flops import device_peak, step_flops
 from xkd_core.losses import initial_centers, losses
 from xkd_core.masking import random_mask
 from xkd_core.optim import build_optimizer, clip_each_gradient, clipped_parameters
@@ -56,8 +58,6 @@ PRESETS = {
     "large": ((1024, 24, 16), (512, 8, 16)),
 }
 """Width, depth and heads of encoder and decoder."""
-PEAK_FLOPS = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12}
-"""Dense bf16 with float32 accumulation."""
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 OTHERS: dict[str, type[PlainXKD]] = {
     "plain": Baseline,
@@ -97,7 +97,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
-    modes = ("off", "default", "reduce-overhead", "max-autotune-no-cudagraphs")
+    modes = ("off", "blocks", "default", "reduce-overhead", "max-autotune-no-cudagraphs")
     parser.add_argument("--compile", choices=modes, default="off", help="mode of torch.compile")
     parser.add_argument("--views", action="store_true", help="make the views in the step")
     parser.add_argument("--against", nargs="*", choices=OTHERS, default=list(OTHERS))
@@ -143,7 +143,9 @@ class Bench:
         self.parameters = draw_view_parameters(ids, [0] * options.batch, 0, config)
         self.views = self.make_views()
         forward = self.model
-        if options.compile != "off":
+        if options.compile == "blocks":
+            compile_blocks(self.model)
+        elif options.compile != "off":
             forward = torch.compile(self.model, mode=options.compile)
         width = config.model.head.output_width
         self.state = TrainState(
@@ -243,8 +245,8 @@ def plain_adamw(plain: PlainXKD, config: MethodConfig) -> torch.optim.AdamW:
 def assert_same(
     totals: tuple[float, float], norms: tuple[np.ndarray, np.ndarray], tolerance: float
 ) -> None:
-    # Published alignment loses a little of its constant to rounding: up to 2/7 of it in all.
-    assert math.isclose(*totals, rel_tol=1e-4, abs_tol=0.15), totals
+    # Alignment in float32 loses some of its constant to rounding: up to 0.8 / 7 of all.
+    assert math.isclose(*totals, rel_tol=tolerance, abs_tol=0.15), totals
     floor = tolerance * 1e-2 * norms[1].max()
     np.testing.assert_allclose(norms[0], norms[1], rtol=tolerance, atol=floor)
 
@@ -335,7 +337,7 @@ def report_steps(
     options: argparse.Namespace,
 ) -> None:
     flops = step_flops(config) * options.batch
-    peak = device_peak(options.device)
+    peak = device_peak(torch.device(options.device))
     print(
         f"{options.preset}, batch {options.batch}, {flops / options.batch / 1e9:.1f} GFLOP a clip"
     )
@@ -488,41 +490,6 @@ def profile(bench: Bench, options: argparse.Namespace) -> None:
     options.profile.write_text(table)
     profiler.export_chrome_trace(str(options.profile.with_suffix(".json.gz")))
     print("\n".join(table.splitlines()[:24]))
-
-
-def step_flops(config: MethodConfig) -> float:
-    """Model FLOPs of one clip's training step: 2 (3 student + teacher) multiplications."""
-    model, views = config.model, config.views
-    size, decoder, head = model.encoder, model.decoder, model.head
-
-    def blocks(num_tokens: int, width: int, depth: int) -> float:
-        return depth * (12 * num_tokens * width**2 + 2 * num_tokens**2 * width)
-
-    heads = size.width * head.hidden_width + head.hidden_width**2
-    heads += head.hidden_width * head.bottleneck_width + head.bottleneck_width * head.output_width
-    student = teacher = 0.0
-    for section, num_locals in (
-        (model.video, views.num_video_locals),
-        (model.audio, views.num_audio_locals),
-    ):
-        num_tokens, num_local = section.num_tokens, math.prod(section.local_grid)
-        visible = round(num_tokens * (1 - section.mask_ratio))
-        embed = section.patch_dim * size.width
-        student += num_tokens * embed + blocks(1 + visible, size.width, size.depth)
-        local = num_local * embed + blocks(1 + num_local, size.width, size.depth)
-        student += num_locals * local + (1 + num_locals) * heads
-        student += (1 + visible) * size.width * decoder.width
-        student += blocks(1 + num_tokens, decoder.width, decoder.depth)
-        student += num_tokens * decoder.width * section.patch_dim
-        teacher += num_tokens * embed + blocks(1 + num_tokens, size.width, size.depth) + heads
-    return 2.0 * (3.0 * student + teacher)
-
-
-def device_peak(device: str) -> float | None:
-    if device == "cpu":
-        return None
-    name = torch.cuda.get_device_name()
-    return next((peak for known, peak in PEAK_FLOPS.items() if name.startswith(known)), None)
 
 
 def machine(options: argparse.Namespace) -> dict[str, object]:

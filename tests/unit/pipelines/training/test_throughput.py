@@ -91,3 +91,56 @@ def test_the_wait_is_that_of_the_worker_that_waits_longest(now):
     assert clock.waited_seconds == 1.0
     assert clock.lap(waited_seconds=5.0)["time/data_wait_share"] == 0.5
     assert clock.waited_seconds == 0.0
+
+
+def test_the_parts_of_a_lap_sum_to_all_of_it(now):
+    clock = Clock(batch_size=4)
+    clock.step_ends()
+    for part, seconds in ((clock.waiting, 1.0), (clock.viewing, 2.0), (clock.stalling, 0.5)):
+        with part():
+            now[0] += seconds
+    with clock.stepping():
+        now[0] += 4.0
+        with clock.stalling():
+            now[0] += 1.5
+    now[0] += 1.0
+    clock.step_ends()
+    numbers = clock.lap(clock.waited_seconds)
+    shares = {name: value for name, value in numbers.items() if name.startswith("time/share_")}
+    assert shares == {
+        "time/share_wait": 0.1,
+        "time/share_views": 0.2,
+        "time/share_step": 0.4,
+        "time/share_stall": 0.2,
+        "time/share_other": 0.1,
+    }
+    assert sum(clock_lap_again(clock, now).values()) == pytest.approx(1.0)
+
+
+def clock_lap_again(clock, now):
+    """Nothing of the lap before counts."""
+    with clock.stepping():
+        now[0] += 3.0
+    now[0] += 1.0
+    clock.step_ends()
+    numbers = clock.lap(0.0)
+    assert numbers["time/share_step"] == 0.75
+    return {name: value for name, value in numbers.items() if name.startswith("time/share_")}
+
+
+def test_mfu_is_the_share_of_the_peak_of_all_devices(now):
+    clock = Clock(batch_size=8, clip_flops=10.0, peak_flops=100.0)
+    clock.step_ends()
+    now[0] += 2.0
+    clock.step_ends()
+    numbers = clock.lap(0.0)
+    assert numbers["speed/clips_per_second"] == 4.0
+    assert numbers["speed/mfu"] == 0.4
+
+
+def test_without_a_known_peak_there_is_no_mfu(now):
+    clock = Clock(batch_size=8, clip_flops=10.0)
+    clock.step_ends()
+    now[0] += 2.0
+    clock.step_ends()
+    assert "speed/mfu" not in clock.lap(0.0)
