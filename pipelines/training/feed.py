@@ -11,6 +11,7 @@ are read. With `epoch_unit="segment"` each segment counts as a source of its own
     give   batches in order, each when its slots are full   a thread of its own, ReadAhead
 """
 
+import os
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,7 +33,9 @@ from pipelines.training.source_windows import Piece, SourceWindows, WindowSize
 from xkd_core.views.parameters import clip_generator
 
 READ_THREADS = 4
-"""Row groups that a worker reads at a time."""
+"""Row groups of raw frames that a worker reads at a time."""
+MAX_DECODE_THREADS = 16
+"""Row groups of encoded frames that a worker reads at a time, at most; one for each CPU."""
 
 
 @dataclass
@@ -91,6 +94,7 @@ class Feed:
             dataset_id=dataset.dataset_id,
         )
         self._arrays = BatchArrays(index, size)
+        self._num_threads = _num_threads(dataset)
         self._readers: list[ReadAhead] = []
 
     @property
@@ -126,7 +130,7 @@ class Feed:
         planned = self._plan(first_batch, batches)
         coming = next(planned)
         reading: deque[_Planned] = deque()
-        pool = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="feed-window")
+        pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="feed-window")
         try:
             for number in count(first_batch):
                 while coming.first_batch <= number or not self._is_ahead(reading, number):
@@ -143,7 +147,7 @@ class Feed:
         """Whether reading is far enough beyond a batch: work for all threads, and another batch."""
         ahead = [window for window in reading if window.first_batch > number]
         num_reads = sum(len(window.reads) for window in ahead)
-        return num_reads >= READ_THREADS and sum(len(w.slots) for w in ahead) >= self._share
+        return num_reads >= self._num_threads and sum(len(w.slots) for w in ahead) >= self._share
 
     def _plan(self, first_batch: int, batches: dict[int, PendingBatch]) -> Iterator[_Planned]:
         """Gives the windows that can be read: all clips of all their batches are known."""
@@ -224,6 +228,13 @@ def make_feed(config: PretrainConfig, dataset: ClipDataset, *, rank: int, world_
         num_lanes=config.num_lanes,
         exclude=read_clip_ids(config.exclude) if config.exclude else (),
     )
+
+
+def _num_threads(dataset: ClipDataset) -> int:
+    """Returns how many row groups to read at a time: decoding takes more CPUs than copying."""
+    if dataset.frames_encoding == "raw":
+        return READ_THREADS
+    return min(max(READ_THREADS, len(os.sched_getaffinity(0))), MAX_DECODE_THREADS)
 
 
 def _check_rate(dataset: ClipDataset, name: str, there: float, needed: float) -> None:

@@ -53,7 +53,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(given["input"] or temporary)
         if not given["input"]:
-            make_clips(folder, SyntheticSettings(num_clips=max(16, int(given["clips"]))))
+            folder = folder / "made"
+            settings = SyntheticSettings(num_clips=max(16, int(given["clips"])))
+            make_clips(folder, settings, lambda *_: None)
         clips = list(islice(segments(folder), int(given["clips"])))
     if not clips:
         raise SystemExit(f"input ({folder}) has no file with a picture")

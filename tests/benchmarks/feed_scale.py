@@ -1,12 +1,14 @@
 """What does one worker of many read, and what does it cost to open a large dataset?
 
     python tests/benchmarks/feed_scale.py [clips=4096] [workers=1,8,64,512] [index_clips=10000000]
+        [frames=20] [encoding=raw]
 
-The dataset has clips of 20 frames of 128 x 170 pixels in row groups of 16, as many of them as each
-number of workers needs; all its shards are links to one file, so that disk and page cache hold one.
-One worker of each number reads alone: from its start until it has given a quarter of `clips`, which
-is not counted, and then `clips` more. Batches are of 256 clips, or 4 for each worker. Beside the
-order with lanes stands the same with one lane, which is how the feed read before it had lanes.
+The dataset has clips of `frames` frames of 128 x 170 pixels (2.8 MB with 43) in row groups of 16,
+as many of them as each number of workers needs; all its shards are links to one file, so that disk
+and page cache hold one. One worker of each number reads alone: from its start until it has given a
+quarter of `clips`, which is not counted, and then `clips` more. Batches are of 256 clips, or 4 for
+each worker. Beside the order with lanes stands the same with one lane, which is how the feed read
+before it had lanes, and a bare pyarrow read of the tensors of the shard by one thread.
 
 The index of `index_clips` made rows is opened in a process of its own, which asks for the split of
 every row and for 1,000 ids. Its memory is what it has of its own (RssAnon) beyond that after the
@@ -24,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from program import options, surroundings
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -35,9 +38,14 @@ from pipelines.training.feed import Feed
 from tests.benchmarks.clip_encodings import FRAME_RATE
 from tests.helpers.clip_datasets import SAMPLE_RATE, write_dataset
 
-DEFAULTS = {"clips": "4096", "workers": "1,8,64,512", "index_clips": "10000000"}
+DEFAULTS = {
+    "clips": "4096",
+    "workers": "1,8,64,512",
+    "index_clips": "10000000",
+    "frames": "20",
+    "encoding": "raw",
+}
 ROWS_PER_SHARD, ROWS_PER_GROUP = 64, 16
-NUM_FRAMES = 16
 
 
 class CountingDataset(ClipDataset):
@@ -56,25 +64,27 @@ def main() -> None:
     """Prints two tables, and one JSON line last."""
     given = options(DEFAULTS)
     workers = [int(number) for number in given["workers"].split(",")]
+    num_clips, num_frames = int(given["clips"]), int(given["frames"])
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        shard = make_shard(folder / "one")
+        shard = make_shard(folder / "one", num_frames, given["encoding"])
         results = {
-            number: measure(folder, shard, number, int(given["clips"])) for number in workers
+            number: measure(folder, shard, number, num_clips, num_frames) for number in workers
         }
         opened = open_index(folder / "large", int(given["index_clips"]))
     line = {"benchmark": "feed_scale", **surroundings("pyarrow", "torch")}
     print(json.dumps(line | {"settings": given, "workers": results, "index": opened}))
 
 
-def make_shard(folder: Path) -> Path:
+def make_shard(folder: Path, num_frames: int, encoding: str) -> Path:
     """Writes a dataset of one shard of a smoothed noise, as bad to compress as real frames."""
-    noise = np.random.default_rng(0).integers(0, 255, (20, 128, 170, 3))
+    noise = np.random.default_rng(0).integers(0, 255, (num_frames, 128, 170, 3))
     base = ((noise + np.roll(noise, 1, 1)) // 2).astype(np.uint8)
     write_dataset(
         folder,
         ROWS_PER_SHARD,
-        num_frames=20,
+        num_frames=num_frames,
+        encoding=encoding,
         rows_per_group=ROWS_PER_GROUP,
         clips_per_shard=ROWS_PER_SHARD,
         frames=lambda clip, *_: np.roll(base, clip, 2),
@@ -97,14 +107,31 @@ def make_dataset(folder: Path, shard: Path, num_rows: int) -> Path:
     return folder
 
 
-def measure(folder: Path, shard: Path, num_workers: int, num_clips: int) -> dict[str, float]:
+def bare_rate(shard: Path, num_clips: int) -> float:
+    """Clips a second of a bare read of the tensors, row group by row group."""
+    begin, done = time.perf_counter(), 0
+    while done < num_clips:
+        with pq.ParquetFile(shard, memory_map=True) as file:
+            for group in range(file.num_row_groups):
+                columns = ["frames", "waveform"]
+                done += len(file.read_row_group(group, columns=columns, use_threads=False))
+    return done / (time.perf_counter() - begin)
+
+
+def measure(
+    folder: Path, shard: Path, num_workers: int, num_clips: int, num_frames: int
+) -> dict[str, float]:
     """Rows read a clip and clips a second of one worker, with lanes and with one."""
     batch_size = max(256, 4 * num_workers)
     num_rows = 32 * ROWS_PER_GROUP * (batch_size // 4)
     dataset = CountingDataset.open(make_dataset(folder / str(num_rows), shard, num_rows))
-    found: dict[str, float] = {"batch_size": batch_size}
+    bare_rate(shard, ROWS_PER_SHARD)
+    found: dict[str, float] = {"batch_size": batch_size, "bare": bare_rate(shard, num_clips)}
+    print(f"{num_workers:4} workers, bare read{found['bare']:41.0f} clips/s", flush=True)
     for name, num_lanes in (("lanes", None), ("one lane", 1)):
-        rows, seconds = read(dataset, num_workers, batch_size, num_lanes, num_clips)
+        rows, seconds = read(
+            dataset, num_workers, batch_size, num_lanes, num_clips, num_frames * 4 // 5
+        )
         found |= {f"{name}: rows a clip": rows, f"{name}: clips/s": 1 / seconds}
         print(
             f"{num_workers:4} workers, batch {batch_size:5}, {name:9}"
@@ -115,7 +142,12 @@ def measure(folder: Path, shard: Path, num_workers: int, num_clips: int) -> dict
 
 
 def read(
-    dataset: ClipDataset, num_workers: int, batch_size: int, num_lanes: int | None, num_clips: int
+    dataset: ClipDataset,
+    num_workers: int,
+    batch_size: int,
+    num_lanes: int | None,
+    num_clips: int,
+    num_frames: int,
 ) -> tuple[float, float]:
     """Rows read and seconds, both a clip, of the worker in the middle."""
     feed = Feed(
@@ -126,9 +158,9 @@ def read(
         world_size=num_workers,
         seed=0,
         shuffle_window=16,
-        num_frames=NUM_FRAMES,
+        num_frames=num_frames,
         frame_rate=FRAME_RATE,
-        num_samples=round(NUM_FRAMES / FRAME_RATE * SAMPLE_RATE),
+        num_samples=round(num_frames / FRAME_RATE * SAMPLE_RATE),
         sample_rate=SAMPLE_RATE,
         epoch_unit="segment",  # the links are the same sources again and again
         num_lanes=num_lanes,

@@ -62,13 +62,13 @@ def test_a_shard_without_rows_is_a_file_with_the_schema(tmp_path):
     assert pq.read_table(tmp_path / "a.parquet").schema.equals(SCHEMA)
 
 
-def test_binary_columns_have_no_dictionary(tmp_path):
+def test_tensors_have_no_dictionary_and_no_compression(tmp_path):
     writer = ShardWriter(tmp_path / "a.parquet", SCHEMA, rows_per_group=4)
     writer.add(row(0))
     writer.commit()
     column = pq.read_metadata(tmp_path / "a.parquet").row_group(0).column(1)
     assert "DICTIONARY" not in str(column.encodings)
-    assert column.compression == "LZ4"
+    assert column.compression == "UNCOMPRESSED"
 
 
 def test_leftovers_of_killed_writers_are_removed(tmp_path):
