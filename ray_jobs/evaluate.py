@@ -5,6 +5,7 @@ import sys
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.evaluation.evaluate import Evaluation, check_evaluate, evaluate
 from pipelines.evaluation.scores import FeatureScores
+from pipelines.quantities import counted
 from pipelines.tracking.runs import RunRef
 from ray_jobs.cli.checks import check_gpus, environment_mistakes, gpu_mistakes
 from ray_jobs.cli.cluster import connected
@@ -35,7 +36,9 @@ def evaluate_stage(config: EvaluateConfig, parent: RunRef | None = None) -> Eval
     check_gpus({"use_gpu": config.use_gpu})
     progress = StageProgress("evaluate", "clips")
     evaluation = evaluate(config, on_progress=progress, parent=parent)
-    progress.finish(f"{len(evaluation.features.clip_ids)} clips; {evaluation.scores_file}")
+    progress.finish(
+        f"{counted(len(evaluation.features.clip_ids), 'clip')}; {evaluation.scores_file}"
+    )
     return evaluation
 
 

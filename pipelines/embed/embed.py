@@ -29,6 +29,7 @@ from pipelines.ingest.state import SETTINGS_FILE
 from pipelines.ingest.unit_graph import run_units
 from pipelines.ingest.unit_shards import Revision, read_done, revise
 from pipelines.progress import OnProgress
+from pipelines.quantities import counted
 from pipelines.registry.uri import EncoderVersion, resolve_model
 from pipelines.sources.listing import list_sources
 from pipelines.tracking.server import tracking_uri
@@ -149,5 +150,5 @@ def _run(
     for number, outcome in enumerate(outcomes, start=1):
         clips += outcome.clips
         rejected += bool(outcome.reason)
-        note = f"{clips} embeddings, {rejected} rejected"
+        note = f"{counted(clips, 'embedding')}, {rejected:,} rejected"
         on_progress(num_done + number, num_sources, note)

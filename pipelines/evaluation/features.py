@@ -22,6 +22,7 @@ from pipelines.models.checkpoints import (
     load_model,
 )
 from pipelines.progress import OnProgress, poster
+from pipelines.quantities import counted
 from xkd_core.encoders import pool_patches
 from xkd_core.views.log_mel import LogMel
 from xkd_core.views.video import plain_video_view
@@ -162,7 +163,8 @@ def unscorable(dataset: ClipDataset, settings: EvaluateSettings, modality: str) 
     classes = labels_in(*settings.train_splits)
     if len(classes) < 2:
         splits = ", ".join(settings.train_splits)
-        return f"split {splits} has labelled clips of {len(classes)} classes, and two are needed"
+        there = counted(len(classes), "class", "classes")
+        return f"split {splits} has labelled clips of {there}, and at least 2 are needed"
     scored_on = split_scored_on(dataset, settings)
     if scored_on is None:
         return f"there is no split {' or '.join(settings.test_splits)}"

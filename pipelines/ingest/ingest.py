@@ -33,6 +33,7 @@ from pipelines.ingest.unit_graph import run_units
 from pipelines.ingest.unit_shards import read_done, revise
 from pipelines.ingest.worker import UnitIngester
 from pipelines.progress import OnProgress
+from pipelines.quantities import counted
 from pipelines.sources.fingerprints import fingerprint_sources
 from pipelines.sources.listing import list_input
 from pipelines.sources.source import SourceList
@@ -143,7 +144,9 @@ def _decode(
     for number, outcome in enumerate(outcomes, start=1):
         clips += outcome.clips
         rejected += bool(outcome.reason)
-        on_progress(num_done + number, num_sources, f"{clips} clips, {rejected} rejected")
+        on_progress(
+            num_done + number, num_sources, f"{counted(clips, 'clip')}, {rejected:,} rejected"
+        )
 
 
 def _write_index(folder: Path, summary: IngestSummary) -> None:

@@ -15,6 +15,7 @@ import ray
 import ray.data
 
 from pipelines.errors import JobFailed, UserError
+from pipelines.quantities import counted
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def run_units(
         UserError: If the output cannot be written.
         JobFailed: If workers cannot start, or a unit repeatedly crashes its worker.
     """
-    told: Counter[str] = Counter()
+    reported: Counter[str] = Counter()
     num_fruitless = 0
     left = list(units)
     while left:
@@ -75,8 +76,8 @@ def run_units(
                     raise UserError(f"output ({output}) {outcome.failed}")
                 # A retried unit reports its first sources again.
                 seen[outcome.unit] += 1
-                if seen[outcome.unit] > told[outcome.unit]:
-                    told[outcome.unit] += 1
+                if seen[outcome.unit] > reported[outcome.unit]:
+                    reported[outcome.unit] += 1
                     yield outcome
             return
         except ray.exceptions.RayError as error:
@@ -86,7 +87,8 @@ def run_units(
             is_our_bug = isinstance(error, ray.exceptions.RayTaskError)
             if is_our_bug or num_fruitless >= MAX_FRUITLESS_RUNS:
                 raise _failure(error, output) from error
-            logger.warning("Ray failed (%s); going on with %d units", _last_line(error), len(left))
+            units_left = counted(len(left), "unit")
+            logger.warning("Ray failed (%s); continuing with %s", _last_line(error), units_left)
 
 
 def _failure(error: ray.exceptions.RayError, output: Path) -> JobFailed:

@@ -166,7 +166,8 @@ def _read_held(file: Path) -> Iterator[StoredSource]:
         table = pq.read_table(file, columns=names, partitioning=None)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(
-            f"shard ({file}) is damaged: {error}; delete it, and the same command makes it anew"
+            f"shard ({file}) is damaged: {error}; delete it and run the "
+            "same command again, which rewrites it"
         ) from error
     first = {(row["source"], row["source_hash"]): row for row in reversed(table.to_pylist())}
     for row in first.values():

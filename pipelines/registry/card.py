@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from pipelines.evaluation.scores import MEASURES, Scores
 from pipelines.models.encoder_files import EncoderInfo
+from pipelines.quantities import counted
 
 IMPORTED = "imported_from"
 """Key of the provenance that only imported encoders have."""
@@ -129,8 +130,9 @@ def _quality(scores: EncoderScores | None, num_windows: int) -> list[str]:
     return [
         "## Scores",
         "",
-        f"Accuracy of frozen features on {scores.num_test} held-out clips of {scores.num_classes}"
-        f" classes, {num_windows} windows per clip. Always answering the most frequent class"
+        f"Accuracy of frozen features on {counted(scores.num_test, 'held-out clip')} of"
+        f" {counted(scores.num_classes, 'class', 'classes')}, {counted(num_windows, 'window')} per"
+        f" clip. Always answering the most frequent class"
         f" gives {scores.majority:.1%}.",
         "",
         "| measure | this encoder | untrained |",

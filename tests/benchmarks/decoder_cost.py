@@ -31,7 +31,7 @@ from pipelines.media.container import DecodeError, open_source
 from pipelines.media.decoder.process import DecoderProcess
 from pipelines.media.packets import scan_packets
 from tests.benchmarks.cpu_time import tree_cpu_seconds
-from tests.benchmarks.program import options, surroundings
+from tests.benchmarks.program import environment, options
 
 DEFAULTS = {"input": "", "videos": "60", "repeats": "3"}
 FRAME_RATE, SHORT_SIDE, SAMPLE_RATE = 8, 128, 16_000
@@ -81,7 +81,7 @@ def main() -> None:
     results["median_difference"] = statistics.median(differences)
     results["largest_difference"] = max(differences)
     print(f"pixel values apart from ffmpeg's: {results['median_difference']:.2f} in the median")
-    line = {"benchmark": "decoder_cost", **surroundings("av")}
+    line = {"benchmark": "decoder_cost", **environment("av")}
     print(json.dumps(line | {"settings": given, "results": results}))
 
 

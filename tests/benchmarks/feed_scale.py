@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from program import options, surroundings
+from program import environment, options
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -62,7 +62,7 @@ def main() -> None:
             number: measure(folder, shard, number, int(given["clips"])) for number in workers
         }
         opened = open_index(folder / "large", int(given["index_clips"]))
-    line = {"benchmark": "feed_scale", **surroundings("pyarrow", "torch")}
+    line = {"benchmark": "feed_scale", **environment("pyarrow", "torch")}
     print(json.dumps(line | {"settings": given, "workers": results, "index": opened}))
 
 

@@ -174,11 +174,11 @@ def test_a_stop_in_order_goes_on_to_the_bit(how, undisturbed, dataset, tmp_path)
     config = tiny_config(tmp_path, dataset)
     if how == "max_seconds":
         stopped = config.model_copy(update={"max_seconds": 1e-3})
-        match = r"max_seconds \(0.001\) are over: 1 of 60 steps are done and saved. The same"
+        match = r"max_seconds \(0.001\) are over: 1 of 60 steps done and saved. The same"
         with pytest.raises(Stopped, match=match):
             train(stopped)
     else:
-        with pytest.raises(Stopped, match=r"a worker got SIGTERM: \d+ of 60 steps are done"):
+        with pytest.raises(Stopped, match=r"a worker got SIGTERM: \d+ of 60 steps done"):
             train(config, lambda: kill_worker(how=signal.SIGTERM))
     step = last_step(config)
     assert 0 < step < NUM_STEPS
@@ -374,7 +374,7 @@ def test_a_stopped_driver_goes_on_to_the_bit(how, code, says, undisturbed, datas
     step = last_step(config)
     assert 0 < step < NUM_STEPS
     if says:
-        assert f"{says}{step} of 60 steps are done and saved. " in errors
+        assert f"{says}{step} of 60 steps done and saved. " in errors
         assert "the same command goes on from the last one" in errors
     with program("pretrain", config, tmp_path) as again:
         out, errors = again.communicate(timeout=600)
