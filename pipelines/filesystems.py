@@ -74,7 +74,7 @@ def filesystem_of(location: str) -> tuple[pafs.FileSystem, str]:
             return pafs.FileSystem.from_uri(location)
         filesystem, path = url_to_fs(location)
     except (ImportError, ValueError, OSError, pa.ArrowException) as error:
-        raise UserError(f"({location}) cannot be opened: {one_line(error)}") from error
+        raise UserError(f"location ({location}) cannot be opened: {one_line(error)}") from error
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 

@@ -6,7 +6,10 @@ the copy later, and with it any output at a relative path, so such a job rejects
 
 import os
 import re
+from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 PACKAGES = Path(__file__).resolve().parents[__name__.count(".")]
@@ -54,6 +57,40 @@ def absolute_path(path: str) -> str:
         raise ValueError(f"({path}) must be a path that every worker sees, not a URI")
     expanded = Path(path).expanduser()
     return os.path.normpath(expanded if expanded.is_absolute() else home(path) / expanded)
+
+
+def moved_paths(values: Mapping[str, Any], old: Path, new: Path) -> dict[str, Any]:
+    """Replaces paths in the settings of a folder that was moved together with what is beside it.
+
+    A path that is gone lies where it lay relative to the folder:
+
+        old    /home/me/a/runs/one           /home/me/a/runs/one/clips     gone
+        new    /mnt/b/runs/one               /mnt/b/runs/one/clips         replaces it
+    """
+    kept = _common_ending(old, new)
+    if old == new or not kept or old.exists():
+        return dict(values)
+    old_root, new_root = old.parents[kept - 1], new.parents[kept - 1]
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: moved(inner) for name, inner in value.items()}
+        if not isinstance(value, str) or not Path(value).is_relative_to(old_root):
+            return value
+        there = new_root / Path(value).relative_to(old_root)
+        return str(there) if there.exists() and not Path(value).exists() else value
+
+    return {name: moved(value) for name, value in values.items()}
+
+
+def _common_ending(first: Path, second: Path) -> int:
+    """Counts the last names that two paths share.
+
+    >>> _common_ending(Path("/a/runs/one"), Path("/b/c/runs/one"))
+    2
+    """
+    pairs = zip(reversed(first.parts), reversed(second.parts), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1] != "/", pairs))
 
 
 def home(needed_for: str) -> Path:

@@ -5,7 +5,12 @@ from collections.abc import Sequence
 
 from pipelines.config.promote import PromoteConfig
 from pipelines.models.checkpoints import find_checkpoint
-from pipelines.registry.promote import Registered, checkpoint_scores, promote
+from pipelines.registry.promote import (
+    Registered,
+    checkpoint_outcomes,
+    checkpoint_scores,
+    promote,
+)
 from pipelines.tracking.runs import RunRef, open_run, tracked
 from ray_jobs.cli.checks import environment_mistakes, messages
 from ray_jobs.cli.console import StageProgress
@@ -17,7 +22,9 @@ def plan(config: PromoteConfig) -> JobPlan:
     """What promotion reads and writes."""
     names = tuple(f"models:/{config.model_prefix}-{m}@{config.alias}" for m in ("video", "audio"))
     mistakes = messages(
-        lambda: find_checkpoint(config.checkpoint), lambda: checkpoint_scores(config)
+        lambda: find_checkpoint(config.checkpoint),
+        lambda: checkpoint_scores(config),
+        lambda: checkpoint_outcomes(config),
     )
     return JobPlan(
         reads=tuple(location for location in (config.checkpoint, config.scores) if location),
@@ -31,7 +38,9 @@ def promote_stage(config: PromoteConfig, parent: RunRef | None = None) -> Sequen
     progress = StageProgress("register", "models")
     scores = checkpoint_scores(config)
     with tracked(open_run(config, "promote", config.name, parent=parent)) as run:
-        registered = promote(find_checkpoint(config.checkpoint), scores, config, run)
+        registered = promote(
+            find_checkpoint(config.checkpoint), scores, config, run, checkpoint_outcomes(config)
+        )
     progress.finish(", ".join(f"{model.name} version {model.version}" for model in registered))
     return registered
 

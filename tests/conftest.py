@@ -20,7 +20,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])
 )
 
-settings.register_profile("deterministic", deadline=None, derandomize=True)
+# No database: examples follow from the test alone, and nothing is written to the checkout.
+settings.register_profile("deterministic", deadline=None, derandomize=True, database=None)
 settings.load_profile("deterministic")
 
 

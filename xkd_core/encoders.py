@@ -73,6 +73,18 @@ class Encoder(nn.Module):
             tokens = block(tokens)
         return self.norm(tokens)
 
+    def last_blocks(self, clip: Float[Tensor, "B C *size"], count: int) -> list[Tensor]:
+        """Computes the tokens after each of the last blocks, all through the final norm.
+
+        The last of the list equals `forward`.
+        """
+        tokens = self._embed_patches(clip, None)
+        found = []
+        for block in self.blocks:
+            tokens = block(tokens)
+            found.append(tokens)
+        return [self.norm(one) for one in found[-count:]]
+
     def tokens_and_attention(
         self, clip: Float[Tensor, "B C *size"]
     ) -> tuple[Float[Tensor, "B N_out D"], Float[Tensor, "B A N"]]:

@@ -7,6 +7,8 @@ and heads are clipped, those of the decoders are not.
 Paper: XKD, arXiv:2211.13929.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
+
 import torch
 from torch import nn
 
@@ -58,16 +60,39 @@ def clipped_parameters(model: XKD) -> list[nn.Parameter]:
     return list(parameters.values())
 
 
-def clip_each_gradient(parameters: list[nn.Parameter], max_norm: float) -> None:
-    """Scales each gradient whose norm is above `max_norm` down to it."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if not gradients:
+def clip_each_gradient(
+    parameters: Sequence[nn.Parameter],
+    max_norm: float,
+    norms: Mapping[nn.Parameter, Float[Tensor, ""]] | None = None,
+) -> None:
+    """Scales each gradient whose norm is above `max_norm` down to it.
+
+    Args:
+        parameters: Those without a gradient are skipped.
+        max_norm: Largest norm.
+        norms: From `norms_of_gradients`, if they are known.
+    """
+    learning = [parameter for parameter in parameters if parameter.grad is not None]
+    if not learning:
         return
-    scales = (max_norm / (gradient_norms(gradients) + _CLIP_EPS)).clamp_max(1.0)
-    torch._foreach_mul_([local_part(gradient) for gradient in gradients], list(scales.unbind()))
+    norms = norms_of_gradients(learning) if norms is None else norms
+    known = torch.stack([norms[parameter] for parameter in learning])
+    scales = (max_norm / (known + _CLIP_EPS)).clamp_max(1.0)
+    gradients = [local_part(p.grad) for p in learning if p.grad is not None]
+    torch._foreach_mul_(gradients, list(scales.unbind()))
 
 
-def total_gradient_norm(model: nn.Module) -> Float[Tensor, ""]:
-    """Returns the norm of all gradients of a model, taken as one vector."""
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    return gradient_norms(gradients).norm()
+def norms_of_gradients(
+    parameters: Iterable[nn.Parameter],
+) -> dict[nn.Parameter, Float[Tensor, ""]]:
+    """Computes the norm of each gradient that is there, over all its shards."""
+    learning = [parameter for parameter in parameters if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in learning if parameter.grad is not None]
+    if not gradients:
+        return {}
+    return dict(zip(learning, gradient_norms(gradients).unbind(), strict=True))
+
+
+def total_norm(norms: Mapping[nn.Parameter, Float[Tensor, ""]]) -> Float[Tensor, ""]:
+    """Returns the norm of all gradients taken as one vector, from `norms_of_gradients`."""
+    return torch.stack(list(norms.values())).norm()

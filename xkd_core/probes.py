@@ -1,82 +1,136 @@
-"""Evaluation of frozen features: nearest neighbors and a linear probe.
+"""Evaluation of frozen features: nearest neighbors and a linear layer trained on batches.
 
-Everything is deterministic. The probe's penalty is chosen by cross-validation on the training data;
-test labels are used only to compute the accuracy.
+Everything is deterministic. The layer is for features that do not fit a solver's memory; for those
+that do, the caller takes the exact solvers of scikit-learn. Test labels are used only to compute
+the accuracy.
 
 Protocol: XKD, section 5; nearest neighbors as in DINO, arXiv:2104.14294.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
 from xkd_core.shapes import Float, Int, Tensor
 
+Loss = Literal["softmax", "sigmoid", "squared_hinge"]
+
 _ROWS_AT_ONCE = 4096
-_MAX_ITERATIONS = 300
+_LEARNING_RATE = 1e-2
+"""Of Adam on standardized features, at the start; it falls to 0 along a cosine."""
 _SMALLEST_SPREAD = 1e-6
 """A feature with a deviation below this share of its mean is treated as constant."""
 
 
 @dataclass(frozen=True)
-class LinearProbe:
-    """Multinomial logistic regression on standardized features, in float64."""
+class LinearLayers:
+    """Linear layers on standardized features, one for each penalty, trained side by side."""
 
     mean: Float[Tensor, " D"]
     std: Float[Tensor, " D"]
-    weight: Float[Tensor, "D num_classes"]
-    bias: Float[Tensor, " num_classes"]
-    l2: float
-    """The chosen penalty."""
+    weight: Float[Tensor, "num_penalties D num_classes"]
+    bias: Float[Tensor, "num_penalties num_classes"]
 
-    def logits(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B num_classes"]:
-        """Computes logits; the softmax of a row gives class probabilities."""
-        return (features.double() - self.mean) / self.std @ self.weight + self.bias
+    def logits(
+        self, features: Float[Tensor, "B D"]
+    ) -> Float[Tensor, "num_penalties B num_classes"]:
+        """Computes the logits of each layer, on the device of the features."""
+        parts = []
+        for rows in torch.split(features, _ROWS_AT_ONCE):
+            scaled = (rows.to(self.weight.device).float() - self.mean) / self.std
+            parts.append((scaled @ self.weight + self.bias[:, None]).to(features.device))
+        return torch.cat(parts, dim=1)
 
-    def predict(self, features: Float[Tensor, "B D"]) -> Int[Tensor, " B"]:
-        """Returns the most likely class of each row."""
-        return self.logits(features).argmax(dim=1)
 
-
-def fit_linear_probe(
+def fit_linear_layers(
     train: Float[Tensor, "B D"],
-    labels: Int[Tensor, " B"],
+    targets: Float[Tensor, "B num_classes"],
     *,
-    num_classes: int,
     l2: Sequence[float],
-    seed: int,
-    num_folds: int = 5,
-) -> LinearProbe:
-    """Fits a probe whose penalty is chosen by cross-validation on the training data.
+    loss: Loss = "softmax",
+    epochs: int = 30,
+    min_steps: int = 1500,
+    batch_size: int = 1024,
+    seed: int = 0,
+    device: torch.device | None = None,
+) -> LinearLayers:
+    """Trains a layer for each penalty, all on the same batches.
 
-    Minimizes the sum of cross-entropies + l2 / 2 |W|^2, like scikit-learn's logistic regression
-    with C = 1 / l2. Chooses the penalty with the smallest held-out cross-entropy, which is less
-    noisy than accuracy when there are few rows.
+    Minimizes the sum of losses + l2 / 2 |W|^2, whose optimum is that of scikit-learn's logistic
+    regression or linear SVM with C = 1 / l2. Features stay where they are, in memory or mapped
+    from a file; only a batch at a time moves to `device`.
+
+    Args:
+        train: Features.
+        targets: Rows of zeros and ones; a single one with `softmax`.
+        l2: Penalties.
+        loss: Cross-entropy of all classes, or of each, or the squared hinge loss of each.
+        epochs: Passes over the features.
+        min_steps: Steps at least; few rows get more passes.
+        batch_size: Rows of a step.
+        seed: Seed of the order of the rows.
+        device: Where the layers train; by default where the features are.
 
     Raises:
-        ValueError: If there are no rows or no penalties, a feature is not finite, or a label is not
-            a class.
+        ValueError: If there are no rows or no penalties, or a feature is not finite.
     """
-    _check(train, labels, num_classes)
     if not l2 or min(l2) <= 0.0:
         raise ValueError(f"l2 ({tuple(l2)}) must hold penalties above 0")
-    penalties = sorted(l2, reverse=True)
-    if len(penalties) == 1:
-        return _fit(train, labels, num_classes, penalties)[0]
-    fold = stratified_folds(labels, num_folds, seed)
-    loss = torch.zeros(len(penalties), dtype=torch.float64)
-    for number in range(num_folds):
-        held_out = fold == number
-        if held_out.all() or not held_out.any():  # fewer rows than folds
-            continue
-        probes = _fit(train[~held_out], labels[~held_out], num_classes, penalties)
-        for index, probe in enumerate(probes):
-            logits = probe.logits(train[held_out])
-            loss[index] += F.cross_entropy(logits, labels[held_out].long(), reduction="sum").item()
-    best = int(loss.argmin())
-    return _fit(train, labels, num_classes, penalties[: best + 1])[-1]
+    _check_features(train)
+    device = device or train.device
+    mean, std = _mean_and_deviation(train)
+    mean, std = mean.to(device), std.to(device)
+    shape = (len(l2), train.shape[1], targets.shape[1])
+    weight = torch.zeros(shape, device=device, requires_grad=True)
+    bias = torch.zeros(shape[0], shape[2], device=device, requires_grad=True)
+    penalties = torch.tensor(list(l2), device=device) / len(train)
+    optimizer = torch.optim.Adam([weight, bias], lr=_LEARNING_RATE)
+    steps_per_epoch = -(-len(train) // batch_size)
+    epochs = max(epochs, -(-min_steps // steps_per_epoch))
+    steps = epochs * steps_per_epoch
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        order = torch.randperm(len(train), generator=generator).to(train.device)
+        for rows in torch.split(order, batch_size):
+            scaled = (train[rows].to(device).float() - mean) / std
+            logits = scaled @ weight + bias[:, None]
+            total = _batch_loss(logits, targets[rows].to(device), loss)
+            total = total + 0.5 * (penalties * weight.square().sum(dim=(1, 2))).sum()
+            optimizer.zero_grad()
+            total.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+    return LinearLayers(mean, std, weight.detach(), bias.detach())
+
+
+def _batch_loss(logits: Tensor, targets: Tensor, loss: Loss) -> Tensor:
+    """Sums over the layers the mean loss of a row."""
+    targets = targets.float().expand_as(logits)
+    if loss == "softmax":
+        losses = -logits.log_softmax(dim=2) * targets
+    elif loss == "sigmoid":
+        losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    else:
+        losses = (1.0 - (2.0 * targets - 1.0) * logits).relu().square()
+    return losses.sum(dim=2).mean(dim=1).sum()
+
+
+def _mean_and_deviation(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Computes both in float64, a part of the rows at a time; constant features get deviation 1."""
+    total = torch.zeros(features.shape[1], dtype=torch.float64, device=features.device)
+    for rows in torch.split(features, _ROWS_AT_ONCE):
+        total += rows.double().sum(dim=0)
+    mean = total / len(features)
+    squares = torch.zeros_like(mean)
+    for rows in torch.split(features, _ROWS_AT_ONCE):
+        squares += (rows.double() - mean).square().sum(dim=0)
+    std = (squares / len(features)).sqrt()
+    std = std.where(std > _SMALLEST_SPREAD * mean.abs(), 1.0)
+    return mean.float(), std.float()
 
 
 def stratified_folds(labels: Int[Tensor, " B"], num_folds: int, seed: int) -> Int[Tensor, " B"]:
@@ -95,6 +149,53 @@ def stratified_folds(labels: Int[Tensor, " B"], num_folds: int, seed: int) -> In
     return folds.to(labels.device)
 
 
+def source_folds(
+    labels: Int[Tensor, " B"], sources: Int[Tensor, " B"], num_folds: int, seed: int
+) -> Int[Tensor, " B"]:
+    """Distributes whole sources over the folds, those of each class as evenly as possible.
+
+    Rows of one source, such as segments of one video, are alike: in two folds they would let a
+    classifier be judged by what it was fitted to. The class of a source is that of its first row.
+
+    Raises:
+        ValueError: If there are fewer than two folds.
+    """
+    number_of = {source: number for number, source in enumerate(dict.fromkeys(sources.tolist()))}
+    numbers = torch.tensor([number_of[source] for source in sources.tolist()], dtype=torch.int64)
+    class_of = dict(zip(reversed(numbers.tolist()), reversed(labels.tolist()), strict=True))
+    classes = torch.tensor([class_of[number] for number in range(len(number_of))])
+    return stratified_folds(classes, num_folds, seed)[numbers].to(labels.device)
+
+
+def knn_votes(
+    train: Float[Tensor, "B_train D"],
+    train_targets: Float[Tensor, "B_train num_classes"],
+    test: Float[Tensor, "B D"],
+    *,
+    neighbors: int,
+    temperature: float,
+) -> Float[Tensor, "B num_classes"]:
+    """Returns the share of each class in the vote of the nearest training rows.
+
+    A neighbor votes for its classes with weight exp(cosine / temperature).
+
+    Raises:
+        ValueError: If there are fewer training rows than `neighbors`, or a feature is not finite.
+    """
+    _check_features(train)
+    if not 1 <= neighbors <= len(train):
+        raise ValueError(f"neighbors ({neighbors}) must be 1 to {len(train)}, the training rows")
+    if temperature <= 0.0:
+        raise ValueError(f"temperature ({temperature:g}) must be above 0")
+    directions = _directions(train)
+    votes = []
+    for rows in torch.split(test, _ROWS_AT_ONCE):
+        similarity, nearest = (_directions(rows) @ directions.T).topk(neighbors, dim=1)
+        weights = (similarity / temperature).softmax(dim=1)
+        votes.append((weights[..., None] * train_targets[nearest].double()).sum(dim=1))
+    return torch.cat(votes)
+
+
 def knn_predict(
     train: Float[Tensor, "B_train D"],
     train_labels: Int[Tensor, " B_train"],
@@ -110,21 +211,24 @@ def knn_predict(
         ValueError: If there are fewer training rows than `neighbors`, a feature is not finite, or a
             label is not a class.
     """
-    _check(train, train_labels, num_classes)
-    if not 1 <= neighbors <= len(train):
-        raise ValueError(f"neighbors ({neighbors}) must be 1 to {len(train)}, the training rows")
-    if temperature <= 0.0:
-        raise ValueError(f"temperature ({temperature:g}) must be above 0")
-    directions = _directions(train)
-    predictions = []
-    for rows in torch.split(test, _ROWS_AT_ONCE):
-        similarity, nearest = (_directions(rows) @ directions.T).topk(neighbors, dim=1)
-        # Relative to the nearest row, since exp overflows at low temperatures.
-        weights = ((similarity - similarity[:, :1]) / temperature).exp()
-        votes = weights.new_zeros(len(rows), num_classes)
-        votes.scatter_add_(1, train_labels[nearest].long(), weights)
-        predictions.append(votes.argmax(dim=1))
-    return torch.cat(predictions)
+    _check_features(train)
+    targets = one_hot(train_labels, num_classes)
+    votes = knn_votes(train, targets, test, neighbors=neighbors, temperature=temperature)
+    return votes.argmax(dim=1)
+
+
+def one_hot(labels: Int[Tensor, " B"], num_classes: int) -> Float[Tensor, "B num_classes"]:
+    """Returns rows with a one at the label.
+
+    Raises:
+        ValueError: If a label is not a class.
+    """
+    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
+        raise ValueError(
+            f"labels ({int(labels.min())} to {int(labels.max())}) must be 0 to {num_classes - 1}, "
+            "below num_classes"
+        )
+    return F.one_hot(labels.long(), num_classes).float()
 
 
 def accuracy(predicted: Int[Tensor, " B"], true: Int[Tensor, " B"]) -> float:
@@ -147,54 +251,13 @@ def per_class_accuracy(
     return shares
 
 
-def _check(features: Tensor, labels: Tensor, num_classes: int) -> None:
+def _check_features(features: Tensor) -> None:
     if not len(features):
         raise ValueError("a probe needs one training row or more")
-    if not features.isfinite().all():
-        raise ValueError("a probe needs finite features, and some are infinite or not a number")
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= num_classes:
-        raise ValueError(
-            f"labels ({low} to {high}) must be 0 to {num_classes - 1}, below num_classes"
-        )
+    for rows in torch.split(features, _ROWS_AT_ONCE):
+        if not rows.isfinite().all():
+            raise ValueError("a probe needs finite features, and some are infinite or not a number")
 
 
 def _directions(features: Tensor) -> Tensor:
     return F.normalize(features.double(), dim=1)
-
-
-def _fit(
-    train: Tensor, labels: Tensor, num_classes: int, penalties: Sequence[float]
-) -> list[LinearProbe]:
-    """Fits one probe a penalty, from large to small; each starts from the one before."""
-    features = train.double()
-    mean, std = features.mean(dim=0), features.std(dim=0, correction=0)
-    std = std.where(std > _SMALLEST_SPREAD * mean.abs(), 1.0)
-    features = (features - mean) / std
-    weight = features.new_zeros(features.shape[1], num_classes, requires_grad=True)
-    bias = features.new_zeros(num_classes, requires_grad=True)
-    probes = []
-    for l2 in penalties:
-        _minimize(features, labels.long(), weight, bias, l2)
-        parameters = weight.detach().clone(), bias.detach().clone()
-        probes.append(LinearProbe(mean, std, *parameters, l2))
-    return probes
-
-
-def _minimize(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, l2: float) -> None:
-    optimizer = torch.optim.LBFGS(
-        [weight, bias],
-        max_iter=_MAX_ITERATIONS,
-        tolerance_grad=1e-7,
-        tolerance_change=1e-10,
-        line_search_fn="strong_wolfe",
-    )
-
-    def loss_and_gradient() -> float:
-        optimizer.zero_grad()
-        penalty = 0.5 * l2 / len(features) * weight.square().sum()
-        loss = F.cross_entropy(features @ weight + bias, labels) + penalty
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.item()
-
-    optimizer.step(loss_and_gradient)  # type: ignore[no-untyped-call]

@@ -31,8 +31,8 @@ def linear_by_epoch(epoch: float, *, start: float, end: float, warmup_epochs: fl
 
     The value is constant within an epoch.
 
-    >>> warmup = {"start": 0.04, "end": 0.06, "warmup_epochs": 3}
-    >>> [round(linear_by_epoch(epoch, **warmup), 3) for epoch in (0, 1, 1.9, 2, 9)]
+    >>> warmup = {"start": 0.04, "end": 0.06, "warmup_epochs": 3.0}
+    >>> [round(linear_by_epoch(epoch, **warmup), 3) for epoch in (0.0, 1.0, 1.9, 2.0, 9.0)]
     [0.04, 0.05, 0.05, 0.06, 0.06]
     """
     if warmup_epochs <= 0 or epoch >= warmup_epochs:

@@ -26,8 +26,9 @@ from xkd_core.losses import Centers, losses, teacher_temperature
 from xkd_core.optim import (
     clip_each_gradient,
     clipped_parameters,
+    norms_of_gradients,
     set_learning_rate,
-    total_gradient_norm,
+    total_norm,
 )
 from xkd_core.schedules import cosine
 from xkd_core.shapes import Tensor
@@ -199,10 +200,10 @@ def _mean_metrics(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 def _update_weights(state: TrainState, config: OptimizerConfig, schedule: StepSchedule) -> Tensor:
     """Clips, updates students and teachers; returns the gradient norm before clipping."""
-    gradient_norm = total_gradient_norm(state.model)
-    clip_each_gradient(clipped_parameters(state.model), config.max_grad_norm)
+    norms = norms_of_gradients(state.model.parameters())
+    clip_each_gradient(clipped_parameters(state.model), config.max_grad_norm, norms)
     set_learning_rate(state.optimizer, schedule.learning_rate)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     update_teachers(state.model, schedule.video_momentum, schedule.audio_momentum)
-    return gradient_norm
+    return total_norm(norms)

@@ -72,9 +72,6 @@ class DecoderSettings(Config):
     sandbox: Literal["required", "best"] = "best"
     """`required`: do not start where the kernel lacks seccomp or Landlock; `best`: with what it
     has, which the job says."""
-    process_per_file: bool = False
-    """Decode each file in a process of its own. Otherwise a file that gets hold of its process
-    could falsify the files of the next two seconds of work, which share it."""
 
 
 class LimitsSettings(Config):
@@ -92,6 +89,10 @@ class LimitsSettings(Config):
     were cut off, stay below a fifth, and those that show mostly noise lie far above."""
     max_decode_seconds: PositiveFloat = 600.0
     """Time without a new segment from the decoder, seconds."""
+    max_decode_ratio: PositiveFloat = 20.0
+    """Time that decoding a whole source may take, in seconds per second of the source, beside
+    `max_decode_seconds`. Counts waiting and CPU, so that a file that gives a segment now and then
+    ends as well; 8K video takes about 10 on one core."""
     max_memory_bytes: PositiveInt = 4_000_000_000
     """Address space of a decoder beyond what it has when idle, bytes."""
     max_spool_bytes: PositiveInt = 20_000_000_000

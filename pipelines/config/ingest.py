@@ -22,6 +22,9 @@ from pipelines.config.base import (
 from pipelines.media.reasons import REASONS
 from xkd_core.config import Config
 
+_QUALITIES = {"raw": (0, 0, 0), "jpeg": (1, 95, 90), "h264": (0, 51, 20)}
+"""Least, most and default quality of each encoding."""
+
 
 class SyntheticSettings(Config):
     """Synthetic clips, which stand in where no input is given."""
@@ -32,6 +35,38 @@ class SyntheticSettings(Config):
     """Share of the clips in the split `test`."""
     seed: NonNegativeInt = 0
     """Seed of the scenes."""
+
+
+class ClipsSettings(Config):
+    """How the frames of clips are stored."""
+
+    encoding: Literal["raw", "jpeg", "h264"] = "raw"
+    """`raw`: pixels as decoded. `jpeg`: a JPEG for each frame, about a tenth of the size. `h264`: a
+    stream with a key frame every four frames, about a twenty-fifth. Both lose detail and cost CPU
+    when they are read (table in the README of the dataset), so the default is `raw`."""
+    quality: int | None = None
+    """Quality of `jpeg`, 1 to 95, larger is better, default 90; or constant rate factor of `h264`,
+    0 to 51, smaller is better, default 20."""
+
+    @property
+    def chosen_quality(self) -> int:
+        """The quality, or the default of the encoding; 0 for raw frames."""
+        return self.quality if self.quality is not None else _QUALITIES[self.encoding][2]
+
+    @model_validator(mode="after")
+    def _quality_fits(self) -> "ClipsSettings":
+        if self.quality is None:
+            return self
+        if self.encoding == "raw":
+            raise ValueError(
+                f"quality ({self.quality}) must come with encoding=jpeg or encoding=h264"
+            )
+        least, most, _ = _QUALITIES[self.encoding]
+        if not least <= self.quality <= most:
+            raise ValueError(
+                f"quality ({self.quality}) of {self.encoding} must be {least} to {most}"
+            )
+        return self
 
 
 class IngestSettings(Config):
@@ -79,6 +114,7 @@ class IngestSettings(Config):
     so a file always lies in the same split."""
     limits: LimitsSettings = LimitsSettings()
     decoder: DecoderSettings = Field(DecoderSettings(), json_schema_extra={"may_change": True})
+    clips: ClipsSettings = ClipsSettings()
     sources_per_shard: PositiveInt = 32
     """Sources whose clips share a Parquet file."""
     rows_per_group: PositiveInt = 16

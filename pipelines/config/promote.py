@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator
 
 from pipelines.config.base import JobConfig, LocalPath, Name
+from pipelines.config.evaluate import Measure
 from xkd_core.config import Config
 
 
@@ -24,9 +25,12 @@ class PromoteSettings(Config):
     """Registered names are `<prefix>-video` and `<prefix>-audio`."""
     alias: Alias = "champion"
     """Alias that the better version holds."""
-    metric: Literal["knn", "linear"] = "linear"
-    """Moves the alias only if the new version beats the present one by this score, measured on the
-    same dataset."""
+    metric: Measure = "linear"
+    """Score that versions are compared by, measured on the same clips; with `retrieval`, the mean
+    recall@5 of both directions."""
+    rule: Literal["better", "not_worse"] = "better"
+    """When the alias moves, by the 95 % interval of new minus present, paired by clip:
+    `better` if all of it is above 0, `not_worse` unless all of it is below 0."""
     role: Literal["teacher", "student"] = "teacher"
     """Which network to register."""
 

@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 from pydantic import model_validator as checked
 
 from pipelines.config.base import JobConfig, LocalPath, Name
-from pipelines.config.evaluate import EvaluateSettings
+from pipelines.config.evaluate import EvaluateSettings, Measure
 from pipelines.config.pretrain import PretrainSettings
 from pipelines.config.promote import PromoteSettings
 from pipelines.config.space import Domain, flat_space, wanted_values
@@ -53,8 +53,8 @@ class StoppingSettings(Config):
 class ScoreSettings(Config):
     """What a trial is judged by: a score of frozen features, never its loss."""
 
-    measure: Literal["knn", "linear"] = "knn"
-    """Score to search by: k-NN, or the linear probe."""
+    measure: Measure = "knn"
+    """Score to search by: k-NN, a probe, or `retrieval` (recall@5 of the modality that asks)."""
     modality: Modality = "mean"
     """Encoder that is scored; `mean` of both, or `both` as two objectives (early stopping then
     goes by the mean)."""
@@ -69,6 +69,8 @@ class RungSettings(EvaluateSettings):
     """The first that there is; a choice made on `test` leaves no clips to report on."""
     num_windows: PositiveInt = 1
     """Windows of a segment whose features are averaged. Fewer than at the end, to save time."""
+    fusion: tuple[Literal["both", "late"], ...] = ()
+    """Scores of both modalities together, which no objective takes."""
     untrained_baseline: bool = False
     """Scores the network before training too."""
     num_rungs: PositiveInt = 4
@@ -171,6 +173,11 @@ def _name_problems(space: Mapping[str, Domain]) -> list[str]:
 
 def _search_problems(config: SweepConfig) -> list[str]:
     problems = []
+    if config.objective.measure not in config.scoring.measures:
+        problems.append(
+            f"objective.measure ({config.objective.measure}) must be one of scoring.measures "
+            f"({', '.join(config.scoring.measures)})"
+        )
     if config.stopping.grace_rungs > config.scoring.num_rungs:
         problems.append(
             f"stopping.grace_rungs ({config.stopping.grace_rungs}) must not be above "

@@ -1,6 +1,6 @@
 """The reader of a clip dataset: its manifest, index and rows.
 
-`schema` defines the format. Plain pyarrow and NumPy read it as well:
+`schema` defines the format. Plain pyarrow and NumPy read raw frames as well:
 
     table = pyarrow.parquet.read_table("DATASET/clips")
     row = table.slice(0, 1).to_pylist()[0]
@@ -20,7 +20,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipelines.dataset.frame_encoding import WHOLE
 from pipelines.dataset.index import ClipIndex, read_index, read_shards
+from pipelines.dataset.row_tensors import read_frames, read_waveform
 from pipelines.dataset.schema import (
     CLIPS_FOLDER,
     INDEX_FILE,
@@ -97,6 +99,11 @@ class ClipDataset:
         return float(self.manifest["settings"]["frame_rate"])
 
     @property
+    def frames_encoding(self) -> str:
+        """How frames are stored; see `frame_encoding`."""
+        return str(self.manifest["settings"].get("clips", {}).get("encoding", "raw"))
+
+    @property
     def sample_rate(self) -> int:
         """Sample rate of every clip, in hertz."""
         return int(self.manifest["settings"]["sample_rate"])
@@ -155,7 +162,7 @@ class ClipDataset:
             raise UserError(
                 f"shard ({shard}) is not as {INDEX_FILE} says; delete {INDEX_FILE} and {AGAIN}"
             )
-        return ClipGroup(table, self.index, first)
+        return ClipGroup(table, self.index, first, shard)
 
     def clips(self, rows: Iterable[int]) -> Iterator[Clip]:
         """Yields rows in the given order; consecutive rows of a row group share one read."""
@@ -191,34 +198,28 @@ class ClipDataset:
 
 @dataclass(frozen=True)
 class ClipGroup:
-    """The tensors of a row group, as read-only arrays that share its memory."""
+    """The tensors of a row group. Raw ones are read-only and share its memory."""
 
     table: pa.Table
     index: ClipIndex
     first_row: int
+    shard: str
 
-    def frames(self, row: int) -> NDArray[np.uint8] | None:
-        """Returns the frames of a dataset row, of shape (T, H, W, 3)."""
+    def frames(self, row: int, part: slice = WHOLE) -> NDArray[np.uint8] | None:
+        """Returns frames of a dataset row, of shape (T, H, W, 3); decodes only the part.
+
+        Raises:
+            UserError: If they are damaged.
+        """
         index = self.index
-        buffer = self._buffer("frames", row)
-        if buffer is None:
-            return None
-        shape = (index.num_frames[row], index.height[row], index.width[row], 3)
-        return np.frombuffer(buffer, np.uint8).reshape(shape)
+        shape = (int(index.num_frames[row]), int(index.height[row]), int(index.width[row]))
+        return read_frames(
+            self.table, row - self.first_row, shard=self.shard, shape=shape, part=part
+        )
 
     def waveform(self, row: int) -> NDArray[np.int16] | None:
         """Returns the samples of a dataset row."""
-        buffer = self._buffer("waveform", row)
-        return None if buffer is None else np.frombuffer(buffer, "<i2")
-
-    def _buffer(self, column: str, row: int) -> pa.Buffer | None:
-        """Returns the bytes of a row without the copy that a pyarrow scalar makes."""
-        value = self.table[column].chunk(0).slice(row - self.first_row, 1)
-        if value.null_count:
-            return None
-        _, offsets, data = value.buffers()
-        begin, end = np.frombuffer(offsets, np.int64, 2, 8 * value.offset).tolist()
-        return data.slice(begin, end - begin)
+        return read_waveform(self.table, row - self.first_row)
 
 
 def _own(array: NDArray[Any] | None) -> NDArray[Any] | None:
@@ -230,4 +231,6 @@ def _missing(folder: str) -> str:
     """Explains why the manifest is missing."""
     if is_folder(f"{folder}/{STATE_FOLDER}"):
         return f"its ingest did not finish; {AGAIN}"
+    if is_folder(f"{folder}/{CLIPS_FOLDER}/{CLIPS_FOLDER}"):
+        return f"it is the folder of a run; give {folder}/{CLIPS_FOLDER}"
     return f"it has no {MANIFEST}" if is_folder(folder) else "it does not exist"

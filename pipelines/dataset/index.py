@@ -5,6 +5,7 @@ memory and share its pages, so opening ten million clips takes as long as openin
 is missing or belongs to other clips, the index is read from the shards.
 """
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -82,6 +83,20 @@ class ClipIndex:
         """Position of each row in its row group."""
         first_rows = np.flatnonzero(np.diff(self.group, prepend=-1))
         return np.arange(len(self)) - first_rows[self.group]
+
+    @cached_property
+    def order_sha256(self) -> str:
+        """Hash of the clip ids in the order of the rows, and of where row groups end.
+
+        Datasets of the same clips may differ in it: an ingest that adds to a dataset makes other
+        shards than one that has all sources at once.
+        """
+        digest = hashlib.sha256(np.flatnonzero(np.diff(self.group)).astype("<i8").tobytes())
+        ids = array_of(self.clip_id)
+        _, offsets, text = ids.buffers()
+        first, stop = np.frombuffer(offsets, "<i8")[[ids.offset, ids.offset + len(ids)]].tolist()
+        digest.update(memoryview(text or b"")[first:stop])  # ids have one length
+        return digest.hexdigest()
 
     def shard_of_group(self, group: int) -> tuple[str, int]:
         """Returns the shard of a row group and its number in that shard."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.codes import Codes, frame_codes, sound_codes
+from pipelines.dataset.row_tensors import read_frames, read_waveform
 from pipelines.dataset.shards import read_groups
 from pipelines.progress import OnProgress
 
@@ -63,21 +64,19 @@ def _scan_shard(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
     number = 0
     for table in read_groups(item["shard"], _COLUMNS):
         for i in range(len(table)):
-            yield {"number": item["number"], "row": number, **_scan(table, i)}
+            yield {"number": item["number"], "row": number, **_scan(table, i, item["shard"])}
             number += 1
 
 
-def _scan(table: pa.Table, i: int) -> dict[str, Any]:
-    row = {name: table[name][i] for name in _COLUMNS}
+def _scan(table: pa.Table, i: int, shard: str) -> dict[str, Any]:
+    pixels, samples = read_frames(table, i, shard=shard), read_waveform(table, i)
     frames = sounds = _NO_CODES
     peak = motion = float("nan")
-    if row["frames"].is_valid:
-        shape = tuple(row[name].as_py() for name in ("num_frames", "height", "width"))
-        pixels = np.frombuffer(row["frames"].as_buffer(), np.uint8).reshape(*shape, 3)
-        frames, motion = frame_codes(pixels, row["frame_rate"].as_py()), largest_motion(pixels)
-    if row["waveform"].is_valid:
-        samples = np.frombuffer(row["waveform"].as_buffer(), "<i2")
-        sounds = sound_codes(samples, row["sample_rate"].as_py())
+    if pixels is not None:
+        frames = frame_codes(pixels, table["frame_rate"][i].as_py())
+        motion = largest_motion(pixels)
+    if samples is not None:
+        sounds = sound_codes(samples, table["sample_rate"][i].as_py())
         peak = float(np.abs(samples.astype(np.int32)).max(initial=0)) / 32768.0
     return {
         "peak": peak,

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.dataset.frame_encoding import encoding_of
 from pipelines.dataset.schema import CLIPS, check_columns, with_added
 from pipelines.errors import UserError
 from pipelines.files import commit, temporary_name
@@ -57,10 +58,14 @@ class ShardWriter:
         binary = [field.name for field in schema if pa.types.is_large_binary(field.type)]
         small = [name for name in schema.names if name not in binary]
         # For raw bytes, LZ4 without a dictionary is the cheapest to write and read (measured).
+        # Encoded frames do not get smaller.
+        is_encoded = encoding_of(schema) != "raw"
         self._writer = pq.ParquetWriter(
             self._temporary,
             schema,
-            compression="lz4",
+            compression={
+                name: "none" if is_encoded and name == "frames" else "lz4" for name in schema.names
+            },
             use_dictionary=small,
             write_statistics=small,
             # A column chunk is one page; a page per value reads a third slower (measured).

@@ -1,4 +1,8 @@
-"""Counts of sources that gave less than they declare or needed repair."""
+"""Counts of sources that gave less than they declare or needed repair.
+
+A container without presentation times, such as AVI, is no flaw: its frames are in order and follow
+each other at the declared rate. Such sources are counted apart from those whose clock is wrong.
+"""
 
 from dataclasses import dataclass
 
@@ -12,6 +16,8 @@ COLUMNS = (
     "declares_picture",
     "declares_sound",
     "decode_errors",
+    "clock_leaps",
+    "sound_gaps",
     "rebased_clocks",
 )
 """Columns that `count_flaws` reads."""
@@ -27,8 +33,13 @@ class SourceFlaws:
     """Number of sources that declare sound and gave none."""
     damaged: int = 0
     """Number of sources with decoding errors, within `limits.max_damaged_fraction`."""
-    rebased: int = 0
-    """Number of sources whose clock leaps or is missing, so times are counted instead of read."""
+    leaping: int = 0
+    """Number of sources whose clock restarts or jumps, so that later times are counted on."""
+    with_sound_gaps: int = 0
+    """Number of sources with holes in the sound, which are filled with silence."""
+    timed_by_order: int = 0
+    """Number of sources that tell no presentation times, so that those of their pictures come from
+    the order of frames. This is no flaw."""
 
     def sentences(self) -> list[str]:
         """Describes the counts above 0."""
@@ -36,9 +47,19 @@ class SourceFlaws:
             "sources that declare a picture and gave none": self.without_picture,
             "sources that declare sound and gave none": self.without_sound,
             "sources that are damaged in part": self.damaged,
-            "sources whose clock leaps or is missing, so that times were counted": self.rebased,
+            "sources whose clock leaps, so that later times are counted on": self.leaping,
+            "sources with holes in the sound, which are silent there": self.with_sound_gaps,
         }
         return [f"{words}: {count:,}" for words, count in counts.items() if count]
+
+    def remarks(self) -> list[str]:
+        """Describes what is usual for a container and harmless."""
+        if not self.timed_by_order:
+            return []
+        return [
+            "sources whose pictures are timed by the order of frames, as is usual for AVI: "
+            f"{self.timed_by_order:,}"
+        ]
 
 
 def count_flaws(table: pa.Table) -> SourceFlaws:
@@ -49,6 +70,8 @@ def count_flaws(table: pa.Table) -> SourceFlaws:
         "declares_picture": table["declares_picture"],
         "declares_sound": table["declares_sound"],
         "damaged": pc.greater(table["decode_errors"], 0),
+        "leaping": pc.greater(table["clock_leaps"], 0),
+        "sound_gaps": pc.greater(table["sound_gaps"], 0),
         "rebased": pc.greater(table["rebased_clocks"], 0),
     }
     flags = pa.table({"source": table["source"]} | has_flaw)
@@ -64,4 +87,13 @@ def count_flaws(table: pa.Table) -> SourceFlaws:
     def number(name: str) -> int:
         return int(pc.sum(of_source[f"{name}_any"]).as_py() or 0)
 
-    return SourceFlaws(missing("picture"), missing("sound"), number("damaged"), number("rebased"))
+    # Times after a leap are rebased too; without a leap they come from the order of frames.
+    leaps, is_rebased = of_source["leaping_any"], of_source["rebased_any"]
+    return SourceFlaws(
+        without_picture=missing("picture"),
+        without_sound=missing("sound"),
+        damaged=number("damaged"),
+        leaping=number("leaping"),
+        with_sound_gaps=number("sound_gaps"),
+        timed_by_order=int(pc.sum(pc.and_not(is_rebased, leaps)).as_py() or 0),
+    )

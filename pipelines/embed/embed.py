@@ -130,8 +130,7 @@ def _run(
     on_progress: OnProgress,
 ) -> None:
     num_done = num_sources - sum(unit["sources"] for unit in units)
-    clips = rejected = 0
-    outcomes = run_units(
+    progress = run_units(
         units,
         UnitEmbedder,
         (
@@ -146,9 +145,8 @@ def _run(
         num_workers=config.num_workers,
         output=Path(config.output),
         rows_folder=EMBEDDINGS_FOLDER,
+        scratch=scratch,
     )
-    for number, outcome in enumerate(outcomes, start=1):
-        clips += outcome.clips
-        rejected += bool(outcome.reason)
-        note = f"{counted(clips, 'embedding')}, {rejected:,} rejected"
-        on_progress(num_done + number, num_sources, note)
+    for done in progress:
+        note = f"{counted(done.clips, 'embedding')}, {done.rejected:,} rejected"
+        on_progress(num_done + done.sources, num_sources, note)

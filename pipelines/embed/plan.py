@@ -146,7 +146,8 @@ def media_units(
 
 
 def _read(file: Path, columns: list[str]) -> pa.Table:
-    return pq.read_table(file, columns=columns, partitioning=None)
+    with pq.ParquetFile(file, memory_map=True) as shard:
+        return shard.read(columns=columns, use_threads=False)
 
 
 def summarize(output: Path, version: EncoderVersion, new_units: Set[str]) -> EmbedSummary:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.config.base import DecoderSettings, LimitsSettings
+from pipelines.dataset.row_tensors import read_frames, read_waveform
 from pipelines.dataset.schema import REJECTS, REJECTS_FOLDER, STRETCH, clip_id
 from pipelines.dataset.shards import ShardWriter, read_groups
 from pipelines.files import write_failure
@@ -95,9 +96,9 @@ class UnitEmbedder:
         self._decoder = DecoderProcess(
             max_memory_bytes=self._limits.max_memory_bytes,
             timeout_seconds=self._limits.max_decode_seconds,
+            timeout_ratio=self._limits.max_decode_ratio,
             formats=self._limits.formats,
             sandbox=confined.sandbox,
-            process_per_file=confined.process_per_file,
         )
         self._spool = Spool(max_bytes=self._limits.max_spool_bytes)
 
@@ -177,10 +178,11 @@ class UnitEmbedder:
         sources: dict[str, int] = {}
         hashes: dict[str, str] = {}
         for table in read_groups(shard, _stored_columns(self._version.modality)):
-            for row in table.to_pylist():
+            small = table.drop_columns([ARRAY_COLUMN[self._version.modality]])
+            for number, row in enumerate(small.to_pylist()):
                 hashes[row["source"]] = row["source_hash"]
                 sources.setdefault(row["source"], 0)
-                array = _stored_array(row, self._version.modality)
+                array = _stored_array(table, number, self._version.modality, shard)
                 if array is None:
                     continue
                 sources[row["source"]] += 1
@@ -278,11 +280,7 @@ def _stored_columns(modality: str) -> list[str]:
     return [*CLIP_COLUMNS, "waveform"]
 
 
-def _stored_array(row: Mapping[str, Any], modality: str) -> Array | None:
-    data = row["frames"] if modality == "video" else row["waveform"]
-    if data is None:
-        return None
+def _stored_array(table: pa.Table, row: int, modality: str, shard: str) -> Array | None:
     if modality == "audio":
-        return np.frombuffer(data, np.int16)
-    shape = (row["num_frames"], row["height"], row["width"], 3)
-    return np.frombuffer(data, np.uint8).reshape(shape)
+        return read_waveform(table, row)
+    return read_frames(table, row, shard=shard)

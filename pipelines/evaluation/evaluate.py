@@ -6,20 +6,23 @@ probe per modality.
 Protocol: XKD, arXiv:2211.13929, section 5 (frozen encoder, mean of patch tokens, windows averaged).
 """
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
+from mlflow.entities import Metric
 
 from pipelines.config.evaluate import EvaluateConfig, EvaluateSettings
 from pipelines.config.pretrain import PretrainConfig, clip_mismatch
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
-from pipelines.evaluation.classifiers import score
+from pipelines.evaluation.classifiers import score_with_outcomes
 from pipelines.evaluation.features import Features, extract
-from pipelines.evaluation.scores import Scores
+from pipelines.evaluation.outcomes import OUTCOMES_FILE, Outcomes
+from pipelines.evaluation.scores import FeatureScores, Scores
 from pipelines.files import write_json
 from pipelines.models.checkpoints import TrainingInfo, find_checkpoint, read_info
 from pipelines.progress import OnProgress, watched_board
@@ -27,6 +30,8 @@ from pipelines.tracking.runs import RunRef, log_dataset, open_run, tracked
 
 _SCORES_FILE = "scores.json"
 _FEATURES_FILE = "features.npz"
+_METRICS_AT_ONCE = 500
+"""MLflow takes 1,000 in one request."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Evaluation:
     """The result of an evaluation."""
 
     scores: Scores
+    outcomes: Outcomes
     features: Features
     run: RunRef
     scores_file: Path
@@ -100,6 +106,7 @@ def evaluate(
             context="evaluation",
         )
         features = _extract(checkpoint, config, on_progress)
+        found, outcomes = score_with_outcomes(features, config)
         scores = Scores(
             checkpoint=str(checkpoint),
             step=info.next_step,
@@ -108,15 +115,30 @@ def evaluate(
             dataset_id=dataset.dataset_id,
             role=config.role,
             num_windows=config.num_windows,
-            found=score(features, config),
+            found=found,
         )
         write_json(output / _SCORES_FILE, scores.to_json())
         np.savez(output / _FEATURES_FILE, allow_pickle=False, **features.arrays())
-        client = run.client()
-        for name, value in scores.found.accuracies().items():
-            client.log_metric(run.run_id, f"evaluation/{name}", value)
-        client.log_artifact(run.run_id, str(output / _SCORES_FILE))
-    return Evaluation(scores, features, run, output / _SCORES_FILE)
+        outcomes.write(output / OUTCOMES_FILE)
+        _log(run, scores.found)
+        for name in (_SCORES_FILE, OUTCOMES_FILE):
+            run.client().log_artifact(run.run_id, str(output / name))
+    return Evaluation(scores, outcomes, features, run, output / _SCORES_FILE)
+
+
+def _log(run: RunRef, found: FeatureScores) -> None:
+    """Logs every figure with its bounds, and the gains over the untrained network."""
+    figures = {f"evaluation/{path}": one for path, one in found.figures().items()}
+    figures |= {
+        f"evaluation/{path.replace('/', '/gain/', 1)}": one for path, one in found.gains.items()
+    }
+    now = int(time.time() * 1000)
+    metrics = []
+    for path, one in figures.items():
+        values = {path: one.value, f"{path}/low": one.low, f"{path}/high": one.high}
+        metrics += [Metric(name, v, now, 0) for name, v in values.items() if v is not None]
+    for begin in range(0, len(metrics), _METRICS_AT_ONCE):
+        run.client().log_batch(run.run_id, metrics=metrics[begin : begin + _METRICS_AT_ONCE])
 
 
 def _extract(checkpoint: Path, config: EvaluateConfig, on_progress: OnProgress) -> Features:

@@ -14,7 +14,7 @@ from typing import Any
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
-from pipelines.evaluation.classifiers import knn_scores, score
+from pipelines.evaluation.classifiers import score, side_scores
 from pipelines.evaluation.features import features_of
 from pipelines.files import write_json
 from pipelines.progress import ignore_progress
@@ -22,7 +22,12 @@ from xkd_core.encoders import MODALITIES
 from xkd_core.xkd import XKD
 
 KNN_SETTINGS = EvaluateSettings(
-    test_splits=("val", "test"), num_windows=1, untrained_baseline=False
+    test_splits=("val", "test"),
+    num_windows=1,
+    untrained_baseline=False,
+    measures=("knn", "retrieval"),
+    fusion=(),
+    retrieval_sizes=(),
 )
 """The settings of `KnnScorer`."""
 
@@ -75,18 +80,16 @@ class RungScorer:
         settings = EvaluateSettings.model_validate(self._plan.settings)
         dataset = ClipDataset.open(self._plan.dataset)
         features = features_of({"trained": (model, config)}, dataset, settings, ignore_progress)
-        found = score(features, settings).modalities
-        trained = {side: found[side]["trained"] for side in MODALITIES if side in found}
+        found = score(features, settings)
+        sizes = [
+            found.modalities[side]["trained"] for side in MODALITIES if side in found.modalities
+        ]
         rung = Rung(
             rung=self._steps[steps_done],
             step=steps_done,
             epoch=steps_done / self._steps_per_epoch,
-            scores={
-                f"{modality}/{measure}": value
-                for modality, network in trained.items()
-                for measure, value in network.accuracy.items()
-            },
-            num_test=min((network.num_test for network in trained.values()), default=0),
+            scores=side_scores(found),
+            num_test=min((network.num_test for network in sizes), default=0),
             collapse=tuple(collapse),
         )
         add_rung(Path(self._plan.folder), rung)
@@ -119,8 +122,8 @@ class KnnScorer:
             ignore_progress,
             max_clips=self._knn.max_clips,
         )
-        scores = knn_scores(features, KNN_SETTINGS)
-        return {f"health/{modality}/knn": value for modality, value in scores.items()}
+        scores = side_scores(score(features, KNN_SETTINGS))
+        return {f"health/{path}": value for path, value in scores.items()}
 
 
 _RUNGS_FILE = "rungs.json"
@@ -135,7 +138,7 @@ class Rung:
     step: int
     epoch: float
     scores: Mapping[str, float]
-    """Held-out accuracies: `video/knn`, `video/linear`, `audio/knn`, `audio/linear`."""
+    """Held-out scores: `video/knn`, `audio/linear`, `audio/retrieval`, ..."""
     num_test: int = 0
     """Number of held-out clips scored; the smaller of the two modalities'."""
     collapse: Sequence[str] = ()

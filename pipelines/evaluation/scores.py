@@ -1,4 +1,4 @@
-"""Scores of frozen features: k-NN and a linear probe, and how far chance moves them.
+"""Scores of frozen features and their intervals over sources: the content of `scores.json`.
 
 `classifiers.score` gives `FeatureScores`; an evaluation adds what was scored and on what, and
 writes the whole as `scores.json` (`Scores`). Accuracies are shares from 0 to 1.
@@ -7,48 +7,114 @@ writes the whole as `scores.json` (`Scores`). Accuracies are shares from 0 to 1.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-MEASURES = {"knn": "nearest neighbors", "linear": "linear probe"}
+from pipelines.evaluation.intervals import Figure
+
+MEASURES = {
+    "knn": "nearest neighbors",
+    "linear": "linear probe",
+    "svm": "linear SVM",
+    "attentive": "attentive probe",
+    "layers": "linear probe of several layers",
+    "retrieval": "cross-modal retrieval",
+}
 """The measures with their names for people."""
+SUBJECTS = {
+    "video": "video",
+    "audio": "audio",
+    "both": "video and audio joined",
+    "late": "video and audio, mean of scores",
+    "audio_to_video": "audio to video",
+    "video_to_audio": "video to audio",
+}
+"""What is scored, with names for people."""
+METRICS = {"top1": "top-1", "top5": "top-5", "map": "mAP", "auc": "AUC", "d_prime": "d'"}
+
+
+@dataclass(frozen=True)
+class MeasureScore:
+    """What one classifier found; its first figure is its score."""
+
+    figures: Mapping[str, Figure]
+    """`top1` and `top5`, or, with several labels a clip, `map`, `auc` and `d_prime`."""
+    per_class: tuple[float | None, ...] = ()
+    """Accuracy or average precision in the order of the classes; None for one without a clip."""
+    confusion: tuple[tuple[int, ...], ...] = ()
+    """Clips by true class (rows) and named class; empty with many classes or several labels."""
+    penalty: float | None = None
+    """The weight of the L2 penalty that cross-validation chose."""
+    is_exact: bool = True
+    """False for a classifier that trained on batches."""
+
+    @property
+    def score(self) -> Figure:
+        """Top-1 accuracy, or mAP."""
+        return next(iter(self.figures.values()))
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "MeasureScore":
+        """Reads what `asdict` wrote; unknown keys, of a later version, are left out."""
+        known = {one.name: values[one.name] for one in fields(cls)}
+        known["figures"] = {name: Figure(**found) for name, found in known["figures"].items()}
+        known["per_class"] = tuple(known["per_class"])
+        known["confusion"] = tuple(tuple(row) for row in known["confusion"])
+        return cls(**known)
 
 
 @dataclass(frozen=True)
 class NetworkScore:
-    """Accuracies of the features of one network and modality."""
+    """Scores of the features of one network, of one modality or of both."""
 
-    knn: float
-    linear: float
-    knn_per_class: tuple[float | None, ...]
-    """In the order of the classes; None for a class without a held-out clip."""
-    linear_per_class: tuple[float | None, ...]
-    linear_l2: float
-    """The weight of the L2 penalty that the probe chose."""
+    measures: Mapping[str, MeasureScore]
     majority: float
-    """Accuracy of always naming the most frequent class."""
+    """Accuracy of always naming the most frequent class; mAP of guessing with several labels."""
     num_train: int
     """Labelled clips with this modality that the classifiers learn from."""
     num_test: int
     """Labelled clips with this modality that are scored."""
+    num_sources: int
+    """Sources of those; intervals are over them."""
 
     @property
     def accuracy(self) -> dict[str, float]:
-        """Accuracies by measure."""
-        return {"knn": self.knn, "linear": self.linear}
+        """Scores by measure."""
+        return {name: found.score.value for name, found in self.measures.items()}
 
     @property
     def by_class(self) -> dict[str, tuple[float | None, ...]]:
-        """Accuracies of the classes by measure."""
-        return {"knn": self.knn_per_class, "linear": self.linear_per_class}
+        """Scores of the classes by measure."""
+        return {name: found.per_class for name, found in self.measures.items()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "NetworkScore":
         """Reads what `asdict` wrote; unknown keys, of a later version, are left out."""
-        known = {field.name: values[field.name] for field in fields(cls)}
-        for name in ("knn_per_class", "linear_per_class"):
-            known[name] = tuple(known[name])
+        known = {one.name: values[one.name] for one in fields(cls)}
+        known["measures"] = {
+            name: MeasureScore.from_json(found) for name, found in known["measures"].items()
+        }
+        return cls(**known)
+
+
+@dataclass(frozen=True)
+class RetrievalScore:
+    """How well clips of one modality find their own clip in the other."""
+
+    figures: Mapping[str, Figure]
+    """`recall@1`, `recall@5`, `recall@10` and `median_rank`, which begins at 1; with a size as in
+    `recall@1/100`, among so many clips."""
+    chance: Mapping[str, float]
+    """The same figures of guessing."""
+    num_clips: int
+    """Clips that ask and that are found, one of each source."""
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "RetrievalScore":
+        """Reads what `asdict` wrote; unknown keys, of a later version, are left out."""
+        known = {one.name: values[one.name] for one in fields(cls)}
+        known["figures"] = {name: Figure(**found) for name, found in known["figures"].items()}
         return cls(**known)
 
 
@@ -63,16 +129,34 @@ class FeatureScores:
     reason: str
     """Why nothing is scored; empty if something is."""
     modalities: Mapping[str, Mapping[str, NetworkScore]]
-    """By modality (`video`, `audio`) and network (`trained`, `untrained`)."""
+    """By subject (`video`, `audio`, `both`, `late`) and network (`trained`, `untrained`)."""
+    gains: Mapping[str, Figure] = field(default_factory=dict)
+    """Trained minus untrained with paired intervals, by path such as `video/knn`."""
+    retrieval: Mapping[str, Mapping[str, RetrievalScore]] = field(default_factory=dict)
+    """By direction (`audio_to_video`, `video_to_audio`) and network."""
+    notes: tuple[str, ...] = ()
+    """Sentences about clips that could not be scored."""
 
     def accuracies(self) -> dict[str, float]:
-        """Accuracies by path, such as `video/trained/knn`."""
-        return {
-            f"{modality}/{network}/{measure}": value
-            for modality, networks in self.modalities.items()
-            for network, found in networks.items()
-            for measure, value in found.accuracy.items()
-        }
+        """Scores by path, such as `video/trained/knn`."""
+        return {path: found.value for path, found in self.figures().items() if path.count("/") == 2}
+
+    def figures(self) -> dict[str, Figure]:
+        """All figures by path: `video/trained/knn`, `video/trained/knn/top5`, `.../recall_at_5`."""
+        found = {}
+        for subject, networks in self.modalities.items():
+            for network, scores in networks.items():
+                for measure, one in scores.measures.items():
+                    path = f"{subject}/{network}/{measure}"
+                    (_, first), *others = one.figures.items()
+                    found[path] = first
+                    found |= {f"{path}/{name}": figure for name, figure in others}
+        for direction, by_network in self.retrieval.items():
+            for network, ranks in by_network.items():
+                for name, figure in ranks.figures.items():
+                    key = name.replace("@", "_at_").replace("/", "_of_")
+                    found[f"{direction}/{network}/retrieval/{key}"] = figure
+        return found
 
 
 @dataclass(frozen=True)
@@ -106,18 +190,23 @@ class Scores:
         Raises:
             KeyError: if a value is missing.
         """
-        modalities = {
-            modality: {name: NetworkScore.from_json(found) for name, found in networks.items()}
-            for modality, networks in values["modalities"].items()
-        }
         found = FeatureScores(
             classes=tuple(values["classes"]),
             num_train=values["num_train"],
             num_test=values["num_test"],
             reason=values["reason"],
-            modalities=modalities,
+            modalities={
+                subject: {name: NetworkScore.from_json(one) for name, one in networks.items()}
+                for subject, networks in values["modalities"].items()
+            },
+            gains={name: Figure(**one) for name, one in values["gains"].items()},
+            retrieval={
+                way: {name: RetrievalScore.from_json(one) for name, one in networks.items()}
+                for way, networks in values["retrieval"].items()
+            },
+            notes=tuple(values["notes"]),
         )
-        names = [field.name for field in fields(cls) if field.name != "found"]
+        names = [one.name for one in fields(cls) if one.name != "found"]
         return cls(**{name: values[name] for name in names}, found=found)
 
 
@@ -151,3 +240,14 @@ def percent(share: float | None) -> str:
     if share is None or not math.isfinite(share):
         return "not measured"
     return f"{100 * share:.1f}\u00a0%"
+
+
+def interval_text(figure: Figure) -> str:
+    """Formats the bounds of a share for people; empty without an interval.
+
+    >>> interval_text(Figure(0.5, 0.41, 0.6)), interval_text(Figure(0.5))
+    ('[41.0, 60.0]', '')
+    """
+    if figure.low is None or figure.high is None:
+        return ""
+    return f"[{100 * figure.low:.1f}, {100 * figure.high:.1f}]"

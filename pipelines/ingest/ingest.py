@@ -132,21 +132,18 @@ def _decode(
     on_progress: OnProgress,
 ) -> None:
     num_done = num_sources - sum(len(unit.sources) for unit in units)
-    clips = rejected = 0
-    outcomes = run_units(
-        [{"name": unit.name, "unit": unit.to_json()} for unit in units],
+    progress = run_units(
+        ({"name": unit.name, "unit": unit.to_json()} for unit in units),
         UnitIngester,
         (str(folder), settings.model_dump(mode="json"), str(scratch)),
         num_workers=settings.num_workers,
         output=folder,
         rows_folder=CLIPS_FOLDER,
+        scratch=scratch,
     )
-    for number, outcome in enumerate(outcomes, start=1):
-        clips += outcome.clips
-        rejected += bool(outcome.reason)
-        on_progress(
-            num_done + number, num_sources, f"{counted(clips, 'clip')}, {rejected:,} rejected"
-        )
+    for done in progress:
+        note = f"{counted(done.clips, 'clip')}, {done.rejected:,} rejected"
+        on_progress(num_done + done.sources, num_sources, note)
 
 
 def _write_index(folder: Path, summary: IngestSummary) -> None:

@@ -10,6 +10,8 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
+from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 from pipelines.config.ingest import IngestSettings
@@ -63,6 +65,10 @@ class UnitSource:
         }
 
 
+_NAMES = UnitSource.__slots__
+_values = attrgetter(*_NAMES)
+
+
 @dataclass(frozen=True)
 class Unit:
     """Sources that share one shard."""
@@ -75,8 +81,8 @@ class Unit:
         sources = [
             {
                 name: value
-                for name in UnitSource.__slots__
-                if (value := getattr(source, name)) not in (None, "", ())
+                for name, value in zip(_NAMES, _values(source), strict=True)
+                if value or value == 0
             }
             for source in self.sources
         ]
@@ -136,18 +142,22 @@ def make_plan(
     """
     sources = _with_hashes(listed, fingerprints, done, settings)
     # Neighbors in a folder are alike. Sorting by hash separates them in the shards.
-    sources.sort(key=lambda source: (source.source_hash or "", source.uri))
+    # The sort is stable, so sorting twice needs no tuples of keys.
+    sources.sort(key=attrgetter("uri"))
+    sources.sort(key=lambda source: source.source_hash or "")
     passing = PASSING_REASONS | again | frozenset(settings.retry_rejects)
-    ledger = _Ledger(sources, settings.keep_removed, passing)
-    for held in (*done.accepted.values(), *done.rejected.values()):
+    ledger = _Ledger(sources, done, settings.keep_removed, passing)
+    for held in chain(done.accepted.values(), done.rejected.values()):
         ledger.compare(held)
     units = []
+    taken = set(done.shards)
     # A small input also becomes several units, so that every worker gets some.
     sources_per_unit = min(settings.sources_per_shard, -(-len(sources) // MIN_UNITS))
     for unit in _fill_units(sources, sources_per_unit):
         missing = tuple(source for source in unit if source.uri not in ledger.finished)
         if missing:
-            units.append(Unit(_unit_name(missing, done.shards), missing))
+            units.append(Unit(_unit_name(missing, taken), missing))
+            taken.add(f"{units[-1].name}.parquet")
     return IngestPlan(units, dict(ledger.revisions), ledger.changes())
 
 
@@ -155,10 +165,21 @@ class _Ledger:
     """Records which contents of the complete units are still valid."""
 
     def __init__(
-        self, sources: Sequence[UnitSource], keep_removed: bool, passing: Set[str]
+        self,
+        sources: Sequence[UnitSource],
+        done: StoredUnits,
+        keep_removed: bool,
+        passing: Set[str],
     ) -> None:
-        self._by_uri = {source.uri: source for source in sources}
-        self._by_hash = {source.source_hash: source for source in sources if not source.reason}
+        self._sources = sources
+        # Only sources that complete units hold are looked up.
+        held = {held.source for held in done.accepted.values()} | done.rejected.keys()
+        self._by_uri = {source.uri: source for source in sources if source.uri in held}
+        self._by_hash = {
+            source.source_hash: source
+            for source in sources
+            if not source.reason and source.source_hash in done.accepted
+        }
         self._keep_removed = keep_removed
         self._passing = passing
         self._known: set[str] = set()
@@ -181,10 +202,11 @@ class _Ledger:
 
     def changes(self) -> Changes:
         """Counts the differences."""
-        missing = self._by_uri.keys() - self.finished
+        missing = [source.uri for source in self._sources if source.uri not in self.finished]
+        num_changed = sum(uri in self._known for uri in missing)
         return Changes(
-            new=len(missing - self._known),
-            changed=len(missing & self._known),
+            new=len(missing) - num_changed,
+            changed=num_changed,
             removed=len(self._gone - self._by_uri.keys()),
             renamed=self._num_renamed,
         )
@@ -283,8 +305,12 @@ def _fill_units(sources: Iterable[UnitSource], sources_per_unit: int) -> Iterato
 
 
 def _unit_name(sources: Sequence[UnitSource], taken: Set[str]) -> str:
-    """Names a unit by its content. A name is taken only if a source left and came back."""
-    text = json.dumps([[source.source_hash, source.uri] for source in sources])
+    """Names a unit by the content of its sources, wherever they are.
+
+    Training reads shards in the order of their names, so the same media elsewhere give the same
+    order. A name is taken if a source left and came back, or if no source of two units has a hash.
+    """
+    text = json.dumps([source.source_hash for source in sources])
     while True:
         name = hashlib.sha256(text.encode()).hexdigest()[:24]
         if f"{name}.parquet" not in taken:

@@ -19,6 +19,7 @@ REASONS_OF_LIMITS = {
     "max_seconds": "too_long",
     "max_pixels": "too_many_pixels",
     "max_decode_seconds": "decoder_timeout",
+    "max_decode_ratio": "decoder_timeout",
     "max_memory_bytes": "out_of_memory",
     "max_damaged_fraction": "damaged",
     "formats": "format_not_allowed",
@@ -45,7 +46,7 @@ def check_same(
     check_version(f"output ({output})", state.get("format_version", 1))
     now = fixed_settings(settings)
     # Settings that were added later have their default in older datasets.
-    before: dict[str, Any] = now | state["settings"]
+    before: dict[str, Any] = fixed_settings(IngestSettings()) | state["settings"]
     raised = {name: before[name] for name in _limit_names() if _allows_more(now, before, name)}
     check_unchanged(
         f"output ({output}) holds another clip dataset",

@@ -4,16 +4,18 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.config.ingest import IngestSettings
 from pipelines.dataset.schema import CLIPS_FOLDER, FORMAT_VERSION, MANIFEST, REJECTS_FOLDER
-from pipelines.dataset.shards import read_columns
+from pipelines.dataset.shards import READ_THREADS, read_columns
 from pipelines.dataset.source_flaws import COLUMNS as FLAW_COLUMNS
 from pipelines.dataset.source_flaws import SourceFlaws, count_flaws
 from pipelines.errors import UserError
@@ -21,6 +23,8 @@ from pipelines.files import write_json
 from pipelines.ingest.plan import Changes, IngestPlan
 from pipelines.quantities import counted
 from pipelines.sources.source import SourceList
+
+_ROWS_PER_HASH = 65_536
 
 
 @dataclass(frozen=True)
@@ -51,18 +55,19 @@ def summarize(
 ) -> IngestSummary:
     """Counts the contents of the shards, independently of what the run reported."""
     columns = ["clip_id", "duration_seconds", "label", "labels", "split", *FLAW_COLUMNS]
-    tables = {
-        file.stem: read_columns(str(file), columns)
-        for file in sorted((folder / CLIPS_FOLDER).glob("*.parquet"))
-    }
-    clips = pa.concat_tables(tables.values())
+    files = sorted((folder / CLIPS_FOLDER).glob("*.parquet"))
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        tables = list(pool.map(lambda file: read_columns(str(file), columns), files))
+    num_clips = {file.stem: len(table) for file, table in zip(files, tables, strict=True)}
+    clips = pa.concat_tables(tables)
     reasons: Counter[str] = Counter()
     rejected = set()
     for file in sorted((folder / REJECTS_FOLDER).glob("*.parquet")):
-        table = pq.read_table(file, columns=["source", "reason"], partitioning=None)
+        with pq.ParquetFile(file, memory_map=True) as shard:
+            table = shard.read(columns=["source", "reason"], use_threads=False)
         rejected.update(table["source"].to_pylist())
         reasons.update(table["reason"].to_pylist())
-    accepted = set(clips["source"].to_pylist())
+    accepted = set(pc.unique(clips["source"]).to_pylist())
     assert not accepted & rejected
     assert reasons.total() == len(rejected)
     return IngestSummary(
@@ -71,7 +76,7 @@ def summarize(
         rejected=len(rejected),
         rejects_by_reason=dict(sorted(reasons.items())),
         clips=len(clips),
-        new_clips=sum(len(tables[unit.name]) for unit in plan.units),
+        new_clips=sum(num_clips[unit.name] for unit in plan.units),
         media_seconds=sum(clips["duration_seconds"].to_pylist()),
         flaws=count_flaws(clips),
         dataset_id=_dataset_id(clips, settings),
@@ -90,18 +95,9 @@ def _notes(listed: SourceList, settings: IngestSettings) -> list[str]:
 
 def _dataset_id(clips: pa.Table, settings: IngestSettings) -> str:
     """Hashes what a reader sees: clips, labels, splits, and the decode settings."""
-    rows = sorted(
-        (
-            (name, labels if labels and len(labels) > 1 else label, split)
-            for name, label, labels, split in zip(
-                *(clips[name].to_pylist() for name in ("clip_id", "label", "labels", "split")),
-                strict=True,
-            )
-        ),
-        key=lambda row: row[0],
-    )
-    assert len({row[0] for row in rows}) == len(rows)
-    made = {
+    clips = clips.select(["clip_id", "label", "labels", "split"]).sort_by("clip_id")
+    assert pc.count_distinct(clips["clip_id"]).as_py() == len(clips)
+    made: dict[str, Any] = {
         name: getattr(settings, name)
         for name in (
             "segment_seconds",
@@ -113,8 +109,22 @@ def _dataset_id(clips: pa.Table, settings: IngestSettings) -> str:
     }
     if settings.min_source_seconds is not None:  # keeps the IDs of older datasets
         made["min_source_seconds"] = settings.min_source_seconds
-    text = json.dumps([FORMAT_VERSION, made, rows])
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    if settings.clips.encoding != "raw":
+        made["clips"] = [settings.clips.encoding, settings.clips.chosen_quality]
+    # The text of `json.dumps([FORMAT_VERSION, made, rows])`, made in parts.
+    digest = hashlib.sha256(f"[{FORMAT_VERSION}, {json.dumps(made)}, [".encode())
+    separator = ""
+    for batch in clips.to_batches(max_chunksize=_ROWS_PER_HASH):
+        rows = [
+            (name, labels if labels and len(labels) > 1 else label, split)
+            for name, label, labels, split in zip(
+                *(column.to_pylist() for column in batch.columns), strict=True
+            )
+        ]
+        digest.update((separator + json.dumps(rows)[1:-1]).encode())
+        separator = ", "
+    digest.update(b"]]")
+    return digest.hexdigest()[:32]
 
 
 def check_outcome(

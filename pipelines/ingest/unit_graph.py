@@ -1,13 +1,15 @@
 """The Ray Data graph of ingest and embed, which runs units on a pool of workers.
 
-Ray Data schedules, limits and retries units. Each worker writes its own shards (`shards`).
+Ray Data schedules, limits and retries tasks of one or more units. Each worker writes its own shards
+(`shards`). A row costs the driver some milliseconds, so workers send counts and not each outcome.
 """
 
+import json
 import logging
+import time
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +22,22 @@ from pipelines.quantities import counted
 logger = logging.getLogger(__name__)
 
 MAX_UNIT_RETRIES = 3
-"""Retries of a unit after its worker dies. Worker restarts are unlimited, because preemptible
+"""Retries of a task after its worker dies. Worker restarts are unlimited, because preemptible
 machines lose workers for reasons unrelated to the unit."""
 MAX_FRUITLESS_RUNS = 2
 """Consecutive graph failures allowed without a complete unit. The loss of a node can end a graph
 of Ray Data, and a new graph then runs the remaining units."""
+MAX_UNITS_PER_TASK = 8
+TASKS_PER_WORKER = 4
+"""Least number of tasks that are left for each worker when a task gets more than one unit."""
+MAX_REPORTS_PER_SECOND = 50
+"""Bounds the rows that all workers together send while their tasks run."""
+UNITS_FILE = "units.jsonl"
 
 
 @dataclass(frozen=True)
 class UnitOutcome:
-    """Result of one source of a unit. Workers send it as a dict."""
+    """Result of one source of a unit. Workers yield it as a dict."""
 
     unit: str = ""
     clips: int = 0
@@ -42,53 +50,115 @@ class UnitOutcome:
     """Reason why the unit cannot be written, or empty."""
 
 
+@dataclass(frozen=True)
+class Counts:
+    """Number of finished sources, their rows and their rejects."""
+
+    sources: int = 0
+    clips: int = 0
+    rejected: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            self.sources + other.sources, self.clips + other.clips, self.rejected + other.rejected
+        )
+
+    def __sub__(self, other: "Counts") -> "Counts":
+        return Counts(
+            self.sources - other.sources, self.clips - other.clips, self.rejected - other.rejected
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredUnit:
+    """Name of a unit and its bytes in the file of units."""
+
+    name: str
+    begin: int
+    end: int
+
+
 def run_units(
-    units: Sequence[dict[str, Any]],
+    units: Iterable[Mapping[str, Any]],
     worker: Callable[..., Any],
     arguments: tuple[Any, ...],
     *,
     num_workers: int | None,
     output: Path,
     rows_folder: str,
-) -> Iterator[UnitOutcome]:
-    """Yields one outcome for each source when it is done.
+    scratch: Path,
+) -> Iterator[Counts]:
+    """Yields what is done so far, about once a second and worker.
 
     Args:
-        units: Rows for the worker. `name` is the name of the shard.
+        units: Rows for the worker, which JSON can hold. `name` is the name of the shard.
         worker: A class whose instances turn a unit into rows, each a `UnitOutcome` as a dict.
         arguments: Arguments of its constructor.
         num_workers: Number of workers; None means one per CPU.
         output: Folder of the output.
         rows_folder: Subfolder with the shards of complete units.
+        scratch: Folder of this run, which all workers reach, for the file of units.
 
     Raises:
         UserError: If the output cannot be written.
         JobFailed: If workers cannot start, or a unit repeatedly crashes its worker.
     """
-    reported: Counter[str] = Counter()
+    file = scratch / UNITS_FILE
+    left = _write_units(units, file)
+    of_unit: dict[str, Counts] = {}
+    total = Counts()
     num_fruitless = 0
-    left = list(units)
     while left:
-        seen: Counter[str] = Counter()
         try:
-            for outcome in _outcomes(left, worker, arguments, num_workers):
-                if outcome.failed:
-                    raise UserError(f"output ({output}) {outcome.failed}")
-                # A retried unit reports its first sources again.
-                seen[outcome.unit] += 1
-                if seen[outcome.unit] > reported[outcome.unit]:
-                    reported[outcome.unit] += 1
-                    yield outcome
+            for name, counts, failed in _reports(left, file, worker, arguments, num_workers):
+                if failed:
+                    raise UserError(f"output ({output}) {failed}")
+                # A retried unit counts its first sources again.
+                before = of_unit.get(name, Counts())
+                if counts.sources > before.sources:
+                    of_unit[name] = counts
+                    total += counts - before
+                    yield total
             return
         except ray.exceptions.RayError as error:
             num_before = len(left)
-            left = [u for u in left if not (output / rows_folder / f"{u['name']}.parquet").exists()]
+            left = [u for u in left if not (output / rows_folder / f"{u.name}.parquet").exists()]
             num_fruitless = num_fruitless + 1 if len(left) == num_before else 0
             is_our_bug = isinstance(error, ray.exceptions.RayTaskError)
             if is_our_bug or num_fruitless >= MAX_FRUITLESS_RUNS:
                 raise _failure(error, output) from error
             units_left = counted(len(left), "unit")
             logger.warning("Ray failed (%s); continuing with %s", _last_line(error), units_left)
+
+
+def _write_units(units: Iterable[Mapping[str, Any]], file: Path) -> list[_StoredUnit]:
+    """Writes one line for each unit, so that units take no memory of the driver or of Ray."""
+    stored = []
+    begin = 0
+    with file.open("wb") as lines:
+        for unit in units:
+            end = begin + lines.write(json.dumps(unit).encode() + b"\n")
+            stored.append(_StoredUnit(unit["name"], begin, end))
+            begin = end
+    return stored
+
+
+def _tasks(units: Sequence[_StoredUnit], num_workers: int) -> Iterator[dict[str, int]]:
+    """Yields the bytes of each task's units. Adjacent bytes make one range.
+
+    Tasks shrink towards the end, so that workers finish at nearly the same time. For 2 workers, a
+    task gets 8 units while 64 are left, 4 while 32 are left, and one unit from 15 on.
+    """
+    first = 0
+    while first < len(units):
+        fair = (len(units) - first) // (TASKS_PER_WORKER * num_workers)
+        last = first + min(max(fair, 1), MAX_UNITS_PER_TASK) - 1
+        # After a failed graph, the units that are left need not be adjacent.
+        stop = first + 1
+        while stop <= last and units[stop].begin == units[stop - 1].end:
+            stop += 1
+        yield {"begin": units[first].begin, "end": units[stop - 1].end}
+        first = stop
 
 
 def _failure(error: ray.exceptions.RayError, output: Path) -> JobFailed:
@@ -102,32 +172,80 @@ def _last_line(error: ray.exceptions.RayError) -> str:
     return str(error).strip().splitlines()[-1][:300]
 
 
-def _outcomes(
-    units: Sequence[dict[str, Any]],
+def _reports(
+    units: Sequence[_StoredUnit],
+    file: Path,
     worker: Callable[..., Any],
     arguments: tuple[Any, ...],
     num_workers: int | None,
-) -> Iterator[UnitOutcome]:
-    """Runs the graph and yields its rows."""
+) -> Iterator[tuple[str, Counts, str]]:
+    """Runs the graph. Yields the name of a unit, its counts so far, and why it failed."""
     num_cpus = int(ray.cluster_resources().get("CPU", 1))
     num_actors = max(1, min(num_workers or num_cpus, len(units)))
+    tasks = list(_tasks(units, num_actors))
+    seconds = max(1.0, num_actors / MAX_REPORTS_PER_SECOND)
     with warnings.catch_warnings():
         # Ray warns about `ray_remote_args` but offers no other way to set `max_restarts`.
         warnings.filterwarnings("ignore", message=".*ray_remote_args")
         # 1:N and CPU-bound. Decoding uses one core. An actor starts its decoder or model once.
-        # An actor takes one unit at a time, so that no unit waits behind a long one while
+        # An actor takes one task at a time, so that no task waits behind a long one while
         # another actor is idle. The pool runs with the actors that have started, so a busy
         # cluster slows the job but does not block it.
-        outcomes = ray.data.from_items(list(units), override_num_blocks=len(units)).flat_map(
-            worker,
-            fn_constructor_args=arguments,
+        reports = ray.data.from_items(tasks, override_num_blocks=len(tasks)).flat_map(
+            UnitRunner,
+            fn_constructor_args=(worker, arguments, file, seconds),
             compute=ray.data.ActorPoolStrategy(size=num_actors, max_tasks_in_flight_per_actor=1),
             num_cpus=1,
             max_restarts=-1,
             max_task_retries=MAX_UNIT_RETRIES,
         )
-    # Rows report progress in a few bytes. Each row leaves its worker immediately.
-    outcomes.context.target_max_block_size = 1
-    outcomes.context.enable_progress_bars = False
-    for row in outcomes.iter_rows():
-        yield UnitOutcome(**row)
+    # A row leaves its worker immediately.
+    reports.context.target_max_block_size = 1
+    reports.context.enable_progress_bars = False
+    for row in reports.iter_rows():
+        for name, failed, *counts in json.loads(row["report"]):
+            yield name, Counts(*counts), failed
+
+
+class UnitRunner:
+    """The Ray actor around a worker: reads units from the file and sums up their outcomes."""
+
+    def __init__(
+        self,
+        worker: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        file: Path,
+        report_seconds: float,
+    ) -> None:
+        self._worker = worker(*arguments)
+        self._file = file
+        self._report_seconds = report_seconds
+
+    def __call__(self, task: dict[str, int]) -> Iterator[dict[str, str]]:
+        """Runs the units of a task; each row reports the units that have changed."""
+        reported_at = time.monotonic()
+        changed: dict[str, tuple[Counts, str]] = {}
+        for unit in self._units(task):
+            counts = Counts()
+            for outcome in self._worker(unit):
+                failed = outcome["failed"]
+                counts += Counts(not failed, outcome["clips"], bool(outcome["reason"]))
+                changed[unit["name"]] = counts, failed
+                if failed or time.monotonic() - reported_at >= self._report_seconds:
+                    yield _report(changed)
+                    changed.clear()
+                    reported_at = time.monotonic()
+        if changed:
+            yield _report(changed)
+
+    def _units(self, task: dict[str, int]) -> list[dict[str, Any]]:
+        with self._file.open("rb") as lines:
+            lines.seek(task["begin"])
+            return [
+                json.loads(line) for line in lines.read(task["end"] - task["begin"]).splitlines()
+            ]
+
+
+def _report(changed: Mapping[str, tuple[Counts, str]]) -> dict[str, str]:
+    rows = [[name, failed, *asdict(counts).values()] for name, (counts, failed) in changed.items()]
+    return {"report": json.dumps(rows)}

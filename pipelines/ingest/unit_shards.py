@@ -13,7 +13,8 @@ decodes nothing.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,17 +25,21 @@ import pyarrow.parquet as pq
 import ray.data
 
 from pipelines.dataset.schema import REJECTS_FOLDER, STRETCH
-from pipelines.dataset.shards import ShardWriter
+from pipelines.dataset.shards import READ_THREADS, ShardWriter
 from pipelines.errors import UserError
 
 TAGS = ("label", "labels", "split", "group")
 """Columns from the list of sources rather than from their bytes."""
 
+_HELD = ("source", "source_hash", *TAGS, "reason", "message", *(field.name for field in STRETCH))
+_FILES_AT_A_TIME = 256
+"""Number of shards whose columns are in memory at a time."""
+
 Key = tuple[str, str | None]
 """Name and hash of a source in a shard."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredSource:
     """A source as a complete unit stores it."""
 
@@ -78,17 +83,19 @@ def read_done(output: Path, rows_folder: str) -> StoredUnits:
         UserError: If a shard is damaged.
     """
     shards = frozenset(file.name for file in (output / rows_folder).glob("*.parquet"))
-    accepted: dict[str, StoredSource] = {}
-    rejected: dict[str, StoredSource] = {}
-    for name in sorted(shards):
-        for held in _read_held(output / rows_folder / name):
-            assert held.source_hash is not None
-            accepted[held.source_hash] = held
+    rejects = []
     for file in sorted((output / REJECTS_FOLDER).glob("*.parquet")):
         if file.name in shards:
-            rejected.update((held.source, held) for held in _read_held(file))
+            rejects.append(file)
         else:
             file.unlink(missing_ok=True)
+    accepted: dict[str, StoredSource] = {}
+    rejected: dict[str, StoredSource] = {}
+    for held in _read_all([output / rows_folder / name for name in sorted(shards)]):
+        assert held.source_hash is not None
+        accepted[held.source_hash] = held
+    for held in _read_all(rejects):
+        rejected[held.source] = held
     return StoredUnits(shards, accepted, rejected)
 
 
@@ -157,26 +164,50 @@ def _revised(table: pa.Table, revision: Revision) -> Iterator[dict[str, Any]]:
             yield row | {name: value for name, value in values.items() if name in row}
 
 
-def _read_held(file: Path) -> Iterator[StoredSource]:
-    """Yields each source of a shard once."""
-    stretch = tuple(field.name for field in STRETCH)
-    wanted = ("source", "source_hash", *TAGS, "reason", "message", *stretch)
+def _read_all(files: Sequence[Path]) -> Iterator[StoredSource]:
+    """Yields each source of each shard once, in the order of the files."""
+    shared: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        for first in range(0, len(files), _FILES_AT_A_TIME):
+            some = files[first : first + _FILES_AT_A_TIME]
+            for file, table in zip(some, pool.map(_read_small, some), strict=True):
+                yield from _held(file.name, table, shared)
+
+
+def _read_small(file: Path) -> pa.Table:
+    """Reads the columns of the sources. `ParquetFile` takes a tenth of the time of `read_table`."""
     try:
-        names = [name for name in wanted if name in pq.read_schema(file).names]
-        table = pq.read_table(file, columns=names, partitioning=None)
-    except (pa.ArrowInvalid, OSError) as error:
+        with pq.ParquetFile(file, memory_map=True) as shard:
+            names = [name for name in _HELD if name in shard.schema_arrow.names]
+            return shard.read(columns=names, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"shard ({file}) is damaged: {error}; delete it and run the "
             "same command again, which rewrites it"
         ) from error
-    first = {(row["source"], row["source_hash"]): row for row in reversed(table.to_pylist())}
-    for row in first.values():
+
+
+def _held(
+    shard: str, table: pa.Table, shared: dict[tuple[Any, ...], Mapping[str, Any]]
+) -> Iterator[StoredSource]:
+    """Yields each source of a table once. Sources with equal tags share them."""
+    columns = {name: table[name].to_pylist() for name in table.column_names}
+    nothing = [None] * len(table)
+    stretches = [columns.get(field.name, nothing) for field in STRETCH]
+    tags = [name for name in TAGS if name in columns]
+    seen = set()
+    for row, key in enumerate(zip(columns["source"], columns["source_hash"], strict=True)):
+        if key in seen:
+            continue
+        seen.add(key)
+        values = [columns[name][row] for name in tags]
+        name = tuple(tuple(value) if isinstance(value, list) else value for value in values)
         yield StoredSource(
-            shard=file.name,
-            source=row["source"],
-            source_hash=row["source_hash"],
-            tags={name: row[name] for name in TAGS if name in row},
-            reason=row.get("reason"),
-            message=row.get("message", ""),
-            stretch=(row.get(stretch[0]), row.get(stretch[1])),
+            shard=shard,
+            source=key[0],
+            source_hash=key[1],
+            tags=shared.setdefault((*tags, *name), dict(zip(tags, values, strict=True))),
+            reason=columns.get("reason", nothing)[row],
+            message=columns["message"][row] if "message" in columns else "",
+            stretch=(stretches[0][row], stretches[1][row]),
         )

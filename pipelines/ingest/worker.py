@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.config.ingest import IngestSettings
+from pipelines.dataset.frame_encoding import encode_frames, shard_schema
 from pipelines.dataset.schema import CLIPS, CLIPS_FOLDER, REJECTS, REJECTS_FOLDER, clip_id
 from pipelines.dataset.shards import ShardWriter
 from pipelines.files import write_failure
@@ -44,9 +45,9 @@ class UnitIngester:
         self.decoder = DecoderProcess(
             max_memory_bytes=limits.max_memory_bytes,
             timeout_seconds=limits.max_decode_seconds,
+            timeout_ratio=limits.max_decode_ratio,
             formats=limits.formats,
             sandbox=self.settings.decoder.sandbox,
-            process_per_file=self.settings.decoder.process_per_file,
         )
         self.spool = Spool(max_bytes=limits.max_spool_bytes)
 
@@ -98,7 +99,10 @@ class _Attempt:
     def run(self) -> Iterator[UnitOutcome]:
         """Decodes the sources and commits the shards, unless a new attempt is needed."""
         clips = self._ingester.shard(
-            CLIPS_FOLDER, self._unit.name, CLIPS, self._settings.rows_per_group
+            CLIPS_FOLDER,
+            self._unit.name,
+            shard_schema(CLIPS, self._settings.clips.encoding),
+            self._settings.rows_per_group,
         )
         try:
             for source in self._unit.sources:
@@ -212,6 +216,7 @@ def clip_row(source: UnitSource, segment: Segment, settings: IngestSettings) -> 
     """Returns the row of a segment."""
     assert source.source_hash is not None
     frames, waveform, info = segment.frames, segment.waveform, segment.info
+    stored = settings.clips
     num_frames, height, width = (0, 0, 0) if frames is None else frames.shape[:3]
     return {
         "clip_id": clip_id(source.source_hash, segment.start_seconds),
@@ -219,7 +224,9 @@ def clip_row(source: UnitSource, segment: Segment, settings: IngestSettings) -> 
         "source_hash": source.source_hash,
         "start_seconds": segment.start_seconds,
         "duration_seconds": segment.duration_seconds,
-        "frames": _raw(frames),
+        "frames": None
+        if frames is None
+        else encode_frames(frames, stored.encoding, stored.chosen_quality, settings.frame_rate),
         "num_frames": num_frames,
         "height": height,
         "width": width,
@@ -265,6 +272,6 @@ def reject_row(source: UnitSource, reason: str, message: str) -> dict[str, Any]:
     }
 
 
-def _raw(array: NDArray[np.uint8] | NDArray[np.int16] | None) -> pa.Buffer | None:
+def _raw(array: NDArray[np.int16] | None) -> pa.Buffer | None:
     # pyarrow 25 never releases a memoryview.
     return None if array is None else pa.py_buffer(np.ascontiguousarray(array))

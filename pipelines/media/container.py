@@ -3,6 +3,7 @@
 Everything here is said by the file, so nothing of it is believed beyond what it costs to check.
 """
 
+import io
 import os
 import stat
 from dataclasses import dataclass
@@ -88,10 +89,67 @@ def open_file(path: str) -> int:
     raise DecodeError("unreadable", "not a regular file")
 
 
+class View(io.RawIOBase):
+    """An open file with a position of its own, so that it can be read from two positions."""
+
+    def __init__(self, file: int | BinaryIO) -> None:
+        self._file = file
+        self._at = 0
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """Reads from its position on."""
+        if isinstance(self._file, int):
+            data = os.pread(self._file, size if size >= 0 else self._size(), self._at)
+        else:
+            self._file.seek(self._at)
+            data = self._file.read(size)
+        self._at += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Moves its position; gives the new one."""
+        start = self._at if whence == os.SEEK_CUR else 0
+        if whence == os.SEEK_END:
+            start = self._size()
+        self._at = max(0, start + offset)
+        return self._at
+
+    def tell(self) -> int:
+        """Gives its position."""
+        return self._at
+
+    def _size(self) -> int:
+        if isinstance(self._file, int):
+            return os.lseek(self._file, 0, os.SEEK_END)
+        return self._file.seek(0, os.SEEK_END)
+
+
+class _Owner(View):
+    """An open file that is closed with what reads it."""
+
+    def __init__(self, file: int) -> None:
+        super().__init__(file)
+        self._descriptor = file
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            os.close(self._descriptor)
+
+
 def open_source(source: MediaInput, formats: Formats = "common") -> av.container.InputContainer:
     """Opens a source, and nothing that it might refer to.
 
-    FFmpeg gets a descriptor and no name, so that what a file is follows from its bytes alone.
+    FFmpeg gets bytes and no name, so that what a file is follows from its bytes alone. It does not
+    get the descriptor either: it would ask for its size by a call that also takes names.
 
     Args:
         source: A path, a descriptor, which stays open, or a file object.
@@ -101,11 +159,9 @@ def open_source(source: MediaInput, formats: Formats = "common") -> av.container
         DecodeError: If it cannot be opened, or is in a container that is not allowed.
     """
     if isinstance(source, str):
-        file = open_file(source)
-        try:
-            return open_source(file, formats)
-        finally:
-            os.close(file)
+        source = _Owner(open_file(source))
+    elif isinstance(source, int):
+        source = View(source)
     av.logging.set_level(av.logging.PANIC)
     try:
         return _opened(source, formats)
@@ -117,21 +173,18 @@ def open_source(source: MediaInput, formats: Formats = "common") -> av.container
         raise DecodeError("not_media", one_line(error)) from error
 
 
-def _opened(source: int | BinaryIO, formats: Formats) -> av.container.InputContainer:
-    options = {"format_whitelist": container_whitelist(formats), "protocol_whitelist": "fd"}
+def _opened(source: BinaryIO | io.RawIOBase, formats: Formats) -> av.container.InputContainer:
+    options = {"format_whitelist": container_whitelist(formats), "protocol_whitelist": "none"}
     if formats == "common":
         options["codec_whitelist"] = decoder_whitelist()
-    name: Any = source
-    if not isinstance(source, int):
-        source.seek(0)
-    else:
-        os.lseek(source, 0, os.SEEK_SET)
-        options["fd"] = str(source)  # FFmpeg duplicates it
-        name = "fd:"
-    return av.open(name, "r", options=options, **_METADATA)
+    source.seek(0)
+    file: Any = source
+    return av.open(file, "r", options=options, **_METADATA)
 
 
-def _refusal(source: int | BinaryIO, formats: Formats, error: ArgumentError) -> DecodeError:
+def _refusal(
+    source: BinaryIO | io.RawIOBase, formats: Formats, error: ArgumentError
+) -> DecodeError:
     """Names the format of a source that may not be opened, which only FFmpeg's log does."""
     av.logging.set_level(av.logging.ERROR)
     try:

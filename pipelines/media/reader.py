@@ -1,8 +1,6 @@
 """Gives the packets of a source in the order in which they are due, from memory or read again."""
 
 import heapq
-import io
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,7 +11,7 @@ import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
 
-from pipelines.media.container import MediaInput, open_source
+from pipelines.media.container import MediaInput, View, open_source
 from pipelines.media.formats import Formats
 from pipelines.media.packets import MAX_HELD_BYTES, PacketScan, read_packets
 from pipelines.media.streams.selection import keep_only
@@ -51,7 +49,7 @@ def due_packets(
     # A file with all of the sound behind all of the picture would fill the memory.
     streams = []
     for index in indices:
-        view: Any = source if isinstance(source, str) else _View(source)
+        view: Any = source if isinstance(source, str) else View(source)
         container = cleanup.enter_context(open_source(view, formats))
         streams.append(_read_again(container, [index], timeline))
     return heapq.merge(*streams, key=lambda due: due[:3])
@@ -97,41 +95,3 @@ def _read_again(
         due = timeline.streams[index].due
         if number < len(due):
             yield float(due[number]), index, number, packet
-
-
-class _View(io.RawIOBase):
-    """An open file with a position of its own, so that it can be read from two positions."""
-
-    def __init__(self, file: int | BinaryIO) -> None:
-        self._file = file
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        if isinstance(self._file, int):
-            data = os.pread(self._file, size if size >= 0 else self._size(), self._at)
-        else:
-            self._file.seek(self._at)
-            data = self._file.read(size)
-        self._at += len(data)
-        return data
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = self._at if whence == os.SEEK_CUR else 0
-        if whence == os.SEEK_END:
-            start = self._size()
-        self._at = max(0, start + offset)
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def _size(self) -> int:
-        if isinstance(self._file, int):
-            return os.fstat(self._file).st_size
-        return self._file.seek(0, os.SEEK_END)

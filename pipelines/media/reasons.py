@@ -15,7 +15,7 @@ REASONS = {
     "too_long": "it is longer than limits.max_seconds",
     "too_many_pixels": "a frame is larger than limits.max_pixels",
     "decoder_crashed": "the process that decoded it died",
-    "decoder_timeout": "nothing came out of the decoder for limits.max_decode_seconds",
+    "decoder_timeout": "decoding took longer than limits.max_decode_seconds and max_decode_ratio",
     "out_of_memory": "decoding needs more than limits.max_memory_bytes",
     "no_picture": "a video encoder is to embed it, and it has no picture",
     "no_sound": "an audio encoder is to embed it, and it has no sound",

@@ -27,6 +27,9 @@ ROUNDING_TICKS = 0.02
 SAME_SECONDS = 1e-6
 """Timestamps that are closer are the same."""
 SKIPPABLE_CODECS = frozenset({"h264", "hevc"})
+MAX_EARLY_SECONDS = 0.5
+"""A picture that begins so long after its clip is shown from the beginning of the clip: streams that
+start together differ by the delays of codecs. One that begins later is not paired with the sound."""
 DECODER_DELAY_PACKETS = 64
 """A decoder holds at most so many packets: 16 pictures to reorder, and some to spare."""
 
@@ -128,12 +131,15 @@ class VideoTrack:
         self._held, self.known_until = None, math.inf
 
     def take(self, first_tick: int, num_ticks: int) -> NDArray[np.uint8] | None:
-        """Gives the frames of a segment, None if less than half of it is there."""
+        """Gives the frames of a segment, None if the picture begins too late for it."""
         stop_tick = first_tick + num_ticks
         chosen = [entry for entry in self.pictures if entry[0] < stop_tick]
         # The last one stays on.
         self.pictures = self.pictures[max(0, len(chosen) - 1) :]
-        if not chosen or 2 * (stop_tick - max(first_tick, chosen[0][0])) < num_ticks:
+        if not chosen:
+            return None
+        late_ticks = max(0, chosen[0][0] - first_tick)
+        if late_ticks > MAX_EARLY_SECONDS * self._frame_rate or 2 * late_ticks > num_ticks:
             return None
         pictures = same_shape([pixels for _, pixels in chosen])
         clip = np.empty((num_ticks, *pictures[0].shape), np.uint8)

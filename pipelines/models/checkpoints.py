@@ -52,6 +52,8 @@ class TrainingInfo:
     code_version: str
     exclude_sha256: str | None = None
     """Hash of the excluded clip ids (`clip_ids_sha256`); None in checkpoints of older versions."""
+    order_sha256: str | None = None
+    """`ClipIndex.order_sha256` of the dataset; None in checkpoints of older versions."""
     health: Sequence[Mapping[str, float]] = ()
     """The latest health records, from which a collapse is detected."""
     format_version: int = FORMAT_VERSION

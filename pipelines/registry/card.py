@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipelines.evaluation.scores import MEASURES, Scores
+from pipelines.evaluation.intervals import Figure
+from pipelines.evaluation.outcomes import RETRIEVAL_RECALL
+from pipelines.evaluation.scores import MEASURES, FeatureScores, Scores, interval_text
 from pipelines.models.encoder_files import EncoderInfo
 from pipelines.quantities import counted
 
@@ -13,7 +15,7 @@ IMPORTED = "imported_from"
 
 @dataclass(frozen=True)
 class EncoderScores:
-    """Accuracies of one encoder's frozen features, from 0 to 1."""
+    """Scores of one encoder's frozen features, from 0 to 1."""
 
     dataset_id: str
     run_id: str
@@ -22,8 +24,9 @@ class EncoderScores:
     num_test: int
     majority: float
     """Accuracy of a classifier that always answers the most frequent class."""
-    trained: Mapping[str, float]
-    untrained: Mapping[str, float]
+    num_sources: int
+    trained: Mapping[str, Figure]
+    untrained: Mapping[str, Figure]
     """Of the same network before training; empty if it was not evaluated."""
 
 
@@ -39,9 +42,20 @@ def encoder_scores(scores: Scores | None, modality: str) -> EncoderScores | None
         num_classes=len(scores.found.classes),
         num_test=trained.num_test,
         majority=trained.majority,
-        trained=trained.accuracy,
-        untrained=untrained.accuracy if untrained else {},
+        num_sources=trained.num_sources,
+        trained=_scores_of(scores.found, modality, "trained"),
+        untrained=_scores_of(scores.found, modality, "untrained") if untrained else {},
     )
+
+
+def _scores_of(found: FeatureScores, modality: str, network: str) -> dict[str, Figure]:
+    """Returns the score of each measure; of retrieval the recall@5 of this modality asking."""
+    measures = found.modalities[modality][network].measures
+    result = {name: one.score for name, one in measures.items()}
+    for direction, networks in found.retrieval.items():
+        if direction.startswith(f"{modality}_to_") and network in networks:
+            result["retrieval"] = networks[network].figures[f"recall@{RETRIEVAL_RECALL}"]
+    return result
 
 
 def model_card(
@@ -123,10 +137,11 @@ def _quality(scores: EncoderScores | None, num_windows: int) -> list[str]:
     if scores is None:
         return ["## Scores", "", "Not evaluated.", ""]
     rows = []
-    for measure, title in MEASURES.items():
+    for measure, trained in scores.trained.items():
         untrained = scores.untrained.get(measure)
-        beside = "" if untrained is None else f"{untrained:.1%}"
-        rows.append(f"| {title} | {scores.trained[measure]:.1%} | {beside} |")
+        beside = "" if untrained is None else f"{untrained.value:.1%}"
+        title = MEASURES[measure] + (" (recall@5)" if measure == "retrieval" else "")
+        rows.append(f"| {title} | {trained.value:.1%} | {interval_text(trained)} | {beside} |")
     return [
         "## Scores",
         "",
@@ -135,8 +150,8 @@ def _quality(scores: EncoderScores | None, num_windows: int) -> list[str]:
         f" clip. Always answering the most frequent class"
         f" gives {scores.majority:.1%}.",
         "",
-        "| measure | this encoder | untrained |",
-        "|---|---|---|",
+        "| measure | this encoder | 95 % interval over sources | untrained |",
+        "|---|---|---|---|",
         *rows,
         "",
         f"Dataset `{scores.dataset_id}`, MLflow run `{scores.run_id}`.",

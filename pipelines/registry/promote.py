@@ -6,7 +6,6 @@ same dataset. Registering the same encoder again finds the version that is there
 """
 
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,15 @@ from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.promote import PromoteConfig, PromoteSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import JobFailed, UserError
-from pipelines.evaluation.scores import MEASURES, Scores, read_scores
+from pipelines.evaluation.outcomes import OUTCOMES_FILE, Outcomes
+from pipelines.evaluation.scores import Scores, read_scores
 from pipelines.models.checkpoints import TrainingInfo, find_checkpoint, load_model, read_info
 from pipelines.models.encoder_files import ClipSettings, EncoderInfo
+from pipelines.paths import moved_paths
 from pipelines.redaction import one_line
+from pipelines.registry.alias import Candidate, alias_rule
 from pipelines.registry.card import EncoderScores, encoder_scores, model_card
 from pipelines.registry.versions import (
-    CODE_TAG,
     find_or_make_version,
     record_scores,
     registered_model,
@@ -56,10 +57,29 @@ def checkpoint_scores(config: PromoteConfig) -> Scores | None:
         return None
     try:
         scores = read_scores(Path(config.scores))
+    except FileNotFoundError:
+        raise UserError(f"scores ({config.scores}) does not exist; evaluate writes it") from None
     except (OSError, ValueError):
         raise UserError(f"scores ({config.scores}) must be a scores.json of evaluate") from None
     _check_scores(scores, read_info(find_checkpoint(config.checkpoint)), config)
     return scores
+
+
+def checkpoint_outcomes(config: PromoteConfig) -> Outcomes | None:
+    """Reads the results of each clip, which an evaluation writes beside its scores; None without.
+
+    Raises:
+        UserError: If the file is damaged.
+    """
+    if config.scores is None:
+        return None
+    file = Path(config.scores).with_name(OUTCOMES_FILE)
+    try:
+        return Outcomes.read(file) if file.exists() else None
+    except (OSError, ValueError):
+        raise UserError(
+            f"scores ({config.scores}): {file} is damaged; evaluate the checkpoint again"
+        ) from None
 
 
 def _check_scores(scores: Scores, info: TrainingInfo, settings: PromoteSettings) -> None:
@@ -79,7 +99,11 @@ def _check_scores(scores: Scores, info: TrainingInfo, settings: PromoteSettings)
 
 
 def promote(
-    checkpoint: Path, scores: Scores | None, settings: PromoteSettings, run: RunRef
+    checkpoint: Path,
+    scores: Scores | None,
+    settings: PromoteSettings,
+    run: RunRef,
+    outcomes: Outcomes | None = None,
 ) -> list[Registered]:
     """Registers both encoders of a checkpoint and moves the alias to those that are better.
 
@@ -89,6 +113,8 @@ def promote(
             has none yet.
         settings: Names, the alias, and the metric.
         run: The run that the models are logged to.
+        outcomes: The results of each clip of that evaluation, which pair it with the present
+            version's.
 
     Raises:
         UserError: If the scores are of another checkpoint, or the clip dataset of the training is
@@ -113,6 +139,7 @@ def promote(
                 encoder_scores(scores, modality),
                 settings,
                 run,
+                outcomes,
             )
             for modality in MODALITIES
         ]
@@ -132,27 +159,13 @@ def _training_dataset(checkpoint: Path, config: PretrainConfig) -> str:
         recorded   /home/me/a/runs/smoke/pretrain         /home/me/a/runs/smoke/ingest
         now        /mnt/b/runs/smoke/pretrain/smoke/...   /mnt/b/runs/smoke/ingest
     """
-    if Path(config.dataset).exists():
-        return config.dataset
     old_run = Path(config.output, config.name)
     for run in checkpoint.absolute().parents:
-        kept = _common_ending(old_run, run)
-        if kept and config.name == run.name:
-            old_root, new_root = old_run.parents[kept - 1], run.parents[kept - 1]
-            if Path(config.dataset).is_relative_to(old_root):
-                moved = new_root / Path(config.dataset).relative_to(old_root)
-                return str(moved) if moved.exists() else config.dataset
+        if run.name == config.name:
+            found = moved_paths({"dataset": config.dataset}, old_run, run)["dataset"]
+            if found != config.dataset:
+                return str(found)
     return config.dataset
-
-
-def _common_ending(first: Path, second: Path) -> int:
-    """How many of the last names of two paths are the same.
-
-    >>> _common_ending(Path("/a/runs/one"), Path("/b/c/runs/one"))
-    2
-    """
-    pairs = zip(reversed(first.parts), reversed(second.parts), strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1] != "/", pairs))
 
 
 def _clip_settings(dataset: str, scores: Scores | None) -> ClipSettings:
@@ -187,6 +200,7 @@ def _register(
     scores: EncoderScores | None,
     settings: PromoteSettings,
     run: RunRef,
+    outcomes: Outcomes | None,
 ) -> Registered:
     """Finds or makes the version of an encoder, records its scores, and decides on the alias."""
     assert isinstance(encoder, Encoder)
@@ -197,53 +211,24 @@ def _register(
     version = find_or_make_version(encoder, info, name, card, run)
     if scores is not None:
         record_scores(client, version, card, scores, run)
-    return _decide(client, registered, version, scores, settings)
+    return _decide(client, registered, version, Candidate(scores, outcomes, settings))
 
 
 def _decide(
     client: MlflowClient,
     registered: RegisteredModel,
     version: ModelVersion,
-    scores: EncoderScores | None,
-    settings: PromoteSettings,
+    candidate: Candidate,
 ) -> Registered:
-    name, number, alias = version.name, str(version.version), settings.alias
+    name, number, alias = version.name, str(version.version), candidate.settings.alias
     present_number = registered.aliases.get(alias)
     if present_number is not None and str(present_number) == number:
         return Registered(name, number, False, f"keeps the alias {alias}")
     present = None
     if present_number is not None:
         present = client.get_model_version(name, str(present_number))
-    moves, reason = _alias_rule(present, scores, settings)
+    moves, reason = alias_rule(client, present, candidate)
     if moves:
         client.set_registered_model_alias(name, alias, number)
     verdict = f"gets the alias {alias}" if moves else f"registered without the alias {alias}"
     return Registered(name, number, moves, f"{verdict}: {reason}")
-
-
-def _alias_rule(
-    present: ModelVersion | None, scores: EncoderScores | None, settings: PromoteSettings
-) -> tuple[bool, str]:
-    """Whether the alias moves from its present version to one with these scores, and why."""
-    if present is None:
-        return True, "no version had it"
-    holder, measure = f"version {present.version}", MEASURES[settings.metric]
-    if scores is None:
-        return False, f"it has no {measure} score to compare with {holder}, which has it"
-    old = present.tags.get(f"xkd.evaluation.{settings.metric}")
-    if old is None:
-        return False, f"{holder}, which has it, has no {measure} score to compare with"
-    dataset_id = present.tags.get("xkd.evaluation.dataset_id")
-    if dataset_id != scores.dataset_id:
-        return False, (
-            f"{holder}, which has it, was scored on dataset {dataset_id}, "
-            f"this version on {scores.dataset_id}"
-        )
-    new = scores.trained[settings.metric]
-    if new > float(old):
-        return True, f"its {measure} score {new:.4f} beats {float(old):.4f} of {holder}"
-    if new == float(old) and CODE_TAG not in present.tags:
-        return True, f"its {measure} score {new:.4f} is that of {holder}, which embed refuses"
-    return False, (
-        f"its {measure} score {new:.4f} does not beat {float(old):.4f} of {holder}, which has it"
-    )

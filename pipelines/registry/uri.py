@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -12,7 +13,8 @@ from pipelines.errors import UserError
 from pipelines.models.encoder_files import ClipSettings
 from pipelines.redaction import redacted
 from pipelines.registry.versions import CODE_TAG
-from pipelines.tracking.server import check_tracking, tracking_uri
+from pipelines.tracking.moved_artifacts import mend_moved_artifacts
+from pipelines.tracking.server import SQLITE, check_tracking, tracking_uri
 from xkd_core.encoders import Modality
 
 _MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
@@ -46,8 +48,11 @@ def resolve_model(uri: str, tracking: TrackingSettings) -> EncoderVersion:
     if match is None:
         raise UserError(f"model ({uri}) must be models:/NAME@ALIAS or models:/NAME/VERSION")
     check_tracking(tracking)
-    client = MlflowClient(tracking_uri(tracking))
-    server = redacted(tracking_uri(tracking))
+    address = tracking_uri(tracking)
+    if address.startswith(SQLITE):
+        mend_moved_artifacts(Path(address.removeprefix(SQLITE)))
+    client = MlflowClient(address)
+    server = redacted(address)
     try:
         registered = client.get_registered_model(match["name"])
     except MlflowException as error:

@@ -19,7 +19,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from pipelines.models.encoder_files import EncoderInfo
 from pipelines.registry.card import EncoderScores
 from pipelines.registry.package import package_name, save_package, stage
-from pipelines.tracking.runs import RunRef, code_version
+from pipelines.tracking.code_version import code_version
+from pipelines.tracking.runs import RunRef
 from xkd_core.encoders import Encoder
 
 CODE_TAG = "xkd.code"
@@ -123,14 +124,14 @@ def record_scores(
         return
     client.update_model_version(version.name, version.version, card[:_MAX_DESCRIPTION])
     tags = {"dataset_id": scores.dataset_id}
-    tags |= {measure: repr(value) for measure, value in scores.trained.items()}
+    tags |= {measure: repr(figure.value) for measure, figure in scores.trained.items()}
     for key, value in tags.items():
         client.set_model_version_tag(version.name, version.version, f"xkd.evaluation.{key}", value)
     now = int(time.time() * 1000)
     metrics = [
         Metric(
             f"evaluation/{version.tags['xkd.modality']}/{network}/{measure}",
-            accuracy,
+            figure.value,
             now,
             0,
             model_id=version.tags["xkd.model_id"],
@@ -139,7 +140,7 @@ def record_scores(
             run_id=run.run_id,
         )
         for network, values in (("trained", scores.trained), ("untrained", scores.untrained))
-        for measure, accuracy in values.items()
+        for measure, figure in values.items()
     ]
     client.log_batch(run.run_id, metrics=metrics)
     # Last: this tag marks the scores as recorded, so what was cut off before is done again.

@@ -115,6 +115,7 @@ def review_text(review: Review) -> str:
         f"labels: {len(review.labels):,}",
         f"rejected sources: {manifest.get('rejected', 0):,}" + (f" ({reasons})" if reasons else ""),
         *review.flaws.sentences(),
+        *review.flaws.remarks(),
         f"silent clips: {len(review.silent):,}, static clips: {len(review.static):,}",
     ]
     for kind, splits, count in _pair_counts(review.pairs):

@@ -38,6 +38,8 @@ class IngestCounts:
     media_seconds: float | None = None
     flaws: Sequence[str] = ()
     """Sentences about accepted sources that gave less than they declare, or had to be mended."""
+    remarks: Sequence[str] = ()
+    """Sentences about accepted sources that are no flaws."""
     splits: Mapping[str, int] = field(default_factory=dict)
     """Number of clips in each split."""
     rejects_by_reason: Mapping[str, int] = field(default_factory=dict)
@@ -62,6 +64,10 @@ class Score:
     trained_by_class: Sequence[float] = ()
     """One for each of `ReportData.classes`, or empty."""
     untrained_by_class: Sequence[float] = ()
+    interval: tuple[float, float] | None = None
+    """95 % interval of `trained` over sources."""
+    gain_interval: tuple[float, float] | None = None
+    """Of trained minus untrained, paired by source."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
-from pipelines.evaluation.features import Features, padded_frames
+from pipelines.evaluation.embedder import padded_frames
+from pipelines.evaluation.features import Features
 from pipelines.media.windows import audio_windows, video_windows
 from pipelines.report import run_data
 from xkd_core.masking import random_mask, video_mask_noise

@@ -5,7 +5,7 @@ The driver computes the pictures, of a few held-out clips.
 
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -22,7 +22,9 @@ from pipelines.config.run import RunConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.evaluation.evaluate import Evaluation
 from pipelines.evaluation.features import Features
-from pipelines.evaluation.scores import MEASURES, FeatureScores, NetworkScore
+from pipelines.evaluation.intervals import Figure
+from pipelines.evaluation.retrieval import RECALLS, directions
+from pipelines.evaluation.scores import FeatureScores
 from pipelines.ingest.summary import IngestSummary
 from pipelines.media.reasons import REASONS
 from pipelines.models.checkpoints import load_model
@@ -32,7 +34,8 @@ from pipelines.report import run_data
 from pipelines.report.embedding_map import EmbeddingMap, map_embeddings
 from pipelines.report.run_page import write_report
 from pipelines.report.run_pictures import Pictures, Thumbnails
-from pipelines.tracking.runs import RunRef, code_version, metric_histories, warnings_of
+from pipelines.tracking.code_version import code_version
+from pipelines.tracking.runs import RunRef, metric_histories, warnings_of
 from pipelines.training.pretrain import PretrainResult
 from xkd_core.encoders import MODALITIES
 
@@ -111,6 +114,7 @@ def _ingest_counts(summary: IngestSummary, dataset: ClipDataset) -> run_data.Ing
         ignored=sum(summary.ignored.values()),
         media_seconds=summary.media_seconds,
         flaws=summary.flaws.sentences(),
+        remarks=summary.flaws.remarks(),
         splits={str(name): int(count) for name, count in zip(splits, counts, strict=True)},
         rejects_by_reason=summary.rejects_by_reason,
         reason_meanings=REASONS,
@@ -129,19 +133,22 @@ def _curves(run: RunRef) -> dict[str, tuple[Array, Array]]:
 
 
 def _scores(scores: FeatureScores) -> list[run_data.Score]:
-    return [
-        _measure_score(modality, networks, measure)
-        for modality, networks in scores.modalities.items()
-        for measure in MEASURES
+    found = [
+        _measure_score(scores, subject, measure)
+        for subject, networks in scores.modalities.items()
+        for measure in networks["trained"].measures
+    ]
+    return found + [
+        _recall_score(scores, direction, k) for direction in scores.retrieval for k in RECALLS
     ]
 
 
-def _measure_score(
-    modality: str, networks: Mapping[str, NetworkScore], measure: str
-) -> run_data.Score:
+def _measure_score(scores: FeatureScores, subject: str, measure: str) -> run_data.Score:
+    networks = scores.modalities[subject]
     trained, untrained = networks["trained"], networks.get("untrained")
+    gain = scores.gains.get(f"{subject}/{measure}")
     return run_data.Score(
-        subject=modality,
+        subject=subject,
         measure=measure,
         trained=trained.accuracy[measure],
         untrained=untrained.accuracy[measure] if untrained else None,
@@ -149,7 +156,31 @@ def _measure_score(
         num_test=trained.num_test,
         trained_by_class=_numbers(trained.by_class[measure]),
         untrained_by_class=_numbers(untrained.by_class[measure]) if untrained else (),
+        interval=_bounds(trained.measures[measure].score),
+        gain_interval=_bounds(gain) if gain else None,
     )
+
+
+def _recall_score(scores: FeatureScores, direction: str, k: int) -> run_data.Score:
+    networks, name = scores.retrieval[direction], f"recall@{k}"
+    trained, untrained = networks["trained"], networks.get("untrained")
+    gain = scores.gains.get(f"{direction}/{name}")
+    return run_data.Score(
+        subject=direction,
+        measure=name,
+        trained=trained.figures[name].value,
+        untrained=untrained.figures[name].value if untrained else None,
+        chance=trained.chance[name],
+        num_test=trained.num_clips,
+        interval=_bounds(trained.figures[name]),
+        gain_interval=_bounds(gain) if gain else None,
+    )
+
+
+def _bounds(figure: Figure) -> tuple[float, float] | None:
+    if figure.low is None or figure.high is None:
+        return None
+    return figure.low, figure.high
 
 
 def _numbers(values: Sequence[float | None]) -> list[float]:
@@ -188,7 +219,7 @@ def _retrievals(
     clips = features.retrieval_clips
     if len(clips) <= _NUM_NEIGHBORS:
         return []
-    video, audio = (_directions(features.retrieval[f"{m}/trained"]) for m in MODALITIES)
+    video, audio = (directions(features.retrieval[f"{m}/trained"]) for m in MODALITIES)
     queries = np.linspace(0, len(clips) - 1, _NUM_QUERIES).astype(int)
     similarity = {"audio_to_video": audio @ video.T, "video_to_audio": video @ audio.T}
     thumbnails = Thumbnails(dataset, config, features)
@@ -217,11 +248,6 @@ def _retrievals(
                 )
             )
     return retrievals
-
-
-def _directions(matrix: Array) -> Array:
-    centered = matrix - matrix.mean(axis=0)
-    return centered / np.maximum(np.linalg.norm(centered, axis=1, keepdims=True), 1e-12)
 
 
 def _settings(config: RunConfig) -> str:

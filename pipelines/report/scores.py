@@ -4,16 +4,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.evaluation.scores import MEASURES, percent, standard_error
+from pipelines.evaluation.scores import MEASURES, SUBJECTS, percent, standard_error
 from pipelines.quantities import counted
 from pipelines.report.run_data import ReportData, Score
 
 _MAX_CLASS_BARS = 24
 """If there are more classes, those between the best and the worst are folded."""
-_SUBJECTS = {
-    "audio_to_video": "audio to video",
-    "video_to_audio": "video to audio",
-}
 
 
 def headline(data: ReportData) -> str:
@@ -40,7 +36,7 @@ def headline(data: ReportData) -> str:
 
 def score_title(score: Score) -> str:
     """Returns the title of a score."""
-    subject = _SUBJECTS.get(score.subject, score.subject)
+    subject = SUBJECTS.get(score.subject, score.subject)
     return f"{subject}, {MEASURES.get(score.measure, score.measure)}"
 
 
@@ -52,7 +48,13 @@ def gain(score: Score) -> float:
 
 
 def verdict(score: Score) -> str:
-    """Returns `gain` or `loss` if the difference exceeds two standard errors, else `unsure`."""
+    """Returns `gain` or `loss` if the paired interval leaves out 0, else `unsure`.
+
+    Without an interval the difference must exceed two standard errors.
+    """
+    if score.gain_interval is not None:
+        low, high = score.gain_interval
+        return "gain" if low > 0 else "loss" if high < 0 else "unsure"
     if score.untrained is None or not math.isfinite(gain(score)):
         return "unsure"
     errors = (standard_error(share, score.num_test) for share in (score.trained, score.untrained))

@@ -40,7 +40,8 @@ from pipelines.sweep.search import rung_objective
 from pipelines.sweep.sweep import SweepResult
 from pipelines.sweep.trial_files import Trial
 from pipelines.sweep.winner import objective_name, winner_command
-from pipelines.tracking.runs import RunRef, code_version
+from pipelines.tracking.code_version import code_version
+from pipelines.tracking.runs import RunRef
 
 _SIDES = ("video", "audio")
 

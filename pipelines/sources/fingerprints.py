@@ -228,13 +228,15 @@ def _read_cache(output: Path) -> dict[str, Fingerprint]:
     try:
         with pq.ParquetFile(file) as table:
             for batch in table.iter_batches():
-                for row in batch.to_pylist():
-                    cached[row["source"]] = Fingerprint(
-                        row["source_hash"],
-                        byte_size=row["byte_size"],
-                        modified=row["modified"],
-                        version=row.get("version"),
-                    )
+                names = batch.schema.names
+                columns = {name: batch.column(name).to_pylist() for name in names}
+                versions = columns.get("version", [None] * len(batch))
+                for uri, source_hash, size, modified, version in zip(
+                    *(columns[name] for name in ("source", "source_hash", "byte_size", "modified")),
+                    versions,
+                    strict=True,
+                ):
+                    cached[uri] = Fingerprint(source_hash, None, "", size, modified, version)
     except (pa.ArrowException, OSError, KeyError) as error:
         logger.warning("%s is damaged (%s); all sources are read again", file, one_line(error))
         return {}

@@ -9,7 +9,7 @@ from pipelines.config.pretrain import clip_mismatch
 from pipelines.config.sweep import SweepConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
-from pipelines.evaluation.features import split_scored_on, unscorable
+from pipelines.evaluation.choice import split_scored_on, unscorable
 from pipelines.quantities import byte_size, counted
 from pipelines.sweep.run_trial import pretrain_values, trial_config
 from pipelines.sweep.search import num_trials

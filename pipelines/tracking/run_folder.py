@@ -17,6 +17,7 @@ from typing import Any
 from pipelines.config.base import JobConfig
 from pipelines.config.written import CONFIG_FILE, write_settings
 from pipelines.files import locked, write_json
+from pipelines.paths import moved_paths
 from pipelines.tracking.runs import RunRef, open_run
 
 RUN_FILE = "run.json"
@@ -47,9 +48,15 @@ class RunFolder:
 
     @property
     def began_with(self) -> dict[str, Any]:
-        """The content of `run.json`; empty if the run has not begun."""
+        """The content of `run.json`, with paths as they are now; empty if the run has not begun."""
         file = self.path / RUN_FILE
-        return json.loads(file.read_text()) if file.exists() else {}
+        values: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+        config = values.get("config", {})
+        if "output" in config and "name" in config:
+            values["config"] = moved_paths(
+                config, Path(config["output"], config["name"]), self.path
+            )
+        return values
 
     @property
     def run_id(self) -> str:

@@ -6,18 +6,18 @@ The driver opens a run with `open_run` and passes the `RunRef` to the workers th
 import json
 import logging
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from pipelines.config.base import JobConfig, settings_without_password
 from pipelines.config.dotted import flat
 from pipelines.errors import Stopped, UserError
 from pipelines.redaction import one_line, redacted
+from pipelines.tracking.code_version import code_version
+from pipelines.tracking.moved_artifacts import ARTIFACTS_FOLDER, mend_moved_artifacts
 from pipelines.tracking.server import SQLITE, retry_while_away, tracking_uri
 
 # isort: split
@@ -89,6 +89,7 @@ def open_run(
     uri = parent.uri if parent is not None else tracking_uri(config.tracking)
     if uri.startswith(SQLITE):
         Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+        mend_moved_artifacts(Path(uri.removeprefix(SQLITE)))
     client = MlflowClient(uri)
     patience = _WORK_PATIENCE_SECONDS if parent is not None else _OPEN_PATIENCE_SECONDS
     if run_id:
@@ -120,7 +121,8 @@ def _experiment(client: MlflowClient, name: str, uri: str) -> str:
     if found is not None:
         return str(found.experiment_id)
     # Without a server, artifacts are kept beside the SQLite file, wherever the job was started.
-    beside = Path(uri.removeprefix(SQLITE)).parent / "mlartifacts" if uri.startswith(SQLITE) else ""
+    is_file = uri.startswith(SQLITE)
+    beside = Path(uri.removeprefix(SQLITE)).parent / ARTIFACTS_FOLDER if is_file else ""
     try:
         return str(client.create_experiment(name, artifact_location=str(beside) or None))
     except MlflowException:
@@ -173,22 +175,6 @@ def tracked(run: RunRef) -> Iterator[RunRef]:
         close_run(run, "FAILED")
         raise
     close_run(run, "FINISHED")
-
-
-def code_version() -> str:
-    """Returns the commit of this checkout, else the version of the installed package."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-        return done.stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return f"xkd {version('xkd')}"
 
 
 def metric_histories(run: RunRef) -> dict[str, tuple[list[int], list[float]]]:

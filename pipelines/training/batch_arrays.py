@@ -50,10 +50,10 @@ class BatchArrays:
 
     def copy(self, slot: Slot, piece: Piece, group: ClipGroup) -> None:
         """Copies picture and sound of a piece from its row group, once all rows are known."""
-        frames, waveform = group.frames(piece.row), group.waveform(piece.row)
+        frames, waveform = group.frames(piece.row, piece.frames), group.waveform(piece.row)
         assert frames is not None
         assert waveform is not None
-        frames, waveform = frames[piece.frames], waveform[piece.samples]
+        waveform = waveform[piece.samples]
         all_frames, all_samples = self._arrays(slot.batch)
         length, height, width = frames.shape[:3]
         first, stop = piece.first_frame, piece.first_frame + length

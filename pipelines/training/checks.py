@@ -14,7 +14,7 @@ from pipelines.config.pretrain import PretrainConfig, clip_mismatch
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256, read_clip_ids
 from pipelines.errors import UserError
-from pipelines.evaluation.features import unscorable
+from pipelines.evaluation.choice import unscorable
 from pipelines.evaluation.rungs import KNN_SETTINGS
 from pipelines.models.checkpoints import (
     TrainingInfo,
@@ -114,15 +114,33 @@ def checkpoint_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[st
         if own is not None:
             check_dataset(own, config.dataset, dataset.dataset_id)
             info = read_info(own)
+            _check_clip_order(own, config, dataset, info)
             excluded = _exclude_mistakes(config, info.exclude_sha256)
             return excluded + _order_mistakes(config, own, info) + _unheeded_resume(config, own)
         if config.resume is not None:
             resumed = find_checkpoint(config.resume)
             check_dataset(resumed, config.dataset, dataset.dataset_id)
-            return _resume_mistakes(config, dataset, read_info(resumed))
+            info = read_info(resumed)
+            _check_clip_order(resumed, config, dataset, info)
+            return _resume_mistakes(config, dataset, info)
     except UserError as error:
         return [str(error)]
     return []
+
+
+def _check_clip_order(
+    checkpoint: Path, config: PretrainConfig, dataset: ClipDataset, info: TrainingInfo
+) -> None:
+    """Refuses the same clips in other shards, whose order would repeat some and leave out others.
+
+    Checkpoints of older versions do not tell the order of their clips.
+    """
+    if info.order_sha256 not in (None, dataset.index.order_sha256):
+        raise UserError(
+            f"checkpoint ({checkpoint}) was trained on the clips of dataset ({config.dataset}) in "
+            "other shards, which give another order: restore the dataset as it was, or take "
+            "another name"
+        )
 
 
 def _order_mistakes(config: PretrainConfig, own: Path, info: TrainingInfo) -> list[str]:

@@ -23,7 +23,7 @@ from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256
 from pipelines.errors import UserError
 from pipelines.evaluation.rungs import KnnScorer, RungScorer
 from pipelines.models.checkpoints import TrainingInfo, read_info, read_unsent
-from pipelines.tracking.runs import RunRef, code_version
+from pipelines.tracking.runs import RunRef
 from pipelines.tracking.tracker import UNSENT_FILE, Tracker
 from pipelines.training.checkpoint_writer import Saver, Signals
 from pipelines.training.feed import Feed, make_feed
@@ -89,8 +89,9 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
             config=values["config"],
             dataset_id=dataset.dataset_id,
             run_id=run.run_id,
-            code_version=code_version(),
+            code_version=values["code_version"],
             exclude_sha256=exclude_sha256,
+            order_sha256=dataset.index.order_sha256 if rank == 0 else None,
         )
         stop_signal = StopSignal(values["board"] if rank == 0 else None, values["deadline"])
         rungs = RungScorer(values["rungs"], info.total_steps, info.steps_per_epoch)

@@ -29,6 +29,7 @@ from pipelines.evaluation.rungs import RungPlan
 from pipelines.models.checkpoints import find_checkpoint, read_info
 from pipelines.progress import OnProgress, watched_board
 from pipelines.redaction import redacted
+from pipelines.tracking.code_version import code_version
 from pipelines.tracking.run_folder import RunFolder
 from pipelines.tracking.runs import RunRef, log_dataset, tracked
 from pipelines.tracking.tracker import UNSENT_FILE
@@ -140,6 +141,8 @@ def _worker_values(
         # Goes into checkpoints; `run` has the server.
         "config": settings_without_password(config),
         EXCLUDE_SHA256: clip_ids_sha256(config.exclude),
+        # Workers of a cluster run uploaded code, which does not know its commit.
+        "code_version": code_version(),
         "run": asdict(run),
         "board": board,
         "deadline": started + config.max_seconds if config.max_seconds else None,

@@ -56,6 +56,11 @@ def find_configuration(
         UserError: if it is none of these.
     """
     if argument.endswith(_SUFFIXES) and not os.path.isdir(argument):
+        if not os.path.exists(argument) and Path(argument).stem in configuration_names(job.name):
+            raise UserError(
+                f"configuration file ({argument}) does not exist; for the one that comes with XKD "
+                f"give its short name: xkd {job.name} {Path(argument).stem}"
+            )
         return Arguments(Path(argument), overrides)
     if argument in configuration_names(job.name):
         file = configuration_folder() / job.name / f"{argument}.yaml"
@@ -74,6 +79,22 @@ def find_configuration(
     return for_media(job, argument, overrides)
 
 
+def misplaced(overrides: Sequence[str]) -> list[str]:
+    """Names relative paths of settings that exist here, but not in XKD_HOME, where they start."""
+    found = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        folder = os.environ.get("XKD_HOME")
+        if not folder or not value or not os.path.exists(value) or os.path.isabs(value):
+            continue
+        if not (Path(folder).expanduser() / value).exists():
+            found.append(
+                f"{key} ({value}) is relative to XKD_HOME ({folder}); for the one here give "
+                f"{key}={os.path.abspath(value)}"
+            )
+    return found
+
+
 def shown_file(file: Path) -> str:
     """A file as it is shown: relative where it lies below the working directory."""
     here = Path.cwd()
@@ -85,7 +106,8 @@ def _no_configuration(job: JobSummary, argument: str) -> str:
     what = "a YAML file or a short name" + (f", or the {job.media} itself" if job.media else "")
     text = f"argument ({argument}) must be {what}, but no such path exists"
     if os.path.exists(argument):
-        text = f"argument ({argument}) must be {what}; for media, add input={argument} after it"
+        path = os.path.abspath(argument)
+        text = f"argument ({argument}) must be {what}; for media, add input={path} after it"
     nearest = difflib.get_close_matches(argument, names, n=1)
     if nearest:
         return f"{text}; did you mean {nearest[0]}?"

@@ -114,9 +114,9 @@ class StageProgress:
         if self._live is not None:
             self._live.transient = True  # the line below says all that the bar did
         self.close()
-        print(
-            f"{self._stage:9} {result} ({duration(time.monotonic() - self._started)})", flush=True
-        )
+        first, *rest = result.splitlines()
+        took = duration(time.monotonic() - self._started)
+        print("\n".join([f"{self._stage:9} {first} ({took})", *rest]), flush=True)
 
 
 def close_progress() -> None:

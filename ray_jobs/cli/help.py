@@ -1,8 +1,10 @@
 """What `xkd JOB --help` prints, and the parser of a job's command line."""
 
 import argparse
+import difflib
 import textwrap
 from collections.abc import Iterable, Iterator
+from typing import NoReturn
 
 from pipelines.config.base import JobConfig
 from pipelines.config.describe import Setting, section_description, setting_descriptions
@@ -14,7 +16,7 @@ _WIDTH = 100
 
 def make_parser(job: JobSummary, schema: type[JobConfig]) -> argparse.ArgumentParser:
     """The parser of one job's command line, whose help describes its settings."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"xkd {job.name}",
         description=job.about,
         epilog=_settings_help(job, schema),
@@ -23,7 +25,10 @@ def make_parser(job: JobSummary, schema: type[JobConfig]) -> argparse.ArgumentPa
     what = f"{job.media.upper()} | CONFIG" if job.media else "CONFIG"
     names = ", ".join(configuration_names(job.name)) or "none"
     parser.add_argument(
-        "config", metavar=what, help=f"a YAML file or a short name ({names})".replace("%", "%%")
+        "config",
+        nargs="?",
+        metavar=what,
+        help=f"a YAML file or a short name ({names})".replace("%", "%%"),
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that override the file's"
@@ -35,6 +40,26 @@ def make_parser(job: JobSummary, schema: type[JobConfig]) -> argparse.ArgumentPa
     )
     parser.add_argument("--verbose", action="store_true", help="show the log as well")
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are one line, as all mistakes of a job are."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program with the mistake, and names the nearest option."""
+        unknown = message.rpartition(" ")[2]
+        nearest = difflib.get_close_matches(unknown, self._option_string_actions, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"see {self.prog} --help"
+        self.exit(2, f"{self.prog.removeprefix('xkd ')}: {message}; {hint}\n")
+
+
+def missing_configuration(job: JobSummary) -> str:
+    """What to say if the command line ends after the job."""
+    names = configuration_names(job.name)
+    what = f"the {job.media} or a configuration" if job.media else "a configuration"
+    example = f"xkd {job.name} {f'/my/{job.media}' if job.media else names[0]}"
+    known = f"; short names: {', '.join(names)}" if names else ""
+    return f"{what} is missing, as in `{example}`{known}; see xkd {job.name} --help"
 
 
 def _settings_help(job: JobSummary, schema: type[JobConfig]) -> str:

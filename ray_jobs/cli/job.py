@@ -22,9 +22,9 @@ import yaml
 from pipelines.config.base import JobConfig
 from pipelines.errors import JobFailed, Stopped, Terminated, UserError
 from pipelines.redaction import one_line, redacted
-from ray_jobs.cli.configurations import Arguments, find_configuration
+from ray_jobs.cli.configurations import Arguments, find_configuration, misplaced
 from ray_jobs.cli.console import close_progress
-from ray_jobs.cli.help import make_parser
+from ray_jobs.cli.help import make_parser, missing_configuration
 from ray_jobs.cli.jobs import JobSummary
 from ray_jobs.cli.settings import load_settings
 
@@ -128,7 +128,8 @@ def _plan_and_work(job: Job, arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         print(_dry_run(config, plan))
     if plan.mistakes:
-        raise UserError("\n  ".join(_counted(plan.mistakes)))
+        mistakes = (*plan.mistakes, *misplaced(arguments.overrides))
+        raise UserError("\n  ".join(_counted(mistakes)))
     if not arguments.dry_run:
         try:
             job.work(config)
@@ -152,6 +153,8 @@ def _outside_reason(error: Exception) -> str | None:
 
 def _settings(job: Job, arguments: argparse.Namespace) -> Any:
     """The settings of a file, or of the media that are given instead of one."""
+    if arguments.config is None:
+        raise UserError(missing_configuration(job.summary))
     chosen = find_configuration(job.summary, arguments.config, arguments.overrides, job.for_media)
     if chosen.note:
         print(f"{job.name}: {chosen.note}", flush=True)

@@ -3,13 +3,14 @@
 Help is answered from the table of jobs and a job's schema alone: importing a job takes seconds.
 """
 
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
 from ray_jobs.cli.jobs import JOBS
 
-_HELP = ("-h", "--help")
+_HELP = ("-h", "--help", "help")
 _USER_ERROR = 2
 
 
@@ -20,11 +21,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_overview())
         return 0
     name, *rest = arguments
+    if name == "--version":
+        from pipelines.tracking.code_version import code_version
+
+        print(code_version())
+        return 0
     if name not in JOBS:
-        print(f"xkd: no job {name!r}; jobs: {', '.join(JOBS)}", file=sys.stderr)
+        nearest = difflib.get_close_matches(name, JOBS, n=1, cutoff=0.5)
+        hint = f"did you mean {nearest[0]}? " if nearest else ""
+        print(f"xkd: no job {name!r}; {hint}jobs: {', '.join(JOBS)}", file=sys.stderr)
         return _USER_ERROR
     summary = JOBS[name]
-    if any(argument in _HELP for argument in rest):
+    if any(argument in _HELP[:2] for argument in rest):
         from ray_jobs.cli.help import make_parser  # pydantic, which the overview does without
 
         make_parser(summary, summary.schema()).print_help()
@@ -42,7 +50,7 @@ def _overview() -> str:
         *(f"  {job.name:17} {job.about}" for job in JOBS.values()),
         "",
         "CONFIG is a YAML file, or the short name of one that comes with XKD: `xkd run smoke`.",
-        "xkd JOB --help lists a job's configurations and settings.",
+        "xkd JOB --help lists a job's configurations and settings; xkd --version tells the code's.",
     ]
     return "\n".join(lines)
 

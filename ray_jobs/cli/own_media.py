@@ -43,6 +43,8 @@ def arguments_for_media(job: JobSummary, media: str, overrides: Sequence[str]) -
     config = load_settings(RunConfig, folder / "laptop.yaml", named)
     begun = Path(config.output) / config.name / CONFIG_FILE
     if begun.is_file() and begun_input(begun) == config.input:
+        # The file names the output that it was written to, which may have been moved.
+        overrides = [f"output={config.output}", *overrides]
         return Arguments(begun, overrides, f"goes on with {shown_file(begun)} for {media}")
     num_gpus = _most_gpus(config.ray)
     file = folder / ("one_gpu.yaml" if num_gpus else "laptop.yaml")

@@ -1,13 +1,16 @@
 """What does decoding cost, beside the ffmpeg command and a plain script that do the same?
 
-    python tests/benchmarks/decoder_cost.py input=FOLDER [videos=60] [repeats=3]
+    python tests/benchmarks/decoder_cost.py input=FOLDER [videos=40] [repeats=3] [min_side=352]
 
 All of them turn the same files into the same frames and samples: 8 frames a second with a short
 side of 128, 16-bit mono at 16 kHz. CPU seconds of all processes are counted, in turns:
 
-* ours: through the decoder process, segments handed over, as an ingest does;
+* ingest: one unit, from the files to a shard, without Ray and without the start of the processes;
+* ours: through the decoder's processes, one a file and confined, segments handed over;
+* reused: the same code in one process for all files, not confined, which is what safety costs;
 * scan: opening the files and reading their packets, which is a part of ours;
 * ffmpeg: the command with one thread, a process for each file, its output read from pipes;
+* torchcodec, where it is installed: frames by time with one thread, scaled by torch, and the sound;
 * PyAV: a script that decodes every frame, converts those that are needed, and resamples;
 * bare: the same script when it keeps nothing, which is what decoding alone costs.
 
@@ -17,23 +20,30 @@ value, and by one frame where a timestamp lies on the border of a tick.
 
 import json
 import random
+import shutil
 import statistics
 import subprocess
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 from av.video.reformatter import Interpolation
 
+from pipelines.config.ingest import IngestSettings
+from pipelines.ingest.plan import Unit, UnitSource
+from pipelines.ingest.worker import UnitIngester
 from pipelines.media.container import DecodeError, open_source
 from pipelines.media.decoder.process import DecoderProcess
 from pipelines.media.packets import scan_packets
 from tests.benchmarks.cpu_time import tree_cpu_seconds
 from tests.benchmarks.program import environment, options
+from tests.helpers.reused_decoder import ReusedDecoder
 
-DEFAULTS = {"input": "", "videos": "60", "repeats": "3"}
+DEFAULTS = {"input": "", "videos": "40", "repeats": "3", "min_side": "352", "max_side": "720"}
 FRAME_RATE, SHORT_SIDE, SAMPLE_RATE = 8, 128, 16_000
 SETTINGS = {
     "segment_seconds": 5.0,
@@ -42,28 +52,44 @@ SETTINGS = {
     "short_side": SHORT_SIDE,
     "sample_rate": SAMPLE_RATE,
 }
+INGEST = IngestSettings(
+    segment_seconds=5.0,
+    min_segment_seconds=0.5,
+    frame_rate=float(FRAME_RATE),
+    short_side=SHORT_SIDE,
+)
 
 
 def main() -> None:
     """Prints a table, and one JSON line last."""
     given = options(DEFAULTS)
-    decoder = DecoderProcess(max_memory_bytes=2_000_000_000, timeout_seconds=60.0)
-    paths = sample(Path(given["input"]), int(given["videos"]), decoder)
+    limits: dict[str, Any] = {"max_memory_bytes": 2_000_000_000, "timeout_seconds": 60.0}
+    decoder, reused = DecoderProcess(**limits), ReusedDecoder(**limits)
+    sides = range(int(given["min_side"]), int(given["max_side"]) + 1)
+    paths = sample(Path(given["input"]), int(given["videos"]), decoder, sides)
+    unit = UnitIngester("/dev/shm/decoder_cost", INGEST.model_dump(mode="json"))
     sizes = {path: output_size(decoder, path) for path in paths}
     differences = [difference(decoder, path, sizes[path]) for path in paths]
     ways: dict[str, Callable[[], object]] = {
+        "ingest": lambda: ingest(unit, paths, Path("/dev/shm/decoder_cost")),
         "ours": lambda: [list(decoder.segments(path, **SETTINGS)) for path in paths],
+        "reused": lambda: [list(reused.segments(path, **SETTINGS)) for path in paths],
         "scan": lambda: [scan(path) for path in paths],
         "ffmpeg": lambda: [by_command(path, sizes[path]) for path in paths],
+        "torchcodec": lambda: [by_torchcodec(path, sizes[path]) for path in paths],
         "PyAV": lambda: [by_script(path, sizes[path]) for path in paths],
         "bare": lambda: [by_script(path, None) for path in paths],
     }
+    if not find_spec("torchcodec"):
+        print(f"torchcodec left out: {ways.pop('torchcodec') and 'it is not installed'}")
+    ways["ingest"](), ways["reused"]()  # starts their processes
     num_frames = sum(by_script(path, None) for path in paths)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(int(given["repeats"])):
         for name, way in ways.items():
             seconds[name].append(tree_cpu_seconds(way))
-    decoder.close()
+    for started in (decoder, reused, unit):
+        started.close()
     results: dict[str, object] = {"videos": len(paths), "source_frames": num_frames}
     for name, values in seconds.items():
         micros = [1e6 * value / num_frames for value in values]
@@ -74,6 +100,13 @@ def main() -> None:
             "of_ffmpeg_min": min(beside),
             "of_ffmpeg_max": max(beside),
         }
+        if name == "ours":
+            ratios = [a / b for a, b in zip(values, seconds["reused"], strict=True)]
+            results["ours_of_reused"] = [statistics.median(ratios), min(ratios), max(ratios)]
+            files = [
+                1e3 * (a - b) / len(paths) for a, b in zip(values, seconds["reused"], strict=True)
+            ]
+            results["milliseconds_a_file_beyond_reused"] = statistics.median(files)
         print(
             f"{name:8} {statistics.median(micros):8.1f} us a source frame, "
             f"{statistics.median(beside):.2f} of ffmpeg ({min(beside):.2f} to {max(beside):.2f})"
@@ -81,11 +114,14 @@ def main() -> None:
     results["median_difference"] = statistics.median(differences)
     results["largest_difference"] = max(differences)
     print(f"pixel values apart from ffmpeg's: {results['median_difference']:.2f} in the median")
+    print("ours beside reused:", results["ours_of_reused"])
+    command = subprocess.run(["ffmpeg", "-version"], capture_output=True, text=True, check=True)
+    results["ffmpeg"] = command.stdout.partition("\n")[0]
     line = {"benchmark": "decoder_cost", **environment("av")}
     print(json.dumps(line | {"settings": given, "results": results}))
 
 
-def sample(folder: Path, count: int, decoder: DecoderProcess) -> list[str]:
+def sample(folder: Path, count: int, decoder: DecoderProcess, sides: range) -> list[str]:
     """A random sample of the files of a folder that give a picture all through."""
     paths = sorted(str(path) for path in folder.rglob("*") if path.is_file())
     random.Random(0).shuffle(paths)
@@ -97,7 +133,9 @@ def sample(folder: Path, count: int, decoder: DecoderProcess) -> list[str]:
             segments = list(decoder.segments(path, **SETTINGS))
         except DecodeError:
             continue
-        if all(segment.frames is not None for segment in segments):
+        info = segments[0].info
+        is_wanted = min(info.native_width, info.native_height) in sides
+        if is_wanted and all(segment.frames is not None for segment in segments):
             chosen.append(path)
     return chosen
 
@@ -159,6 +197,35 @@ def by_command(path: str, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray
         frames = np.frombuffer(files[0].read_bytes(), np.uint8).reshape(-1, size[1], size[0], 3)
         samples = np.frombuffer(files[1].read_bytes() if files[1].exists() else b"", np.int16)
     return frames, samples
+
+
+def by_torchcodec(path: str, size: tuple[int, int]) -> tuple[object, object]:
+    """Frames at the middles of ticks, and samples, as torchcodec gives them."""
+    import torch
+    from torchcodec.decoders import AudioDecoder, VideoDecoder
+
+    torch.set_num_threads(1)
+    decoder = VideoDecoder(path, num_ffmpeg_threads=1)
+    begin, end = decoder.metadata.begin_stream_seconds, decoder.metadata.end_stream_seconds
+    middles = np.arange(begin + 0.5 / FRAME_RATE, end, 1 / FRAME_RATE).tolist()
+    kept = []
+    for first in range(0, len(middles), 40):  # a segment at a time, as ours
+        frames = decoder.get_frames_played_at(middles[first : first + 40]).data.float()
+        kept.append(torch.nn.functional.interpolate(frames, size[::-1], mode="area").byte())
+    with av.open(path) as container:
+        has_sound = bool(container.streams.audio)
+    sound = AudioDecoder(path, sample_rate=SAMPLE_RATE, num_channels=1) if has_sound else None
+    return kept, sound.get_all_samples() if sound else None
+
+
+def ingest(unit: UnitIngester, paths: list[str], output: Path) -> None:
+    """Turns the files into one shard."""
+    for part in ("clips", "rejects"):
+        (output / part).mkdir(parents=True, exist_ok=True)
+    sources = tuple(UnitSource(path, path, path, 1, None, None, None) for path in paths)
+    for row in unit({"unit": Unit("unit", sources).to_json()}):
+        assert not (row["failed"] or row["reason"]), row
+    shutil.rmtree(output)
 
 
 def by_script(path: str, size: tuple[int, int] | None) -> int:

@@ -169,6 +169,9 @@ class PlainHead(nn.Module):
 class PlainXKD(nn.Module):
     """The networks of `XKD` under its names, and a step."""
 
+    encoder: type[PlainEncoder] = PlainEncoder
+    decoder: type[PlainDecoder] = PlainDecoder
+
     def __init__(self, config: MethodConfig):
         super().__init__()
         model = self.config = config.model
@@ -176,9 +179,9 @@ class PlainXKD(nn.Module):
         for modality in MODALITIES:
             section = model.video if modality == "video" else model.audio
             for role in ROLES:
-                setattr(self, f"{modality}_{role}", PlainEncoder(model, modality))
+                setattr(self, f"{modality}_{role}", self.encoder(model, modality))
                 setattr(self, f"{modality}_{role}_head", PlainHead(model, model.encoder.width))
-            decoder = PlainDecoder(model, section.num_tokens, section.patch_dim)
+            decoder = self.decoder(model, section.num_tokens, section.patch_dim)
             setattr(self, f"{modality}_decoder", decoder)
 
     def part(self, modality, name):
@@ -215,15 +218,19 @@ class PlainXKD(nn.Module):
             self.audio_teacher_head(refine(audio[:, 1:], of_audio.mean(dim=1))),
         )
 
-    def loss(self, views, centers):
-        """The total loss, and the teachers' logits for the centres."""
+    def networks(self, views):
+        """Reconstruction losses and logits of both students, and the teachers' logits."""
         video_error, video = self.student(
             "video", views.video_global, views.video_locals, views.video_mask_noise
         )
         audio_error, audio = self.student(
             "audio", views.audio_global, views.audio_locals, views.audio_mask_noise
         )
-        of_video, of_audio = self.teachers(views)
+        return video_error + audio_error, video, audio, self.teachers(views)
+
+    def loss(self, views, centers):
+        """The total loss, and the teachers' logits for the centres."""
+        errors, video, audio, (of_video, of_audio) = self.networks(views)
         objective = self.objective
         alignment = mmd(torch.cat(video), torch.cat(audio), objective.mmd_gammas)
         alignment = 0.5 * (alignment + mmd(of_video, of_audio, objective.mmd_gammas))
@@ -231,7 +238,7 @@ class PlainXKD(nn.Module):
             distill(audio, of_video - centers[0], objective.video_teacher_temperature.start)
             + distill(video, of_audio - centers[1], objective.audio_teacher_temperature.start)
         )
-        total = alignment + distillation + 5.0 * 0.5 * (video_error + audio_error)
+        total = alignment + distillation + 5.0 * 0.5 * errors
         return total / 7.0, (of_video, of_audio)
 
     def step(self, views, centers, optimizer, *, max_norm, momentum):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.config.ingest import IngestSettings
+from pipelines.dataset.frame_encoding import shard_schema
 from pipelines.dataset.index import ClipIndex, read_index
 from pipelines.dataset.schema import CLIPS, CLIPS_FOLDER, FORMAT_VERSION, MANIFEST, REJECTS_FOLDER
 from pipelines.dataset.shards import ShardWriter
@@ -65,14 +66,18 @@ def write_dataset(
     has_video=lambda _: True,
     split=lambda _: "train",
     frames=None,
+    encoding="raw",
 ) -> Path:
     """Writes clips whose frames say clip and tick, and whose samples count up."""
-    settings = IngestSettings(frame_rate=FRAME_RATE, sample_rate=SAMPLE_RATE)
+    settings = IngestSettings(
+        frame_rate=FRAME_RATE, sample_rate=SAMPLE_RATE, clips={"encoding": encoding}
+    )
+    schema = shard_schema(CLIPS, encoding)
     for part in (CLIPS_FOLDER, REJECTS_FOLDER):
         (folder / part).mkdir(parents=True)
     for first in range(0, num_clips, clips_per_shard):
         path = folder / CLIPS_FOLDER / f"{first:06d}.parquet"
-        writer = ShardWriter(path, CLIPS, rows_per_group=rows_per_group)
+        writer = ShardWriter(path, schema, rows_per_group=rows_per_group)
         for clip in range(first, min(first + clips_per_shard, num_clips)):
             name = f"/made/{clip}.mp4"
             source = UnitSource(
@@ -148,14 +153,18 @@ def write_segments(
     *,
     rows_per_group: int = 3,
     rows_per_shard: int = 8,
+    encoding="raw",
 ) -> Path:
     """Writes rows whose frames say source and tick, and whose samples count up over a source."""
-    settings = IngestSettings(frame_rate=FRAME_RATE, sample_rate=SAMPLE_RATE)
+    settings = IngestSettings(
+        frame_rate=FRAME_RATE, sample_rate=SAMPLE_RATE, clips={"encoding": encoding}
+    )
+    schema = shard_schema(CLIPS, encoding)
     for part in (CLIPS_FOLDER, REJECTS_FOLDER):
         (folder / part).mkdir(parents=True)
     for first in range(0, len(segments), rows_per_shard):
         path = folder / CLIPS_FOLDER / f"{first:06d}.parquet"
-        writer = ShardWriter(path, CLIPS, rows_per_group=rows_per_group)
+        writer = ShardWriter(path, schema, rows_per_group=rows_per_group)
         for made in segments[first : first + rows_per_shard]:
             writer.add(_segment_row(made, settings))
         writer.commit()

@@ -9,7 +9,8 @@ import torch
 from pipelines.config.ingest import IngestSettings
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.schema import FORMAT_VERSION, MANIFEST
-from pipelines.evaluation.scores import FeatureScores, NetworkScore, Scores
+from pipelines.evaluation.intervals import Figure
+from pipelines.evaluation.scores import FeatureScores, MeasureScore, NetworkScore, Scores
 from pipelines.files import write_json
 from pipelines.models.checkpoints import AUDIO_CENTER, VIDEO_CENTER, TrainingInfo, save_checkpoint
 from pipelines.models.encoder_files import ClipSettings, EncoderInfo
@@ -103,20 +104,22 @@ def write_checkpoint(
     return checkpoint
 
 
-def example_scores(linear, *, dataset_id="clips-1", step=7):
+def example_scores(linear, *, dataset_id="clips-1", step=7, interval=0.05):
     """What an evaluation of `write_checkpoint`'s checkpoint finds."""
     trained, untrained = (
         NetworkScore(
-            knn=knn,
-            linear=accuracy,
-            knn_per_class=(knn, None),
-            linear_per_class=(accuracy, None),
-            linear_l2=0.001,
+            measures={
+                "knn": MeasureScore({"top1": Figure(knn)}, (knn, None)),
+                "linear": MeasureScore(
+                    {"top1": Figure(share, share - interval, share + interval)}, (share, None)
+                ),
+            },
             majority=0.25,
             num_train=80,
             num_test=40,
+            num_sources=40,
         )
-        for knn, accuracy in ((linear / 2, linear), (0.1, 0.2))
+        for knn, share in ((linear / 2, linear), (0.1, 0.2))
     )
     networks = {"trained": trained, "untrained": untrained}
     return Scores(

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from mlflow.tracking._tracking_service import utils
+
 from pipelines.config.ingest import IngestConfig
 from pipelines.tracking.runs import RunRef, open_run
 
@@ -17,3 +19,8 @@ def config_at(home: Path) -> IngestConfig:
 def run_at(home: Path, **how: Any) -> RunRef:
     """Opens a run in an sqlite file in `home`."""
     return open_run(config_at(home), "ingest", "test", **how)
+
+
+def forget_artifacts() -> None:
+    """Makes MLflow look up where artifacts are, as a new process does."""
+    utils._artifact_repos_cache.clear()

@@ -90,11 +90,22 @@ def leave_checkpoint(
     *,
     next_step: int = 7,
     exclude_sha256: str | None = None,
+    order_sha256: str | None = None,
 ) -> Path:
     """Leaves what a training with these settings on these clips would, without weights."""
     path = folder_of(config) / checkpoint_name(next_step)
     values = config.model_dump(mode="json")
-    info = TrainingInfo(next_step, 60, 6.0, values, dataset_id, run_id, "code", exclude_sha256)
+    info = TrainingInfo(
+        next_step,
+        60,
+        6.0,
+        values,
+        dataset_id,
+        run_id,
+        "code",
+        exclude_sha256,
+        order_sha256,
+    )
     save_checkpoint(path, {}, {}, info)
     return path
 

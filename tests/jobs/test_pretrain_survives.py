@@ -64,7 +64,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     """A Ray of this process with two CPUs."""
-    with _surroundings():
+    with _isolated_environment():
         ray.init(
             address="local",
             num_cpus=2,
@@ -77,7 +77,7 @@ def local_ray() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _surroundings() -> Iterator[None]:
+def _isolated_environment() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
@@ -437,7 +437,7 @@ def _cluster(num_cpus: Sequence[int]) -> Iterator[tuple[Cluster, list[object]]]:
         ray.shutdown()
     memory = {"object_store_memory": 100_000_000}
     head = {"num_cpus": num_cpus[0], "include_dashboard": False, "gcs_server_port": unused_port()}
-    with _surroundings():
+    with _isolated_environment():
         cluster = Cluster(initialize_head=True, head_node_args={**head, **memory})
         try:
             nodes = [cluster.add_node(num_cpus=number, **memory) for number in num_cpus[1:]]

@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import mlflow
 import pyarrow.parquet as pq
@@ -9,9 +10,12 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from pipelines.models.checkpoints import find_checkpoint, read_info
-from tests.helpers.programs import TINY, TinyRun, run_program
+from tests.helpers.programs import REPOSITORY, TINY, TinyRun, run_program
+from tests.unit.test_layout import READMES
 
 pytestmark = pytest.mark.ray
+
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def test_it_says_what_came_out(tiny_run: TinyRun):
@@ -72,6 +76,29 @@ def test_registered_model_embeds_a_file(tiny_run: TinyRun):
     encoder = mlflow.pyfunc.load_model("models:/xkd-audio@champion")
     file = sorted((tiny_run.folder / "videos" / "test").glob("*/*"))[0]
     assert encoder.predict([{"path": str(file)}]).shape == (1, 48)
+
+
+def test_python_of_the_readmes_runs_as_it_stands(tiny_run: TinyRun):
+    """Only addresses and names of files, which are the reader's own, are replaced."""
+    media = sorted((tiny_run.folder / "videos" / "test").glob("*/*"))[0]
+    (shard, *_) = sorted((tiny_run.folder / "clips" / "clips").rglob("*.parquet"))
+    own = {
+        "sqlite:////home/me/xkd/mlflow.db": tiny_run.tracking_uri,
+        "/some/video.mp4": str(media),
+        "runs/smoke/clips/clips/SHARD.parquet": str(shard),
+    }
+    results: dict[str, dict[str, Any]] = {}
+    for readme in READMES:
+        for code in PYTHON.findall(readme.read_text(encoding="utf-8")):
+            for theirs, ours in own.items():
+                code = code.replace(theirs, ours)
+            exec(code, results.setdefault(readme.parent.name, {}))
+    top, registry, dataset = (results.pop(n) for n in (REPOSITORY.name, "registry", "dataset"))
+    assert not results, "say here what these examples give"
+    for example in (top, registry):
+        assert example["embeddings"].shape == (1, 48)
+    assert dataset["frames"].shape[3] == 3
+    assert len(dataset["waveform"]) == dataset["row"]["num_samples"]
 
 
 def test_same_command_again_does_nothing_twice(tiny_run: TinyRun):

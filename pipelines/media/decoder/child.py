@@ -2,7 +2,7 @@
 
 It loads and tries out the libraries, gives up its rights, and then forks decoders when its parent
 asks for one, over a socket that is its standard input. It reads no media itself, so what it forks
-begins clean. A decoder gets a file's descriptor over a socket of its own and answers there.
+begins clean. A decoder gets the descriptor of one file over a socket of its own, and answers there.
 
                  control: fork, end                        channel: file, settings
     parent  <----------------------->  this program        <----------------------> decoder
@@ -35,9 +35,10 @@ from pipelines.media.segments import Segment
 from pipelines.redaction import one_line
 
 FORK, END, WAIT = b"f", b"e", b"w"
-"""What the parent asks for: a decoder, to end it, or to wait for its own end first."""
+"""What the parent asks for: a decoder, to end one, or to wait for its own end first."""
 ANSWER_BYTES = 4
-"""Of what it answers: the decoder's process, 0 if there is none, or its exit status."""
+"""Length of the number that follows END and WAIT, the process of a decoder, and of each answer: its
+process, 0 if there is none, or its exit status."""
 _WAIT_SECONDS = 2.0
 _ORPHAN_SECONDS = 5.0
 _TRIAL: dict[str, Any] = {
@@ -61,9 +62,8 @@ def main() -> None:
     gc.collect()
     gc.freeze()  # what is never collected is never copied
     found = sandbox.confine(int(sys.argv[1]))
-    by_name = found.seccomp and sandbox.needs_fstat_by_name()
     send(control, {"seccomp": found.seccomp, "landlock": found.landlock})
-    template = _Template(control, is_locked=found.seccomp, fstat_by_name=by_name)
+    template = _Template(control, is_locked=found.seccomp)
     parent = os.getppid()
     while os.getppid() == parent:  # others that the parent forked may hold its end of the socket
         if select.select([control], [], [], _ORPHAN_SECONDS)[0]:
@@ -71,7 +71,7 @@ def main() -> None:
             if not command:
                 break
             template.obey(command, files)
-    template.end()
+    template.end_all()
 
 
 def _load_all() -> None:
@@ -114,30 +114,34 @@ def _try_out() -> None:
 
 
 class _Template:
-    """What decoders are forked from, one at a time."""
+    """What decoders are forked from: one that decodes, and the next one, which waits."""
 
-    def __init__(self, control: socket.socket, *, is_locked: bool, fstat_by_name: bool) -> None:
+    def __init__(self, control: socket.socket, *, is_locked: bool) -> None:
         self._control = control
-        self._is_locked, self._fstat_by_name = is_locked, fstat_by_name
-        self._decoder: int | None = None
+        self._is_locked = is_locked
+        self._decoders: set[int] = set()
 
     def obey(self, command: bytes, files: list[int]) -> None:
         """Does what the parent asks for."""
         if command == FORK:
-            self.end()
-            self._fork(*files)
+            answer = self._fork(*files)
             for file in files:
                 os.close(file)
-            answer = self._decoder or 0
         else:
-            answer = self.end(patience_seconds=_WAIT_SECONDS if command == WAIT else 0.0)
+            decoder = int.from_bytes(_read(self._control, ANSWER_BYTES), "big")
+            answer = self._end(decoder, _WAIT_SECONDS if command == WAIT else 0.0)
         self._control.sendall(answer.to_bytes(ANSWER_BYTES, "big"))
 
-    def end(self, *, patience_seconds: float = 0.0) -> int:
-        """Ends the decoder, if it does not end by itself in time; gives its exit status."""
-        decoder, self._decoder = self._decoder, None
-        if decoder is None:
+    def end_all(self) -> None:
+        """Ends all decoders."""
+        for decoder in list(self._decoders):
+            self._end(decoder, 0.0)
+
+    def _end(self, decoder: int, patience_seconds: float) -> int:
+        """Ends a decoder, if it does not end by itself in time; gives its exit status."""
+        if decoder not in self._decoders:
             return 0
+        self._decoders.remove(decoder)
         give_up_at = time.monotonic() + patience_seconds
         while time.monotonic() < give_up_at:
             ended, status = os.waitpid(decoder, os.WNOHANG)
@@ -147,15 +151,15 @@ class _Template:
         os.kill(decoder, signal.SIGKILL)
         return os.waitpid(decoder, 0)[1]
 
-    def _fork(self, channel: int, memory: int) -> None:
+    def _fork(self, channel: int, memory: int) -> int:
         parent = os.getpid()
         try:
             decoder = os.fork()
-        except OSError:  # the parent sees that nobody is at the other end
-            return
+        except OSError:
+            return 0
         if decoder:
-            self._decoder = decoder
-            return
+            self._decoders.add(decoder)
+            return decoder
         try:
             self._control.close()
             self._decode(parent, channel, memory)
@@ -168,23 +172,21 @@ class _Template:
         if os.getppid() != parent:
             return
         own = socket.socket(fileno=channel)
+        shared = SharedMemory(memory)
         # What FFmpeg's libraries print to the standard descriptors leads nowhere.
         if self._is_locked:
-            sandbox.lock(fstat_by_name=self._fstat_by_name)
-        _serve(own, SharedMemory(memory))
+            sandbox.lock()
+        _serve(own, shared)
 
 
 def _serve(channel: socket.socket, memory: SharedMemory) -> None:
-    """Decodes what the parent sends, until it closes its end."""
-    while True:
-        start, files, _, _ = socket.recv_fds(channel, LENGTH_BYTES, 1)
-        if not start:
-            return
+    """Decodes the one file that the parent sends."""
+    start, files, _, _ = socket.recv_fds(channel, LENGTH_BYTES, 1)
+    if start:
         request = json.loads(_read(channel, int.from_bytes(start, "big")))
         (file,) = files
         try:
-            if not _answer(channel, memory, file, request):
-                return
+            _answer(channel, memory, file, request)
         finally:
             os.close(file)
 
@@ -192,33 +194,35 @@ def _serve(channel: socket.socket, memory: SharedMemory) -> None:
 def _read(channel: socket.socket, num_bytes: int) -> bytes:
     data = b""
     while len(data) < num_bytes:
-        data += os.read(channel.fileno(), num_bytes - len(data))
+        part = os.read(channel.fileno(), num_bytes - len(data))
+        if not part:
+            raise EOFError
+        data += part
     return data
 
 
 def _answer(
     channel: socket.socket, memory: SharedMemory, file: int, request: dict[str, Any]
-) -> bool:
-    """Decodes one file; says whether the parent took all of it."""
+) -> None:
+    """Decodes a file, until it ends or the parent goes."""
     answer: dict[str, object] = {"end": True}
     is_free = True
     try:
         for segment in decode_segments(file, **request["settings"]):
             if not is_free and os.read(channel.fileno(), 1) != TAKEN:
-                return False
+                return
             _put(memory, segment)
             _say(channel, segment_header(segment))
             is_free = False
     except DecodeError as error:
         answer = {"error": error.reason, "message": error.message}
     except BrokenPipeError:
-        return False
+        return
     except Exception as error:  # one file must not end the run, whatever PyAV raises
         answer = {"error": "undecodable", "message": f"{type(error).__name__}: {one_line(error)}"}
     if not is_free and os.read(channel.fileno(), 1) != TAKEN:
-        return False
+        return
     _say(channel, answer)
-    return True
 
 
 def _say(channel: socket.socket, message: dict[str, object]) -> None:

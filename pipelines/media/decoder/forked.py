@@ -4,6 +4,7 @@ import contextlib
 import json
 import socket
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from pipelines.media.container import DecodeError, MediaInfo
@@ -27,22 +28,40 @@ class DeadDecoderError(Exception):
     """A decoder closed its end."""
 
 
+@dataclass(frozen=True)
+class Patience:
+    """How long a decoder may take."""
+
+    seconds: float
+    """For each answer, and for a whole file beside what `per_second` gives it."""
+    per_second: float
+    """For each second of the source."""
+
+    def check(self, taken_seconds: float, source_seconds: float) -> None:
+        """Gives up a decoder that answers in time, but for too long.
+
+        Raises:
+            DecodeError: If it is.
+        """
+        if taken_seconds > self.seconds + self.per_second * source_seconds:
+            raise DecodeError(
+                "decoder_timeout",
+                f"{source_seconds:.0f} s took {taken_seconds:.0f} s, limits.max_decode_seconds "
+                f"({self.seconds:g}) and limits.max_decode_ratio ({self.per_second:g})",
+            )
+
+
 class ForkedDecoder:
     """One forked decoder, and the memory that it writes into."""
 
     def __init__(
-        self, process: int, channel: socket.socket, memory: SharedMemory, timeout_seconds: float
+        self, process: int, channel: socket.socket, memory: SharedMemory, patience: Patience
     ) -> None:
-        self._process = process
+        self.process = process
+        self.memory = memory
         self._channel = channel
-        self._memory = memory
-        self._timeout_seconds = timeout_seconds
-        self._started = time.monotonic()
-
-    def may_serve(self, expectation: Expectation, shared_seconds: float) -> bool:
-        """Whether it is to decode another file."""
-        has_room = expectation.max_bytes <= self._memory.num_bytes
-        return has_room and self._cpu_seconds() < shared_seconds
+        self._patience = patience
+        self._waited = 0.0
 
     def request(self, file: int, settings: dict[str, Any]) -> None:
         """Hands a file over.
@@ -61,27 +80,34 @@ class ForkedDecoder:
             DeadDecoderError: If nothing will come.
             ValueError, LookupError, TypeError, ArithmeticError, RecursionError: If it is nonsense.
         """
-        deadline = time.monotonic() + self._timeout_seconds
+        began = time.monotonic()
+        deadline = began + self._patience.seconds
         length = int.from_bytes(self._read(LENGTH_BYTES, deadline), "big")
         if length > MAX_HEADER_BYTES:
             raise ValueError(f"a header of {length} bytes")
-        header = json.loads(self._read(length, deadline))
+        data = self._read(length, deadline)
+        self._waited += time.monotonic() - began
+        header = json.loads(data)
         if not isinstance(header, dict):
             raise TypeError("a header that is no object")
         if "error" in header:
             return failure(header)
-        return None if "end" in header else self._segment(header, expectation)
+        if "end" in header:
+            return None
+        segment = self._segment(header, expectation)
+        # What the parent does with segments is not its fault; what it works meanwhile is.
+        self._patience.check(max(self._waited, self._cpu_seconds()), expectation.seconds)
+        return segment
 
     def close(self) -> None:
         """Lets go of it; it may live on."""
         self._channel.close()
-        self._memory.close()
 
     def _segment(self, header: dict[str, Any], expectation: Expectation) -> Segment:
         expectation.check(header)
         info = record(MediaInfo, header["info"])
         repairs = record(ClockRepairs, header["repairs"])
-        frames, waveform = self._memory.arrays(header["frames"], header["samples"])
+        frames, waveform = self.memory.arrays(header["frames"], header["samples"])
         # Copied before anything looks at them, for the decoder can still write.
         frames = None if frames is None else frames.copy()
         waveform = None if waveform is None else waveform.copy()
@@ -104,7 +130,7 @@ class ForkedDecoder:
         except TimeoutError as error:
             raise DecodeError(
                 "decoder_timeout",
-                f"nothing for limits.max_decode_seconds ({self._timeout_seconds:g})",
+                f"nothing for limits.max_decode_seconds ({self._patience.seconds:g})",
             ) from error
         except OSError as error:
             raise DeadDecoderError from error
@@ -113,9 +139,9 @@ class ForkedDecoder:
     def _cpu_seconds(self) -> float:
         """What it has worked, as the kernel says, not itself."""
         try:
-            return time.clock_gettime((~self._process << 3) | _PROCESS_CPU_CLOCK)
+            return time.clock_gettime((~self.process << 3) | _PROCESS_CPU_CLOCK)
         except OSError:  # no Linux, or it has ended
-            return time.monotonic() - self._started
+            return 0.0
 
 
 _SEND_SECONDS = 10.0

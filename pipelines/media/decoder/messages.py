@@ -78,7 +78,7 @@ class Expectation:
     settings: dict[str, Any]
     _end: float = 0.0
     """Where the segment before ended."""
-    _seconds: float = field(default=0.0, init=False)
+    seconds: float = field(default=0.0, init=False)
     """Of all segments that came."""
 
     def __post_init__(self) -> None:
@@ -108,9 +108,9 @@ class Expectation:
         _require(0 < num_ticks <= self._ticks, "duration_seconds")
         _require(abs(seconds - num_ticks / rate) < _SLACK_SECONDS, "duration_seconds")
         self._end = start + seconds
-        self._seconds += seconds
+        self.seconds += seconds
         most = float(self.settings.get("max_seconds", math.inf))
-        _require(self._seconds <= most + _SLACK_SECONDS, "more seconds than allowed")
+        _require(self.seconds <= most + _SLACK_SECONDS, "more seconds than allowed")
         self._check_shape(header["frames"], num_ticks)
         samples = _integer(header["samples"], "samples")
         expected = seconds * float(self.settings["sample_rate"])

@@ -4,12 +4,16 @@
 sends its descriptor; the decoder opens nothing, reaches nothing and is asked for nothing but
 segments, each of which is checked.
 
-A decoder is forked from a program that has read no media. It serves files until it has worked for
-`SHARED_SECONDS`, or a file failed in it: to fork one for each file would add 15 ms of CPU to each,
-half of what a small clip takes (measured). So a file that gets hold of its decoder could falsify
-the files of the next two seconds of work; `process_per_file` rules that out.
+Each file gets a decoder of its own, forked from a program that has read no media. So a file that
+gets hold of its decoder can falsify its own segments, and nothing else. The next decoder is forked
+and confined while this one decodes:
+
+    decoder 1    [fork, confine][ decode file 1  ]
+    decoder 2                    [fork, confine].......[ decode file 2  ]
+    memory        A              B                      A is handed on to decoder 3
 """
 
+import contextlib
 import os
 import socket
 import tempfile
@@ -17,7 +21,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipelines.media.container import DecodeError, open_file
-from pipelines.media.decoder.forked import DeadDecoderError, ForkedDecoder
+from pipelines.media.decoder.forked import DeadDecoderError, ForkedDecoder, Patience
 from pipelines.media.decoder.messages import (
     NONSENSE,
     OUTSIDE_REASONS,
@@ -32,21 +36,17 @@ from pipelines.redaction import one_line
 
 __all__ = ["OUTSIDE_REASONS", "DecoderProcess", "DecoderStartError"]
 
-SHARED_SECONDS = 2.0
-"""CPU after which a decoder is replaced before the next file."""
-_SPOILING_REASONS = frozenset({"undecodable", "out_of_memory"})
-"""Failures after which FFmpeg may not have given back all that it had."""
-
 
 class DecoderProcess:
-    """Decodes files in confined processes; they start with the first file and as they are needed.
+    """Decodes each file in a confined process; they start with the first file and as needed.
 
     Args:
         max_memory_bytes: Address space of a decoder beyond what it has when idle.
         timeout_seconds: Wall time for each answer.
+        timeout_ratio: Wall time, or CPU time, that a whole file may take for each of its seconds,
+            beside `timeout_seconds`.
         formats: Which containers and codecs are decoded.
         sandbox: `required` refuses to decode where the kernel does not confine the decoder in full.
-        process_per_file: Fork a decoder for each file.
     """
 
     def __init__(
@@ -54,17 +54,18 @@ class DecoderProcess:
         *,
         max_memory_bytes: int,
         timeout_seconds: float,
+        timeout_ratio: float = 20.0,
         formats: Formats = "common",
         sandbox: Sandbox = "best",
-        process_per_file: bool = False,
     ) -> None:
         self._max_memory_bytes = max_memory_bytes
-        self._timeout_seconds = timeout_seconds
+        self._patience = Patience(timeout_seconds, timeout_ratio)
         self._formats = formats
         self._sandbox = sandbox
-        self._shared_seconds = 0.0 if process_per_file else SHARED_SECONDS
         self._template: Template | None = None
         self._decoder: ForkedDecoder | None = None
+        self._next: ForkedDecoder | None = None
+        self._memories: list[SharedMemory] = []
         self._owner = os.getpid()
 
     def start(self) -> Confinement:
@@ -77,6 +78,8 @@ class DecoderProcess:
         if self._owner != os.getpid():  # this process was forked later: the program is not its own
             self.close()
             self._owner = os.getpid()
+        if self._template is not None and self._template.is_gone:
+            self.close()
         if self._template is None:
             self._template = Template(self._max_memory_bytes)
             try:
@@ -94,22 +97,20 @@ class DecoderProcess:
             settings: Those of `decode_segments`.
 
         Raises:
-            DecodeError: As there, and if the decoder dies, lies or stays silent for too long.
+            DecodeError: As there, and if the decoder dies, lies or takes too long.
             SandboxError: If it is to be confined and cannot be.
             OSError: If it cannot be started.
         """
         expectation = Expectation(settings)
         file = open_file(source) if isinstance(source, str) else _file_of(source)
-        is_whole, decoder = False, None
+        decoder = None
         try:
             decoder = self._request(file, expectation, {"formats": self._formats} | settings)
             while True:
                 answer = decoder.answer(expectation)
                 if isinstance(answer, DecodeError):
-                    is_whole = answer.reason not in _SPOILING_REASONS
                     raise answer
                 if answer is None:
-                    is_whole = True
                     return
                 yield answer
         except DeadDecoderError as error:
@@ -119,48 +120,67 @@ class DecoderProcess:
         finally:
             os.close(file)
             # A generator that is left may be closed late, when another decoder is at work.
-            if not is_whole and decoder is self._decoder:
+            if decoder is self._decoder:
                 self.renew()
 
     def renew(self) -> None:
         """Ends the decoder; the next file gets a new one."""
         decoder, self._decoder = self._decoder, None
-        if decoder is not None:
-            decoder.close()
-            if self._template is not None and self._template.end() is None:
-                self.close()
+        self._end(decoder)
 
     def close(self) -> None:
-        """Ends the decoder and what it was forked from."""
-        decoder, self._decoder = self._decoder, None
+        """Ends the decoders and what they were forked from."""
+        decoders, self._decoder, self._next = (self._decoder, self._next), None, None
         template, self._template = self._template, None
-        if decoder is not None:
-            decoder.close()
+        for decoder in decoders:
+            if decoder is not None:
+                decoder.close()
+                self._memories.append(decoder.memory)
         if template is not None:
             template.close()
+        for memory in self._memories:
+            memory.close()
+        self._memories.clear()
+
+    def _end(self, decoder: ForkedDecoder | None) -> None:
+        if decoder is None:
+            return
+        decoder.close()
+        if self._template is not None and self._template.end(decoder.process) is None:
+            self.close()
+        self._memories.append(decoder.memory)  # it is dead, so nobody else writes there
 
     def _request(
         self, file: int, expectation: Expectation, settings: dict[str, Any]
-    ) -> "ForkedDecoder":
-        if self._decoder is not None and not self._decoder.may_serve(
-            expectation, self._shared_seconds
-        ):
-            self.renew()
+    ) -> ForkedDecoder:
+        self.renew()
         for _ in range(2):
             try:
                 self.start()
-                if self._decoder is None:
-                    self._decoder = self._fork(expectation.max_bytes)
-                self._decoder.request(file, settings)
-                return self._decoder
+                self._decoder = decoder = self._forked(expectation.max_bytes)
+                decoder.request(file, settings)
             except (BrokenPipeError, ConnectionError):
                 self.close()  # it died between two files: not the fault of this one
+                continue
+            with contextlib.suppress(OSError):  # then the next file finds it out
+                self._next = self._fork(expectation.max_bytes)
+            return decoder
         raise DecoderStartError("the decoder does not start")
 
-    def _fork(self, max_bytes: int) -> "ForkedDecoder":
+    def _forked(self, max_bytes: int) -> ForkedDecoder:
+        """The decoder that was forked ahead, or a new one where its memory is too small."""
+        decoder, self._next = self._next, None
+        if decoder is not None and decoder.memory.num_bytes < max_bytes:
+            self._end(decoder)
+            decoder = None
+        return decoder or self._fork(max_bytes)
+
+    def _fork(self, max_bytes: int) -> ForkedDecoder:
+        if self._template is None:
+            self.start()
         assert self._template is not None
         ours, theirs = socket.socketpair()
-        memory = SharedMemory.new(max_bytes)
+        memory = self._memory(max_bytes)
         try:
             with theirs:
                 process = self._template.fork(theirs.fileno(), memory.file)
@@ -168,17 +188,26 @@ class DecoderProcess:
             ours.close()
             memory.close()
             raise
-        return ForkedDecoder(process, ours, memory, self._timeout_seconds)
+        return ForkedDecoder(process, ours, memory, self._patience)
 
-    def _cause(self, decoder: "ForkedDecoder | None") -> str:
+    def _memory(self, num_bytes: int) -> SharedMemory:
+        """Memory that a decoder has left, or new one; what is too small is given back."""
+        while self._memories:
+            memory = self._memories.pop()
+            if memory.num_bytes >= num_bytes:
+                return memory
+            memory.close()
+        return SharedMemory.new(num_bytes)
+
+    def _cause(self, decoder: ForkedDecoder | None) -> str:
         """How a decoder ended that says nothing more.
 
         The program that it was forked from goes as well: all that it forks have the same addresses,
         and a crash may be how a file finds them out.
         """
-        if self._template is None or decoder is not self._decoder:
+        if self._template is None or decoder is None or decoder is not self._decoder:
             return "it has been ended"
-        status = self._template.end(wait=True)
+        status = self._template.end(decoder.process, wait=True)
         self.close()
         if status is None:
             return "the program that it was forked from is gone"

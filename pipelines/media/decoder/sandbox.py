@@ -98,27 +98,14 @@ def confine(max_memory_bytes: int) -> Confinement:
     return found
 
 
-def lock(*, fstat_by_name: bool) -> None:
+def lock() -> None:
     """Leaves a forked process of one thread nothing but reading, computing and answering.
 
     Raises:
         OSError: If the kernel refuses.
     """
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
-    seccomp.install(fstat_by_name=fstat_by_name)
-
-
-def needs_fstat_by_name() -> bool:
-    """Whether the C library asks for the size of an open file by the call that also takes names."""
-    child = os.fork()
-    if child == 0:
-        try:
-            seccomp.install()
-            os.fstat(0)
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    return os.waitpid(child, 0)[1] != 0
+    seccomp.install()
 
 
 def die_with_parent() -> None:

@@ -14,6 +14,7 @@ import struct
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -36,8 +37,6 @@ _ALLOWED = {  # name: (number on x86-64, number on 64-bit Arm), None where there
     "sigaltstack": (131, 132),
     **{"exit": (60, 93), "exit_group": (231, 94)},
 }
-_FSTAT_BY_NAME = (262, 79)
-"""`newfstatat`, by which older C libraries ask for the size of an open file."""
 _DEADLY = {
     # another program, another process's memory
     **{"execve": (59, 221), "execveat": (322, 281), "ptrace": (101, 117)},
@@ -58,7 +57,6 @@ _FCNTL_COMMANDS = (0, 1, 2, 3, 1030)
 """F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC: others send signals, lock and seal."""
 
 _PROT_EXEC = 4
-_AT_EMPTY_PATH = 0x1000
 _X32 = 0x40000000
 """Numbers from here on are the calls of x86-64 programs with 32-bit pointers."""
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
@@ -69,7 +67,7 @@ _PR_SET_NO_NEW_PRIVS = 38
 
 
 @dataclass(frozen=True)
-class _Machine:
+class Machine:
     """What differs between processors."""
 
     column: int
@@ -78,10 +76,14 @@ class _Machine:
     """Number of the call that installs a filter."""
 
 
-_MACHINES = {
-    "x86_64": _Machine(0, 0xC000003E, 317),
-    "aarch64": _Machine(1, 0xC00000B7, 277),
+MACHINES = {
+    "x86_64": Machine(0, 0xC000003E, 317),
+    "aarch64": Machine(1, 0xC00000B7, 277),
 }
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_void_p))
 
 
 def is_available() -> bool:
@@ -93,12 +95,8 @@ def is_available() -> bool:
     return bool(_libc.syscall(machine.seccomp, _GET_ACTION_AVAIL, 0, ctypes.byref(action)) == 0)
 
 
-def install(*, fstat_by_name: bool = False) -> None:
+def install() -> None:
     """Filters the calls of this thread from now on; to be used by a process of one thread.
-
-    Args:
-        fstat_by_name: Whether the C library needs `newfstatat`; only its form for open files is
-            allowed, but the kernel cannot tell whether that is given a name as well.
 
     Raises:
         OSError: If the kernel refuses.
@@ -107,13 +105,9 @@ def install(*, fstat_by_name: bool = False) -> None:
     if machine is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     forbid_new_privileges()
-    program = _program(machine, fstat_by_name=fstat_by_name)
+    program = compiled(machine)
     code = ctypes.create_string_buffer(program, len(program))
-
-    class Program(ctypes.Structure):
-        _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_void_p))
-
-    header = Program(len(program) // 8, ctypes.addressof(code))
+    header = _Program(len(program) // 8, ctypes.addressof(code))
     if _libc.syscall(machine.seccomp, _SET_MODE_FILTER, 0, ctypes.byref(header)) != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
@@ -128,13 +122,14 @@ def forbid_new_privileges() -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-def _machine() -> _Machine | None:
+def _machine() -> Machine | None:
     if sys.platform != "linux" or sys.byteorder != "little" or sys.maxsize < 1 << 32:
         return None
-    return _MACHINES.get(platform.machine())
+    return MACHINES.get(platform.machine())
 
 
-def _program(machine: _Machine, *, fstat_by_name: bool) -> bytes:
+@cache
+def compiled(machine: Machine) -> bytes:
     """The filter: what kills, then what is allowed, then what depends on an argument."""
 
     def number(pair: Sequence[int | None]) -> int | None:
@@ -160,16 +155,6 @@ def _program(machine: _Machine, *, fstat_by_name: bool) -> bytes:
         number(_FCNTL),
         [*_argument(1), *allowed, _step(_RETURN, _ERROR | errno.EPERM), _step(_RETURN, _ALLOW)],
     )
-    if fstat_by_name:
-        steps += _when(
-            number(_FSTAT_BY_NAME),
-            [
-                *_argument(3),
-                _step(_EQUAL, _AT_EMPTY_PATH, 1, 0),
-                _step(_RETURN, _ERROR | errno.EPERM),
-                _step(_RETURN, _ALLOW),
-            ],
-        )
     return b"".join([*steps, _step(_RETURN, _ERROR | errno.EPERM)])
 
 

@@ -16,7 +16,7 @@ class SharedMemory:
 
     def __init__(self, file: int) -> None:
         self.file = file
-        self.num_bytes = os.fstat(file).st_size
+        self.num_bytes = os.lseek(file, 0, os.SEEK_END)
         self._map: mmap.mmap | None = None
 
     @classmethod

@@ -70,6 +70,11 @@ class Template:
         """The program's process."""
         return self._process.pid
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has ended."""
+        return self._process.poll() is not None
+
     def fork(self, channel: int, memory: int) -> int:
         """Makes a decoder that talks over a socket and writes into a memory; gives its process.
 
@@ -82,14 +87,16 @@ class Template:
             raise DecoderStartError("the decoder does not start: there is no room for a process")
         return decoder
 
-    def end(self, *, wait: bool = False) -> int | None:
-        """Ends the decoder; gives its exit status, None if the program is gone as well.
+    def end(self, decoder: int, *, wait: bool = False) -> int | None:
+        """Ends a decoder; gives its exit status, None if the program is gone as well.
 
         Args:
+            decoder: Its process.
             wait: Let it end by itself for a moment.
         """
         try:
-            self._control.sendall(WAIT if wait else END)
+            command = WAIT if wait else END
+            self._control.sendall(command + decoder.to_bytes(ANSWER_BYTES, "big"))
             return self._answer()
         except OSError:
             return None
@@ -98,7 +105,7 @@ class Template:
         return int.from_bytes(self._read(ANSWER_BYTES, _ANSWER_SECONDS), "big")
 
     def close(self) -> None:
-        """Ends the program, and its decoder with it."""
+        """Ends the program, and its decoders with it."""
         self._control.close()
         if os.getpid() == self._owner:  # a process that was forked later does not end others'
             self._process.kill()
@@ -138,7 +145,10 @@ def _environment() -> dict[str, str]:
     paths = [str(ROOT), *filter(None, [kept.get("PYTHONPATH")])]
     # NumPy's threads would only be copied at each fork.
     one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return {**kept, **one_thread, "PYTHONPATH": os.pathsep.join(paths)}
+    # A decoder gets its memory anew for each file: 2 MB at a time instead of 4 KB (measured: 5 ms
+    # less for a clip of 3 s).
+    pages = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    return {**kept, **one_thread, **pages, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def describe_exit(returncode: int) -> str:

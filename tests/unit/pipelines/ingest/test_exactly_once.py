@@ -169,7 +169,7 @@ def test_workers_and_decoders_killed_at_random_moments(cluster, videos, expected
     def kill(done, total, note):
         if moments and done >= moments[0]:
             moments.pop(0)
-            name = ("MapWorker(FlatMap(UnitIngester", "pipelines.media.decoder.process")[
+            name = ("MapWorker(FlatMap(UnitRunner", "pipelines.media.decoder.process")[
                 len(killed) % 2
             ]
             victims = processes(name)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.config.base import LimitsSettings
-from pipelines.config.ingest import IngestSettings
+from pipelines.config.ingest import ClipsSettings, IngestSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
 from pipelines.ingest.ingest import check_ingest, ingest
 from pipelines.ingest.plan import Changes, Unit, UnitSource
 from pipelines.ingest.worker import UnitIngester
 from pipelines.media.reasons import REASONS
-from tests.helpers.clip_datasets import index_of
+from pipelines.training.feed import Feed
+from tests.helpers.clip_datasets import FEED, index_of
 from tests.helpers.media import frame_number, tone, write_growing, write_media, write_numbered
 
 pytestmark = pytest.mark.ray
@@ -130,10 +132,11 @@ def test_the_manifest_says_what_there_is(made):
     assert ClipDataset.open(output).num_clips == summary.clips
 
 
-def test_progress_comes_with_each_source(made):
+def test_progress_counts_every_source(made):
     _, summary, news = made
     done = [done for done, _, note in news if "rejected" in note]
-    assert done == list(range(1, 14))
+    assert done == sorted(set(done))
+    assert done[-1] == 13
     assert {total for _, total, _ in news} == {13}
     assert news[-1][2] == f"{summary.clips} clips, 5 rejected"
 
@@ -189,6 +192,27 @@ def test_a_changed_folder_costs_what_is_different_and_gives_what_a_new_run_gives
     assert (output / "index.arrow").stat().st_mtime_ns == written.st_mtime_ns
     assert leftovers(output) == []
     assert run(media, output).changes == Changes()
+
+
+def test_the_same_media_elsewhere_give_the_same_order(made, videos, tmp_path):
+    there = tmp_path / "another mount" / "media"
+    shutil.copytree(videos, there, symlinks=True)
+    run(there, tmp_path / "clips")
+    before, after = (ClipDataset.open(folder) for folder in (made[0], tmp_path / "clips"))
+    assert after.dataset_id == before.dataset_id
+    assert [Path(shard).name for shard in after.shards] == [Path(s).name for s in before.shards]
+    assert after.index.clip_id.tolist() == before.index.clip_id.tolist()
+    assert after.index.order_sha256 == before.index.order_sha256
+    assert feed_order(after) == feed_order(before)
+
+
+def feed_order(dataset):
+    """The clips of two epochs in the order of training."""
+    size = {"num_frames": 8, "frame_rate": 8.0, "num_samples": 16_000, "sample_rate": 16_000}
+    how = FEED | size | {"splits": ("train", "test"), "batch_size": 3}
+    with closing(Feed(dataset, **how)) as feed:
+        batches = feed.batches(0)
+        return [next(batches).clip_ids for _ in range(8)]
 
 
 def test_a_file_that_cannot_be_read_now_keeps_its_clips_and_is_tried_again_later(
@@ -438,6 +462,50 @@ def test_another_stretch_in_a_list_is_decoded_again(local_ray, tmp_path):
     assert run(table, tmp_path / "clips").changes == Changes()
 
 
+@pytest.mark.parametrize("encoding", ["jpeg", "h264"])
+def test_encoded_frames_make_another_dataset_of_the_same_clips(made, videos, tmp_path, encoding):
+    raw_output, raw, _ = made
+    output = tmp_path / "clips"
+    settings = SETTINGS.model_copy(update={"clips": ClipsSettings(encoding=encoding)})
+    summary = run(videos, output, settings)
+    assert summary.dataset_id != raw.dataset_id
+    assert clip_ids(output) == clip_ids(raw_output)
+    assert leftovers(output) == []
+    check_index(output)
+    dataset = ClipDataset.open(output)
+    assert dataset.frames_encoding == encoding
+    pairs = zip(
+        *(
+            sorted(each.clips(range(each.num_clips)), key=lambda clip: clip.clip_id)
+            for each in (dataset, ClipDataset.open(raw_output))
+        ),
+        strict=True,
+    )
+    for clip, plain in pairs:
+        assert np.abs(clip.frames.astype(int) - plain.frames).mean() < 4
+        assert np.array_equal(clip.waveform, plain.waveform)
+    again = run(videos, output, settings)
+    assert (again.new_clips, again.dataset_id) == (0, summary.dataset_id)
+
+
+def test_a_dataset_from_before_encodings_takes_no_encoded_clips(made, videos, tmp_path):
+    output = tmp_path / "clips"
+    shutil.copytree(made[0], output)
+    state = output / ".ingest/settings.json"
+    values = json.loads(state.read_text())
+    for name in ("clips.encoding", "clips.quality"):
+        del values["settings"][name]
+    state.write_text(json.dumps(values))
+    assert run(videos, output).new_clips == 0
+    settings = SETTINGS.model_copy(update={"clips": ClipsSettings(encoding="jpeg")})
+    values = json.loads(state.read_text())
+    for name in ("clips.encoding", "clips.quality"):
+        del values["settings"][name]
+    state.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"clips\.encoding is raw there and jpeg here"):
+        run(videos, output, settings)
+
+
 def test_a_short_source_is_kept_where_it_is_asked_for(local_ray, tmp_path):
     (tmp_path / "in").mkdir()
     write_numbered(tmp_path / "in/short.mp4", 10)
@@ -473,7 +541,7 @@ def test_a_killed_run_is_completed_by_the_next_one(made, videos, tmp_path):
     output = tmp_path / "clips"
     program = (
         "import ray\n"
-        "from pipelines.config.ingest import IngestSettings\n"
+        "from pipelines.config.ingest import ClipsSettings, IngestSettings\n"
         "from pipelines.ingest.ingest import ingest\n"
         "ray.init(address='local', num_cpus=2, include_dashboard=False, "
         "object_store_memory=200_000_000)\n"
@@ -508,7 +576,7 @@ def test_a_killed_run_is_completed_by_the_next_one(made, videos, tmp_path):
 
 def test_ctrl_c_leaves_a_dataset_that_the_next_run_completes(made, videos, tmp_path):
     def interrupt(done, total, note):
-        if done == 6:
+        if done >= 6:
             raise KeyboardInterrupt
 
     output = tmp_path / "clips"
@@ -526,8 +594,10 @@ def test_a_worker_that_dies_is_replaced_and_its_unit_done_again(made, videos, tm
     killed = []
 
     def kill_workers(done, total, note):
-        for process in psutil.Process().children(recursive=True) if done == 3 else []:
-            if any("UnitIngester" in word for word in process.cmdline()):
+        for process in (
+            psutil.Process().children(recursive=True) if not killed and done >= 3 else []
+        ):
+            if any("UnitRunner" in word for word in process.cmdline()):
                 killed.append(process.pid)
                 process.kill()
 

@@ -68,6 +68,11 @@ def finished(units, undecodable=()):
 NAMES = [f"{number:03}.mp4" for number in range(100)]
 
 
+def moved_hashes(names):
+    """The hashes of the same bytes in another folder."""
+    return {f"moved/{name}": hashlib.sha256(name.encode()).hexdigest() for name in names}
+
+
 def test_each_source_is_in_one_unit(tmp_path):
     units = plan(NAMES, settings=IngestSettings(sources_per_shard=8))
     assert sorted(source.uri for source in planned(units)) == [f"/in/{name}" for name in NAMES]
@@ -89,6 +94,19 @@ def test_a_few_sources_become_several_units():
 
 def test_large_sources_fill_a_unit_alone():
     assert {len(unit.sources) for unit in plan(NAMES, byte_size=300_000_000)} == {1}
+
+
+def test_units_are_named_by_content_wherever_the_sources_lie():
+    names = {f"{unit.name}": [s.source_hash for s in unit.sources] for unit in plan(NAMES)}
+    elsewhere = plan([f"moved/{name}" for name in NAMES], hashes=moved_hashes(NAMES))
+    assert {unit.name: [s.source_hash for s in unit.sources] for unit in elsewhere} == names
+
+
+def test_units_of_unreadable_sources_have_names_of_their_own():
+    names = [f"{number}.mp4" for number in range(40)]
+    units = plan(names, hashes=dict.fromkeys(names))
+    assert len({unit.name for unit in units}) == len(units) == 8
+    assert plan(names, hashes=dict.fromkeys(names), done=finished(units[1:])) == units[:1]
 
 
 def test_complete_units_are_left_out_and_the_others_keep_their_names():
@@ -262,7 +280,9 @@ def test_rejects_of_the_reasons_named_are_tried_again():
 def test_a_unit_survives_json():
     (unit, *_) = plan(["\u00e9.mp4", "b.mp4"])
     assert Unit.from_json(unit.to_json()) == unit
-    (unit,) = plan(["a.mp4"], labels=("a", "b"), start_seconds=0.0, end_seconds=10.0, group="g")
+    (unit,) = plan(
+        ["a.mp4"], byte_size=0, labels=("a", "b"), start_seconds=0.0, end_seconds=10.0, group="g"
+    )
     assert Unit.from_json(unit.to_json()) == unit
 
 

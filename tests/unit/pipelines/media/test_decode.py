@@ -146,14 +146,27 @@ def test_sound_that_starts_late_stays_late(tmp_path):
     assert segment.info.stream_offset_seconds == pytest.approx(1.5, abs=0.03)
 
 
-def test_picture_that_starts_late_holds_its_first_frame(tmp_path):
-    frames = [numbered_frame(number) for number in range(25)]
-    times = [1.0 + number / 25 for number in range(25)]
-    path = write_media(tmp_path / "clip.mkv", frames, tone(2.0), frame_times=times)
-    (segment,) = decode(path)
-    assert numbers(segment)[:9] == [1] * 9  # 0 is over before the middle of a tick
-    assert numbers(segment)[-1] > 20
-    assert segment.info.stream_offset_seconds == pytest.approx(-1.0, abs=0.03)
+def late_picture(path, seconds):
+    """Five seconds of sound; the picture begins so much later."""
+    num_frames = round(25 * (5.0 - seconds))
+    frames = [numbered_frame(number) for number in range(num_frames)]
+    times = [seconds + number / 25 for number in range(num_frames)]
+    return write_media(path, frames, tone(5.0), frame_times=times)
+
+
+def test_picture_that_starts_a_little_late_holds_its_first_frame(tmp_path):
+    (segment,) = decode(late_picture(tmp_path / "clip.mkv", 0.5), segment_seconds=5.0)
+    assert numbers(segment)[:5] == [1] * 5  # 0 is over before the middle of a tick
+    assert numbers(segment)[-1] > 100
+    assert segment.info.stream_offset_seconds == pytest.approx(-0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("late", [0.7, 1.0, 2.4])
+def test_sound_before_a_late_picture_is_not_paired_with_it(tmp_path, late):
+    first, second, *_ = decode(late_picture(tmp_path / "clip.mkv", late), segment_seconds=2.5)
+    assert first.frames is None
+    assert np.abs(first.waveform).max() > 1000
+    assert numbers(second)[0] == pytest.approx(25 * (2.5 - late) + 2, abs=1)
 
 
 def test_rotated_video_comes_out_upright(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+from dataclasses import replace
 
 import mlflow
 import numpy as np
@@ -13,12 +14,14 @@ from mlflow.tracking import MlflowClient
 from pipelines.config.base import JobConfig, TrackingSettings
 from pipelines.config.promote import PromoteConfig, PromoteSettings
 from pipelines.errors import JobFailed, UserError
+from pipelines.evaluation.outcomes import Outcomes
 from pipelines.files import write_json
 from pipelines.models.checkpoints import load_model
 from pipelines.registry.promote import checkpoint_scores, promote
 from pipelines.registry.uri import resolve_model
 from pipelines.tracking.runs import open_run
 from tests.helpers.encoders import WIDTH, example_scores, write_checkpoint, write_media
+from tests.helpers.tracking import forget_artifacts
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +66,7 @@ def test_a_version_says_what_it_is(store, checkpoints):
     client = MlflowClient(store[1].uri)
     version = client.get_model_version("card-audio", "1")
     assert "# card-audio" in version.description
-    assert "| linear probe | 50.0% | 20.0% |" in version.description
+    assert "| linear probe | 50.0% | [45.0, 55.0] | 20.0% |" in version.description
     assert version.tags["xkd.evaluation.dataset_id"] == "clips-1"
     assert version.tags["xkd.dataset_id"] == "training-clips"
     assert version.tags["xkd.pretrain_run_id"] == "pretrain-run"
@@ -108,19 +111,51 @@ def test_the_registered_model_embeds_as_the_checkpoint_does(store, checkpoints, 
     assert np.isfinite(embedding).all()
 
 
-def test_the_alias_moves_to_a_better_version_only(store, checkpoints):
-    names = settings("better")
-    promote(checkpoints[0], example_scores(0.5), names, store[1])
-    worse = promote(checkpoints[1], example_scores(0.5), names, store[1])
-    assert [one.alias_moved for one in worse] == [False, False]
-    assert worse[0].reason == (
-        "registered without the alias champion: its linear probe score 0.5000 does not beat "
-        "0.5000 of version 1, which has it"
+def evaluated(store, folder, share):
+    """An evaluation whose first clips are right, and its results as its run has them."""
+    run = open_run(store[0], "evaluate", "evaluate")
+    right = (np.arange(40) < share * 40).astype(float)
+    ids = np.array([f"{i:02}" for i in range(40)])
+    values = {f"{side}/trained/linear": right for side in ("video", "audio")}
+    outcomes = Outcomes(ids, np.arange(40), values)
+    outcomes.write(folder / "outcomes.npz")
+    run.client().log_artifact(run.run_id, str(folder / "outcomes.npz"))
+    return replace(example_scores(share), evaluate_run_id=run.run_id), outcomes
+
+
+@pytest.mark.parametrize(
+    ("rule", "share", "moves"),
+    [
+        ("better", 0.5, False),
+        ("better", 0.525, False),  # one clip of 40
+        ("better", 0.8, True),
+        ("not_worse", 0.5, True),
+        ("not_worse", 0.475, True),
+        ("not_worse", 0.2, False),
+    ],
+)
+def test_the_alias_moves_by_the_paired_interval(store, checkpoints, tmp_path, rule, share, moves):
+    names = PromoteSettings(model_prefix=f"{rule}-{share}".replace(".", "-"), rule=rule)
+    scores, outcomes = evaluated(store, tmp_path, 0.5)
+    promote(checkpoints[0], scores, names, store[1], outcomes)
+    scores, outcomes = evaluated(store, tmp_path, share)
+    second = promote(checkpoints[1], scores, names, store[1], outcomes)
+    assert [(one.version, one.alias_moved) for one in second] == [("2", moves), ("2", moves)]
+    start = "gets the alias champion" if moves else "registered without the alias champion"
+    assert second[0].reason.startswith(
+        f"{start}: its linear probe score {share:.4f} minus 0.5000 of version 1 is "
+        f"{share - 0.5:+.4f} ["
     )
-    better = promote(checkpoints[1], example_scores(0.6), names, store[1])
-    assert [(one.version, one.alias_moved) for one in better] == [("2", True), ("2", True)]
-    assert better[0].reason == (
-        "gets the alias champion: its linear probe score 0.6000 beats 0.5000 of version 1"
+
+
+def test_the_alias_stays_without_the_results_of_each_clip(store, checkpoints):
+    names = settings("unpaired")
+    promote(checkpoints[0], example_scores(0.5), names, store[1])
+    better = promote(checkpoints[1], example_scores(0.9), names, store[1])
+    assert not better[0].alias_moved
+    assert better[0].reason.endswith(
+        "version 1, which has it, has no results of each clip to compare with: "
+        "evaluate and promote its checkpoint again"
     )
 
 
@@ -252,6 +287,29 @@ def test_files_that_are_gone_are_named(store, checkpoints):
     shutil.rmtree(version.source)
     with pytest.raises(UserError, match=r"the files of version 1 are gone: /"):
         resolve_model("models:/gone-video/1", store[0].tracking)
+
+
+def test_models_in_a_renamed_home_are_pulled_and_promoted_again(checkpoints, tmp_path):
+    old, new = tmp_path / "home", tmp_path / "home-moved"
+    old.mkdir()
+    before = JobConfig(tracking=TrackingSettings(uri=f"sqlite:///{old}/mlflow.db"))
+    promote(checkpoints[0], None, settings("moved"), open_run(before, "promote", "test"))
+    old.rename(new)
+    forget_artifacts()
+    after = JobConfig(tracking=TrackingSettings(uri=f"sqlite:///{new}/mlflow.db"))
+    version = resolve_model("models:/moved-video@champion", after.tracking)
+    mlflow.set_tracking_uri(after.tracking.uri)
+    try:
+        encoder = mlflow.pyfunc.load_model(version.uri)
+        film = write_media(tmp_path / "film.mkv")
+        assert encoder.predict([{"path": str(film)}]).shape == (1, WIDTH)
+    finally:
+        mlflow.set_tracking_uri(None)
+    again = promote(checkpoints[0], None, settings("moved"), open_run(after, "promote", "test"))
+    assert [one.version for one in again] == ["1", "1"]
+    other = promote(checkpoints[1], None, settings("moved"), open_run(after, "promote", "test"))
+    assert [one.version for one in other] == ["2", "2"]
+    assert not old.exists()
 
 
 def test_a_server_that_does_not_answer_is_one_line():

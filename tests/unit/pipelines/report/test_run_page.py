@@ -187,5 +187,8 @@ def test_both_modalities_share_a_chart_of_health_with_its_meaning(page):
 
 def test_sources_that_gave_less_than_they_declare_are_counted():
     flaws = ["sources that declare sound and gave none: 2", "sources that are damaged in part: 1"]
-    page = render(bare(ingest=IngestCounts(9, 9, 0, clips=9, flaws=flaws)))
-    assert all(f"{sentence}." in page for sentence in flaws)
+    remarks = ["pictures timed by the order of frames: 3 sources"]
+    counts = IngestCounts(9, 9, 0, clips=9, flaws=flaws, remarks=remarks)
+    page = render(bare(ingest=counts))
+    assert f"Flaws of accepted sources: {'; '.join(flaws)}." in text_of(page)
+    assert "Pictures timed by the order of frames: 3 sources." in text_of(page)

@@ -42,3 +42,26 @@ def test_a_second_process_is_refused_by_name(tmp_path):
             stack.enter_context(folder.locked("sweep"))
     with folder.locked():
         assert folder.path.is_dir()
+
+
+def test_a_run_in_a_moved_home_began_with_what_is_there_now(tmp_path):
+    home, moved, media = tmp_path / "home", tmp_path / "moved", tmp_path / "media"
+    folder = home / "runs/one/pretrain/one"
+    for path in (folder, home / "runs/one/clips", media):
+        path.mkdir(parents=True)
+    settings = {
+        "name": "one",
+        "output": str(folder.parent),
+        "dataset": str(home / "runs/one/clips"),
+        "resume": str(home / "runs/gone"),
+        "health": {"knn": {"dataset": str(media)}},
+        "seed": 3,
+    }
+    (folder / RUN_FILE).write_text(json.dumps({"run_id": "a", "config": settings}))
+    assert RunFolder(folder).began_with["config"] == settings
+    home.rename(moved)
+    there = RunFolder(moved / folder.relative_to(home)).began_with["config"]
+    assert there == settings | {
+        "output": str(moved / "runs/one/pretrain"),
+        "dataset": str(moved / "runs/one/clips"),
+    }

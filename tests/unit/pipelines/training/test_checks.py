@@ -101,6 +101,23 @@ def test_a_checkpoint_of_another_training_that_does_not_fit_is_refused(tmp_path,
     assert re.search(message, mistake)
 
 
+def test_the_same_clips_in_other_shards_are_refused(tmp_path):
+    """Row groups end elsewhere, so the feed would repeat clips and leave out others."""
+    dataset = tiny_dataset(tmp_path / "clips")
+    config = tiny_config(tmp_path, dataset)
+    order = ClipDataset.open(dataset).index.order_sha256
+    own = leave_checkpoint(config, order_sha256=order)
+    assert check_pretrain(config) == []
+
+    leave_checkpoint(config, order_sha256="0" * 64)
+    (mistake,) = check_pretrain(config)
+    assert re.match(
+        rf"checkpoint \({own}\) was trained on the clips of dataset .* in other", mistake
+    )
+    other = tiny_config(tmp_path, dataset, name="second", resume=str(own))
+    assert check_pretrain(other) == [mistake]
+
+
 def forget_order(checkpoint):
     """Makes a file one of a version that did not know how to order clips in another way."""
     values = json.loads(checkpoint.read_text())

@@ -73,6 +73,7 @@ def run_loop(recorder, config):
         {
             "config": config.model_dump(mode="json"),
             "exclude_sha256": "",
+            "code_version": "code",
             "run": {"uri": "", "run_id": "", "experiment_id": ""},
             "board": recorder.board,
             "deadline": None,

@@ -92,3 +92,10 @@ def test_a_dumb_terminal_gets_plain_lines(monkeypatch, capsys):
     progress = StageProgress("ingest", "sources")
     progress(3, 3, "")
     assert capsys.readouterr().out == "ingest    3/3 sources\n"
+
+
+def test_the_time_stands_behind_the_first_line_of_an_outcome(clock, capsys):
+    progress = StageProgress("ingest", "sources")
+    clock[0] = 7.0
+    progress.finish("40 clips\n  splits are made from content")
+    assert capsys.readouterr().out == "ingest    40 clips (7 s)\n  splits are made from content\n"

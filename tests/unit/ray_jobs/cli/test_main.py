@@ -41,7 +41,7 @@ def test_the_help_of_a_job_imports_neither_ray_nor_torch():
 
 def test_an_unknown_job_is_told_with_those_that_there_are(capsys):
     assert main(["trian"]) == 2
-    assert "no job 'trian'; jobs: run, ingest" in capsys.readouterr().err
+    assert "no job 'trian'; did you mean pretrain? jobs: run, ingest" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("summary", JOBS.values(), ids=lambda summary: summary.name)

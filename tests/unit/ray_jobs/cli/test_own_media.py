@@ -111,6 +111,19 @@ def test_a_run_that_has_begun_goes_on_with_its_settings(videos, tmp_path, capsys
     assert load_settings(RunConfig, again.file, again.overrides) == config
 
 
+def test_a_run_whose_home_was_renamed_goes_on_in_the_new_one(videos, tmp_path, monkeypatch):
+    chosen = arguments_for_media(JOBS["run"], str(videos), ["name=mine"])
+    begun = tmp_path / "home" / "runs" / "mine"
+    begun.mkdir(parents=True)
+    write_settings(begun / "config.yaml", load_settings(RunConfig, chosen.file, chosen.overrides))
+    (tmp_path / "home").rename(tmp_path / "moved")
+    monkeypatch.setenv("XKD_HOME", str(tmp_path / "moved"))
+    again = arguments_for_media(JOBS["run"], str(videos), ["name=mine"])
+    assert again.note.startswith("goes on with moved/runs/mine/config.yaml")
+    config = load_settings(RunConfig, again.file, again.overrides)
+    assert config.output == f"{tmp_path}/moved/runs"
+
+
 def test_a_name_that_is_taken_by_other_media_is_refused(videos, tmp_path, capsys):
     first = arguments_for_media(JOBS["run"], str(videos), [])
     begun = tmp_path / "home" / "runs" / "My-videos-2024-.d"

@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from pipelines.media.container import DecodeError
 from pipelines.media.decode import decode_segments
+from pipelines.media.decoder.forked import Patience
 from pipelines.media.decoder.process import DecoderProcess
 from pipelines.media.decoder.shared_memory import SharedMemory
 from tests.helpers.media import write_media, write_numbered
@@ -42,8 +44,7 @@ def child_of(decoder, path):
     """Starts a file, and gives the process that decodes it and the segments."""
     segments = decoder.segments(str(path), **SETTINGS)
     next(segments)
-    (pid,) = children(decoder._template.pid)
-    return pid, segments
+    return decoder._decoder.process, segments
 
 
 def is_alive(pid):
@@ -98,29 +99,28 @@ def test_a_missing_stream_stays_missing(decoder, tmp_path):
     assert other.waveform is None
 
 
-def test_one_child_serves_files_that_take_little_time(decoder, tmp_path):
+def test_each_file_has_a_child_of_its_own_which_is_forked_ahead(decoder, tmp_path):
     path = write_numbered(tmp_path / "clip.mp4", 50)
-    pid, segments = child_of(decoder, path)
-    list(segments)
-    (tmp_path / "bad.mp4").write_text("no media")
-    with pytest.raises(DecodeError, match="Invalid data"):
-        list(decoder.segments(str(tmp_path / "bad.mp4"), **SETTINGS))
-    list(decoder.segments(str(path), **SETTINGS))
-    assert children(decoder._template.pid) == {pid}
+    pids = []
+    for _ in range(3):
+        segments = decoder.segments(str(path), **SETTINGS)
+        next(segments)
+        pids.append(decoder._decoder.process)
+        ahead = decoder._next.process
+        assert children(decoder._template.pid) == {pids[-1], ahead}
+        assert len(list(segments)) == 1
+        assert children(decoder._template.pid) == {ahead}
+        assert not is_alive(pids[-1])
+    assert len(set(pids)) == 3
 
 
-def test_a_child_for_each_file_if_that_is_wanted(tmp_path):
-    decoder = DecoderProcess(
-        max_memory_bytes=1_000_000_000, timeout_seconds=20.0, process_per_file=True
-    )
+def test_memory_is_handed_on(decoder, tmp_path):
     path = write_numbered(tmp_path / "clip.mp4", 50)
-    pid, segments = child_of(decoder, path)
-    list(segments)
-    other, segments = child_of(decoder, path)
-    assert len(list(segments)) == 1
-    assert pid != other
-    assert not is_alive(pid)
-    decoder.close()
+    used = []
+    for _ in range(4):
+        for _ in decoder.segments(str(path), **SETTINGS):
+            used.append(decoder._decoder.memory.file)
+    assert len(set(used)) == 2
 
 
 def test_bytes_are_decoded_as_a_file_is(decoder, tmp_path):
@@ -145,10 +145,10 @@ def test_a_child_that_dies_costs_one_file(decoder, tmp_path, name):
 
 def test_a_child_that_died_between_two_files_is_replaced(decoder, tmp_path):
     clip = write_numbered(tmp_path / "clip.mp4", 50)
-    pid, segments = child_of(decoder, clip)
-    list(segments)
-    os.kill(pid, signal.SIGKILL)
-    wait_for_end(pid)
+    list(decoder.segments(str(clip), **SETTINGS))
+    ahead = decoder._next.process
+    os.kill(ahead, signal.SIGKILL)
+    wait_for_end(ahead)
     assert len(list(decoder.segments(str(clip), **SETTINGS))) == 2
 
 
@@ -177,6 +177,34 @@ def test_a_child_that_hangs_times_out_and_is_ended(tmp_path):
     clip = write_numbered(tmp_path / "clip.mp4", 50)
     assert len(list(decoder.segments(str(clip), **SETTINGS))) == 2
     decoder.close()
+
+
+def test_a_child_that_answers_slowly_for_ever_is_ended(tmp_path):
+    """Each answer comes in time, so only the whole says that something is wrong."""
+    decoder = DecoderProcess(
+        max_memory_bytes=1_000_000_000, timeout_seconds=1.0, timeout_ratio=0.001
+    )
+    path = long_file(tmp_path)
+    pid, segments = child_of(decoder, path)
+
+    def slowly():
+        for _ in segments:
+            os.kill(pid, signal.SIGSTOP)
+            threading.Timer(0.3, os.kill, (pid, signal.SIGCONT)).start()
+
+    with pytest.raises(DecodeError) as caught:
+        slowly()
+    assert caught.value.reason == "decoder_timeout"
+    assert "limits.max_decode_ratio (0.001)" in caught.value.message
+    assert not is_alive(pid)
+    decoder.close()
+
+
+def test_what_a_child_works_while_nobody_waits_counts(tmp_path):
+    patience = Patience(1.0, 2.0)
+    patience.check(20.9, 10.0)
+    with pytest.raises(DecodeError, match=r"10 s took 22 s"):
+        patience.check(22.0, 10.0)
 
 
 def test_a_file_that_needs_too_much_memory_is_named(tmp_path):
@@ -241,7 +269,7 @@ def test_the_child_ends_when_its_parent_is_killed(tmp_path):
         pids.add(int(parent.stdout.readline()))
         pids |= children(*pids)
         parent.kill()
-    assert len(pids) == 2
+    assert len(pids) == 3
     for _ in range(100):
         if not any(map(is_alive, pids)):
             return

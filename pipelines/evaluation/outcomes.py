@@ -1,0 +1,128 @@
+"""What came out for each clip: the file beside `scores.json` that pairs two evaluations.
+
+The interval of "this encoder minus the champion" needs both results of each clip. An evaluation
+writes them to `outcomes.npz`, which NumPy reads without pickle, and logs the file with its run.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.evaluation.intervals import Figure, Statistic, difference_of, figure, mean_of
+from pipelines.evaluation.metrics import average_precision
+from pipelines.evaluation.retrieval import DIRECTIONS, recalled
+
+Array = NDArray[Any]
+OUTCOMES_FILE = "outcomes.npz"
+RETRIEVAL_RECALL = 5
+"""Of the recall that stands for retrieval where one number is asked for."""
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Results of the test clips and ranks of retrieval."""
+
+    clip_ids: Array
+    """Ids of the test clips."""
+    sources: Array
+    """Numbers of their sources."""
+    values: Mapping[str, Array] = field(default_factory=dict)
+    """By path such as `video/trained/knn`: 1 or 0 for a clip that is right or wrong, NaN for one
+    that is not scored; with several labels the scores (clips, classes)."""
+    targets: Array | None = None
+    """Booleans (clips, classes) with several labels a clip."""
+    retrieval_ids: Array = field(default_factory=lambda: np.zeros(0, np.str_))
+    """Ids of the clips that were searched."""
+    ranks: Mapping[str, Array] = field(default_factory=dict)
+    """By direction and network, as `audio_to_video/trained`."""
+
+    def write(self, path: Path) -> None:
+        """Writes the file."""
+        arrays = {"clip_ids": self.clip_ids, "sources": self.sources}
+        arrays["retrieval_ids"] = self.retrieval_ids
+        if self.targets is not None:
+            arrays["targets"] = self.targets
+        arrays |= {f"value:{name}": array.astype(np.float32) for name, array in self.values.items()}
+        arrays |= {f"rank:{name}": array for name, array in self.ranks.items()}
+        np.savez_compressed(path, allow_pickle=False, **arrays)
+
+    @classmethod
+    def read(cls, path: Path) -> "Outcomes":
+        """Reads what `write` wrote.
+
+        Raises:
+            ValueError: if the file is another.
+            OSError: if it cannot be read.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file.items())
+            return cls(
+                clip_ids=arrays["clip_ids"],
+                sources=arrays["sources"],
+                values=_part(arrays, "value:"),
+                targets=arrays.get("targets"),
+                retrieval_ids=arrays["retrieval_ids"],
+                ranks=_part(arrays, "rank:"),
+            )
+        except (KeyError, EOFError, AttributeError, ValueError, BadZipFile) as error:
+            raise ValueError(f"{path} is no {OUTCOMES_FILE} of an evaluation") from error
+
+
+def _part(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:
+    return {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
+
+
+def gain(outcomes: Outcomes, path: str, other: str) -> Figure:
+    """Returns the score at one path minus that at another, of the clips that both scored."""
+    return paired(outcomes, path, outcomes, other)
+
+
+def paired(ours: Outcomes, path: str, theirs: Outcomes, other: str) -> Figure:
+    """Returns our score minus theirs with a paired interval, of the clips that both scored.
+
+    Raises:
+        KeyError: if an evaluation has no such score, or no clip is in both.
+    """
+    ids, mine, others = np.intersect1d(ours.clip_ids, theirs.clip_ids, return_indices=True)
+    first, second = ours.values[path][mine], theirs.values[other][others]
+    there = np.isfinite(first).reshape(len(ids), -1).all(axis=1)
+    there &= np.isfinite(second).reshape(len(ids), -1).all(axis=1)
+    if not there.any():
+        raise KeyError(path)
+    targets = None if ours.targets is None else ours.targets[mine][there]
+    return figure(
+        difference_of(_statistic(first[there], targets), _statistic(second[there], targets)),
+        ours.sources[mine][there],
+    )
+
+
+def paired_retrieval(ours: Outcomes, theirs: Outcomes) -> Figure:
+    """Returns our recall@5 minus theirs, the mean of both directions, paired by clip.
+
+    Raises:
+        KeyError: if they searched other clips.
+    """
+    if ours.retrieval_ids.tolist() != theirs.retrieval_ids.tolist():
+        raise KeyError("retrieval")
+    first, second = _recall(ours), _recall(theirs)
+    return figure(difference_of(mean_of(first), mean_of(second)), np.arange(len(first)))
+
+
+def _recall(outcomes: Outcomes) -> Array:
+    both = [recalled(outcomes.ranks[f"{way}/trained"], RETRIEVAL_RECALL) for way in DIRECTIONS]
+    values: Array = np.mean(both, axis=0)
+    return values
+
+
+def _statistic(values: Array, targets: Array | None) -> Statistic:
+    return mean_of(values) if targets is None else average_precision(values, targets)

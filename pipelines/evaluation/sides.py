@@ -1,0 +1,107 @@
+"""The labelled clips of both sides, training and test, that have a modality or both."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.evaluation.features import Features
+from pipelines.quantities import counted
+from xkd_core.encoders import MODALITIES
+
+Array = NDArray[Any]
+FUSED = ("both", "late")
+"""Subjects that need both modalities."""
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Which clips train a classifier and which are scored, as indices into the features."""
+
+    train: Array
+    test: Array
+
+
+def sides_of(features: Features, subject: str, network: str) -> Sides | None:
+    """Returns the clips of a subject; None if a side has none, or training has one class."""
+    modalities = MODALITIES if subject in FUSED else (subject,)
+    there = features.targets.any(axis=1)
+    for modality in modalities:
+        matrix = features.matrices.get(f"{modality}/{network}")
+        if matrix is None:
+            return None
+        there &= np.isfinite(matrix).all(axis=1)
+    train, test = (
+        np.flatnonzero(there & features.is_train),
+        np.flatnonzero(there & features.is_test),
+    )
+    if not len(train) or not len(test) or not _can_be_told_apart(features.targets[train]):
+        return None
+    return Sides(train, test)
+
+
+def _can_be_told_apart(targets: Array) -> bool:
+    """Whether a class has training clips with it and without it."""
+    return bool((targets.any(axis=0) & ~targets.all(axis=0)).any())
+
+
+def joined(features: Features, subject: str, network: str, kind: str = "pooled") -> Array:
+    """Returns the features of a modality, or of both: each scaled to length 1, then concatenated.
+
+    Source: XKD, arXiv:2211.13929, section 5 (Kinetics-Sound).
+    """
+    matrices = features.layers if kind == "layers" else features.matrices
+    if subject != "both":
+        return matrices[f"{subject}/{network}"]
+    parts = [matrices[f"{modality}/{network}"] for modality in MODALITIES]
+    return np.concatenate([part / _length(part) for part in parts], axis=1)
+
+
+def _length(rows: Array) -> Array:
+    length: Array = np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return length
+
+
+def why_no_scores(features: Features) -> str:
+    """Returns why nothing can be scored; empty if something can."""
+    labelled = features.targets.any(axis=1)
+    if not features.clip_ids:
+        return "no clip lies in a split that is scored"
+    if not features.classes:
+        return "no clip has a label"
+    if not (features.is_test & labelled).any():
+        return "no labelled clip is held out"
+    train = features.targets[features.is_train & labelled]
+    if not len(train) or not _can_be_told_apart(train):
+        num_classes = int(train.any(axis=0).sum())
+        return f"the clips trained on have {num_classes} class, and a probe needs two"
+    return ""
+
+
+def notes_of(features: Features) -> tuple[str, ...]:
+    """Returns a sentence for each kind of clip that a score leaves out or cannot get right."""
+    notes = []
+    labelled = features.targets.any(axis=1)
+    for name, side in (("training", features.is_train), ("test", features.is_test)):
+        if labelled.any() and (missing := int((side & ~labelled).sum())):
+            notes.append(
+                f"{missing:,} of {counted(int(side.sum()), f'{name} clip')} without a label: left out"
+            )
+    for path, matrix in features.matrices.items():
+        there = features.has[path.split("/")[0]]
+        if broken := int((there & ~np.isfinite(matrix).all(axis=1)).sum()):
+            notes.append(
+                f"{path}: {counted(broken, 'clip')} with features that are not finite: left out"
+            )
+    seen = features.targets[features.is_train].any(axis=0)
+    unseen = features.targets[features.is_test].any(axis=0) & ~seen
+    if labelled.any() and unseen.any():
+        names = [features.classes[i] for i in np.flatnonzero(unseen)]
+        count = int((features.targets[features.is_test][:, unseen]).any(axis=1).sum())
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        notes.append(
+            f"{count} test clips are of classes without a training clip ({shown}): "
+            "they count as wrong"
+        )
+    return tuple(notes)

@@ -1,0 +1,99 @@
+"""Whether the alias moves to a version: the paired interval of its score minus the present one's.
+
+The evaluation of a version logs the result of each clip as `outcomes.npz`. Clips that both
+evaluations scored are compared one by one, and sources are drawn to see how far chance goes:
+
+    new minus present   +2.1   interval  +0.4 ... +3.9    better       not worse
+                        +2.1             -0.5 ... +4.6    not better   not worse
+                        -2.1             -3.9 ... -0.4    not better   worse
+"""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from pipelines.config.promote import PromoteSettings
+from pipelines.evaluation.intervals import Figure
+from pipelines.evaluation.outcomes import OUTCOMES_FILE, Outcomes, paired, paired_retrieval
+from pipelines.evaluation.scores import MEASURES
+from pipelines.registry.card import EncoderScores
+from pipelines.registry.versions import CODE_TAG
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A version that may get the alias."""
+
+    scores: EncoderScores | None
+    outcomes: Outcomes | None
+    settings: PromoteSettings
+
+
+def alias_rule(
+    client: MlflowClient, present: ModelVersion | None, candidate: Candidate
+) -> tuple[bool, str]:
+    """Returns whether the alias moves from its present version to the candidate, and why."""
+    scores, settings = candidate.scores, candidate.settings
+    if present is None:
+        return True, "no version had it"
+    holder, measure = f"version {present.version}", MEASURES[settings.metric]
+    if scores is None or settings.metric not in scores.trained:
+        return False, f"it has no {measure} score to compare with {holder}, which has it"
+    old = present.tags.get(f"xkd.evaluation.{settings.metric}")
+    if old is None:
+        return False, f"{holder}, which has it, has no {measure} score to compare with"
+    dataset_id = present.tags.get("xkd.evaluation.dataset_id")
+    if dataset_id != scores.dataset_id:
+        return False, (
+            f"{holder}, which has it, was scored on dataset {dataset_id}, "
+            f"this version on {scores.dataset_id}"
+        )
+    new = scores.trained[settings.metric].value
+    if new == float(old) and CODE_TAG not in present.tags:
+        return True, f"its {measure} score {new:.4f} is that of {holder}, which embed refuses"
+    change = _paired_change(client, present, candidate)
+    if change is None or change.low is None or change.high is None:
+        return False, (
+            f"{holder}, which has it, has no results of each clip to compare with: "
+            "evaluate and promote its checkpoint again"
+        )
+    interval = f"{change.value:+.4f} [{change.low:+.4f}, {change.high:+.4f}]"
+    shown = f"its {measure} score {new:.4f} minus {float(old):.4f} of {holder} is {interval}"
+    if settings.rule == "better":
+        return change.is_above_zero, shown + (
+            ", better" if change.is_above_zero else ", not surely above 0"
+        )
+    moves = not change.is_below_zero
+    return moves, shown + (", not worse" if moves else ", worse")
+
+
+def _paired_change(
+    client: MlflowClient, present: ModelVersion, candidate: Candidate
+) -> Figure | None:
+    """Returns new minus present; None if a result is missing or they share no clip."""
+    ours, theirs = candidate.outcomes, _outcomes_of(client, present)
+    if ours is None or theirs is None:
+        return None
+    path = f"{present.tags['xkd.modality']}/trained/{candidate.settings.metric}"
+    try:
+        if candidate.settings.metric == "retrieval":
+            return paired_retrieval(ours, theirs)
+        return paired(ours, path, theirs, path)
+    except KeyError:
+        return None
+
+
+def _outcomes_of(client: MlflowClient, version: ModelVersion) -> Outcomes | None:
+    """Reads what the evaluation of a version logged."""
+    run_id = version.tags.get("xkd.evaluation.run_id")
+    if not run_id:
+        return None
+    with tempfile.TemporaryDirectory(prefix="xkd-outcomes-") as folder:
+        try:
+            return Outcomes.read(Path(client.download_artifacts(run_id, OUTCOMES_FILE, folder)))
+        except (MlflowException, OSError, ValueError):
+            return None

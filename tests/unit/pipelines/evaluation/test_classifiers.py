@@ -1,0 +1,147 @@
+"""Every measure of every subject, one label or several, and clips that cannot be scored."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipelines.config.evaluate import EvaluateSettings
+from pipelines.evaluation.classifiers import score, score_with_outcomes, side_scores
+from pipelines.evaluation.features import Features
+from pipelines.evaluation.outcomes import Outcomes, paired, paired_retrieval
+
+EVERY = EvaluateSettings(
+    measures=("knn", "linear", "svm", "attentive", "layers", "retrieval"), attentive_steps=60
+)
+
+
+def features(num_clips=160, num_classes=4, noise=0.2, untrained=20.0):
+    """Video and audio each tell half of the class apart; a source has two clips."""
+    rng = np.random.default_rng(0)
+    sources = np.arange(num_clips) // 2
+    labels = sources % num_classes
+    halves = {"video": labels // 2, "audio": labels % 2}
+    matrices, tokens, heads = {}, {}, {}
+    shared = rng.normal(size=(num_clips, 8))
+    for side, half in halves.items():
+        for network, spread in (("trained", noise), ("untrained", untrained)):
+            path = f"{side}/{network}"
+            clean = np.eye(8)[half]
+            matrices[path] = (clean + spread * rng.normal(size=clean.shape)).astype(np.float32)
+            tokens[path] = np.repeat(matrices[path][:, None], 3, axis=1).astype(np.float16)
+            heads[path] = shared + spread * rng.normal(size=shared.shape)
+    is_test = sources % 3 == 0
+    first = np.flatnonzero(is_test & (np.arange(num_clips) % 2 == 0))
+    return Features(
+        clip_ids=tuple(f"{i:03}" for i in range(num_clips)),
+        rows=np.arange(num_clips),
+        classes=tuple("abcdefgh"[:num_classes]),
+        labels=labels,
+        targets=np.eye(num_classes, dtype=bool)[labels],
+        sources=sources,
+        is_train=~is_test,
+        is_test=is_test,
+        matrices=matrices,
+        has={side: np.ones(num_clips, bool) for side in halves},
+        retrieval_clips=first,
+        retrieval={path: head[first] for path, head in heads.items()},
+        layers={path: np.tile(matrix, 2) for path, matrix in matrices.items()},
+        tokens=tokens,
+    )
+
+
+def test_every_measure_scores_every_subject_and_both_together_know_more():
+    found = score(features(), EVERY)
+    assert set(found.modalities) == {"video", "audio", "both", "late"}
+    for subject, networks in found.modalities.items():
+        expected = {"knn", "linear", "svm", "attentive", "layers"}
+        assert set(networks["trained"].measures) == expected - (
+            {"attentive"} if subject == "both" else set()
+        )
+        for measure, one in networks["trained"].measures.items():
+            assert one.score.low <= one.score.value <= one.score.high
+            assert found.gains[f"{subject}/{measure}"].value == pytest.approx(
+                one.score.value - networks["untrained"].accuracy[measure]
+            )
+    best = {subject: found.modalities[subject]["trained"].accuracy for subject in found.modalities}
+    for together, measure in [("both", "linear"), ("both", "svm"), ("late", "linear")]:
+        assert best[together][measure] > max(best[s][measure] for s in ("video", "audio")) + 0.1
+    assert found.gains["both/linear"].is_above_zero
+    assert found.retrieval["audio_to_video"]["trained"].num_clips == 27
+    assert not found.notes
+    assert sum(map(sum, found.modalities["both"]["trained"].measures["knn"].confusion)) == 54
+    assert found.modalities["both"]["trained"].num_sources == 27
+    assert side_scores(found)["audio/retrieval"] > 0.5
+
+
+def test_several_labels_a_clip():
+    one = features()
+    targets = one.targets.copy()
+    targets[:, 0] |= targets[:, 1]
+    found = score(replace(one, targets=targets), EVERY)
+    for networks in found.modalities.values():
+        for measure in networks["trained"].measures.values():
+            assert list(measure.figures) == ["map", "auc", "d_prime"]
+    trained = found.modalities["both"]["trained"]
+    assert trained.measures["linear"].figures["map"].value > 0.85
+    assert found.gains["both/linear"].is_above_zero
+
+
+def test_clips_without_label_features_or_class_are_counted_and_left_out():
+    one = features()
+    targets, train = one.targets.copy(), one.is_train
+    targets[np.flatnonzero(one.is_test)[:3]] = False
+    targets[train & one.targets[:, 3]] = np.eye(4, dtype=bool)[2]
+    broken = one.matrices["video/trained"].copy()
+    broken[np.flatnonzero(train)[:5]] = np.inf
+    found = score(
+        replace(one, targets=targets, matrices=one.matrices | {"video/trained": broken}),
+        EvaluateSettings(measures=("knn", "linear")),
+    )
+    unlabelled, not_finite, unseen = found.notes
+    assert unlabelled == "3 of 54 test clips have no label: left out"
+    assert not_finite == "video/trained: features of 5 clips are not finite: left out"
+    assert "are of classes without a training clip (d): they count as wrong" in unseen
+    trained = found.modalities["video"]["trained"]
+    assert trained.num_test == 51
+    assert trained.measures["linear"].per_class[3] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda f: {"targets": f.targets & f.is_train[:, None]}, "no labelled clip is held out"),
+        (lambda f: {"targets": f.targets & f.is_test[:, None]}, "have 0 class"),
+        (lambda f: {"targets": f.targets & [True, False, False, False]}, "have 1 class"),
+    ],
+)
+def test_labels_on_one_side_or_of_one_class_give_a_reason(change, reason):
+    one = features()
+    found = score(replace(one, **change(one)), EvaluateSettings())
+    assert reason in found.reason
+    assert not found.modalities
+    assert found.retrieval  # needs no labels
+
+
+def test_two_evaluations_are_paired_by_clip(tmp_path):
+    settings = EvaluateSettings(measures=("linear", "retrieval"))
+    good = features()
+    bad = replace(
+        good, matrices={**good.matrices, "video/trained": good.matrices["video/untrained"]}
+    )
+    _, first = score_with_outcomes(good, settings)
+    scores, second = score_with_outcomes(bad, settings)
+    first.write(tmp_path / "outcomes.npz")
+    first = Outcomes.read(tmp_path / "outcomes.npz")
+    path = "video/trained/linear"
+    change = paired(first, path, second, path)
+    assert change.low is not None
+    assert change.value == pytest.approx(
+        first.values[path].mean() - scores.modalities["video"]["trained"].accuracy["linear"]
+    )
+    assert paired_retrieval(first, second).value == 0.0
+    with pytest.raises(KeyError):
+        paired(first, "video/trained/knn", second, path)
+    (tmp_path / "outcomes.npz").write_bytes(b"PK\x03\x04 no archive")
+    with pytest.raises(ValueError, match=r"is no outcomes\.npz"):
+        Outcomes.read(tmp_path / "outcomes.npz")
