@@ -85,9 +85,8 @@ def notes_of(features: Features) -> tuple[str, ...]:
     labelled = features.targets.any(axis=1)
     for name, side in (("training", features.is_train), ("test", features.is_test)):
         if labelled.any() and (missing := int((side & ~labelled).sum())):
-            notes.append(
-                f"{missing:,} of {counted(int(side.sum()), f'{name} clip')} without a label: left out"
-            )
+            clips = counted(int(side.sum()), f"{name} clip")
+            notes.append(f"{missing:,} of {clips} without a label: left out")
     for path, matrix in features.matrices.items():
         there = features.has[path.split("/")[0]]
         if broken := int((there & ~np.isfinite(matrix).all(axis=1)).sum()):
@@ -101,7 +100,7 @@ def notes_of(features: Features) -> tuple[str, ...]:
         count = int((features.targets[features.is_test][:, unseen]).any(axis=1).sum())
         shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         notes.append(
-            f"{count} test clips are of classes without a training clip ({shown}): "
-            "they count as wrong"
+            f"{counted(count, 'test clip')} of classes without a training clip ({shown}): "
+            "counted as wrong"
         )
     return tuple(notes)

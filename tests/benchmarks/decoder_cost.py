@@ -224,7 +224,8 @@ def ingest(unit: UnitIngester, paths: list[str], output: Path) -> None:
         (output / part).mkdir(parents=True, exist_ok=True)
     sources = tuple(UnitSource(path, path, path, 1, None, None, None) for path in paths)
     for row in unit({"unit": Unit("unit", sources).to_json()}):
-        assert not (row["failed"] or row["reason"]), row
+        assert not row["failed"], row
+        assert not row["reason"], row
     shutil.rmtree(output)
 
 
