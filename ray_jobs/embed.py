@@ -4,6 +4,7 @@ import sys
 
 from pipelines.config.embed import EmbedConfig
 from pipelines.embed.embed import check_embed, embed
+from pipelines.quantities import counted
 from pipelines.tracking.runs import open_run, tracked
 from ray_jobs.cli.checks import decoder_mistakes, decoder_text, environment_mistakes
 from ray_jobs.cli.cluster import connected
@@ -34,10 +35,11 @@ def work(config: EmbedConfig) -> None:
         for name in ("sources", "accepted", "rejected", "clips"):
             client.log_metric(run.run_id, f"embed/{name}", getattr(summary, name))
     progress.finish(
-        f"{summary.clips} embeddings of {summary.accepted} sources, {summary.new_clips} new"
+        f"{counted(summary.clips, 'embedding')} of {counted(summary.accepted, 'source')}, "
+        f"{summary.new_clips:,} new"
     )
     for reason, count in summary.rejects_by_reason.items():
-        print(f"  rejected: {count} {reason}")
+        print(f"  rejected: {count:,} {reason}")
     print(f"embeddings: {config.output}")
 
 

@@ -12,6 +12,7 @@ from pipelines.evaluation.scores import (
     FeatureScores,
     interval_text,
 )
+from pipelines.quantities import counted
 from pipelines.tracking.runs import RunRef
 from ray_jobs.cli.checks import check_gpus, environment_mistakes, gpu_mistakes
 from ray_jobs.cli.cluster import connected
@@ -42,7 +43,9 @@ def evaluate_stage(config: EvaluateConfig, parent: RunRef | None = None) -> Eval
     check_gpus({"use_gpu": config.use_gpu})
     progress = StageProgress("evaluate", "clips")
     evaluation = evaluate(config, on_progress=progress, parent=parent)
-    progress.finish(f"{len(evaluation.features.clip_ids)} clips; {evaluation.scores_file}")
+    progress.finish(
+        f"{counted(len(evaluation.features.clip_ids), 'clip')}; {evaluation.scores_file}"
+    )
     return evaluation
 
 
@@ -67,7 +70,9 @@ def score_table(scores: FeatureScores) -> str:
     counts = next(iter(scores.modalities.values()), {}).get("trained")
     notes = [f"  note: {note}" for note in scores.notes]
     if counts:
-        notes.append(f"  {counts.num_test} test clips of {counts.num_sources} sources")
+        notes.append(
+            f"  {counted(counts.num_test, 'test clip')} of {counted(counts.num_sources, 'source')}"
+        )
     if not scores.modalities:
         notes.append(f"  no scores of labels: {scores.reason or 'no split has the modality'}")
     return "\n".join([table(rows), *notes])

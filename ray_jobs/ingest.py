@@ -7,6 +7,7 @@ from pathlib import Path
 from pipelines.config.ingest import IngestConfig, IngestSettings
 from pipelines.ingest.ingest import check_ingest, ingest
 from pipelines.ingest.summary import IngestSummary
+from pipelines.quantities import counted
 from pipelines.sources.synthetic_clips import make_clips
 from pipelines.tracking.runs import RunRef, log_dataset, open_run, tracked
 from ray_jobs.cli.checks import decoder_mistakes, decoder_text, environment_mistakes, messages
@@ -48,7 +49,9 @@ def ingest_stage(config: IngestConfig, parent: RunRef | None = None) -> IngestSu
         folder = synthetic_folder(config)
         progress = StageProgress("make", "clips")
         make_clips(folder, config.synthetic, lambda done, total: progress(done, total, ""))
-        progress.finish(f"{config.synthetic.num_clips} clips and 2 broken files in {folder}")
+        progress.finish(
+            f"{counted(config.synthetic.num_clips, 'clip')} and 2 broken files in {folder}"
+        )
         source = str(folder)
     print(decoder_text(config))
     progress = StageProgress("ingest", "sources")
@@ -86,18 +89,21 @@ def log_summary(run: RunRef, config: IngestConfig, summary: IngestSummary) -> No
 
 def summary_text(summary: IngestSummary) -> str:
     """The counts in one line."""
-    reasons = ", ".join(f"{count} {reason}" for reason, count in summary.rejects_by_reason.items())
+    reasons = ", ".join(
+        f"{count:,} {reason}" for reason, count in summary.rejects_by_reason.items()
+    )
     text = (
-        f"{summary.clips} clips of {summary.accepted} sources, {summary.new_clips} of them new; "
-        f"{summary.sources} sources = {summary.accepted} accepted + {summary.rejected} rejected"
+        f"{counted(summary.clips, 'clip')} of {counted(summary.accepted, 'source')}, "
+        f"{summary.new_clips:,} new; {counted(summary.sources, 'source')} = "
+        f"{summary.accepted:,} accepted + {summary.rejected:,} rejected"
     )
     if reasons:
         text += f" ({reasons})"
     changes = {name: count for name, count in asdict(summary.changes).items() if count}
     if changes and summary.changes.new < summary.sources:
-        text += f"; since the last run: {', '.join(f'{n} {name}' for name, n in changes.items())}"
+        text += f"; since the last run: {', '.join(f'{n:,} {name}' for name, n in changes.items())}"
     if summary.ignored:
-        names = ", ".join(f"{count} {suffix}" for suffix, count in summary.ignored.items())
+        names = ", ".join(f"{count:,} {suffix}" for suffix, count in summary.ignored.items())
         text += f"; files that are not sources: {names}"
     flaws = summary.flaws
     return "\n  ".join([text, *flaws.sentences(), *flaws.remarks(), *summary.notes])

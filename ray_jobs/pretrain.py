@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from pipelines.config.pretrain import PretrainConfig
+from pipelines.quantities import counted
 from pipelines.tracking.runs import RunRef
 from pipelines.training.checks import check_pretrain, training_length
 from pipelines.training.pretrain import PretrainResult, pretrain
@@ -31,11 +32,11 @@ def pretrain_stage(config: PretrainConfig, parent: RunRef | None = None) -> Pret
     """Trains with progress."""
     progress = StageProgress("pretrain", "steps")
     result = pretrain(config, on_progress=progress, parent=parent)
-    text = f"{result.total_steps} steps"
+    text = counted(result.total_steps, "step")
     if result.first_step >= result.total_steps:
         text += ", all of them done before"
     elif result.first_step:
-        text += f", {result.first_step} of them done before"
+        text += f", {result.first_step:,} of them done before"
     if not math.isnan(result.clips_per_second):
         text += f", {result.clips_per_second:.1f} clips/s"
     progress.finish(text)

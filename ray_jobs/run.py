@@ -15,6 +15,7 @@ from pipelines.config.promote import PromoteConfig
 from pipelines.config.run import RunConfig
 from pipelines.config.written import CONFIG_FILE
 from pipelines.ingest.ingest import check_ingest
+from pipelines.quantities import duration
 from pipelines.report.run_report import RunRecord, write_run_report
 from pipelines.tracking.run_folder import RunFolder
 from pipelines.tracking.runs import tracked
@@ -27,7 +28,7 @@ from ray_jobs.cli.checks import (
     messages,
 )
 from ray_jobs.cli.cluster import connected
-from ray_jobs.cli.console import StageProgress, duration
+from ray_jobs.cli.console import StageProgress
 from ray_jobs.cli.job import Job, JobPlan, run_job
 from ray_jobs.cli.jobs import JOBS
 from ray_jobs.cli.own_media import arguments_for_media, begun_input

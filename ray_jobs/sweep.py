@@ -24,6 +24,7 @@ from pipelines.config.promote import PromoteConfig
 from pipelines.config.sweep import SweepConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.evaluation.scores import FeatureScores
+from pipelines.quantities import counted, duration
 from pipelines.registry.promote import Registered
 from pipelines.report.sweep_page import SweepRecord, write_sweep_report
 from pipelines.sweep.checks import (
@@ -44,7 +45,7 @@ from pipelines.tracking.run_folder import RunFolder
 from pipelines.tracking.runs import RunRef, tracked
 from ray_jobs.cli.checks import check_gpus, environment_mistakes, gpu_mistakes, messages
 from ray_jobs.cli.cluster import connected, ray_address
-from ray_jobs.cli.console import StageProgress, duration, table
+from ray_jobs.cli.console import StageProgress, table
 from ray_jobs.cli.job import Job, JobPlan, run_job
 from ray_jobs.cli.jobs import JOBS
 from ray_jobs.evaluate import evaluate_stage, score_table
@@ -123,7 +124,7 @@ def work(config: SweepConfig) -> None:
         print(registered_text(final[1]))
     print(f"  best: {result.best.name}, {winner}")
     if result.best.reason:
-        print(f"  mind: {result.best.name} completed, {result.best.reason}")
+        print(f"  warning: {result.best.name} completed, {result.best.reason}")
     print(f"  report: {report}")
 
 
@@ -143,7 +144,7 @@ def _sweep_stage(config: SweepConfig, run: RunRef) -> SweepResult:
     for trial in result.trials:
         counts[trial.status] = counts.get(trial.status, 0) + 1
     said = ", ".join(f"{count} {status}" for status, count in counts.items())
-    progress.finish(f"{num_trials(config)} trials: {said}")
+    progress.finish(f"{counted(num_trials(config), 'trial')}: {said}")
     return result
 
 

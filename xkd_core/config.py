@@ -30,7 +30,9 @@ class Range(Config):
     """A closed interval of positive numbers to draw from."""
 
     low: PositiveFloat
+    """Smallest value drawn, above 0."""
     high: PositiveFloat
+    """Largest value drawn, at least `low`."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "Range":
@@ -231,8 +233,11 @@ class TransformerConfig(Config):
     """A stack of pre-norm transformer blocks."""
 
     width: PositiveInt
+    """Numbers in a token between blocks; a multiple of `num_heads`. The MLP is 4 times as wide."""
     depth: PositiveInt
+    """Number of blocks."""
     num_heads: PositiveInt
+    """Attention heads of a block; each has `width / num_heads` of the numbers."""
 
     @model_validator(mode="after")
     def _divides(self) -> "TransformerConfig":
@@ -244,7 +249,9 @@ class HeadConfig(Config):
     """Projection head: MLP, L2 normalization, weight-normed layer, LayerNorm without parameters."""
 
     hidden_width: PositiveInt = 2048
+    """Width of the two hidden layers of the MLP."""
     bottleneck_width: PositiveInt = 256
+    """Width of the layer that is normalized to unit length before the weight-normed layer."""
     output_width: PositiveInt = 8192
     """Width K of the logits that are aligned and distilled."""
     share_hidden_norm: bool = True
@@ -265,10 +272,15 @@ class ModelConfig(Config):
     """Which transformer blocks video and audio share: none (XKD), the students' (XKD-MAS), or the
     students' and the teachers' (XKD-MATS)."""
     video: VideoConfig = VideoConfig()
+    """Video clips and their tokens."""
     audio: AudioConfig = AudioConfig()
+    """Audio clips and their tokens."""
     encoder: TransformerConfig = TransformerConfig(width=768, depth=12, num_heads=12)
+    """Encoder of each student and teacher; the default is a ViT-B, as in the paper."""
     decoder: TransformerConfig = TransformerConfig(width=384, depth=4, num_heads=12)
+    """Decoder that reconstructs the masked patches of each modality."""
     head: HeadConfig = HeadConfig()
+    """Projection head of each student and teacher."""
     position_interpolation: Literal["scale_factor", "exact"] = "scale_factor"
     """How position tables are resized for local views: by a factor of (n + 0.1) / m, as published,
     or to the exact size."""
@@ -290,46 +302,64 @@ class ViewsConfig(Config):
     """Global views of a clip, each with its own mask; students reconstruct and project all of them.
     Teachers see the first only, so a further view costs little. The paper has 1."""
     num_audio_globals: PositiveInt = 1
+    """Global views of the sound of a clip; see `num_video_globals`."""
     num_video_locals: PositiveInt = 1
+    """Local views of the frames of a clip, which students project unmasked. 1 for XKD, 3 for
+    XKD-MAS and XKD-MATS."""
     num_audio_locals: PositiveInt = 1
+    """Local views of the sound of a clip. 1 for all variants."""
     global_crop_area: Range = Range(low=0.2, high=1.0)
-    """Area of the crop, as a share of the frame."""
+    """Area of the crop of a global view, as a share of the frame."""
     local_crop_area: Range = Range(low=0.08, high=0.4)
+    """Area of the crop of a local view, as a share of the frame."""
     crop_ratio: Range = Range(low=3 / 4, high=4 / 3)
     """Width over height of a crop, drawn log-uniformly."""
     flip_probability: Share = 0.5
+    """Probability that a view is mirrored horizontally."""
     brightness: NonNegative = 0.4
+    """b: multiplies brightness by a factor from U(1 - b, 1 + b), at least 0."""
     contrast: NonNegative = 0.4
+    """c: multiplies contrast by a factor from U(1 - c, 1 + c), at least 0."""
     saturation: NonNegative = 0.4
+    """s: multiplies saturation by a factor from U(1 - s, 1 + s), at least 0."""
     hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.2
+    """h: rotates hue by a share of the color circle from U(-h, h)."""
     local_gray_probability: Share = 0.2
+    """Probability that a local view is gray."""
     local_blur_probability: Share = 0.5
+    """Probability that a local view is blurred."""
     local_blur_sigma: Literal["random", "fixed"] = "random"
     """`random` draws one sigma for both axes from U(0.1, 2), as the paper means. `fixed` is 2
     vertically and 0.1 horizontally, as in the published code."""
     global_volume: NonNegative = 0.1
-    """v: multiplies the waveform by a factor from U(1 - v, 1 + v)."""
+    """v: multiplies the waveform of a global view by a factor from U(1 - v, 1 + v)."""
     local_volume: NonNegative = 0.2
+    """Same as `global_volume`, for local views."""
     local_audio_crop: Range = Range(low=0.6, high=1.5)
-    """Height and width of the crop, as shares of the spectrogram."""
+    """Height and width of the crop of a local view, as shares of its spectrogram."""
 
 
 class TemperatureConfig(Config):
     """A temperature that changes linearly from `start` to `end` over the first epochs."""
 
     start: PositiveFloat
+    """Temperature at the first step."""
     end: PositiveFloat
+    """Temperature after `warmup_epochs`."""
     warmup_epochs: NonNegative = 0.0
+    """Length of the change, epochs. 0: `end` from the first step on."""
 
 
 class ObjectiveConfig(Config):
     """The loss (section 3): reconstruction, domain alignment, distillation."""
 
     reconstruction_weight: NonNegative = 5.0
+    """Weight of the mean of the video and audio reconstruction losses (section 3)."""
     alignment_weight: NonNegative = 1.0
     """Weight of the mean of two distances: between students and between teachers. Only the first
     has a gradient, so its effective weight is half of this, as in the paper."""
     distillation_weight: NonNegative = 1.0
+    """Weight of the distillation losses in both directions (section 3)."""
     divide_by_weights: bool = True
     """Divides the total by the sum of the weights, as the published code does; the paper has the
     sum. This matters because gradients are clipped at an absolute norm."""
@@ -344,11 +374,15 @@ class ObjectiveConfig(Config):
     """Temperature of the video student's distributions. The published code uses the audio student's
     for both, with equal values."""
     audio_student_temperature: PositiveFloat = 0.1
+    """Temperature of the audio student's distributions."""
     video_teacher_temperature: TemperatureConfig = TemperatureConfig(start=0.1, end=0.1)
     """Higher than the audio teacher's, which is sharper. Published for XKD and XKD-MATS; XKD-MAS
     has 0.09 to 0.11 for video and 0.04 to 0.06 for audio, over 30 epochs."""
     audio_teacher_temperature: TemperatureConfig = TemperatureConfig(start=0.07, end=0.07)
+    """Temperature of the audio teacher's distributions; see `video_teacher_temperature`."""
     center_momentum: Share = 0.9
+    """Momentum of the center that is subtracted from a teacher's logits (DINO): the share of
+    the old center that each step keeps."""
     alignment: Literal["mmd", "coral"] = "mmd"
     """Distance between the outputs of the modalities: maximum mean discrepancy, or the difference
     of their means and covariances."""
@@ -380,9 +414,13 @@ class OptimizerConfig(Config):
     learning_rate: PositiveFloat = 1.0e-4
     """Peak after warm-up. The default is for a global batch of 256 and is not scaled."""
     final_learning_rate: NonNegative = 0.0
+    """Learning rate at the last step; a cosine leads to it from the peak."""
     warmup_epochs: NonNegative = 30.0
+    """Epochs in which the learning rate rises linearly to its peak."""
     betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.95)
+    """AdamW's decay rates of the running means of the gradient and of its square."""
     eps: PositiveFloat = 1.0e-8
+    """Added to AdamW's denominator, so that it is never 0."""
     weight_decay: NonNegative = 0.3
     """Applies to tensors of two or more dimensions."""
     decay_tokens_and_positions: bool = True
@@ -392,6 +430,7 @@ class OptimizerConfig(Config):
     video_momentum: Share = 0.997
     """Momentum of the video teacher at step 0; follows a cosine to `final_momentum`."""
     audio_momentum: Share = 0.997
+    """Momentum of the audio teacher at step 0; see `video_momentum`."""
     final_momentum: Share = 1.0
     """Momentum of both teachers at the last step. Below 1, teachers of a short run still follow
     what students learn last."""
@@ -401,6 +440,10 @@ class MethodConfig(Config):
     """The whole method: networks, views, objective, optimizer."""
 
     model: ModelConfig = ModelConfig()
+    """Networks and the clips they take."""
     views: ViewsConfig = ViewsConfig()
+    """Random views of a clip."""
     objective: ObjectiveConfig = ObjectiveConfig()
+    """Loss terms, their weights and temperatures."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW, its schedules, and the momentum of the teachers."""

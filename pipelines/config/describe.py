@@ -35,6 +35,16 @@ def setting_descriptions(schema: type[BaseModel]) -> Iterator[Setting]:
         yield Setting(name, default, meaning, may_change(schema, name))
 
 
+def section_description(schema: type[BaseModel], section: str) -> str:
+    """Describes the section of this dotted name: what its field says, or else its class."""
+    *path, name = section.split(".")
+    owner = section_of(annotation_of(schema, path)) if path else schema
+    field = owner.model_fields.get(name) if owner else None
+    described = section_of(field.annotation) if field else None
+    text = (field and field.description) or (described and described.__doc__) or ""
+    return " ".join(text.split())
+
+
 def may_change(schema: type[BaseModel], name: str) -> bool:
     """Whether the setting of this dotted name may differ when a run goes on.
 

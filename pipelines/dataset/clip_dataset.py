@@ -34,6 +34,7 @@ from pipelines.dataset.schema import (
 from pipelines.dataset.shards import AGAIN, READ_THREADS, open_parquet, read_columns
 from pipelines.errors import UserError
 from pipelines.filesystems import filesystem_of, is_folder, list_files
+from pipelines.quantities import counted
 from pipelines.redaction import one_line
 
 
@@ -138,8 +139,8 @@ class ClipDataset:
             index = read_shards(self._tables(CLIPS_FOLDER))
         if len(index) != self.num_clips:
             raise UserError(
-                f"dataset ({self.path}) has {len(index)} clips in its shards, but {self.num_clips} "
-                f"in {MANIFEST}; {AGAIN}"
+                f"dataset ({self.path}) has {counted(len(index), 'clip')} in its shards, but "
+                f"{self.num_clips:,} in {MANIFEST}; {AGAIN}"
             )
         return index
 

@@ -1,4 +1,4 @@
-"""How the frames of a row are stored: the only place that encodes and decodes them.
+"""How the frames of a row are stored: the only module that encodes and decodes them.
 
 `raw` frames are uint8 in C order. Encoded frames are packets, one for each frame, after a table of
 their sizes:

@@ -36,7 +36,7 @@ def decode(packets: Sequence[memoryview], part: range, out: NDArray[np.uint8]) -
         ValueError: If a JPEG is damaged or has another size than the array.
     """
     torch, torchvision_io = _libraries()
-    for place, number in enumerate(part):
+    for position, number in enumerate(part):
         packet = packets[number]
         # The size is read before decoding, which allocates what the JPEG asks for.
         if (found := _size(packet)) != out.shape[1:3]:
@@ -46,7 +46,7 @@ def decode(packets: Sequence[memoryview], part: range, out: NDArray[np.uint8]) -
             pixels = torchvision_io.decode_jpeg(data, mode=torchvision_io.ImageReadMode.RGB)
         except RuntimeError as error:
             raise ValueError(f"frame {number} is a damaged JPEG: {error}") from error
-        out[place] = pixels.numpy().transpose(1, 2, 0)
+        out[position] = pixels.numpy().transpose(1, 2, 0)
 
 
 @cache

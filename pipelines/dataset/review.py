@@ -19,7 +19,7 @@ from pipelines.dataset.review_tables import (
     COLUMNS,
     contact_sheet,
     count_tables,
-    counted,
+    frequencies,
     labels_by_split,
     streams_held,
 )
@@ -99,7 +99,7 @@ def review(dataset: ClipDataset, settings: DatasetSettings, on_progress: OnProgr
         num_sources=len(set(table["source"].to_pylist())),
         seconds=float(np.sum(table["duration_seconds"].to_numpy())),
         streams=streams_held(table),
-        splits=counted(split or "no split" for split in table["split"].to_pylist()),
+        splits=frequencies(split or "no split" for split in table["split"].to_pylist()),
         labels=labels_by_split(table),
         tables=count_tables(table),
         flaws=count_flaws(table),

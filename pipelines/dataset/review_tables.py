@@ -18,7 +18,7 @@ def label_text(row: Mapping[str, Any]) -> str:
     return row["label"] or ", ".join(row["labels"] or ())
 
 
-def counted(values: Iterable[str]) -> dict[str, int]:
+def frequencies(values: Iterable[str]) -> dict[str, int]:
     """Counts equal values, the most frequent first."""
     return dict(Counter(values).most_common())
 
@@ -33,7 +33,7 @@ def streams_held(table: pa.Table) -> dict[str, int]:
     }
     pictures = table["num_frames"].to_numpy() > 0
     sounds = table["has_audio"].to_numpy(zero_copy_only=False)
-    return counted(names[bool(p), bool(s)] for p, s in zip(pictures, sounds, strict=True))
+    return frequencies(names[bool(p), bool(s)] for p, s in zip(pictures, sounds, strict=True))
 
 
 def labels_by_split(table: pa.Table) -> list[tuple[str, dict[str, int]]]:
@@ -65,27 +65,29 @@ def count_tables(table: pa.Table) -> dict[str, dict[str, int]]:
 
     def sizes(width: str, height: str) -> dict[str, int]:
         pairs = zip(of(pictured, width), of(pictured, height), strict=True)
-        return counted(f"{w} x {h}" for w, h in pairs)
+        return frequencies(f"{w} x {h}" for w, h in pairs)
 
     return {
         "Length of a source": _binned(lengths.values()),
-        "Length of a clip": counted(f"{seconds:.1f} s" for seconds in columns["duration_seconds"]),
+        "Length of a clip": frequencies(
+            f"{seconds:.1f} s" for seconds in columns["duration_seconds"]
+        ),
         "Size of a source": sizes("native_width", "native_height"),
         "Size as stored": sizes("width", "height"),
-        "Frames a second of a source": counted(
+        "Frames a second of a source": frequencies(
             f"{rate:.3f}".rstrip("0").rstrip(".") if rate else "unknown"
             for rate in of(pictured, "native_rate")
         ),
-        "Picture codec": counted(codec or "none" for codec in of(own, "video_codec")),
-        "Sound codec": counted(codec or "none" for codec in of(own, "audio_codec")),
-        "Container": counted(name or "unknown" for name in of(own, "container")),
-        "Turned by": counted(
+        "Picture codec": frequencies(codec or "none" for codec in of(own, "video_codec")),
+        "Sound codec": frequencies(codec or "none" for codec in of(own, "audio_codec")),
+        "Container": frequencies(name or "unknown" for name in of(own, "container")),
+        "Turned by": frequencies(
             f"{angle or 0} degrees{', mirrored' if is_mirrored else ''}"
             for angle, is_mirrored in zip(
                 of(pictured, "rotation"), of(pictured, "is_mirrored"), strict=True
             )
         ),
-        "Decoding errors in a clip": counted(str(count) for count in columns["decode_errors"]),
+        "Decoding errors in a clip": frequencies(str(count) for count in columns["decode_errors"]),
         "Clock leaps in a clip": _repairs(columns["clock_leaps"]),
         "Holes in the sound of a clip": _repairs(columns["sound_gaps"]),
         "Holes in the sound's timestamps alone": _repairs(columns["bridged_gaps"]),
@@ -94,7 +96,7 @@ def count_tables(table: pa.Table) -> dict[str, dict[str, int]]:
 
 def _repairs(counts: Sequence[int | None]) -> dict[str, int]:
     """Counts clips by number of repairs; returns an empty table if no clip has any."""
-    return counted(str(count or 0) for count in counts) if any(counts) else {}
+    return frequencies(str(count or 0) for count in counts) if any(counts) else {}
 
 
 def _binned(seconds: Iterable[float]) -> dict[str, int]:

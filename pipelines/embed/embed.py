@@ -29,6 +29,7 @@ from pipelines.ingest.state import SETTINGS_FILE
 from pipelines.ingest.unit_graph import run_units
 from pipelines.ingest.unit_shards import Revision, read_done, revise
 from pipelines.progress import OnProgress
+from pipelines.quantities import counted
 from pipelines.registry.uri import EncoderVersion, resolve_model
 from pipelines.sources.listing import list_sources
 from pipelines.tracking.server import tracking_uri
@@ -147,5 +148,5 @@ def _run(
         scratch=scratch,
     )
     for done in progress:
-        note = f"{done.clips} embeddings, {done.rejected} rejected"
+        note = f"{counted(done.clips, 'embedding')}, {done.rejected:,} rejected"
         on_progress(num_done + done.sources, num_sources, note)

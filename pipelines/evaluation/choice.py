@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.quantities import counted
 
 Array = NDArray[Any]
 
@@ -42,7 +43,8 @@ def unscorable(dataset: ClipDataset, settings: EvaluateSettings, modality: str) 
     classes = labels_in(*settings.train_splits)
     if len(classes) < 2:
         splits = ", ".join(settings.train_splits)
-        return f"split {splits} has labelled clips of {len(classes)} classes, and two are needed"
+        there = counted(len(classes), "class", "classes")
+        return f"split {splits} has labelled clips of {there}, and at least 2 are needed"
     scored_on = split_scored_on(dataset, settings)
     if scored_on is None:
         return f"there is no split {' or '.join(settings.test_splits)}"

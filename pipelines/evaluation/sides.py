@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.evaluation.features import Features
+from pipelines.quantities import counted
 from xkd_core.encoders import MODALITIES
 
 Array = NDArray[Any]
@@ -84,11 +85,14 @@ def notes_of(features: Features) -> tuple[str, ...]:
     labelled = features.targets.any(axis=1)
     for name, side in (("training", features.is_train), ("test", features.is_test)):
         if labelled.any() and (missing := int((side & ~labelled).sum())):
-            notes.append(f"{missing} of {int(side.sum())} {name} clips have no label: left out")
+            clips = counted(int(side.sum()), f"{name} clip")
+            notes.append(f"{missing:,} of {clips} without a label: left out")
     for path, matrix in features.matrices.items():
         there = features.has[path.split("/")[0]]
         if broken := int((there & ~np.isfinite(matrix).all(axis=1)).sum()):
-            notes.append(f"{path}: features of {broken} clips are not finite: left out")
+            notes.append(
+                f"{path}: {counted(broken, 'clip')} with features that are not finite: left out"
+            )
     seen = features.targets[features.is_train].any(axis=0)
     unseen = features.targets[features.is_test].any(axis=0) & ~seen
     if labelled.any() and unseen.any():
@@ -96,7 +100,7 @@ def notes_of(features: Features) -> tuple[str, ...]:
         count = int((features.targets[features.is_test][:, unseen]).any(axis=1).sum())
         shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         notes.append(
-            f"{count} test clips are of classes without a training clip ({shown}): "
-            "they count as wrong"
+            f"{counted(count, 'test clip')} of classes without a training clip ({shown}): "
+            "counted as wrong"
         )
     return tuple(notes)

@@ -33,6 +33,7 @@ from pipelines.ingest.unit_graph import run_units
 from pipelines.ingest.unit_shards import read_done, revise
 from pipelines.ingest.worker import UnitIngester
 from pipelines.progress import OnProgress
+from pipelines.quantities import counted
 from pipelines.sources.fingerprints import fingerprint_sources
 from pipelines.sources.listing import list_input
 from pipelines.sources.source import SourceList
@@ -144,7 +145,7 @@ def _decode(
         scratch=scratch,
     )
     for done in progress:
-        note = f"{done.clips} clips, {done.rejected} rejected"
+        note = f"{counted(done.clips, 'clip')}, {done.rejected:,} rejected"
         on_progress(num_done + done.sources, num_sources, note)
 
 

@@ -21,6 +21,7 @@ from pipelines.dataset.source_flaws import SourceFlaws, count_flaws
 from pipelines.errors import UserError
 from pipelines.files import write_json
 from pipelines.ingest.plan import Changes, IngestPlan
+from pipelines.quantities import counted
 from pipelines.sources.source import SourceList
 
 _ROWS_PER_HASH = 65_536
@@ -139,13 +140,13 @@ def check_outcome(
     reasons = ", ".join(f"{count} {reason}" for reason, count in summary.rejects_by_reason.items())
     if not summary.clips:
         raise UserError(
-            f"input ({listed.input}) gives no clip: all {summary.rejected} sources are rejected "
+            f"input ({listed.input}) gives no clip: {counted(summary.rejected, 'source')} rejected "
             f"({reasons}); {folder / REJECTS_FOLDER} says why"
         )
     if summary.rejected > settings.max_reject_fraction * summary.sources:
         raise UserError(
-            f"{summary.rejected} of {summary.sources} sources are rejected ({reasons}), more than "
-            f"max_reject_fraction ({settings.max_reject_fraction:g}); "
+            f"{summary.rejected:,} of {counted(summary.sources, 'source')} rejected "
+            f"({reasons}), more than max_reject_fraction ({settings.max_reject_fraction:g}); "
             f"{folder / REJECTS_FOLDER} says why"
         )
 

@@ -17,6 +17,7 @@ import ray
 import ray.data
 
 from pipelines.errors import JobFailed, UserError
+from pipelines.quantities import counted
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def run_units(
     """
     file = scratch / UNITS_FILE
     left = _write_units(units, file)
-    counted: dict[str, Counts] = {}
+    of_unit: dict[str, Counts] = {}
     total = Counts()
     num_fruitless = 0
     while left:
@@ -113,9 +114,9 @@ def run_units(
                 if failed:
                     raise UserError(f"output ({output}) {failed}")
                 # A retried unit counts its first sources again.
-                before = counted.get(name, Counts())
+                before = of_unit.get(name, Counts())
                 if counts.sources > before.sources:
-                    counted[name] = counts
+                    of_unit[name] = counts
                     total += counts - before
                     yield total
             return
@@ -126,7 +127,8 @@ def run_units(
             is_our_bug = isinstance(error, ray.exceptions.RayTaskError)
             if is_our_bug or num_fruitless >= MAX_FRUITLESS_RUNS:
                 raise _failure(error, output) from error
-            logger.warning("Ray failed (%s); going on with %d units", _last_line(error), len(left))
+            units_left = counted(len(left), "unit")
+            logger.warning("Ray failed (%s); continuing with %s", _last_line(error), units_left)
 
 
 def _write_units(units: Iterable[Mapping[str, Any]], file: Path) -> list[_StoredUnit]:

@@ -182,7 +182,8 @@ def _read_small(file: Path) -> pa.Table:
             return shard.read(columns=names, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise UserError(
-            f"shard ({file}) is damaged: {error}; delete it, and the same command makes it anew"
+            f"shard ({file}) is damaged: {error}; delete it and run the "
+            "same command again, which rewrites it"
         ) from error
 
 

@@ -55,13 +55,13 @@ class UnitIngester:
         """Ingests a unit. The rows report progress, or the error in `failed`."""
         unit = Unit.from_json(row["unit"])
         failed: dict[str, DecodeError | None] = {}
-        told = 0
+        num_reported = 0
         try:
             while True:
                 attempt = _Attempt(self, unit, failed)
                 for number, outcome in enumerate(attempt.run()):
-                    if number >= told:
-                        told += 1
+                    if number >= num_reported:
+                        num_reported += 1
                         yield asdict(replace(outcome, unit=unit.name))
                 if attempt.is_complete:
                     return

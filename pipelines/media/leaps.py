@@ -97,7 +97,7 @@ def find_leaps(clocks: Sequence[Clock], may_leap: bool) -> list[Leap]:
 
 
 def _jumps(clock: Clock, may_leap: bool, is_alone: bool) -> list[int]:
-    """The packets at which a stream jumps, without strays, which are put back in line.
+    """The packets at which a stream jumps, without isolated outliers, which are put back in line.
 
     Some formats turn each jump ahead into a long duration. That a picture is on for long is
     believed of a stream alone, and otherwise if the other one goes on meanwhile.

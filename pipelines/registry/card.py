@@ -7,6 +7,7 @@ from pipelines.evaluation.intervals import Figure
 from pipelines.evaluation.outcomes import RETRIEVAL_RECALL
 from pipelines.evaluation.scores import MEASURES, FeatureScores, Scores, interval_text
 from pipelines.models.encoder_files import EncoderInfo
+from pipelines.quantities import counted
 
 IMPORTED = "imported_from"
 """Key of the provenance that only imported encoders have."""
@@ -144,8 +145,9 @@ def _quality(scores: EncoderScores | None, num_windows: int) -> list[str]:
     return [
         "## Scores",
         "",
-        f"Accuracy of frozen features on {scores.num_test} held-out clips of {scores.num_classes}"
-        f" classes, {num_windows} windows per clip. Always answering the most frequent class"
+        f"Accuracy of frozen features on {counted(scores.num_test, 'held-out clip')} of"
+        f" {counted(scores.num_classes, 'class', 'classes')}, {counted(num_windows, 'window')} per"
+        f" clip. Always answering the most frequent class"
         f" gives {scores.majority:.1%}.",
         "",
         "| measure | this encoder | 95 % interval over sources | untrained |",

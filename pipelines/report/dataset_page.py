@@ -19,8 +19,9 @@ from pipelines.errors import UserError
 from pipelines.files import replacing, write_failure
 from pipelines.media.reasons import REASONS
 from pipelines.media.windows import evenly_spaced
+from pipelines.quantities import byte_size, counted, duration
 from pipelines.report.images import frame_image
-from pipelines.report.page import duration, page_environment, write_page
+from pipelines.report.page import page_environment, write_page
 
 _PAGE = "dataset.html"
 _LEAKS = "leaks.txt"
@@ -67,7 +68,7 @@ def _write_pairs(file: Path, pairs: Sequence[NamedPair]) -> None:
 def _render(review: Review, folder: Path) -> str:
     """Returns the page as HTML."""
     environment = page_environment()
-    environment.filters |= {"bytes": _in_bytes, "number": lambda count: f"{count:,}"}
+    environment.filters |= {"bytes": byte_size, "number": lambda count: f"{count:,}"}
     splits = sorted(review.splits, key=lambda name: -review.splits[name])
     return environment.get_template("dataset.html").render(
         review=review,
@@ -106,8 +107,9 @@ def review_text(review: Review) -> str:
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejects.items())
     streams = ", ".join(f"{count:,} {kind}" for kind, count in review.streams.items())
     lines = [
-        f"{sum(review.splits.values()):,} clips of {review.num_sources:,} sources, "
-        f"{duration(review.seconds)}, {_in_bytes(review.stored_bytes)} stored",
+        f"{counted(sum(review.splits.values()), 'clip')} of "
+        f"{counted(review.num_sources, 'source')}, "
+        f"{duration(review.seconds)}, {byte_size(review.stored_bytes)} stored",
         f"splits: {by_split}",
         f"streams: {streams}",
         f"labels: {len(review.labels):,}",
@@ -117,8 +119,11 @@ def review_text(review: Review) -> str:
         f"silent clips: {len(review.silent):,}, static clips: {len(review.static):,}",
     ]
     for kind, splits, count in _pair_counts(review.pairs):
-        lines.append(f"matches by {kind}, {splits}: {count:,} pairs")
-    lines.append(f"to exclude: {len(review.leaks):,} leaks, {len(review.duplicates):,} duplicates")
+        lines.append(f"matches by {kind}, {splits}: {counted(count, 'pair')}")
+    lines.append(
+        f"to exclude: {counted(len(review.leaks), 'leak')}, "
+        f"{counted(len(review.duplicates), 'duplicate')}"
+    )
     return "\n".join(f"  {line}" for line in lines)
 
 
@@ -132,18 +137,6 @@ def _pair_counts(pairs: Sequence[NamedPair]) -> list[tuple[str, str, int]]:
         counts[pair.kind, splits, across] = counts.get((pair.kind, splits, across), 0) + 1
     ordered = sorted(counts.items(), key=lambda item: (not item[0][2], -item[1]))
     return [(kind, splits, count) for (kind, splits, _), count in ordered]
-
-
-def _in_bytes(count: float) -> str:
-    """Formats a number of bytes for people.
-
-    >>> _in_bytes(1_234_000), _in_bytes(12)
-    ('1.2 MB', '12 bytes')
-    """
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count:.0f} bytes"
 
 
 def _waveform_drawing(waveform: NDArray[np.int16]) -> Markup:

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from pipelines.errors import UserError
 from pipelines.evaluation.scores import percent
 from pipelines.files import replacing, write_failure
+from pipelines.quantities import counted, duration
 
 
 def write_page(path: Path, text: str) -> Path:
@@ -46,24 +47,13 @@ def page_environment() -> Environment:
     )
     environment.filters |= {
         "percent": percent,
+        "counted": counted,
         "duration": duration,
         "compact": compact,
         "words": lambda code: code.replace("_", " "),
         "quoted": lambda text: json.dumps(text, ensure_ascii=False),
     }
     return environment
-
-
-def duration(seconds: float) -> str:
-    """Formats a time span for people.
-
-    >>> duration(59), duration(3600 * 26 + 60)
-    ('59 s', '26 h 1 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
 def _shown_text(value: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.evaluation.scores import MEASURES, standard_error
+from pipelines.quantities import counted
 from pipelines.redaction import redacted
 from pipelines.report import images
 from pipelines.report.curves import Curve, last_finite, make_cards
@@ -137,7 +138,7 @@ def _attention(item: Attention) -> dict[str, Any]:
 
 def _map(plane: EmbeddingMap, signs: dict[str, tuple[str, str]]) -> dict[str, Any]:
     groups, num_others = group_points(plane, signs)
-    alt = f"{plane.method} map of {len(plane.points)} {plane.modality} embeddings"
+    alt = f"{plane.method} map of {counted(len(plane.points), f'{plane.modality} embedding')}"
     return {"plane": plane, "drawing": draw_map(groups, alt=alt), "num_others": num_others}
 
 

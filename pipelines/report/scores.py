@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines.evaluation.scores import MEASURES, SUBJECTS, percent, standard_error
+from pipelines.quantities import counted
 from pipelines.report.run_data import ReportData, Score
 
 _MAX_CLASS_BARS = 24
@@ -17,7 +18,8 @@ def headline(data: ReportData) -> str:
     if data.ingest:
         counts = data.ingest
         parts.append(
-            f"{counts.accepted:,} of {counts.sources:,} sources gave {counts.clips:,} clips."
+            f"{counts.accepted:,} of {counted(counts.sources, 'source')} gave "
+            f"{counted(counts.clips, 'clip')}."
         )
     compared = [score for score in data.scores if score.untrained is not None]
     if compared:
@@ -26,7 +28,7 @@ def headline(data: ReportData) -> str:
         shares = f"{percent(most.trained)} against {percent(most.untrained)}"
         parts.append(
             f"Trained features are significantly better than untrained ones on {better} of "
-            f"{len(compared)} measures"
+            f"{counted(len(compared), 'measure')}"
             + (f", most on {score_title(most)}: {shares}." if better else ".")
         )
     return " ".join(parts)

@@ -15,6 +15,7 @@ import yaml
 from pipelines.config.sweep import SweepConfig
 from pipelines.evaluation.rungs import Rung
 from pipelines.evaluation.scores import standard_error
+from pipelines.quantities import counted
 from pipelines.redaction import redacted
 from pipelines.report.page import page_environment, write_page
 from pipelines.report.sweep_figures import (
@@ -143,7 +144,7 @@ def _over_time(config: SweepConfig, trials: Sequence[Trial], best: Trial) -> lis
                     )
                     for trial in _scored(trials)
                 ],
-                alt=f"{name}: score of each of {len(trials)} trials over epochs",
+                alt=f"{name}: score of each of {counted(len(trials), 'trial')} over epochs",
                 width=1000 if name == "objective" else 460,
                 height=260 if name == "objective" else 210,
             ),
@@ -161,10 +162,10 @@ def _settings(config: SweepConfig, trials: Sequence[Trial], best: Trial) -> list
     """Draws the last score of each trial against each entry of the space."""
     cards = []
     for key, domain in config.space.items():
-        counted = domain.kind in ("choice", "bundles")
+        is_discrete = domain.kind in ("choice", "bundles")
         points = [
             TrialPoint(
-                format_value(trial.values[key]) if counted else trial.values[key],
+                format_value(trial.values[key]) if is_discrete else trial.values[key],
                 last_objective(config, trial),
                 _look(trial, best),
             )
@@ -183,7 +184,7 @@ def _settings(config: SweepConfig, trials: Sequence[Trial], best: Trial) -> list
                 "when": when,
                 "drawing": draw_setting(
                     points,
-                    alt=f"objective of {len(points)} trials against {key}",
+                    alt=f"objective of {counted(len(points), 'trial')} against {key}",
                     is_log=domain.kind == "loguniform",
                     is_whole=domain.kind == "integer",
                 ),
@@ -201,7 +202,8 @@ def _front(config: SweepConfig, trials: Sequence[Trial], best: Trial) -> dict[st
     front = pareto_front(config, trials)
     if not front or any(math.isnan(p.x) or math.isnan(p.y) for p in points):
         return None
-    alt = f"audio against video score of {len(points)} trials, {len(front)} of them on the front"
+    trials = counted(len(points), "trial")
+    alt = f"audio against video score of {trials}, {len(front)} of them on the front"
     return {
         "drawing": draw_front(points, [point(trial) for trial in front], alt=alt),
         "trials": [

@@ -25,6 +25,7 @@ from pipelines.files import replacing
 from pipelines.filesystems import RemoteFile, opened
 from pipelines.paths import is_uri
 from pipelines.progress import OnProgress
+from pipelines.quantities import counted
 from pipelines.redaction import one_line
 from pipelines.sources.kept_copy import KeptCopy
 from pipelines.sources.source import Fingerprint, Source, SourceList
@@ -67,7 +68,7 @@ def fingerprint_sources(
         _hash_all(listed.sources, found, todo, cached, limits), start=1
     ):
         found[number] = fingerprint
-        on_progress(0, len(found), f"read {count} of {len(todo)} files")
+        on_progress(0, len(found), f"read {count:,} of {counted(len(todo), 'file')}")
         if time.monotonic() - written > CACHE_SECONDS:
             _write_cache(output, listed.sources, found, cached)
             written = time.monotonic()

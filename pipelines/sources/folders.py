@@ -15,6 +15,7 @@ from typing import Literal
 
 from pipelines.filesystems import list_files
 from pipelines.paths import is_uri
+from pipelines.quantities import counted
 from pipelines.sources.source import SPLITS, Source, SourceList, text_of
 
 NOT_MEDIA_SUFFIXES = frozenset(
@@ -162,14 +163,15 @@ def split_level(folders: Sequence[tuple[str, ...]]) -> tuple[int | None, list[st
 
 def _split_notes(names: Counter[str], num_outside: int) -> list[str]:
     counts = ", ".join(
-        f"{name} ({count} files)"
+        f"{name} ({counted(count, 'file')})"
         if name == SPLITS[name.lower()]
-        else f"{name} as {SPLITS[name.lower()]} ({count} files)"
+        else f"{name} as {SPLITS[name.lower()]} ({counted(count, 'file')})"
         for name, count in sorted(names.items())
     )
     notes = [f"splits are taken from folders: {counts}"]
     if num_outside:
-        notes.append(f"{num_outside} files outside of them have no split and are trained on")
+        files = counted(num_outside, "file")
+        notes.append(f"{files} outside these folders without a split, used for training")
     return notes
 
 

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from pipelines.errors import UserError
 from pipelines.filesystems import opened
 from pipelines.paths import is_uri
+from pipelines.quantities import counted
 from pipelines.redaction import one_line
 from pipelines.sources.source import SPLITS, Source, suffix_of, text_of, unique_labels
 
@@ -54,7 +55,7 @@ def list_notes(sources: Sequence[Source]) -> list[str]:
     splits = Counter(source.split for source in sources)
     if set(splits) != {None}:
         counts = ", ".join(
-            f"{split or 'none'} ({count} rows)"
+            f"{split or 'none'} ({counted(count, 'row')})"
             for split, count in sorted(splits.items(), key=lambda item: item[0] or "")
         )
         notes.append(f"splits are taken from the list: {counts}")
@@ -66,8 +67,8 @@ def list_notes(sources: Sequence[Source]) -> list[str]:
     with_comma = [s for s in sources if len(s.labels) == 1 and "," in s.labels[0]]
     if with_comma:
         notes.append(
-            f"{len(with_comma)} rows have a comma in labels ({with_comma[0].labels[0]}), which is "
-            f"part of one label; {LABEL_SEPARATOR} separates labels"
+            f"labels with a comma ({with_comma[0].labels[0]}) are one label, in "
+            f"{counted(len(with_comma), 'row')}; {LABEL_SEPARATOR} separates labels"
         )
     return notes
 

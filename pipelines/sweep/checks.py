@@ -10,6 +10,7 @@ from pipelines.config.sweep import SweepConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
 from pipelines.evaluation.choice import split_scored_on, unretrievable, unscorable
+from pipelines.quantities import byte_size, counted
 from pipelines.sweep.run_trial import pretrain_values, trial_config
 from pipelines.sweep.search import num_trials
 from pipelines.sweep.space import edge_cases, settings_of
@@ -190,22 +191,22 @@ def trials_at_once(config: SweepConfig, nodes: Iterable[Mapping[str, float]]) ->
     fit = min(num_workers_fit // workers, drivers)
     is_memory_short = drivers < num_workers_fit // workers
     kinds = {"CPU": cpus} | ({"GPU": 1.0} if config.pretrain.use_gpu else {})
-    have = ", ".join(f"{sum(node.get(kind, 0.0) for node in nodes):g} {kind}s" for kind in kinds)
-    one = " and ".join(f"{workers} x {amount:g} {kind}s" for kind, amount in kinds.items())
+    have = ", ".join(counted(sum(node.get(kind, 0.0) for node in nodes), kind) for kind in kinds)
+    one = " and ".join(f"{workers} x {counted(amount, kind)}" for kind, amount in kinds.items())
     if is_memory_short:
-        have += f", {sum(memory) / 1e9:.1f} GB of memory"
-        one += f" and {TRIAL_BYTES / 1e9:g} GB of memory"
+        have += f", {byte_size(sum(memory))} of memory"
+        one += f" and {byte_size(TRIAL_BYTES)} of memory"
     if not fit:
         raise UserError(f"a trial needs {one}, but Ray has {have}")
     wanted = config.max_concurrent_trials
     if wanted is not None and wanted > fit:
         needs = " and ".join(
-            f"{wanted} x {workers * amount:g} {kind}s" for kind, amount in kinds.items()
+            f"{wanted} x {counted(workers * amount, kind)}" for kind, amount in kinds.items()
         )
         if is_memory_short:
-            needs += f" and {wanted} x {TRIAL_BYTES / 1e9:g} GB of memory"
+            needs += f" and {wanted} x {byte_size(TRIAL_BYTES)} of memory"
         raise UserError(
             f"max_concurrent_trials ({wanted}) needs {needs}, has {have}: "
-            f"at most {fit} trial{'s' if fit > 1 else ''} at once"
+            f"at most {counted(fit, 'trial')} at once"
         )
     return min(fit, wanted or fit, num_trials(config))

@@ -17,6 +17,7 @@ from pipelines.config.space import Domain
 from pipelines.config.sweep import SweepConfig
 from pipelines.evaluation.rungs import Rung
 from pipelines.evaluation.scores import standard_error
+from pipelines.quantities import counted
 from pipelines.sweep.search import rung_objective
 from pipelines.sweep.space import parameters
 from pipelines.sweep.trial_files import Trial
@@ -195,7 +196,7 @@ def importance(config: SweepConfig, trials: Sequence[Trial]) -> Importance:
     """
     scored = [trial for trial in trials if trial.status != "failed" and len(trial.rungs) > 1]
     if len(scored) < _LEAST_FOR_IMPORTANCE:
-        return Importance({}, why_not=f"{len(scored)} scored trials are too few")
+        return Importance({}, why_not=f"{counted(len(scored), 'scored trial')} are too few")
     rung = min(len(trial.rungs) for trial in scored) - 1
     scores = [rung_objective(config, trial.rungs[rung]) for trial in scored]
     keys = [

@@ -159,7 +159,7 @@ def close_run(run: RunRef, status: str) -> None:
         run.client().set_terminated(run.run_id, status)
     except MlflowException as error:
         logger.warning(
-            "MLflow did not hear that run %s is %s: %s", run.run_id, status, one_line(error)
+            "MLflow run %s could not be set to %s: %s", run.run_id, status, one_line(error)
         )
 
 

@@ -24,6 +24,7 @@ from ray import train
 from torch import Tensor
 
 from pipelines.models.checkpoints import TrainingInfo, checkpoint_name, save_checkpoint
+from pipelines.quantities import byte_size
 from pipelines.training.agreement import Agreement
 from pipelines.training.host_copy import HostCopy, Ready, map_tensors, recorded_event
 from pipelines.training.stopping import Stop
@@ -117,11 +118,7 @@ def _check_room(folder: Path, tensors: Any, optimizer_state: Any) -> None:
     map_tensors((tensors, optimizer_state), count)
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise OSError(f"the disk is full: {_gigabytes(needed)} needed, {_gigabytes(free)} free")
-
-
-def _gigabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.3g} GB"
+        raise OSError(f"the disk is full: {byte_size(needed)} needed, {byte_size(free)} free")
 
 
 def _failure_text(error: Exception) -> str:

@@ -23,6 +23,7 @@ from pipelines.models.checkpoints import (
     newest_checkpoint,
     read_info,
 )
+from pipelines.quantities import counted
 from pipelines.tracking.run_folder import RunFolder
 from pipelines.training.feed import make_feed
 from xkd_core.encoders import MODALITIES
@@ -66,8 +67,8 @@ def training_length(config: PretrainConfig) -> list[str]:
         return []
     total_steps = math.ceil(config.epochs * feed.steps_per_epoch)
     return [
-        f"would train  {total_steps:,} steps, {feed.steps_per_epoch:,.10g} an epoch: "
-        f"one clip of each of {feed.num_clips:,} {config.epoch_unit}s"
+        f"would train  {counted(total_steps, 'step')}, {feed.steps_per_epoch:,.10g} an epoch: "
+        f"one clip of each of {counted(feed.num_clips, config.epoch_unit)}"
     ]
 
 
@@ -194,8 +195,9 @@ def _no_steps_left(config: PretrainConfig, dataset: ClipDataset, info: TrainingI
     if info.next_step < total_steps:
         return []
     return [
-        f"resume ({config.resume}) has done {info.next_step} steps, but epochs ({config.epochs:g}) "
-        f"are {total_steps} steps of {config.batch_size} of {feed.num_clips} clips (one of each "
+        f"resume ({config.resume}) has done {counted(info.next_step, 'step')}, but "
+        f"epochs ({config.epochs:g}) are {counted(total_steps, 'step')} of {config.batch_size} of "
+        f"{counted(feed.num_clips, 'clip')} (one of each "
         f"{config.epoch_unit}): none would be left"
     ]
 

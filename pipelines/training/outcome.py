@@ -7,6 +7,7 @@ from pathlib import Path
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.errors import JobFailed, Stopped, UserError
 from pipelines.models.checkpoints import find_checkpoint
+from pipelines.quantities import counted
 from pipelines.training.stopping import Stop
 
 
@@ -36,7 +37,7 @@ class TrainOutcome:
 
     def summary_text(self) -> str:
         """Describes how far the training got."""
-        return f"{self.next_step} of {self.total_steps} steps are done and saved"
+        return f"{self.next_step:,} of {counted(self.total_steps, 'step')} done and saved"
 
 
 def check_outcome(outcome: TrainOutcome, config: PretrainConfig, folder: Path) -> None:

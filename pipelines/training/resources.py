@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.errors import UserError
+from pipelines.quantities import counted
 
 
 def worker_resources(
@@ -22,16 +23,19 @@ def worker_resources(
     largest = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
     if config.cpus_per_worker is not None and cpus > largest:
         raise UserError(
-            f"cpus_per_worker ({cpus:g}) must not be above the {largest:g} CPUs of the largest node"
+            f"cpus_per_worker ({cpus:g}) must not be above the "
+            f"{counted(largest, 'CPU')} of the largest node"
         )
     # A worker needs one node; remainders on several nodes do not add up to a worker.
     num_fitting = sum(
         min(int(node.get(kind, 0.0) // amount) for kind, amount in worker.items()) for node in nodes
     )
     if num_fitting < least:
-        needs = " and ".join(f"{least} x {amount:g} {kind}s" for kind, amount in worker.items())
+        needs = " and ".join(
+            f"{least} x {counted(amount, kind)}" for kind, amount in worker.items()
+        )
         have = "; ".join(
-            ", ".join(f"{node.get(kind, 0.0):g} {kind}s" for kind in worker) for node in nodes
+            ", ".join(counted(node.get(kind, 0.0), kind) for kind in worker) for node in nodes
         )
         raise UserError(
             f"num_workers ({least}) needs {needs}, but the nodes of Ray have {have}: "

@@ -14,6 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.quantities import duration
+
 _LOG_SECONDS = 5.0
 """Between two lines where the output is not a terminal."""
 _BAR_WIDTH = 20
@@ -143,16 +145,6 @@ def _rate(per_second: float, unit: str) -> str:
     if per_second < 0.1:
         return f"{3600 * per_second:.1f} {unit}/h"
     return f"{per_second:.1f} {unit}/s"
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `3 min 05 s`, `2 h 10 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

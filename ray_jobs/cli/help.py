@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
 from pipelines.config.base import JobConfig
-from pipelines.config.describe import Setting, annotation_of, section_of, setting_descriptions
+from pipelines.config.describe import Setting, section_description, setting_descriptions
 from ray_jobs.cli.configurations import configuration_names
 from ray_jobs.cli.jobs import JobSummary
 
@@ -93,9 +93,7 @@ def _by_section(settings: Iterable[Setting]) -> Iterator[tuple[str, list[Setting
 def _heading(section: str, schema: type[JobConfig]) -> str:
     if not section:
         return "more settings:"
-    described = section_of(annotation_of(schema, section.split(".")))
-    # A section's first sentence says what it is about.
-    about = " ".join(((described and described.__doc__) or "").split()).partition(". ")[0]
+    about = section_description(schema, section).partition(". ")[0]  # its first sentence
     return f"{section}: {about}".rstrip(" :") + ("" if about else ":")
 
 

@@ -16,6 +16,7 @@ from pipelines.config.run import RunConfig
 from pipelines.config.written import CONFIG_FILE
 from pipelines.errors import UserError
 from pipelines.paths import is_uri
+from pipelines.quantities import counted
 from ray_jobs.cli.cluster import check_ray, connected, ray_address
 from ray_jobs.cli.configurations import Arguments, configuration_folder, shown_file
 from ray_jobs.cli.jobs import JobSummary
@@ -47,8 +48,8 @@ def arguments_for_media(job: JobSummary, media: str, overrides: Sequence[str]) -
         return Arguments(begun, overrides, f"goes on with {shown_file(begun)} for {media}")
     num_gpus = _most_gpus(config.ray)
     file = folder / ("one_gpu.yaml" if num_gpus else "laptop.yaml")
-    why = f"Ray has {num_gpus} GPUs" if num_gpus > 1 else "Ray has a GPU" if num_gpus else None
-    note = f"takes {shown_file(file)} ({why or 'Ray has no GPU'}) for {media}, named {config.name}"
+    gpus = counted(num_gpus, "GPU") if num_gpus else "no GPU"
+    note = f"takes {shown_file(file)} (Ray has {gpus}) for {media}, named {config.name}"
     if num_gpus > 1:
         note += "; `xkd run eight_gpus` uses more than one"
     return Arguments(file, named, note)

@@ -16,6 +16,7 @@ from yaml import YAMLError
 from pipelines.config.describe import annotation_of, is_union
 from pipelines.config.mistakes import Mistake, described_mistakes
 from pipelines.errors import UserError
+from pipelines.quantities import counted
 from ray_jobs.cli.bases import BASE, Configuration, Keys, read_configuration
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
@@ -85,4 +86,4 @@ def _parsed(text: str, annotation: Any, override: str) -> Any:
 def _in_words(lines: Sequence[str], file: str) -> str:
     if len(lines) == 1:
         return f"{file}: {lines[0]}"
-    return "\n  ".join([f"{file}: {len(lines)} mistakes", *lines])
+    return "\n  ".join([f"{file}: {counted(len(lines), 'mistake')}", *lines])

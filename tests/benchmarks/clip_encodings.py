@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from program import options, spread, surroundings
+from program import environment, median_and_range, options
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -61,7 +61,7 @@ def main() -> None:
         raise SystemExit(f"input ({folder}) has no file with a picture")
     results = measure(clips, int(given["repeats"]), int(given["window"]))
     sizes = sorted({"x".join(map(str, clip.shape[:3])) for clip in clips})
-    line = {"benchmark": "clip_encodings", **surroundings("av", "pillow", "torchvision")}
+    line = {"benchmark": "clip_encodings", **environment("av", "pillow", "torchvision")}
     print(json.dumps(line | {"settings": given, "shapes": sizes, "results": results}))
 
 
@@ -137,8 +137,9 @@ def report(
         name = f"{encoding} {quality}" if quality else encoding
         shown = f"{num_bytes / 1e3:7.0f} kB, 1/{raw_bytes / num_bytes:4.1f}  PSNR {likeness:5.1f}"
         print(
-            f"{name:8} {shown}  ms: encode {spread(encode, 1)}, decode {spread(decode, 1)}, "
-            f"window {spread(part, 1)}"
+            f"{name:8} {shown}  ms: encode {median_and_range(encode, 1)}, "
+            f"decode {median_and_range(decode, 1)}, "
+            f"window {median_and_range(part, 1)}"
         )
         results[name] = {
             "bytes": num_bytes,

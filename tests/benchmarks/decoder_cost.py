@@ -40,7 +40,7 @@ from pipelines.media.container import DecodeError, open_source
 from pipelines.media.decoder.process import DecoderProcess
 from pipelines.media.packets import scan_packets
 from tests.benchmarks.cpu_time import tree_cpu_seconds
-from tests.benchmarks.program import options, surroundings
+from tests.benchmarks.program import environment, options
 from tests.helpers.reused_decoder import ReusedDecoder
 
 DEFAULTS = {"input": "", "videos": "40", "repeats": "3", "min_side": "352", "max_side": "720"}
@@ -117,7 +117,7 @@ def main() -> None:
     print("ours beside reused:", results["ours_of_reused"])
     command = subprocess.run(["ffmpeg", "-version"], capture_output=True, text=True, check=True)
     results["ffmpeg"] = command.stdout.partition("\n")[0]
-    line = {"benchmark": "decoder_cost", **surroundings("av")}
+    line = {"benchmark": "decoder_cost", **environment("av")}
     print(json.dumps(line | {"settings": given, "results": results}))
 
 
@@ -224,8 +224,13 @@ def ingest(unit: UnitIngester, paths: list[str], output: Path) -> None:
         (output / part).mkdir(parents=True, exist_ok=True)
     sources = tuple(UnitSource(path, path, path, 1, None, None, None) for path in paths)
     for row in unit({"unit": Unit("unit", sources).to_json()}):
+<<<<<<< HEAD
         if row["failed"] or row["reason"]:
             raise SystemExit(str(row))
+=======
+        assert not row["failed"], row
+        assert not row["reason"], row
+>>>>>>> words
     shutil.rmtree(output)
 
 

@@ -38,7 +38,7 @@ import ray
 from bucket import served
 from cpu_time import tree_cpu_seconds
 from other_feeds import BATCH_SIZE, WINDOW, loader, loader_all, ray_all
-from program import options, spread, surroundings
+from program import environment, median_and_range, options
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -77,7 +77,7 @@ def main() -> None:
             ways |= remote_ways(ClipDataset.open(uri))
             apart_from.append(server)
         took = measure(ClipDataset.open(folder), ways, int(given["repeats"]), apart_from)
-    line = {"benchmark": "feed_rate", **surroundings("pyarrow", "ray", "torch")}
+    line = {"benchmark": "feed_rate", **environment("pyarrow", "ray", "torch")}
     print(json.dumps(line | {"settings": given, "results": report(took)}))
 
 
@@ -136,7 +136,7 @@ def report(took: Took) -> dict[str, dict[str, float | list[float]]]:
             for unit, number in (("CPU second", 0), ("second", 1)):
                 shares = [theirs[number] / own[number] for theirs, own in turns_of_both]
                 found[f"share of {other} a {unit}"] = shares
-                print(f"    a {unit}, of {other}: {spread(shares)}")
+                print(f"    a {unit}, of {other}: {median_and_range(shares)}")
     return results
 
 

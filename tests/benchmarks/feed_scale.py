@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from program import options, surroundings
+from program import environment, options
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -72,7 +72,7 @@ def main() -> None:
             number: measure(folder, shard, number, num_clips, num_frames) for number in workers
         }
         opened = open_index(folder / "large", int(given["index_clips"]))
-    line = {"benchmark": "feed_scale", **surroundings("pyarrow", "torch")}
+    line = {"benchmark": "feed_scale", **environment("pyarrow", "torch")}
     print(json.dumps(line | {"settings": given, "workers": results, "index": opened}))
 
 

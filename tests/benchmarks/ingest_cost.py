@@ -24,7 +24,7 @@ from pathlib import Path
 import av
 import numpy as np
 from cpu_time import tree_cpu_seconds
-from program import most_memory, options, surroundings
+from program import environment, most_memory, options
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -51,7 +51,7 @@ def main() -> None:
         results = measure(paths, root / "out", int(given["repeats"]))
         print_plan(results)
         results |= peaks(root, float(given["long_minutes"]))
-    line = {"benchmark": "ingest_cost", **surroundings("av", "pyarrow")}
+    line = {"benchmark": "ingest_cost", **environment("av", "pyarrow")}
     print(json.dumps(line | {"settings": given, "results": results}))
 
 

@@ -35,7 +35,7 @@ from typing import Any
 from cpu_time import cpu_seconds_so_far, tree_cpu_seconds
 from ingest_cost import decode_all, make
 from ingest_cost import ingest as ingest_unit
-from program import options, spread, surroundings
+from program import environment, median_and_range, options
 
 from pipelines.config.base import RaySettings
 from pipelines.config.ingest import IngestConfig
@@ -63,7 +63,7 @@ def main() -> None:
         copy(made, root / "media", int(given["clips"]))
         turns = [turn(root, cpus) for _ in range(int(given["repeats"]))]
     results = report(turns)
-    line = {"benchmark": "ingest_scaling", **surroundings("ray", "av", "pyarrow")}
+    line = {"benchmark": "ingest_scaling", **environment("ray", "av", "pyarrow")}
     print(json.dumps(line | {"settings": given, "turns": turns, "results": results}))
 
 
@@ -183,7 +183,7 @@ def report(turns: Sequence[dict[str, dict[str, float]]]) -> dict[str, list[float
     """Prints what came out, ratios within each turn."""
     for cpus in ("1", "2"):
         clips, video = (
-            spread([found[cpus][name] for found in turns], 1)
+            median_and_range([found[cpus][name] for found in turns], 1)
             for name in ("clips_per_second", "video_seconds_per_second")
         )
         print(f"CPUs: {cpus}  {clips} clips/s, {video} s of video/s")
@@ -191,17 +191,17 @@ def report(turns: Sequence[dict[str, dict[str, float]]]) -> dict[str, list[float
     for span in SPANS:
         rate = f"{span}_sources_per_second"
         results[span] = [found["2"][rate] / found["1"][rate] for found in turns]
-        print(f"two CPUs against one, {span}: {spread(results[span])}")
+        print(f"two CPUs against one, {span}: {median_and_range(results[span])}")
     for cpus in ("1", "2"):
         busy = results[f"busy_{cpus}"] = [found[cpus]["busy"] for found in turns]
-        print(f"CPUs: {cpus}  used by the job: {spread(busy)} of their time")
+        print(f"CPUs: {cpus}  used by the job: {median_and_range(busy)} of their time")
         for part in ("without_ray", "bare_decode"):
             needs = [
                 found["alone"][part] / found[cpus]["cpu_seconds_per_source"] * found[cpus]["busy"]
                 for found in turns
             ]
             results[f"{part}_{cpus}"] = needs
-            print(f"         {part} would need: {spread(needs)}")
+            print(f"         {part} would need: {median_and_range(needs)}")
     return results
 
 

@@ -26,7 +26,7 @@ def options(defaults: Mapping[str, str]) -> dict[str, str]:
     return given
 
 
-def surroundings(*packages: str) -> dict[str, Any]:
+def environment(*packages: str) -> dict[str, Any]:
     """Versions and the machine, for the line of JSON; the load tells what else it did."""
     cpus = sorted(os.sched_getaffinity(0))
     names = Path("/proc/cpuinfo").read_text().splitlines()
@@ -47,7 +47,7 @@ def most_memory(pid: int | str = "self") -> int:
     return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
-def spread(values: Sequence[float], digits: int = 2) -> str:
+def median_and_range(values: Sequence[float], digits: int = 2) -> str:
     """Median and range."""
     shown = [f"{value:.{digits}f}" for value in (median(values), min(values), max(values))]
     return "{} ({} to {})".format(*shown)

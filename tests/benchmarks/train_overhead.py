@@ -27,7 +27,7 @@ import numpy as np
 import ray
 import torch
 import yaml
-from program import options, spread, surroundings
+from program import environment, median_and_range, options
 
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
@@ -70,7 +70,7 @@ def main() -> None:
         )
         turns = measure(home, num_steps, repeats)
     report(turns)
-    line = {"benchmark": "train_overhead", **surroundings("ray", "torch", "mlflow")}
+    line = {"benchmark": "train_overhead", **environment("ray", "torch", "mlflow")}
     print(json.dumps(line | {"settings": given, "turns": turns}))
 
 
@@ -184,13 +184,13 @@ def bare(file: str, num_steps: int) -> None:
 def report(turns: list[Turn]) -> None:
     """Ratios within each turn."""
     for way in WAYS:
-        print(f"{way:6} {spread([turn[way] for turn in turns])} clips/s")
-    cost = spread([turn["bare"] / turn["ray_1"] for turn in turns], 3)
+        print(f"{way:6} {median_and_range([turn[way] for turn in turns])} clips/s")
+    cost = median_and_range([turn["bare"] / turn["ray_1"] for turn in turns], 3)
     print(f"Ray Train with one worker takes {cost} times the bare loop")
-    gain = spread([turn["ray_2"] / turn["ray_1"] for turn in turns], 3)
+    gain = median_and_range([turn["ray_2"] / turn["ray_1"] for turn in turns], 3)
     print(f"two workers give {gain} times one worker's throughput")
     for way in WAYS[1:]:
-        waits = spread([turn[f"{way} wait"] for turn in turns], 4)
+        waits = median_and_range([turn[f"{way} wait"] for turn in turns], 4)
         print(f"{way} waits for data for {waits} of the time")
 
 

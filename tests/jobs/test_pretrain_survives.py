@@ -64,7 +64,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     """A Ray of this process with two CPUs."""
-    with _surroundings():
+    with _isolated_environment():
         ray.init(
             address="local",
             num_cpus=2,
@@ -77,7 +77,7 @@ def local_ray() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _surroundings() -> Iterator[None]:
+def _isolated_environment() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
@@ -174,11 +174,11 @@ def test_a_stop_in_order_goes_on_to_the_bit(how, undisturbed, dataset, tmp_path)
     config = tiny_config(tmp_path, dataset)
     if how == "max_seconds":
         stopped = config.model_copy(update={"max_seconds": 1e-3})
-        match = r"max_seconds \(0.001\) are over: 1 of 60 steps are done and saved. The same"
+        match = r"max_seconds \(0.001\) are over: 1 of 60 steps done and saved. The same"
         with pytest.raises(Stopped, match=match):
             train(stopped)
     else:
-        with pytest.raises(Stopped, match=r"a worker got SIGTERM: \d+ of 60 steps are done"):
+        with pytest.raises(Stopped, match=r"a worker got SIGTERM: \d+ of 60 steps done"):
             train(config, lambda: kill_worker(how=signal.SIGTERM))
     step = last_step(config)
     assert 0 < step < NUM_STEPS
@@ -374,7 +374,7 @@ def test_a_stopped_driver_goes_on_to_the_bit(how, code, says, undisturbed, datas
     step = last_step(config)
     assert 0 < step < NUM_STEPS
     if says:
-        assert f"{says}{step} of 60 steps are done and saved. " in errors
+        assert f"{says}{step} of 60 steps done and saved. " in errors
         assert "the same command goes on from the last one" in errors
     with program("pretrain", config, tmp_path) as again:
         out, errors = again.communicate(timeout=600)
@@ -437,7 +437,7 @@ def _cluster(num_cpus: Sequence[int]) -> Iterator[tuple[Cluster, list[object]]]:
         ray.shutdown()
     memory = {"object_store_memory": 100_000_000}
     head = {"num_cpus": num_cpus[0], "include_dashboard": False, "gcs_server_port": unused_port()}
-    with _surroundings():
+    with _isolated_environment():
         cluster = Cluster(initialize_head=True, head_node_args={**head, **memory})
         try:
             nodes = [cluster.add_node(num_cpus=number, **memory) for number in num_cpus[1:]]

@@ -105,7 +105,7 @@ def test_same_command_again_does_nothing_twice(tiny_run: TinyRun):
     before = read_info(find_checkpoint(str(tiny_run.folder / "pretrain" / "tiny")))
     again = run_program("run", "conf/run/smoke.yaml", *TINY, home=tiny_run.home)
     assert again.code == 0, again.err
-    assert "0 of them new" in again.out
+    assert ", 0 new;" in again.out
     assert "all of them done before" in again.out
     after = read_info(find_checkpoint(str(tiny_run.folder / "pretrain" / "tiny")))
     assert after == before

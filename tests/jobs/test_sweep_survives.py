@@ -272,10 +272,10 @@ def test_trials_side_by_side_lose_no_metric_and_the_best_is_registered(tmp_path:
         check_runs(server, trials, set())
         client = MlflowClient(server)
         names = {run.info.run_name for run in child_runs(server)}
-        told = [
+        reported = [
             file for file in folder.rglob("*") if file.is_file() and b"secret" in file.read_bytes()
         ]
-        assert told == []
+        assert reported == []
         (best,) = (folder / "final" / "pretrain").iterdir()
         assert names == {*(trial.name for trial in trials), best.name, "evaluate", "promote"}
         for side in ("video", "audio"):

@@ -57,8 +57,8 @@ def read_published_encoders(
             found.setdefault((match[1], match[2]), {})[name[match.end() :]] = tensor
     if not found:
         modality, tensors = _single_encoder(file, tensors, modality)
-        told = _FILE_NAME.search(file.name)
-        return [PublishedEncoder(modality, role or (_ROLES[told[2]] if told else None), tensors)]
+        named = _FILE_NAME.search(file.name)
+        return [PublishedEncoder(modality, role or (_ROLES[named[2]] if named else None), tensors)]
     encoders = [
         PublishedEncoder(_MODALITIES[of_modality], _ROLES[of_role], own)
         for (of_modality, of_role), own in sorted(found.items(), reverse=True)  # video first

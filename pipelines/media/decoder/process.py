@@ -29,7 +29,7 @@ from pipelines.media.decoder.messages import (
 )
 from pipelines.media.decoder.sandbox import Confinement, Sandbox, check_required
 from pipelines.media.decoder.shared_memory import SharedMemory
-from pipelines.media.decoder.template import DecoderStartError, Template, how_it_ended
+from pipelines.media.decoder.template import DecoderStartError, Template, describe_exit
 from pipelines.media.formats import Formats
 from pipelines.media.segments import Segment
 from pipelines.redaction import one_line
@@ -211,7 +211,7 @@ class DecoderProcess:
         self.close()
         if status is None:
             return "the program that it was forked from is gone"
-        return how_it_ended(os.waitstatus_to_exitcode(status))
+        return describe_exit(os.waitstatus_to_exitcode(status))
 
 
 def _file_of(data: bytes) -> int:

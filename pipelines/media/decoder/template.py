@@ -119,7 +119,7 @@ class Template:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=1.0)
             ended = self._process.poll()
-            how = "says nothing" if ended is None else how_it_ended(ended)
+            how = "says nothing" if ended is None else describe_exit(ended)
             raise DecoderStartError(f"the decoder does not start: {how}") from error
         return Confinement(bool(header["seccomp"]), int(header["landlock"]))
 
@@ -151,8 +151,8 @@ def _environment() -> dict[str, str]:
     return {**kept, **one_thread, **pages, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def how_it_ended(returncode: int) -> str:
-    """Says how a process ended, by the code that `subprocess` gives."""
+def describe_exit(returncode: int) -> str:
+    """Describes how a process ended, from the return code that `subprocess` reports."""
     if returncode >= 0:
         return f"it exited with code {returncode}"
     try:

@@ -20,7 +20,7 @@ from xkd_core.xkd import model_tensors
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory):
+def sharded(tmp_path_factory):
     """What two workers, in processes of their own, learn in each way."""
     folder = tmp_path_factory.mktemp("workers")
     program = Path(__file__).with_name("parallel_steps.py")
@@ -51,11 +51,11 @@ def kind_of(way):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_two_workers_learn_what_one_process_learns(way, together, alone):
+def test_two_workers_learn_what_one_process_learns(way, sharded, alone):
     expected = alone[kind_of(WAYS[way])]
     found = {
         name.removeprefix(f"{way}: "): tensor
-        for name, tensor in together.items()
+        for name, tensor in sharded.items()
         if name.startswith(f"{way}: ")
     }
     assert found.keys() == expected.keys()

@@ -97,8 +97,8 @@ def test_damaged_bytes_are_an_error_and_nothing_worse(encoding):
     num_errors = 0
     for _ in range(300):
         damaged = bytearray(stored)
-        for place in generator.integers(32, len(stored), 8).tolist():
-            damaged[place] = int(generator.integers(256))
+        for position in generator.integers(32, len(stored), 8).tolist():
+            damaged[position] = int(generator.integers(256))
         try:
             assert decode_frames(bytes(damaged), encoding, shape).shape == whole.shape
         except ValueError:

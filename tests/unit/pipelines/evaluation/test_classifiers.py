@@ -99,9 +99,9 @@ def test_clips_without_label_features_or_class_are_counted_and_left_out():
         EvaluateSettings(measures=("knn", "linear")),
     )
     unlabelled, not_finite, unseen = found.notes
-    assert unlabelled == "3 of 54 test clips have no label: left out"
-    assert not_finite == "video/trained: features of 5 clips are not finite: left out"
-    assert "are of classes without a training clip (d): they count as wrong" in unseen
+    assert unlabelled == "3 of 54 test clips without a label: left out"
+    assert not_finite == "video/trained: 5 clips with features that are not finite: left out"
+    assert "of classes without a training clip (d): counted as wrong" in unseen
     trained = found.modalities["video"]["trained"]
     assert trained.num_test == 51
     assert trained.measures["linear"].per_class[3] == 0.0

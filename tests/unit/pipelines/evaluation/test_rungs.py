@@ -58,7 +58,9 @@ def test_a_rung_that_ray_has_not_heard_of_is_told_with_its_scores(
     rung = Rung(2, scored_at, 1.0, {"video/knn": 0.5}, 75, ("alike",))
     add_rung(folder, rung)
     monkeypatch.setattr(train_state, "broadcast_from_rank_zero", lambda name: name)
-    monkeypatch.setattr(train_state, "report_checkpoint", lambda *told: reported.append(told))
+    monkeypatch.setattr(
+        train_state, "report_checkpoint", lambda *arguments: reported.append(arguments)
+    )
     monkeypatch.setattr(train_state.train, "get_all_reported_checkpoints", list)
     context = SimpleNamespace(get_world_rank=lambda: 0)
     monkeypatch.setattr(train_state.train, "get_context", lambda: context)

@@ -309,7 +309,7 @@ def test_too_many_rejects_fail_but_stay_to_be_looked_at(local_ray, videos, tmp_p
     output = tmp_path / "clips"
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/a.mp4").write_text("no media")
-    with pytest.raises(UserError, match=r"gives no clip: all 1 sources .*not_media"):
+    with pytest.raises(UserError, match=r"gives no clip: 1 source rejected .*not_media"):
         run(tmp_path / "bad", output)
     assert pq.read_table(output / "rejects").num_rows == 1
     strict = SETTINGS.model_copy(update={"max_reject_fraction": 0.5})

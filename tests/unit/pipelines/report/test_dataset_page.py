@@ -51,5 +51,5 @@ def test_the_page_is_one_file_that_trusts_nothing(found, tmp_path):
 def test_the_words_say_what_to_leave_out(found):
     text = review_text(found)
     assert "8 train, 2 test" in text
-    assert "matches by picture, test and train: 1 pairs" in text
+    assert "matches by picture, test and train: 1 pair" in text
     assert "to exclude: 1 leaks, 1 duplicates" in text

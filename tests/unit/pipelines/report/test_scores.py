@@ -17,7 +17,7 @@ def test_a_difference_within_the_error_is_not_called_a_gain():
     assert "better than untrained ones on 1 of 2 measures" in page
     assert section(page, "scores").count('class="gain"') == 1
     worse = render(bare(scores=[Score("video", "linear", 0.2, 0.6, num_test=100)]))
-    assert "on 0 of 1 measures." in worse
+    assert "on 0 of 1 measure." in worse
     assert 'class="loss"' in section(worse, "scores")
 
 

@@ -93,8 +93,8 @@ def test_the_notes_say_which_folders_were_taken_as_splits(tmp_path):
     for name in ("training/dog/a.mp4", "training/cat/b.mp4", "eval/dog/c.mp4", "d.mp4"):
         touch(tmp_path / name)
     assert list_sources(str(tmp_path), "auto").notes == [
-        "splits are taken from folders: eval as test (1 files), training as train (2 files)",
-        "1 files outside of them have no split and are trained on",
+        "splits are taken from folders: eval as test (1 file), training as train (2 files)",
+        "1 file outside these folders without a split, used for training",
     ]
 
 
@@ -104,9 +104,9 @@ def test_the_notes_of_a_list_name_odd_splits_and_labels(tmp_path):
     found = list_sources(str(path), "auto")
     assert [source.split for source in found.sources] == ["train", "fold1"]
     splits, others, commas = found.notes
-    assert splits == "splits are taken from the list: fold1 (1 rows), train (1 rows)"
+    assert splits == "splits are taken from the list: fold1 (1 row), train (1 row)"
     assert others.startswith("splits fold1 are neither train, val nor test")
-    assert commas.startswith("1 rows have a comma in labels (dog,cat)")
+    assert commas.startswith("labels with a comma (dog,cat) are one label, in 1 row")
 
 
 def test_pipes_sockets_and_devices_are_counted_and_not_opened(tmp_path):

@@ -43,7 +43,7 @@ def test_as_many_trials_as_fit(tmp_path, workers, cpus, nodes, fit):
 def test_gpus_count_where_they_are_used(tmp_path):
     config = asking(tmp_path, 2, 1, use_gpu=True)
     assert trials_at_once(config, [{"CPU": 16, "GPU": 4}]) == 2
-    with pytest.raises(UserError, match=r"needs 2 x 1 CPUs and 2 x 1 GPUs, but Ray has 16 CPUs"):
+    with pytest.raises(UserError, match=r"needs 2 x 1 CPU and 2 x 1 GPU, but Ray has 16 CPUs"):
         trials_at_once(config, [{"CPU": 16}])
 
 
@@ -51,18 +51,20 @@ def test_too_many_at_once_is_told_with_what_fits(tmp_path):
     config = asking(tmp_path, 2, 1, max_concurrent_trials=3)
     with pytest.raises(UserError, match=r"needs 3 x 2 CPUs, has 4 CPUs: at most 2 trials at once"):
         trials_at_once(config, [{"CPU": 4}])
-    with pytest.raises(UserError, match=r"a trial needs 2 x 1 CPUs, but Ray has 1 CPUs"):
+    with pytest.raises(UserError, match=r"a trial needs 2 x 1 CPU, but Ray has 1 CPU"):
         trials_at_once(config, [{"CPU": 1}])
 
 
 def test_too_little_memory_is_told(tmp_path):
     nodes = [{"CPU": 4, "memory": 0.3e9}]
-    told = r"needs 1 x 1 CPUs and 0\.4 GB of memory, but Ray has 4 CPUs, 0\.3 GB of memory"
-    with pytest.raises(UserError, match=told):
+    message = r"needs 1 x 1 CPU and 400\.0 MB of memory, but Ray has 4 CPUs, 300\.0 MB of memory"
+    with pytest.raises(UserError, match=message):
         trials_at_once(asking(tmp_path, 1, 1), nodes)
-    told = r"needs 3 x 1 CPUs and 3 x 0\.4 GB of memory, has 4 CPUs, 0\.9 GB of memory: at most 2"
+    message = (
+        r"needs 3 x 1 CPU and 3 x 400\.0 MB of memory, has 4 CPUs, 900\.0 MB of memory: at most 2"
+    )
     nodes = [{"CPU": 4, "memory": 0.9e9}]
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         trials_at_once(asking(tmp_path, 1, 1, max_concurrent_trials=3), nodes)
 
 

@@ -43,9 +43,11 @@ def tuner_that_raises(error):
 def test_what_ray_fails_with_is_one_line_that_says_how_to_go_on(error, line):
     with pytest.raises(JobFailed) as failed:
         _fit(tuner_that_raises(error))
-    (told,) = str(failed.value).splitlines()
-    assert told.startswith(f"the sweep was interrupted by {line}")
-    assert told.endswith("Trials and their checkpoints stay; the same command continues the sweep")
+    (reported,) = str(failed.value).splitlines()
+    assert reported.startswith(f"the sweep was interrupted by {line}")
+    assert reported.endswith(
+        "Trials and their checkpoints stay; the same command continues the sweep"
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,18 +141,18 @@ def test_tune_ends_a_trial_that_has_collapsed_and_no_other(tmp_path):
 
 
 def test_tune_is_told_of_each_rung_once_but_the_last(tmp_path, monkeypatch):
-    config, told = sweep_config(tmp_path), []
+    config, reported = sweep_config(tmp_path), []
     monkeypatch.setattr(TuneReportCallback, "__init__", lambda _: None)
     monkeypatch.setattr(
-        TuneReportCallback, "after_report", lambda _, __, metrics, ___: told.extend(metrics)
+        TuneReportCallback, "after_report", lambda _, __, metrics, ___: reported.extend(metrics)
     )
     report = _RungReport(config, last_reported=1)
     rungs = rungs_to(4, 0.5, collapse=SIGN)
     for number in (None, 0, 1, 2, None, 2, 3, 4):
         metrics = {} if number is None else asdict(rungs[number])
         report.after_report(None, [metrics, {}], "a checkpoint")
-    assert told == [tune_result(config, rung) for rung in rungs[2:4]]
-    assert told[0]["collapse"] == ""
+    assert reported == [tune_result(config, rung) for rung in rungs[2:4]]
+    assert reported[0]["collapse"] == ""
 
 
 def test_failed_trials_alone_are_taken_up_again(tmp_path):

@@ -43,9 +43,9 @@ def commit(folder):
 
 def copy_code(folder):
     for name in OWN:
-        place = folder / "pipelines" / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(PACKAGES / "pipelines" / name, place)
+        path = folder / "pipelines" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PACKAGES / "pipelines" / name, path)
     return folder
 
 

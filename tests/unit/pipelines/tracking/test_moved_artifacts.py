@@ -45,7 +45,7 @@ def test_roots_that_exist_or_are_elsewhere_stay(tmp_path):
     client = run.client()
     disk.mkdir(parents=True)
     locations = [f"{disk}", "s3://bucket/mlartifacts", "mlflow-artifacts:/0", f"{tmp_path}/gone"]
-    kept = [client.create_experiment(place, artifact_location=place) for place in locations]
+    kept = [client.create_experiment(uri, artifact_location=uri) for uri in locations]
     mend_moved_artifacts(home / "mlflow.db")
     there = [client.get_experiment(number).artifact_location for number in kept]
     assert there == locations

@@ -77,7 +77,7 @@ def test_a_password_is_told_by_nothing_that_fails(tmp_path, monkeypatch, caplog,
         close_trial(run, tmp_path, read_trial(tmp_path, 0))
         close_orphaned_runs(run, tmp_path)
         logging.getLogger("mlflow.system_metrics").warning("Failed to get run at %s", uri)
-    told = [str(refused.value), *(record.getMessage() for record in caplog.records)]
-    assert len(told) >= 6
-    assert sum("://***@127.0.0.1" in line for line in told) >= 5
-    assert not any("secret" in line for line in [*told, *capsys.readouterr()])
+    reported = [str(refused.value), *(record.getMessage() for record in caplog.records)]
+    assert len(reported) >= 6
+    assert sum("://***@127.0.0.1" in line for line in reported) >= 5
+    assert not any("secret" in line for line in [*reported, *capsys.readouterr()])

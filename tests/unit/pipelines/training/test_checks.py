@@ -46,7 +46,7 @@ def test_cpus_are_shared_out_node_by_node(tmp_path, workers, nodes, cpus):
         (
             {"use_gpu": True},
             [{"CPU": 8}],
-            r"num_workers \(1\) needs 1 x 1 CPUs and 1 x 1 GPUs, .* 8 CPUs, 0 GPUs: room for 0",
+            r"num_workers \(1\) needs 1 x 1 CPU and 1 x 1 GPU, .* 8 CPUs, 0 GPUs: room for 0",
         ),
     ],
 )

@@ -58,7 +58,7 @@ def interrupted_fit():
 
 def test_ctrl_c_waits_for_the_checkpoint_and_says_what_is_saved(interrupted_fit):
     fit, asked, ended = interrupted_fit
-    with pytest.raises(KeyboardInterrupt, match="5 of 9 steps are done and saved"):
+    with pytest.raises(KeyboardInterrupt, match="5 of 9 steps done and saved"):
         _fit_unless_interrupted(fit, asked.set)
     assert ended == [True]
 

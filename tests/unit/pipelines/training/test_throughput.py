@@ -15,8 +15,8 @@ def lap(pace: float, wait: float = 0.0, seconds: float = 1.0) -> dict[str, float
 
 def test_waiting_for_clips_is_told_once_each_time_it_begins():
     watch = SlowdownWatch(judged_seconds=1.0)
-    told = [bool(watch.new_warnings(lap(10, wait), 1)) for wait in (0.05, 0.2, 0.3, 0.0, 0.2)]
-    assert told == [False, True, False, False, True]
+    reported = [bool(watch.new_warnings(lap(10, wait), 1)) for wait in (0.05, 0.2, 0.3, 0.0, 0.2)]
+    assert reported == [False, True, False, False, True]
 
 
 def test_a_warning_names_step_figure_and_remedy():

@@ -115,8 +115,8 @@ def test_a_mistake_in_a_base_names_its_file(tmp_path):
     lines = str(caught.value).splitlines()
     where = f"(in {tmp_path}/recipe.yaml)"
     assert lines[0].endswith("job.yaml: 4 mistakes")
-    told = {line.split()[0]: line.endswith(where) for line in lines[1:]}
-    assert told == {"epoch": True, "log_every": True, "optimzer": True, "sede": False}
+    reported = {line.split()[0]: line.endswith(where) for line in lines[1:]}
+    assert reported == {"epoch": True, "log_every": True, "optimzer": True, "sede": False}
 
 
 def test_a_mistake_that_replaces_a_value_of_a_base_is_not_laid_to_it(tmp_path):

@@ -44,9 +44,9 @@ def fail_with(error: BaseException):
         (Stopped("max_seconds are over"), 75, "test: max_seconds are over"),
         (KeyboardInterrupt(), 130, "test: interrupted. The same command goes on from there."),
         (
-            KeyboardInterrupt("3 of 9 steps are done and saved"),
+            KeyboardInterrupt("3 of 9 steps done and saved"),
             130,
-            "test: interrupted. 3 of 9 steps are done and saved. The same command goes on",
+            "test: interrupted. 3 of 9 steps done and saved. The same command goes on",
         ),
     ],
 )
@@ -76,9 +76,9 @@ def failed_task(cause: Exception) -> RayTaskError:
 def test_what_fails_outside_of_the_code_is_one_line(error, line, tmp_path, capsys, caplog):
     with caplog.at_level("INFO"):
         assert run(tmp_path, fail_with(error)) == 1
-    (told,) = capsys.readouterr().err.strip().splitlines()
-    assert told.startswith(f"test: {line}")
-    assert told.endswith(". The same command goes on from there.")
+    (reported,) = capsys.readouterr().err.strip().splitlines()
+    assert reported.startswith(f"test: {line}")
+    assert reported.endswith(". The same command goes on from there.")
     assert "Traceback" in caplog.text
 
 

@@ -311,11 +311,11 @@ HONEST = {
 }
 
 
-def told(**changes):
+def lie_with(**changes):
     return HONEST | changes
 
 
-def told_info(**changes):
+def lie_with_info(**changes):
     return HONEST | {"info": HONEST["info"] | changes}
 
 
@@ -330,55 +330,57 @@ LIES = [
     {"error": "no such reason", "message": ""},
     {"error": "undecodable", "message": 5},
     {"error": ["undecodable"], "message": ""},
-    told(frames=[5, 5, 5, 3]),
-    told(frames=[8, -24, -32, 3]),
-    told(frames=[8, 24, 1 << 50, 3]),
-    told(frames=[8, 0, 32, 3]),
-    told(frames=[8, 24, 32, 4]),
-    told(frames=[8, 24, 32]),
-    told(frames="8243"),
-    told(frames=[8.0, 24.0, 32.0, 3.0]),
-    told(frames=[8, True, 32, 3]),
-    told(frames=[8, 64, 64, 3]),
-    told(frames=None, samples=0),
-    told(samples=-1),
-    told(samples=1 << 40),
-    told(samples=15_000),
-    told(samples=None),
-    told(start_seconds=-1.0),
-    told(start_seconds="0"),
-    told(start_seconds=1e300),
-    told(duration_seconds=0.0),
-    told(duration_seconds=2.0, frames=[16, 24, 32, 3], samples=32_000),
-    told(duration_seconds=[1.0]),
-    told(decode_errors=-1),
-    told(decode_errors=1 << 70),
-    told(decode_errors=None),
-    told(repairs={}),
-    told(repairs=None),
-    told_info(declares_sound=1),
-    told(info=None),
-    told(info=[]),
-    told(info={}),
-    told_info(container="a" * 5000),
-    told_info(container="\x1b[2J"),
-    told_info(container="\ud800"),
-    told_info(container=None),
-    told_info(video_codec=5),
-    told_info(native_width=1 << 70),
-    told_info(native_width=1.5),
-    told_info(native_rate="25"),
-    told_info(rotation=1 << 40),
-    told_info(more=1),
-    told(repairs=None),
-    told(repairs={}),
-    told(repairs=REPAIRS | {"sound_gaps": "3"}),
+    lie_with(frames=[5, 5, 5, 3]),
+    lie_with(frames=[8, -24, -32, 3]),
+    lie_with(frames=[8, 24, 1 << 50, 3]),
+    lie_with(frames=[8, 0, 32, 3]),
+    lie_with(frames=[8, 24, 32, 4]),
+    lie_with(frames=[8, 24, 32]),
+    lie_with(frames="8243"),
+    lie_with(frames=[8.0, 24.0, 32.0, 3.0]),
+    lie_with(frames=[8, True, 32, 3]),
+    lie_with(frames=[8, 64, 64, 3]),
+    lie_with(frames=None, samples=0),
+    lie_with(samples=-1),
+    lie_with(samples=1 << 40),
+    lie_with(samples=15_000),
+    lie_with(samples=None),
+    lie_with(start_seconds=-1.0),
+    lie_with(start_seconds="0"),
+    lie_with(start_seconds=1e300),
+    lie_with(duration_seconds=0.0),
+    lie_with(duration_seconds=2.0, frames=[16, 24, 32, 3], samples=32_000),
+    lie_with(duration_seconds=[1.0]),
+    lie_with(decode_errors=-1),
+    lie_with(decode_errors=1 << 70),
+    lie_with(decode_errors=None),
+    lie_with(repairs={}),
+    lie_with(repairs=None),
+    lie_with_info(declares_sound=1),
+    lie_with(info=None),
+    lie_with(info=[]),
+    lie_with(info={}),
+    lie_with_info(container="a" * 5000),
+    lie_with_info(container="\x1b[2J"),
+    lie_with_info(container="\ud800"),
+    lie_with_info(container=None),
+    lie_with_info(video_codec=5),
+    lie_with_info(native_width=1 << 70),
+    lie_with_info(native_width=1.5),
+    lie_with_info(native_rate="25"),
+    lie_with_info(rotation=1 << 40),
+    lie_with_info(more=1),
+    lie_with(repairs=None),
+    lie_with(repairs={}),
+    lie_with(repairs=REPAIRS | {"sound_gaps": "3"}),
 ]
 RAW_LIES = [
     "NaN",
-    json.dumps(told(start_seconds=0)).replace('"start_seconds": 0', '"start_seconds": NaN'),
-    json.dumps(told(start_seconds=0)).replace('"start_seconds": 0', '"start_seconds": Infinity'),
-    json.dumps(told(start_seconds=0)).replace('"start_seconds": 0', '"start_seconds": 1e999'),
+    json.dumps(lie_with(start_seconds=0)).replace('"start_seconds": 0', '"start_seconds": NaN'),
+    json.dumps(lie_with(start_seconds=0)).replace(
+        '"start_seconds": 0', '"start_seconds": Infinity'
+    ),
+    json.dumps(lie_with(start_seconds=0)).replace('"start_seconds": 0', '"start_seconds": 1e999'),
     "[" * 15_000,
     "1" * 10_000,
     "{",
@@ -433,7 +435,7 @@ def test_an_honest_answer_is_believed(owned_module, tmp_path):
     "lie",
     [
         say(HONEST, HONEST),
-        say(HONEST, told(start_seconds=0.5)),
+        say(HONEST, lie_with(start_seconds=0.5)),
         "os.write(channel.fileno(), b'\\xff\\xff\\xff\\xff')",
     ],
 )
@@ -446,7 +448,7 @@ def test_segments_that_overlap_and_endless_headers_are_lies(owned_module, tmp_pa
 
 def test_no_more_seconds_are_believed_than_allowed(owned, tmp_path):
     path = tmp_path / "attack.mp4"
-    many = [told(start_seconds=float(second)) for second in range(20)]
+    many = [lie_with(start_seconds=float(second)) for second in range(20)]
     path.write_text("# attack\nimport os\n" + say(*many))
     with pytest.raises(DecodeError, match="more seconds than allowed"):
         list(owned().segments(str(path), max_seconds=10.0, **SETTINGS))
