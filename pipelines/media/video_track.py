@@ -28,13 +28,8 @@ SAME_SECONDS = 1e-6
 """Timestamps that are closer are the same."""
 SKIPPABLE_CODECS = frozenset({"h264", "hevc"})
 MAX_EARLY_SECONDS = 0.5
-<<<<<<< HEAD
 """A picture that begins so long after its clip is shown from the beginning of the clip, because
 codecs delay streams that start together. One that begins later is not paired with the sound."""
-=======
-"""A picture that begins at most this long after its clip is shown from the beginning of the clip,
-because delays of codecs shift streams that start together. A later one is not paired with sound."""
->>>>>>> words
 DECODER_DELAY_PACKETS = 64
 """A decoder holds at most so many packets: 16 pictures to reorder, and some to spare."""
 

@@ -224,13 +224,8 @@ def ingest(unit: UnitIngester, paths: list[str], output: Path) -> None:
         (output / part).mkdir(parents=True, exist_ok=True)
     sources = tuple(UnitSource(path, path, path, 1, None, None, None) for path in paths)
     for row in unit({"unit": Unit("unit", sources).to_json()}):
-<<<<<<< HEAD
         if row["failed"] or row["reason"]:
             raise SystemExit(str(row))
-=======
-        assert not row["failed"], row
-        assert not row["reason"], row
->>>>>>> words
     shutil.rmtree(output)
 
 

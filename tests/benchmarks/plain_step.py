@@ -1,10 +1,6 @@
 """One training step as anyone would write it in plain PyTorch: a baseline for `train_step.py`.
 
-<<<<<<< HEAD
 timm's blocks with fused attention, visible patches alone encoded, fused AdamW, bfloat16 autocast.
-=======
-timm's blocks with fused attention on visible patches, fused AdamW, bfloat16 by autocast.
->>>>>>> words
 Losses, shapes and parameters are those of `published_step.py`; nothing of the product is used. The
 published composition makes attention maps and projects hidden patches, which this one does not.
 
