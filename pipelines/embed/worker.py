@@ -21,7 +21,7 @@ from pipelines.dataset.row_tensors import read_frames, read_waveform
 from pipelines.dataset.schema import REJECTS, REJECTS_FOLDER, STRETCH, clip_id
 from pipelines.dataset.shards import ShardWriter, read_groups
 from pipelines.files import write_failure
-from pipelines.ingest.plan import Unit, UnitSource
+from pipelines.ingest.unit import Unit, UnitSource
 from pipelines.ingest.unit_graph import UnitOutcome
 from pipelines.ingest.worker import in_stretch, reject_row
 from pipelines.media.container import DecodeError

@@ -21,7 +21,7 @@ from pipelines.dataset.schema import (
 )
 from pipelines.errors import UserError
 from pipelines.files import locked, remove_leftovers, scratch_folder, write_failure, write_json
-from pipelines.ingest.plan import Unit, make_plan
+from pipelines.ingest.plan import make_plan
 from pipelines.ingest.state import (
     SETTINGS_FILE,
     check_same,
@@ -29,6 +29,7 @@ from pipelines.ingest.state import (
     reasons_of_raised_limits,
 )
 from pipelines.ingest.summary import IngestSummary, check_outcome, summarize, write_manifest
+from pipelines.ingest.unit import Unit
 from pipelines.ingest.unit_graph import run_units
 from pipelines.ingest.unit_shards import read_done, revise
 from pipelines.ingest.worker import UnitIngester

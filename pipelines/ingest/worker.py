@@ -20,7 +20,7 @@ from pipelines.dataset.frame_encoding import encode_frames, shard_schema
 from pipelines.dataset.schema import CLIPS, CLIPS_FOLDER, REJECTS, REJECTS_FOLDER, clip_id
 from pipelines.dataset.shards import ShardWriter
 from pipelines.files import write_failure
-from pipelines.ingest.plan import Unit, UnitSource
+from pipelines.ingest.unit import Unit, UnitSource
 from pipelines.ingest.unit_graph import UnitOutcome
 from pipelines.media.container import DecodeError
 from pipelines.media.decoder.messages import OUTSIDE_REASONS

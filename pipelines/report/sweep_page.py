@@ -202,8 +202,8 @@ def _front(config: SweepConfig, trials: Sequence[Trial], best: Trial) -> dict[st
     front = pareto_front(config, trials)
     if not front or any(math.isnan(p.x) or math.isnan(p.y) for p in points):
         return None
-    trials = counted(len(points), "trial")
-    alt = f"audio against video score of {trials}, {len(front)} of them on the front"
+    num_trials = counted(len(points), "trial")
+    alt = f"audio against video score of {num_trials}, {len(front)} of them on the front"
     return {
         "drawing": draw_front(points, [point(trial) for trial in front], alt=alt),
         "trials": [

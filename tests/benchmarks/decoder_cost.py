@@ -34,7 +34,7 @@ import numpy as np
 from av.video.reformatter import Interpolation
 
 from pipelines.config.ingest import IngestSettings
-from pipelines.ingest.plan import Unit, UnitSource
+from pipelines.ingest.unit import Unit, UnitSource
 from pipelines.ingest.worker import UnitIngester
 from pipelines.media.container import DecodeError, open_source
 from pipelines.media.decoder.process import DecoderProcess

@@ -29,7 +29,7 @@ from program import environment, most_memory, options
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from pipelines.config.ingest import IngestSettings
-from pipelines.ingest.plan import Unit, UnitSource
+from pipelines.ingest.unit import Unit, UnitSource
 from pipelines.ingest.worker import UnitIngester
 from pipelines.media.container import DecodeError
 from pipelines.media.streams.selection import probe

@@ -20,7 +20,8 @@ from program import most_memory, options, surroundings
 
 from pipelines.config.base import RaySettings
 from pipelines.config.ingest import IngestSettings
-from pipelines.ingest.plan import Unit, make_plan
+from pipelines.ingest.plan import make_plan
+from pipelines.ingest.unit import Unit
 from pipelines.ingest.unit_graph import UnitOutcome, run_units
 from pipelines.ingest.unit_shards import StoredUnits
 from pipelines.sources.source import Fingerprint, Source, SourceList

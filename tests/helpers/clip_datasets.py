@@ -14,7 +14,7 @@ from pipelines.dataset.index import ClipIndex, read_index
 from pipelines.dataset.schema import CLIPS, CLIPS_FOLDER, FORMAT_VERSION, MANIFEST, REJECTS_FOLDER
 from pipelines.dataset.shards import ShardWriter
 from pipelines.files import write_json
-from pipelines.ingest.plan import UnitSource
+from pipelines.ingest.unit import UnitSource
 from pipelines.ingest.worker import clip_row
 from pipelines.media.container import MediaInfo
 from pipelines.media.segments import Segment

@@ -7,7 +7,7 @@ import numpy as np
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.schema import REJECTS
 from pipelines.dataset.shards import ShardWriter
-from pipelines.ingest.plan import UnitSource
+from pipelines.ingest.unit import UnitSource
 from pipelines.ingest.worker import reject_row
 from tests.helpers.clip_datasets import write_dataset
 from tests.helpers.media import write_numbered

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from pipelines.config.base import DecoderSettings, JobConfig, LimitsSettings, TrackingSettings
 from pipelines.config.promote import PromoteSettings
 from pipelines.embed.worker import UnitEmbedder
-from pipelines.ingest.plan import Unit, UnitSource
+from pipelines.ingest.unit import Unit, UnitSource
 from pipelines.registry import versions
 from pipelines.registry.package import stage
 from pipelines.registry.promote import promote

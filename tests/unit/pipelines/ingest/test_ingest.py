@@ -19,7 +19,8 @@ from pipelines.config.ingest import ClipsSettings, IngestSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
 from pipelines.ingest.ingest import check_ingest, ingest
-from pipelines.ingest.plan import Changes, Unit, UnitSource
+from pipelines.ingest.plan import Changes
+from pipelines.ingest.unit import Unit, UnitSource
 from pipelines.ingest.worker import UnitIngester
 from pipelines.media.reasons import REASONS
 from pipelines.training.feed import Feed

@@ -6,8 +6,9 @@ import pytest
 from pipelines.config.ingest import IngestSettings
 from pipelines.errors import UserError
 from pipelines.files import write_json
-from pipelines.ingest.plan import Changes, Unit, make_plan
+from pipelines.ingest.plan import Changes, make_plan
 from pipelines.ingest.state import check_same, fixed_settings, reasons_of_raised_limits
+from pipelines.ingest.unit import Unit
 from pipelines.ingest.unit_shards import StoredSource, StoredUnits
 from pipelines.sources.source import Fingerprint, Source, SourceList
 

@@ -6,7 +6,7 @@ from pipelines.config.ingest import IngestSettings
 from pipelines.dataset.schema import CLIPS, CLIPS_FOLDER, REJECTS_FOLDER
 from pipelines.dataset.shards import read_columns
 from pipelines.dataset.source_flaws import SourceFlaws, count_flaws
-from pipelines.ingest.plan import Unit, UnitSource
+from pipelines.ingest.unit import Unit, UnitSource
 from pipelines.ingest.worker import UnitIngester, in_stretch
 from pipelines.media.container import DecodeError
 from pipelines.media.segments import Segment
