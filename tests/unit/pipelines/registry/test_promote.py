@@ -4,6 +4,7 @@ import json
 import shutil
 import socket
 from dataclasses import replace
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -17,6 +18,7 @@ from pipelines.errors import JobFailed, UserError
 from pipelines.evaluation.outcomes import Outcomes
 from pipelines.files import write_json
 from pipelines.models.checkpoints import load_model
+from pipelines.registry.preview import preview
 from pipelines.registry.promote import checkpoint_scores, promote
 from pipelines.registry.uri import resolve_model
 from pipelines.tracking.runs import open_run
@@ -148,6 +150,31 @@ def test_the_alias_moves_by_the_paired_interval(store, checkpoints, tmp_path, ru
     )
 
 
+def test_a_dry_run_says_what_promotion_does_and_does_nothing(checkpoints, tmp_path):
+    home = JobConfig(tracking=TrackingSettings(uri=f"sqlite:///{tmp_path / 'mlflow.db'}"))
+    configs = []
+    for checkpoint, share in zip(checkpoints, (0.5, 0.525), strict=True):
+        config = config_for(checkpoint, tmp_path / f"{share}" / "scores.json", **dict(home))
+        Path(config.scores).parent.mkdir()
+        configs.append(config)
+    write_json(Path(configs[0].scores), example_scores(0.5).to_json())
+    assert preview(configs[0]) == [
+        f"would register xkd-{side} version 1: gets the alias champion: no version had it"
+        for side in ("video", "audio")
+    ]
+    assert not (tmp_path / "mlflow.db").exists()
+    store = (home, open_run(home, "promote", "test"))
+    for config, share in zip(configs, (0.5, 0.525), strict=True):
+        folder = Path(config.scores).parent
+        scores, outcomes = evaluated(store, folder, share)
+        write_json(folder / "scores.json", scores.to_json())
+        foreseen = preview(config)
+        found = promote(Path(config.checkpoint), scores, config, store[1], outcomes)
+        assert [line.split(": ", 1)[1] for line in foreseen] == [one.reason for one in found]
+    assert foreseen[0].startswith("would register xkd-video as a new version: registered without")
+    assert preview(configs[0])[0] == "would find xkd-video version 1: keeps the alias champion"
+
+
 def test_the_alias_stays_without_the_results_of_each_clip(store, checkpoints):
     names = settings("unpaired")
     promote(checkpoints[0], example_scores(0.5), names, store[1])
@@ -232,6 +259,10 @@ def test_a_run_whose_folder_was_moved_finds_its_scores_and_its_clips(store, tmp_
         ('{"modalities": {"audio": [1]}}', r"must be a scores\.json of evaluate"),
         ("{}", r"must be a scores\.json of evaluate"),
         (
+            '{"evaluate_run_id": "1", "modalities": {"video": {"trained": {"knn": 0.5}}}}',
+            r"scores \(.*\) was written by an older release, .*: evaluate the checkpoint again",
+        ),
+        (
             json.dumps(example_scores(0.5).to_json() | {"pretrain_run_id": "other"}),
             r"scores are of run other, but the checkpoint is of run pretrain-run",
         ),
@@ -241,7 +272,7 @@ def test_a_file_of_other_content_is_no_scores(checkpoints, tmp_path, text, messa
     (tmp_path / "scores.json").write_text(text)
     with pytest.raises(UserError, match=message):
         checkpoint_scores(config_for(checkpoints[0], tmp_path / "scores.json"))
-    with pytest.raises(UserError, match=r"absent\.json\) must be a scores\.json of evaluate"):
+    with pytest.raises(UserError, match=r"absent\.json\) does not exist; evaluate writes it"):
         checkpoint_scores(config_for(checkpoints[0], tmp_path / "absent.json"))
 
 
