@@ -89,16 +89,21 @@ def alias_rule(
             f"{holder}, which has it, has no results of each clip to compare with: "
             "evaluate and promote its checkpoint again"
         )
-    interval = f"{change.value:+.4f} [{change.low:+.4f}, {change.high:+.4f}]"
-    shown = f"its {measure} score {new:.4f} minus {float(old):.4f} of {holder} is {interval}"
-    if settings.rule == "better":
-        return change.is_above_zero, shown + (
-            ", all of it above 0"
-            if change.is_above_zero
-            else ", not all of it above 0 as promote.rule=better asks"
-        )
-    moves = not change.is_below_zero
-    return moves, shown + (", not all of it below 0" if moves else ", all of it below 0: worse")
+    shown = f"its {measure} score {new:.4f} minus {float(old):.4f} of {holder}"
+    if settings.metric == "retrieval":
+        shown = f"its mean recall@5 of both directions minus that of {holder}"
+    moves, why = _judged(change, settings.rule)
+    return moves, f"{shown} is {change.value:+.4f} [{change.low:+.4f}, {change.high:+.4f}], {why}"
+
+
+def _judged(change: Figure, rule: str) -> tuple[bool, str]:
+    if rule == "better":
+        if change.is_above_zero:
+            return True, "all of it above 0"
+        return False, "not all of it above 0 as promote.rule=better asks"
+    if change.is_below_zero:
+        return False, "all of it below 0: worse"
+    return True, "not all of it below 0"
 
 
 def _paired_change(

@@ -16,6 +16,8 @@ from pipelines.config.base import JobConfig, TrackingSettings
 from pipelines.config.promote import PromoteConfig, PromoteSettings
 from pipelines.errors import JobFailed, UserError
 from pipelines.evaluation.outcomes import Outcomes
+from pipelines.evaluation.retrieval import DIRECTIONS, retrieval_scores
+from pipelines.evaluation.scores import FeatureScores
 from pipelines.files import write_json
 from pipelines.models.checkpoints import load_model
 from pipelines.registry.preview import preview
@@ -148,6 +150,34 @@ def test_the_alias_moves_by_the_paired_interval(store, checkpoints, tmp_path, ru
         f"{start}: its linear probe score {share:.4f} minus 0.5000 of version 1 is "
         f"{share - 0.5:+.4f} ["
     )
+
+
+def without_labels(store, folder, share):
+    """An evaluation of clips without labels, of which some find their own other modality."""
+    run = open_run(store[0], "evaluate", "evaluate")
+    ranks = np.where(np.arange(40) < share * 40, 1.0, 20.0)
+    both = {f"{way}/trained": ranks for way in DIRECTIONS}
+    ids = np.array([f"{i:02}" for i in range(40)])
+    outcomes = Outcomes(ids[:0], np.arange(0), retrieval_ids=ids, ranks=both)
+    outcomes.write(folder / "outcomes.npz")
+    run.client().log_artifact(run.run_id, str(folder / "outcomes.npz"))
+    found = FeatureScores((), 80, 40, "no clip has a label", {}, {}, retrieval_scores(both, ()))
+    return replace(example_scores(0), evaluate_run_id=run.run_id, found=found), outcomes
+
+
+def test_clips_without_labels_are_compared_by_retrieval(store, checkpoints, tmp_path):
+    names = PromoteSettings(model_prefix="unlabelled", metric="retrieval")
+    for checkpoint, share, version in zip(checkpoints, (0.5, 0.9), ("1", "2"), strict=True):
+        scores, outcomes = without_labels(store, tmp_path, share)
+        found = promote(checkpoint, scores, names, store[1], outcomes)
+        assert [(one.version, one.alias_moved) for one in found] == [(version, True)] * 2
+    assert found[0].reason.startswith(
+        "gets the alias champion: its mean recall@5 of both directions minus that of version 1 "
+        "is +0.4000 ["
+    )
+    card = MlflowClient(store[1].uri).get_model_version("unlabelled-audio", "2").description
+    assert "how often 40 held-out clips find their own other modality" in card
+    assert "| cross-modal retrieval (recall@5) | 90.0% | [" in card
 
 
 def test_a_dry_run_says_what_promotion_does_and_does_nothing(checkpoints, tmp_path):
