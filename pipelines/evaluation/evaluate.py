@@ -144,18 +144,16 @@ def evaluate(
         write_json(output / _SCORES_FILE, scores.to_json())
         np.savez(output / _FEATURES_FILE, allow_pickle=False, **features.arrays())
         outcomes.write(output / OUTCOMES_FILE)
-        _log(run, scores.found)
+        log_figures(run, scores.found)
         for name in (_SCORES_FILE, OUTCOMES_FILE):
             run.client().log_artifact(run.run_id, str(output / name))
     return Evaluation(scores, outcomes, features, run, output / _SCORES_FILE)
 
 
-def _log(run: RunRef, found: FeatureScores) -> None:
+def log_figures(run: RunRef, found: FeatureScores) -> None:
     """Logs every figure with its bounds, and the gains over the untrained network."""
     figures = {f"evaluation/{path}": one for path, one in found.figures().items()}
-    figures |= {
-        f"evaluation/{path.replace('/', '/gain/', 1)}": one for path, one in found.gains.items()
-    }
+    figures |= {f"evaluation/{path}": one for path, one in found.gain_figures().items()}
     now = int(time.time() * 1000)
     metrics = []
     for path, one in figures.items():

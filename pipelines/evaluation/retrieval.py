@@ -55,8 +55,10 @@ def retrieval_ranks(heads: Mapping[str, Array]) -> dict[str, Array]:
     networks = sorted({name.split("/")[1] for name in heads})
     result = {}
     for network in networks:
+        if len(heads[f"video/{network}"]) < _LEAST:
+            continue
         video, audio = (directions(heads[f"{side}/{network}"]) for side in ("video", "audio"))
-        if len(video) < _LEAST or not (np.isfinite(video).all() and np.isfinite(audio).all()):
+        if not (np.isfinite(video).all() and np.isfinite(audio).all()):
             continue
         result[f"audio_to_video/{network}"] = ranks(audio, video)
         result[f"video_to_audio/{network}"] = ranks(video, audio)

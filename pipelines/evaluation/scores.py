@@ -154,9 +154,22 @@ class FeatureScores:
         for direction, by_network in self.retrieval.items():
             for network, ranks in by_network.items():
                 for name, figure in ranks.figures.items():
-                    key = name.replace("@", "_at_").replace("/", "_of_")
-                    found[f"{direction}/{network}/retrieval/{key}"] = figure
+                    found[f"{direction}/{network}/retrieval/{_key(name)}"] = figure
         return found
+
+    def gain_figures(self) -> dict[str, Figure]:
+        """All gains by path: `video/gain/knn`, `audio_to_video/gain/retrieval/recall_at_5`."""
+        found = {}
+        for path, gain in self.gains.items():
+            subject, name = path.split("/", 1)
+            kind = "gain/retrieval" if subject in self.retrieval else "gain"
+            found[f"{subject}/{kind}/{_key(name)}"] = gain
+        return found
+
+
+def _key(name: str) -> str:
+    """A figure's name without the characters that names in MLflow may not have."""
+    return name.replace("@", "_at_").replace("/", "_of_")
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,21 @@
 """What an evaluation refuses before it starts."""
 
+import numpy as np
 import pytest
 
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
 from pipelines.evaluation.classifiers import score
-from pipelines.evaluation.evaluate import check_evaluate, evaluate
+from pipelines.evaluation.evaluate import check_evaluate, evaluate, log_figures
 from pipelines.evaluation.features import features_of
+from pipelines.evaluation.retrieval import retrieval_gains, retrieval_scores
+from pipelines.evaluation.scores import FeatureScores
 from pipelines.models.checkpoints import TrainingInfo, checkpoint_name, save_checkpoint
-from pipelines.report.run_report import _maps, _retrievals, _shown_clips
+from pipelines.report.run_pictures import galleries
+from pipelines.report.run_report import _maps, _shown_clips
 from tests.helpers.clip_datasets import write_dataset
+from tests.helpers.tracking import run_at
 from tests.helpers.training import MODEL, tiny_config
 from xkd_core.xkd import build_xkd
 
@@ -61,9 +66,7 @@ def test_the_main_job_scores_nothing_where_no_clip_lies_in_its_splits(tmp_path):
     scores = score(features, config)
     assert scores.reason == "no clip lies in a split that is scored"
     assert scores.modalities == {}
-    assert (
-        _shown_clips(features) == _maps(features) == _retrievals(dataset, trained, features) == []
-    )
+    assert _shown_clips(features) == _maps(features) == galleries(dataset, trained, features) == []
 
 
 def test_tokens_that_do_not_fit_are_refused(tmp_path):
@@ -87,3 +90,20 @@ def test_an_encoder_gives_tokens_and_layers_that_are_scored(tmp_path):
     tokens = features.tokens["audio/trained"].astype(float)
     expected = features.matrices["audio/trained"]
     assert abs(tokens.mean(axis=1) - expected).max() < 1e-2
+
+
+def test_mlflow_takes_the_figures_of_retrieval_and_their_gains(tmp_path):
+    ranks = {
+        f"{way}/{network}": np.arange(12) % (3 if network == "trained" else 7) + 1.0
+        for way in ("audio_to_video", "video_to_audio")
+        for network in ("trained", "untrained")
+    }
+    gains, scores = retrieval_gains(ranks), retrieval_scores(ranks, (6,))
+    run = run_at(tmp_path)
+    log_figures(run, FeatureScores((), 0, 12, "no labels", {}, gains, scores))
+    logged = run.client().get_run(run.run_id).data.metrics
+    way = "evaluation/audio_to_video"
+    assert logged[f"{way}/trained/retrieval/recall_at_1"] == pytest.approx(4 / 12)
+    assert logged[f"{way}/trained/retrieval/recall_at_5_of_6"] == 1
+    assert logged[f"{way}/gain/retrieval/recall_at_1"] == pytest.approx(2 / 12)
+    assert logged[f"{way}/gain/retrieval/recall_at_1/low"] < 2 / 12
