@@ -241,7 +241,7 @@ def test_a_file_of_other_content_is_no_scores(checkpoints, tmp_path, text, messa
     (tmp_path / "scores.json").write_text(text)
     with pytest.raises(UserError, match=message):
         checkpoint_scores(config_for(checkpoints[0], tmp_path / "scores.json"))
-    with pytest.raises(UserError, match=r"absent\.json\) must be a scores\.json of evaluate"):
+    with pytest.raises(UserError, match=r"absent\.json\) does not exist; evaluate writes it"):
         checkpoint_scores(config_for(checkpoints[0], tmp_path / "absent.json"))
 
 
