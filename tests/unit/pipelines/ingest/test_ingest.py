@@ -237,7 +237,7 @@ def test_two_runs_into_one_dataset_at_the_same_time_are_refused(local_ray, video
     refused = []
 
     def begin_another(done, total, note):
-        if done == 1 and not refused:
+        if done and not refused:  # two units may be done at the first word
             with pytest.raises(UserError, match=rf"is being written by process {os.getpid()} on"):
                 run(videos, output)
             refused.append(True)
