@@ -26,7 +26,15 @@ from pipelines.report.run_data import (
     ReportData,
     Retrieval,
 )
-from pipelines.report.scores import class_panel, gain, head_scores, headline, score_title, verdict
+from pipelines.report.scores import (
+    class_panel,
+    gain,
+    head_scores,
+    headline,
+    recall_sentences,
+    score_title,
+    verdict,
+)
 
 _MAX_EXAMPLES = 8
 """Rejected files shown under each reason."""
@@ -68,6 +76,7 @@ def render(data: ReportData) -> str:
             max_classes=MAX_CLASSES,
             measures=MEASURES,
             retrievals=_retrievals(data.retrievals),
+            recalls=recall_sentences(data.scores),
             examples=_examples(data.ingest),
             settings=redacted(data.settings),
             tracking_uri=redacted(data.tracking_uri),

@@ -1,7 +1,7 @@
 """Pictures of a run's report: reconstructions, attention and thumbnails of a few clips."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,8 +11,10 @@ from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.evaluation.embedder import padded_frames
 from pipelines.evaluation.features import Features
+from pipelines.evaluation.retrieval import directions
 from pipelines.media.windows import audio_windows, video_windows
 from pipelines.report import run_data
+from xkd_core.encoders import MODALITIES
 from xkd_core.masking import random_mask, video_mask_noise
 from xkd_core.reconstruction import reconstruct_audio, reconstruct_video
 from xkd_core.views.log_mel import LogMel
@@ -22,6 +24,12 @@ from xkd_core.views.views import ClipBatch, plain_views
 from xkd_core.xkd import XKD
 
 Array = NDArray[Any]
+_NUM_QUERIES = 4
+_NUM_NEIGHBORS = 5
+_DIRECTIONS: tuple[tuple[Literal["audio_to_video", "video_to_audio"], str, str], ...] = (
+    ("audio_to_video", "audio", "video"),
+    ("video_to_audio", "video", "audio"),
+)
 
 
 class Pictures:
@@ -132,6 +140,42 @@ class Thumbnails:
             similarity=similarity,
             is_same_clip=is_same_clip,
         )
+
+
+def galleries(
+    dataset: ClipDataset, config: PretrainConfig, features: Features
+) -> list[run_data.Retrieval]:
+    """Finds the nearest videos of a few audio clips and the reverse, by the teachers' head outputs.
+
+    Without more clips than a gallery shows there are none.
+    """
+    clips = features.retrieval_clips
+    if len(clips) <= _NUM_NEIGHBORS:
+        return []
+    video, audio = (directions(features.retrieval[f"{m}/trained"]) for m in MODALITIES)
+    queries = np.linspace(0, len(clips) - 1, _NUM_QUERIES).astype(int)
+    similarity = {"audio_to_video": audio @ video.T, "video_to_audio": video @ audio.T}
+    thumbnails = Thumbnails(dataset, config, features)
+    retrievals = []
+    for direction, asked, found in _DIRECTIONS:
+        for query in queries.tolist():
+            nearest = np.argsort(-similarity[direction][query], kind="stable")[:_NUM_NEIGHBORS]
+            retrievals.append(
+                run_data.Retrieval(
+                    direction=direction,
+                    query=thumbnails.make(asked, int(clips[query])),
+                    neighbors=[
+                        thumbnails.make(
+                            found,
+                            int(clips[near]),
+                            similarity=float(similarity[direction][query, near]),
+                            is_same_clip=near == query,
+                        )
+                        for near in nearest.tolist()
+                    ],
+                )
+            )
+    return retrievals
 
 
 def _middle_windows(dataset: ClipDataset, config: PretrainConfig, rows: Array) -> ClipBatch:

@@ -10,20 +10,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
 from pipelines.config.base import settings_without_password
-from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.run import RunConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.evaluation.evaluate import Evaluation
 from pipelines.evaluation.features import Features
 from pipelines.evaluation.intervals import Figure
-from pipelines.evaluation.retrieval import RECALLS, directions
+from pipelines.evaluation.retrieval import RECALLS
 from pipelines.evaluation.scores import FeatureScores
 from pipelines.ingest.summary import IngestSummary
 from pipelines.media.reasons import REASONS
@@ -33,7 +32,7 @@ from pipelines.registry.promote import Registered
 from pipelines.report import run_data
 from pipelines.report.embedding_map import EmbeddingMap, map_embeddings
 from pipelines.report.run_page import write_report
-from pipelines.report.run_pictures import Pictures, Thumbnails
+from pipelines.report.run_pictures import Pictures, galleries
 from pipelines.tracking.code_version import code_version
 from pipelines.tracking.runs import RunRef, metric_histories, warnings_of
 from pipelines.training.pretrain import PretrainResult
@@ -42,8 +41,6 @@ from xkd_core.encoders import MODALITIES
 Array = NDArray[Any]
 _NUM_CLIPS = 4
 """Clips whose reconstruction and attention are shown."""
-_NUM_QUERIES = 4
-_NUM_NEIGHBORS = 5
 _NUM_REJECTS = 50
 
 
@@ -83,7 +80,7 @@ def write_run_report(path: Path, record: RunRecord) -> Path:
         reconstructions=pictures.reconstructions(),
         attention=pictures.attention(),
         maps=_maps(features),
-        retrievals=_retrievals(dataset, config, features),
+        retrievals=galleries(dataset, config, features),
         registered=[
             run_data.RegisteredModel(
                 name=model.name,
@@ -210,44 +207,6 @@ def _maps(features: Features) -> list[EmbeddingMap]:
         for modality in MODALITIES
     ]
     return [plane for plane in maps if plane is not None]
-
-
-def _retrievals(
-    dataset: ClipDataset, config: PretrainConfig, features: Features
-) -> list[run_data.Retrieval]:
-    """Finds the nearest videos of audio clips and the reverse, by the teachers' head outputs."""
-    clips = features.retrieval_clips
-    if len(clips) <= _NUM_NEIGHBORS:
-        return []
-    video, audio = (directions(features.retrieval[f"{m}/trained"]) for m in MODALITIES)
-    queries = np.linspace(0, len(clips) - 1, _NUM_QUERIES).astype(int)
-    similarity = {"audio_to_video": audio @ video.T, "video_to_audio": video @ audio.T}
-    thumbnails = Thumbnails(dataset, config, features)
-    retrievals = []
-    directions: tuple[Literal["audio_to_video", "video_to_audio"], ...] = (
-        "audio_to_video",
-        "video_to_audio",
-    )
-    for direction in directions:
-        asked, found = direction.split("_to_")
-        for query in queries.tolist():
-            nearest = np.argsort(-similarity[direction][query], kind="stable")[:_NUM_NEIGHBORS]
-            retrievals.append(
-                run_data.Retrieval(
-                    direction=direction,
-                    query=thumbnails.make(asked, int(clips[query])),
-                    neighbors=[
-                        thumbnails.make(
-                            found,
-                            int(clips[near]),
-                            similarity=float(similarity[direction][query, near]),
-                            is_same_clip=near == query,
-                        )
-                        for near in nearest.tolist()
-                    ],
-                )
-            )
-    return retrievals
 
 
 def _settings(config: RunConfig) -> str:

@@ -74,6 +74,32 @@ def head_scores(scores: Sequence[Score]) -> list[Score]:
     return list(shown.values())
 
 
+def recall_sentences(scores: Sequence[Score]) -> dict[str, str]:
+    """Says by direction how often a clip finds its own other modality, against chance."""
+    sentences = {}
+    for direction in ("audio_to_video", "video_to_audio"):
+        found = {one.measure: one for one in scores if one.subject == direction}
+        parts = [
+            _recall(found[name], rank)
+            for name, rank in (("recall@1", "first"), ("recall@5", "among the first five"))
+            if name in found
+        ]
+        if parts:
+            number = next(iter(found.values())).num_test
+            clips = f"{number:,} clips" if number else "all clips"
+            sentences[direction] = f"Among {clips}, the own one is {', and '.join(parts)}."
+    return sentences
+
+
+def _recall(score: Score, rank: str) -> str:
+    others = []
+    if score.chance is not None:
+        others.append(f"by chance {percent(score.chance)}")
+    if score.untrained is not None:
+        others.append(f"untrained {percent(score.untrained)}")
+    return f"{rank} for {percent(score.trained)}" + (f" ({', '.join(others)})" if others else "")
+
+
 def class_panel(score: Score, classes: Sequence[str]) -> dict[str, Any]:
     """Sorts the classes of a score, best first, and folds the middle if there are many."""
     untrained = list(score.untrained_by_class) or [math.nan] * len(classes)

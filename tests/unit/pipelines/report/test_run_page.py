@@ -1,5 +1,6 @@
 """The report never breaks, leaves a box empty, loads anything or believes a file name."""
 
+import html
 import re
 
 import numpy as np
@@ -192,3 +193,9 @@ def test_sources_that_gave_less_than_they_declare_are_counted():
     page = render(bare(ingest=counts))
     assert f"Flaws of accepted sources: {'; '.join(flaws)}." in text_of(page)
     assert "Pictures timed by the order of frames: 3 sources." in text_of(page)
+
+
+def test_recall_stands_beside_chance_above_each_gallery(page):
+    shown = html.unescape(text_of(section(page, "neighbors"))).replace("\u00a0", " ")
+    assert "the own one is first for 24.0 % (by chance 1.3 %, untrained 2.0 %)." in shown
+    assert "the own one is first for 1.0 % (by chance 1.3 %, untrained 2.0 %)." in shown
