@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from pipelines.config.promote import PromoteConfig
 from pipelines.models.checkpoints import find_checkpoint
+from pipelines.registry.preview import preview
 from pipelines.registry.promote import (
     Registered,
     checkpoint_outcomes,
@@ -26,10 +27,12 @@ def plan(config: PromoteConfig) -> JobPlan:
         lambda: checkpoint_scores(config),
         lambda: checkpoint_outcomes(config),
     )
+    mistakes = (*mistakes, *environment_mistakes(config))
     return JobPlan(
         reads=tuple(location for location in (config.checkpoint, config.scores) if location),
         writes=names,
-        mistakes=(*mistakes, *environment_mistakes(config)),
+        mistakes=mistakes,
+        notes=lambda: () if mistakes else preview(config),
     )
 
 

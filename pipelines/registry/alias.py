@@ -9,8 +9,10 @@ evaluations scored are compared one by one, and sources are drawn to see how far
 """
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -31,6 +33,32 @@ class Candidate:
     scores: EncoderScores | None
     outcomes: Outcomes | None
     settings: PromoteSettings
+
+
+def verdict(
+    client: MlflowClient,
+    name: str,
+    aliases: Mapping[str, Any],
+    number: str | None,
+    candidate: Candidate,
+) -> tuple[bool, str]:
+    """Returns whether the alias moves to a version, and says so in one line.
+
+    Args:
+        client: Of the registry.
+        name: The registered model.
+        aliases: Its versions by alias, as they are now.
+        number: The version; None for one that is not registered yet.
+        candidate: What is known of the version.
+    """
+    alias = candidate.settings.alias
+    holder = aliases.get(alias)
+    if holder is not None and str(holder) == number:
+        return False, f"keeps the alias {alias}"
+    present = None if holder is None else client.get_model_version(name, str(holder))
+    moves, reason = alias_rule(client, present, candidate)
+    start = f"gets the alias {alias}" if moves else f"registered without the alias {alias}"
+    return moves, f"{start}: {reason}"
 
 
 def alias_rule(
@@ -61,14 +89,21 @@ def alias_rule(
             f"{holder}, which has it, has no results of each clip to compare with: "
             "evaluate and promote its checkpoint again"
         )
-    interval = f"{change.value:+.4f} [{change.low:+.4f}, {change.high:+.4f}]"
-    shown = f"its {measure} score {new:.4f} minus {float(old):.4f} of {holder} is {interval}"
-    if settings.rule == "better":
-        return change.is_above_zero, shown + (
-            ", better" if change.is_above_zero else ", not surely above 0"
-        )
-    moves = not change.is_below_zero
-    return moves, shown + (", not worse" if moves else ", worse")
+    shown = f"its {measure} score {new:.4f} minus {float(old):.4f} of {holder}"
+    if settings.metric == "retrieval":
+        shown = f"its mean recall@5 of both directions minus that of {holder}"
+    moves, why = _judged(change, settings.rule)
+    return moves, f"{shown} is {change.value:+.4f} [{change.low:+.4f}, {change.high:+.4f}], {why}"
+
+
+def _judged(change: Figure, rule: str) -> tuple[bool, str]:
+    if rule == "better":
+        if change.is_above_zero:
+            return True, "all of it above 0"
+        return False, "not all of it above 0 as promote.rule=better asks"
+    if change.is_below_zero:
+        return False, "all of it below 0: worse"
+    return True, "not all of it below 0"
 
 
 def _paired_change(

@@ -21,9 +21,10 @@ class EncoderScores:
     run_id: str
     """The evaluation's."""
     num_classes: int
+    """0 if only retrieval was measured, which needs no labels."""
     num_test: int
     majority: float
-    """Accuracy of a classifier that always answers the most frequent class."""
+    """Accuracy of a classifier that always answers the most frequent class; 0 without labels."""
     num_sources: int
     trained: Mapping[str, Figure]
     untrained: Mapping[str, Figure]
@@ -32,30 +33,39 @@ class EncoderScores:
 
 def encoder_scores(scores: Scores | None, modality: str) -> EncoderScores | None:
     """Returns the scores of one modality; None if it was not scored."""
-    if scores is None or modality not in scores.found.modalities:
+    if scores is None:
         return None
-    networks = scores.found.modalities[modality]
-    trained, untrained = networks["trained"], networks.get("untrained")
+    found = scores.found
+    trained = _scores_of(found, modality, "trained")
+    if not trained:
+        return None
+    labelled = found.modalities.get(modality, {}).get("trained")
+    ranks = found.retrieval.get(_asking(modality), {}).get("trained")
+    num_ranked = ranks.num_clips if ranks else 0  # one clip of each source
     return EncoderScores(
         dataset_id=scores.dataset_id,
         run_id=scores.evaluate_run_id,
-        num_classes=len(scores.found.classes),
-        num_test=trained.num_test,
-        majority=trained.majority,
-        num_sources=trained.num_sources,
-        trained=_scores_of(scores.found, modality, "trained"),
-        untrained=_scores_of(scores.found, modality, "untrained") if untrained else {},
+        num_classes=len(found.classes) if labelled else 0,
+        num_test=labelled.num_test if labelled else num_ranked,
+        majority=labelled.majority if labelled else 0.0,
+        num_sources=labelled.num_sources if labelled else num_ranked,
+        trained=trained,
+        untrained=_scores_of(found, modality, "untrained"),
     )
 
 
 def _scores_of(found: FeatureScores, modality: str, network: str) -> dict[str, Figure]:
     """Returns the score of each measure; of retrieval the recall@5 of this modality asking."""
-    measures = found.modalities[modality][network].measures
-    result = {name: one.score for name, one in measures.items()}
-    for direction, networks in found.retrieval.items():
-        if direction.startswith(f"{modality}_to_") and network in networks:
-            result["retrieval"] = networks[network].figures[f"recall@{RETRIEVAL_RECALL}"]
+    labelled = found.modalities.get(modality, {}).get(network)
+    result = {name: one.score for name, one in labelled.measures.items()} if labelled else {}
+    ranks = found.retrieval.get(_asking(modality), {}).get(network)
+    if ranks:
+        result["retrieval"] = ranks.figures[f"recall@{RETRIEVAL_RECALL}"]
     return result
+
+
+def _asking(modality: str) -> str:
+    return "video_to_audio" if modality == "video" else "audio_to_video"
 
 
 def model_card(
@@ -142,13 +152,23 @@ def _quality(scores: EncoderScores | None, num_windows: int) -> list[str]:
         beside = "" if untrained is None else f"{untrained.value:.1%}"
         title = MEASURES[measure] + (" (recall@5)" if measure == "retrieval" else "")
         rows.append(f"| {title} | {trained.value:.1%} | {interval_text(trained)} | {beside} |")
+    clips, windows = counted(scores.num_test, "held-out clip"), counted(num_windows, "window")
+    if scores.num_classes:
+        classes = counted(scores.num_classes, "class", "classes")
+        what = (
+            f"Accuracy of frozen features on {clips} of {classes}, {windows} per clip. Always"
+            f" answering the most frequent class gives {scores.majority:.1%}."
+        )
+    else:
+        what = (
+            f"Without labels: how often {clips} find their own other modality among the first"
+            f" {RETRIEVAL_RECALL}, {windows} per clip. Guessing gives"
+            f" {min(1.0, RETRIEVAL_RECALL / max(1, scores.num_test)):.1%}."
+        )
     return [
         "## Scores",
         "",
-        f"Accuracy of frozen features on {counted(scores.num_test, 'held-out clip')} of"
-        f" {counted(scores.num_classes, 'class', 'classes')}, {counted(num_windows, 'window')} per"
-        f" clip. Always answering the most frequent class"
-        f" gives {scores.majority:.1%}.",
+        what,
         "",
         "| measure | this encoder | 95 % interval over sources | untrained |",
         "|---|---|---|---|",

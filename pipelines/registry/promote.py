@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
 
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.config.ingest import IngestSettings
@@ -20,12 +18,12 @@ from pipelines.config.promote import PromoteConfig, PromoteSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import JobFailed, UserError
 from pipelines.evaluation.outcomes import OUTCOMES_FILE, Outcomes
-from pipelines.evaluation.scores import Scores, read_scores
+from pipelines.evaluation.scores import OlderScoresError, Scores, read_scores
 from pipelines.models.checkpoints import TrainingInfo, find_checkpoint, load_model, read_info
 from pipelines.models.encoder_files import ClipSettings, EncoderInfo
 from pipelines.paths import moved_paths
 from pipelines.redaction import one_line
-from pipelines.registry.alias import Candidate, alias_rule
+from pipelines.registry.alias import Candidate, verdict
 from pipelines.registry.card import EncoderScores, encoder_scores, model_card
 from pipelines.registry.versions import (
     find_or_make_version,
@@ -59,6 +57,11 @@ def checkpoint_scores(config: PromoteConfig) -> Scores | None:
         scores = read_scores(Path(config.scores))
     except FileNotFoundError:
         raise UserError(f"scores ({config.scores}) does not exist; evaluate writes it") from None
+    except OlderScoresError:
+        raise UserError(
+            f"scores ({config.scores}) was written by an older release, without intervals: "
+            "evaluate the checkpoint again"
+        ) from None
     except (OSError, ValueError):
         raise UserError(f"scores ({config.scores}) must be a scores.json of evaluate") from None
     _check_scores(scores, read_info(find_checkpoint(config.checkpoint)), config)
@@ -121,33 +124,40 @@ def promote(
             gone.
         JobFailed: If MLflow refuses.
     """
-    training = read_info(checkpoint)
-    if scores is not None:
-        _check_scores(scores, training, settings)
-    model, config = load_model(checkpoint)
-    clips = _clip_settings(_training_dataset(checkpoint, config), scores)
+    encoders = checkpoint_encoders(checkpoint, scores, settings)
     try:
         return [
-            _register(
-                model.get_submodule(f"{modality}_{settings.role}"),
-                EncoderInfo(
-                    modality=modality,
-                    model=config.model,
-                    clips=clips,
-                    provenance=_provenance(training, checkpoint, settings.role, scores),
-                ),
-                encoder_scores(scores, modality),
-                settings,
-                run,
-                outcomes,
-            )
-            for modality in MODALITIES
+            _register(encoder, info, encoder_scores(scores, info.modality), settings, run, outcomes)
+            for encoder, info in encoders
         ]
     except MlflowException as error:
         raise JobFailed(
             f"MLflow did not register the encoders of {checkpoint}: "
             f"{one_line(error)}. The same command tries again"
         ) from error
+
+
+def checkpoint_encoders(
+    checkpoint: Path, scores: Scores | None, settings: PromoteSettings
+) -> list[tuple[Encoder, EncoderInfo]]:
+    """Loads both encoders of a checkpoint, and what a version says of them.
+
+    Raises:
+        UserError: If the scores are of another checkpoint, or the clip dataset of the training is
+            gone.
+    """
+    training = read_info(checkpoint)
+    if scores is not None:
+        _check_scores(scores, training, settings)
+    model, config = load_model(checkpoint)
+    clips = _clip_settings(_training_dataset(checkpoint, config), scores)
+    provenance = _provenance(training, checkpoint, settings.role, scores)
+    encoders = []
+    for modality in MODALITIES:
+        encoder = model.get_submodule(f"{modality}_{settings.role}")
+        assert isinstance(encoder, Encoder)
+        encoders.append((encoder, EncoderInfo(modality, config.model, clips, provenance)))
+    return encoders
 
 
 def _training_dataset(checkpoint: Path, config: PretrainConfig) -> str:
@@ -195,7 +205,7 @@ def _provenance(
 
 
 def _register(
-    encoder: Any,
+    encoder: Encoder,
     info: EncoderInfo,
     scores: EncoderScores | None,
     settings: PromoteSettings,
@@ -203,7 +213,6 @@ def _register(
     outcomes: Outcomes | None,
 ) -> Registered:
     """Finds or makes the version of an encoder, records its scores, and decides on the alias."""
-    assert isinstance(encoder, Encoder)
     name = f"{settings.model_prefix}-{info.modality}"
     card = model_card(name, settings.alias, info, scores)
     client = run.client()
@@ -211,24 +220,9 @@ def _register(
     version = find_or_make_version(encoder, info, name, card, run)
     if scores is not None:
         record_scores(client, version, card, scores, run)
-    return _decide(client, registered, version, Candidate(scores, outcomes, settings))
-
-
-def _decide(
-    client: MlflowClient,
-    registered: RegisteredModel,
-    version: ModelVersion,
-    candidate: Candidate,
-) -> Registered:
-    name, number, alias = version.name, str(version.version), candidate.settings.alias
-    present_number = registered.aliases.get(alias)
-    if present_number is not None and str(present_number) == number:
-        return Registered(name, number, False, f"keeps the alias {alias}")
-    present = None
-    if present_number is not None:
-        present = client.get_model_version(name, str(present_number))
-    moves, reason = alias_rule(client, present, candidate)
+    number, alias = str(version.version), settings.alias
+    candidate = Candidate(scores, outcomes, settings)
+    moves, reason = verdict(client, name, registered.aliases, number, candidate)
     if moves:
         client.set_registered_model_alias(name, alias, number)
-    verdict = f"gets the alias {alias}" if moves else f"registered without the alias {alias}"
-    return Registered(name, number, moves, f"{verdict}: {reason}")
+    return Registered(name, number, moves, reason)

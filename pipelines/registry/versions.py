@@ -54,6 +54,14 @@ def find_or_make_version(
     return version
 
 
+def find_version(
+    client: MlflowClient, encoder: Encoder, info: EncoderInfo, name: str
+) -> ModelVersion | None:
+    """The version of an encoder, if it is registered; registers nothing."""
+    with tempfile.TemporaryDirectory(prefix="xkd-model-") as folder:
+        return _version_with(client, name, stage(encoder, info, Path(folder)))
+
+
 def _version_with(client: MlflowClient, name: str, content: str) -> ModelVersion | None:
     found = client.search_model_versions(f"name = '{name}' AND tags.`xkd.content` = '{content}'")
     return max(found, key=lambda version: int(version.version), default=None)

@@ -4,6 +4,7 @@ import json
 import shutil
 import socket
 from dataclasses import replace
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -15,8 +16,11 @@ from pipelines.config.base import JobConfig, TrackingSettings
 from pipelines.config.promote import PromoteConfig, PromoteSettings
 from pipelines.errors import JobFailed, UserError
 from pipelines.evaluation.outcomes import Outcomes
+from pipelines.evaluation.retrieval import DIRECTIONS, retrieval_scores
+from pipelines.evaluation.scores import FeatureScores
 from pipelines.files import write_json
 from pipelines.models.checkpoints import load_model
+from pipelines.registry.preview import preview
 from pipelines.registry.promote import checkpoint_scores, promote
 from pipelines.registry.uri import resolve_model
 from pipelines.tracking.runs import open_run
@@ -148,6 +152,59 @@ def test_the_alias_moves_by_the_paired_interval(store, checkpoints, tmp_path, ru
     )
 
 
+def without_labels(store, folder, share):
+    """An evaluation of clips without labels, of which some find their own other modality."""
+    run = open_run(store[0], "evaluate", "evaluate")
+    ranks = np.where(np.arange(40) < share * 40, 1.0, 20.0)
+    both = {f"{way}/trained": ranks for way in DIRECTIONS}
+    ids = np.array([f"{i:02}" for i in range(40)])
+    outcomes = Outcomes(ids[:0], np.arange(0), retrieval_ids=ids, ranks=both)
+    outcomes.write(folder / "outcomes.npz")
+    run.client().log_artifact(run.run_id, str(folder / "outcomes.npz"))
+    found = FeatureScores((), 80, 40, "no clip has a label", {}, {}, retrieval_scores(both, ()))
+    return replace(example_scores(0), evaluate_run_id=run.run_id, found=found), outcomes
+
+
+def test_clips_without_labels_are_compared_by_retrieval(store, checkpoints, tmp_path):
+    names = PromoteSettings(model_prefix="unlabelled", metric="retrieval")
+    for checkpoint, share, version in zip(checkpoints, (0.5, 0.9), ("1", "2"), strict=True):
+        scores, outcomes = without_labels(store, tmp_path, share)
+        found = promote(checkpoint, scores, names, store[1], outcomes)
+        assert [(one.version, one.alias_moved) for one in found] == [(version, True)] * 2
+    assert found[0].reason.startswith(
+        "gets the alias champion: its mean recall@5 of both directions minus that of version 1 "
+        "is +0.4000 ["
+    )
+    card = MlflowClient(store[1].uri).get_model_version("unlabelled-audio", "2").description
+    assert "how often 40 held-out clips find their own other modality" in card
+    assert "| cross-modal retrieval (recall@5) | 90.0% | [" in card
+
+
+def test_a_dry_run_says_what_promotion_does_and_does_nothing(checkpoints, tmp_path):
+    home = JobConfig(tracking=TrackingSettings(uri=f"sqlite:///{tmp_path / 'mlflow.db'}"))
+    configs = []
+    for checkpoint, share in zip(checkpoints, (0.5, 0.525), strict=True):
+        config = config_for(checkpoint, tmp_path / f"{share}" / "scores.json", **dict(home))
+        Path(config.scores).parent.mkdir()
+        configs.append(config)
+    write_json(Path(configs[0].scores), example_scores(0.5).to_json())
+    assert preview(configs[0]) == [
+        f"would register xkd-{side} version 1: gets the alias champion: no version had it"
+        for side in ("video", "audio")
+    ]
+    assert not (tmp_path / "mlflow.db").exists()
+    store = (home, open_run(home, "promote", "test"))
+    for config, share in zip(configs, (0.5, 0.525), strict=True):
+        folder = Path(config.scores).parent
+        scores, outcomes = evaluated(store, folder, share)
+        write_json(folder / "scores.json", scores.to_json())
+        foreseen = preview(config)
+        found = promote(Path(config.checkpoint), scores, config, store[1], outcomes)
+        assert [line.split(": ", 1)[1] for line in foreseen] == [one.reason for one in found]
+    assert foreseen[0].startswith("would register xkd-video as a new version: registered without")
+    assert preview(configs[0])[0] == "would find xkd-video version 1: keeps the alias champion"
+
+
 def test_the_alias_stays_without_the_results_of_each_clip(store, checkpoints):
     names = settings("unpaired")
     promote(checkpoints[0], example_scores(0.5), names, store[1])
@@ -231,6 +288,10 @@ def test_a_run_whose_folder_was_moved_finds_its_scores_and_its_clips(store, tmp_
         ('{"modalities": {"video": {"trained": {}}}}', r"must be a scores\.json of evaluate"),
         ('{"modalities": {"audio": [1]}}', r"must be a scores\.json of evaluate"),
         ("{}", r"must be a scores\.json of evaluate"),
+        (
+            '{"evaluate_run_id": "1", "modalities": {"video": {"trained": {"knn": 0.5}}}}',
+            r"scores \(.*\) was written by an older release, .*: evaluate the checkpoint again",
+        ),
         (
             json.dumps(example_scores(0.5).to_json() | {"pretrain_run_id": "other"}),
             r"scores are of run other, but the checkpoint is of run pretrain-run",
