@@ -171,9 +171,8 @@ def _failure(error: ray.exceptions.RayError, output: Path, units_left: str) -> J
 
 
 def _cause(error: ray.exceptions.RayError) -> str:
-    is_actor_error = isinstance(error, ray.exceptions.RayActorError)
-    if is_actor_error and not error.actor_init_failed:
-        return "a worker process died each time; if memory is short, lower num_workers"
+    if isinstance(error, ray.exceptions.RayActorError) and not error.actor_init_failed:
+        return "a worker process died; if memory is short, lower num_workers"
     return str(error).strip().splitlines()[-1][:300].rstrip(".")
 
 
