@@ -32,6 +32,7 @@ from pipelines.progress import OnProgress
 from pipelines.quantities import counted
 from pipelines.registry.uri import EncoderVersion, resolve_model
 from pipelines.sources.listing import list_sources
+from pipelines.sources.spool import Spool
 from pipelines.tracking.server import tracking_uri
 
 FORMAT_VERSION = 1
@@ -85,7 +86,10 @@ def embed(config: EmbedConfig, on_progress: OnProgress) -> EmbedSummary:
             for folder in folders:
                 folder.mkdir(exist_ok=True)
             remove_leftovers(output, state, *folders)
-            return _embed(config, dataset, version, scratch, on_progress)
+            summary = _embed(config, dataset, version, scratch, on_progress)
+            # Copies of duplicates and of sources that earlier runs embedded.
+            Spool(max_bytes=config.limits.max_spool_bytes).forget()
+            return summary
     except OSError as error:
         raise UserError(f"output ({output}) cannot be written: {write_failure(error)}") from error
 

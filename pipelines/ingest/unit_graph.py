@@ -125,10 +125,12 @@ def run_units(
             left = [u for u in left if not (output / rows_folder / f"{u.name}.parquet").exists()]
             num_fruitless = num_fruitless + 1 if len(left) == num_before else 0
             is_our_bug = isinstance(error, ray.exceptions.RayTaskError)
-            if is_our_bug or num_fruitless >= MAX_FRUITLESS_RUNS:
-                raise _failure(error, output) from error
             units_left = counted(len(left), "unit")
-            logger.warning("Ray failed (%s); continuing with %s", _last_line(error), units_left)
+            if is_our_bug or num_fruitless >= MAX_FRUITLESS_RUNS:
+                raise _failure(error, output, units_left) from error
+            logger.warning("Ray failed (%s); continuing with %s", _cause(error), units_left)
+            # A unit that always kills its worker must not keep others from their turn.
+            left.reverse()
 
 
 def _write_units(units: Iterable[Mapping[str, Any]], file: Path) -> list[_StoredUnit]:
@@ -161,15 +163,17 @@ def _tasks(units: Sequence[_StoredUnit], num_workers: int) -> Iterator[dict[str,
         first = stop
 
 
-def _failure(error: ray.exceptions.RayError, output: Path) -> JobFailed:
+def _failure(error: ray.exceptions.RayError, output: Path, units_left: str) -> JobFailed:
     return JobFailed(
-        f"the workers that write {output} failed: {_last_line(error)}. "
+        f"the workers that write {output} failed with {units_left} left: {_cause(error)}. "
         "What is complete stays, and the same command goes on from there"
     )
 
 
-def _last_line(error: ray.exceptions.RayError) -> str:
-    return str(error).strip().splitlines()[-1][:300]
+def _cause(error: ray.exceptions.RayError) -> str:
+    if isinstance(error, ray.exceptions.RayActorError) and not error.actor_init_failed:
+        return "a worker process died; if memory is short, lower num_workers"
+    return str(error).strip().splitlines()[-1][:300].rstrip(".")
 
 
 def _reports(

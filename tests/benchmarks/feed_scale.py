@@ -35,8 +35,7 @@ from pipelines.dataset.clip_dataset import ClipDataset, ClipGroup
 from pipelines.dataset.index import ClipIndex, read_shards, write_index
 from pipelines.dataset.text_column import TextColumn
 from pipelines.training.feed import Feed
-from tests.benchmarks.clip_encodings import FRAME_RATE
-from tests.helpers.clip_datasets import SAMPLE_RATE, write_dataset
+from tests.helpers.clip_datasets import FRAME_RATE, SAMPLE_RATE, write_dataset
 
 DEFAULTS = {
     "clips": "4096",

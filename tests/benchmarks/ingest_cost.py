@@ -8,8 +8,8 @@ and writing included, without Ray and without the start of the process, which se
 Beside it a bare loop decodes every frame and every sample of the same files and keeps nothing. Both
 are measured in CPU seconds of all processes, in turns. The table of what a corpus would need
 follows from the CPU and the bytes of an hour of video. Last, a new worker ingests 48 times a file
-of 10 s, and another one that and a file of `long_minutes`: how much memory it and its decoder had
-at most.
+of 10 s, and another one that and a file of `long_minutes`: how much memory it and its largest
+decoder had at most. Each file has a decoder of its own, so these are looked at every 10 ms.
 """
 
 import json
@@ -19,10 +19,13 @@ import shutil
 import statistics
 import sys
 import tempfile
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import av
 import numpy as np
+import psutil
 from cpu_time import tree_cpu_seconds
 from program import environment, most_memory, options
 
@@ -130,18 +133,32 @@ def peaks(root: Path, long_minutes: float) -> dict[str, float]:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             worker, decoder = pool.apply(peak, (paths, root / what))
         found |= {f"worker_bytes_{what}": worker, f"decoder_bytes_{what}": decoder}
-        print(f"{what:30} worker {worker / 1e6:.1f} MB, its decoder {decoder / 1e6:.1f} MB")
+        print(f"{what:30} worker {worker / 1e6:.1f} MB, a decoder {decoder / 1e6:.1f} MB")
     return found
 
 
 def peak(paths: list[str], output: Path) -> tuple[int, int]:
-    """The most memory of this process and of its decoder while it turns files into a shard."""
+    """The most memory of this process and of a decoder while it turns files into a shard."""
     unit = UnitIngester(str(output), IngestSettings().model_dump(mode="json"))
-    ingest(unit, paths, output)
-    assert unit.decoder._child is not None
-    found = (most_memory(), most_memory(unit.decoder._child.pid))
+    most = 0
+    is_over = threading.Event()
+
+    def look() -> None:
+        nonlocal most
+        while not is_over.wait(0.01):
+            for process in psutil.Process().children(recursive=True):
+                with suppress(OSError, IndexError):  # it may end, and then has no memory to tell of
+                    most = max(most, most_memory(process.pid))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        ingest(unit, paths, output)
+    finally:
+        is_over.set()
+        looking.join()
     unit.close()
-    return found
+    return most_memory(), most
 
 
 def repeat(source: Path, target: Path, times: int) -> Path:

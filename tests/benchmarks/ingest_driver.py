@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from program import most_memory, options, surroundings
+from program import environment, most_memory, options
 
 from pipelines.config.base import RaySettings
 from pipelines.config.ingest import IngestSettings
@@ -72,7 +72,7 @@ def main() -> None:
         "megabytes_of_the_graph": (most_memory() - before) / 1e6,
     }
     print("  ".join(f"{name} {value:,.0f}" for name, value in results.items()))
-    line = {"benchmark": "ingest_driver", **surroundings("ray", "pyarrow")}
+    line = {"benchmark": "ingest_driver", **environment("ray", "pyarrow")}
     print(json.dumps(line | {"settings": given, "results": results}))
 
 

@@ -7,10 +7,12 @@ turns, each in a process of its own that is pinned before it starts, with all th
 CPU and a Ray of one, on two and a Ray of two. So the driver and Ray's own processes take their time
 from the same CPUs as the decoders.
 
-The figure is taken from the first finished source to the last. What comes before is the start of
-Ray and of the decoders, which a corpus pays once and not for each file. The end, when one CPU may
-be idle because the other has the last unit, counts; the rate between a tenth and nine tenths of the
-sources, which a large corpus comes near to, stands beside it, and so does the whole job.
+Workers report about once a second how many sources are finished. The figure is taken from the
+first report to the last, over the sources between them. What comes before is the start of Ray and
+of the decoders, which a corpus pays once and not for each file. The end, when one CPU may be idle
+because the other has the last unit, counts; the rate between the first report after a tenth of the
+sources and the last one before nine tenths, which a large corpus comes near to, stands beside it,
+and so does the whole job.
 
 Beside it, on one of the CPUs, the CPU that the same files take in a bare PyAV loop, which decodes
 every frame and keeps nothing, and in a unit of ingest without Ray. As shares of the time that the
@@ -29,6 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,15 @@ NUM_MADE = 12
 SPANS = ("first_to_last", "middle", "whole_job")
 EDGE = 0.1
 """Share of the sources at the beginning and at the end that the middle leaves out."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """How many sources are finished, when, and the CPU seconds of all processes so far."""
+
+    done: float
+    at: float
+    cpu_seconds: float
 
 
 def main() -> None:
@@ -136,15 +148,11 @@ def config(root: Path) -> IngestConfig:
 
 def job(root: Path, num_cpus: int) -> dict[str, float]:
     """Ingests, and gives what happened a second over each span."""
-    ended: list[float] = []
-    used: list[float] = []
+    reports: list[Report] = []
 
     def on_progress(done: float, total: float, note: str) -> None:
         if note.endswith("rejected"):  # before, files are listed and hashed
-            assert done == len(ended) + 1
-            ended.append(time.monotonic())
-            if done in (1, total):
-                used.append(cpu_seconds_so_far())
+            reports.append(Report(done, time.monotonic(), cpu_seconds_so_far()))
 
     job_config = config(root)
     begun = time.monotonic()
@@ -157,26 +165,32 @@ def job(root: Path, num_cpus: int) -> dict[str, float]:
         )
     over = time.monotonic()
     shutil.rmtree(job_config.output)
-    assert summary.accepted == len(ended) == len(list((root / "media").iterdir()))
-    last = len(ended) - 1
-    first_of_middle, last_of_middle = round(EDGE * last), round((1 - EDGE) * last)
-    middle = ended[last_of_middle] - ended[first_of_middle]
+    first, last = reports[0], reports[-1]
+    assert summary.accepted == last.done == len(list((root / "media").iterdir()))
+    middle = [each for each in reports if EDGE <= each.done / last.done <= 1 - EDGE]
+    if len(middle) < 2:
+        raise SystemExit(f"clips={last.done:g} end too soon for {len(reports)} reports: take more")
     rates = {
-        "first_to_last": last / (ended[-1] - ended[0]),
-        "middle": (last_of_middle - first_of_middle) / middle,
-        "whole_job": len(ended) / (over - begun),
+        "first_to_last": rate(first, last),
+        "middle": rate(middle[0], middle[-1]),
+        "whole_job": last.done / (over - begun),
     }
-    clips, seconds = (total / len(ended) for total in (summary.clips, summary.media_seconds))
-    cpu = (used[1] - used[0]) / last
+    clips, seconds = (total / last.done for total in (summary.clips, summary.media_seconds))
+    cpu = (last.cpu_seconds - first.cpu_seconds) / (last.done - first.done)
     return {
         **{f"{span}_sources_per_second": rate for span, rate in rates.items()},
         "clips_per_second": clips * rates["first_to_last"],
         "video_seconds_per_second": seconds * rates["first_to_last"],
         "cpu_seconds_per_source": cpu,
         "busy": cpu * rates["first_to_last"] / num_cpus,
-        "seconds_to_first": ended[0] - begun,
+        "seconds_to_first": first.at - begun,
         "seconds": over - begun,
     }
+
+
+def rate(first: Report, last: Report) -> float:
+    """Sources a second between two reports."""
+    return (last.done - first.done) / (last.at - first.at)
 
 
 def report(turns: Sequence[dict[str, dict[str, float]]]) -> dict[str, list[float]]:

@@ -35,8 +35,7 @@ from pipelines.tracking.runs import RunRef
 from pipelines.training.feed import make_feed
 from pipelines.training.pretrain import pretrain
 from ray_jobs.cli.environment import ENVIRONMENT
-from tests.benchmarks.clip_encodings import FRAME_RATE
-from tests.helpers.clip_datasets import SAMPLE_RATE, write_dataset
+from tests.helpers.clip_datasets import FRAME_RATE, SAMPLE_RATE, write_dataset
 from xkd_core.losses import initial_centers
 from xkd_core.optim import build_optimizer
 from xkd_core.train_step import TrainState, train_step

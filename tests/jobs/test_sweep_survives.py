@@ -17,8 +17,7 @@ from mlflow.tracking import MlflowClient
 from pipelines.models.checkpoints import TRAINING_FILE, newest_checkpoint, read_info
 from pipelines.sweep.trial_files import ENDED_FILE, TRIALS_FOLDER, Trial, read_trials
 from pipelines.tracking.run_folder import RUN_FILE
-from tests.benchmarks.clip_encodings import FRAME_RATE
-from tests.helpers.clip_datasets import SAMPLE_RATE, write_dataset
+from tests.helpers.clip_datasets import FRAME_RATE, SAMPLE_RATE, write_dataset
 from tests.helpers.programs import REPOSITORY, run_program
 from tests.helpers.training import serving_mlflow, unused_port
 

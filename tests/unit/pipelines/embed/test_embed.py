@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from pipelines.embed.embed import check_embed, embed
 from pipelines.errors import UserError
 from pipelines.ingest.ingest import ingest
 from pipelines.registry.promote import promote
+from pipelines.sources.spool import Spool
 from pipelines.tracking.runs import open_run
 from tests.helpers.encoders import WIDTH, example_scores, write_checkpoint, write_media
 from tests.helpers.media import write_growing
@@ -133,6 +135,16 @@ def test_what_is_there_is_not_done_again_and_what_is_missing_is(embedded):
     shard.unlink()  # as if killed before it was renamed
     assert run(config) == replace(first, new_clips=num_rows)
     assert rows_of(output) == before
+
+
+def test_copies_that_no_source_needs_are_removed(embedded, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with Spool(max_bytes=100).keeping("http://127.0.0.1/a.mp4", 4) as copy:
+        copy.write(b"film")
+        copy.keep("hash", 4)
+    assert list(tmp_path.rglob("*.kept"))
+    run(embedded[0])
+    assert not list(tmp_path.rglob("*.kept"))
 
 
 def test_a_source_that_fails_half_way_leaves_no_embedding(tracking, media, tmp_path):

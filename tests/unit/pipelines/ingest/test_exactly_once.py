@@ -24,6 +24,7 @@ from ray.cluster_utils import Cluster
 from pipelines.config.ingest import IngestSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.ingest.ingest import ingest
+from pipelines.media.decoder.template import MODULE as DECODER
 from tests.helpers.clip_datasets import index_of
 from tests.helpers.media import write_media, write_numbered
 
@@ -152,13 +153,20 @@ def processes(name):
     found = []
     for process in psutil.process_iter():
         try:
-            command = " ".join(process.cmdline())
-            mine = process.environ().get("XKD_TEST_CLUSTER") == str(os.getpid())
+            if name in " ".join(process.cmdline()) and is_of_cluster(process):
+                found.append(process)
         except psutil.Error:
             continue
-        if name in command and mine:
-            found.append(process)
     return found
+
+
+def is_of_cluster(process):
+    """Whether a worker started it; decoders do not inherit the environment."""
+    return any(
+        each.environ().get("XKD_TEST_CLUSTER") == str(os.getpid())
+        for each in (process, *process.parents())
+        if each.pid > 1
+    )
 
 
 def test_workers_and_decoders_killed_at_random_moments(cluster, videos, expected, tmp_path):
@@ -169,9 +177,7 @@ def test_workers_and_decoders_killed_at_random_moments(cluster, videos, expected
     def kill(done, total, note):
         if moments and done >= moments[0]:
             moments.pop(0)
-            name = ("MapWorker(FlatMap(UnitRunner", "pipelines.media.decoder.process")[
-                len(killed) % 2
-            ]
+            name = ("MapWorker(FlatMap(UnitRunner", DECODER)[len(killed) % 2]
             victims = processes(name)
             if victims:
                 victim = generator.choice(victims)

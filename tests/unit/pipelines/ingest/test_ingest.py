@@ -237,7 +237,7 @@ def test_two_runs_into_one_dataset_at_the_same_time_are_refused(local_ray, video
     refused = []
 
     def begin_another(done, total, note):
-        if done == 1 and not refused:
+        if done and not refused:  # two units may be done at the first word
             with pytest.raises(UserError, match=rf"is being written by process {os.getpid()} on"):
                 run(videos, output)
             refused.append(True)
@@ -596,7 +596,7 @@ def test_a_worker_that_dies_is_replaced_and_its_unit_done_again(made, videos, tm
 
     def kill_workers(done, total, note):
         for process in (
-            psutil.Process().children(recursive=True) if not killed and done >= 3 else []
+            psutil.Process().children(recursive=True) if not killed and 0 < done < total else []
         ):
             if any("UnitRunner" in word for word in process.cmdline()):
                 killed.append(process.pid)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.errors import UserError
+from pipelines.errors import JobFailed, UserError
+from pipelines.ingest import unit_graph
 from pipelines.ingest.unit_graph import (
     MAX_UNITS_PER_TASK,
     Counts,
@@ -31,7 +32,8 @@ class Counter:
             calls.write(f"{name}\n")
         for number in range(unit["sources"]):
             yield asdict(UnitOutcome(name, clips=2, reason="" if number else "not_media"))
-            if unit.get("dies") == number and not (self._output / "died").exists():
+            is_first = not (self._output / "died").exists()
+            if unit.get("dies") == number and (is_first or unit.get("always")):
                 (self._output / "died").touch()
                 os._exit(1)
         if unit.get("failed"):
@@ -107,6 +109,30 @@ def test_the_units_of_a_dead_worker_are_counted_once(tmp_path, local_ray):
     progress = list(run(rows(30, of_5={"dies": 1}), tmp_path))
     assert (tmp_path / "died").exists()
     assert progress[-1] == Counts(90, 180, 30)
+
+
+@pytest.fixture
+def few_attempts(monkeypatch):
+    """Each attempt takes the start of a process."""
+    monkeypatch.setattr(unit_graph, "MAX_UNIT_RETRIES", 0)
+    monkeypatch.setattr(unit_graph, "MAX_FRUITLESS_RUNS", 1)
+
+
+@pytest.mark.ray
+def test_a_unit_that_always_kills_its_worker_ends_the_run(tmp_path, local_ray, few_attempts):
+    with pytest.raises(JobFailed, match=r"failed with 1 unit left: a worker process died"):
+        list(run(rows(1, of_0={"dies": 1, "always": True}), tmp_path))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_unit_that_always_kills_its_worker_does_not_block_others(
+    tmp_path, local_ray, few_attempts
+):
+    units = rows(3, of_1={"dies": 1, "always": True})
+    with pytest.raises(JobFailed, match=r"failed with 1 unit left: a worker process died"):
+        list(run(units, tmp_path, num_workers=1))
+    assert {file.stem for file in (tmp_path / "clips").iterdir()} == {"unit 0", "unit 2"}
 
 
 @pytest.mark.ray

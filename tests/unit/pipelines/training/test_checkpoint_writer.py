@@ -68,5 +68,5 @@ def test_what_does_not_fit_is_not_begun(writer, tmp_path):
     huge = torch.zeros(1).expand(10**15)  # 4 PB that take no memory
     writer.save({"weights": huge}, {}, INFO)
     writer.wait()
-    assert "the disk is full: 4e+06 GB needed" in writer.failure
+    assert "the disk is full: 4000.0 TB needed" in writer.failure
     assert list(tmp_path.iterdir()) == []

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
 from pipelines.training.feed import Feed
-from tests.benchmarks.clip_encodings import FRAME_RATE
-from tests.helpers.clip_datasets import SAMPLE_RATE, write_dataset
+from tests.helpers.clip_datasets import FRAME_RATE, SAMPLE_RATE, write_dataset
 
 NUM_CLIPS = 23
 

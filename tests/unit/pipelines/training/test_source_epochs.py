@@ -9,9 +9,9 @@ import pytest
 
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.training.feed import Feed
-from tests.benchmarks.clip_encodings import FRAME_RATE
 from tests.helpers.clip_datasets import (
     FEED,
+    FRAME_RATE,
     SAMPLE_RATE,
     MadeSegment,
     source_of,
