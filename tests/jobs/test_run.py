@@ -23,7 +23,7 @@ def test_it_says_what_came_out(tiny_run: TinyRun):
     assert "26 sources = 24 accepted + 2 rejected (2 not_media)" in printed
     for stage in ("make", "ingest", "pretrain", "evaluate", "register", "report"):
         assert re.search(rf"^{stage} ", printed, re.MULTILINE), stage
-    assert "video, untrained" in printed
+    assert re.search(r"^  held-out score +trained .* untrained +difference", printed, re.MULTILINE)
     assert "xkd-audio version 1: gets the alias champion" in printed
     assert str(tiny_run.folder / "report.html") in printed
     assert f"ui --backend-store-uri {tiny_run.tracking_uri}" in printed

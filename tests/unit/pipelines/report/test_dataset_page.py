@@ -52,4 +52,4 @@ def test_the_words_say_what_to_leave_out(found):
     text = review_text(found)
     assert "8 train, 2 test" in text
     assert "matches by picture, test and train: 1 pair" in text
-    assert "to exclude: 1 leaks, 1 duplicates" in text
+    assert "to exclude: 1 leak, 1 duplicate" in text
