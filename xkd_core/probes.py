@@ -101,7 +101,7 @@ def fit_linear_layers(
             total = _batch_loss(logits, targets[rows].to(device), loss)
             total = total + 0.5 * (penalties * weight.square().sum(dim=(1, 2))).sum()
             optimizer.zero_grad()
-            total.backward()  # type: ignore[no-untyped-call]
+            total.backward()  # type: ignore[no-untyped-call]  # torch has no types here
             optimizer.step()
             schedule.step()
     return LinearLayers(mean, std, weight.detach(), bias.detach())

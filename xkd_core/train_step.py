@@ -188,7 +188,7 @@ def _backward(
     metrics = {name: term.detach() for name, term in terms.items()}
     if measure is not None:
         metrics.update(measure(output, state.centers, objective, epoch))
-    (total * share).backward()  # type: ignore[no-untyped-call]
+    (total * share).backward()  # type: ignore[no-untyped-call]  # torch has no types here
     return metrics, new_centers
 
 

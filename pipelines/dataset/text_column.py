@@ -40,10 +40,10 @@ class TextColumn:
         return text if dtype is None else text.astype(dtype)
 
     # Comparisons are elementwise, as for a NumPy array, where `object` promises a bool.
-    def __eq__(self, text: object) -> NDArray[np.bool_]:  # type: ignore[override]
+    def __eq__(self, text: object) -> NDArray[np.bool_]:  # type: ignore[override]  # by row
         return self.isin([str(text)])
 
-    def __ne__(self, text: object) -> NDArray[np.bool_]:  # type: ignore[override]
+    def __ne__(self, text: object) -> NDArray[np.bool_]:  # type: ignore[override]  # by row
         return ~self.isin([str(text)])
 
     def tolist(self) -> list[str]:
