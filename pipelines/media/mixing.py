@@ -38,8 +38,13 @@ SILENT_POWER = 1e-8
 AS_LOUD_AS = 0.8
 """Channels with this share of the loudest one's power are as loud as it is."""
 
+MAX_ANSWERS = 64
+"""Layouts whose weights are kept; usual files have one of five."""
+
 Samples = NDArray[np.int16]
 Channels = NDArray[np.float32]
+
+_answers: dict[str, tuple[Channels, bool]] = {}
 
 
 class MonoMixer:
@@ -120,7 +125,19 @@ class MonoMixer:
 
 
 def mixing_weights(layout: AudioLayout) -> tuple[Channels, bool]:
-    """How much of each channel is in the mix, and whether FFmpeg's mixer knows the layout."""
+    """How much of each channel is in the mix, and whether FFmpeg's mixer knows the layout.
+
+    Answers are kept, by what FFmpeg calls the layout, because it takes a millisecond to ask.
+    """
+    answer = _answers.get(layout.name)
+    if answer is None:
+        if len(_answers) >= MAX_ANSWERS:
+            _answers.clear()
+        answer = _answers[layout.name] = _mixing_weights(layout)
+    return answer
+
+
+def _mixing_weights(layout: AudioLayout) -> tuple[Channels, bool]:
     num_channels = layout.nb_channels
     if layout.name.startswith("ambisonic"):
         # FFmpeg's order and norm (ACN, SN3D) begin with the part that has no direction.
