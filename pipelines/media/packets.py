@@ -28,6 +28,10 @@ PACKET_OVERHEAD_BYTES = 512
 MAX_SECONDS = 1e9
 """A timestamp further than this from zero (30 years) is damage."""
 NO_TIME = float("nan")
+EVEN_CODECS = frozenset({"aac", "ac3", "mp2", "mp3"})
+"""Sound codecs of which all packets of a stream have the same number of samples."""
+EVEN_TOLERANCE = 0.25
+"""Usual durations that are further off mean that the number of samples is another one."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,7 @@ class _Rows:
         if isinstance(stream, AudioStream) and stream.codec_context.sample_rate:
             samples = stream.codec_context.frame_size or 0
             self._exact_duration = samples / stream.codec_context.sample_rate
+        self._is_even = stream.codec_context.name in EVEN_CODECS
         self._order, self._size = array("q"), array("q")
         self._pts, self._dts, self._duration = array("d"), array("d"), array("d")
         self._is_key, self._is_discarded = array("b"), array("b")
@@ -149,8 +154,17 @@ class _Rows:
         )
 
     def _durations(self) -> NDArray[np.float64]:
-        """Durations, unrounded where the codec says how many samples a packet has."""
+        """Durations, unrounded where the codec says how many samples a packet has.
+
+        MP4 has no timestamps but durations up to the next one, so if timestamps wobble or jump,
+        durations do, while packets hold what they always hold.
+        """
         declared = np.clip(np.nan_to_num(self._seconds(self._duration)), 0, None)
+        known = declared[declared > 0]
+        if self._is_even and self._exact_duration and len(known):
+            apart = abs(float(np.median(known)) - self._exact_duration)
+            if apart <= EVEN_TOLERANCE * self._exact_duration:
+                return np.where(declared > 0, self._exact_duration, 0.0)
         is_rounded = np.abs(declared - self._exact_duration) < self._time_base
         return np.where(is_rounded & (declared > 0), self._exact_duration, declared)
 

@@ -186,7 +186,13 @@ NOISE = {
 
 
 @pytest.mark.parametrize(
-    ("kind", "suffix"), [*((kind, ".mkv") for kind in NOISE), ("slow and random", ".ts")]
+    ("kind", "suffix"),
+    [
+        *((kind, ".mkv") for kind in NOISE),
+        ("slow and random", ".ts"),
+        ("slow and random", ".mp4"),  # which keeps timestamps as durations
+        ("square", ".mp4"),
+    ],
 )
 def test_noise_in_timestamps_of_sound_makes_no_hole(tmp_path, kind, suffix):
     made = write_scene(tmp_path / "made.mp4", 0, 22)
@@ -332,9 +338,11 @@ def check_flawed(folder, flawed):
     assert mismatches(segments, late=0.1) == []
     seen, _ = seen_and_heard(segments)
     shown = {number for number in seen if number is not None}
-    for first, seconds, *_ in pieces:
+    for number, (first, seconds, *_) in enumerate(pieces):
         inside = set(range(25 * first, round(25 * (first + seconds))))
-        assert len(shown & inside) >= 0.9 * 8 * seconds - 1
+        # The rest after the last whole segment is dropped if it is shorter than half a second.
+        dropped = 4 if number == len(pieces) - 1 else 0
+        assert len(shown & inside) >= 0.9 * 8 * seconds - 1 - dropped
 
 
 @settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
