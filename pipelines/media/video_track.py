@@ -115,6 +115,8 @@ class VideoTrack:
             self._show_held(seconds)
         elif self.start is None:
             self.start = seconds
+        if frame.key_frame or frame.rotation:
+            self._converter.look(frame)  # after the frame before it has been stored
         self._held, self._held_since, self._is_stored = frame, seconds, False
         following = bisect_left(self._begins, seconds + SAME_SECONDS)
         is_last = following >= len(self._begins)
@@ -150,6 +152,10 @@ class VideoTrack:
                 at += 1
             clip[tick] = pictures[at]
         return clip
+
+    def is_held_at(self, seconds: float) -> bool:
+        """Whether the last frame has ended before, and stays on because the sound goes on."""
+        return self.known_until == math.inf and seconds - self.end > MAX_EARLY_SECONDS
 
     def _stamp(self, packet: "Packet[Any]", number: int) -> None:
         """Gives a packet, and so its frame, the time of the timeline."""
