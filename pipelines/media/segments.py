@@ -35,6 +35,9 @@ class ClockRepairs:
     rebased_clocks: int = 0
     """Streams, 0 to 2, whose times are not the container's: after a leap, or made from the order
     of the frames."""
+    held_picture: int = 0
+    """1 if the picture ends more than 0.5 s before the clip, which shows its last frame until then;
+    0 otherwise."""
 
 
 @dataclass
@@ -210,7 +213,8 @@ class Cutter:
         is_made = has_picture and self._video is not None and self._video.times.is_by_order
         both = has_picture + has_sound
         rebased = both if self._has_leapt else int(is_made)
-        return ClockRepairs(leaps, _passed(gaps, end), _passed(bridged, end), rebased)
+        is_held = has_picture and self._video is not None and self._video.is_held_at(end)
+        return ClockRepairs(leaps, _passed(gaps, end), _passed(bridged, end), rebased, int(is_held))
 
     def _describe(self) -> MediaInfo:
         if self._info is None:

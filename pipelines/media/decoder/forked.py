@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import socket
 import time
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ _PROCESS_CPU_CLOCK = 2
 """With a process, what Linux calls the clock of its CPU time (`man 3 clock_getcpuclockid`)."""
 
 
+BYTES_PER_SECOND = 1_000
+"""Fewer bytes than any codec needs for a picture that moves or a sound."""
+
+
 class DeadDecoderError(Exception):
     """A decoder closed its end."""
 
@@ -37,12 +42,22 @@ class Patience:
     per_second: float
     """For each second of the source."""
 
-    def check(self, taken_seconds: float, source_seconds: float) -> None:
+    def check(self, taken_seconds: float, claimed_seconds: float, num_bytes: int) -> None:
         """Gives up a decoder that answers in time, but for too long.
+
+        How long a source is, the decoder says, and may lie. How many bytes it has, it cannot: so a
+        second counts only where there are `BYTES_PER_SECOND` for it. Sources with less hold still
+        pictures or silence, which take a small part of what is allowed.
+
+        Args:
+            taken_seconds: What the decoder has worked.
+            claimed_seconds: Of the segments that it gave.
+            num_bytes: Of the file.
 
         Raises:
             DecodeError: If it is.
         """
+        source_seconds = min(claimed_seconds, num_bytes / BYTES_PER_SECOND)
         if taken_seconds > self.seconds + self.per_second * source_seconds:
             raise DecodeError(
                 "decoder_timeout",
@@ -62,6 +77,7 @@ class ForkedDecoder:
         self._channel = channel
         self._patience = patience
         self._waited = 0.0
+        self._num_bytes = 0
 
     def request(self, file: int, settings: dict[str, Any]) -> None:
         """Hands a file over.
@@ -69,6 +85,7 @@ class ForkedDecoder:
         Raises:
             OSError: If the decoder is gone.
         """
+        self._num_bytes = os.fstat(file).st_size
         self._channel.settimeout(_SEND_SECONDS)
         send(self._channel, {"settings": settings}, file)
 
@@ -96,7 +113,8 @@ class ForkedDecoder:
             return None
         segment = self._segment(header, expectation)
         # What the parent does with segments is not its fault; what it works meanwhile is.
-        self._patience.check(max(self._waited, self._cpu_seconds()), expectation.seconds)
+        worked = max(self._waited, self._cpu_seconds())
+        self._patience.check(worked, expectation.seconds, self._num_bytes)
         return segment
 
     def close(self) -> None:
