@@ -105,8 +105,7 @@ def summary_text(summary: IngestSummary) -> str:
     if summary.ignored:
         names = ", ".join(f"{count:,} {suffix}" for suffix, count in summary.ignored.items())
         text += f"; files that are not sources: {names}"
-    flaws = summary.flaws
-    return "\n  ".join([text, *flaws.sentences(), *flaws.remarks(), *summary.notes])
+    return "\n  ".join([text, *summary.flaws.sentences(), *summary.notes])
 
 
 def report(config: IngestConfig) -> None:

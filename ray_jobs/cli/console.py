@@ -69,7 +69,9 @@ class StageProgress:
     def _columns(self, now: float, done: float, total: float) -> list[str]:
         start, begun_at = self._first or (now, done)
         rate = (done - begun_at) / (now - start) if now > start else 0.0
-        columns = [f"{self._stage:9} {int(done)}/{total:.0f} {self._unit}"]
+        is_counted = done > 0 or total > 1  # "0/1" would say nothing
+        counts = f"{int(done)}/{total:.0f} {self._unit}" if is_counted else "..."
+        columns = [f"{self._stage:9} {counts}"]
         if rate > 0:
             columns.append(_rate(rate, self._unit))
             if done < total:

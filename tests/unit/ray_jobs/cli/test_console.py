@@ -40,6 +40,19 @@ def test_a_rate_does_not_count_the_time_before_the_first_unit(clock, capsys):
     assert capsys.readouterr().out.splitlines()[-1].endswith("5.0 sources/s  10 s left")
 
 
+def test_nothing_is_counted_before_anything_is_known(clock, capsys):
+    clock[0] = 60.0
+    StageProgress("evaluate", "clips")(0, 1, "")
+    progress = StageProgress("ingest", "sources")
+    progress(0, 0, "listing")
+    progress(1, 1, "")
+    assert capsys.readouterr().out.splitlines() == [
+        "evaluate  ...",
+        "ingest    ...  listing",
+        "ingest    1/1 sources",
+    ]
+
+
 ON_TERMINAL = """
 import logging, sys, time
 from ray_jobs.cli.console import StageProgress, close_progress
