@@ -1,4 +1,4 @@
-"""`python -m ray_jobs.evaluate CONFIG.yaml`: how good the features of a checkpoint are."""
+"""`python -m ray_jobs.evaluate CONFIG.yaml`: scores the features of a checkpoint."""
 
 import sys
 
@@ -24,7 +24,7 @@ _MAIN_RANK = "recall@5"
 
 
 def plan(config: EvaluateConfig) -> JobPlan:
-    """What evaluation reads and writes."""
+    """Returns what the job reads and writes."""
     return JobPlan(
         reads=(config.checkpoint, config.dataset),
         writes=(config.output,),
@@ -40,7 +40,7 @@ def evaluate_stage(config: EvaluateConfig, parent: RunRef | None = None) -> Eval
     """Evaluates with progress.
 
     Raises:
-        UserError: if it needs a GPU that no node of Ray has.
+        UserError: If it needs a GPU and no node of Ray has one.
     """
     check_gpus({"use_gpu": config.use_gpu})
     progress = StageProgress("evaluate", "clips")

@@ -1,4 +1,4 @@
-"""`python -m ray_jobs.pretrain CONFIG.yaml`: a clip dataset becomes encoders."""
+"""`python -m ray_jobs.pretrain CONFIG.yaml`: trains encoders on a clip dataset."""
 
 import math
 import sys
@@ -17,7 +17,7 @@ from ray_jobs.cli.jobs import JOBS
 
 
 def plan(config: PretrainConfig) -> JobPlan:
-    """What pretraining reads and writes."""
+    """Returns what the job reads and writes."""
     folder = str(Path(config.output) / config.name)
     labelled = config.health.knn and config.health.knn.dataset
     return JobPlan(
@@ -44,7 +44,7 @@ def pretrain_stage(config: PretrainConfig, parent: RunRef | None = None) -> Pret
 
 
 def work(config: PretrainConfig) -> None:
-    """Trains and says where the last checkpoint is."""
+    """Trains and prints where the last checkpoint is."""
     with connected(config.ray):
         result = pretrain_stage(config)
     print(f"checkpoint: {result.checkpoint}")
@@ -55,7 +55,7 @@ JOB = Job(
     schema=PretrainConfig,
     plan=plan,
     work=work,
-    how_to_go_on="Checkpoints stay; the same command goes on from the last one.",
+    how_to_go_on="Checkpoints are kept; the same command continues from the last one.",
 )
 
 if __name__ == "__main__":

@@ -242,6 +242,6 @@ def _fit(
         reason = redacted(str(error)).strip().splitlines()[-1][:300]
         raise JobFailed(
             f"training failed more than max_failures ({config.max_failures}) times: {reason}. "
-            "The same command goes on from the last checkpoint"
+            "The same command continues from the last checkpoint"
         ) from error
     return TrainOutcome(**result.return_value)
