@@ -233,5 +233,9 @@ class VideoTrack:
 
 def _pixel_aspects(stream: VideoStream) -> tuple[Fraction, Fraction]:
     """As the container and as the codec say, 0 if they do not."""
-    codec = stream.codec_context.sample_aspect_ratio
-    return Fraction(stream.sample_aspect_ratio or 0), Fraction(codec or 0)
+    said = stream.sample_aspect_ratio, stream.codec_context.sample_aspect_ratio
+    # PyAV 19 has a type of its own for ratios.
+    container, codec = (
+        Fraction(ratio.numerator, ratio.denominator) if ratio else Fraction(0) for ratio in said
+    )
+    return container, codec
