@@ -16,6 +16,8 @@ from rich.text import Text
 
 from pipelines.quantities import duration
 
+_UNITS_FOR_A_RATE = 3.0
+"""The first units wait for processes to start; a rate from them alone is far too low."""
 _LOG_SECONDS = 5.0
 """Between two lines where the output is not a terminal."""
 _BAR_WIDTH = 20
@@ -68,7 +70,8 @@ class StageProgress:
 
     def _columns(self, now: float, done: float, total: float) -> list[str]:
         start, begun_at = self._first or (now, done)
-        rate = (done - begun_at) / (now - start) if now > start else 0.0
+        is_known = done - begun_at >= min(_UNITS_FOR_A_RATE, total - begun_at) and now > start
+        rate = (done - begun_at) / (now - start) if is_known else 0.0
         columns = [f"{self._stage:9} {int(done)}/{total:.0f} {self._unit}"]
         if rate > 0:
             columns.append(_rate(rate, self._unit))
