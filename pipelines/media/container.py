@@ -218,7 +218,7 @@ def check_declared_limits(
         raise DecodeError("too_many_pixels", f"frames of {size}, limits.max_pixels ({max_pixels})")
     seconds = (container.duration or 0) / av.time_base
     # Below a thousand bytes a second, the header is wrong; decoding then measures the length.
-    if seconds > max_seconds and container.size > 1000 * seconds:
+    if seconds > max_seconds and (container.size or 0) > 1000 * seconds:
         raise DecodeError("too_long", f"{seconds:.0f} s, limits.max_seconds ({max_seconds:g})")
 
 

@@ -233,5 +233,9 @@ class VideoTrack:
 
 def _pixel_aspects(stream: VideoStream) -> tuple[Fraction, Fraction]:
     """Returns the pixel aspect of the container and of the codec; 0 if unknown."""
-    codec = stream.codec_context.sample_aspect_ratio
-    return Fraction(stream.sample_aspect_ratio or 0), Fraction(codec or 0)
+    found = stream.sample_aspect_ratio, stream.codec_context.sample_aspect_ratio
+    # PyAV 19 has a type of its own for ratios.
+    container, codec = (
+        Fraction(ratio.numerator, ratio.denominator) if ratio else Fraction(0) for ratio in found
+    )
+    return container, codec

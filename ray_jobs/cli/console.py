@@ -16,6 +16,8 @@ from rich.text import Text
 
 from pipelines.quantities import duration
 
+_UNITS_FOR_A_RATE = 3.0
+"""The first units wait for processes to start; a rate from them alone is far too low."""
 _LOG_SECONDS = 5.0
 """Time between two lines if the output is not a terminal."""
 _BAR_WIDTH = 20
@@ -68,7 +70,8 @@ class StageProgress:
 
     def _columns(self, now: float, done: float, total: float) -> list[str]:
         start, begun_at = self._first or (now, done)
-        rate = (done - begun_at) / (now - start) if now > start else 0.0
+        is_known = done - begun_at >= min(_UNITS_FOR_A_RATE, total - begun_at) and now > start
+        rate = (done - begun_at) / (now - start) if is_known else 0.0
         is_counted = done > 0 or total > 1  # "0/1" would say nothing
         counts = f"{int(done)}/{total:.0f} {self._unit}" if is_counted else "..."
         columns = [f"{self._stage:9} {counts}"]

@@ -17,6 +17,8 @@ ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     # The job handles Ctrl-C itself.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # Tune would print a table of its own; the job shows the trials.
+    "RAY_AIR_NEW_OUTPUT": "0",
     # Scores are in MLflow and in the folders of the trials.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",

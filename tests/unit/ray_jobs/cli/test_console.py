@@ -53,6 +53,17 @@ def test_nothing_is_counted_before_anything_is_known(clock, capsys):
     ]
 
 
+def test_the_first_units_alone_give_no_rate(clock, capsys):
+    progress = StageProgress("ingest", "sources")
+    progress(0, 300, "")
+    clock[0] = 10.0
+    progress(1, 300, "")
+    assert capsys.readouterr().out.splitlines()[-1] == "ingest    1/300 sources"
+    clock[0] = 20.0
+    progress(61, 300, "")
+    assert capsys.readouterr().out.splitlines()[-1].endswith("3.0 sources/s  1 min 18 s left")
+
+
 ON_TERMINAL = """
 import logging, sys, time
 from ray_jobs.cli.console import StageProgress, close_progress
