@@ -2,8 +2,8 @@
 
 With layer decay there are two groups for each depth, whose rates are those of timm and BEiT:
 
-    depth 3, decay 0.5    patches, CLS, positions   block 0   block 1   block 2   norm, head, decoder
-    rate times                     1/16               1/8       1/4       1/2            1
+    depth 3, decay 0.5   patches, CLS, positions   block 0   block 1   block 2   others
+    rate times                    1/16               1/8       1/4       1/2            1
 
 Weight decay applies to tensors of two or more dimensions, as published including CLS tokens, mask
 tokens and position tables, but not to biases and LayerNorms. Gradients of the students' encoders

@@ -33,8 +33,10 @@ Weights = Annotated[str, Field(min_length=1), AfterValidator(_weights)]
 
 
 class InitSettings(Config):
-    """What students and teachers begin as, in place of new weights. `init=X` is short for
-    `init.source=X`."""
+    """What students and teachers begin as, in place of new weights.
+
+    A text in place of this section is its `source`: `init=X` is `init.source=X`.
+    """
 
     source: Weights | None = None
     """A registered version (`models:/NAME@ALIAS` or `models:/NAME/VERSION`), a checkpoint or the

@@ -38,19 +38,21 @@ class RegisteredEncoder:
         Raises:
             UserError: If they cannot be fetched.
         """
-        for name in (SETTINGS_FILE, WEIGHTS_FILE) if weights else (SETTINGS_FILE,):
-            try:
+        name, number = self.version.name, str(self.version.version)
+        try:
+            # Not models:/NAME/VERSION, which MLflow looks up at the global registry.
+            files = MlflowClient(self.server).get_model_version_download_uri(name, number)
+            for file in (SETTINGS_FILE, WEIGHTS_FILE) if weights else (SETTINGS_FILE,):
                 download_artifacts(
-                    f"{self.version.uri}/artifacts/{ENCODER_ARTIFACT}/{name}",
+                    f"{files}/artifacts/{ENCODER_ARTIFACT}/{file}",
                     dst_path=str(folder),
                     tracking_uri=self.server,
-                    registry_uri=self.server,
                 )
-            except (MlflowException, OSError) as error:
-                raise UserError(
-                    f"model ({self.version.uri}): {name} cannot be fetched: {one_line(error)}"
-                ) from error
-        return next(folder.rglob(SETTINGS_FILE)).parent
+        except (MlflowException, OSError) as error:
+            raise UserError(
+                f"model ({self.version.uri}): its files cannot be fetched: {one_line(error)}"
+            ) from error
+        return folder
 
 
 def registered_encoder(uri: str, tracking: TrackingSettings) -> RegisteredEncoder:

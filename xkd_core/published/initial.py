@@ -44,8 +44,8 @@ def published_model(published: PublishedEncoder, model: ModelConfig) -> ModelCon
     width = table.shape[-1]
     inferred = infer_model(
         published,
-        video=model.video if is_ours and modality == "video" else None,
-        audio=model.audio if is_ours and modality == "audio" else None,
+        video=model.video if is_ours else None,
+        audio=model.audio if is_ours else None,
         # Files do not record it; widths that the default does not divide take the model's.
         num_heads=model.encoder.num_heads if width % _DEFAULT_HEAD_WIDTH else None,
     )
