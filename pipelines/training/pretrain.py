@@ -20,7 +20,7 @@ import ray
 from ray import train
 from ray.train.torch import TorchTrainer
 
-from pipelines.config.base import TrackingSettings, settings_without_password
+from pipelines.config.base import settings_without_password
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256
@@ -102,9 +102,7 @@ def pretrain(
         dataset = ClipDataset.open(config.dataset)
         _check_again(config, dataset)
         scaling = _scaling(config)
-        initial = prepare_weights(config, _tracking(config, parent))
-        for remark in initial.remarks if initial else ():
-            logger.warning("init: %s", remark)
+        initial = _initial_weights(config, parent)
         with tracked(_open_run(config, run_folder, parent)) as run:
             log_dataset(
                 run,
@@ -123,15 +121,29 @@ def pretrain(
             _warn_of_unsent(folder)
             check_outcome(outcome, config, folder)
             discard_weights(folder)
-            checkpoint = find_checkpoint(str(folder))
-            return PretrainResult(
-                checkpoint=checkpoint,
-                run=run,
-                total_steps=outcome.total_steps,
-                first_step=outcome.first_step,
-                clips_per_second=outcome.clips_per_second,
-                began_from=read_info(checkpoint).began_from or {},
-            )
+            return _result(folder, run, outcome)
+
+
+def _result(folder: Path, run: RunRef, outcome: TrainOutcome) -> PretrainResult:
+    checkpoint = find_checkpoint(str(folder))
+    return PretrainResult(
+        checkpoint=checkpoint,
+        run=run,
+        total_steps=outcome.total_steps,
+        first_step=outcome.first_step,
+        clips_per_second=outcome.clips_per_second,
+        began_from=read_info(checkpoint).began_from or {},
+    )
+
+
+def _initial_weights(config: PretrainConfig, parent: RunRef | None) -> InitialWeights | None:
+    """Resolves `init`, and says what a user may not expect of it."""
+    # A relative default would name another server in a worker of Ray Tune.
+    here = config.tracking.model_copy(update={"uri": parent.uri}) if parent else config.tracking
+    initial = prepare_weights(config, here)
+    for remark in initial.remarks if initial else ():
+        logger.warning("init: %s", remark)
+    return initial
 
 
 def _check_again(config: PretrainConfig, dataset: ClipDataset) -> None:
@@ -146,11 +158,6 @@ def _check_again(config: PretrainConfig, dataset: ClipDataset) -> None:
         *knn_mistakes(config, dataset),
     ]:
         raise UserError(mistakes[0])
-
-
-def _tracking(config: PretrainConfig, parent: RunRef | None) -> TrackingSettings:
-    """Where MLflow is; a relative default would name another server in a worker of Ray Tune."""
-    return config.tracking.model_copy(update={"uri": parent.uri}) if parent else config.tracking
 
 
 def _worker_values(
