@@ -81,7 +81,7 @@ def _of_frozen_teachers(config: PretrainConfig, fits: Mapping[Modality, Fitted])
     for modality in MODALITIES:
         tensors = fits[modality].tensors if modality in fits else {}
         if not tensors:
-            yield f"the frozen {modality} teacher has new weights, because init does not give it"
+            yield f"init gives no weights to the frozen {modality} teacher"
         elif not any(name.startswith("teacher_head.") for name in tensors):
             yield f"the head of the frozen {modality} teacher is new, and stays as it is"
 

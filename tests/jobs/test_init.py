@@ -121,6 +121,7 @@ def test_a_resumed_run_equals_one_that_was_not_stopped_without_its_source(tmp_pa
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_sharded_workers_begin_from_the_same_weights(tmp_path):
     dataset = write_dataset(tmp_path / "clips", 24, num_frames=10)

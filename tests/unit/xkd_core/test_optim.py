@@ -1,5 +1,7 @@
 """Facts about the optimizer and the clipping."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,9 @@ from xkd_core.optim import (
     set_learning_rate,
     total_norm,
 )
+from xkd_core.sharding import load_optimizer_state
 from xkd_core.train_step import train_step
+from xkd_core.xkd import load_model_tensors, model_tensors
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -332,3 +336,37 @@ def test_no_more_blocks_can_be_frozen_than_there_are():
     micro_config(optimizer=OptimizerConfig(frozen_audio_blocks=3))
     with pytest.raises(ValueError, match=r"frozen_audio_blocks \(4\) must not be above .* \(3\)"):
         micro_config(optimizer=OptimizerConfig(frozen_audio_blocks=4))
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+def test_a_resumed_optimizer_goes_on_as_if_it_had_not_stopped(layer_decay):
+    optimizer = OptimizerConfig(
+        layer_decay=layer_decay, frozen_audio_blocks=1, warmup_epochs=0.0, learning_rate=0.01
+    )
+    config = micro_config(optimizer=optimizer)
+    views = [micro_views() for _ in range(4)]
+
+    def begun(tensors=None, moments=None, centers=None, step=0):
+        model = micro_model()
+        freeze_first_blocks(model, optimizer)
+        state = train_state(model, config)
+        if tensors is not None:
+            load_model_tensors(model, tensors)
+            load_optimizer_state(state.optimizer, moments)
+            state.centers, state.step = centers, step
+        return state
+
+    def step_on(state, steps):
+        for number in steps:
+            train_step(state, views[number], config, total_steps=9, steps_per_epoch=3.0)
+
+    torch.manual_seed(4)
+    whole = begun()
+    step_on(whole, range(2))
+    tensors = {name: tensor.clone() for name, tensor in model_tensors(whole.model).items()}
+    moments = copy.deepcopy(whole.optimizer.state_dict())
+    resumed = begun(tensors, moments, whole.centers, 2)
+    for state in (whole, resumed):
+        step_on(state, range(2, 4))
+    theirs = model_tensors(resumed.model)
+    assert all(torch.equal(t, theirs[name]) for name, t in model_tensors(whole.model).items())

@@ -367,7 +367,7 @@ def test_a_dry_run_says_what_would_begin_from_what(home, tmp_path):
         "would begin  audio student and teacher with new weights",
         "note: video positions are resized from 4 x 2 x 2 to 2 x 2 x 2 patches (trilinear)",
         "note: the head of the frozen video teacher is new, and stays as it is",
-        "note: the frozen audio teacher has new weights, because init does not give it",
+        "note: init gives no weights to the frozen audio teacher",
     ]
 
 
