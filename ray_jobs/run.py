@@ -20,6 +20,7 @@ from pipelines.report.run_report import RunRecord, write_run_report
 from pipelines.tracking.run_folder import RunFolder
 from pipelines.tracking.runs import tracked
 from pipelines.training.checks import run_mistakes
+from pipelines.training.initial_weights import init_mistakes, init_notes
 from ray_jobs.cli.checks import (
     check_gpus,
     decoder_mistakes,
@@ -106,6 +107,7 @@ def plan(config: RunConfig) -> JobPlan:
             *gpu_mistakes(config, _wants_gpu(config)),
             *environment_mistakes(config, str(folder)),
         ),
+        notes=lambda: init_notes(pretrain_config(config)),
     )
 
 
@@ -122,6 +124,7 @@ def _run_mistakes(config: RunConfig, ingest: IngestConfig) -> tuple[str, ...]:
     return (
         *messages(lambda: check_ingest(config.input, ingest.output, config.ingest)),
         *run_mistakes(pretrain_config(config)),
+        *init_mistakes(pretrain_config(config)),
     )
 
 

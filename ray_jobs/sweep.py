@@ -23,6 +23,7 @@ from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.promote import PromoteConfig
 from pipelines.config.sweep import SweepConfig
 from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.errors import UserError
 from pipelines.evaluation.scores import FeatureScores
 from pipelines.quantities import counted, duration
 from pipelines.registry.promote import Registered
@@ -35,6 +36,7 @@ from pipelines.sweep.checks import (
     sweep_folder,
     trials_at_once,
 )
+from pipelines.sweep.init_versions import INIT_VERSIONS, init_versions, with_versions
 from pipelines.sweep.results import by_score, format_value, last_objective, side_score
 from pipelines.sweep.search import num_trials
 from pipelines.sweep.space_checks import space_mistakes
@@ -65,6 +67,10 @@ def plan(config: SweepConfig) -> JobPlan:
         prefix, alias = config.final.promote.model_prefix, config.final.promote.alias
         writes += [f"{folder}/{_FINAL}", f"models:/{prefix}-{{video,audio}}@{alias}"]
     problems = space_mistakes(config)
+    try:
+        config = with_versions(config, init_versions(config))
+    except UserError as error:
+        problems = [*problems, str(error)]
     return JobPlan(
         reads=tuple({config.dataset: 0, config.scoring.dataset or config.dataset: 0}),
         writes=tuple(writes),
@@ -101,6 +107,7 @@ def work(config: SweepConfig) -> None:
         tracked(_sweep_run(config, folder)) as run,
     ):
         check_gpus(_wants_gpu(config))  # before the trials
+        config = with_versions(config, folder.began_with.get(INIT_VERSIONS, {}))
         result = _sweep_stage(config, run)
         winner = write_winner(config, result)
         run.client().log_artifact(run.run_id, str(winner))
@@ -131,7 +138,11 @@ def work(config: SweepConfig) -> None:
 def _sweep_run(config: SweepConfig, folder: RunFolder) -> RunRef:
     # Older sweeps lack them; the current IDs count from now on.
     clips = folder.began_with.get(DATASET_IDS) or dataset_ids(config)
-    keep = {"config": settings_without_password(config), DATASET_IDS: clips}
+    keep = {
+        "config": settings_without_password(config),
+        DATASET_IDS: clips,
+        INIT_VERSIONS: init_versions(config),
+    }
     return folder.open_run(config, "sweep", config.name, keep=keep)
 
 

@@ -70,6 +70,21 @@ def may_change(schema: type[BaseModel], name: str) -> bool:
     return False
 
 
+def short_form(schema: type[BaseModel], path: Sequence[str]) -> str | None:
+    """The setting of a section that a plain text in place of the section sets, or None.
+
+    The mark is `short_for` in `json_schema_extra` of the section's field.
+
+    >>> from pipelines.config.pretrain import PretrainConfig
+    >>> short_form(PretrainConfig, ["init"])
+    'source'
+    """
+    owner = section_of(annotation_of(schema, path[:-1])) if len(path) > 1 else schema
+    field = owner.model_fields.get(path[-1]) if owner else None
+    extra = field.json_schema_extra if field else None
+    return str(extra["short_for"]) if isinstance(extra, dict) and "short_for" in extra else None
+
+
 def section_of(annotation: Any) -> type[BaseModel] | None:
     """The schema of a section, which may be one that can be left out (`FinalSettings | None`)."""
     options = get_args(annotation) if is_union(annotation) else (annotation,)

@@ -7,7 +7,7 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from pipelines.tracking.server import retry_while_away, tracking_uri
 from pipelines.tracking.sqlite import artifact_location, sqlite_file
 
 # isort: split
-from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -219,5 +219,29 @@ def log_dataset(run: RunRef, *, dataset_id: str, path: str, num_clips: int, cont
     def log() -> None:
         client.set_tag(run.run_id, f"xkd.dataset.{context}", dataset_id)
         client.log_inputs(run.run_id, [DatasetInput(dataset, [tag])])
+
+    retry_while_away(run.uri, _WORK_PATIENCE_SECONDS, log)
+
+
+def log_origins(run: RunRef, origins: Mapping[str, Mapping[str, str]]) -> None:
+    """Records which weights a training began from, and links the logged models among them.
+
+    Args:
+        run: The run of the training.
+        origins: `InitialWeights.origins`: for each modality a source, a content hash, and the
+            `model_id` of a registered version.
+
+    Raises:
+        JobFailed: if MLflow refuses or stays away.
+    """
+    client = run.client()
+    models = [LoggedModelInput(one["model_id"]) for one in origins.values() if "model_id" in one]
+
+    def log() -> None:
+        for modality, origin in origins.items():
+            client.set_tag(run.run_id, f"xkd.init.{modality}", origin["source"])
+            client.set_tag(run.run_id, f"xkd.init.{modality}.content", origin["content"])
+        if models:
+            client.log_inputs(run.run_id, models=models)
 
     retry_while_away(run.uri, _WORK_PATIENCE_SECONDS, log)

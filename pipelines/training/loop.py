@@ -60,8 +60,8 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
     with ExitStack() as stack:
         feed = make_feed(config, dataset, rank=rank, world_size=context.get_world_size())
         stack.enter_context(closing(feed))
-        state = build_state(config)
         checkpoint = checkpoint_to_load(config, values["rungs"])
+        state = build_state(config, values["initial"] if checkpoint is None else None)
         if checkpoint is not None:
             load_state(state, checkpoint, config, dataset.dataset_id)
         log = None
@@ -90,6 +90,7 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
             code_version=values["code_version"],
             exclude_sha256=exclude_sha256,
             order_sha256=dataset.index.order_sha256 if rank == 0 else None,
+            began_from=read_info(checkpoint).began_from if checkpoint else values["began_from"],
         )
         stop_signal = StopSignal(values["board"] if rank == 0 else None, values["deadline"])
         rungs = RungScorer(values["rungs"], info.total_steps, info.steps_per_epoch)

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from yaml import YAMLError
 
-from pipelines.config.describe import annotation_of, is_union
+from pipelines.config.describe import annotation_of, is_union, short_form
 from pipelines.config.mistakes import Mistake, described_mistakes
 from pipelines.errors import UserError
 from pipelines.quantities import counted
@@ -64,8 +64,12 @@ def _apply(values: dict[str, Any], override: str, schema: type[BaseModel]) -> Ke
     if path[-1] == BASE and annotation_of(schema, path) is None:
         raise UserError(f"argument ({override}): {key} can only be set in a file")
     section = values
-    for part in path[:-1]:
+    for depth, part in enumerate(path[:-1], start=1):
         inner = section.setdefault(part, {})
+        if inner is None:
+            section[part] = inner = {}
+        if isinstance(inner, str) and (short := short_form(schema, path[:depth])):
+            section[part] = inner = {short: inner}
         if not isinstance(inner, dict):
             raise UserError(f"argument ({override}) goes through {part}, which is not a section")
         section = inner
