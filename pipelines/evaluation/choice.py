@@ -106,6 +106,19 @@ def _all_labels(dataset: ClipDataset) -> list[tuple[str, ...]]:
     ]
 
 
+def origins(dataset: ClipDataset, rows: Array) -> Array:
+    """Returns a number for each row that those share which come from one video or recording.
+
+    That is the `group` of the dataset, such as the video of UCF101's clips, or else the source.
+    """
+    numbers = dataset.index.source_number[rows]
+    if not len(rows):
+        return numbers
+    groups = dataset.small_columns(["group"])["group"].combine_chunks().dictionary_encode()
+    codes = np.asarray(groups.indices.fill_null(-1))[rows]
+    return np.where(codes < 0, numbers, -1 - codes)
+
+
 def retrieval_clips(dataset: ClipDataset, chosen: Chosen, most: int) -> Array:
     """Marks held-out clips with both modalities, the first of each source, or training clips."""
     index = dataset.index

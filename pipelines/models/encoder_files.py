@@ -65,8 +65,8 @@ def export_encoder(encoder: Encoder, info: EncoderInfo, folder: Path) -> None:
     (folder / SETTINGS_FILE).write_text(json.dumps(values, indent=1) + "\n")
 
 
-def load_encoder(folder: Path) -> tuple[Encoder, EncoderInfo]:
-    """Reads what `export_encoder` wrote, ready for inference on the CPU.
+def read_encoder_info(folder: Path) -> EncoderInfo:
+    """Reads what `export_encoder` wrote, without the weights.
 
     Raises:
         ValueError: If it was written in another format.
@@ -77,12 +77,21 @@ def load_encoder(folder: Path) -> tuple[Encoder, EncoderInfo]:
             f"encoder has format {values['format_version']}, "
             f"but this code reads format {FORMAT_VERSION}"
         )
-    info = EncoderInfo(
+    return EncoderInfo(
         modality=values["modality"],
         model=ModelConfig.model_validate(values["model"]),
         clips=ClipSettings(**values["clips"]),
         provenance=values["provenance"],
     )
+
+
+def load_encoder(folder: Path) -> tuple[Encoder, EncoderInfo]:
+    """Reads what `export_encoder` wrote, ready for inference on the CPU.
+
+    Raises:
+        ValueError: If it was written in another format.
+    """
+    info = read_encoder_info(folder)
     encoder = build_encoder(info.model, info.modality)
     encoder.load_state_dict(load_file(folder / WEIGHTS_FILE))
     return encoder.eval().requires_grad_(False), info
