@@ -13,11 +13,14 @@ from pydantic import (
 )
 
 from pipelines.config.base import JobConfig, LocalPath, Location, Name
+from pipelines.config.ingest import PublishedDataset
 from pipelines.config.published import PublishedSettings
 from pipelines.paths import absolute_path
 from xkd_core.config import Config, PositiveFloats
 
 REGISTERED = "models:/"
+NUM_FOLDS = {"ucf101": 3, "hmdb51": 3, "esc50": 5}
+"""Folds of the published datasets that have several."""
 
 Measure = Literal["knn", "linear", "svm", "attentive", "layers", "retrieval"]
 
@@ -109,6 +112,44 @@ class EvaluateSettings(Config):
         return self
 
 
+class OfficialSettings(Config):
+    """The published split that figures are of."""
+
+    dataset: PublishedDataset
+    """The published dataset."""
+    lists: LocalPath | None = None
+    """Folder with the official lists of a dataset of several folds (UCF101, HMDB51, ESC-50). They
+    give splits and labels of the clips by file name, whatever the ingest was told, so one clip
+    dataset serves all folds. Default: the splits of the clip dataset."""
+    folds: tuple[PositiveInt, ...] = ()
+    """Folds whose figures are averaged. Default: all."""
+
+    @model_validator(mode="after")
+    def _has_folds(self) -> "OfficialSettings":
+        count = NUM_FOLDS.get(self.dataset, 1)
+        if self.lists is not None and count == 1:
+            raise ValueError(
+                f"lists ({self.lists}) is for datasets of several folds: {', '.join(NUM_FOLDS)}"
+            )
+        if self.folds and self.lists is None:
+            raise ValueError(f"folds {self.folds} must come with lists")
+        if self.folds and max(self.folds) > count:
+            raise ValueError(f"folds {self.folds} must be at most {count} for {self.dataset}")
+        return self
+
+
+class PublishedFigure(Config):
+    """A figure of a paper, which the card shows beside the measured one."""
+
+    subject: str
+    """`video`, `audio`, `both`, or a direction of retrieval."""
+    measure: Measure
+    value: float
+    """Percent."""
+    source: str
+    """Paper and table."""
+
+
 class EvaluateConfig(EvaluateSettings, JobConfig):
     """`ray_jobs.evaluate`: how good the features of an encoder are."""
 
@@ -125,5 +166,11 @@ class EvaluateConfig(EvaluateSettings, JobConfig):
     """What files of the published method do not record."""
     dataset: Location
     """Folder of the clip dataset."""
+    dataset_id: str | None = None
+    """Id of the clip dataset that figures are compared on; those of another one are marked."""
+    official: OfficialSettings | None = None
+    """Marks figures of an incomplete official split. Default: none is expected."""
+    paper: tuple[PublishedFigure, ...] = ()
+    """Published figures to show beside."""
     output: LocalPath
     """Folder for scores and features."""

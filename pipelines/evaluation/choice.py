@@ -14,6 +14,15 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
+class Fold:
+    """One of several ways in which the clips are divided."""
+
+    name: str
+    is_train: Array
+    is_test: Array
+
+
+@dataclass(frozen=True)
 class Chosen:
     """The clips of an evaluation, in the order of the dataset."""
 
@@ -23,6 +32,10 @@ class Chosen:
     targets: Array
     is_train: Array
     is_test: Array
+    """With folds, of the first one."""
+    origins: Array
+    """Number of the video or recording that each clip comes from; see `origins`."""
+    folds: tuple[Fold, ...] = ()
 
 
 def split_scored_on(dataset: ClipDataset, settings: EvaluateSettings) -> str | None:
@@ -83,6 +96,7 @@ def choose(dataset: ClipDataset, settings: EvaluateSettings, max_clips: int | No
         targets=targets,
         is_train=is_train[rows],
         is_test=is_test[rows],
+        origins=origins(dataset, rows),
     )
 
 

@@ -19,9 +19,10 @@ from mlflow.entities import Metric
 from pipelines.config.evaluate import EvaluateConfig, EvaluateSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
-from pipelines.evaluation.classifiers import score_with_outcomes
 from pipelines.evaluation.features import Features, extract
+from pipelines.evaluation.folds import score_folds
 from pipelines.evaluation.networks import EncoderSource
+from pipelines.evaluation.official import check_official, official_share, share_values
 from pipelines.evaluation.outcomes import OUTCOMES_FILE, Outcomes
 from pipelines.evaluation.scores import FeatureScores, Scores
 from pipelines.files import write_json
@@ -59,6 +60,7 @@ def check_evaluate(config: EvaluateConfig, sources: Sources) -> list[str]:
     models = _models(sources)
     return (
         _clip_mistakes(config, models, dataset)
+        or check_official(config, dataset)
         or _split_mistakes(config, dataset)
         or _size_mistakes(config, models)
         or _token_mistakes(config, models, dataset)
@@ -92,13 +94,17 @@ _Models = Mapping[tuple[str, str], tuple[str, ModelConfig]]
 def _split_mistakes(config: EvaluateConfig, dataset: ClipDataset) -> list[str]:
     """Returns why there are no clips to extract features of; they need no labels for that."""
     wanted = (*config.train_splits, *config.test_splits)
-    if np.isin(dataset.index.split, wanted).any():
+    if np.isin(dataset.index.split, wanted).any() or _lists(config):
         return []
     there = ", ".join(sorted(set(dataset.index.split.tolist()))) or "none"
     return [
         f"dataset ({config.dataset}) has no clip in train_splits or test_splits "
         f"({', '.join(wanted)}); its splits: {there}"
     ]
+
+
+def _lists(config: EvaluateConfig) -> str | None:
+    return config.official.lists if config.official else None
 
 
 def _size_mistakes(config: EvaluateConfig, models: _Models) -> list[str]:
@@ -178,7 +184,7 @@ def evaluate(
             context="evaluation",
         )
         features = _extract(sources, config, on_progress)
-        found, outcomes = score_with_outcomes(features, config)
+        found, outcomes = score_folds(features, config)
         scores = _scores(config, sources, dataset, run, found)
         write_json(output / _SCORES_FILE, scores.to_json())
         np.savez(output / _FEATURES_FILE, allow_pickle=False, **features.arrays())
@@ -198,6 +204,10 @@ def _scores(
 ) -> Scores:
     trained, reference = sources["trained"], sources.get("reference", ())
     first = trained[0]
+    share = official_share(dataset, config, config.official) if config.official else None
+    marks = share.marks() if share else ()
+    if config.dataset_id and config.dataset_id != dataset.dataset_id:
+        marks = (*marks, f"dataset {dataset.dataset_id[:12]}, not {config.dataset_id[:12]}")
     return Scores(
         checkpoint=first.path if first.kind == "checkpoint" else " ".join(o.given for o in trained),
         step=first.step,
@@ -208,6 +218,8 @@ def _scores(
         num_windows=config.num_windows,
         found=found,
         reference=" ".join(one.given for one in reference),
+        official=share_values(share),
+        marks=marks,
     )
 
 
@@ -234,7 +246,7 @@ def _extract(sources: Sources, config: EvaluateConfig, on_progress: OnProgress) 
         else ray.remote(num_cpus=_all_cpus())(extract)
     )
     with watched_board(on_progress) as board:
-        return ray.get(task.remote(dict(sources), config.dataset, settings, board))
+        return ray.get(task.remote(dict(sources), config.dataset, settings, config.official, board))
 
 
 def _all_cpus() -> int:

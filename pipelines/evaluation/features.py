@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.config.evaluate import EvaluateSettings
+from pipelines.config.evaluate import EvaluateSettings, OfficialSettings
 from pipelines.dataset.clip_dataset import ClipDataset
-from pipelines.evaluation.choice import Chosen, choose, origins, retrieval_clips
+from pipelines.evaluation.choice import Chosen, Fold, choose, retrieval_clips
 from pipelines.evaluation.embedder import Embedded, Embedder, mean_by
 from pipelines.evaluation.networks import EncoderSource, Network, load_network
+from pipelines.evaluation.official import choose_clips
 from pipelines.progress import OnProgress, poster
 from pipelines.quantities import counted
 
@@ -58,6 +59,8 @@ class Features:
     unless scores are averaged."""
     view_owners: Mapping[str, Array] = field(default_factory=dict)
     """Clip of each view, by `video/trained`, ascending."""
+    folds: tuple[Fold, ...] = ()
+    """Official folds that are scored one by one; then `is_train` and `is_test` are the first's."""
     notes: tuple[str, ...] = ()
     """Sentences about what is not as it was asked for."""
 
@@ -93,6 +96,7 @@ def extract(
     sources: Mapping[str, Sequence[EncoderSource]],
     dataset_path: str,
     settings: EvaluateSettings,
+    official: OfficialSettings | None,
     board: Any,
 ) -> Features:
     """Computes the features of the train and test splits of a dataset.
@@ -102,6 +106,7 @@ def extract(
             any training.
         dataset_path: The clip dataset.
         settings: What to measure.
+        official: Official lists that divide the clips.
         board: Takes the progress.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -114,7 +119,9 @@ def extract(
             evaluated.encoder.to(device)
             if evaluated.head is not None:
                 evaluated.head.to(device)
-    return features_of(networks, ClipDataset.open(dataset_path), settings, poster(board))
+    dataset = ClipDataset.open(dataset_path)
+    chosen = choose_clips(dataset, settings, official)
+    return features_of(networks, dataset, settings, poster(board), chosen=chosen)
 
 
 @dataclass
@@ -183,6 +190,7 @@ def features_of(
     post: OnProgress,
     *,
     max_clips: int | None = None,
+    chosen: Chosen | None = None,
 ) -> Features:
     """Computes the features of networks in memory, each on its own device.
 
@@ -193,8 +201,9 @@ def features_of(
         post: Called with the progress.
         max_clips: At most so many labelled clips of the train splits and of the test split, evenly
             spaced; by default all clips.
+        chosen: The clips. Default: those of the dataset's splits.
     """
-    chosen = choose(dataset, settings, max_clips)
+    chosen = chosen or choose(dataset, settings, max_clips)
     embedders = {
         f"{modality}/{name}": Embedder(modality, evaluated, settings)
         for name, network in networks.items()
@@ -217,7 +226,7 @@ def features_of(
         classes=chosen.classes,
         labels=_single_labels(chosen.targets[first_rows]),
         targets=chosen.targets[first_rows],
-        sources=origins(dataset, chosen.rows)[first_rows],
+        sources=chosen.origins[first_rows],
         is_train=chosen.is_train[first_rows],
         is_test=chosen.is_test[first_rows],
         has={
@@ -227,7 +236,10 @@ def features_of(
         retrieval_clips=owner_of_row[np.flatnonzero(in_retrieval)],
         **gathered.features(len(first_rows)),
     )
-    return replace(found, notes=_notes(dataset, chosen, networks, settings))
+    folds = tuple(
+        Fold(one.name, one.is_train[first_rows], one.is_test[first_rows]) for one in chosen.folds
+    )
+    return replace(found, folds=folds, notes=_notes(dataset, chosen, networks, settings))
 
 
 def _clips_of(

@@ -60,6 +60,8 @@ class MeasureScore:
     """The weight of the L2 penalty that cross-validation chose."""
     is_exact: bool = True
     """False for a classifier that trained on batches."""
+    folds: tuple[float, ...] = ()
+    """The score of each official fold, of which `score` is the mean."""
 
     @property
     def score(self) -> Figure:
@@ -73,6 +75,7 @@ class MeasureScore:
         known["figures"] = {name: Figure(**found) for name, found in known["figures"].items()}
         known["per_class"] = tuple(known["per_class"])
         known["confusion"] = tuple(tuple(row) for row in known["confusion"])
+        known["folds"] = tuple(known.get("folds", ()))
         return cls(**known)
 
 
@@ -208,6 +211,11 @@ class Scores:
     found: FeatureScores
     reference: str = ""
     """The encoders that these were compared with, as they were named; empty for none."""
+    official: Mapping[str, Any] | None = None
+    """Share of an official split that was there (`OfficialShare`); None if it is none."""
+    marks: tuple[str, ...] = ()
+    """What sets these figures apart from those of the whole split and of the expected dataset;
+    shown wherever a figure is."""
 
     def to_json(self) -> dict[str, Any]:
         """The values of `scores.json`, on one level but for the modalities."""
@@ -241,7 +249,9 @@ class Scores:
             },
         )
         names = [one.name for one in fields(cls) if one.name != "found"]
-        names = [name for name in names if name in values or name != "reference"]
+        added = ("reference", "official", "marks")
+        names = [name for name in names if name in values or name not in added]
+        values = {**values, "marks": tuple(values.get("marks", ()))}
         return cls(**{name: values[name] for name in names}, found=found)
 
 
