@@ -167,6 +167,8 @@ def work(config: EvaluateConfig) -> None:
     with connected(config.ray):
         evaluation = evaluate_stage(config)
     print(score_table(evaluation.scores.found))
+    for mark in evaluation.scores.marks:
+        print(f"  not the whole official figure: {mark}")
     print(f"scores: {evaluation.scores_file}")
 
 

@@ -144,6 +144,7 @@ class PublishedFigure(Config):
     subject: str
     """`video`, `audio`, `both`, or a direction of retrieval."""
     measure: Measure
+    """The measure that comes nearest to the published one."""
     value: float
     """Percent."""
     source: str

@@ -77,15 +77,27 @@ _SUMMARIES = (
     ),
     JobSummary(
         "evaluate",
-        "How good the features of a checkpoint are: k-NN and linear probe, per modality.",
+        "How good the features of an encoder are: probes, SVM, retrieval, per modality.",
         "pipelines.config.evaluate:EvaluateConfig",
         ("checkpoint", "dataset", "output", "use_gpu"),
+    ),
+    JobSummary(
+        "suite",
+        "One encoder on several datasets, with the published figures beside: one card.",
+        "pipelines.config.suite:SuiteConfig",
+        ("checkpoint", "suite", "output"),
     ),
     JobSummary(
         "promote",
         "The encoders of a checkpoint enter the registry; better ones get the alias.",
         "pipelines.config.promote:PromoteConfig",
         ("checkpoint", "scores", "model_prefix", "alias"),
+    ),
+    JobSummary(
+        "demote",
+        "An alias goes back to an earlier version of a registered encoder.",
+        "pipelines.config.promote:DemoteConfig",
+        ("model", "to", "alias", "reason"),
     ),
     JobSummary(
         "embed",
