@@ -23,7 +23,7 @@ from pipelines.models.checkpoints import TrainingInfo, find_checkpoint, load_mod
 from pipelines.models.encoder_files import ClipSettings, EncoderInfo
 from pipelines.paths import moved_paths
 from pipelines.redaction import one_line
-from pipelines.registry.alias import Candidate, verdict
+from pipelines.registry.alias import Candidate, move_alias, verdict
 from pipelines.registry.card import BEGAN_FROM, EncoderScores, encoder_scores, model_card
 from pipelines.registry.versions import (
     find_or_make_version,
@@ -31,7 +31,10 @@ from pipelines.registry.versions import (
     registered_model,
 )
 from pipelines.tracking.runs import RunRef
-from xkd_core.encoders import MODALITIES, Encoder
+from xkd_core.encoders import Encoder
+
+_MAX_TAG = 1000
+"""Characters of a reason on a version's tags."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def promote(
     run: RunRef,
     outcomes: Outcomes | None = None,
 ) -> list[Registered]:
-    """Registers both encoders of a checkpoint and moves the alias to those that are better.
+    """Registers the encoders of a checkpoint and moves the alias to those that are better.
 
     Args:
         checkpoint: A complete checkpoint.
@@ -153,7 +156,7 @@ def checkpoint_encoders(
     clips = _clip_settings(_training_dataset(checkpoint, config), scores)
     known = _provenance(training, checkpoint, settings.role, scores)
     encoders = []
-    for modality in MODALITIES:
+    for modality in settings.modalities:
         encoder = model.get_submodule(f"{modality}_{settings.role}")
         assert isinstance(encoder, Encoder)
         provenance = {**known, **_origin(training, modality)}
@@ -235,5 +238,5 @@ def _register(
     candidate = Candidate(scores, outcomes, settings)
     moves, reason = verdict(client, name, registered.aliases, number, candidate)
     if moves:
-        client.set_registered_model_alias(name, alias, number)
+        move_alias(client, name, alias, number, f"promoted: {reason}"[:_MAX_TAG])
     return Registered(name, number, moves, reason)

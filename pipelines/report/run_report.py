@@ -147,11 +147,11 @@ def _measure_score(scores: FeatureScores, subject: str, measure: str) -> run_dat
         subject=subject,
         measure=measure,
         trained=trained.accuracy[measure],
-        untrained=untrained.accuracy[measure] if untrained else None,
+        untrained=untrained.accuracy.get(measure) if untrained else None,
         chance=trained.majority,
         num_test=trained.num_test,
         trained_by_class=_numbers(trained.by_class[measure]),
-        untrained_by_class=_numbers(untrained.by_class[measure]) if untrained else (),
+        untrained_by_class=_numbers(untrained.by_class.get(measure, ())) if untrained else (),
         interval=_bounds(trained.measures[measure].score),
         gain_interval=_bounds(gain) if gain else None,
     )
