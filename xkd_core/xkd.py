@@ -187,7 +187,7 @@ class XKD(nn.Module):
     def _student_tokens(
         self, views: Views, video_mask: TokenMask, audio_mask: TokenMask
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Encodes masked global and local views; all that share blocks pass through them at once."""
+        """Encodes masked global and local views; those that share blocks pass them at once."""
         video = [
             EncoderInput(self.video_student, views.video_global, video_mask.keep),
             EncoderInput(self.video_student, views.video_locals.flatten(0, 1)),

@@ -91,9 +91,7 @@ def test_views_that_are_encoded_together_have_the_tokens_that_each_would_have():
     model = micro_config().model
     video = build_encoder(model, "video").double()
     audio = build_encoder(model, "audio", video.blocks).double()
-    clips = {
-        name: torch.randn(shape, dtype=torch.float64) for name, shape in CLIPS.items()
-    }
+    clips = {name: torch.randn(shape, dtype=torch.float64) for name, shape in CLIPS.items()}
     local = torch.randn(LOCAL_CLIPS["video"], dtype=torch.float64)
     keep = random_mask(torch.rand(2, 64), 9).keep
     inputs = [
