@@ -2,10 +2,10 @@
 
 import math
 import sys
-from pathlib import Path
 
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.quantities import counted
+from pipelines.storage import path_of
 from pipelines.tracking.runs import RunRef
 from pipelines.training.checks import check_pretrain, training_length
 from pipelines.training.pretrain import PretrainResult, pretrain
@@ -18,7 +18,7 @@ from ray_jobs.cli.jobs import JOBS
 
 def plan(config: PretrainConfig) -> JobPlan:
     """What pretraining reads and writes."""
-    folder = str(Path(config.output) / config.name)
+    folder = str(path_of(config.output) / config.name)
     labelled = config.health.knn and config.health.knn.dataset
     return JobPlan(
         reads=tuple(location for location in (config.dataset, config.resume, labelled) if location),

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 from rich.table import Table
@@ -27,6 +26,7 @@ from pipelines.evaluation.scores import FeatureScores
 from pipelines.quantities import counted, duration
 from pipelines.registry.promote import Registered
 from pipelines.report.sweep_page import SweepRecord, write_sweep_report
+from pipelines.storage import AnyPath
 from pipelines.sweep.checks import (
     DATASET_IDS,
     check_sweep,
@@ -103,7 +103,7 @@ def work(config: SweepConfig) -> None:
         check_gpus(_wants_gpu(config))  # before the trials, not after them
         result = _sweep_stage(config, run)
         winner = write_winner(config, result)
-        run.client().log_artifact(run.run_id, str(winner))
+        run.log_file(winner)
         if config.final:
             final = _final_stage(config, result, run)
         record = SweepRecord(
@@ -116,7 +116,7 @@ def work(config: SweepConfig) -> None:
             scored_split(config),
         )
         report = write_sweep_report(folder.path / "report.html", record)
-        run.client().log_artifact(run.run_id, str(report))
+        run.log_file(report)
     print(f"\n{config.name} is complete after {duration(time.monotonic() - started)}")
     print(_trial_table(config, result.trials))
     if final:
@@ -178,7 +178,7 @@ def _final_stage(
     return evaluation.scores.found, registered
 
 
-def final_config(config: SweepConfig, best: Trial, folder: Path) -> PretrainConfig:
+def final_config(config: SweepConfig, best: Trial, folder: AnyPath) -> PretrainConfig:
     """The training of the best settings at full length, which its name tells from others.
 
     More trials or epochs may change what is best; a training that is there is then another one.
@@ -198,7 +198,7 @@ def final_config(config: SweepConfig, best: Trial, folder: Path) -> PretrainConf
     )
 
 
-def _trials_on_terminal(config: SweepConfig, folder: Path) -> Table:
+def _trials_on_terminal(config: SweepConfig, folder: AnyPath) -> Table:
     """The trials that run and those that are best, as many as a terminal shows."""
     ranked = by_score(config, read_trials(folder))
     running = [trial for trial in ranked if trial.status == "running"]

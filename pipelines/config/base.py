@@ -16,7 +16,7 @@ from pydantic import (
     PositiveInt,
 )
 
-from pipelines.paths import absolute_location, absolute_path
+from pipelines.paths import absolute_location
 from pipelines.redaction import redacted
 from xkd_core.config import Config
 
@@ -31,10 +31,8 @@ def _valid_name(name: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_valid_name)]
-LocalPath = Annotated[str, Field(min_length=1), AfterValidator(absolute_path)]
-"""A path, made absolute when the settings are read."""
 Location = Annotated[str, Field(min_length=1), AfterValidator(absolute_location)]
-"""A path, or a URI that pyarrow or fsspec opens."""
+"""A path, made absolute when the settings are read, or a URI that pyarrow or fsspec opens."""
 
 
 class TrackingSettings(Config):

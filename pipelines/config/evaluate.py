@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from pipelines.config.base import JobConfig, LocalPath, Location, Name
+from pipelines.config.base import JobConfig, Location, Name
 from xkd_core.config import Config, PositiveFloats
 
 Measure = Literal["knn", "linear", "svm", "attentive", "layers", "retrieval"]
@@ -64,9 +64,9 @@ class EvaluateConfig(EvaluateSettings, JobConfig):
 
     name: Name = "evaluate"
     """Name of the MLflow run."""
-    checkpoint: LocalPath
+    checkpoint: Location
     """A checkpoint, or the folder of a run, whose last checkpoint is taken."""
     dataset: Location
     """Folder of the clip dataset."""
-    output: LocalPath
+    output: Location
     """Folder for scores and features."""

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from pipelines.config.base import JobConfig, LocalPath, Location, Name
+from pipelines.config.base import JobConfig, Location, Name
 from xkd_core.config import Config, MethodConfig
 
 
@@ -41,7 +41,7 @@ class PretrainSettings(MethodConfig):
     """Clips of one step, over all workers."""
     splits: tuple[str, ...] = ("train",)
     """Splits to train on. Rows without a split always belong to them."""
-    exclude: LocalPath | None = None
+    exclude: Location | None = None
     """File of clip ids to leave out, one a line, such as `leaks.txt` of `xkd dataset`."""
     seed: NonNegativeInt = 0
     """Seed of the weights, of the order of clips and of their views."""
@@ -140,9 +140,9 @@ class PretrainConfig(PretrainSettings, JobConfig):
     """Name of the run. An existing run continues from its last checkpoint."""
     dataset: Location
     """Folder of the clip dataset."""
-    output: LocalPath
+    output: Location
     """Folder that gets one folder of checkpoints for each name."""
-    resume: LocalPath | None = Field(None, json_schema_extra={"may_change": True})
+    resume: Location | None = Field(None, json_schema_extra={"may_change": True})
     """Checkpoint of another run to start from, at its step and so at its position in the order of
     clips. Networks, clips and everything that orders them must be the same, and steps must be left.
     Once this run has a checkpoint of its own, it continues from that."""

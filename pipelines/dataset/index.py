@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from pipelines.files import replacing
 from pipelines.filesystems import filesystem_of
 from pipelines.paths import is_uri
 from pipelines.redaction import one_line
+from pipelines.storage import AnyPath
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def read_shards(shards: Sequence[str]) -> ClipIndex:
     return _index_of(batch, tuple(shards), np.cumsum(num_groups))
 
 
-def write_index(folder: Path, dataset_id: str, index: ClipIndex) -> None:
+def write_index(folder: AnyPath, dataset_id: str, index: ClipIndex) -> None:
     """Writes the index of a dataset to a folder atomically."""
     arrays = [
         array_of(getattr(index, field.name)).cast(field.type, safe=False) for field in _SCHEMA

@@ -6,11 +6,10 @@ Sources are grouped into units as in an ingest. Each shard of a clip dataset is 
 from collections import Counter
 from collections.abc import Set
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.config.embed import EmbedConfig
 from pipelines.config.ingest import IngestSettings
@@ -27,6 +26,7 @@ from pipelines.progress import OnProgress
 from pipelines.registry.uri import EncoderVersion
 from pipelines.sources.fingerprints import fingerprint_sources
 from pipelines.sources.listing import list_sources
+from pipelines.storage import AnyPath, path_of, sorted_files
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def identity_of(
     }
 
 
-def check_same_output(output: Path, identity: dict[str, Any]) -> None:
+def check_same_output(output: AnyPath, identity: dict[str, Any]) -> None:
     """Checks that a folder is empty or holds embeddings of the same model and input.
 
     Raises:
@@ -128,7 +128,7 @@ def media_units(
     """Plans the work for media: units, revisions, and the total number of sources."""
     listed = list_sources(config.input, "none")
     on_progress(0, len(listed.sources), "listing")
-    fingerprints = fingerprint_sources(listed, Path(config.output), config.limits, on_progress)
+    fingerprints = fingerprint_sources(listed, path_of(config.output), config.limits, on_progress)
     settings = IngestSettings(
         segment_seconds=version.clips.segment_seconds,
         min_segment_seconds=version.clips.min_segment_seconds,
@@ -145,23 +145,23 @@ def media_units(
     return units, plan.revisions, len(listed.sources)
 
 
-def _read(file: Path, columns: list[str]) -> pa.Table:
-    with pq.ParquetFile(file, memory_map=True) as shard:
+def _read(file: AnyPath, columns: list[str]) -> pa.Table:
+    with open_parquet(str(file)) as shard:
         return shard.read(columns=columns, use_threads=False)
 
 
-def summarize(output: Path, version: EncoderVersion, new_units: Set[str]) -> EmbedSummary:
+def summarize(output: AnyPath, version: EncoderVersion, new_units: Set[str]) -> EmbedSummary:
     """Counts the contents of the shards, independently of what the run reported."""
     num_clips = new_clips = 0
     accepted: set[str] = set()
     rejected: set[str] = set()
     reasons: Counter[str] = Counter()
-    for file in sorted((output / EMBEDDINGS_FOLDER).glob("*.parquet")):
+    for file in sorted_files(output / EMBEDDINGS_FOLDER, "*.parquet"):
         sources = _read(file, ["source"])["source"].to_pylist()
         num_clips += len(sources)
         new_clips += len(sources) if file.stem in new_units else 0
         accepted.update(sources)
-    for file in sorted((output / REJECTS_FOLDER).glob("*.parquet")):
+    for file in sorted_files(output / REJECTS_FOLDER, "*.parquet"):
         table = _read(file, ["source", "reason"])
         rejected.update(table["source"].to_pylist())
         reasons.update(table["reason"].to_pylist())

@@ -9,7 +9,6 @@ Protocol: XKD, arXiv:2211.13929, section 5 (frozen encoder, mean of patch tokens
 import math
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,9 +23,10 @@ from pipelines.evaluation.classifiers import score_with_outcomes
 from pipelines.evaluation.features import Features, extract
 from pipelines.evaluation.outcomes import OUTCOMES_FILE, Outcomes
 from pipelines.evaluation.scores import FeatureScores, Scores
-from pipelines.files import write_json
+from pipelines.files import replacing, write_json
 from pipelines.models.checkpoints import TrainingInfo, find_checkpoint, read_info
 from pipelines.progress import OnProgress, watched_board
+from pipelines.storage import AnyPath, path_of
 from pipelines.tracking.runs import RunRef, log_dataset, open_run, tracked
 
 _SCORES_FILE = "scores.json"
@@ -43,7 +43,7 @@ class Evaluation:
     outcomes: Outcomes
     features: Features
     run: RunRef
-    scores_file: Path
+    scores_file: AnyPath
 
 
 def check_evaluate(config: EvaluateConfig) -> list[str]:
@@ -119,7 +119,7 @@ def evaluate(
     dataset = ClipDataset.open(config.dataset)
     if mistakes := _clip_mistakes(config, info, dataset):
         raise UserError(mistakes[0])
-    output = Path(config.output)
+    output = path_of(config.output)
     output.mkdir(parents=True, exist_ok=True)
     with tracked(open_run(config, "evaluate", config.name, parent=parent)) as run:
         log_dataset(
@@ -142,11 +142,12 @@ def evaluate(
             found=found,
         )
         write_json(output / _SCORES_FILE, scores.to_json())
-        np.savez(output / _FEATURES_FILE, allow_pickle=False, **features.arrays())
+        with replacing(output / _FEATURES_FILE) as temporary, temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **features.arrays())
         outcomes.write(output / OUTCOMES_FILE)
         log_figures(run, scores.found)
         for name in (_SCORES_FILE, OUTCOMES_FILE):
-            run.client().log_artifact(run.run_id, str(output / name))
+            run.log_file(output / name)
     return Evaluation(scores, outcomes, features, run, output / _SCORES_FILE)
 
 
@@ -163,7 +164,7 @@ def log_figures(run: RunRef, found: FeatureScores) -> None:
         run.client().log_batch(run.run_id, metrics=metrics[begin : begin + _METRICS_AT_ONCE])
 
 
-def _extract(checkpoint: Path, config: EvaluateConfig, on_progress: OnProgress) -> Features:
+def _extract(checkpoint: AnyPath, config: EvaluateConfig, on_progress: OnProgress) -> Features:
     settings = EvaluateSettings.model_validate(
         config.model_dump(include=set(EvaluateSettings.model_fields))
     )

@@ -6,7 +6,6 @@ evenly spaced windows; it is NaN for a modality that the clip does not have.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from pipelines.models.checkpoints import (
     load_model,
 )
 from pipelines.progress import OnProgress, poster
+from pipelines.storage import path_of
 from xkd_core.xkd import XKD
 
 Array = NDArray[Any]
@@ -87,9 +87,9 @@ class Features:
 def extract(checkpoint: str, dataset_path: str, settings: EvaluateSettings, board: Any) -> Features:
     """Computes the features of the train and test splits of a dataset."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    networks = {"trained": load_model(Path(checkpoint))}
+    networks = {"trained": load_model(path_of(checkpoint))}
     if settings.untrained_baseline:
-        networks["untrained"] = load_model(Path(checkpoint), trained=False)
+        networks["untrained"] = load_model(path_of(checkpoint), trained=False)
     for model, _ in networks.values():
         model.to(device)
     return features_of(networks, ClipDataset.open(dataset_path), settings, poster(board))

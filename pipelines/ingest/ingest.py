@@ -6,7 +6,6 @@ call completes it. If the input of a complete dataset changes, a call processes 
 """
 
 from collections.abc import Mapping, Sequence, Set
-from pathlib import Path
 from typing import Any
 
 from pipelines.config.ingest import IngestSettings
@@ -39,6 +38,7 @@ from pipelines.sources.fingerprints import fingerprint_sources
 from pipelines.sources.listing import list_input
 from pipelines.sources.source import SourceList
 from pipelines.sources.spool import Spool
+from pipelines.storage import AnyPath, path_of, sorted_files
 
 
 def check_ingest(input_path: str | None, output: str, settings: IngestSettings) -> None:
@@ -53,7 +53,7 @@ def check_ingest(input_path: str | None, output: str, settings: IngestSettings) 
         UserError: For the same reasons as `ingest`.
     """
     listed = list_input(input_path, settings) if input_path is not None else None
-    check_same(Path(output), listed.input if listed else None, settings)
+    check_same(path_of(output), listed.input if listed else None, settings)
 
 
 def ingest(
@@ -66,7 +66,7 @@ def ingest(
             written, or rejects exceed `max_reject_fraction` or leave no clips.
         JobFailed: If a unit repeatedly crashes its worker.
     """
-    folder = Path(output).absolute()
+    folder = path_of(output).absolute()
     state = folder / STATE_FOLDER
     try:
         listed = list_input(input_path, settings)
@@ -94,19 +94,19 @@ def ingest(
         raise UserError(f"output ({output}) cannot be written: {write_failure(error)}") from error
 
 
-def _write_settings(state: Path, input_path: str, settings: Mapping[str, Any]) -> None:
+def _write_settings(state: AnyPath, input_path: str, settings: Mapping[str, Any]) -> None:
     values = {"format_version": FORMAT_VERSION, "input": input_path, "settings": settings}
     write_json(state / SETTINGS_FILE, values)
 
 
-def _parts(folder: Path) -> tuple[Path, ...]:
+def _parts(folder: AnyPath) -> tuple[AnyPath, ...]:
     return folder, folder / CLIPS_FOLDER, folder / REJECTS_FOLDER, folder / STATE_FOLDER
 
 
 def _ingest(
     listed: SourceList,
-    folder: Path,
-    scratch: Path,
+    folder: AnyPath,
+    scratch: AnyPath,
     settings: IngestSettings,
     again: Set[str],
     on_progress: OnProgress,
@@ -130,8 +130,8 @@ def _ingest(
 def _decode(
     units: Sequence[Unit],
     num_sources: int,
-    folder: Path,
-    scratch: Path,
+    folder: AnyPath,
+    scratch: AnyPath,
     settings: IngestSettings,
     on_progress: OnProgress,
 ) -> None:
@@ -150,10 +150,10 @@ def _decode(
         on_progress(num_done + done.sources, num_sources, note)
 
 
-def _write_index(folder: Path, summary: IngestSummary) -> None:
+def _write_index(folder: AnyPath, summary: IngestSummary) -> None:
     """Writes the index of the clips unless it exists."""
     clips = folder / CLIPS_FOLDER
     there = {"dataset_id": summary.dataset_id, "clips": summary.clips}
     if read_index(str(folder), str(clips), there) is None:
-        shards = sorted(str(file) for file in clips.glob("*.parquet"))
+        shards = [str(file) for file in sorted_files(clips, "*.parquet")]
         write_index(folder, summary.dataset_id, read_shards(shards))

@@ -30,6 +30,7 @@ from pipelines.registry.versions import (
     record_scores,
     registered_model,
 )
+from pipelines.storage import AnyPath, path_of
 from pipelines.tracking.runs import RunRef
 from xkd_core.encoders import MODALITIES, Encoder
 
@@ -54,7 +55,7 @@ def checkpoint_scores(config: PromoteConfig) -> Scores | None:
     if config.scores is None:
         return None
     try:
-        scores = read_scores(Path(config.scores))
+        scores = read_scores(path_of(config.scores))
     except FileNotFoundError:
         raise UserError(f"scores ({config.scores}) does not exist; evaluate writes it") from None
     except OlderScoresError:
@@ -76,7 +77,7 @@ def checkpoint_outcomes(config: PromoteConfig) -> Outcomes | None:
     """
     if config.scores is None:
         return None
-    file = Path(config.scores).with_name(OUTCOMES_FILE)
+    file = path_of(config.scores).with_name(OUTCOMES_FILE)
     try:
         return Outcomes.read(file) if file.exists() else None
     except (OSError, ValueError):
@@ -102,7 +103,7 @@ def _check_scores(scores: Scores, info: TrainingInfo, settings: PromoteSettings)
 
 
 def promote(
-    checkpoint: Path,
+    checkpoint: AnyPath,
     scores: Scores | None,
     settings: PromoteSettings,
     run: RunRef,
@@ -138,7 +139,7 @@ def promote(
 
 
 def checkpoint_encoders(
-    checkpoint: Path, scores: Scores | None, settings: PromoteSettings
+    checkpoint: AnyPath, scores: Scores | None, settings: PromoteSettings
 ) -> list[tuple[Encoder, EncoderInfo]]:
     """Loads both encoders of a checkpoint, and what a version says of them.
 
@@ -160,7 +161,7 @@ def checkpoint_encoders(
     return encoders
 
 
-def _training_dataset(checkpoint: Path, config: PretrainConfig) -> str:
+def _training_dataset(checkpoint: AnyPath, config: PretrainConfig) -> str:
     """Where the clip dataset of a training is now.
 
     A checkpoint names it by an absolute path. If the folder that holds both was moved or is mounted
@@ -169,6 +170,8 @@ def _training_dataset(checkpoint: Path, config: PretrainConfig) -> str:
         recorded   /home/me/a/runs/smoke/pretrain         /home/me/a/runs/smoke/ingest
         now        /mnt/b/runs/smoke/pretrain/smoke/...   /mnt/b/runs/smoke/ingest
     """
+    if not isinstance(checkpoint, Path):
+        return config.dataset
     old_run = Path(config.output, config.name)
     for run in checkpoint.absolute().parents:
         if run.name == config.name:
@@ -191,7 +194,7 @@ def _clip_settings(dataset: str, scores: Scores | None) -> ClipSettings:
 
 
 def _provenance(
-    training: TrainingInfo, checkpoint: Path, role: str, scores: Scores | None
+    training: TrainingInfo, checkpoint: AnyPath, role: str, scores: Scores | None
 ) -> dict[str, Any]:
     return {
         "role": role,

@@ -1,7 +1,6 @@
 """Checks of a sweep before it starts: its clips, its scores, its resources."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from pipelines.config.changes import changed_settings
@@ -11,6 +10,7 @@ from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
 from pipelines.evaluation.choice import split_scored_on, unretrievable, unscorable
 from pipelines.quantities import byte_size, counted
+from pipelines.storage import AnyPath, path_of
 from pipelines.sweep.run_trial import pretrain_values, trial_config
 from pipelines.sweep.search import num_trials
 from pipelines.sweep.space import edge_cases, settings_of
@@ -32,9 +32,9 @@ _UNKNOWN_MEMORY_TRIALS = 1_000_000
 """Trials that a node is assumed to have memory for if its memory is unknown."""
 
 
-def sweep_folder(config: SweepConfig) -> Path:
+def sweep_folder(config: SweepConfig) -> AnyPath:
     """Returns the folder with all results of a sweep."""
-    return Path(config.output) / config.name
+    return path_of(config.output) / config.name
 
 
 def dataset_ids(config: SweepConfig) -> dict[str, str]:
@@ -67,7 +67,7 @@ def check_sweep(config: SweepConfig) -> list[str]:
     return mistakes
 
 
-def _option_mistakes(config: SweepConfig, folder: Path, of_all: Sequence[str]) -> list[str]:
+def _option_mistakes(config: SweepConfig, folder: AnyPath, of_all: Sequence[str]) -> list[str]:
     """Returns why clips do not fit options of the space, without the mistakes `of_all`."""
     found = []
     for key, value, values in edge_cases(config.space):

@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -22,6 +21,7 @@ from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import JobFailed
 from pipelines.progress import OnProgress, ignore_progress
 from pipelines.redaction import one_line, redacted
+from pipelines.storage import AnyPath, ray_storage
 from pipelines.sweep.checks import TRIAL_BYTES, sweep_folder, trials_at_once
 from pipelines.sweep.results import best_trial, last_objective, trials_done
 from pipelines.sweep.run_trial import FAILURE, run_trial
@@ -47,7 +47,7 @@ _HAD_COLLAPSED = "but had collapsed"
 class SweepResult:
     """The result of a sweep."""
 
-    folder: Path
+    folder: AnyPath
     trials: tuple[Trial, ...]
     best: Trial
     """The best completed trial; with several seeds, of the settings that are best on average."""
@@ -92,7 +92,7 @@ def sweep(config: SweepConfig, run: RunRef, *, on_progress: OnProgress) -> Sweep
 
 
 def _run_trials(
-    config: SweepConfig, folder: Path, run: RunRef, at_once: int, on_progress: OnProgress
+    config: SweepConfig, folder: AnyPath, run: RunRef, at_once: int, on_progress: OnProgress
 ) -> None:
     if config.retry_failed:
         reopen_failed(config, folder)
@@ -107,6 +107,7 @@ def _run_trials(
         run_trial, sweep=config.model_dump(mode="json", exclude_unset=True), parent=asdict(run)
     )
     name = time.strftime("%Y%m%d-%H%M%S")
+    filesystem, storage_path = ray_storage(str(folder / "tune"))
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"CPU": 0, "memory": TRIAL_BYTES}),
         tune_config=tune.TuneConfig(
@@ -117,7 +118,8 @@ def _run_trials(
         ),
         run_config=tune.RunConfig(
             name=name,
-            storage_path=str(folder / "tune"),
+            storage_path=storage_path,
+            storage_filesystem=filesystem,
             stop=_has_collapsed if config.stopping.collapsed else None,
             callbacks=[bookkeeper],
             failure_config=tune.FailureConfig(max_failures=config.pretrain.max_failures),
@@ -129,7 +131,7 @@ def _run_trials(
     _fit(tuner)
 
 
-def reopen_failed(config: SweepConfig, folder: Path) -> None:
+def reopen_failed(config: SweepConfig, folder: AnyPath) -> None:
     """Reopens failed trials, as many as `num_trials` leaves room for."""
     trials = read_trials(folder)
     failed = [trial for trial in trials if trial.status == "failed"]
@@ -163,7 +165,7 @@ class _Bookkeeper(tune.Callback):
     """Records how trials end, closes their MLflow runs, and reports the progress."""
 
     def __init__(
-        self, config: SweepConfig, folder: Path, run: RunRef, on_progress: OnProgress
+        self, config: SweepConfig, folder: AnyPath, run: RunRef, on_progress: OnProgress
     ) -> None:
         self._config, self._folder, self._run = config, folder, run
         self._on_progress = on_progress

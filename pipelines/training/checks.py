@@ -5,7 +5,6 @@ different training are refused here, before any worker starts.
 """
 
 import math
-from pathlib import Path
 from typing import Any
 
 from pipelines.config.changes import changed_settings, differences
@@ -24,6 +23,7 @@ from pipelines.models.checkpoints import (
     read_info,
 )
 from pipelines.quantities import counted
+from pipelines.storage import AnyPath, path_of
 from pipelines.tracking.run_folder import RunFolder
 from pipelines.training.feed import make_feed
 from xkd_core.encoders import MODALITIES
@@ -109,7 +109,7 @@ def knn_mistakes(config: PretrainConfig, trained_on: ClipDataset) -> list[str]:
 
 def checkpoint_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[str]:
     """Returns why the training cannot resume; otherwise each worker would fail on its own."""
-    own = newest_checkpoint(Path(config.output) / config.name)
+    own = newest_checkpoint(path_of(config.output) / config.name)
     try:
         if own is not None:
             check_dataset(own, config.dataset, dataset.dataset_id)
@@ -129,7 +129,7 @@ def checkpoint_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[st
 
 
 def _check_clip_order(
-    checkpoint: Path, config: PretrainConfig, dataset: ClipDataset, info: TrainingInfo
+    checkpoint: AnyPath, config: PretrainConfig, dataset: ClipDataset, info: TrainingInfo
 ) -> None:
     """Refuses the same clips in other shards, whose order would repeat some and leave out others.
 
@@ -143,7 +143,7 @@ def _check_clip_order(
         )
 
 
-def _order_mistakes(config: PretrainConfig, own: Path, info: TrainingInfo) -> list[str]:
+def _order_mistakes(config: PretrainConfig, own: AnyPath, info: TrainingInfo) -> list[str]:
     """Returns why a run cannot resume its own checkpoint, also if its `run.json` is lost."""
     if _run_file(config):  # reported with all other changes
         return []
@@ -156,7 +156,7 @@ def _order_mistakes(config: PretrainConfig, own: Path, info: TrainingInfo) -> li
     ]
 
 
-def _unheeded_resume(config: PretrainConfig, own: Path) -> list[str]:
+def _unheeded_resume(config: PretrainConfig, own: AnyPath) -> list[str]:
     """Returns why `resume` has no effect: it only applies when a run starts."""
     if config.resume is None or config.resume == _run_file(config).get("config", {}).get("resume"):
         return []
@@ -219,7 +219,7 @@ def run_mistakes(config: PretrainConfig) -> list[str]:
 
 def _run_file(config: PretrainConfig) -> dict[str, Any]:
     """Returns what the run of this name started with; empty if there is none."""
-    return RunFolder(Path(config.output) / config.name).began_with
+    return RunFolder(path_of(config.output) / config.name).began_with
 
 
 def _exclude_mistakes(config: PretrainConfig, began_with: str | None) -> list[str]:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from ray import train
@@ -23,6 +22,7 @@ from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256
 from pipelines.errors import UserError
 from pipelines.evaluation.rungs import KnnScorer, RungScorer
 from pipelines.models.checkpoints import TrainingInfo, read_info, read_unsent
+from pipelines.storage import path_of
 from pipelines.tracking.runs import RunRef
 from pipelines.tracking.tracker import UNSENT_FILE, Tracker
 from pipelines.training.checkpoint_writer import Saver, Signals
@@ -53,7 +53,7 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
     context = train.get_context()
     rank = context.get_world_rank()
     dataset = ClipDataset.open(config.dataset)
-    folder = Path(config.output) / config.name
+    folder = path_of(config.output) / config.name
     exclude_sha256 = clip_ids_sha256(config.exclude)
     if exclude_sha256 != values[EXCLUDE_SHA256]:  # edited before this worker restarted
         raise UserError(f"exclude ({config.exclude}) names other clips than when training began")

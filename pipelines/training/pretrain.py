@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -29,6 +28,7 @@ from pipelines.evaluation.rungs import RungPlan
 from pipelines.models.checkpoints import find_checkpoint, read_info
 from pipelines.progress import OnProgress, watched_board
 from pipelines.redaction import redacted
+from pipelines.storage import AnyPath, path_of, ray_storage
 from pipelines.tracking.code_version import code_version
 from pipelines.tracking.run_folder import RunFolder
 from pipelines.tracking.runs import RunRef, log_dataset, tracked
@@ -52,7 +52,7 @@ _TRIAL_PATIENCE_SECONDS = 60.0
 class PretrainResult:
     """Result of a training."""
 
-    checkpoint: Path
+    checkpoint: AnyPath
     run: RunRef
     total_steps: int
     first_step: int
@@ -87,7 +87,7 @@ def pretrain(
             once after a second Ctrl-C.
     """
     started = time.time()
-    run_folder = RunFolder(Path(config.output) / config.name)
+    run_folder = RunFolder(path_of(config.output) / config.name)
     folder = run_folder.path
     # The driver of a trial may outlive a killed sweep by some seconds.
     patience = _TRIAL_PATIENCE_SECONDS if rungs else 0.0
@@ -185,7 +185,7 @@ def _fit_unless_interrupted(
     return outcomes[0]
 
 
-def _warn_of_unsent(folder: Path) -> None:
+def _warn_of_unsent(folder: AnyPath) -> None:
     if (file := folder / UNSENT_FILE).exists():
         logger.warning(
             "MLflow did not receive all metrics; run the same command to send those in %s", file
@@ -223,6 +223,7 @@ def _fit(
 ) -> TrainOutcome:
     # Ray types the loop as returning None; the value of rank 0 is in `return_value`.
     loop: Any = train_loop_per_worker
+    filesystem, storage_path = ray_storage(config.output)
     trainer = TorchTrainer(
         loop,
         train_loop_config=values,
@@ -230,7 +231,8 @@ def _fit(
         scaling_config=scaling,
         run_config=train.RunConfig(
             name=config.name,
-            storage_path=config.output,
+            storage_path=storage_path,
+            storage_filesystem=filesystem,
             failure_config=train.FailureConfig(max_failures=config.max_failures),
             checkpoint_config=train.CheckpointConfig(num_to_keep=config.checkpoints_kept),
             callbacks=list[Any](callbacks),  # Ray types them as callbacks of Tune

@@ -1,9 +1,7 @@
 """What can be found wrong before any work starts, all of it at once."""
 
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 
 import ray
 import torch
@@ -11,6 +9,7 @@ import torch
 from pipelines.config.base import DecoderSettings, JobConfig
 from pipelines.errors import UserError
 from pipelines.media.decoder.sandbox import SandboxError, available, check_required
+from pipelines.storage import check_writable
 from pipelines.tracking.server import check_tracking
 from ray_jobs.cli.cluster import check_ray, ray_address
 
@@ -79,19 +78,3 @@ def decoder_text(config: JobConfig) -> str:
         else " here; each worker has what its own machine gives"
     )
     return f"{'decoder':9} {available()}{where}"
-
-
-def check_writable(output: str) -> None:
-    """Makes sure that a folder is there and writable, or can be made.
-
-    Raises:
-        UserError: if it cannot.
-    """
-    folder = Path(output)
-    # Not Path.exists, which raises an error for what lies in a folder that may not be read.
-    while not os.path.exists(folder) and folder != folder.parent:
-        folder = folder.parent
-    if not os.path.isdir(folder):
-        raise UserError(f"output ({output}) must be a folder, but {folder} is a file")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"output ({output}) is not writable")

@@ -17,12 +17,13 @@ from pipelines.config.describe import annotation_of, is_union
 from pipelines.config.mistakes import Mistake, described_mistakes
 from pipelines.errors import UserError
 from pipelines.quantities import counted
+from pipelines.storage import AnyPath
 from ray_jobs.cli.bases import BASE, Configuration, Keys, read_configuration
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
-def load_settings(schema: type[ConfigT], file: Path | None, overrides: Sequence[str]) -> ConfigT:
+def load_settings(schema: type[ConfigT], file: AnyPath | None, overrides: Sequence[str]) -> ConfigT:
     """Reads the settings of one job; without a file the overrides are all.
 
     Raises:
