@@ -30,6 +30,7 @@ from pipelines.ingest.unit_shards import Revision, read_done, revise
 from pipelines.progress import OnProgress
 from pipelines.quantities import counted
 from pipelines.registry.uri import EncoderVersion, resolve_model
+from pipelines.shared import check_shared
 from pipelines.sources.listing import list_sources
 from pipelines.sources.spool import Spool
 from pipelines.storage import AnyPath, path_of
@@ -73,6 +74,7 @@ def embed(config: EmbedConfig, on_progress: OnProgress) -> EmbedSummary:
     try:
         identity = identity_of(config, dataset, version)
         check_same_output(output, identity)
+        check_shared(str(output))
         state = output / STATE_FOLDER
         state.mkdir(parents=True, exist_ok=True)
         with (

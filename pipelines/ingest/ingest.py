@@ -34,6 +34,7 @@ from pipelines.ingest.unit_shards import read_done, revise
 from pipelines.ingest.worker import UnitIngester
 from pipelines.progress import OnProgress
 from pipelines.quantities import counted
+from pipelines.shared import check_shared
 from pipelines.sources.fingerprints import fingerprint_sources
 from pipelines.sources.listing import list_input
 from pipelines.sources.source import SourceList
@@ -71,6 +72,7 @@ def ingest(
     try:
         listed = list_input(input_path, settings)
         check_same(folder, listed.input, settings)
+        check_shared(str(folder))
         state.mkdir(parents=True, exist_ok=True)
         with (
             locked(state / "lock", f"output ({output})"),

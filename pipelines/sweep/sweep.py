@@ -21,6 +21,7 @@ from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import JobFailed
 from pipelines.progress import OnProgress, ignore_progress
 from pipelines.redaction import one_line, redacted
+from pipelines.shared import check_shared
 from pipelines.storage import AnyPath, ray_storage
 from pipelines.sweep.checks import TRIAL_BYTES, sweep_folder, trials_at_once
 from pipelines.sweep.results import best_trial, last_objective, trials_done
@@ -68,6 +69,7 @@ def sweep(config: SweepConfig, run: RunRef, *, on_progress: OnProgress) -> Sweep
     folder = sweep_folder(config)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     at_once = trials_at_once(config, nodes)
+    check_shared(str(folder))
     folder.mkdir(parents=True, exist_ok=True)
     location = config.scoring.dataset or config.dataset
     dataset = ClipDataset.open(location)

@@ -28,6 +28,7 @@ from pipelines.evaluation.rungs import RungPlan
 from pipelines.models.checkpoints import find_checkpoint, read_info
 from pipelines.progress import OnProgress, watched_board
 from pipelines.redaction import redacted
+from pipelines.shared import check_shared
 from pipelines.storage import AnyPath, path_of, ray_storage
 from pipelines.tracking.code_version import code_version
 from pipelines.tracking.run_folder import RunFolder
@@ -94,6 +95,7 @@ def pretrain(
     with run_folder.locked(patience_seconds=patience):
         dataset = ClipDataset.open(config.dataset)
         _check_again(config, dataset)
+        check_shared(str(run_folder.path))
         scaling = _scaling(config)
         with tracked(_open_run(config, run_folder, parent)) as run:
             log_dataset(

@@ -5,7 +5,6 @@ schema in `pipelines/config/`.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from omegaconf import OmegaConf
@@ -41,7 +40,7 @@ def load_settings(schema: type[ConfigT], file: AnyPath | None, overrides: Sequen
         raise UserError(_in_words(lines, str(file or "settings"))) from None
 
 
-def _origin(mistake: Mistake, origins: Mapping[Keys, Path]) -> str:
+def _origin(mistake: Mistake, origins: Mapping[Keys, AnyPath]) -> str:
     """Names the base that a wrong value comes from."""
     for path, base in origins.items():
         is_inside = mistake.path[: len(path)] == path

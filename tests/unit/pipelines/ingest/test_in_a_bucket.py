@@ -49,7 +49,9 @@ def videos(tmp_path_factory):
     for label, count in (("dog", 5), ("cat", 4)):
         (folder / label).mkdir()
         for number in range(count):
-            write_numbered(folder / label / f"{number}.mp4", 40 + 10 * number + len(label))
+            write_numbered(
+                folder / label / f"{number}.mp4", 40 + 10 * number + 5 * (label == "cat")
+            )
     shutil.copy(folder / "dog/0.mp4", folder / "cat/copy.mp4")
     (folder / "cat/text.mp4").write_text("no media")
     return folder
