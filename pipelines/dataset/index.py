@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines.dataset.schema import CLIPS, INDEX_FILE, STRETCH, check_columns
+from pipelines.dataset.schema import CLIPS, CLIPS_FOLDER, INDEX_FILE, STRETCH, check_columns
 from pipelines.dataset.shards import READ_THREADS, open_parquet
 from pipelines.dataset.text_column import TextColumn, array_of
 from pipelines.files import replacing
@@ -137,10 +137,11 @@ def write_index(folder: AnyPath, dataset_id: str, index: ClipIndex) -> None:
     arrays = [
         array_of(getattr(index, field.name)).cast(field.type, safe=False) for field in _SCHEMA
     ]
+    clips = f"{folder / CLIPS_FOLDER}/"
     key = {
         "version": _VERSION,
         "dataset_id": dataset_id,
-        "shards": [shard.rpartition("/")[2] for shard in index.shards],
+        "shards": [shard.removeprefix(clips) for shard in index.shards],
         "group_ends": index.group_ends.tolist(),
     }
     schema = _SCHEMA.with_metadata({_KEY: json.dumps(key)})

@@ -7,6 +7,7 @@ this folder, so a worker that outlives its run has nothing to rename and cannot 
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from pipelines.dataset.schema import CLIPS, check_columns, with_added
 from pipelines.errors import UserError
 from pipelines.files import replacing
-from pipelines.filesystems import filesystem_of
+from pipelines.filesystems import filesystem_of, list_files
 from pipelines.paths import is_uri
 from pipelines.redaction import one_line
 from pipelines.storage import AnyPath
@@ -108,6 +109,21 @@ class ShardWriter:
             ]
             self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
         self._waiting, self._waiting_bytes = [], 0
+
+
+def shard_names(folder: AnyPath) -> list[str]:
+    """Returns the shards in a folder and its subfolders, relative to it and sorted.
+
+    Small datasets have all shards in the folder itself, see `ingest.plan`.
+    """
+    if isinstance(folder, Path):
+        files = [*folder.glob("*.parquet"), *folder.glob("*/*.parquet")]
+        return sorted(file.relative_to(folder).as_posix() for file in files)
+    if not folder.is_dir():
+        return []
+    begin = len(f"{folder}/")
+    names = (entry.uri[begin:] for entry in list_files(str(folder)))
+    return sorted(name for name in names if name.endswith(".parquet"))
 
 
 @contextmanager

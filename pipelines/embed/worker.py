@@ -255,6 +255,7 @@ class UnitEmbedder:
         self, part: str, name: str, schema: pa.Schema, rows: Sequence[Mapping[str, Any]]
     ) -> None:
         path = self._output / part / name
+        path.parent.mkdir(exist_ok=True)
         writer = ShardWriter(path, schema, rows_per_group=ROWS_PER_GROUP, scratch=self._scratch)
         try:
             for row in rows:

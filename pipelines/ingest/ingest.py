@@ -18,6 +18,7 @@ from pipelines.dataset.schema import (
     REJECTS_FOLDER,
     STATE_FOLDER,
 )
+from pipelines.dataset.shards import shard_names
 from pipelines.errors import UserError
 from pipelines.files import locked, remove_leftovers, scratch_folder, write_failure, write_json
 from pipelines.ingest.plan import make_plan
@@ -39,7 +40,7 @@ from pipelines.sources.fingerprints import fingerprint_sources
 from pipelines.sources.listing import list_input
 from pipelines.sources.source import SourceList
 from pipelines.sources.spool import Spool
-from pipelines.storage import AnyPath, path_of, sorted_files
+from pipelines.storage import AnyPath, path_of
 
 
 def check_ingest(input_path: str | None, output: str, settings: IngestSettings) -> None:
@@ -157,5 +158,5 @@ def _write_index(folder: AnyPath, summary: IngestSummary) -> None:
     clips = folder / CLIPS_FOLDER
     there = {"dataset_id": summary.dataset_id, "clips": summary.clips}
     if read_index(str(folder), str(clips), there) is None:
-        shards = [str(file) for file in sorted_files(clips, "*.parquet")]
+        shards = [str(clips / name) for name in shard_names(clips)]
         write_index(folder, summary.dataset_id, read_shards(shards))

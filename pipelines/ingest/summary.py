@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from pipelines.config.ingest import IngestSettings
 from pipelines.dataset.schema import CLIPS_FOLDER, FORMAT_VERSION, MANIFEST, REJECTS_FOLDER
-from pipelines.dataset.shards import READ_THREADS, open_parquet, read_columns
+from pipelines.dataset.shards import READ_THREADS, open_parquet, read_columns, shard_names
 from pipelines.dataset.source_flaws import COLUMNS as FLAW_COLUMNS
 from pipelines.dataset.source_flaws import SourceFlaws, count_flaws
 from pipelines.errors import UserError
@@ -21,7 +21,7 @@ from pipelines.files import write_json
 from pipelines.ingest.plan import Changes, IngestPlan
 from pipelines.quantities import counted
 from pipelines.sources.source import SourceList
-from pipelines.storage import AnyPath, sorted_files
+from pipelines.storage import AnyPath
 
 _ROWS_PER_HASH = 65_536
 
@@ -54,15 +54,16 @@ def summarize(
 ) -> IngestSummary:
     """Counts the contents of the shards, independently of what the run reported."""
     columns = ["clip_id", "duration_seconds", "label", "labels", "split", *FLAW_COLUMNS]
-    files = sorted_files(folder / CLIPS_FOLDER, "*.parquet")
+    names = shard_names(folder / CLIPS_FOLDER)
+    files = [folder / CLIPS_FOLDER / name for name in names]
     with ThreadPoolExecutor(READ_THREADS) as pool:
         tables = list(pool.map(lambda file: read_columns(str(file), columns), files))
-    num_clips = {file.stem: len(table) for file, table in zip(files, tables, strict=True)}
+    num_clips = {name: len(table) for name, table in zip(names, tables, strict=True)}
     clips = pa.concat_tables(tables)
     reasons: Counter[str] = Counter()
     rejected = set()
-    for file in sorted_files(folder / REJECTS_FOLDER, "*.parquet"):
-        with open_parquet(str(file)) as shard:
+    for name in shard_names(folder / REJECTS_FOLDER):
+        with open_parquet(str(folder / REJECTS_FOLDER / name)) as shard:
             table = shard.read(columns=["source", "reason"], use_threads=False)
         rejected.update(table["source"].to_pylist())
         reasons.update(table["reason"].to_pylist())
@@ -75,7 +76,7 @@ def summarize(
         rejected=len(rejected),
         rejects_by_reason=dict(sorted(reasons.items())),
         clips=len(clips),
-        new_clips=sum(num_clips[unit.name] for unit in plan.units),
+        new_clips=sum(num_clips[f"{unit.name}.parquet"] for unit in plan.units),
         media_seconds=sum(clips["duration_seconds"].to_pylist()),
         flaws=count_flaws(clips),
         dataset_id=_dataset_id(clips, settings),

@@ -15,6 +15,7 @@ from typing import Any
 import ray
 import ray.data
 
+from pipelines.dataset.shards import shard_names
 from pipelines.errors import JobFailed, UserError
 from pipelines.files import replacing
 from pipelines.quantities import counted
@@ -123,7 +124,7 @@ def run_units(
             return
         except ray.exceptions.RayError as error:
             num_before = len(left)
-            there = {file.name for file in (output / rows_folder).glob("*.parquet")}
+            there = set(shard_names(output / rows_folder))
             left = [unit for unit in left if f"{unit.name}.parquet" not in there]
             num_fruitless = num_fruitless + 1 if len(left) == num_before else 0
             is_our_bug = isinstance(error, ray.exceptions.RayTaskError)

@@ -23,9 +23,15 @@ import pyarrow as pa
 import ray.data
 
 from pipelines.dataset.schema import REJECTS_FOLDER, STRETCH
-from pipelines.dataset.shards import READ_THREADS, ShardWriter, open_parquet, parquet_file
+from pipelines.dataset.shards import (
+    READ_THREADS,
+    ShardWriter,
+    open_parquet,
+    parquet_file,
+    shard_names,
+)
 from pipelines.errors import UserError
-from pipelines.storage import AnyPath, sorted_files
+from pipelines.storage import AnyPath
 
 TAGS = ("label", "labels", "split", "group")
 """Columns from the list of sources rather than from their bytes."""
@@ -64,7 +70,7 @@ class StoredUnits:
     """The sources that complete units hold."""
 
     shards: frozenset[str] = frozenset()
-    """File names of the shards."""
+    """Names of the shards, relative to their folder."""
     accepted: Mapping[str, StoredSource] = field(default_factory=dict)
     """Accepted sources by hash."""
     rejected: Mapping[str, StoredSource] = field(default_factory=dict)
@@ -81,19 +87,19 @@ def read_done(output: AnyPath, rows_folder: str) -> StoredUnits:
     Raises:
         UserError: If a shard is damaged.
     """
-    shards = frozenset(file.name for file in (output / rows_folder).glob("*.parquet"))
+    shards = frozenset(shard_names(output / rows_folder))
     rejects = []
-    for file in sorted_files(output / REJECTS_FOLDER, "*.parquet"):
-        if file.name in shards:
-            rejects.append(file)
+    for name in shard_names(output / REJECTS_FOLDER):
+        if name in shards:
+            rejects.append(name)
         else:
-            file.unlink(missing_ok=True)
+            (output / REJECTS_FOLDER / name).unlink(missing_ok=True)
     accepted: dict[str, StoredSource] = {}
     rejected: dict[str, StoredSource] = {}
-    for held in _read_all([output / rows_folder / name for name in sorted(shards)]):
+    for held in _read_all(output / rows_folder, sorted(shards)):
         assert held.source_hash is not None
         accepted[held.source_hash] = held
-    for held in _read_all(rejects):
+    for held in _read_all(output / REJECTS_FOLDER, rejects):
         rejected[held.source] = held
     return StoredUnits(shards, accepted, rejected)
 
@@ -163,14 +169,15 @@ def _revised(table: pa.Table, revision: Revision) -> Iterator[dict[str, Any]]:
             yield row | {name: value for name, value in values.items() if name in row}
 
 
-def _read_all(files: Sequence[AnyPath]) -> Iterator[StoredSource]:
-    """Yields each source of each shard once, in the order of the files."""
+def _read_all(folder: AnyPath, names: Sequence[str]) -> Iterator[StoredSource]:
+    """Yields each source of each shard once, in the order of the names."""
     shared: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        for first in range(0, len(files), _FILES_AT_A_TIME):
-            some = files[first : first + _FILES_AT_A_TIME]
-            for file, table in zip(some, pool.map(_read_small, some), strict=True):
-                yield from _held(file.name, table, shared)
+        for first in range(0, len(names), _FILES_AT_A_TIME):
+            some = names[first : first + _FILES_AT_A_TIME]
+            tables = pool.map(_read_small, (folder / name for name in some))
+            for name, table in zip(some, tables, strict=True):
+                yield from _held(name, table, shared)
 
 
 def _read_small(file: AnyPath) -> pa.Table:

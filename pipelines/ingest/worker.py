@@ -78,6 +78,7 @@ class UnitIngester:
     def shard(self, part: str, name: str, schema: pa.Schema, rows_per_group: int) -> ShardWriter:
         """Opens a shard of a unit for writing."""
         path = self._output / part / f"{name}.parquet"
+        path.parent.mkdir(exist_ok=True)
         return ShardWriter(path, schema, rows_per_group=rows_per_group, scratch=self._scratch)
 
 

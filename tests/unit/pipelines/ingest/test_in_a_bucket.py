@@ -172,3 +172,22 @@ def test_drivers_killed_at_random_moments(server, videos, local, tmp_path):
     assert run(videos, output).dataset_id == local[1].dataset_id
     assert rows(output) == rows(local[0])
     assert unexpected(server, output) == []
+
+
+@pytest.mark.parametrize("where", ["disk", "bucket"])
+def test_shards_of_a_large_dataset_lie_in_subfolders(
+    server, videos, local, tmp_path, monkeypatch, where
+):
+    monkeypatch.setattr("pipelines.ingest.plan.MAX_SHARDS_PER_FOLDER", 3)
+    output = str(tmp_path / "clips") if where == "disk" else f"{OUTPUT}/large"
+    assert run(videos, output) == local[1]
+    assert rows(output) == rows(local[0])
+    dataset, flat = ClipDataset.open(output), ClipDataset.open(local[0])
+    names = [shard.removeprefix(f"{output}/clips/") for shard in dataset.shards]
+    assert all(name[3] == "/" and name[4:7] == name[:3] for name in names)
+    assert dataset.index.order_sha256 == flat.index.order_sha256
+    assert len(dataset.rejects()) == len(flat.rejects()) == 2
+    path_of(f"{output}/index.arrow").unlink()
+    path_of(f"{output}/clips/{names[0]}").unlink()
+    assert run(videos, output).new_clips > 0  # decodes what that shard held
+    assert ClipDataset.open(output).index.order_sha256 == flat.index.order_sha256
