@@ -85,6 +85,8 @@ def moved_paths(values: Mapping[str, Any], old: Path, new: Path) -> dict[str, An
     def moved(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {name: moved(inner) for name, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [moved(inner) for inner in value]
         if not isinstance(value, str) or not Path(value).is_relative_to(old_root):
             return value
         there = new_root / Path(value).relative_to(old_root)

@@ -2,6 +2,7 @@
 
 import sys
 
+from pipelines.config.base import locations_of
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.evaluation.evaluate import Evaluation, check_evaluate, evaluate
 from pipelines.evaluation.intervals import Figure
@@ -24,7 +25,7 @@ from ray_jobs.cli.jobs import JOBS
 def plan(config: EvaluateConfig) -> JobPlan:
     """What evaluation reads and writes."""
     return JobPlan(
-        reads=(config.checkpoint, config.dataset),
+        reads=(config.checkpoint, *locations_of(config.dataset)),
         writes=(config.output,),
         mistakes=(
             *check_evaluate(config),

@@ -3,6 +3,7 @@
 import math
 import sys
 
+from pipelines.config.base import locations_of
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.quantities import counted
 from pipelines.storage import path_of
@@ -19,9 +20,10 @@ from ray_jobs.cli.jobs import JOBS
 def plan(config: PretrainConfig) -> JobPlan:
     """What pretraining reads and writes."""
     folder = str(path_of(config.output) / config.name)
-    labelled = config.health.knn and config.health.knn.dataset
+    labelled = config.health.knn.dataset if config.health.knn else None
+    reads = (*locations_of(config.dataset), config.resume, *locations_of(labelled or ()))
     return JobPlan(
-        reads=tuple(location for location in (config.dataset, config.resume, labelled) if location),
+        reads=tuple(location for location in reads if location),
         writes=(folder,),
         mistakes=(*check_pretrain(config), *environment_mistakes(config, folder)),
         notes=lambda: training_length(config),

@@ -15,13 +15,13 @@ from functools import partial
 import torch
 from rich.table import Table
 
-from pipelines.config.base import settings_without_password
+from pipelines.config.base import locations_of, settings_without_password
 from pipelines.config.describe import may_change
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.promote import PromoteConfig
 from pipelines.config.sweep import SweepConfig
-from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.dataset.joined import open_datasets
 from pipelines.evaluation.scores import FeatureScores
 from pipelines.quantities import counted, duration
 from pipelines.registry.promote import Registered
@@ -65,8 +65,9 @@ def plan(config: SweepConfig) -> JobPlan:
         prefix, alias = config.final.promote.model_prefix, config.final.promote.alias
         writes += [f"{folder}/{_FINAL}", f"models:/{prefix}-{{video,audio}}@{alias}"]
     problems = space_mistakes(config)
+    reads = (*locations_of(config.dataset), *locations_of(config.scoring.dataset or ()))
     return JobPlan(
-        reads=tuple({config.dataset: 0, config.scoring.dataset or config.dataset: 0}),
+        reads=tuple(dict.fromkeys(reads)),
         writes=tuple(writes),
         mistakes=(
             *problems,
@@ -112,7 +113,7 @@ def work(config: SweepConfig) -> None:
             run,
             winner,
             time.monotonic() - started,
-            ClipDataset.open(config.scoring.dataset or config.dataset).dataset_id,
+            open_datasets(config.scoring.dataset or config.dataset).dataset_id,
             scored_split(config),
         )
         report = write_sweep_report(folder.path / "report.html", record)

@@ -35,6 +35,15 @@ Location = Annotated[str, Field(min_length=1), AfterValidator(absolute_location)
 """A path, made absolute when the settings are read, or a URI that pyarrow or fsspec opens."""
 
 
+Datasets = Location | Annotated[tuple[Location, ...], Field(min_length=1)]
+"""A clip dataset, or several that count as one."""
+
+
+def locations_of(datasets: Datasets) -> tuple[str, ...]:
+    """Returns the locations of datasets."""
+    return (datasets,) if isinstance(datasets, str) else datasets
+
+
 class TrackingSettings(Config):
     """Where MLflow keeps what a job measures."""
 

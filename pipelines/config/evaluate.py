@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from pipelines.config.base import JobConfig, Location, Name
+from pipelines.config.base import Datasets, JobConfig, Location, Name
 from xkd_core.config import Config, PositiveFloats
 
 Measure = Literal["knn", "linear", "svm", "attentive", "layers", "retrieval"]
@@ -66,7 +66,7 @@ class EvaluateConfig(EvaluateSettings, JobConfig):
     """Name of the MLflow run."""
     checkpoint: Location
     """A checkpoint, or the folder of a run, whose last checkpoint is taken."""
-    dataset: Location
-    """Folder of the clip dataset."""
+    dataset: Datasets
+    """Folder of the clip dataset, or a list of folders whose clips count as one dataset."""
     output: Location
     """Folder for scores and features."""

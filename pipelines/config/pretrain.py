@@ -4,14 +4,14 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from pipelines.config.base import JobConfig, Location, Name
+from pipelines.config.base import Datasets, JobConfig, Location, Name
 from xkd_core.config import Config, MethodConfig
 
 
 class KnnSettings(Config):
     """How often the teachers are scored during training, and on what."""
 
-    dataset: Location | None = None
+    dataset: Datasets | None = None
     """Clip dataset with labels: its split `train` gives the neighbors, and its split `val`, or else
     `test`, is scored. Default: the dataset of the training."""
     every_epochs: PositiveFloat = 1.0
@@ -138,8 +138,8 @@ class PretrainConfig(PretrainSettings, JobConfig):
 
     name: Name
     """Name of the run. An existing run continues from its last checkpoint."""
-    dataset: Location
-    """Folder of the clip dataset."""
+    dataset: Datasets
+    """Folder of the clip dataset, or a list of folders whose clips count as one dataset."""
     output: Location
     """Folder that gets one folder of checkpoints for each name."""
     resume: Location | None = Field(None, json_schema_extra={"may_change": True})

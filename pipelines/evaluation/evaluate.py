@@ -18,6 +18,7 @@ from mlflow.entities import Metric
 from pipelines.config.evaluate import EvaluateConfig, EvaluateSettings
 from pipelines.config.pretrain import PretrainConfig, clip_mismatch
 from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.dataset.joined import open_datasets
 from pipelines.errors import UserError
 from pipelines.evaluation.classifiers import score_with_outcomes
 from pipelines.evaluation.features import Features, extract
@@ -52,7 +53,7 @@ def check_evaluate(config: EvaluateConfig) -> list[str]:
     mistakes = []
     for look in (
         lambda: read_info(find_checkpoint(config.checkpoint)),
-        lambda: ClipDataset.open(config.dataset),
+        lambda: open_datasets(config.dataset),
     ):
         try:
             found.append(look())
@@ -116,7 +117,7 @@ def evaluate(
     """
     checkpoint = find_checkpoint(config.checkpoint)
     info = read_info(checkpoint)
-    dataset = ClipDataset.open(config.dataset)
+    dataset = open_datasets(config.dataset)
     if mistakes := _clip_mistakes(config, info, dataset):
         raise UserError(mistakes[0])
     output = path_of(config.output)
@@ -125,7 +126,7 @@ def evaluate(
         log_dataset(
             run,
             dataset_id=dataset.dataset_id,
-            path=config.dataset,
+            path=dataset.path,
             num_clips=dataset.num_clips,
             context="evaluation",
         )

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipelines.config.base import Datasets
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.dataset.joined import open_datasets
 from pipelines.evaluation.choice import choose, retrieval_clips
 from pipelines.evaluation.embedder import Embedded, Embedder
 from pipelines.models.checkpoints import (
@@ -84,7 +86,9 @@ class Features:
         }
 
 
-def extract(checkpoint: str, dataset_path: str, settings: EvaluateSettings, board: Any) -> Features:
+def extract(
+    checkpoint: str, datasets: Datasets, settings: EvaluateSettings, board: Any
+) -> Features:
     """Computes the features of the train and test splits of a dataset."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     networks = {"trained": load_model(path_of(checkpoint))}
@@ -92,7 +96,7 @@ def extract(checkpoint: str, dataset_path: str, settings: EvaluateSettings, boar
         networks["untrained"] = load_model(path_of(checkpoint), trained=False)
     for model, _ in networks.values():
         model.to(device)
-    return features_of(networks, ClipDataset.open(dataset_path), settings, poster(board))
+    return features_of(networks, open_datasets(datasets), settings, poster(board))
 
 
 @dataclass

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipelines.config.base import Datasets
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.config.pretrain import PretrainConfig
-from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.dataset.joined import open_datasets
 from pipelines.evaluation.classifiers import score, side_scores
 from pipelines.evaluation.features import features_of
 from pipelines.files import write_json
@@ -37,7 +38,7 @@ class RungPlan:
     """How often and on what a training is scored, and where the scores are written."""
 
     num_rungs: int
-    dataset: str
+    dataset: Datasets
     settings: dict[str, Any]
     """`EvaluateSettings` as JSON."""
     folder: str
@@ -78,7 +79,7 @@ class RungScorer:
         """Scores the networks; writes and returns the rung, with its signs of collapse."""
         assert self._plan is not None
         settings = EvaluateSettings.model_validate(self._plan.settings)
-        dataset = ClipDataset.open(self._plan.dataset)
+        dataset = open_datasets(self._plan.dataset)
         features = features_of({"trained": (model, config)}, dataset, settings, ignore_progress)
         found = score(features, settings)
         sizes = [
@@ -114,7 +115,7 @@ class KnnScorer:
     def score(self, model: XKD) -> dict[str, float]:
         """Returns accuracies as `health/` metrics, for the modalities of the labelled clips."""
         assert self._knn is not None
-        dataset = ClipDataset.open(self._knn.dataset or self._config.dataset)
+        dataset = open_datasets(self._knn.dataset or self._config.dataset)
         features = features_of(
             {"trained": (model, self._config)},
             dataset,

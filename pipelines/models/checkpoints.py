@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from pipelines.config.base import Datasets
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.errors import UserError
 from pipelines.files import replacing
@@ -167,7 +168,7 @@ def read_info(folder: AnyPath) -> TrainingInfo:
     return TrainingInfo(**values)
 
 
-def check_dataset(folder: AnyPath, dataset: str, dataset_id: str) -> None:
+def check_dataset(folder: AnyPath, dataset: Datasets, dataset_id: str) -> None:
     """Checks that a training resumed from a checkpoint gets the same clips.
 
     Raises:

@@ -11,11 +11,12 @@ from typing import Any
 
 from mlflow.exceptions import MlflowException
 
+from pipelines.config.base import Datasets
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.config.ingest import IngestSettings
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.promote import PromoteConfig, PromoteSettings
-from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.dataset.joined import open_datasets
 from pipelines.errors import JobFailed, UserError
 from pipelines.evaluation.outcomes import OUTCOMES_FILE, Outcomes
 from pipelines.evaluation.scores import OlderScoresError, Scores, read_scores
@@ -161,7 +162,7 @@ def checkpoint_encoders(
     return encoders
 
 
-def _training_dataset(checkpoint: AnyPath, config: PretrainConfig) -> str:
+def _training_dataset(checkpoint: AnyPath, config: PretrainConfig) -> Datasets:
     """Where the clip dataset of a training is now.
 
     A checkpoint names it by an absolute path. If the folder that holds both was moved or is mounted
@@ -176,14 +177,14 @@ def _training_dataset(checkpoint: AnyPath, config: PretrainConfig) -> str:
     for run in checkpoint.absolute().parents:
         if run.name == config.name:
             found = moved_paths({"dataset": config.dataset}, old_run, run)["dataset"]
-            if found != config.dataset:
-                return str(found)
+            if found not in (config.dataset, list(config.dataset)):
+                return found if isinstance(found, str) else tuple(found)
     return config.dataset
 
 
-def _clip_settings(dataset: str, scores: Scores | None) -> ClipSettings:
+def _clip_settings(dataset: Datasets, scores: Scores | None) -> ClipSettings:
     """How media are cut for the encoder: as the clips were that it was trained on."""
-    ingest = IngestSettings.model_validate(ClipDataset.open(dataset).manifest["settings"])
+    ingest = IngestSettings.model_validate(open_datasets(dataset).manifest["settings"])
     num_windows = scores.num_windows if scores else EvaluateSettings().num_windows
     return ClipSettings(
         segment_seconds=ingest.segment_seconds,

@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pipelines.config.base import Datasets
 from pipelines.config.changes import changed_settings
 from pipelines.config.pretrain import clip_mismatch
 from pipelines.config.sweep import SweepConfig
-from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.dataset.joined import open_datasets
 from pipelines.errors import UserError
 from pipelines.evaluation.choice import split_scored_on, unretrievable, unscorable
 from pipelines.quantities import byte_size, counted
@@ -44,11 +45,11 @@ def dataset_ids(config: SweepConfig) -> dict[str, str]:
         UserError: if one is no clip dataset.
     """
     return {
-        name: ClipDataset.open(location).dataset_id for name, location in _locations(config).items()
+        name: open_datasets(location).dataset_id for name, location in _locations(config).items()
     }
 
 
-def _locations(config: SweepConfig) -> dict[str, str]:
+def _locations(config: SweepConfig) -> dict[str, Datasets]:
     locations = {"dataset": config.dataset, "scoring.dataset": config.scoring.dataset}
     return {name: location for name, location in locations.items() if location is not None}
 
@@ -82,10 +83,10 @@ def _option_mistakes(config: SweepConfig, folder: AnyPath, of_all: Sequence[str]
     return found
 
 
-def _rates_mistake(scoring_dataset: str, method: MethodConfig) -> str | None:
+def _rates_mistake(scoring_dataset: Datasets, method: MethodConfig) -> str | None:
     """Returns why the clips for scoring do not fit a method, or None."""
     try:
-        dataset = ClipDataset.open(scoring_dataset)
+        dataset = open_datasets(scoring_dataset)
     except UserError:
         return None
     problem = clip_mismatch(method, frame_rate=dataset.frame_rate, sample_rate=dataset.sample_rate)
@@ -123,7 +124,7 @@ def _scoring_mistakes(config: SweepConfig) -> list[str]:
     """Returns why the clips for scoring give no objective."""
     location = config.scoring.dataset or config.dataset
     try:
-        dataset = ClipDataset.open(location)
+        dataset = open_datasets(location)
     except UserError as error:
         return [str(error)] if config.scoring.dataset else []
     problem = clip_mismatch(
@@ -164,7 +165,7 @@ def _collapse_mistakes(config: SweepConfig) -> list[str]:
 
 def scored_split(config: SweepConfig) -> str:
     """Returns the split that trials are scored on: the first that the dataset has."""
-    dataset = ClipDataset.open(config.scoring.dataset or config.dataset)
+    dataset = open_datasets(config.scoring.dataset or config.dataset)
     return split_scored_on(dataset, config.scoring) or ""
 
 

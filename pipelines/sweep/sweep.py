@@ -17,7 +17,7 @@ from ray import tune
 from ray.exceptions import RayError, RayTaskError
 
 from pipelines.config.sweep import SweepConfig
-from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.dataset.joined import open_datasets
 from pipelines.errors import JobFailed
 from pipelines.progress import OnProgress, ignore_progress
 from pipelines.redaction import one_line, redacted
@@ -72,11 +72,11 @@ def sweep(config: SweepConfig, run: RunRef, *, on_progress: OnProgress) -> Sweep
     check_shared(str(folder))
     folder.mkdir(parents=True, exist_ok=True)
     location = config.scoring.dataset or config.dataset
-    dataset = ClipDataset.open(location)
+    dataset = open_datasets(location)
     log_dataset(
         run,
         dataset_id=dataset.dataset_id,
-        path=location,
+        path=dataset.path,
         num_clips=dataset.num_clips,
         context="evaluation",
     )

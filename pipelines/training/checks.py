@@ -12,6 +12,7 @@ from pipelines.config.dotted import flat
 from pipelines.config.pretrain import PretrainConfig, clip_mismatch
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256, read_clip_ids
+from pipelines.dataset.joined import open_datasets
 from pipelines.errors import UserError
 from pipelines.evaluation.choice import unscorable
 from pipelines.evaluation.rungs import KNN_SETTINGS
@@ -49,7 +50,7 @@ def check_pretrain(config: PretrainConfig) -> list[str]:
     """Returns everything that prevents a training, without starting anything."""
     mistakes = []
     try:
-        dataset = ClipDataset.open(config.dataset)
+        dataset = open_datasets(config.dataset)
         mistakes += _dataset_mistakes(config, dataset)
         mistakes += knn_mistakes(config, dataset)
         mistakes += checkpoint_mistakes(config, dataset)
@@ -62,7 +63,7 @@ def check_pretrain(config: PretrainConfig) -> list[str]:
 def training_length(config: PretrainConfig) -> list[str]:
     """Describes the number of steps for `--dry-run`; empty if the clips cannot be read."""
     try:
-        feed = make_feed(config, ClipDataset.open(config.dataset), rank=0, world_size=1)
+        feed = make_feed(config, open_datasets(config.dataset), rank=0, world_size=1)
     except UserError:
         return []
     total_steps = math.ceil(config.epochs * feed.steps_per_epoch)
@@ -97,7 +98,7 @@ def knn_mistakes(config: PretrainConfig, trained_on: ClipDataset) -> list[str]:
         return []
     what = f"health.knn.dataset ({knn.dataset})" if knn.dataset else f"dataset ({config.dataset})"
     try:
-        dataset = ClipDataset.open(knn.dataset) if knn.dataset else trained_on
+        dataset = open_datasets(knn.dataset) if knn.dataset else trained_on
     except UserError as error:
         return [f"health.knn: {error}"]
     problem = clip_mismatch(config, frame_rate=dataset.frame_rate, sample_rate=dataset.sample_rate)

@@ -17,8 +17,8 @@ from ray.train.torch import get_device
 from torch import Tensor
 
 from pipelines.config.pretrain import PretrainConfig
-from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256
+from pipelines.dataset.joined import open_datasets
 from pipelines.errors import UserError
 from pipelines.evaluation.rungs import KnnScorer, RungScorer
 from pipelines.models.checkpoints import TrainingInfo, read_info, read_unsent
@@ -52,7 +52,7 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
     run = RunRef(**values["run"])
     context = train.get_context()
     rank = context.get_world_rank()
-    dataset = ClipDataset.open(config.dataset)
+    dataset = open_datasets(config.dataset)
     folder = path_of(config.output) / config.name
     exclude_sha256 = clip_ids_sha256(config.exclude)
     if exclude_sha256 != values[EXCLUDE_SHA256]:  # edited before this worker restarted

@@ -23,6 +23,7 @@ from pipelines.config.base import settings_without_password
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256
+from pipelines.dataset.joined import open_datasets
 from pipelines.errors import JobFailed, UserError
 from pipelines.evaluation.rungs import RungPlan
 from pipelines.models.checkpoints import find_checkpoint, read_info
@@ -93,7 +94,7 @@ def pretrain(
     # The driver of a trial may outlive a killed sweep by some seconds.
     patience = _TRIAL_PATIENCE_SECONDS if rungs else 0.0
     with run_folder.locked(patience_seconds=patience):
-        dataset = ClipDataset.open(config.dataset)
+        dataset = open_datasets(config.dataset)
         _check_again(config, dataset)
         check_shared(str(run_folder.path))
         scaling = _scaling(config)
@@ -101,7 +102,7 @@ def pretrain(
             log_dataset(
                 run,
                 dataset_id=dataset.dataset_id,
-                path=config.dataset,
+                path=dataset.path,
                 num_clips=dataset.num_clips,
                 context="training",
             )
