@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import socket
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from pipelines.errors import UserError
 from pipelines.filesystems import store_failure
 from pipelines.leases import check_leases, leased, now_text
 from pipelines.redaction import one_line
-from pipelines.storage import AnyPath, RemotePath, remove_tree, upload
+from pipelines.storage import AnyPath, RemotePath, folder_on_disk, remove_tree, upload
 
 _UPLOADS = 8
 """Files that are uploaded at a time."""
@@ -53,8 +52,8 @@ def replacing(path: AnyPath, scratch: AnyPath | None = None, *, last: str = "") 
         OSError: If `path` cannot be written. Its previous content stays.
     """
     if isinstance(path, RemotePath):
-        with tempfile.TemporaryDirectory(prefix="xkd-") as folder:
-            temporary = Path(folder, path.name)
+        with folder_on_disk() as folder:
+            temporary = folder / path.name
             yield temporary
             put(temporary, path, scratch, last)
         return

@@ -14,10 +14,12 @@ higher number and removes the old claim. An earlier holder that lives after all 
 before it commits anything (`check`); only a request that is under way cannot be called back.
 """
 
+import _thread
 import json
 import logging
 import os
 import random
+import signal
 import socket
 import threading
 import time
@@ -142,6 +144,9 @@ class Lease:
                 _write(self._file, self._claim)
             except LeaseLostError as error:
                 logger.warning("%s: %s", self._folder.parent, error)
+                # Workers must not go on beside those of the other process. A program of this
+                # package stops in order; where SIGTERM has no handler, nothing happens.
+                _thread.interrupt_main(signal.SIGTERM)
                 return
             except (OSError, pa.ArrowException) as error:
                 logger.warning("the lease in %s is not renewed: %s", self._folder, one_line(error))

@@ -13,9 +13,10 @@ and writes results is the same for both. A bucket has no folders, renames or loc
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -33,6 +34,8 @@ _ONE_REQUEST_BYTES = 64_000_000
 _MAX_COPY_BYTES = 5_000_000_000
 """Largest object that S3 copies in one request, in bytes."""
 _CHUNK_BYTES = 8_000_000
+_TEMPORARY = "xkd-upload-"
+_KEPT_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, order=True)
@@ -305,13 +308,29 @@ def _stream(source: Path, target: RemotePath) -> None:
 
 
 @contextmanager
+def folder_on_disk() -> Iterator[Path]:
+    """Yields a folder in TMPDIR for files on their way to or from a bucket.
+
+    Folders that killed processes left an hour ago are removed.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*-*"):
+        pid = left.name.removeprefix(_TEMPORARY).partition("-")[0]
+        with suppress(OSError):
+            is_old = time.time() - left.stat().st_mtime > _KEPT_SECONDS
+            if is_old and not Path("/proc", pid).exists():
+                shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"{_TEMPORARY}{os.getpid()}-") as folder:
+        yield Path(folder)
+
+
+@contextmanager
 def on_disk(file: AnyPath) -> Iterator[Path]:
     """Yields a file, or a copy of a remote one that is removed afterwards."""
     if isinstance(file, Path):
         yield file
         return
-    with tempfile.TemporaryDirectory(prefix="xkd-") as folder:
-        copy = Path(folder, file.name)
+    with folder_on_disk() as folder:
+        copy = folder / file.name
         with file.open() as stream, copy.open("wb") as content:
             shutil.copyfileobj(stream, content, _CHUNK_BYTES)
         yield copy
