@@ -156,8 +156,8 @@ def _parts(fitted: Fitted, count: int) -> list[Fitted]:
 
 
 def late_fusion(
-    by_modality: Mapping[str, Mapping[str, Fitted]],
-    clips_of: Mapping[str, Array],
+    by_modality: Mapping[Modality, Mapping[str, Fitted]],
+    clips_of: Mapping[Modality, Array],
     clips: Array,
     is_multilabel: bool,
 ) -> dict[str, Fitted]:
