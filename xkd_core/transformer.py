@@ -82,7 +82,7 @@ def pack(sequences: Sequence[Float[Tensor, "..."]]) -> Float[Tensor, "1 N_packed
 def unpack(packed: Float[Tensor, "1 N_packed D"], groups: Groups) -> list[Float[Tensor, "..."]]:
     """Inverts `pack`."""
     rows = torch.split(packed[0], [clips * length for clips, length in groups])
-    return [part.unflatten(0, group) for part, group in zip(rows, groups, strict=True)]
+    return [part.view(*group, -1) for part, group in zip(rows, groups, strict=True)]
 
 
 def attend(

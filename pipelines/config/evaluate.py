@@ -15,6 +15,7 @@ from pydantic import (
 from pipelines.config.base import Datasets, JobConfig, Location, Name
 from pipelines.config.ingest import PublishedDataset
 from pipelines.config.published import PublishedSettings
+from pipelines.paths import absolute_location
 from xkd_core.config import Config, PositiveFloats
 
 REGISTERED = "models:/"

@@ -22,8 +22,8 @@ def _weights(location: str) -> str:
         return location
     if location.startswith(_WEB):
         raise ValueError(
-            f"({location}) must be models:/NAME@ALIAS, models:/NAME/VERSION, or a folder or file on "
-            "a disk or in a bucket"
+            f"({location}) must be models:/NAME@ALIAS, models:/NAME/VERSION, or a folder or file "
+            "on a disk or in a bucket"
         )
     return absolute_location(location)
 

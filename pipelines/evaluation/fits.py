@@ -22,7 +22,7 @@ from pipelines.evaluation.embedder import mean_by
 from pipelines.evaluation.features import Features
 from pipelines.evaluation.sides import MISSING, Sides, joined, joined_without
 from pipelines.evaluation.solvers import Fitted, TrainingRows, fit_and_score
-from xkd_core.encoders import MODALITIES
+from xkd_core.encoders import MODALITIES, Modality
 from xkd_core.probes import knn_votes
 
 Array = NDArray[Any]
