@@ -66,6 +66,7 @@ def prepare_weights(config: PretrainConfig, tracking: TrackingSettings) -> Initi
             return InitialWeights(None, origins)
         if file.exists():
             return InitialWeights(str(file), origins)
+        config = config.model_copy(update={"init": _fixed(config.init, origins)})
     sources = _sources(config, tracking)
     fits = _fitted(config, sources)
     tensors = _joined(config, {modality: one.tensors for modality, one in fits.items()})
@@ -75,6 +76,12 @@ def prepare_weights(config: PretrainConfig, tracking: TrackingSettings) -> Initi
     origins = {modality: _origin(config.init, source) for modality, source in sources.items()}
     write_json(record, origins)
     return InitialWeights(str(file), origins, tuple(remarks(config, sources, fits)))
+
+
+def _fixed(init: InitSettings, origins: Mapping[str, Mapping[str, str]]) -> InitSettings:
+    """Names what a run resolved `init` to, whatever its aliases mean now."""
+    sources = {modality: origins.get(modality, {}).get("source") for modality in MODALITIES}
+    return init.model_copy(update={"source": None, **sources})
 
 
 def discard_weights(folder: Path) -> None:

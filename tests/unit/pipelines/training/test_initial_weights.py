@@ -188,10 +188,14 @@ def test_an_alias_that_moves_and_a_version_that_goes_change_nothing_for_a_run(tm
         .origins["video"]["source"]
         .endswith("/2")
     )
+    fresh = weights.file
+    shutil.move(fresh, tmp_path / "kept")
+    _, again = begun(config)  # its copy is lost: from the recorded version again
+    assert again.origins == weights.origins
     shutil.rmtree(home)
     assert init_mistakes(config) == []
     model, again = begun(config)
-    assert again == weights.__class__(weights.file, weights.origins)
+    assert (again.file, again.origins) == (fresh, weights.origins)
     assert same(model, "video_student", first, "video_teacher")
 
 
