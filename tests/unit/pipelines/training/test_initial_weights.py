@@ -22,11 +22,13 @@ from pipelines.training.initial_weights import (
     prepare_weights,
 )
 from ray_jobs.cli.settings import load_settings
+from tests.helpers.networks import VARIANTS, micro_config
 from tests.helpers.training import MODEL, folder_of, leave_checkpoint, tiny_config, tiny_dataset
 from tests.helpers.weights import earlier_training, register, some_networks
 from xkd_core.initial import begin_from
 from xkd_core.losses import initial_centers
 from xkd_core.published.files import save_published_encoder, save_published_model
+from xkd_core.published.names import load_published
 from xkd_core.xkd import build_xkd
 
 CLIPS = {"video": (2, 3, 8, 16, 16), "audio": (2, 1, 16, 48)}
@@ -150,6 +152,21 @@ def test_a_whole_published_checkpoint_gives_every_network(tmp_path):
     init = config.init.model_validate(str(file))
     model, _ = begun(config.model_copy(update={"init": init}))
     theirs = networks.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_weights_of_the_published_program_give_every_network(golden_dir, tmp_path, variant):
+    weights = load_file(golden_dir / variant / "weights.safetensors")
+    file = tmp_path / "checkpoint.pth.tar"
+    named = {f"module.{name}": tensor for name, tensor in weights.items()}
+    torch.save({"model": named, "epoch": 800, "optimizer": None, "amp": None}, file)
+    settings = micro_config(variant).model.model_dump(mode="json")
+    config = tiny_config(tmp_path, tmp_path / "clips", model=settings, init=str(file))
+    model, _ = begun(config)
+    published = build_xkd(config.model)
+    load_published(published, weights)
+    theirs = published.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in model.state_dict().items())
 
 
