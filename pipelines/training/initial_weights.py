@@ -73,6 +73,7 @@ def prepare_weights(config: PretrainConfig, tracking: TrackingSettings) -> Initi
     _check_finite(tensors)
     with replacing(file) as temporary:
         save_file({name: one.contiguous().clone() for name, one in tensors.items()}, temporary)
+    assert config.init is not None
     origins = {modality: _origin(config.init, source) for modality, source in sources.items()}
     write_json(record, origins)
     return InitialWeights(str(file), origins, tuple(remarks(config, sources, fits)))
@@ -80,7 +81,9 @@ def prepare_weights(config: PretrainConfig, tracking: TrackingSettings) -> Initi
 
 def _fixed(init: InitSettings, origins: Mapping[str, Mapping[str, str]]) -> InitSettings:
     """Names what a run resolved `init` to, whatever its aliases mean now."""
-    sources = {modality: origins.get(modality, {}).get("source") for modality in MODALITIES}
+    sources: dict[str, str | None] = {
+        modality: origins.get(modality, {}).get("source") for modality in MODALITIES
+    }
     return init.model_copy(update={"source": None, **sources})
 
 
