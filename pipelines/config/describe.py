@@ -14,6 +14,9 @@ On a section it counts for all settings in it. A list in place of True names tho
 section that may change; the marks inside then do not count.
 """
 
+_REQUIRED = object()
+"""Stands for the default of a setting that has none."""
+
 
 class Setting(NamedTuple):
     """One setting as `--help` lists it."""
@@ -29,8 +32,8 @@ class Setting(NamedTuple):
 
 def setting_descriptions(schema: type[BaseModel]) -> Iterator[Setting]:
     """Describes every setting of a schema, in its order."""
-    for name, field in _fields(schema, ""):
-        default = "required" if field.is_required() else repr(field.default)
+    for name, field, value in _fields(schema, "", None):
+        default = "required" if value is _REQUIRED else repr(value)
         meaning = " ".join((field.description or "").split())
         yield Setting(name, default, meaning, may_change(schema, name))
 
@@ -119,11 +122,21 @@ def _mark(field: FieldInfo) -> Any:
     return extra.get(_MAY_CHANGE, False) if isinstance(extra, dict) else False
 
 
-def _fields(schema: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+def _fields(
+    schema: type[BaseModel], prefix: str, given: BaseModel | None
+) -> Iterator[tuple[str, FieldInfo, Any]]:
+    """Yields each setting with its default; `given` is the default of the whole section, if any."""
     for name, field in schema.model_fields.items():
         section = section_of(field.annotation)
+        if given is not None:
+            value = getattr(given, name)
+        elif field.is_required():
+            value = _REQUIRED
+        else:
+            value = field.get_default(call_default_factory=True)
         # A section that can be left out is a setting itself: None, or what stands under it.
         if section is None or is_union(field.annotation):
-            yield prefix + name, field
+            yield prefix + name, field, value
         if section is not None:
-            yield from _fields(section, f"{prefix}{name}.")
+            default = value if isinstance(value, section) else None
+            yield from _fields(section, f"{prefix}{name}.", default)
