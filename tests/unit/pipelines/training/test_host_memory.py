@@ -16,8 +16,9 @@ def faults():
 
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
-blocks = [torch.ones(2**24) for _ in range(3)]
-del blocks
+for _ in range(8):
+    blocks = [torch.ones(2**24) for _ in range(3)]
+    del blocks
 before = faults()
 blocks = [torch.ones(2**24) for _ in range(3)]
 print(faults() - before)
