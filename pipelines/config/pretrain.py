@@ -4,14 +4,15 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from pipelines.config.base import JobConfig, LocalPath, Location, Name
+from pipelines.config.base import Datasets, JobConfig, Location, Name
+from pipelines.config.init import InitSettings
 from xkd_core.config import Config, MethodConfig
 
 
 class KnnSettings(Config):
     """How often the teachers are scored during training, and on what."""
 
-    dataset: Location | None = None
+    dataset: Datasets | None = None
     """Clip dataset with labels: its split `train` gives the neighbors, and its split `val`, or else
     `test`, is scored. Default: the dataset of the training."""
     every_epochs: PositiveFloat = 1.0
@@ -41,8 +42,11 @@ class PretrainSettings(MethodConfig):
     """Clips of one step, over all workers."""
     splits: tuple[str, ...] = ("train",)
     """Splits to train on. Rows without a split always belong to them."""
-    exclude: LocalPath | None = None
+    exclude: Location | None = None
     """File of clip ids to leave out, one a line, such as `leaks.txt` of `xkd dataset`."""
+    init: InitSettings | None = Field(None, json_schema_extra={"short_for": "source"})
+    """Weights that the training begins from: a registered version, a checkpoint, or a file of the
+    published method. Default: new weights."""
     seed: NonNegativeInt = 0
     """Seed of the weights, of the order of clips and of their views."""
     num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
@@ -138,14 +142,24 @@ class PretrainConfig(PretrainSettings, JobConfig):
 
     name: Name
     """Name of the run. An existing run continues from its last checkpoint."""
-    dataset: Location
-    """Folder of the clip dataset."""
-    output: LocalPath
+    dataset: Datasets
+    """Folder of the clip dataset, or a list of folders whose clips count as one dataset."""
+    output: Location
     """Folder that gets one folder of checkpoints for each name."""
-    resume: LocalPath | None = Field(None, json_schema_extra={"may_change": True})
+    resume: Location | None = Field(None, json_schema_extra={"may_change": True})
     """Checkpoint of another run to start from, at its step and so at its position in the order of
     clips. Networks, clips and everything that orders them must be the same, and steps must be left.
     Once this run has a checkpoint of its own, it continues from that."""
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> "PretrainConfig":
+        if self.init is not None and self.resume is not None:
+            where = self.init.source or self.init.video or self.init.audio
+            raise ValueError(
+                f"resume ({self.resume}) must not be set with init ({where}): resume continues a "
+                "training with its optimizer and its step, init begins a new one from its weights"
+            )
+        return self
 
 
 def clip_mismatch(method: MethodConfig, *, frame_rate: float, sample_rate: int) -> str | None:

@@ -2,7 +2,7 @@
 
 from pydantic import Field, model_validator
 
-from pipelines.config.base import JobConfig, LocalPath, Location, Name
+from pipelines.config.base import JobConfig, Location, Name
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.config.ingest import IngestSettings, SyntheticSettings
 from pipelines.config.pretrain import PretrainSettings, clip_mismatch
@@ -16,7 +16,7 @@ class RunConfig(JobConfig):
     """Name of the run. An existing run continues where it stopped."""
     input: Location | None = None
     """Folder of media, a list, or a URI, as for `ingest`. Default: synthetic clips."""
-    output: LocalPath
+    output: Location
     """Folder that gets a folder for each run."""
     synthetic: SyntheticSettings = SyntheticSettings()
     ingest: IngestSettings = IngestSettings()
@@ -36,6 +36,11 @@ class RunConfig(JobConfig):
         if self.ingest.dataset and self.input is None:
             raise ValueError(
                 f"ingest.dataset ({self.ingest.dataset}) must come with input, its folder"
+            )
+        if self.pretrain.objective.teacher == "frozen" and self.evaluate.role == "teacher":
+            raise ValueError(
+                "evaluate.role (teacher) must be student with pretrain.objective.teacher (frozen), "
+                "whose teachers learn nothing; set promote.role=student too"
             )
         if self.evaluate.role != self.promote.role:
             raise ValueError(

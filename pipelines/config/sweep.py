@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 from pydantic import model_validator as checked
 
-from pipelines.config.base import JobConfig, LocalPath, Name
+from pipelines.config.base import Datasets, JobConfig, Location, Name
 from pipelines.config.evaluate import EvaluateSettings, Measure
 from pipelines.config.pretrain import PretrainSettings
 from pipelines.config.promote import PromoteSettings
@@ -63,7 +63,7 @@ class ScoreSettings(Config):
 class RungSettings(EvaluateSettings):
     """How the teachers (or students) are scored while a trial trains."""
 
-    dataset: LocalPath | None = None
+    dataset: Datasets | None = None
     """Labelled clip dataset; by default the one that is trained on."""
     test_splits: tuple[str, ...] = ("val", "test")
     """The first that there is; a choice made on `test` leaves no clips to report on."""
@@ -100,9 +100,9 @@ class SweepConfig(JobConfig):
 
     name: Name
     """Name of the sweep; a sweep that exists goes on where it stopped."""
-    dataset: LocalPath
-    """Folder of the clip dataset."""
-    output: LocalPath
+    dataset: Datasets
+    """Folder of the clip dataset, or a list of folders whose clips count as one dataset."""
+    output: Location
     """Folder that gets one folder for each name."""
     pretrain: PretrainSettings = Field(
         json_schema_extra={"may_change": ["max_failures", "log_every"]}
@@ -134,7 +134,7 @@ class SweepConfig(JobConfig):
     def _search_fits(self) -> "SweepConfig":
         problems = _trial_problems(self.pretrain)
         problems += _search_problems(self) + _condition_problems(self.space)
-        problems += _name_problems(self.space)
+        problems += _name_problems(self.space) + _teacher_problems(self)
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -154,6 +154,20 @@ def _trial_problems(pretrain: PretrainSettings) -> list[str]:
             "where a trial ends at its last rung or by early stopping"
         )
     return problems
+
+
+def _teacher_problems(config: SweepConfig) -> list[str]:
+    """Frozen teachers are what training began from, whatever a trial does."""
+    roles = {"scoring.role": config.scoring.role}
+    if config.final is not None:
+        roles["final.evaluate.role"] = config.final.evaluate.role
+    is_frozen = config.pretrain.objective.teacher == "frozen"
+    return [
+        f"{name} (teacher) must be student with pretrain.objective.teacher (frozen), whose "
+        "teachers learn nothing"
+        for name, role in roles.items()
+        if is_frozen and role == "teacher"
+    ]
 
 
 def _name_problems(space: Mapping[str, Domain]) -> list[str]:

@@ -71,18 +71,27 @@ def load_encoder(folder: Path) -> tuple[Encoder, EncoderInfo]:
     Raises:
         ValueError: If it was written in another format.
     """
+    info = read_encoder_info(folder)
+    encoder = build_encoder(info.model, info.modality)
+    encoder.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    return encoder.eval().requires_grad_(False), info
+
+
+def read_encoder_info(folder: Path) -> EncoderInfo:
+    """Reads what `export_encoder` wrote, except the weights.
+
+    Raises:
+        ValueError: If it was written in another format.
+    """
     values = json.loads((folder / SETTINGS_FILE).read_text())
     if values["format_version"] != FORMAT_VERSION:
         raise ValueError(
             f"encoder has format {values['format_version']}, "
             f"but this code reads format {FORMAT_VERSION}"
         )
-    info = EncoderInfo(
+    return EncoderInfo(
         modality=values["modality"],
         model=ModelConfig.model_validate(values["model"]),
         clips=ClipSettings(**values["clips"]),
         provenance=values["provenance"],
     )
-    encoder = build_encoder(info.model, info.modality)
-    encoder.load_state_dict(load_file(folder / WEIGHTS_FILE))
-    return encoder.eval().requires_grad_(False), info

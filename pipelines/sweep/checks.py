@@ -1,16 +1,18 @@
 """Checks of a sweep before it starts: its clips, its scores, its resources."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from pipelines.config.changes import changed_settings
+from pipelines.config.base import Datasets
+from pipelines.config.changes import changed_settings, with_defaults
 from pipelines.config.pretrain import clip_mismatch
 from pipelines.config.sweep import SweepConfig
-from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.dataset.joined import open_datasets
 from pipelines.errors import UserError
 from pipelines.evaluation.choice import split_scored_on, unretrievable, unscorable
 from pipelines.quantities import byte_size, counted
+from pipelines.storage import AnyPath, path_of
+from pipelines.sweep.init_versions import INIT_VERSIONS, replaced
 from pipelines.sweep.run_trial import pretrain_values, trial_config
 from pipelines.sweep.search import num_trials
 from pipelines.sweep.space import edge_cases, settings_of
@@ -22,6 +24,8 @@ from xkd_core.health import MIN_CLIPS
 
 _OF_CLIPS = ("exclude", "splits", "model.video", "model.audio")
 """Settings that clips must fit, in a space too; also the whole section `model`."""
+_OF_WEIGHTS = ("init", "optimizer.frozen_")
+"""Settings of a space that weights must fit."""
 DATASET_IDS = "dataset_ids"
 """Key of the datasets that a sweep began with, see `dataset_ids`."""
 
@@ -32,9 +36,9 @@ _UNKNOWN_MEMORY_TRIALS = 1_000_000
 """Trials that a node is assumed to have memory for if its memory is unknown."""
 
 
-def sweep_folder(config: SweepConfig) -> Path:
+def sweep_folder(config: SweepConfig) -> AnyPath:
     """Returns the folder with all results of a sweep."""
-    return Path(config.output) / config.name
+    return path_of(config.output) / config.name
 
 
 def dataset_ids(config: SweepConfig) -> dict[str, str]:
@@ -44,11 +48,11 @@ def dataset_ids(config: SweepConfig) -> dict[str, str]:
         UserError: if one is no clip dataset.
     """
     return {
-        name: ClipDataset.open(location).dataset_id for name, location in _locations(config).items()
+        name: open_datasets(location).dataset_id for name, location in _locations(config).items()
     }
 
 
-def _locations(config: SweepConfig) -> dict[str, str]:
+def _locations(config: SweepConfig) -> dict[str, Datasets]:
     locations = {"dataset": config.dataset, "scoring.dataset": config.scoring.dataset}
     return {name: location for name, location in locations.items() if location is not None}
 
@@ -62,17 +66,18 @@ def check_sweep(config: SweepConfig) -> list[str]:
     mistakes += _scoring_mistakes(config) + _collapse_mistakes(config)
     mistakes += _option_mistakes(config, folder, mistakes)
     if there := RunFolder(folder).began_with:
-        mistakes += _settings_mistakes(config, there["config"])
+        versions = there.get(INIT_VERSIONS, {})  # those of `config` are fixed already
+        mistakes += _settings_mistakes(config, replaced(there["config"], versions))
         mistakes += _clips_mistakes(config, there.get(DATASET_IDS, {}))
     return mistakes
 
 
-def _option_mistakes(config: SweepConfig, folder: Path, of_all: Sequence[str]) -> list[str]:
+def _option_mistakes(config: SweepConfig, folder: AnyPath, of_all: Sequence[str]) -> list[str]:
     """Returns why clips do not fit options of the space, without the mistakes `of_all`."""
     found = []
     for key, value, values in edge_cases(config.space):
         names = settings_of(config.space, {key: value})
-        if not any(name == "model" or name.startswith(_OF_CLIPS) for name in names):
+        if not any(_needs_a_check(name, config) for name in names):
             continue
         option = trial_config(config, folder, Trial(0, values)).model_copy(update={"name": "base"})
         mistakes = check_pretrain(option)
@@ -82,10 +87,18 @@ def _option_mistakes(config: SweepConfig, folder: Path, of_all: Sequence[str]) -
     return found
 
 
-def _rates_mistake(scoring_dataset: str, method: MethodConfig) -> str | None:
+def _needs_a_check(name: str, config: SweepConfig) -> bool:
+    """Whether a setting must fit clips or weights, which only its check can tell."""
+    must_fit: tuple[str, ...] = (*_OF_CLIPS, *_OF_WEIGHTS)
+    if config.pretrain.init is not None:
+        must_fit = (*must_fit, "model.")
+    return name == "model" or name.startswith(must_fit)
+
+
+def _rates_mistake(scoring_dataset: Datasets, method: MethodConfig) -> str | None:
     """Returns why the clips for scoring do not fit a method, or None."""
     try:
-        dataset = ClipDataset.open(scoring_dataset)
+        dataset = open_datasets(scoring_dataset)
     except UserError:
         return None
     problem = clip_mismatch(method, frame_rate=dataset.frame_rate, sample_rate=dataset.sample_rate)
@@ -94,7 +107,9 @@ def _rates_mistake(scoring_dataset: str, method: MethodConfig) -> str | None:
 
 def _settings_mistakes(config: SweepConfig, began_with: Mapping[str, Any]) -> list[str]:
     """Returns why a sweep cannot continue with these settings."""
-    there = {**began_with, "pretrain": EARLIER_SETTINGS | began_with["pretrain"]}
+    there = with_defaults(
+        SweepConfig, {**began_with, "pretrain": EARLIER_SETTINGS | began_with["pretrain"]}
+    )
     changes = changed_settings(SweepConfig, there, config.model_dump(mode="json"))
     if not changes:
         return []
@@ -123,7 +138,7 @@ def _scoring_mistakes(config: SweepConfig) -> list[str]:
     """Returns why the clips for scoring give no objective."""
     location = config.scoring.dataset or config.dataset
     try:
-        dataset = ClipDataset.open(location)
+        dataset = open_datasets(location)
     except UserError as error:
         return [str(error)] if config.scoring.dataset else []
     problem = clip_mismatch(
@@ -164,7 +179,7 @@ def _collapse_mistakes(config: SweepConfig) -> list[str]:
 
 def scored_split(config: SweepConfig) -> str:
     """Returns the split that trials are scored on: the first that the dataset has."""
-    dataset = ClipDataset.open(config.scoring.dataset or config.dataset)
+    dataset = open_datasets(config.scoring.dataset or config.dataset)
     return split_scored_on(dataset, config.scoring) or ""
 
 

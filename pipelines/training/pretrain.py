@@ -11,9 +11,8 @@ Method: XKD, arXiv:2211.13929, sections 3 and 4.
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -24,19 +23,27 @@ from pipelines.config.base import settings_without_password
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256
+from pipelines.dataset.joined import open_datasets
 from pipelines.errors import JobFailed, UserError
 from pipelines.evaluation.rungs import RungPlan
 from pipelines.models.checkpoints import find_checkpoint, read_info
 from pipelines.progress import OnProgress, watched_board
 from pipelines.redaction import redacted
+from pipelines.shared import check_shared
+from pipelines.storage import AnyPath, path_of, ray_storage
 from pipelines.tracking.code_version import code_version
 from pipelines.tracking.run_folder import RunFolder
-from pipelines.tracking.runs import RunRef, log_dataset, tracked
+from pipelines.tracking.runs import RunRef, log_dataset, log_origins, tracked
 from pipelines.tracking.tracker import UNSENT_FILE
 from pipelines.training.checks import (
     checkpoint_mistakes,
     knn_mistakes,
     run_mistakes,
+)
+from pipelines.training.initial_weights import (
+    InitialWeights,
+    discard_weights,
+    prepare_weights,
 )
 from pipelines.training.loop import train_loop_per_worker
 from pipelines.training.outcome import TrainOutcome, check_outcome
@@ -52,12 +59,14 @@ _TRIAL_PATIENCE_SECONDS = 60.0
 class PretrainResult:
     """Result of a training."""
 
-    checkpoint: Path
+    checkpoint: AnyPath
     run: RunRef
     total_steps: int
     first_step: int
     clips_per_second: float
     """Throughput of this call; NaN if no step was left."""
+    began_from: Mapping[str, Mapping[str, str]]
+    """The weights that it began from (`InitialWeights.origins`); empty for new ones."""
 
 
 def pretrain(
@@ -87,36 +96,57 @@ def pretrain(
             once after a second Ctrl-C.
     """
     started = time.time()
-    run_folder = RunFolder(Path(config.output) / config.name)
+    run_folder = RunFolder(path_of(config.output) / config.name)
     folder = run_folder.path
     # The driver of a trial may outlive a killed sweep by some seconds.
     patience = _TRIAL_PATIENCE_SECONDS if rungs else 0.0
     with run_folder.locked(patience_seconds=patience):
-        dataset = ClipDataset.open(config.dataset)
+        dataset = open_datasets(config.dataset)
         _check_again(config, dataset)
+        check_shared(str(run_folder.path))
         scaling = _scaling(config)
+        initial = _initial_weights(config, parent)
         with tracked(_open_run(config, run_folder, parent)) as run:
             log_dataset(
                 run,
                 dataset_id=dataset.dataset_id,
-                path=config.dataset,
+                path=dataset.path,
                 num_clips=dataset.num_clips,
                 context="training",
             )
+            if initial is not None:
+                log_origins(run, initial.origins)
             with watched_board(on_progress) as board:
-                values = _worker_values(config, run, board, started, rungs)
+                values = _worker_values(config, run, board, started, rungs, initial)
                 outcome = _fit_unless_interrupted(
                     lambda: _fit(config, scaling, values, callbacks), board.ask_to_stop.remote
                 )
             _warn_of_unsent(folder)
             check_outcome(outcome, config, folder)
-            return PretrainResult(
-                checkpoint=find_checkpoint(str(folder)),
-                run=run,
-                total_steps=outcome.total_steps,
-                first_step=outcome.first_step,
-                clips_per_second=outcome.clips_per_second,
-            )
+            discard_weights(folder)
+            return _result(folder, run, outcome)
+
+
+def _result(folder: AnyPath, run: RunRef, outcome: TrainOutcome) -> PretrainResult:
+    checkpoint = find_checkpoint(str(folder))
+    return PretrainResult(
+        checkpoint=checkpoint,
+        run=run,
+        total_steps=outcome.total_steps,
+        first_step=outcome.first_step,
+        clips_per_second=outcome.clips_per_second,
+        began_from=read_info(checkpoint).began_from or {},
+    )
+
+
+def _initial_weights(config: PretrainConfig, parent: RunRef | None) -> InitialWeights | None:
+    """Resolves `init`, and says what a user may not expect of it."""
+    # A relative default would name another server in a worker of Ray Tune.
+    here = config.tracking.model_copy(update={"uri": parent.uri}) if parent else config.tracking
+    initial = prepare_weights(config, here)
+    for remark in initial.remarks if initial else ():
+        logger.warning("init: %s", remark)
+    return initial
 
 
 def _check_again(config: PretrainConfig, dataset: ClipDataset) -> None:
@@ -134,7 +164,12 @@ def _check_again(config: PretrainConfig, dataset: ClipDataset) -> None:
 
 
 def _worker_values(
-    config: PretrainConfig, run: RunRef, board: Any, started: float, rungs: RungPlan | None
+    config: PretrainConfig,
+    run: RunRef,
+    board: Any,
+    started: float,
+    rungs: RungPlan | None,
+    initial: InitialWeights | None,
 ) -> dict[str, Any]:
     """What each worker is given."""
     return {
@@ -147,6 +182,8 @@ def _worker_values(
         "board": board,
         "deadline": started + config.max_seconds if config.max_seconds else None,
         "rungs": asdict(rungs) if rungs else None,
+        "initial": initial.file if initial else None,
+        "began_from": initial.origins if initial else None,
     }
 
 
@@ -185,7 +222,7 @@ def _fit_unless_interrupted(
     return outcomes[0]
 
 
-def _warn_of_unsent(folder: Path) -> None:
+def _warn_of_unsent(folder: AnyPath) -> None:
     if (file := folder / UNSENT_FILE).exists():
         logger.warning(
             "MLflow did not receive all metrics; run the same command to send those in %s", file
@@ -223,6 +260,7 @@ def _fit(
 ) -> TrainOutcome:
     # Ray types the loop as returning None; the value of rank 0 is in `return_value`.
     loop: Any = train_loop_per_worker
+    filesystem, storage_path = ray_storage(config.output)
     trainer = TorchTrainer(
         loop,
         train_loop_config=values,
@@ -230,7 +268,8 @@ def _fit(
         scaling_config=scaling,
         run_config=train.RunConfig(
             name=config.name,
-            storage_path=config.output,
+            storage_path=storage_path,
+            storage_filesystem=filesystem,
             failure_config=train.FailureConfig(max_failures=config.max_failures),
             checkpoint_config=train.CheckpointConfig(num_to_keep=config.checkpoints_kept),
             callbacks=list[Any](callbacks),  # Ray types them as callbacks of Tune
@@ -242,6 +281,6 @@ def _fit(
         reason = redacted(str(error)).strip().splitlines()[-1][:300]
         raise JobFailed(
             f"training failed more than max_failures ({config.max_failures}) times: {reason}. "
-            "The same command goes on from the last checkpoint"
+            "The same command continues from the last checkpoint"
         ) from error
     return TrainOutcome(**result.return_value)
