@@ -60,7 +60,7 @@ class EvaluateSettings(Config):
 
 
 class EvaluateConfig(EvaluateSettings, JobConfig):
-    """`ray_jobs.evaluate`: how good the features of a checkpoint are."""
+    """`ray_jobs.evaluate`: scores the features of a checkpoint."""
 
     name: Name = "evaluate"
     """Name of the MLflow run."""
