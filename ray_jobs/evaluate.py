@@ -1,10 +1,21 @@
-"""`python -m ray_jobs.evaluate CONFIG.yaml`: scores the features of a checkpoint."""
+"""`python -m ray_jobs.evaluate CONFIG.yaml`: scores the features of an encoder."""
 
 import sys
+from pathlib import Path
+from typing import Literal
 
+from pipelines.config.base import locations_of
 from pipelines.config.evaluate import EvaluateConfig
-from pipelines.evaluation.evaluate import Evaluation, check_evaluate, evaluate
+from pipelines.dataset.joined import open_datasets
+from pipelines.evaluation.evaluate import (
+    Evaluation,
+    Sources,
+    check_evaluate,
+    evaluate,
+    networks_to_score,
+)
 from pipelines.evaluation.intervals import Figure
+from pipelines.evaluation.networks import EncoderSource
 from pipelines.evaluation.scores import (
     MEASURES,
     METRICS,
@@ -13,8 +24,9 @@ from pipelines.evaluation.scores import (
     interval_text,
 )
 from pipelines.quantities import counted
+from pipelines.registry.encoder_sources import encoder_sources
 from pipelines.tracking.runs import RunRef
-from ray_jobs.cli.checks import check_gpus, environment_mistakes, gpu_mistakes
+from ray_jobs.cli.checks import check_gpus, environment_mistakes, gpu_mistakes, messages
 from ray_jobs.cli.cluster import connected
 from ray_jobs.cli.console import StageProgress, table
 from ray_jobs.cli.job import Job, JobPlan, run_job
@@ -25,14 +37,44 @@ _MAIN_RANK = "recall@5"
 
 def plan(config: EvaluateConfig) -> JobPlan:
     """Returns what the job reads and writes."""
+    reads = (*config.checkpoint, *config.against, *locations_of(config.dataset))
     return JobPlan(
-        reads=(config.checkpoint, config.dataset),
+        reads=reads,
         writes=(config.output,),
         mistakes=(
-            *check_evaluate(config),
+            *_mistakes(config),
             *gpu_mistakes(config, {"use_gpu": config.use_gpu}),
             *environment_mistakes(config, config.output),
         ),
+    )
+
+
+def _mistakes(config: EvaluateConfig) -> tuple[str, ...]:
+    """What is wrong with the encoders, or else with the clips."""
+    checks = (
+        lambda: _found(config, "checkpoint"),
+        lambda: _found(config, "against"),
+        lambda: open_datasets(config.dataset),
+    )
+    return messages(*checks) or tuple(check_evaluate(config, _networks(config)))
+
+
+def _found(
+    config: EvaluateConfig, setting: Literal["checkpoint", "against"], copies: Path | None = None
+) -> tuple[EncoderSource, ...]:
+    return encoder_sources(
+        getattr(config, setting),
+        setting=setting,
+        role=config.role,
+        published=config.published,
+        tracking=config.tracking,
+        copies=copies,
+    )
+
+
+def _networks(config: EvaluateConfig, copies: Path | None = None) -> Sources:
+    return networks_to_score(
+        config, _found(config, "checkpoint", copies), _found(config, "against", copies)
     )
 
 
@@ -40,11 +82,12 @@ def evaluate_stage(config: EvaluateConfig, parent: RunRef | None = None) -> Eval
     """Evaluates with progress.
 
     Raises:
-        UserError: If it needs a GPU and no node of Ray has one.
+        UserError: If it needs a GPU and no node of Ray has one, or an encoder is missing.
     """
     check_gpus({"use_gpu": config.use_gpu})
     progress = StageProgress("evaluate", "clips")
-    evaluation = evaluate(config, on_progress=progress, parent=parent)
+    networks = _networks(config, Path(config.output) / "encoders")
+    evaluation = evaluate(config, networks, on_progress=progress, parent=parent)
     progress.finish(
         f"{counted(len(evaluation.features.clip_ids), 'clip')}; {evaluation.scores_file}"
     )
@@ -64,12 +107,14 @@ def score_table(scores: FeatureScores) -> str:
     for subject, networks in scores.modalities.items():
         trained, untrained = networks["trained"], networks.get("untrained")
         for measure, one in trained.measures.items():
-            before = untrained.measures[measure].score if untrained else None
+            known = untrained.measures.get(measure) if untrained else None
+            before = known.score if known else None
             metric = next(name for name, figure in one.figures.items() if figure is one.score)
             name = f"{SUBJECTS[subject]}, {MEASURES[measure]} {METRICS[metric]}"
             gain = scores.gains.get(f"{subject}/{measure}")
             rows.append(_row(name, one.score, before, gain, f"{trained.majority:.1%}"))
     rows += _retrieval_rows(scores)
+    texts = [table(rows), *_reference_table(scores)]
     counts = next(iter(scores.modalities.values()), {}).get("trained")
     notes = ["  all figures, such as top-5 and median rank: scores.json"]
     notes += [f"  note: {note}" for note in scores.notes]
@@ -79,7 +124,17 @@ def score_table(scores: FeatureScores) -> str:
         )
     if not scores.modalities:
         notes.append(f"  no scores of labels: {scores.reason or 'no split has the modality'}")
-    return "\n".join([table(rows), *notes])
+    return "\n".join([*texts, *notes])
+
+
+def _reference_table(scores: FeatureScores) -> list[str]:
+    """The differences to the encoder that was compared with."""
+    rows: list[tuple[str, ...]] = [("compared with the reference", "difference", "95 % interval")]
+    for path, change in scores.over_reference.items():
+        subject, name = path.split("/", 1)
+        title = f"{SUBJECTS[subject]}, {MEASURES.get(name, name)}"
+        rows.append((title, f"{100 * change.value:+.1f}", interval_text(change)))
+    return ["", table(rows)] if len(rows) > 1 else []
 
 
 def _retrieval_rows(scores: FeatureScores) -> list[tuple[str, ...]]:
@@ -111,6 +166,8 @@ def work(config: EvaluateConfig) -> None:
     with connected(config.ray):
         evaluation = evaluate_stage(config)
     print(score_table(evaluation.scores.found))
+    for mark in evaluation.scores.marks:
+        print(f"  not the whole official figure: {mark}")
     print(f"scores: {evaluation.scores_file}")
 
 

@@ -21,7 +21,7 @@ from ray_jobs.cli.jobs import JOBS
 
 def plan(config: PromoteConfig) -> JobPlan:
     """Returns what the job reads and writes."""
-    names = tuple(f"models:/{config.model_prefix}-{m}@{config.alias}" for m in ("video", "audio"))
+    names = tuple(f"models:/{config.model_prefix}-{m}@{config.alias}" for m in config.modalities)
     mistakes = messages(
         lambda: find_checkpoint(config.checkpoint),
         lambda: checkpoint_scores(config),

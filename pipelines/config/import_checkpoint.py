@@ -5,28 +5,23 @@ from typing import Literal
 
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
-from pipelines.config.base import JobConfig, LocalPath, Name
+from pipelines.config.base import JobConfig, Location, Name
 from pipelines.config.promote import Alias
-from xkd_core.config import AudioConfig, VideoConfig
+from pipelines.config.published import PublishedSettings
 
 
-class ImportConfig(JobConfig):
+class ImportConfig(PublishedSettings, JobConfig):
     """`ray_jobs.import_checkpoint`: registers encoders of a published file."""
 
     name: Name = "import"
     """Name of the MLflow run."""
-    file: LocalPath
+    file: Location
     """File of one encoder, or a whole checkpoint of the published training."""
     modality: Literal["video", "audio"] | None = None
     """Modality to take from a whole checkpoint. Default: both."""
     role: Literal["teacher", "student"] | None = None
     """Network to take from a whole checkpoint, by default the teacher. For a file of one encoder
     the role is only recorded, by default as the file's name says."""
-    num_heads: PositiveInt | None = None
-    """Attention heads, which no file records. Default: one for each 64 of the width."""
-    video: VideoConfig = VideoConfig()
-    """Clips that a video encoder takes. The size of the picture follows from the file."""
-    audio: AudioConfig = AudioConfig()
     segment_seconds: PositiveFloat = 5.0
     """Embeds media in segments of this length, seconds."""
     min_segment_seconds: PositiveFloat = 1.1

@@ -15,13 +15,22 @@ from pipelines.config.base import (
     DecoderSettings,
     JobConfig,
     LimitsSettings,
-    LocalPath,
     Location,
     Name,
 )
 from pipelines.media.reasons import REASONS
 from xkd_core.config import Config
 
+PublishedDataset = Literal[
+    "ucf101",
+    "hmdb51",
+    "kinetics400",
+    "kinetics_sound",
+    "audioset",
+    "vggsound",
+    "esc50",
+    "fsd50k",
+]
 _QUALITIES = {"raw": (0, 0, 0), "jpeg": (1, 95, 90), "h264": (0, 51, 20)}
 """Lowest, highest and default quality of each encoding."""
 
@@ -75,19 +84,7 @@ class IngestSettings(Config):
     labels: Literal["auto", "folder", "none"] = "auto"
     """For a folder: whether the folder that a file lies in is its label. `auto`: if there is more
     than one such folder. A list brings its own labels."""
-    dataset: (
-        Literal[
-            "ucf101",
-            "hmdb51",
-            "kinetics400",
-            "kinetics_sound",
-            "audioset",
-            "vggsound",
-            "esc50",
-            "fsd50k",
-        ]
-        | None
-    ) = None
+    dataset: PublishedDataset | None = None
     """Reads `input` as the folder of this published dataset: its official lists give labels and
     splits, and name missing files."""
     fold: PositiveInt | None = None
@@ -155,7 +152,7 @@ class IngestConfig(IngestSettings, JobConfig):
     """Folder of media, or a list (.csv, .tsv, .jsonl, .parquet) with the columns path, label or
     labels, split, group, start and end, of which only path is required. Local, in a bucket
     (`s3://`), or on a web server (lists only). Default: synthetic clips."""
-    output: LocalPath
+    output: Location
     """Folder of the clip dataset."""
     synthetic: SyntheticSettings = SyntheticSettings()
 

@@ -1,18 +1,18 @@
 """Writes the resolved settings of a run as a configuration of the same job."""
 
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pipelines.config.base import JobConfig, settings_without_password
 from pipelines.files import replacing
+from pipelines.storage import AnyPath
 
 CONFIG_FILE = "config.yaml"
 """Name of the file in the folder of a run."""
 
 
-def write_settings(file: Path, config: JobConfig) -> Path:
+def write_settings(file: AnyPath, config: JobConfig) -> AnyPath:
     """Writes all settings except the password of the tracking server."""
     values = settings_without_password(config)
     header = "# The resolved settings of this run; the same job takes this file.\n"

@@ -38,8 +38,13 @@ SILENT_POWER = 1e-8
 AS_LOUD_AS = 0.8
 """Channels with this share of the loudest one's power count as equally loud."""
 
+MAX_ANSWERS = 64
+"""Layouts whose weights are kept; usual files have one of five."""
+
 Samples = NDArray[np.int16]
 Channels = NDArray[np.float32]
+
+_answers: dict[str, tuple[Channels, bool]] = {}
 
 
 class MonoMixer:
@@ -120,7 +125,19 @@ class MonoMixer:
 
 
 def mixing_weights(layout: AudioLayout) -> tuple[Channels, bool]:
-    """Returns the weight of each channel, and whether FFmpeg's mixer knows the layout."""
+    """Returns the weight of each channel, and whether FFmpeg's mixer knows the layout.
+
+    Answers are kept by FFmpeg's description of the layout, because asking takes a millisecond.
+    """
+    answer = _answers.get(layout.name)
+    if answer is None:
+        if len(_answers) >= MAX_ANSWERS:
+            _answers.clear()
+        answer = _answers[layout.name] = _mixing_weights(layout)
+    return answer
+
+
+def _mixing_weights(layout: AudioLayout) -> tuple[Channels, bool]:
     num_channels = layout.nb_channels
     if layout.name.startswith("ambisonic"):
         # In FFmpeg's order (ACN, SN3D) the first channel is the one without a direction.

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from pipelines.report import run_data
 from pipelines.report.embedding_map import EmbeddingMap, map_embeddings
 from pipelines.report.run_page import write_report
 from pipelines.report.run_pictures import Pictures, galleries
+from pipelines.storage import AnyPath
 from pipelines.tracking.code_version import code_version
 from pipelines.tracking.runs import RunRef, metric_histories, warnings_of
 from pipelines.training.initial_notes import origin_lines
@@ -58,7 +58,7 @@ class RunRecord:
     seconds: float
 
 
-def write_run_report(path: Path, record: RunRecord) -> Path:
+def write_run_report(path: AnyPath, record: RunRecord) -> AnyPath:
     """Writes the report of a run to `path`.
 
     Raises:
@@ -147,11 +147,11 @@ def _measure_score(scores: FeatureScores, subject: str, measure: str) -> run_dat
         subject=subject,
         measure=measure,
         trained=trained.accuracy[measure],
-        untrained=untrained.accuracy[measure] if untrained else None,
+        untrained=untrained.accuracy.get(measure) if untrained else None,
         chance=trained.majority,
         num_test=trained.num_test,
         trained_by_class=_numbers(trained.by_class[measure]),
-        untrained_by_class=_numbers(untrained.by_class[measure]) if untrained else (),
+        untrained_by_class=_numbers(untrained.by_class.get(measure, ())) if untrained else (),
         interval=_bounds(trained.measures[measure].score),
         gain_interval=_bounds(gain) if gain else None,
     )

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from ray import train
@@ -18,17 +17,20 @@ from ray.train.torch import get_device
 from torch import Tensor
 
 from pipelines.config.pretrain import PretrainConfig
-from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256
+from pipelines.dataset.joined import open_datasets
 from pipelines.errors import UserError
 from pipelines.evaluation.rungs import KnnScorer, RungScorer
 from pipelines.models.checkpoints import TrainingInfo, read_info, read_unsent
+from pipelines.storage import path_of
 from pipelines.tracking.runs import RunRef
 from pipelines.tracking.tracker import UNSENT_FILE, Tracker
 from pipelines.training.checkpoint_writer import Saver, Signals
 from pipelines.training.device_views import DeviceViews
 from pipelines.training.feed import Feed, make_feed
 from pipelines.training.finite_watch import FiniteWatch
+from pipelines.training.gpu_metrics import GpuMetrics
+from pipelines.training.host_memory import keep_freed_memory
 from pipelines.training.outcome import TrainOutcome
 from pipelines.training.records import StepLog, reduce_metrics
 from pipelines.training.state import (
@@ -52,8 +54,10 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
     run = RunRef(**values["run"])
     context = train.get_context()
     rank = context.get_world_rank()
-    dataset = ClipDataset.open(config.dataset)
-    folder = Path(config.output) / config.name
+    dataset = open_datasets(config.dataset)
+    folder = path_of(config.output) / config.name
+    if get_device().type == "cpu":
+        keep_freed_memory()
     exclude_sha256 = clip_ids_sha256(config.exclude)
     if exclude_sha256 != values[EXCLUDE_SHA256]:  # edited before this worker restarted
         raise UserError(f"exclude ({config.exclude}) names other clips than when training began")
@@ -95,7 +99,8 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
         stop_signal = StopSignal(values["board"] if rank == 0 else None, values["deadline"])
         rungs = RungScorer(values["rungs"], info.total_steps, info.steps_per_epoch)
         knn = KnnScorer(config, info.total_steps, info.steps_per_epoch)
-        training = _Training(config, feed, state, saver, stop_signal, rungs, knn, info, log)
+        gpu = GpuMetrics(get_device())
+        training = _Training(config, feed, state, saver, stop_signal, rungs, knn, info, gpu, log)
         if state.step == 0:
             training.score_knn()
             training.score()
@@ -114,6 +119,7 @@ class _Training:
     rungs: RungScorer
     knn: KnnScorer
     info: TrainingInfo
+    gpu: GpuMetrics
     log: StepLog | None
     """None but on rank 0."""
 
@@ -133,7 +139,7 @@ class _Training:
     def record(self, numbers: Mapping[str, float], step: int) -> None:
         """Logs the metrics of a step on rank 0."""
         if self.log is not None:
-            self.log.step(numbers, step, self.info.total_steps)
+            self.log.step({**numbers, **self.gpu.read()}, step, self.info.total_steps)
 
     def score(self) -> dict[str, Any]:
         """Scores the networks on rank 0 if the step is a rung."""

@@ -77,15 +77,27 @@ _SUMMARIES = (
     ),
     JobSummary(
         "evaluate",
-        "Scores the features of a checkpoint: k-NN, probes and retrieval.",
+        "Scores the features of an encoder: k-NN, probes, SVM and retrieval.",
         "pipelines.config.evaluate:EvaluateConfig",
         ("checkpoint", "dataset", "output", "use_gpu"),
+    ),
+    JobSummary(
+        "suite",
+        "One encoder on several datasets, with the published figures beside: one card.",
+        "pipelines.config.suite:SuiteConfig",
+        ("checkpoint", "suite", "output"),
     ),
     JobSummary(
         "promote",
         "Registers the encoders of a checkpoint; better ones get the alias.",
         "pipelines.config.promote:PromoteConfig",
         ("checkpoint", "scores", "model_prefix", "alias"),
+    ),
+    JobSummary(
+        "demote",
+        "An alias goes back to an earlier version of a registered encoder.",
+        "pipelines.config.promote:DemoteConfig",
+        ("model", "to", "alias", "reason"),
     ),
     JobSummary(
         "embed",
