@@ -9,7 +9,7 @@ Protocol: XKD, arXiv:2211.13929, section 5 (frozen encoder, mean of patch tokens
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +19,29 @@ from mlflow.entities import Metric
 from pipelines.config.evaluate import EvaluateConfig, EvaluateSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
+from pipelines.evaluation.choice import Chosen
 from pipelines.evaluation.features import Features, extract
+from pipelines.evaluation.finetune import fine_tuner
 from pipelines.evaluation.folds import score_folds
 from pipelines.evaluation.networks import EncoderSource
-from pipelines.evaluation.official import check_official, official_share, share_values
+from pipelines.evaluation.official import (
+    check_official,
+    choose_clips,
+    official_share,
+    share_values,
+)
 from pipelines.evaluation.outcomes import OUTCOMES_FILE, Outcomes
 from pipelines.evaluation.scores import FeatureScores, Scores
-from pipelines.files import write_json
+from pipelines.evaluation.shard_features import DONE_FOLDER, FeatureWorker, shard_parts
+from pipelines.files import locked, scratch_folder, write_json
+from pipelines.ingest.unit_graph import run_units
 from pipelines.progress import OnProgress, watched_board
 from pipelines.tracking.runs import RunRef, log_dataset, open_run, tracked
 from xkd_core.config import ModelConfig
 
 _SCORES_FILE = "scores.json"
 _FEATURES_FILE = "features.npz"
+_CLIPS_OF_ONE_PROCESS = 4096
 _METRICS_AT_ONCE = 500
 """MLflow takes 1,000 in one request."""
 
@@ -184,7 +194,10 @@ def evaluate(
             context="evaluation",
         )
         features = _extract(sources, config, on_progress)
-        found, outcomes = score_folds(features, config)
+        tuner = None
+        if "finetune" in config.measures:
+            tuner = fine_tuner(sources["trained"], config.dataset, _settings(config))
+        found, outcomes = score_folds(features, config, tuner)
         scores = _scores(config, sources, dataset, run, found)
         write_json(output / _SCORES_FILE, scores.to_json())
         np.savez(output / _FEATURES_FILE, allow_pickle=False, **features.arrays())
@@ -237,16 +250,66 @@ def log_figures(run: RunRef, found: FeatureScores) -> None:
 
 
 def _extract(sources: Sources, config: EvaluateConfig, on_progress: OnProgress) -> Features:
-    settings = EvaluateSettings.model_validate(
-        config.model_dump(include=set(EvaluateSettings.model_fields))
-    )
+    """Extracts features: in one task that has all CPUs or a GPU, or first by many workers.
+
+    Ray starts its workers in seconds, so clips for which one process needs no longer than that stay
+    in one; both read and write the same cache.
+    """
+    settings = _settings(config)
+    cache = Path(config.cache or f"{config.output}/features")
+    cache.mkdir(parents=True, exist_ok=True)
+    dataset = ClipDataset.open(config.dataset)
+    chosen = choose_clips(dataset, settings, config.official)
+    if config.num_workers or len(chosen.rows) > _CLIPS_OF_ONE_PROCESS:
+        _fill_cache(sources, config, settings, dataset, chosen, cache, on_progress)
     task = (
         ray.remote(num_gpus=1)(extract)
         if config.use_gpu
         else ray.remote(num_cpus=_all_cpus())(extract)
     )
     with watched_board(on_progress) as board:
-        return ray.get(task.remote(dict(sources), config.dataset, settings, config.official, board))
+        return ray.get(
+            task.remote(dict(sources), config.dataset, settings, config.official, cache, board)
+        )
+
+
+def _settings(config: EvaluateConfig) -> EvaluateSettings:
+    return EvaluateSettings.model_validate(
+        config.model_dump(include=set(EvaluateSettings.model_fields))
+    )
+
+
+def _fill_cache(
+    sources: Sources,
+    config: EvaluateConfig,
+    settings: EvaluateSettings,
+    dataset: ClipDataset,
+    chosen: Chosen,
+    cache: Path,
+    on_progress: OnProgress,
+) -> None:
+    """Embeds every shard on a pool of workers, each exactly once into the cache."""
+    with locked(cache / "lock", f"cache ({cache})"), scratch_folder(cache) as scratch:
+        (scratch / DONE_FOLDER).mkdir()
+        progress = run_units(
+            [asdict(part) for part in shard_parts(dataset, chosen)],
+            FeatureWorker,
+            (
+                dict(sources),
+                config.dataset,
+                settings.model_dump(mode="json"),
+                config.official.model_dump(mode="json") if config.official else None,
+                str(cache),
+                str(scratch),
+            ),
+            num_workers=config.num_workers,
+            num_gpus=1 if config.use_gpu else 0,
+            output=scratch,
+            rows_folder=DONE_FOLDER,
+            scratch=scratch,
+        )
+        for done in progress:
+            on_progress(done.clips, len(chosen.rows), "")
 
 
 def _all_cpus() -> int:
