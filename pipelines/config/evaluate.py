@@ -23,7 +23,9 @@ REGISTERED = "models:/"
 NUM_FOLDS = {"ucf101": 3, "hmdb51": 3, "esc50": 5}
 """Folds of the published datasets that have several."""
 
-Measure = Literal["knn", "linear", "svm", "attentive", "layers", "finetune", "retrieval"]
+CheapMeasure = Literal["knn", "linear", "svm", "attentive", "layers", "retrieval"]
+"""Measures of frozen features."""
+Measure = Literal[CheapMeasure, "finetune"]
 
 
 def _registered_or_path(weights: str) -> str:

@@ -21,7 +21,7 @@ from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
 from pipelines.evaluation.choice import Chosen
 from pipelines.evaluation.features import Features, extract
-from pipelines.evaluation.finetune import fine_tuner
+from pipelines.evaluation.finetune import fine_tuner, result_of
 from pipelines.evaluation.folds import score_folds
 from pipelines.evaluation.networks import EncoderSource
 from pipelines.evaluation.official import (
@@ -268,9 +268,10 @@ def _extract(sources: Sources, config: EvaluateConfig, on_progress: OnProgress) 
         else ray.remote(num_cpus=_all_cpus())(extract)
     )
     with watched_board(on_progress) as board:
-        return ray.get(
+        found: Features = result_of(
             task.remote(dict(sources), config.dataset, settings, config.official, cache, board)
         )
+    return found
 
 
 def _settings(config: EvaluateConfig) -> EvaluateSettings:

@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.dataset.clip_dataset import Clip, ClipDataset
+from pipelines.errors import UserError
 from pipelines.evaluation.embedder import Embedder, mean_by
 from pipelines.evaluation.features import Features
 from pipelines.evaluation.fits import FineTune, probabilities
@@ -66,8 +67,8 @@ def fine_tuner(
 
     def fit(features: Features, subject: str, _network: str, sides: Sides) -> Fitted:
         (source,) = (one for one in sources if subject in one.modalities)
-        parts = [_labelled(features, subject, clips) for clips in (sides.train, sides.test)]
-        every = ray.get(task.remote(source, subject, dataset, settings, *parts))
+        parts = [labelled(features, subject, clips) for clips in (sides.train, sides.test)]
+        every: list[Array] = result_of(task.remote(source, subject, dataset, settings, *parts))
         seen = features.targets[sides.train].any(axis=0)
         scores = [np.where(seen, one, UNSEEN if not features.is_multilabel else 0) for one in every]
         candidates = tuple(scores) if settings.selection == "test" else ()
@@ -76,7 +77,21 @@ def fine_tuner(
     return fit
 
 
-def _labelled(features: Features, subject: str, clips: Array) -> Labelled:
+def result_of(reference: Any) -> Any:
+    """Waits for a task.
+
+    Raises:
+        UserError: What the task raised, without Ray's traceback.
+    """
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+
+
+def labelled(features: Features, subject: str, clips: Array) -> Labelled:
     """Returns the segments of clips that have the modality."""
     there = features.segment_has[subject] & np.isin(features.segment_owners, clips)
     owners = np.searchsorted(clips, features.segment_owners[there])
@@ -90,13 +105,15 @@ def fine_tune(
     settings: EvaluateSettings,
     train: Labelled,
     test: Labelled,
+    *,
+    trained: bool = True,
 ) -> list[Array]:
     """Trains, and returns probabilities of the test clips after each scored epoch.
 
-    The last one is the last epoch's.
+    The last one is the last epoch's. Without `trained` it begins from random weights.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    evaluated = source.load(seed=settings.seed)[modality]
+    evaluated = source.load(trained=trained, seed=settings.seed)[modality]
     with _seeded(settings.seed):
         model = Classifier(
             evaluated.encoder.requires_grad_(True),

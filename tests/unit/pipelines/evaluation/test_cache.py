@@ -114,7 +114,7 @@ def test_files_of_another_encoder_and_damaged_ones_are_refused_in_one_line(tmp_p
 
 @pytest.mark.ray
 def test_workers_of_the_graph_find_what_one_process_finds(tmp_path, clips, local_ray):
-    checkpoint = write_checkpoint(tmp_path)
+    checkpoint = write_checkpoint(tmp_path / "run")
     values = {"checkpoint": str(checkpoint), "dataset": clips.path, "measures": EVERY.measures}
     reports = []
     config = EvaluateConfig(**values, output=str(tmp_path / "a"), num_workers=2)

@@ -1,4 +1,4 @@
-"""Fine-tuning learns what a frozen random encoder does not show, and repeats."""
+"""Fine-tuning learns, and repeats."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ import pytest
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.evaluation.features import features_of
-from pipelines.evaluation.finetune import Labelled, _labelled, fine_tune
+from pipelines.evaluation.finetune import Labelled, fine_tune, labelled
 from pipelines.evaluation.networks import checkpoint_source, load_network
 from pipelines.progress import ignore_progress
 from tests.helpers.clip_datasets import write_dataset
@@ -30,12 +30,11 @@ RECIPE = {
 }
 
 
-def corners(clip, num_frames, size):
-    """Noise with a bright square whose place is the class."""
+def colored(clip, num_frames, size):
+    """Noise with a tint, which is the class."""
     rng = np.random.default_rng(clip)
-    frames = rng.integers(0, 90, (num_frames, *size, 3), dtype=np.uint8)
-    top, left = divmod(clip % 3, 2)
-    frames[:, 16 * top : 16 * top + 12, 16 * left : 16 * left + 12] += np.uint8(120)
+    frames = rng.integers(0, 130, (num_frames, *size, 3), dtype=np.uint8)
+    frames[..., clip % 3] += np.uint8(60)
     return frames
 
 
@@ -43,10 +42,10 @@ def corners(clip, num_frames, size):
 def setup(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finetune")
     write_dataset(
-        folder / "clips", 36, num_frames=10, size=lambda _: (32, 32), frames=corners,
+        folder / "clips", 36, num_frames=10, size=lambda _: (32, 32), frames=colored,
         split=lambda clip: "test" if clip % 4 == 0 else "train",
     )  # fmt: skip
-    source = checkpoint_source(write_checkpoint(folder), "checkpoint", "teacher")
+    source = checkpoint_source(write_checkpoint(folder / "run"), "checkpoint", "teacher")
     return source, str(folder / "clips")
 
 
@@ -58,7 +57,7 @@ def run(setup, modality="video", **changes):
     dataset = ClipDataset.open(clips)
     networks = {"trained": load_network([source])}
     features = features_of(networks, dataset, settings, ignore_progress)
-    sides = [_labelled(features, modality, np.flatnonzero(side)) for side in (
+    sides = [labelled(features, modality, np.flatnonzero(side)) for side in (
         features.is_train, features.is_test)]  # fmt: skip
     return sides[1], fine_tune(source, modality, clips, settings, *sides)
 
