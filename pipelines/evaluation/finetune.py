@@ -57,6 +57,8 @@ class Labelled:
     """Number of the clip, from 0, that each row belongs to."""
     targets: Array
     """Booleans of each clip, (clips, classes)."""
+    is_multilabel: bool = False
+    """Whether a clip of the dataset has several labels."""
 
 
 def fine_tuner(
@@ -95,7 +97,9 @@ def labelled(features: Features, subject: str, clips: Array) -> Labelled:
     """Returns the segments of clips that have the modality."""
     there = features.segment_has[subject] & np.isin(features.segment_owners, clips)
     owners = np.searchsorted(clips, features.segment_owners[there])
-    return Labelled(features.segment_rows[there], owners, features.targets[clips])
+    return Labelled(
+        features.segment_rows[there], owners, features.targets[clips], features.is_multilabel
+    )
 
 
 def fine_tune(
@@ -151,7 +155,6 @@ def _train_epoch(
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
     order = torch.randperm(len(train.rows), generator=generator).numpy()
     batches = np.array_split(order, max(1, round(len(order) / recipe.batch_size)))
-    is_multilabel = bool((train.targets.sum(axis=1) > 1).any())
     model.train()
     for number, batch in enumerate(batches):
         step = epoch * len(batches) + number
@@ -165,7 +168,7 @@ def _train_epoch(
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * group["scale"] * rate
         targets = torch.from_numpy(train.targets[train.owners[batch]]).float()
-        if not is_multilabel:
+        if not train.is_multilabel:
             targets = smooth(targets, recipe.label_smoothing)
         clips = views.augmented(train.rows[batch], epoch, generator)
         clips, targets = mix(
@@ -173,7 +176,7 @@ def _train_epoch(
         )
         with _seeded(settings.seed * 7_919 + step):  # dropout
             logits = model(clips.to(device))
-        loss = classification_loss(logits, targets.to(device), is_multilabel=is_multilabel)
+        loss = classification_loss(logits, targets.to(device), is_multilabel=train.is_multilabel)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
         optimizer.step()
@@ -197,8 +200,7 @@ def _score(
         features = torch.from_numpy(found.pooled).to(next(model.parameters()).device)
         sums.append(model.head(features).double().cpu().numpy())
         owners.append(test.owners[part][found.owners])
-    is_multilabel = bool((test.targets.sum(axis=1) > 1).any())
-    shares = probabilities(np.concatenate(sums), is_multilabel)
+    shares = probabilities(np.concatenate(sums), test.is_multilabel)
     return mean_by(shares, np.concatenate(owners), len(test.targets))
 
 

@@ -91,8 +91,8 @@ def test_sound_and_several_labels(setup):
     test, (shares,) = run(setup, "audio", finetune=RECIPE | {"epochs": 1})
     assert shares.shape == (9, 3)
     several = [
-        replace(test, targets=np.tile([True, True, False], (9, 1))),
-        replace(test, targets=np.tile([True, False, True], (9, 1))),
+        replace(test, targets=np.tile([True, True, False], (9, 1)), is_multilabel=True),
+        replace(test, targets=np.tile([True, False, True], (9, 1)), is_multilabel=True),
     ]
     (found,) = fine_tune(source, "audio", clips, settings, *several)
     assert ((found >= 0) & (found <= 1)).all()
