@@ -89,8 +89,8 @@ def _fit_all(fitter: Fitter) -> dict[str, tuple[Sides, dict[str, Fitted]]]:
         if sides is None:
             continue
         if subject == "late":
-            by_modality = {m: found[m][1] for m in MODALITIES}
-            clips_of = {m: found[m][0].test for m in MODALITIES}
+            by_modality = {str(m): found[m][1] for m in MODALITIES}
+            clips_of = {str(m): found[m][0].test for m in MODALITIES}
             fused = late_fusion(by_modality, clips_of, sides.test, features.is_multilabel)
             found["late"] = sides, fused
             continue

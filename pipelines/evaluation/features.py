@@ -237,7 +237,7 @@ def features_of(
         segment_owners=owner_of_row,
         segment_has=has,
         retrieval_clips=owner_of_row[np.flatnonzero(in_retrieval)],
-        **gathered.features(len(first_rows)),
+        **gathered.features(len(first_rows)),  # type: ignore[arg-type]  # by name
     )
     folds = tuple(
         Fold(one.name, one.is_train[first_rows], one.is_test[first_rows]) for one in chosen.folds

@@ -69,8 +69,9 @@ def fine_tuner(
 
     def fit(features: Features, subject: str, _network: str, sides: Sides) -> Fitted:
         (source,) = (one for one in sources if subject in one.modalities)
+        (modality,) = (one for one in source.modalities if one == subject)
         parts = [labelled(features, subject, clips) for clips in (sides.train, sides.test)]
-        every: list[Array] = result_of(task.remote(source, subject, dataset, settings, *parts))
+        every: list[Array] = result_of(task.remote(source, modality, dataset, settings, *parts))
         seen = features.targets[sides.train].any(axis=0)
         scores = [np.where(seen, one, UNSEEN if not features.is_multilabel else 0) for one in every]
         candidates = tuple(scores) if settings.selection == "test" else ()
