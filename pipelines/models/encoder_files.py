@@ -65,8 +65,20 @@ def export_encoder(encoder: Encoder, info: EncoderInfo, folder: Path) -> None:
     (folder / SETTINGS_FILE).write_text(json.dumps(values, indent=1) + "\n")
 
 
+def load_encoder(folder: Path) -> tuple[Encoder, EncoderInfo]:
+    """Reads what `export_encoder` wrote, ready for inference on the CPU.
+
+    Raises:
+        ValueError: If it was written in another format.
+    """
+    info = read_encoder_info(folder)
+    encoder = build_encoder(info.model, info.modality)
+    encoder.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    return encoder.eval().requires_grad_(False), info
+
+
 def read_encoder_info(folder: Path) -> EncoderInfo:
-    """Reads what `export_encoder` wrote, without the weights.
+    """Reads what `export_encoder` wrote, except the weights.
 
     Raises:
         ValueError: If it was written in another format.
@@ -83,15 +95,3 @@ def read_encoder_info(folder: Path) -> EncoderInfo:
         clips=ClipSettings(**values["clips"]),
         provenance=values["provenance"],
     )
-
-
-def load_encoder(folder: Path) -> tuple[Encoder, EncoderInfo]:
-    """Reads what `export_encoder` wrote, ready for inference on the CPU.
-
-    Raises:
-        ValueError: If it was written in another format.
-    """
-    info = read_encoder_info(folder)
-    encoder = build_encoder(info.model, info.modality)
-    encoder.load_state_dict(load_file(folder / WEIGHTS_FILE))
-    return encoder.eval().requires_grad_(False), info

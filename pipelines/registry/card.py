@@ -12,6 +12,9 @@ from pipelines.quantities import counted
 IMPORTED = "imported_from"
 """Key of the provenance that only imported encoders have."""
 
+BEGAN_FROM = "began_from"
+"""Key of the provenance that only encoders have whose training began from weights."""
+
 
 @dataclass(frozen=True)
 class EncoderScores:
@@ -186,9 +189,17 @@ def _origin(info: EncoderInfo) -> list[str]:
             "Code: Apache-2.0. The weights were imported and keep their authors' license;"
             " those published with the method are for non-commercial use only."
         )
+    begun = []
+    if BEGAN_FROM in info.provenance:
+        content = str(info.provenance.get(f"{BEGAN_FROM}_content", ""))
+        begun = [
+            f"Its training began from `{info.provenance[BEGAN_FROM]}`, content `{content[:12]}`.",
+            "",
+        ]
     return [
         "## Origin",
         "",
+        *begun,
         *(f"- {key}: `{value}`" for key, value in info.provenance.items()),
         "",
         "## License",

@@ -11,7 +11,8 @@ from pipelines.errors import JobFailed, UserError
 from pipelines.redaction import one_line
 from pipelines.registry.alias import move_alias
 from pipelines.registry.versions import CODE_TAG
-from pipelines.tracking.server import SQLITE, check_tracking, tracking_uri
+from pipelines.tracking.server import check_tracking, tracking_uri
+from pipelines.tracking.sqlite import SQLITE
 
 
 @dataclass(frozen=True)

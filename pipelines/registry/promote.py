@@ -24,7 +24,7 @@ from pipelines.models.encoder_files import ClipSettings, EncoderInfo
 from pipelines.paths import moved_paths
 from pipelines.redaction import one_line
 from pipelines.registry.alias import Candidate, move_alias, verdict
-from pipelines.registry.card import EncoderScores, encoder_scores, model_card
+from pipelines.registry.card import BEGAN_FROM, EncoderScores, encoder_scores, model_card
 from pipelines.registry.versions import (
     find_or_make_version,
     record_scores,
@@ -154,11 +154,12 @@ def checkpoint_encoders(
         _check_scores(scores, training, settings)
     model, config = load_model(checkpoint)
     clips = _clip_settings(_training_dataset(checkpoint, config), scores)
-    provenance = _provenance(training, checkpoint, settings.role, scores)
+    known = _provenance(training, checkpoint, settings.role, scores)
     encoders = []
     for modality in settings.modalities:
         encoder = model.get_submodule(f"{modality}_{settings.role}")
         assert isinstance(encoder, Encoder)
+        provenance = {**known, **_origin(training, modality)}
         encoders.append((encoder, EncoderInfo(modality, config.model, clips, provenance)))
     return encoders
 
@@ -205,6 +206,16 @@ def _provenance(
         "code_version": training.code_version,
         "evaluate_run_id": scores.evaluate_run_id if scores else "",
     }
+
+
+def _origin(training: TrainingInfo, modality: str) -> dict[str, str]:
+    """The weights that the training of an encoder began from; empty for new ones."""
+    found = (training.began_from or {}).get(modality, {})
+    names = {"source": BEGAN_FROM} | {
+        name: f"{BEGAN_FROM}_{name}"
+        for name in ("networks", "content", "name", "version", "model_id", "role", "step", "run_id")
+    }
+    return {names[name]: str(value) for name, value in found.items() if name in names}
 
 
 def _register(

@@ -3,7 +3,6 @@
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -13,8 +12,7 @@ from pipelines.errors import UserError
 from pipelines.models.encoder_files import ClipSettings
 from pipelines.redaction import redacted
 from pipelines.registry.versions import CODE_TAG
-from pipelines.tracking.moved_artifacts import mend_moved_artifacts
-from pipelines.tracking.server import SQLITE, check_tracking, tracking_uri
+from pipelines.tracking.server import check_tracking, tracking_uri
 from xkd_core.encoders import Modality
 
 _MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
@@ -49,8 +47,6 @@ def resolve_model(uri: str, tracking: TrackingSettings) -> EncoderVersion:
         raise UserError(f"model ({uri}) must be models:/NAME@ALIAS or models:/NAME/VERSION")
     check_tracking(tracking)
     address = tracking_uri(tracking)
-    if address.startswith(SQLITE):
-        mend_moved_artifacts(Path(address.removeprefix(SQLITE)))
     client = MlflowClient(address)
     server = redacted(address)
     try:
