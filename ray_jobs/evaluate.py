@@ -6,13 +6,8 @@ from typing import Literal
 
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.dataset.clip_dataset import ClipDataset
-from pipelines.evaluation.evaluate import (
-    Evaluation,
-    Sources,
-    check_evaluate,
-    evaluate,
-    networks_to_score,
-)
+from pipelines.evaluation.checks import Sources, check_evaluate, networks_to_score
+from pipelines.evaluation.evaluate import Evaluation, evaluate
 from pipelines.evaluation.intervals import Figure
 from pipelines.evaluation.networks import EncoderSource
 from pipelines.evaluation.scores import (

@@ -10,8 +10,9 @@ import torch
 from pipelines.config.evaluate import EvaluateConfig, EvaluateSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
+from pipelines.evaluation.checks import networks_to_score
 from pipelines.evaluation.choice import choose
-from pipelines.evaluation.evaluate import _extract, networks_to_score
+from pipelines.evaluation.evaluate import _extract
 from pipelines.evaluation.features import features_of
 from pipelines.evaluation.networks import checkpoint_source, load_network, network_of
 from pipelines.progress import ignore_progress

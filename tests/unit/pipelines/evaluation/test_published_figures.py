@@ -7,10 +7,11 @@ import pytest
 
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.ingest import IngestSettings
-from pipelines.evaluation.evaluate import check_evaluate, evaluate, networks_to_score
+from pipelines.evaluation.checks import check_evaluate, networks_to_score
+from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.networks import checkpoint_source
 from pipelines.evaluation.official import OfficialShare
-from pipelines.evaluation.scores import read_scores
+from pipelines.evaluation.scores_file import read_scores
 from pipelines.ingest.ingest import ingest
 from ray_jobs.cli.settings import load_settings
 from tests.helpers.encoders import write_checkpoint
