@@ -7,13 +7,8 @@ from typing import Literal
 from pipelines.config.base import locations_of
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.dataset.joined import open_datasets
-from pipelines.evaluation.evaluate import (
-    Evaluation,
-    Sources,
-    check_evaluate,
-    evaluate,
-    networks_to_score,
-)
+from pipelines.evaluation.checks import Sources, check_evaluate, networks_to_score
+from pipelines.evaluation.evaluate import Evaluation, evaluate
 from pipelines.evaluation.intervals import Figure
 from pipelines.evaluation.networks import EncoderSource
 from pipelines.evaluation.scores import (
