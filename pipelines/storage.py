@@ -17,14 +17,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-import pyarrow as pa
-from pyarrow import fs as pafs
+from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import UserError
-from pipelines.filesystems import filesystem_of, is_web, store_failure
 from pipelines.paths import is_uri
+
+if TYPE_CHECKING:
+    from pyarrow import fs as pafs
+
+
+def _opened(uri: str) -> "tuple[pafs.FileSystem, str]":
+    # The help of a job, which knows these paths, shows without loading pyarrow.
+    from pipelines.filesystems import filesystem_of
+
+    return filesystem_of(uri)
 
 
 @dataclass(frozen=True, order=True)
@@ -86,15 +92,15 @@ class RemotePath:
 
     def exists(self) -> bool:
         """Whether there is a file here, or a folder that is not empty."""
-        return self._info().type != pafs.FileType.NotFound
+        return self._info().type.name != "NotFound"
 
     def is_file(self) -> bool:
         """Whether this is a file."""
-        return self._info().type == pafs.FileType.File
+        return self._info().type.name == "File"
 
     def is_dir(self) -> bool:
         """Whether this is a folder."""
-        return self._info().type == pafs.FileType.Directory
+        return self._info().type.name == "Directory"
 
     def size(self) -> int:
         """Size of the file, in bytes.
@@ -103,7 +109,7 @@ class RemotePath:
             FileNotFoundError: If there is none.
         """
         info = self._info()
-        if info.type != pafs.FileType.File:
+        if info.type.name != "File":
             raise FileNotFoundError(2, "No such file", self.uri)
         return int(info.size)
 
@@ -114,7 +120,7 @@ class RemotePath:
             FileNotFoundError: If there is none.
         """
         info = self._info()
-        if info.type == pafs.FileType.NotFound:
+        if info.type.name == "NotFound":
             raise FileNotFoundError(2, "No such file", self.uri)
         return info.mtime_ns or 0
 
@@ -124,7 +130,7 @@ class RemotePath:
     def open(self, mode: str = "rb") -> Any:
         """Opens the file for reading bytes at any position."""
         assert mode == "rb"
-        filesystem, path = filesystem_of(self.uri)
+        filesystem, path = _opened(self.uri)
         return filesystem.open_input_file(path)
 
     def read_bytes(self) -> bytes:
@@ -138,14 +144,16 @@ class RemotePath:
 
     def write_bytes(self, data: bytes) -> None:
         """Writes the file in one request, whole or not at all."""
-        filesystem, path = filesystem_of(self.uri)
+        filesystem, path = _opened(self.uri)
         with filesystem.open_output_stream(path, compression=None) as stream:
             stream.write(data)
 
     def iterdir(self) -> Iterator["RemotePath"]:
         """Yields what the folder holds; nothing if it does not exist."""
-        filesystem, path = filesystem_of(self.uri)
-        selector = pafs.FileSelector(path, allow_not_found=True)
+        filesystem, path = _opened(self.uri)
+        from pyarrow.fs import FileSelector
+
+        selector = FileSelector(path, allow_not_found=True)
         names = {PurePosixPath(info.path).name for info in filesystem.get_file_info(selector)}
         for name in sorted(names - {self.name}):
             yield self / name
@@ -161,7 +169,7 @@ class RemotePath:
 
     def unlink(self, *, missing_ok: bool = False) -> None:
         """Removes the file."""
-        filesystem, path = filesystem_of(self.uri)
+        filesystem, path = _opened(self.uri)
         try:
             filesystem.delete_file(path)
         except FileNotFoundError:
@@ -170,12 +178,12 @@ class RemotePath:
 
     def rename(self, target: "RemotePath") -> "RemotePath":
         """Moves the file, replacing another one; the store copies it."""
-        filesystem, path = filesystem_of(self.uri)
-        filesystem.move(path, filesystem_of(target.uri)[1])
+        filesystem, path = _opened(self.uri)
+        filesystem.move(path, _opened(target.uri)[1])
         return target
 
-    def _info(self) -> pafs.FileInfo:
-        filesystem, path = filesystem_of(self.uri)
+    def _info(self) -> "pafs.FileInfo":
+        filesystem, path = _opened(self.uri)
         return filesystem.get_file_info(path)
 
 
@@ -196,9 +204,9 @@ def sorted_files(folder: AnyPath, pattern: str) -> list[AnyPath]:
     return sorted(found, key=str)
 
 
-def ray_storage(location: str) -> tuple[pafs.FileSystem | None, str]:
+def ray_storage(location: str) -> "tuple[pafs.FileSystem | None, str]":
     """Returns the filesystem and path that Ray keeps its own files at; None for a disk."""
-    return filesystem_of(location) if is_uri(location) else (None, location)
+    return _opened(location) if is_uri(location) else (None, location)
 
 
 def size_of(path: AnyPath) -> int:
@@ -215,7 +223,7 @@ def remove_tree(folder: AnyPath) -> None:
     if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=True)
         return
-    filesystem, path = filesystem_of(folder.uri)
+    filesystem, path = _opened(folder.uri)
     try:
         filesystem.delete_dir(path)
     except FileNotFoundError:
@@ -228,6 +236,10 @@ def check_writable(location: str) -> None:
     Raises:
         UserError: If it cannot.
     """
+    import pyarrow as pa
+
+    from pipelines.filesystems import is_web, store_failure
+
     folder = path_of(location)
     if is_web(location):
         raise UserError(f"output ({location}) must be a folder or in a bucket, not on a web server")
