@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from xkd_core.config import ModelConfig
@@ -83,6 +84,9 @@ def load_encoder(folder: Path) -> tuple[Encoder, EncoderInfo]:
         clips=ClipSettings(**values["clips"]),
         provenance=values["provenance"],
     )
-    encoder = build_encoder(info.model, info.modality)
-    encoder.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    # Without numbers first: neither torch's defaults nor its random state play a part.
+    with torch.device("meta"):
+        encoder = build_encoder(info.model, info.modality)
+    with torch.device("cpu"):
+        encoder.load_state_dict(load_file(folder / WEIGHTS_FILE), assign=True)
     return encoder.eval().requires_grad_(False), info

@@ -18,8 +18,9 @@ import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.models import Model, ModelSignature
-from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import AnyType
+from mlflow.types.schema import Array as MlflowArray
 
 from pipelines.models.encoder_files import SETTINGS_FILE, WEIGHTS_FILE, EncoderInfo, export_encoder
 from pipelines.models.encoder_inputs import ARRAY_COLUMN, RATE_COLUMN
@@ -158,27 +159,26 @@ def save_package(staged: Path, info: EncoderInfo, card: str, path: Path, model: 
         input_example=input_example(info),
         # Without these MLflow would run the model in another process to find its imports.
         pip_requirements=_pip_requirements(),
-        metadata={"modality": info.modality},
+        metadata={"modality": info.modality, "width": info.model.encoder.width},
     )
 
 
 def signature(info: EncoderInfo) -> ModelSignature:
     """The columns (each input has a path, bytes, or an array), the parameters, and the output.
 
-    Arrays have MLflow's type `any`, because its nested array type is checked number by number.
+    Columns have MLflow's type `any`, because it refuses empty columns and missing values of other
+    types, and checks nested arrays number by number. The output is an array for each row, from
+    which `spark_udf` knows its result type.
     """
-    columns: list[ColSpec | TensorSpec] = [
-        ColSpec("string", "path", required=False),
-        ColSpec("binary", "bytes", required=False),
-        ColSpec(AnyType(), ARRAY_COLUMN[info.modality], required=False),
-        ColSpec(AnyType(), RATE_COLUMN[info.modality], required=False),
-    ]
+    names = ("path", "bytes", ARRAY_COLUMN[info.modality], RATE_COLUMN[info.modality])
+    columns = [ColSpec(AnyType(), name, required=False) for name in names]
     params = [
         ParamSpec("batch_size", "long", DEFAULT_BATCH_SIZE),
         ParamSpec("formats", "string", "common"),
         ParamSpec("num_windows", "long", info.clips.num_windows),
+        ParamSpec("on_error", "string", "raise"),
     ]
-    embedding = TensorSpec(np.dtype(np.float32), (-1, info.model.encoder.width))
+    embedding = ColSpec(MlflowArray(DataType.float))
     return ModelSignature(Schema(columns), Schema([embedding]), ParamSchema(params))
 
 
