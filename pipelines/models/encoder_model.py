@@ -26,14 +26,12 @@ from torch import Tensor
 from pipelines.media.formats import Formats
 from pipelines.media.windows import audio_windows, video_windows
 from pipelines.models.csv_columns import read_any_from_csv
-from pipelines.models.encoder_files import load_encoder
 from pipelines.models.encoder_inputs import input_rows, read_segments
+from pipelines.models.encoder_module import AudioView, EncoderModule, load_module
 from pipelines.models.input_decoder import Decode, InputDecoder
-from xkd_core.views.log_mel import LogMel
 from xkd_core.views.video import plain_video_view
 from xkd_core.views.views import plain_audio_view
 
-ENCODER_ARTIFACT = "encoder"
 DEFAULT_BATCH_SIZE = 8
 
 logger = logging.getLogger(__name__)
@@ -69,17 +67,28 @@ class _Settings(NamedTuple):
 
 
 class EncoderModel(PythonModel):
-    """The model as MLflow loads it."""
+    """The model as MLflow loads it.
 
-    def load_context(self, context: PythonModelContext) -> None:
+    `module` is the encoder as a `torch.nn.Module`, which `mlflow.pyfunc.load_model(URI)` has as
+    `.unwrap_python_model().module`. `predict` uses the same weights, also after fine-tuning.
+    """
+
+    module: EncoderModule
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def load_context(self, context: PythonModelContext) -> None:  # noqa: ARG002 - MLflow's
         """Loads the encoder onto the GPU, or the CPU if there is none."""
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        with _own_defaults(self._device):
-            encoder, self._info = load_encoder(Path(context.artifacts[ENCODER_ARTIFACT]))
-            self._encoder = encoder.to(self._device)
-            self._log_mel = LogMel(self._info.model.audio).to(self._device)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.module = load_module(self._folder).to(device)
+        self._info = self.module.info
         self._decoder = InputDecoder()
         read_any_from_csv()
+
+    @property
+    def _device(self) -> torch.device:
+        return self.module.encoder.cls_token.device
 
     @torch.no_grad()
     def predict(
@@ -173,13 +182,15 @@ class EncoderModel(PythonModel):
         # One window at a time, so that inputs of different sizes need no padding. Copied, because
         # torch warns about the read-only arrays that a dataset gives.
         clip = torch.from_numpy(np.array(window)).unsqueeze(0).to(self._device)
-        if self._info.modality == "audio":
-            return plain_audio_view(clip, self._log_mel)
+        if isinstance(self.module.view, AudioView):
+            return plain_audio_view(clip, self.module.view.log_mel)
         height, width = (torch.tensor([side], device=self._device) for side in clip.shape[2:4])
         return plain_video_view(clip, height, width, self._info.model.video.size)
 
     def _embed(self, batch: list[Tensor]) -> NDArray[np.float32]:
-        embedding: NDArray[np.float32] = self._encoder.embed(torch.cat(batch)).cpu().numpy()
+        encoder = self.module.encoder
+        views = torch.cat(batch).to(encoder.cls_token.dtype)
+        embedding: NDArray[np.float32] = encoder.embed(views).cpu().numpy()
         return embedding
 
 
