@@ -1,4 +1,4 @@
-"""The programs: `python -m ray_jobs.NAME CONFIG [key=value ...]`, or `xkd NAME CONFIG ...`."""
+"""The jobs: `xkd JOB CONFIG [key=value ...]`, or `python -m ray_jobs.JOB CONFIG ...`."""
 
 from ray_jobs.cli.environment import set_environment
 

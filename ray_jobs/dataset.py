@@ -1,4 +1,4 @@
-"""`python -m ray_jobs.dataset FOLDER`: a page about a clip dataset, and what to leave out of it."""
+"""`python -m ray_jobs.dataset FOLDER`: a page about a clip dataset, and lists to exclude."""
 
 import sys
 from pathlib import Path
@@ -15,12 +15,12 @@ from ray_jobs.cli.jobs import JOBS
 
 
 def folder_of(config: DatasetConfig) -> Path:
-    """Where the page and the lists go."""
+    """Returns the folder of the page and the lists."""
     return Path(config.output or f"{config.dataset}/page")
 
 
 def plan(config: DatasetConfig) -> JobPlan:
-    """What the job reads and writes."""
+    """Returns what the job reads and writes."""
     locations = (config.dataset, *config.against)
     return JobPlan(
         reads=locations,
@@ -34,7 +34,7 @@ def plan(config: DatasetConfig) -> JobPlan:
 
 
 def work(config: DatasetConfig) -> None:
-    """Looks through the dataset and says what there is."""
+    """Reviews the dataset and prints the findings."""
     dataset = ClipDataset.open(config.dataset)
     progress = StageProgress("dataset", "clips")
     with connected(config.ray):

@@ -1,4 +1,4 @@
-"""`python -m ray_jobs.embed CONFIG.yaml`: a registered model over any media becomes embeddings."""
+"""`python -m ray_jobs.embed CONFIG.yaml`: runs a registered model over media."""
 
 import sys
 
@@ -14,8 +14,8 @@ from ray_jobs.cli.jobs import JOBS
 
 
 def plan(config: EmbedConfig) -> JobPlan:
-    """What embedding reads and writes."""
-    # An MLflow that does not answer would be named by the model's look-up a second time.
+    """Returns what the job reads and writes."""
+    # The look-up of the model would report an unreachable MLflow a second time.
     around = environment_mistakes(config, config.output)
     around += decoder_mistakes(config, config.decoder)
     return JobPlan(
@@ -26,7 +26,7 @@ def plan(config: EmbedConfig) -> JobPlan:
 
 
 def work(config: EmbedConfig) -> None:
-    """Embeds and says where the embeddings are."""
+    """Embeds and prints where the embeddings are."""
     print(decoder_text(config))
     progress = StageProgress("embed", "sources")
     with connected(config.ray), tracked(open_run(config, "embed", config.name)) as run:
@@ -48,7 +48,7 @@ JOB = Job(
     schema=EmbedConfig,
     plan=plan,
     work=work,
-    how_to_go_on="Finished shards stay; the same command does only what is missing.",
+    how_to_go_on="Finished shards are kept; the same command does only what is missing.",
 )
 
 if __name__ == "__main__":

@@ -1,10 +1,20 @@
-"""`python -m ray_jobs.evaluate CONFIG.yaml`: how good the features of a checkpoint are."""
+"""`python -m ray_jobs.evaluate CONFIG.yaml`: scores the features of an encoder."""
 
 import sys
+from pathlib import Path
+from typing import Literal
 
 from pipelines.config.evaluate import EvaluateConfig
-from pipelines.evaluation.evaluate import Evaluation, check_evaluate, evaluate
+from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.evaluation.evaluate import (
+    Evaluation,
+    Sources,
+    check_evaluate,
+    evaluate,
+    networks_to_score,
+)
 from pipelines.evaluation.intervals import Figure
+from pipelines.evaluation.networks import EncoderSource
 from pipelines.evaluation.scores import (
     MEASURES,
     METRICS,
@@ -13,24 +23,57 @@ from pipelines.evaluation.scores import (
     interval_text,
 )
 from pipelines.quantities import counted
+from pipelines.registry.encoder_sources import encoder_sources
 from pipelines.tracking.runs import RunRef
-from ray_jobs.cli.checks import check_gpus, environment_mistakes, gpu_mistakes
+from ray_jobs.cli.checks import check_gpus, environment_mistakes, gpu_mistakes, messages
 from ray_jobs.cli.cluster import connected
 from ray_jobs.cli.console import StageProgress, table
 from ray_jobs.cli.job import Job, JobPlan, run_job
 from ray_jobs.cli.jobs import JOBS
 
+_MAIN_RANK = "recall@5"
+
 
 def plan(config: EvaluateConfig) -> JobPlan:
-    """What evaluation reads and writes."""
+    """Returns what the job reads and writes."""
+    reads = (*config.checkpoint, *config.against, config.dataset)
     return JobPlan(
-        reads=(config.checkpoint, config.dataset),
+        reads=reads,
         writes=(config.output,),
         mistakes=(
-            *check_evaluate(config),
+            *_mistakes(config),
             *gpu_mistakes(config, {"use_gpu": config.use_gpu}),
             *environment_mistakes(config, config.output),
         ),
+    )
+
+
+def _mistakes(config: EvaluateConfig) -> tuple[str, ...]:
+    """What is wrong with the encoders, or else with the clips."""
+    checks = (
+        lambda: _found(config, "checkpoint"),
+        lambda: _found(config, "against"),
+        lambda: ClipDataset.open(config.dataset),
+    )
+    return messages(*checks) or tuple(check_evaluate(config, _networks(config)))
+
+
+def _found(
+    config: EvaluateConfig, setting: Literal["checkpoint", "against"], copies: Path | None = None
+) -> tuple[EncoderSource, ...]:
+    return encoder_sources(
+        getattr(config, setting),
+        setting=setting,
+        role=config.role,
+        published=config.published,
+        tracking=config.tracking,
+        copies=copies,
+    )
+
+
+def _networks(config: EvaluateConfig, copies: Path | None = None) -> Sources:
+    return networks_to_score(
+        config, _found(config, "checkpoint", copies), _found(config, "against", copies)
     )
 
 
@@ -38,11 +81,12 @@ def evaluate_stage(config: EvaluateConfig, parent: RunRef | None = None) -> Eval
     """Evaluates with progress.
 
     Raises:
-        UserError: if it needs a GPU that no node of Ray has.
+        UserError: If it needs a GPU and no node of Ray has one, or an encoder is missing.
     """
     check_gpus({"use_gpu": config.use_gpu})
     progress = StageProgress("evaluate", "clips")
-    evaluation = evaluate(config, on_progress=progress, parent=parent)
+    networks = _networks(config, Path(config.output) / "encoders")
+    evaluation = evaluate(config, networks, on_progress=progress, parent=parent)
     progress.finish(
         f"{counted(len(evaluation.features.clip_ids), 'clip')}; {evaluation.scores_file}"
     )
@@ -50,7 +94,10 @@ def evaluate_stage(config: EvaluateConfig, parent: RunRef | None = None) -> Eval
 
 
 def score_table(scores: FeatureScores) -> str:
-    """Scores of trained and untrained encoders with their intervals, or why there are none."""
+    """Returns one row for each measure of trained encoders beside untrained ones, with intervals.
+
+    A measure is shown by its main figure; `scores.json` has all of them.
+    """
     if not scores.modalities and not scores.retrieval:
         return f"  no scores: {scores.reason or 'no split has the modality'}"
     rows: list[tuple[str, ...]] = [
@@ -59,34 +106,45 @@ def score_table(scores: FeatureScores) -> str:
     for subject, networks in scores.modalities.items():
         trained, untrained = networks["trained"], networks.get("untrained")
         for measure, one in trained.measures.items():
-            for metric, figure in one.figures.items():
-                before = untrained.measures[measure].figures[metric] if untrained else None
-                is_first = figure is one.score
-                gain = scores.gains.get(f"{subject}/{measure}") if is_first else None
-                name = f"{SUBJECTS[subject]}, {MEASURES[measure]} {METRICS[metric]}"
-                chance = f"{trained.majority:.1%}" if is_first else ""
-                rows.append(_row(name, figure, before, gain, chance))
+            known = untrained.measures.get(measure) if untrained else None
+            before = known.score if known else None
+            metric = next(name for name, figure in one.figures.items() if figure is one.score)
+            name = f"{SUBJECTS[subject]}, {MEASURES[measure]} {METRICS[metric]}"
+            gain = scores.gains.get(f"{subject}/{measure}")
+            rows.append(_row(name, one.score, before, gain, f"{trained.majority:.1%}"))
     rows += _retrieval_rows(scores)
+    texts = [table(rows), *_reference_table(scores)]
     counts = next(iter(scores.modalities.values()), {}).get("trained")
-    notes = [f"  note: {note}" for note in scores.notes]
+    notes = ["  all figures, such as top-5 and median rank: scores.json"]
+    notes += [f"  note: {note}" for note in scores.notes]
     if counts:
         notes.append(
             f"  {counted(counts.num_test, 'test clip')} of {counted(counts.num_sources, 'source')}"
         )
     if not scores.modalities:
         notes.append(f"  no scores of labels: {scores.reason or 'no split has the modality'}")
-    return "\n".join([table(rows), *notes])
+    return "\n".join([*texts, *notes])
+
+
+def _reference_table(scores: FeatureScores) -> list[str]:
+    """The differences to the encoder that was compared with."""
+    rows: list[tuple[str, ...]] = [("compared with the reference", "difference", "95 % interval")]
+    for path, change in scores.over_reference.items():
+        subject, name = path.split("/", 1)
+        title = f"{SUBJECTS[subject]}, {MEASURES.get(name, name)}"
+        rows.append((title, f"{100 * change.value:+.1f}", interval_text(change)))
+    return ["", table(rows)] if len(rows) > 1 else []
 
 
 def _retrieval_rows(scores: FeatureScores) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for direction, ranks in scores.retrieval.items():
-        for name, figure in ranks["trained"].figures.items():
-            before = ranks["untrained"].figures[name] if "untrained" in ranks else None
-            chance = _number(name, ranks["trained"].chance[name])
-            title = f"{SUBJECTS[direction]}, {name.replace('_', ' ').replace('/', ' of ')}"
-            gain = scores.gains.get(f"{direction}/{name}")
-            rows.append(_row(title, figure, before, gain, chance))
+        trained = ranks["trained"]
+        before = ranks["untrained"].figures[_MAIN_RANK] if "untrained" in ranks else None
+        gain = scores.gains.get(f"{direction}/{_MAIN_RANK}")
+        name = f"{SUBJECTS[direction]}, {_MAIN_RANK}"
+        chance = f"{trained.chance[_MAIN_RANK]:.1%}"
+        rows.append(_row(name, trained.figures[_MAIN_RANK], before, gain, chance))
     return rows
 
 
@@ -95,17 +153,11 @@ def _row(
 ) -> tuple[str, ...]:
     interval = difference = ""
     if figure.low is not None and figure.high is not None:
-        interval = f"{_number(name, figure.low)} to {_number(name, figure.high)}"
+        interval = f"{figure.low:.1%} to {figure.high:.1%}"
     if gain is not None:
         difference = f"{100 * gain.value:+.1f} {interval_text(gain)}".rstrip()
-    untrained = "" if before is None else _number(name, before.value)
-    return name, _number(name, figure.value), interval, untrained, difference, chance
-
-
-def _number(name: str, value: float) -> str:
-    """Ranks and d' are numbers, all others shares."""
-    is_number = name.endswith(("rank", "d'"))
-    return f"{value:.1f}" if is_number else f"{value:.1%}"
+    untrained = "" if before is None else f"{before.value:.1%}"
+    return name, f"{figure.value:.1%}", interval, untrained, difference, chance
 
 
 def work(config: EvaluateConfig) -> None:
@@ -113,6 +165,8 @@ def work(config: EvaluateConfig) -> None:
     with connected(config.ray):
         evaluation = evaluate_stage(config)
     print(score_table(evaluation.scores.found))
+    for mark in evaluation.scores.marks:
+        print(f"  not the whole official figure: {mark}")
     print(f"scores: {evaluation.scores_file}")
 
 

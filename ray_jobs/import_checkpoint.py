@@ -1,4 +1,4 @@
-"""`python -m ray_jobs.import_checkpoint FILE`: a published encoder's file enters the registry."""
+"""`python -m ray_jobs.import_checkpoint FILE`: registers encoders of a published file."""
 
 import sys
 
@@ -13,7 +13,7 @@ from ray_jobs.promote import registered_text
 
 
 def plan(config: ImportConfig) -> JobPlan:
-    """What the import reads and writes."""
+    """Returns what the job reads and writes."""
     modalities = (config.modality,) if config.modality else ("video", "audio")
     writes: tuple[str, ...] = tuple(f"models:/{config.model_prefix}-{m}" for m in modalities)
 
@@ -27,7 +27,7 @@ def plan(config: ImportConfig) -> JobPlan:
 
 
 def work(config: ImportConfig) -> None:
-    """Registers and says what came out."""
+    """Registers the encoders and prints the versions."""
     progress = StageProgress("import", "models")
     with tracked(open_run(config, "import-checkpoint", config.name)) as run:
         registered = import_encoders(config, run)

@@ -1,4 +1,4 @@
-"""`python -m ray_jobs.ingest CONFIG.yaml`: a folder or list of media becomes a clip dataset."""
+"""`python -m ray_jobs.ingest CONFIG.yaml`: turns media into a clip dataset."""
 
 import sys
 from dataclasses import asdict
@@ -18,7 +18,7 @@ from ray_jobs.cli.jobs import JOBS
 
 
 def plan(config: IngestConfig) -> JobPlan:
-    """What ingest reads and writes."""
+    """Returns what the job reads and writes."""
     source = config.input or str(synthetic_folder(config))
     mistakes = (
         *messages(lambda: check_ingest(config.input, config.output, config)),
@@ -32,18 +32,18 @@ def plan(config: IngestConfig) -> JobPlan:
 
 
 def synthetic_folder(config: IngestConfig) -> Path:
-    """Where the made clips lie: beside the dataset made of them."""
+    """Returns the folder of synthetic clips, beside the dataset."""
     return Path(config.output).parent / "videos"
 
 
 def work(config: IngestConfig) -> None:
-    """Makes the clips if there is no input, and ingests."""
+    """Ingests the input, or synthetic clips if there is none."""
     with connected(config.ray):
         ingest_stage(config)
 
 
 def ingest_stage(config: IngestConfig, parent: RunRef | None = None) -> IngestSummary:
-    """Ingests under a run of MLflow, with progress."""
+    """Ingests in an MLflow run, with progress."""
     source = config.input
     if source is None:
         folder = synthetic_folder(config)
@@ -63,14 +63,14 @@ def ingest_stage(config: IngestConfig, parent: RunRef | None = None) -> IngestSu
 
 
 def settings_of(config: IngestConfig) -> IngestSettings:
-    """The part of a job's settings that says how sources become segments."""
+    """Returns the settings that determine how sources become segments."""
     return IngestSettings.model_validate(
         config.model_dump(include=set(IngestSettings.model_fields))
     )
 
 
 def log_summary(run: RunRef, config: IngestConfig, summary: IngestSummary) -> None:
-    """Records the counts and the dataset."""
+    """Logs the counts and the dataset."""
     client = run.client()
     for name in ("sources", "accepted", "rejected", "clips"):
         client.log_metric(run.run_id, f"ingest/{name}", getattr(summary, name))
@@ -88,7 +88,7 @@ def log_summary(run: RunRef, config: IngestConfig, summary: IngestSummary) -> No
 
 
 def summary_text(summary: IngestSummary) -> str:
-    """The counts in one line."""
+    """Formats the counts, and one line for each note."""
     reasons = ", ".join(
         f"{count:,} {reason}" for reason, count in summary.rejects_by_reason.items()
     )
@@ -105,12 +105,11 @@ def summary_text(summary: IngestSummary) -> str:
     if summary.ignored:
         names = ", ".join(f"{count:,} {suffix}" for suffix, count in summary.ignored.items())
         text += f"; files that are not sources: {names}"
-    flaws = summary.flaws
-    return "\n  ".join([text, *flaws.sentences(), *flaws.remarks(), *summary.notes])
+    return "\n  ".join([text, *summary.flaws.sentences(), *summary.notes])
 
 
 def report(config: IngestConfig) -> None:
-    """Runs the job and says where the dataset is."""
+    """Ingests and prints where the dataset is."""
     work(config)
     print(f"clip dataset: {config.output}")
 
@@ -120,7 +119,7 @@ JOB = Job(
     schema=IngestConfig,
     plan=plan,
     work=report,
-    how_to_go_on="Finished shards stay; the same command does only what is missing.",
+    how_to_go_on="Finished shards are kept; the same command does only what is missing.",
 )
 
 if __name__ == "__main__":

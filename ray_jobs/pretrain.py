@@ -1,4 +1,4 @@
-"""`python -m ray_jobs.pretrain CONFIG.yaml`: a clip dataset becomes encoders."""
+"""`python -m ray_jobs.pretrain CONFIG.yaml`: trains encoders on a clip dataset."""
 
 import math
 import sys
@@ -8,6 +8,7 @@ from pipelines.config.pretrain import PretrainConfig
 from pipelines.quantities import counted
 from pipelines.tracking.runs import RunRef
 from pipelines.training.checks import check_pretrain, training_length
+from pipelines.training.initial_weights import init_notes
 from pipelines.training.pretrain import PretrainResult, pretrain
 from ray_jobs.cli.checks import environment_mistakes
 from ray_jobs.cli.cluster import connected
@@ -17,14 +18,16 @@ from ray_jobs.cli.jobs import JOBS
 
 
 def plan(config: PretrainConfig) -> JobPlan:
-    """What pretraining reads and writes."""
+    """Returns what the job reads and writes."""
     folder = str(Path(config.output) / config.name)
     labelled = config.health.knn and config.health.knn.dataset
+    weights = tuple(location for _, location in config.init.locations()) if config.init else ()
+    reads = (config.dataset, config.resume, labelled, *weights)
     return JobPlan(
-        reads=tuple(location for location in (config.dataset, config.resume, labelled) if location),
+        reads=tuple(location for location in reads if location),
         writes=(folder,),
         mistakes=(*check_pretrain(config), *environment_mistakes(config, folder)),
-        notes=lambda: training_length(config),
+        notes=lambda: [*init_notes(config), *training_length(config)],
     )
 
 
@@ -39,12 +42,14 @@ def pretrain_stage(config: PretrainConfig, parent: RunRef | None = None) -> Pret
         text += f", {result.first_step:,} of them done before"
     if not math.isnan(result.clips_per_second):
         text += f", {result.clips_per_second:.1f} clips/s"
+    if begun := ", ".join(one["source"] for one in result.began_from.values()):
+        text += f"; began from {begun}"
     progress.finish(text)
     return result
 
 
 def work(config: PretrainConfig) -> None:
-    """Trains and says where the last checkpoint is."""
+    """Trains and prints where the last checkpoint is."""
     with connected(config.ray):
         result = pretrain_stage(config)
     print(f"checkpoint: {result.checkpoint}")
@@ -55,7 +60,7 @@ JOB = Job(
     schema=PretrainConfig,
     plan=plan,
     work=work,
-    how_to_go_on="Checkpoints stay; the same command goes on from the last one.",
+    how_to_go_on="Checkpoints are kept; the same command continues from the last one.",
 )
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m ray_jobs.promote CONFIG.yaml`: the encoders of a checkpoint enter the registry."""
+"""`python -m ray_jobs.promote CONFIG.yaml`: registers the encoders of a checkpoint."""
 
 import sys
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from pipelines.registry.promote import (
     checkpoint_scores,
     promote,
 )
+from pipelines.registry.signing import check_keys
 from pipelines.tracking.runs import RunRef, open_run, tracked
 from ray_jobs.cli.checks import environment_mistakes, messages
 from ray_jobs.cli.console import StageProgress
@@ -20,12 +21,13 @@ from ray_jobs.cli.jobs import JOBS
 
 
 def plan(config: PromoteConfig) -> JobPlan:
-    """What promotion reads and writes."""
-    names = tuple(f"models:/{config.model_prefix}-{m}@{config.alias}" for m in ("video", "audio"))
+    """Returns what the job reads and writes."""
+    names = tuple(f"models:/{config.model_prefix}-{m}@{config.alias}" for m in config.modalities)
     mistakes = messages(
         lambda: find_checkpoint(config.checkpoint),
         lambda: checkpoint_scores(config),
         lambda: checkpoint_outcomes(config),
+        check_keys,
     )
     mistakes = (*mistakes, *environment_mistakes(config))
     return JobPlan(
@@ -49,14 +51,14 @@ def promote_stage(config: PromoteConfig, parent: RunRef | None = None) -> Sequen
 
 
 def registered_text(registered: Sequence[Registered]) -> str:
-    """One line for each version: what it is, and whether it has the alias."""
+    """Formats one line for each version, with the reason why it has the alias or not."""
     return "\n".join(
         f"  {model.name} version {model.version}: {model.reason}" for model in registered
     )
 
 
 def work(config: PromoteConfig) -> None:
-    """Registers and says what has the alias."""
+    """Registers the encoders and prints which have the alias."""
     print(registered_text(promote_stage(config)))
 
 

@@ -1,7 +1,7 @@
 """`python -m ray_jobs.run CONFIG.yaml`: the main job, from media to registered encoders.
 
-Ingest, pretrain, evaluate, register, report, each in a run of MLflow under one parent. The same
-command goes on where an earlier one stopped.
+The stages are ingest, pretrain, evaluate, promote and report. Those that log have MLflow runs under
+one parent. The same command continues where an earlier one stopped.
 """
 
 import sys
@@ -20,6 +20,7 @@ from pipelines.report.run_report import RunRecord, write_run_report
 from pipelines.tracking.run_folder import RunFolder
 from pipelines.tracking.runs import tracked
 from pipelines.training.checks import run_mistakes
+from pipelines.training.initial_weights import init_mistakes, init_notes
 from ray_jobs.cli.checks import (
     check_gpus,
     decoder_mistakes,
@@ -39,12 +40,12 @@ from ray_jobs.promote import promote_stage, registered_text
 
 
 def folder_of(config: RunConfig) -> Path:
-    """Everything that a run leaves lies here."""
+    """Returns the folder of everything that a run writes."""
     return Path(config.output) / config.name
 
 
 def ingest_config(config: RunConfig) -> IngestConfig:
-    """The first stage's settings."""
+    """Returns the settings of the first stage."""
     return IngestConfig(
         **config.ingest.model_dump(),
         input=config.input,
@@ -56,7 +57,7 @@ def ingest_config(config: RunConfig) -> IngestConfig:
 
 
 def pretrain_config(config: RunConfig) -> PretrainConfig:
-    """The second stage's settings."""
+    """Returns the settings of the second stage."""
     return PretrainConfig(
         **config.pretrain.model_dump(),
         name=config.name,
@@ -68,7 +69,7 @@ def pretrain_config(config: RunConfig) -> PretrainConfig:
 
 
 def evaluate_config(config: RunConfig, checkpoint: Path) -> EvaluateConfig:
-    """The third stage's settings."""
+    """Returns the settings of the third stage."""
     return EvaluateConfig(
         **config.evaluate.model_dump(),
         checkpoint=str(checkpoint),
@@ -80,7 +81,7 @@ def evaluate_config(config: RunConfig, checkpoint: Path) -> EvaluateConfig:
 
 
 def promote_config(config: RunConfig, checkpoint: Path, scores: Path) -> PromoteConfig:
-    """The fourth stage's settings."""
+    """Returns the settings of the fourth stage."""
     return PromoteConfig(
         **config.promote.model_dump(),
         checkpoint=str(checkpoint),
@@ -91,7 +92,7 @@ def promote_config(config: RunConfig, checkpoint: Path, scores: Path) -> Promote
 
 
 def plan(config: RunConfig) -> JobPlan:
-    """What the main job reads and writes."""
+    """Returns what the job reads and writes."""
     ingest = ingest_config(config)
     folder = folder_of(config)
     return JobPlan(
@@ -106,11 +107,12 @@ def plan(config: RunConfig) -> JobPlan:
             *gpu_mistakes(config, _wants_gpu(config)),
             *environment_mistakes(config, str(folder)),
         ),
+        notes=lambda: init_notes(pretrain_config(config)),
     )
 
 
 def _run_mistakes(config: RunConfig, ingest: IngestConfig) -> tuple[str, ...]:
-    """Why the run cannot begin, or go on, with this input and these settings."""
+    """Returns why the run cannot start or continue with this input and these settings."""
     begun = folder_of(config) / CONFIG_FILE
     if begun.is_file() and (there := begun_input(begun)) != config.input:
         return (
@@ -122,6 +124,7 @@ def _run_mistakes(config: RunConfig, ingest: IngestConfig) -> tuple[str, ...]:
     return (
         *messages(lambda: check_ingest(config.input, ingest.output, config.ingest)),
         *run_mistakes(pretrain_config(config)),
+        *init_mistakes(pretrain_config(config)),
     )
 
 
@@ -133,7 +136,7 @@ def _wants_gpu(config: RunConfig) -> dict[str, bool]:
 
 
 def work(config: RunConfig) -> None:
-    """All stages, then what came out."""
+    """Runs all stages and prints the results."""
     started = time.monotonic()
     folder = folder_of(config)
     run_folder = RunFolder(folder)
@@ -142,7 +145,7 @@ def work(config: RunConfig) -> None:
         connected(config.ray),
         tracked(run_folder.open_run(config, "run", config.name)) as parent,
     ):
-        check_gpus(_wants_gpu(config))  # before hours of ingest and training, not after them
+        check_gpus(_wants_gpu(config))  # before hours of ingest and training
         summary = ingest_stage(ingest_config(config), parent)
         training = pretrain_stage(pretrain_config(config), parent)
         evaluation = evaluate_stage(evaluate_config(config, training.checkpoint), parent)
@@ -179,7 +182,7 @@ JOB = Job(
     plan=plan,
     work=work,
     for_media=arguments_for_media,
-    how_to_go_on="Finished shards and checkpoints stay; the same command goes on from there.",
+    how_to_go_on="Finished shards and checkpoints are kept; the same command continues from there.",
 )
 
 if __name__ == "__main__":

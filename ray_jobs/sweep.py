@@ -1,7 +1,7 @@
-"""`python -m ray_jobs.sweep CONFIG.yaml`: many short trainings find the settings of a long one.
+"""`python -m ray_jobs.sweep CONFIG.yaml`: finds settings by many short trainings.
 
-The sweep, its report, and with `final` the best settings at full length, scored and registered,
-all under one run of MLflow. The same command goes on where an earlier one stopped.
+With `final`, the best settings are then trained at full length, scored and registered. Everything
+is logged under one MLflow run. The same command continues where an earlier one stopped.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.promote import PromoteConfig
 from pipelines.config.sweep import SweepConfig
 from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.errors import UserError
 from pipelines.evaluation.scores import FeatureScores
 from pipelines.quantities import counted, duration
 from pipelines.registry.promote import Registered
@@ -35,6 +36,7 @@ from pipelines.sweep.checks import (
     sweep_folder,
     trials_at_once,
 )
+from pipelines.sweep.init_versions import INIT_VERSIONS, init_versions, with_versions
 from pipelines.sweep.results import by_score, format_value, last_objective, side_score
 from pipelines.sweep.search import num_trials
 from pipelines.sweep.space_checks import space_mistakes
@@ -54,17 +56,21 @@ from ray_jobs.promote import promote_stage, registered_text
 
 _FINAL = "final"
 _TRIALS_SHOWN = 12
-"""Trials in the table that a terminal shows while a sweep runs."""
+"""Number of trials that a terminal shows while a sweep runs."""
 
 
 def plan(config: SweepConfig) -> JobPlan:
-    """What a sweep reads and writes."""
+    """Returns what the job reads and writes."""
     folder = sweep_folder(config)
     writes = [f"{folder}/{{trials,report.html,best.yaml}}"]
     if config.final:
         prefix, alias = config.final.promote.model_prefix, config.final.promote.alias
         writes += [f"{folder}/{_FINAL}", f"models:/{prefix}-{{video,audio}}@{alias}"]
     problems = space_mistakes(config)
+    try:
+        config = with_versions(config, init_versions(config))
+    except UserError as error:
+        problems = [*problems, str(error)]
     return JobPlan(
         reads=tuple({config.dataset: 0, config.scoring.dataset or config.dataset: 0}),
         writes=tuple(writes),
@@ -84,14 +90,14 @@ def _wants_gpu(config: SweepConfig) -> dict[str, bool]:
 
 
 def _check_resources(config: SweepConfig) -> None:
-    """Of a Ray of its own, whose resources are known before it starts."""
+    """Checks the resources of a Ray of its own, which are known before it starts."""
     if ray_address(config.ray) is None:
         cpus = config.ray.num_cpus or os.cpu_count() or 1
         trials_at_once(config, [{"CPU": cpus, "GPU": torch.cuda.device_count()}])
 
 
 def work(config: SweepConfig) -> None:
-    """Sweeps, reports, and trains the best settings if asked to; says what came out."""
+    """Runs the sweep, writes the report, and trains the best settings if `final` is set."""
     started = time.monotonic()
     folder = RunFolder(sweep_folder(config))
     final: tuple[FeatureScores, Sequence[Registered]] | None = None
@@ -100,7 +106,8 @@ def work(config: SweepConfig) -> None:
         connected(config.ray, dashboard=True),
         tracked(_sweep_run(config, folder)) as run,
     ):
-        check_gpus(_wants_gpu(config))  # before the trials, not after them
+        check_gpus(_wants_gpu(config))  # before the trials
+        config = with_versions(config, folder.began_with.get(INIT_VERSIONS, {}))
         result = _sweep_stage(config, run)
         winner = write_winner(config, result)
         run.client().log_artifact(run.run_id, str(winner))
@@ -129,9 +136,13 @@ def work(config: SweepConfig) -> None:
 
 
 def _sweep_run(config: SweepConfig, folder: RunFolder) -> RunRef:
-    # An earlier version did not keep them: then those of now count from here on.
+    # Older sweeps lack them; the current IDs count from now on.
     clips = folder.began_with.get(DATASET_IDS) or dataset_ids(config)
-    keep = {"config": settings_without_password(config), DATASET_IDS: clips}
+    keep = {
+        "config": settings_without_password(config),
+        DATASET_IDS: clips,
+        INIT_VERSIONS: init_versions(config),
+    }
     return folder.open_run(config, "sweep", config.name, keep=keep)
 
 
@@ -179,9 +190,9 @@ def _final_stage(
 
 
 def final_config(config: SweepConfig, best: Trial, folder: Path) -> PretrainConfig:
-    """The training of the best settings at full length, which its name tells from others.
+    """Returns the settings of the final training, whose name identifies the best values.
 
-    More trials or epochs may change what is best; a training that is there is then another one.
+    More trials or epochs may change the best values, which then name another training.
     """
     values = best_values(config, best)
     trained = {
@@ -199,7 +210,7 @@ def final_config(config: SweepConfig, best: Trial, folder: Path) -> PretrainConf
 
 
 def _trials_on_terminal(config: SweepConfig, folder: Path) -> Table:
-    """The trials that run and those that are best, as many as a terminal shows."""
+    """Returns the running and the best trials, as many as a terminal shows."""
     ranked = by_score(config, read_trials(folder))
     running = [trial for trial in ranked if trial.status == "running"]
     ended = [trial for trial in ranked if trial.status != "running"]
@@ -221,7 +232,7 @@ def _trial_table(config: SweepConfig, trials: Sequence[Trial]) -> str:
 
 
 def _trial_rows(config: SweepConfig, trials: Sequence[Trial]) -> list[tuple[str, ...]]:
-    """The trials by what they came to, the best first, under a header."""
+    """Returns a header and the trials, the best first."""
     rows: list[tuple[str, ...]] = [
         ("trial", "status", "rungs", "video", "audio", "objective", "values")
     ]
@@ -246,7 +257,7 @@ JOB = Job(
     schema=SweepConfig,
     plan=plan,
     work=work,
-    how_to_go_on="Trials and their checkpoints stay; the same command goes on with those left.",
+    how_to_go_on="Trials and checkpoints are kept; the same command continues with the rest.",
 )
 
 if __name__ == "__main__":

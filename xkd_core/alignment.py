@@ -9,6 +9,7 @@ Paper: XKD, arXiv:2211.13929; MMD, Gretton et al. 2012; Deep CORAL, arXiv:1607.0
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -92,7 +93,7 @@ def mmd(
         if bandwidth == "median":
             median = _median(distances).clamp_min(_MIN_MEDIAN_DISTANCE)
             distances = _Distances(*(distance / median for distance in distances))
-        within_x, within_y, between = (_kernel(distance, gammas) for distance in distances)
+        within_x, within_y, between = _kernels(distances, gammas)
         mean = _mean_of_others if unbiased else torch.mean
         return (mean(within_x) + mean(within_y) - 2.0 * between.mean()).float()
 
@@ -172,10 +173,23 @@ def _pairs(within: Float[Tensor, "n n"]) -> Float[Tensor, " n_pairs"]:
     return within[row, column]
 
 
-def _kernel(distances: Float[Tensor, "n m"], gammas: Sequence[float]) -> Float[Tensor, "n m"]:
+def _kernels(distances: _Distances, gammas: Sequence[float]) -> _Distances:
+    """Sums the Gaussian kernels of each distance, of all three blocks in a few operations."""
+    rows = torch.cat([distance.flatten() for distance in distances])
     # Rounding can give values below 0. At the lower bound a kernel is exactly 1, with gradient 0.
-    distances = distances.clamp_min(_MIN_SQUARED_DISTANCE)
-    return sum((torch.exp(-gamma * distances) for gamma in gammas), torch.zeros_like(distances))
+    rows = rows.clamp_min(_MIN_SQUARED_DISTANCE)
+    kernels = (rows * _negative(tuple(gammas), rows.device)).exp().sum(dim=0)
+    blocks = kernels.split([distance.numel() for distance in distances])
+    shaped = zip(blocks, distances, strict=True)
+    return _Distances(*(block.view_as(distance) for block, distance in shaped))
+
+
+@lru_cache(maxsize=8)
+def _negative(gammas: tuple[float, ...], device: torch.device) -> Float[Tensor, "G 1"]:
+    """Copied to the device once, without waiting for it."""
+    with torch.inference_mode(mode=False):  # a training may use it later
+        negative = torch.tensor([[-gamma] for gamma in gammas], dtype=torch.float64)
+        return negative.to(device, non_blocking=True)
 
 
 def _mean_of_others(kernel: Float[Tensor, "n n"]) -> Float[Tensor, ""]:

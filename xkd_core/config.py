@@ -9,12 +9,21 @@ Paper: XKD, arXiv:2211.13929.
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 from pydantic import NonNegativeFloat as NonNegative
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 ShareBelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 MaskRatio = Annotated[float, Field(gt=0.0, lt=1.0)]
+ShareAboveZero = Annotated[float, Field(gt=0.0, le=1.0)]
 PositiveFloats = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
 
 
@@ -363,6 +372,9 @@ class ObjectiveConfig(Config):
     divide_by_weights: bool = True
     """Divides the total by the sum of the weights, as the published code does; the paper has the
     sum. This matters because gradients are clipped at an absolute norm."""
+    teacher: Literal["moving", "frozen"] = "moving"
+    """`moving`: teachers are moving averages of their students, as in the paper. `frozen`: teachers
+    stay what they were before the first step, such as the encoders that `init` names."""
     teacher_view: Literal["global", "first_local"] = "global"
     """View that teachers see: the global view (paper) or the first local view (published code),
     which saves a third of the computation."""
@@ -425,6 +437,16 @@ class OptimizerConfig(Config):
     """Applies to tensors of two or more dimensions."""
     decay_tokens_and_positions: bool = True
     """Weight decay also applies to CLS and mask tokens and position tables, as published."""
+    layer_decay: ShareAboveZero = 1.0
+    """Multiplies the learning rate of a student's blocks by `layer_decay^(depth - i)`, i from 0,
+    and of what comes before them (patch projection, CLS, positions) by `layer_decay^(depth + 1)`.
+    Final norm, heads and decoders have the full rate. 1: the same rate everywhere (paper)."""
+    frozen_video_blocks: NonNegativeInt = 0
+    """First blocks of the video student that do not learn, with patch projection, CLS and positions
+    before them. For encoders that begin from weights."""
+    frozen_audio_blocks: NonNegativeInt = 0
+    """First blocks of the audio student that do not learn; see `frozen_video_blocks`. Where both
+    students share blocks, the larger number counts."""
     max_grad_norm: PositiveFloat = 0.3
     """Norm to which the gradient of each tensor of the students is clipped separately."""
     video_momentum: Share = 0.997
@@ -447,3 +469,13 @@ class MethodConfig(Config):
     """Loss terms, their weights and temperatures."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW, its schedules, and the momentum of the teachers."""
+
+    @model_validator(mode="after")
+    def _blocks_exist(self) -> "MethodConfig":
+        depth = self.model.encoder.depth
+        for name in ("frozen_video_blocks", "frozen_audio_blocks"):
+            if (frozen := getattr(self.optimizer, name)) > depth:
+                raise ValueError(
+                    f"optimizer.{name} ({frozen}) must not be above model.encoder.depth ({depth})"
+                )
+        return self

@@ -1,5 +1,10 @@
 """The optimizer: AdamW with two parameter groups, and gradient clipping tensor by tensor.
 
+With layer decay there are two groups for each depth, whose rates are those of timm and BEiT:
+
+    depth 3, decay 0.5   patches, CLS, positions   block 0   block 1   block 2   others
+    rate times                    1/16               1/8       1/4       1/2            1
+
 Weight decay applies to tensors of two or more dimensions, as published including CLS tokens, mask
 tokens and position tables, but not to biases and LayerNorms. Gradients of the students' encoders
 and heads are clipped, those of the decoders are not.
@@ -7,7 +12,8 @@ and heads are clipped, those of the decoders are not.
 Paper: XKD, arXiv:2211.13929.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -19,30 +25,66 @@ from xkd_core.xkd import XKD
 
 _CLIP_EPS = 1e-6
 _TOKENS_AND_POSITIONS = {"cls_token", "mask_token", "position_table"}
+_RATE = "rate_factor"
+"""Key of a parameter group: what the scheduled learning rate is multiplied by; 1 without it."""
+_IN_STUDENT = re.compile(
+    r"(?:video|audio)_student\.(?:blocks\.(?P<block>\d+)\.|patch_projection|cls_token|position_table)"
+)
+
+
+def freeze_first_blocks(model: XKD, config: OptimizerConfig) -> None:
+    """Stops the first blocks of the students, and what comes before them, from learning."""
+    for student, num_blocks in (
+        (model.video_student, config.frozen_video_blocks),
+        (model.audio_student, config.frozen_audio_blocks),
+    ):
+        if num_blocks:
+            student.patch_projection.requires_grad_(False)
+            student.cls_token.requires_grad_(False)
+            student.position_table.requires_grad_(False)
+            for block in student.blocks[:num_blocks]:
+                block.requires_grad_(False)
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """Builds AdamW over the trainable parameters; schedules set the learning rate later."""
-    decaying: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            is_spared = name.rpartition(".")[2] in _TOKENS_AND_POSITIONS
-            decays = parameter.ndim >= 2 and (config.decay_tokens_and_positions or not is_spared)
-            (decaying if decays else plain).append(parameter)
+    decaying: dict[float, list[nn.Parameter]] = {}
+    plain: dict[float, list[nn.Parameter]] = {}
+    for name, parameter, rate in _learning(model, config.layer_decay):
+        is_spared = name.rpartition(".")[2] in _TOKENS_AND_POSITIONS
+        decays = parameter.ndim >= 2 and (config.decay_tokens_and_positions or not is_spared)
+        (decaying if decays else plain).setdefault(rate, []).append(parameter)
     groups = [
-        {"params": decaying, "weight_decay": config.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": weight_decay, _RATE: rate}
+        for by_rate, weight_decay in ((decaying, config.weight_decay), (plain, 0.0))
+        for rate, parameters in sorted(by_rate.items())
     ]
     return torch.optim.AdamW(
         groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True
     )
 
 
+def _learning(model: nn.Module, layer_decay: float) -> Iterator[tuple[str, nn.Parameter, float]]:
+    """Yields the trainable parameters with their names and the factors of their rates."""
+    learning = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
+    if layer_decay == 1.0:
+        yield from ((name, parameter, 1.0) for name, parameter in learning)
+        return
+    blocks = [m["block"] for name, _ in model.named_parameters() if (m := _IN_STUDENT.match(name))]
+    depth = 1 + max(int(block) for block in blocks if block is not None)
+    for name, parameter in learning:
+        match = _IN_STUDENT.match(name)
+        if match is None:
+            yield name, parameter, 1.0
+        else:
+            block = -1 if match["block"] is None else int(match["block"])
+            yield name, parameter, layer_decay ** (depth - block)
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Sets the learning rate of every group."""
+    """Sets the learning rate of every group, times the group's own factor."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get(_RATE, 1.0)
 
 
 def clipped_parameters(model: XKD) -> list[nn.Parameter]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
-from xkd_core.config import MethodConfig, ObjectiveConfig, OptimizerConfig
+from xkd_core.config import MethodConfig, ObjectiveConfig
 from xkd_core.ema import update_teachers
 from xkd_core.losses import Centers, losses, teacher_temperature
 from xkd_core.optim import (
@@ -124,7 +124,7 @@ def train_step(
     if before_update is not None:
         before_update()
     metrics = _mean_metrics(parts)
-    metrics["grad_norm/total"] = _update_weights(state, config.optimizer, schedule)
+    metrics["grad_norm/total"] = _update_weights(state, config, schedule)
     # Centers are linear in the mean logits: the mean over parts equals that of the whole batch.
     state.centers = Centers(*(torch.stack(c).mean(dim=0) for c in zip(*new_centers, strict=True)))
     state.step += 1
@@ -137,6 +137,7 @@ def step_schedule(
     """Computes learning rate, momenta and temperatures, which depend on the step alone."""
     optimizer, objective = config.optimizer, config.objective
     epoch = step / steps_per_epoch
+    is_frozen = objective.teacher == "frozen"
     return StepSchedule(
         epoch=epoch,
         learning_rate=cosine(
@@ -146,13 +147,17 @@ def step_schedule(
             total_steps=total_steps,
             warmup_steps=round(optimizer.warmup_epochs * steps_per_epoch),
         ),
-        video_momentum=cosine(
+        video_momentum=1.0
+        if is_frozen
+        else cosine(
             step,
             start=optimizer.video_momentum,
             end=optimizer.final_momentum,
             total_steps=total_steps,
         ),
-        audio_momentum=cosine(
+        audio_momentum=1.0
+        if is_frozen
+        else cosine(
             step,
             start=optimizer.audio_momentum,
             end=optimizer.final_momentum,
@@ -198,12 +203,13 @@ def _mean_metrics(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([part[name] for part in parts]).mean(dim=0) for name in parts[0]}
 
 
-def _update_weights(state: TrainState, config: OptimizerConfig, schedule: StepSchedule) -> Tensor:
+def _update_weights(state: TrainState, config: MethodConfig, schedule: StepSchedule) -> Tensor:
     """Clips, updates students and teachers; returns the gradient norm before clipping."""
     norms = norms_of_gradients(state.model.parameters())
-    clip_each_gradient(clipped_parameters(state.model), config.max_grad_norm, norms)
+    clip_each_gradient(clipped_parameters(state.model), config.optimizer.max_grad_norm, norms)
     set_learning_rate(state.optimizer, schedule.learning_rate)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
-    update_teachers(state.model, schedule.video_momentum, schedule.audio_momentum)
+    if config.objective.teacher == "moving":
+        update_teachers(state.model, schedule.video_momentum, schedule.audio_momentum)
     return total_norm(norms)

@@ -3,8 +3,18 @@
 Blocks have no dropout and no bias for queries, keys and values. `block_with_attention` also returns
 the attention of the CLS token, without computing the full attention map.
 
-Paper: ViT, arXiv:2010.11929.
+Sequences of several lengths can go through a block together. Linear layers and norms then see all
+tokens in one row, and only attention takes the sequences apart:
+
+    2 clips of 3 tokens, 1 clip of 5      groups = ((2, 3), (1, 5))
+    packed    a a a b b b c c c c c       1 x 11 x D
+    attention a a a|b b b|c c c c c       each clip by itself
+
+Paper: ViT, arXiv:2010.11929; packed views as in DINOv3, arXiv:2508.10104.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +26,15 @@ from torch.utils.checkpoint import checkpoint
 
 from xkd_core.shapes import Float, Tensor
 
+Groups = tuple[tuple[int, int], ...]
+"""Clips and tokens a clip of each group of packed sequences."""
+
 _LONGEST_MAP = 1024
 """Tokens up to which a CPU computes attention as products in bfloat16."""
+_LARGEST_MAP = 2**21
+"""Entries of attention maps up to which a CPU computes them for all clips at once. Larger maps are
+computed clip by clip: one that leaves the cache, in memory that is new to the process, takes twice
+the time."""
 
 
 class SelfAttention(Attention):
@@ -28,12 +45,44 @@ class SelfAttention(Attention):
         tokens: Float[Tensor, "B N_all D"],
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
+        groups: Groups | None = None,
     ) -> Float[Tensor, "B N_all D"]:
-        """Applies self-attention to the tokens of each clip."""
+        """Applies self-attention to the tokens of each clip; with `groups` to packed clips."""
         assert attn_mask is None
         assert not is_causal
-        mixed = attend(*_queries_keys_values(self, tokens))
-        return self.proj(rearrange(mixed, "b a n d -> b n (a d)"))
+        projected = self.qkv(tokens)
+        if groups is None:
+            return self.proj(_mixed(projected, self.num_heads))
+        parts = unpack(projected, groups)
+        return self.proj(pack([_mixed(part, self.num_heads) for part in parts]))
+
+
+class TransformerBlock(Block):
+    """timm's block, which also takes packed clips."""
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "B N_all D"],
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        groups: Groups | None = None,
+    ) -> Float[Tensor, "B N_all D"]:
+        """Applies attention and the MLP; `groups` says how packed tokens belong to clips."""
+        assert attn_mask is None
+        assert not is_causal
+        tokens = tokens + self.attn(self.norm1(tokens), groups=groups)
+        return tokens + self.mlp(self.norm2(tokens))
+
+
+def pack(sequences: Sequence[Float[Tensor, "..."]]) -> Float[Tensor, "1 N_packed D"]:
+    """Puts the tokens of several batches into one row."""
+    return torch.cat([tokens.flatten(0, 1) for tokens in sequences]).unsqueeze(0)
+
+
+def unpack(packed: Float[Tensor, "1 N_packed D"], groups: Groups) -> list[Float[Tensor, "..."]]:
+    """Inverts `pack`."""
+    rows = packed[0].split([clips * length for clips, length in groups])
+    return [part.unflatten(0, group) for part, group in zip(rows, groups, strict=True)]
 
 
 def attend(
@@ -46,19 +95,22 @@ def attend(
     There two matrix products and a softmax take about half the time of PyTorch's fused attention,
     forward and backward. Long sequences stay with the fused one, whose memory is linear.
     """
-    is_short = query.shape[-2] <= _LONGEST_MAP
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and is_short:
-        with torch.autocast("cpu", enabled=False):  # it would compute the softmax in float32
-            scores = query * query.shape[-1] ** -0.5 @ key.mT
-            return scores.softmax(dim=-1) @ value
-    return F.scaled_dot_product_attention(query, key, value)
+    B, A, N = query.shape[:3]
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or N > _LONGEST_MAP:
+        return F.scaled_dot_product_attention(query, key, value)
+    with torch.autocast("cpu", enabled=False):  # it would compute the softmax in float32
+        if B * A * N * N <= _LARGEST_MAP:
+            return _attend_by_products(query, key, value)
+        # unbind, whose gradient is one stack; the gradients of indices would be summed.
+        clips = zip(query.unbind(), key.unbind(), value.unbind(), strict=True)
+        return torch.stack([_attend_by_products(*clip) for clip in clips])
 
 
 def transformer_blocks(width: int, depth: int, num_heads: int) -> nn.ModuleList:
     """Builds a stack of blocks whose MLP has four times the width and the exact GELU."""
     return nn.ModuleList(
         # PyTorch's LayerNorm has the published eps of 1e-5; the default of timm is different.
-        Block(
+        TransformerBlock(
             width,
             num_heads,
             mlp_ratio=4.0,
@@ -80,7 +132,8 @@ def block_with_attention(
     """
     attention = block.get_submodule("attn")
     assert isinstance(attention, SelfAttention)
-    query, key, value = _queries_keys_values(attention, block.get_submodule("norm1")(tokens))
+    projected = attention.qkv(block.get_submodule("norm1")(tokens))
+    query, key, value = _queries_keys_values(projected, attention.num_heads)
     mixed = rearrange(attend(query, key, value), "b a n d -> b n (a d)")
     tokens = tokens + attention.get_submodule("proj")(mixed)
     tokens = tokens + block.get_submodule("mlp")(block.get_submodule("norm2")(tokens))
@@ -91,8 +144,10 @@ def checkpoint_activations(block: nn.Module) -> None:
     """Makes a block recompute its activations in the backward pass instead of storing them."""
     forward = block.forward
 
-    def recomputed(tokens: Tensor) -> Tensor:
-        output: Tensor = checkpoint(forward, tokens, use_reentrant=False, preserve_rng_state=False)
+    def recomputed(tokens: Tensor, **options: Any) -> Tensor:
+        output: Tensor = checkpoint(
+            forward, tokens, use_reentrant=False, preserve_rng_state=False, **options
+        )
         return output
 
     block.forward = recomputed
@@ -109,11 +164,24 @@ def init_transformer(module: nn.Module) -> None:
             layer.reset_parameters()
 
 
+def _attend_by_products(
+    query: Float[Tensor, "*B N_all d"],
+    key: Float[Tensor, "*B N_all d"],
+    value: Float[Tensor, "*B N_all d"],
+) -> Float[Tensor, "*B N_all d"]:
+    scores = query * query.shape[-1] ** -0.5 @ key.mT
+    return scores.softmax(dim=-1) @ value
+
+
+def _mixed(projected: Float[Tensor, "B N_all D_qkv"], num_heads: int) -> Float[Tensor, "B N_all D"]:
+    mixed = attend(*_queries_keys_values(projected, num_heads))
+    return rearrange(mixed, "b a n d -> b n (a d)")
+
+
 def _queries_keys_values(
-    attention: SelfAttention, tokens: Float[Tensor, "B N_all D"]
+    projected: Float[Tensor, "B N_all D_qkv"], num_heads: int
 ) -> Float[Tensor, "3 B A N_all d"]:
-    packed = attention.qkv(tokens)
-    return rearrange(packed, "b n (qkv a d) -> qkv b a n d", qkv=3, a=attention.num_heads)
+    return rearrange(projected, "b n (qkv a d) -> qkv b a n d", qkv=3, a=num_heads)
 
 
 def _class_attention(

@@ -15,9 +15,15 @@ from torch import nn
 
 from xkd_core.config import ModelConfig
 from xkd_core.decoder import Decoder
-from xkd_core.encoders import Encoder, build_encoder, pool_patches
+from xkd_core.encoders import (
+    Encoder,
+    EncoderInput,
+    build_encoder,
+    encode_together,
+    pool_patches,
+)
 from xkd_core.heads import ProjectionHead
-from xkd_core.masking import random_mask
+from xkd_core.masking import TokenMask, random_mask
 from xkd_core.patches import normalize_patches, to_patches
 from xkd_core.refinement import Refinement, agreement, refine_and_pool
 from xkd_core.shapes import Bool, Float, Tensor
@@ -136,23 +142,26 @@ class XKD(nn.Module):
         refinement: Refinement = "mean",
     ) -> XKDOutput:
         """Runs students, decoders and teachers on one batch of views."""
-        video = _run_student(
+        video_mask = random_mask(views.video_mask_noise, self.num_visible_video)
+        audio_mask = random_mask(views.audio_mask_noise, self.num_visible_audio)
+        video_tokens, audio_tokens = self._student_tokens(views, video_mask, audio_mask)
+        video = _student_output(
             self.video_student,
             self.video_student_head,
             self.video_decoder,
             views.video_global,
-            views.video_locals,
-            views.video_mask_noise,
-            self.num_visible_video,
+            video_mask,
+            video_tokens,
+            views.video_locals.shape[1],
         )
-        audio = _run_student(
+        audio = _student_output(
             self.audio_student,
             self.audio_student_head,
             self.audio_decoder,
             views.audio_global,
-            views.audio_locals,
-            views.audio_mask_noise,
-            self.num_visible_audio,
+            audio_mask,
+            audio_tokens,
+            views.audio_locals.shape[1],
         )
         with torch.no_grad():
             video_features, audio_features = self._teacher_features(views, teacher_view, refinement)
@@ -174,6 +183,23 @@ class XKD(nn.Module):
             video_teacher_features=video_features,
             audio_teacher_features=audio_features,
         )
+
+    def _student_tokens(
+        self, views: Views, video_mask: TokenMask, audio_mask: TokenMask
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Encodes masked global and local views; those that share blocks pass them at once."""
+        video = [
+            EncoderInput(self.video_student, views.video_global, video_mask.keep),
+            EncoderInput(self.video_student, views.video_locals.flatten(0, 1)),
+        ]
+        audio = [
+            EncoderInput(self.audio_student, views.audio_global, audio_mask.keep),
+            EncoderInput(self.audio_student, views.audio_locals.flatten(0, 1)),
+        ]
+        if self.video_student.blocks is self.audio_student.blocks:
+            tokens = encode_together([*video, *audio])
+            return tokens[:2], tokens[2:]
+        return encode_together(video), encode_together(audio)
 
     def _teacher_features(
         self, views: Views, teacher_view: TeacherView, refinement: Refinement
@@ -199,26 +225,24 @@ class XKD(nn.Module):
         )
 
 
-def _run_student(
+def _student_output(
     encoder: Encoder,
     head: ProjectionHead,
     decoder: Decoder,
     global_views: Float[Tensor, "GB C *size"],
-    local_views: Float[Tensor, "J B C *local_size"],
-    mask_noise: Float[Tensor, "GB N"],
-    num_visible: int,
+    mask: TokenMask,
+    tokens: list[Tensor],
+    num_clips: int,
 ) -> _StudentOutput:
-    """Runs one modality: reconstructs masked global views and projects all views.
+    """Reconstructs one modality's masked global views and projects all views.
 
-    The tokens of the masked global views serve both the decoder and the head.
+    `tokens` are those of the masked global views, which serve both the decoder and the head, and
+    those of the local views.
     """
-    mask = random_mask(mask_noise, num_visible)
-    tokens = encoder(global_views, mask.keep)
-    reconstruction = decoder(tokens, mask.restore)
-    features = pool_patches(tokens)
-    num_clips = local_views.shape[1]
-    local_features = pool_patches(encoder(local_views.flatten(0, 1)))
-    logits = head(torch.cat([features, local_features]))
+    global_tokens, local_tokens = tokens
+    reconstruction = decoder(global_tokens, mask.restore)
+    features = pool_patches(global_tokens)
+    logits = head(torch.cat([features, pool_patches(local_tokens)]))
     target = normalize_patches(to_patches(global_views, encoder.patch_size))
     return _StudentOutput(
         reconstruction,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from pipelines.config.describe import may_change
 from pipelines.config.dotted import flat
@@ -32,3 +32,14 @@ def changed_settings(
 ) -> list[str]:
     """The settings that must not change and did, in words."""
     return differences(fixed_settings(schema, began_with), fixed_settings(schema, now))
+
+
+def with_defaults(schema: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of an older version with the defaults of those that it did not have.
+
+    Values that the schema no longer takes are returned as they are, so that the difference is said.
+    """
+    try:
+        return schema.model_validate(values).model_dump(mode="json")
+    except ValidationError:
+        return dict(values)

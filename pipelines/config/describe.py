@@ -14,6 +14,9 @@ On a section it counts for all settings in it. A list in place of True names tho
 section that may change; the marks inside then do not count.
 """
 
+_REQUIRED = object()
+"""Stands for the default of a setting that has none."""
+
 
 class Setting(NamedTuple):
     """One setting as `--help` lists it."""
@@ -29,8 +32,8 @@ class Setting(NamedTuple):
 
 def setting_descriptions(schema: type[BaseModel]) -> Iterator[Setting]:
     """Describes every setting of a schema, in its order."""
-    for name, field in _fields(schema, ""):
-        default = "required" if field.is_required() else repr(field.default)
+    for name, field, value in _fields(schema, "", None):
+        default = "required" if value is _REQUIRED else repr(value)
         meaning = " ".join((field.description or "").split())
         yield Setting(name, default, meaning, may_change(schema, name))
 
@@ -65,6 +68,21 @@ def may_change(schema: type[BaseModel], name: str) -> bool:
             return True
         section = section_of(field.annotation)
     return False
+
+
+def short_form(schema: type[BaseModel], path: Sequence[str]) -> str | None:
+    """The setting of a section that a plain text in place of the section sets, or None.
+
+    The mark is `short_for` in `json_schema_extra` of the section's field.
+
+    >>> from pipelines.config.pretrain import PretrainConfig
+    >>> short_form(PretrainConfig, ["init"])
+    'source'
+    """
+    owner = section_of(annotation_of(schema, path[:-1])) if len(path) > 1 else schema
+    field = owner.model_fields.get(path[-1]) if owner else None
+    extra = field.json_schema_extra if field else None
+    return str(extra["short_for"]) if isinstance(extra, dict) and "short_for" in extra else None
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
@@ -104,11 +122,21 @@ def _mark(field: FieldInfo) -> Any:
     return extra.get(_MAY_CHANGE, False) if isinstance(extra, dict) else False
 
 
-def _fields(schema: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+def _fields(
+    schema: type[BaseModel], prefix: str, given: BaseModel | None
+) -> Iterator[tuple[str, FieldInfo, Any]]:
+    """Yields each setting with its default; `given` is the default of the whole section, if any."""
     for name, field in schema.model_fields.items():
         section = section_of(field.annotation)
+        if given is not None:
+            value = getattr(given, name)
+        elif field.is_required():
+            value = _REQUIRED
+        else:
+            value = field.get_default(call_default_factory=True)
         # A section that can be left out is a setting itself: None, or what stands under it.
         if section is None or is_union(field.annotation):
-            yield prefix + name, field
+            yield prefix + name, field, value
         if section is not None:
-            yield from _fields(section, f"{prefix}{name}.")
+            default = value if isinstance(value, section) else None
+            yield from _fields(section, f"{prefix}{name}.", default)

@@ -1,13 +1,41 @@
 """Settings of evaluation: how frozen features are scored."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from pipelines.config.base import JobConfig, LocalPath, Location, Name
+from pipelines.config.ingest import PublishedDataset
+from pipelines.config.published import PublishedSettings
+from pipelines.paths import absolute_path
 from xkd_core.config import Config, PositiveFloats
 
+REGISTERED = "models:/"
+NUM_FOLDS = {"ucf101": 3, "hmdb51": 3, "esc50": 5}
+"""Folds of the published datasets that have several."""
+
 Measure = Literal["knn", "linear", "svm", "attentive", "layers", "retrieval"]
+
+
+def _registered_or_path(weights: str) -> str:
+    return weights if weights.startswith(REGISTERED) else absolute_path(weights)
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Weights = Annotated[str, Field(min_length=1), AfterValidator(_registered_or_path)]
+"""A checkpoint, the folder of a run, `models:/NAME@ALIAS`, or a file of the published method."""
+WeightsList = Annotated[tuple[Weights, ...], BeforeValidator(_as_list)]
 
 
 class EvaluateSettings(Config):
@@ -18,13 +46,30 @@ class EvaluateSettings(Config):
     test_splits: tuple[str, ...] = ("test", "val")
     """Splits to score: the first of these that the dataset has."""
     num_windows: PositiveInt = 2
-    """Windows of a segment, evenly spaced, whose features are averaged."""
+    """Windows of a segment, evenly spaced."""
+    num_crops: Literal[1, 3] = 1
+    """Square crops of each window: the central one, or three across the longer side. Needs clips
+    that are not square, as ingest stores them; of a square clip there is one crop."""
+    video_size: PositiveInt | None = None
+    """Pixels of a crop. Default: the size that the encoder was trained at; for another one its
+    position table is resized. Ingest with `short_side` at least as large."""
+    average: Literal["features", "scores"] = "features"
+    """`features`: a classifier sees the mean of the windows and crops of a clip. `scores`: it
+    learns from each of them, and its probabilities (decision values of an SVM) are averaged.
+    Measures of joined features and `attentive` keep one row a clip."""
+    per: Literal["segment", "source"] = "segment"
+    """What is right or wrong: a stored segment, or a whole source with all its segments, as
+    published figures count."""
+    selection: Literal["validation", "test"] = "validation"
+    """Clips that choose a penalty, or the epoch of fine-tuning. `test` reports what the best choice
+    on the test clips scores beside the honest score, as the published figures were chosen."""
     measures: Annotated[tuple[Measure, ...], Field(min_length=1)] = ("knn", "linear", "retrieval")
     """What is measured: votes of neighbors, a linear probe, a linear SVM, an attentive probe, a
     linear probe of several layers (all of labels), and retrieval between sound and picture."""
-    fusion: tuple[Literal["both", "late"], ...] = ("both", "late")
+    fusion: tuple[Literal["both", "late", "missing"], ...] = ("both", "late")
     """How clips with picture and sound are scored by both: `both` concatenates the features, `late`
-    averages the scores of the two modalities. Empty for neither."""
+    averages the scores of the two modalities, `missing` takes the classifier of `both` where the
+    picture or the sound of the test clips is missing. Empty for none."""
     neighbors: PositiveInt = 5
     """Neighbors that vote."""
     knn_temperature: PositiveFloat = 0.07
@@ -58,15 +103,75 @@ class EvaluateSettings(Config):
     seed: NonNegativeInt = 0
     """Seed of the folds."""
 
+    @model_validator(mode="after")
+    def _possible(self) -> "EvaluateSettings":
+        if "missing" in self.fusion and "both" not in self.fusion:
+            raise ValueError("fusion (missing) must come with both, whose classifier it takes")
+        if self.per == "source" and "attentive" in self.measures:
+            raise ValueError("measures (attentive) must come with per=segment: its tokens are kept")
+        return self
+
+
+class OfficialSettings(Config):
+    """The published split that figures are of."""
+
+    dataset: PublishedDataset
+    """The published dataset."""
+    lists: LocalPath | None = None
+    """Folder with the official lists of a dataset of several folds (UCF101, HMDB51, ESC-50). They
+    give splits and labels of the clips by file name, whatever the ingest was told, so one clip
+    dataset serves all folds. Default: the splits of the clip dataset."""
+    folds: tuple[PositiveInt, ...] = ()
+    """Folds whose figures are averaged. Default: all."""
+
+    @model_validator(mode="after")
+    def _has_folds(self) -> "OfficialSettings":
+        count = NUM_FOLDS.get(self.dataset, 1)
+        if self.lists is not None and count == 1:
+            raise ValueError(
+                f"lists ({self.lists}) is for datasets of several folds: {', '.join(NUM_FOLDS)}"
+            )
+        if self.folds and self.lists is None:
+            raise ValueError(f"folds {self.folds} must come with lists")
+        if self.folds and max(self.folds) > count:
+            raise ValueError(f"folds {self.folds} must be at most {count} for {self.dataset}")
+        return self
+
+
+class PublishedFigure(Config):
+    """A figure of a paper, which the card shows beside the measured one."""
+
+    subject: str
+    """`video`, `audio`, `both`, or a direction of retrieval."""
+    measure: Measure
+    """The measure that comes nearest to the published one."""
+    value: float
+    """Percent."""
+    source: str
+    """Paper and table."""
+
 
 class EvaluateConfig(EvaluateSettings, JobConfig):
-    """`ray_jobs.evaluate`: how good the features of a checkpoint are."""
+    """`ray_jobs.evaluate`: how good the features of an encoder are."""
 
     name: Name = "evaluate"
     """Name of the MLflow run."""
-    checkpoint: LocalPath
-    """A checkpoint, or the folder of a run, whose last checkpoint is taken."""
+    checkpoint: Annotated[WeightsList, Field(min_length=1)]
+    """What to score: a checkpoint, the folder of a run (its last checkpoint), a registered version
+    (`models:/xkd-video@champion`), or a file of the published method. A list takes each modality
+    from its own: `[models:/xkd-video@champion, models:/xkd-audio@champion]`."""
+    against: WeightsList = ()
+    """Another encoder to compare with, given as `checkpoint` is: adds its scores, and the
+    difference with a paired interval."""
+    published: PublishedSettings = PublishedSettings()
+    """What files of the published method do not record."""
     dataset: Location
     """Folder of the clip dataset."""
+    dataset_id: str | None = None
+    """Id of the clip dataset that figures are compared on; those of another one are marked."""
+    official: OfficialSettings | None = None
+    """Marks figures of an incomplete official split. Default: none is expected."""
+    paper: tuple[PublishedFigure, ...] = ()
+    """Published figures to show beside."""
     output: LocalPath
     """Folder for scores and features."""

@@ -7,10 +7,10 @@ from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from pipelines.config.base import JobConfig, LocalPath, Name
 from pipelines.config.promote import Alias
-from xkd_core.config import AudioConfig, VideoConfig
+from pipelines.config.published import PublishedSettings
 
 
-class ImportConfig(JobConfig):
+class ImportConfig(PublishedSettings, JobConfig):
     """`ray_jobs.import_checkpoint`: encoders of a published file enter the registry."""
 
     name: Name = "import"
@@ -22,11 +22,6 @@ class ImportConfig(JobConfig):
     role: Literal["teacher", "student"] | None = None
     """Network to take from a whole checkpoint, by default the teacher. For a file of one encoder
     the role is only recorded, by default as the file's name says."""
-    num_heads: PositiveInt | None = None
-    """Attention heads, which no file records. Default: one for each 64 of the width."""
-    video: VideoConfig = VideoConfig()
-    """Clips that a video encoder takes. The size of the picture follows from the file."""
-    audio: AudioConfig = AudioConfig()
     segment_seconds: PositiveFloat = 5.0
     """Embeds media in segments of this length, seconds."""
     min_segment_seconds: PositiveFloat = 1.1

@@ -22,6 +22,16 @@ from pipelines.config.base import (
 from pipelines.media.reasons import REASONS
 from xkd_core.config import Config
 
+PublishedDataset = Literal[
+    "ucf101",
+    "hmdb51",
+    "kinetics400",
+    "kinetics_sound",
+    "audioset",
+    "vggsound",
+    "esc50",
+    "fsd50k",
+]
 _QUALITIES = {"raw": (0, 0, 0), "jpeg": (1, 95, 90), "h264": (0, 51, 20)}
 """Least, most and default quality of each encoding."""
 
@@ -75,19 +85,7 @@ class IngestSettings(Config):
     labels: Literal["auto", "folder", "none"] = "auto"
     """For a folder: whether the folder that a file lies in is its label. `auto`: if there is more
     than one such folder. A list brings its own labels."""
-    dataset: (
-        Literal[
-            "ucf101",
-            "hmdb51",
-            "kinetics400",
-            "kinetics_sound",
-            "audioset",
-            "vggsound",
-            "esc50",
-            "fsd50k",
-        ]
-        | None
-    ) = None
+    dataset: PublishedDataset | None = None
     """Reads `input` as the folder of this published dataset: its official lists give labels and
     splits, and name missing files."""
     fold: PositiveInt | None = None

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from pipelines.config.base import JobConfig, LocalPath, Location, Name
+from pipelines.config.init import InitSettings
 from xkd_core.config import Config, MethodConfig
 
 
@@ -43,6 +44,9 @@ class PretrainSettings(MethodConfig):
     """Splits to train on. Rows without a split always belong to them."""
     exclude: LocalPath | None = None
     """File of clip ids to leave out, one a line, such as `leaks.txt` of `xkd dataset`."""
+    init: InitSettings | None = Field(None, json_schema_extra={"short_for": "source"})
+    """Weights that the training begins from: a registered version, a checkpoint, or a file of the
+    published method. Default: new weights."""
     seed: NonNegativeInt = 0
     """Seed of the weights, of the order of clips and of their views."""
     num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
@@ -146,6 +150,16 @@ class PretrainConfig(PretrainSettings, JobConfig):
     """Checkpoint of another run to start from, at its step and so at its position in the order of
     clips. Networks, clips and everything that orders them must be the same, and steps must be left.
     Once this run has a checkpoint of its own, it continues from that."""
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> "PretrainConfig":
+        if self.init is not None and self.resume is not None:
+            where = self.init.source or self.init.video or self.init.audio
+            raise ValueError(
+                f"resume ({self.resume}) must not be set with init ({where}): resume continues a "
+                "training with its optimizer and its step, init begins a new one from its weights"
+            )
+        return self
 
 
 def clip_mismatch(method: MethodConfig, *, frame_rate: float, sample_rate: int) -> str | None:

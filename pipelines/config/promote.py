@@ -2,11 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from pipelines.config.base import JobConfig, LocalPath, Name
 from pipelines.config.evaluate import Measure
 from xkd_core.config import Config
+from xkd_core.encoders import MODALITIES, Modality
 
 
 def _not_a_version(alias: str) -> str:
@@ -28,11 +29,25 @@ class PromoteSettings(Config):
     metric: Measure = "linear"
     """Score that versions are compared by, measured on the same clips; with `retrieval`, the mean
     recall@5 of both directions."""
+    compared_on: Literal["own", "both", "late"] = "own"
+    """Features that `metric` is of: `own` of each encoder's modality, or of both encoders together,
+    joined or as the mean of their scores."""
+    modalities: Annotated[tuple[Modality, ...], Field(min_length=1)] = MODALITIES
+    """Encoders to register."""
     rule: Literal["better", "not_worse"] = "better"
     """When the alias moves, by the 95 % interval of new minus present, paired by clip:
     `better` if all of it is above 0, `not_worse` unless all of it is below 0."""
     role: Literal["teacher", "student"] = "teacher"
     """Which network to register."""
+
+    @model_validator(mode="after")
+    def _retrieval_is_of_both(self) -> "PromoteSettings":
+        if self.metric == "retrieval" and self.compared_on != "own":
+            raise ValueError(
+                f"compared_on ({self.compared_on}) must be own with metric=retrieval, which takes "
+                "both encoders as it is"
+            )
+        return self
 
 
 class PromoteConfig(PromoteSettings, JobConfig):
@@ -45,3 +60,18 @@ class PromoteConfig(PromoteSettings, JobConfig):
     scores: LocalPath | None = None
     """`scores.json` of an evaluation of this checkpoint. Without it nothing is compared, and the
     alias moves only if no version holds it."""
+
+
+class DemoteConfig(JobConfig):
+    """`ray_jobs.demote`: gives an alias back to an earlier version."""
+
+    name: Name = "demote"
+    """Name of the MLflow run."""
+    model: Name
+    """Registered model, such as `xkd-video`."""
+    to: PositiveInt | None = None
+    """Version that gets the alias. Default: the one that had it before."""
+    alias: Alias = "champion"
+    """Alias that moves."""
+    reason: str = Field("", max_length=500)
+    """Why, for the tags of both versions."""

@@ -37,6 +37,11 @@ class RunConfig(JobConfig):
             raise ValueError(
                 f"ingest.dataset ({self.ingest.dataset}) must come with input, its folder"
             )
+        if self.pretrain.objective.teacher == "frozen" and self.evaluate.role == "teacher":
+            raise ValueError(
+                "evaluate.role (teacher) must be student with pretrain.objective.teacher (frozen), "
+                "whose teachers learn nothing; set promote.role=student too"
+            )
         if self.evaluate.role != self.promote.role:
             raise ValueError(
                 f"promote.role ({self.promote.role}) must equal "

@@ -134,7 +134,7 @@ class SweepConfig(JobConfig):
     def _search_fits(self) -> "SweepConfig":
         problems = _trial_problems(self.pretrain)
         problems += _search_problems(self) + _condition_problems(self.space)
-        problems += _name_problems(self.space)
+        problems += _name_problems(self.space) + _teacher_problems(self)
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -154,6 +154,20 @@ def _trial_problems(pretrain: PretrainSettings) -> list[str]:
             "where a trial ends at its last rung or by early stopping"
         )
     return problems
+
+
+def _teacher_problems(config: SweepConfig) -> list[str]:
+    """Frozen teachers are what training began from, whatever a trial does."""
+    roles = {"scoring.role": config.scoring.role}
+    if config.final is not None:
+        roles["final.evaluate.role"] = config.final.evaluate.role
+    is_frozen = config.pretrain.objective.teacher == "frozen"
+    return [
+        f"{name} (teacher) must be student with pretrain.objective.teacher (frozen), whose "
+        "teachers learn nothing"
+        for name, role in roles.items()
+        if is_frozen and role == "teacher"
+    ]
 
 
 def _name_problems(space: Mapping[str, Domain]) -> list[str]:

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pipelines.dataset.near_duplicates import SCENE, Alike
+from pipelines.dataset.alike import Alike
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def leaked_ids(alike: Sequence[Alike], held_out: Sequence[bool], ids: Sequence[s
     `near_duplicates` does not compare every two copies of a clip. A copy may therefore reach the
     held-out clip only through other copies.
     """
-    leaders = _leaders(pair for pair in alike if pair.kind != SCENE)
+    leaders = _leaders(pair for pair in alike if pair.is_copy)
     spoilt = {leader for clip, leader in leaders.items() if held_out[clip]}
     return sorted(
         ids[clip] for clip, leader in leaders.items() if leader in spoilt and not held_out[clip]
@@ -45,7 +45,7 @@ def duplicate_ids(
     leaders = _leaders(
         pair
         for pair in alike
-        if pair.kind != SCENE and not held_out[pair.first] and not held_out[pair.second]
+        if pair.is_copy and not held_out[pair.first] and not held_out[pair.second]
     )
     return sorted(ids[clip] for clip, leader in leaders.items() if clip != leader)
 

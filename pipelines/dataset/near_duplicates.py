@@ -25,10 +25,6 @@ from numpy.typing import NDArray
 
 from pipelines.dataset.codes import FRAME_CODES_PER_SECOND, SOUND_CODES_PER_SECOND, Codes
 
-_MIN_MOTION = 0.05
-"""Least `variation` of a moving picture, as a share of the bits of a code."""
-_MAX_ERROR_OF_MOTION = 0.4
-"""Largest error of a copy, as a share of the smaller `variation` of the two clips."""
 _MAX_HIT_ERROR = 0.2
 """Largest share of differing bits of two codes with an equal part. Of the 43 other bits of a frame,
 half differ by chance, so that 3 in 1000 chance hits are left. Of a copy that just counts, 6 differ,
@@ -72,62 +68,6 @@ class Pair:
     seconds: float
     offset_seconds: float
     """Start of the second clip relative to the first, in seconds."""
-
-
-def find_alike(
-    frames: Sequence[Codes], sounds: Sequence[Codes], sources: Sequence[int]
-) -> list["Alike"]:
-    """Finds clips that look or sound the same, the most certain first.
-
-    A still picture or a shared scene gives similar codes without a copy. A match of
-    pictures alone is a copy only if the clips' codes differ much less from each other than each
-    clip's own codes differ over a second.
-    """
-    pictures = {(pair.first, pair.second): pair for pair in find_pairs(frames, sources, FRAME_RULE)}
-    heard = {(pair.first, pair.second): pair for pair in find_pairs(sounds, sources, SOUND_RULE)}
-    found = []
-    for key in pictures.keys() | heard.keys():
-        picture, sound = pictures.get(key), heard.get(key)
-        if picture is not None and sound is not None:
-            kind = "picture and sound"
-        elif picture is None:
-            kind = "sound"
-        else:
-            moved = min(variation(frames[clip], FRAME_RULE) for clip in key)
-            is_copy = moved >= _MIN_MOTION and picture.error <= _MAX_ERROR_OF_MOTION * moved
-            kind = "picture" if is_copy else SCENE
-        pair = picture or sound
-        assert pair is not None
-        found.append(Alike(kind, *key, 1.0 - pair.error, pair.offset_seconds))
-    return sorted(found, key=lambda pair: (KINDS.index(pair.kind), -pair.agreement, pair.first))
-
-
-@dataclass(frozen=True)
-class Alike:
-    """Two clips that look or sound the same."""
-
-    kind: str
-    """One of `KINDS`."""
-    first: int
-    second: int
-    agreement: float
-    """Share of equal bits over the overlap."""
-    offset_seconds: float
-
-
-SCENE = "scene"
-KINDS = ("picture and sound", "picture", "sound", SCENE)
-"""Kinds of pairs, from the most to the least certain; a shared scene is not a copy."""
-
-
-def variation(codes: Codes, rule: Rule) -> float:
-    """Returns the share of bits that change within a second, near 0 for a still picture."""
-    lag = round(rule.codes_per_second)
-    both = codes.valid[lag:] & codes.valid[:-lag]
-    if not both.any():
-        return 0.0
-    bits = np.bitwise_count(codes.values[lag:] ^ codes.values[:-lag])[both]
-    return float(bits.mean()) / rule.num_bits
 
 
 def find_pairs(codes: Sequence[Codes], sources: Sequence[int], rule: Rule) -> list[Pair]:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from pipelines.config.dataset import DatasetSettings
+from pipelines.dataset.alike import find_alike
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.leaks import NamedPair, duplicate_ids, leaked_ids
-from pipelines.dataset.near_duplicates import SCENE, find_alike
 from pipelines.dataset.review_tables import (
     COLUMNS,
     contact_sheet,
@@ -83,9 +83,7 @@ def review(dataset: ClipDataset, settings: DatasetSettings, on_progress: OnProgr
     every = AllClips.gather(dataset, table, scan, others, on_progress)
     alike = find_alike(every.frames, every.sounds, every.source_numbers())
     held_out = every.held_out(settings.train_splits)
-    is_leak = [
-        pair.kind != SCENE and held_out[pair.first] != held_out[pair.second] for pair in alike
-    ]
+    is_leak = [pair.is_copy and held_out[pair.first] != held_out[pair.second] for pair in alike]
     ids = table["clip_id"].to_pylist()
     silent, static = (
         np.flatnonzero(scan.peak < SILENT_PEAK),

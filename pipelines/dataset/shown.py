@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipelines.dataset.alike import Alike
 from pipelines.dataset.clip_dataset import Clip, ClipDataset
 from pipelines.dataset.leaks import NamedPair
-from pipelines.dataset.near_duplicates import Alike
 from pipelines.dataset.review_tables import COLUMNS, label_text
 from pipelines.dataset.scan import Scan, scan_dataset
 from pipelines.media.container import DecodeError

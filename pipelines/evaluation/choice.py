@@ -14,6 +14,15 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
+class Fold:
+    """One of several ways in which the clips are divided."""
+
+    name: str
+    is_train: Array
+    is_test: Array
+
+
+@dataclass(frozen=True)
 class Chosen:
     """The clips of an evaluation, in the order of the dataset."""
 
@@ -23,6 +32,10 @@ class Chosen:
     targets: Array
     is_train: Array
     is_test: Array
+    """With folds, of the first one."""
+    origins: Array
+    """Number of the video or recording that each clip comes from; see `origins`."""
+    folds: tuple[Fold, ...] = ()
 
 
 def split_scored_on(dataset: ClipDataset, settings: EvaluateSettings) -> str | None:
@@ -83,6 +96,7 @@ def choose(dataset: ClipDataset, settings: EvaluateSettings, max_clips: int | No
         targets=targets,
         is_train=is_train[rows],
         is_test=is_test[rows],
+        origins=origins(dataset, rows),
     )
 
 
@@ -104,6 +118,19 @@ def _all_labels(dataset: ClipDataset) -> list[tuple[str, ...]]:
         tuple(dict.fromkeys(names or ([name] if name else [])))
         for name, names in zip(single, several, strict=True)
     ]
+
+
+def origins(dataset: ClipDataset, rows: Array) -> Array:
+    """Returns a number for each row that those share which come from one video or recording.
+
+    That is the `group` of the dataset, such as the video of UCF101's clips, or else the source.
+    """
+    numbers = dataset.index.source_number[rows]
+    if not len(rows):
+        return numbers
+    groups = dataset.small_columns(["group"])["group"].combine_chunks().dictionary_encode()
+    codes = np.asarray(groups.indices.fill_null(-1))[rows]
+    return np.where(codes < 0, numbers, -1 - codes)
 
 
 def retrieval_clips(dataset: ClipDataset, chosen: Chosen, most: int) -> Array:

@@ -1,25 +1,27 @@
 """Classifiers of frozen features: features in, figures with intervals and outcomes out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from scipy.special import expit, softmax
 
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.evaluation import metrics
-from pipelines.evaluation.attentive import score_tokens
 from pipelines.evaluation.features import Features
-from pipelines.evaluation.intervals import figure, mean_of
+from pipelines.evaluation.fits import FineTune, Fitter, late_fusion
+from pipelines.evaluation.intervals import Figure, Statistic, figure, mean_of
 from pipelines.evaluation.outcomes import RETRIEVAL_RECALL, Outcomes, gain
-from pipelines.evaluation.retrieval import retrieval_gains, retrieval_ranks, retrieval_scores
+from pipelines.evaluation.retrieval import (
+    DIRECTIONS,
+    retrieval_gains,
+    retrieval_ranks,
+    retrieval_scores,
+)
 from pipelines.evaluation.scores import FeatureScores, MeasureScore, NetworkScore
-from pipelines.evaluation.sides import FUSED, Sides, joined, notes_of, sides_of, why_no_scores
-from pipelines.evaluation.solvers import Fitted, TrainingRows, fit_and_score
+from pipelines.evaluation.sides import FUSED, Sides, notes_of, sides_of, why_no_scores
+from pipelines.evaluation.solvers import Fitted
 from xkd_core.encoders import MODALITIES
-from xkd_core.probes import knn_votes
 
 Array = NDArray[Any]
 _MOST_IN_CONFUSION = 100
@@ -32,7 +34,7 @@ def score(features: Features, settings: EvaluateSettings) -> FeatureScores:
 
 
 def score_with_outcomes(
-    features: Features, settings: EvaluateSettings
+    features: Features, settings: EvaluateSettings, fine_tune: FineTune | None = None
 ) -> tuple[FeatureScores, Outcomes]:
     """Scores as `score` does, and returns the result of each clip beside."""
     reason = why_no_scores(features)
@@ -40,21 +42,21 @@ def score_with_outcomes(
     found: dict[str, dict[str, NetworkScore]] = {}
     values: dict[str, Array] = {}
     for network in () if reason else networks:
-        raw: dict[str, dict[str, Array]] = {}
-        for subject in (*MODALITIES, *(name for name in FUSED if name in settings.fusion)):
-            sides = sides_of(features, subject, network)
-            if sides is None:
-                continue
-            fitted = _fit_all(features, subject, network, sides, settings, raw)
-            raw[subject] = {
-                name: _over_test(features, sides, one.scores) for name, one in fitted.items()
-            }
+        fitter = Fitter(features, network, settings, fine_tune)
+        for subject, (sides, fitted) in _fit_all(fitter).items():
             found.setdefault(subject, {})[network] = _network_score(features, sides, fitted)
             for name, one in fitted.items():
-                path = f"{subject}/{network}/{name}"
-                values[path] = _outcome(features, sides, one.scores)
-    complete = {s: by for s, by in found.items() if len(by) == len(networks) and _has_scores(by)}
+                values[f"{subject}/{network}/{name}"] = _outcome(features, sides, one.scores)
+    complete = {
+        subject: by
+        for subject, by in found.items()
+        if "trained" in by
+        and by.keys() == _having(features, subject)
+        and all(one.measures for one in by.values())
+    }
     ranks = retrieval_ranks(features.retrieval) if "retrieval" in settings.measures else {}
+    if f"{DIRECTIONS[0]}/trained" not in ranks:
+        ranks = {}
     outcomes = _outcomes(features, values, ranks)
     scores = FeatureScores(
         classes=features.classes,
@@ -62,11 +64,38 @@ def score_with_outcomes(
         num_test=int(features.is_test.sum()),
         reason=reason,
         modalities=complete,
-        gains=_gains(complete, outcomes) | retrieval_gains(ranks),
+        gains=differences(complete, outcomes, "untrained") | retrieval_gains(ranks),
         retrieval=retrieval_scores(ranks, settings.retrieval_sizes),
         notes=notes_of(features),
+        over_reference=differences(complete, outcomes, "reference")
+        | retrieval_gains(ranks, "reference"),
     )
     return scores, outcomes
+
+
+def _having(features: Features, subject: str) -> set[str]:
+    """Returns the networks that have the encoders of a subject."""
+    needed = (subject,) if subject in MODALITIES else MODALITIES
+    by = [{path.split("/")[1] for path in features.matrices if path.startswith(m)} for m in needed]
+    return set.intersection(*by)
+
+
+def _fit_all(fitter: Fitter) -> dict[str, tuple[Sides, dict[str, Fitted]]]:
+    """Fits every measure to every subject that has clips to learn from and to score."""
+    features, fusion = fitter.features, fitter.settings.fusion
+    found: dict[str, tuple[Sides, dict[str, Fitted]]] = {}
+    for subject in (*MODALITIES, *(name for name in FUSED if name in fusion)):
+        sides = sides_of(features, subject, fitter.network)
+        if sides is None:
+            continue
+        if subject == "late":
+            by_modality = {m: found[m][1] for m in MODALITIES}
+            clips_of = {m: found[m][0].test for m in MODALITIES}
+            fused = late_fusion(by_modality, clips_of, sides.test, features.is_multilabel)
+            found["late"] = sides, fused
+            continue
+        found |= {name: (sides, one) for name, one in fitter.fit(subject, sides).items()}
+    return found
 
 
 def side_scores(scores: FeatureScores, network: str = "trained") -> dict[str, float]:
@@ -86,85 +115,6 @@ def side_scores(scores: FeatureScores, network: str = "trained") -> dict[str, fl
         recall = networks[network].figures[f"recall@{RETRIEVAL_RECALL}"]
         found[f"{asks}/retrieval"] = recall.value
     return found
-
-
-def _has_scores(networks: Mapping[str, NetworkScore]) -> bool:
-    return all(network.measures for network in networks.values())
-
-
-def _fit_all(
-    features: Features,
-    subject: str,
-    network: str,
-    sides: Sides,
-    settings: EvaluateSettings,
-    raw: Mapping[str, Mapping[str, Array]],
-) -> dict[str, Fitted]:
-    """Fits every measure to one subject; late fusion averages what the modalities have found."""
-    measures = [name for name in settings.measures if name != "retrieval"]
-    if subject == "late":
-        return _late_fusion(features, sides, raw)
-    fitted: dict[str, Fitted] = {}
-    for measure in measures:
-        if measure == "attentive" and subject == "both":
-            continue  # tokens of two widths of time have no common grid; `late` has it
-        fitted[measure] = _fit(features, subject, network, sides, measure, settings)
-    return fitted
-
-
-def _fit(
-    features: Features,
-    subject: str,
-    network: str,
-    sides: Sides,
-    measure: str,
-    settings: EvaluateSettings,
-) -> Fitted:
-    device = torch.device("cuda") if settings.use_gpu and torch.cuda.is_available() else None
-    if measure == "attentive":
-        tokens = features.tokens[f"{subject}/{network}"]
-        return score_tokens(tokens, sides, features, settings, device)
-    kind = "layers" if measure == "layers" else "pooled"
-    matrix = joined(features, subject, network, kind)
-    train, test = matrix[sides.train], matrix[sides.test]
-    targets = features.targets[sides.train]
-    if measure == "knn":
-        votes = knn_votes(
-            torch.from_numpy(train),
-            torch.from_numpy(targets).float(),
-            torch.from_numpy(test),
-            neighbors=min(settings.neighbors, len(train)),
-            temperature=settings.knn_temperature,
-        )
-        return Fitted(votes.double().numpy(), None, True)
-    rows = TrainingRows(train, targets, features.sources[sides.train], features.is_multilabel)
-    of_svm = tuple(1.0 / c for c in settings.svm_c)
-    return fit_and_score(
-        "svm" if measure == "svm" else "linear",
-        rows,
-        test,
-        of_svm if measure == "svm" else settings.linear_l2,
-        seed=settings.seed,
-        max_solver_gb=settings.max_solver_gb,
-        device=device,
-    )
-
-
-def _late_fusion(
-    features: Features, sides: Sides, raw: Mapping[str, Mapping[str, Array]]
-) -> dict[str, Fitted]:
-    """Averages probabilities of both modalities; decision values of an SVM as they are."""
-    fitted: dict[str, Fitted] = {}
-    for measure in raw.get("video", {}):
-        if measure not in raw.get("audio", {}):
-            continue
-        parts = [
-            raw[modality][measure][_positions(features, sides.test)] for modality in MODALITIES
-        ]
-        if measure not in ("knn", "svm"):
-            parts = [expit(p) if features.is_multilabel else softmax(p, axis=1) for p in parts]
-        fitted[measure] = Fitted((parts[0] + parts[1]) / 2, None, True)
-    return fitted
 
 
 def _network_score(features: Features, sides: Sides, fitted: Mapping[str, Fitted]) -> NetworkScore:
@@ -203,17 +153,27 @@ def _measure_score(
             for i in range(num_classes)
         )
         figures = {name: figure(one, sources) for name, one in statistics.items()}
+        best = [metrics.average_precision(one, targets) for one in fitted.candidates]
+        figures |= _chosen_on_test("map", best, sources)
         return MeasureScore(figures, by_class, (), fitted.penalty, fitted.is_exact)
     truth = targets.argmax(axis=1)
     right = metrics.top_k(scores, truth, 1)
     figures = {"top1": figure(mean_of(right), sources)}
     if num_classes > 5:
         figures["top5"] = figure(mean_of(metrics.top_k(scores, truth, 5)), sources)
+    best = [mean_of(metrics.top_k(one, truth, 1)) for one in fitted.candidates]
+    figures |= _chosen_on_test("top1", best, sources)
     table: tuple[tuple[int, ...], ...] = ()
     if num_classes <= _MOST_IN_CONFUSION:
         table = metrics.confusion(scores.argmax(axis=1), truth, num_classes)
     by_class = metrics.per_class(right, truth, num_classes)
     return MeasureScore(figures, by_class, table, fitted.penalty, fitted.is_exact)
+
+
+def _chosen_on_test(name: str, of: Sequence[Statistic], sources: Array) -> dict[str, Figure]:
+    """Returns the best figure of all penalties or epochs, which the test clips have chosen."""
+    found = [figure(one, sources) for one in of]
+    return {f"{name}_chosen_on_test": max(found, key=lambda one: one.value)} if found else {}
 
 
 def _positions(features: Features, clips: Array) -> Array:
@@ -250,13 +210,16 @@ def _outcomes(
     )
 
 
-def _gains(found: Mapping[str, Mapping[str, NetworkScore]], outcomes: Outcomes) -> dict[str, Any]:
-    """Returns trained minus untrained, paired by clip."""
+def differences(
+    found: Mapping[str, Mapping[str, NetworkScore]], outcomes: Outcomes, other: str
+) -> dict[str, Figure]:
+    """Returns trained minus another network, paired by clip."""
     return {
         f"{subject}/{measure}": gain(
-            outcomes, f"{subject}/trained/{measure}", f"{subject}/untrained/{measure}"
+            outcomes, f"{subject}/trained/{measure}", f"{subject}/{other}/{measure}"
         )
         for subject, networks in found.items()
-        if {"trained", "untrained"} <= networks.keys()
+        if {"trained", other} <= networks.keys()
         for measure in networks["trained"].measures
+        if measure in networks[other].measures
     }

@@ -1,8 +1,7 @@
-"""Applies one network to clips: pooled features, head outputs, layers and tokens."""
+"""Applies one encoder to clips: pooled features, head outputs, layers and tokens of its views."""
 
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,113 +10,157 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.config.evaluate import EvaluateSettings
-from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import Clip
+from pipelines.evaluation.networks import EvaluatedEncoder
 from pipelines.media.windows import audio_windows, video_windows
-from xkd_core.encoders import Encoder, pool_patches
+from xkd_core.encoders import Modality, pool_patches
 from xkd_core.views.log_mel import LogMel
 from xkd_core.views.video import plain_video_view
 from xkd_core.views.views import plain_audio_view
-from xkd_core.xkd import XKD
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What a network gives for clips, NaN for those without the modality."""
+    """What an encoder gives for the views of clips: each crop of each window, clip by clip."""
 
+    owners: Array
+    """Clip of each view; a clip without the modality has none."""
     pooled: Array
-    logits: Array
+    """(views, D)"""
     layers: Array | None
+    """(views, layers x D)"""
+    logits: Array | None
+    """Mean of the head's outputs over the views, (clips, K), NaN for clips without any."""
     tokens: Array | None
+    """Tokens of all windows, (clips, N, D) in float16."""
 
 
 class Embedder:
-    """Applies one network to the windows of an evaluation."""
+    """Applies one encoder to the windows and crops of an evaluation."""
 
-    def __init__(self, model: XKD, config: PretrainConfig, settings: EvaluateSettings) -> None:
-        self._model, self._config, self._settings = model, config, settings
-        self._device = next(model.parameters()).device
-        self._log_mel = LogMel(config.model.audio).to(self._device)
+    def __init__(
+        self, modality: Modality, evaluated: EvaluatedEncoder, settings: EvaluateSettings
+    ) -> None:
+        self._modality, self._settings = modality, settings
+        self._encoder, self._head = evaluated.encoder, evaluated.head
+        self._config = evaluated.model
+        self._device = next(self._encoder.parameters()).device
+        self._log_mel = LogMel(self._config.audio).to(self._device)
+        self._size = settings.video_size or self._config.video.size
 
-    def embed(self, modality: str, clips: Sequence[Clip]) -> Embedded:
-        """Embeds clips: mean over windows, and the tokens of all windows."""
-        windows, owners = self._windows(modality, clips)
-        config, settings = self._config.model, self._settings
-        width, num_clips = config.encoder.width, len(clips)
-        num_layers = min(settings.num_layers, config.encoder.depth)
-        num_tokens = settings.num_windows * math.prod(getattr(config, modality).grid)
-        features = np.full((num_clips, width), np.nan, np.float32)
-        logits = np.full((num_clips, config.head.output_width), np.nan, np.float32)
-        layers = tokens = None
-        if "layers" in settings.measures:
-            layers = np.full((num_clips, num_layers * width), np.nan, np.float32)
-        if "attentive" in settings.measures:
-            tokens = np.zeros((num_clips, num_tokens, width), np.float16)
-        if not windows:
-            return Embedded(features, logits, layers, tokens)
-        encoder = getattr(self._model, f"{modality}_{settings.role}")
-        head = getattr(self._model, f"{modality}_{settings.role}_head")
+    @torch.no_grad()
+    def embed(self, clips: Sequence[Clip]) -> Embedded:
+        """Embeds clips."""
+        windows, owners = self._windows(clips)
+        width = self._config.encoder.width
+        num_layers = min(self._settings.num_layers, self._config.encoder.depth)
         found = [
-            _outputs(encoder, self._view(modality, windows[begin : begin + num_clips]), settings)
-            for begin in range(0, len(windows), num_clips)
+            self._outputs(view, rows)
+            for begin in range(0, len(windows), max(1, len(clips)))
+            for view, rows in self._views(windows, owners, slice(begin, begin + len(clips)))
         ]
-        counts = Counter(owners)  # windows lie clip by clip
-        sizes = list(counts.values())
-        pooled, by_layer, patches = (torch.cat(parts) for parts in zip(*found, strict=True))
-        for number, clip in enumerate(counts):
-            first = sum(sizes[:number])
-            mine = slice(first, first + sizes[number])
-            features[clip] = pooled[mine].mean(dim=0).cpu().numpy()
-            logits[clip] = head(pooled[mine]).mean(dim=0).cpu().numpy()
-            if layers is not None:
-                layers[clip] = by_layer[mine].mean(dim=0).cpu().numpy()
-            if tokens is not None:
-                tokens[clip] = np.resize(patches[mine].cpu().numpy(), tokens[clip].shape)
-        return Embedded(features, logits, layers, tokens)
+        order = np.argsort(np.concatenate([rows for _, rows in found] or [[]]), kind="stable")
+        view_owners = np.concatenate([rows for _, rows in found] or [np.zeros(0)]).astype(int)[
+            order
+        ]
 
-    def _windows(self, modality: str, clips: Sequence[Clip]) -> tuple[list[Array], list[int]]:
+        def joined(number: int, shape: tuple[int, ...]) -> Array:
+            parts = [outputs[number] for outputs, _ in found] or [np.zeros((0, *shape), np.float32)]
+            return np.concatenate(parts)[order]
+
+        pooled = joined(0, (width,))
+        layers = joined(1, (num_layers * width,)) if "layers" in self._settings.measures else None
+        tokens = None
+        if "attentive" in self._settings.measures:
+            tokens = self._tokens(joined(2, (0, width)), view_owners, len(clips))
+        return Embedded(
+            view_owners, pooled, layers, self._logits(pooled, view_owners, len(clips)), tokens
+        )
+
+    def _logits(self, pooled: Array, owners: Array, num_clips: int) -> Array | None:
+        if self._head is None or "retrieval" not in self._settings.measures:
+            return None
+        views = self._head(torch.from_numpy(pooled).to(self._device)).cpu().numpy()
+        return mean_by(views, owners, num_clips)
+
+    def _tokens(self, patches: Array, owners: Array, num_clips: int) -> Array:
+        """Puts the tokens of the views of each clip one after another, repeated if there are few.
+
+        A segment that is too short has fewer windows, a square picture fewer crops.
+        """
+        settings, is_video = self._settings, self._modality == "video"
+        most = settings.num_windows * (settings.num_crops if is_video else 1)
+        grid = list(getattr(self._config, self._modality).grid)
+        if is_video:
+            grid[1:] = [self._size // self._config.video.patch_size] * 2
+        tokens = np.zeros(
+            (num_clips, most * math.prod(grid), self._config.encoder.width), np.float16
+        )
+        for clip in np.unique(owners):
+            tokens[clip] = np.resize(patches[owners == clip], tokens[clip].shape)
+        return tokens
+
+    def _windows(self, clips: Sequence[Clip]) -> tuple[list[Array], list[int]]:
         windows: list[Array] = []
         owners: list[int] = []
         for owner, clip in enumerate(clips):
             found: list[Array] = []
-            if modality == "video" and clip.frames is not None:
-                length = self._config.model.video.num_frames
+            if self._modality == "video" and clip.frames is not None:
+                length = self._config.video.num_frames
                 found = list(video_windows(clip.frames, length, self._settings.num_windows))
-            if modality == "audio" and clip.waveform is not None:
-                length = self._config.model.audio.num_samples
+            if self._modality == "audio" and clip.waveform is not None:
+                length = self._config.audio.num_samples
                 found = list(audio_windows(clip.waveform, length, self._settings.num_windows))
             windows += found
             owners += [owner] * len(found)
         return windows, owners
 
-    def _view(self, modality: str, windows: Sequence[Array]) -> torch.Tensor:
-        if modality == "audio":
-            waveform = torch.from_numpy(np.stack(windows)).to(self._device)
-            return plain_audio_view(waveform, self._log_mel)
-        frames, heights, widths = padded_frames(windows)
-        return plain_video_view(
-            frames.to(self._device),
-            heights.to(self._device),
-            widths.to(self._device),
-            self._config.model.video.size,
-        )
+    def _views(
+        self, windows: Sequence[Array], owners: Sequence[int], part: slice
+    ) -> Iterator[tuple[torch.Tensor, Array]]:
+        """Yields the views of some windows, crop by crop, with the clip of each."""
+        here, rows = windows[part], np.array(owners[part])
+        if self._modality == "audio":
+            waveform = torch.from_numpy(np.stack(here)).to(self._device)
+            yield plain_audio_view(waveform, self._log_mel), rows
+            return
+        frames, heights, widths = (tensor.to(self._device) for tensor in padded_frames(here))
+        count = self._settings.num_crops
+        for number in range(count):
+            # The crops of a square would be the same one.
+            kept = np.flatnonzero((heights != widths).cpu().numpy() | (number == 0))
+            if len(kept):
+                sides = (frames[kept], heights[kept], widths[kept])
+                yield plain_video_view(*sides, self._size, (number, count)), rows[kept]
+
+    def _outputs(self, view: torch.Tensor, rows: Array) -> tuple[tuple[Array, Array, Array], Array]:
+        """Returns pooled features, those of the last blocks, and tokens, empty if not measured."""
+        measures = self._settings.measures
+        if "layers" in measures:
+            by_block = self._encoder.last_blocks(view, self._settings.num_layers)
+            tokens = by_block[-1]
+            layers = torch.cat([pool_patches(block) for block in by_block], dim=1)
+        else:
+            tokens = self._encoder(view)
+            layers = tokens.new_zeros(len(tokens), 0)
+        kept = tokens[:, 1:].half() if "attentive" in measures else tokens[:, :0].half()
+        found = tuple(one.cpu().numpy() for one in (pool_patches(tokens), layers, kept))
+        return found, rows  # type: ignore[return-value]  # mypy does not count the generator
 
 
-def _outputs(
-    encoder: Encoder, view: torch.Tensor, settings: EvaluateSettings
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns pooled features, those of the last blocks, and tokens; empty what is not measured."""
-    if "layers" in settings.measures:
-        by_block = encoder.last_blocks(view, settings.num_layers)
-        tokens = by_block[-1]
-        layers = torch.cat([pool_patches(block) for block in by_block], dim=1)
-    else:
-        tokens = encoder(view)
-        layers = tokens.new_zeros(len(tokens), 0)
-    kept = tokens[:, 1:].half() if "attentive" in settings.measures else tokens[:, :0].half()
-    return pool_patches(tokens), layers, kept
+def mean_by(rows: Array, owners: Array, num_owners: int) -> Array:
+    """Averages the rows of each owner in float64; NaN for an owner without rows.
+
+    >>> mean_by(np.array([[1.0], [3.0], [5.0]]), np.array([0, 0, 2]), 3).ravel().tolist()
+    [2.0, nan, 5.0]
+    """
+    sums = np.zeros((num_owners, rows.shape[1]))
+    np.add.at(sums, owners, rows)
+    with np.errstate(invalid="ignore"):
+        means: Array = sums / np.bincount(owners, minlength=num_owners)[:, None]
+    return means.astype(rows.dtype)
 
 
 def padded_frames(

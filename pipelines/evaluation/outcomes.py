@@ -40,6 +40,8 @@ class Outcomes:
     """Ids of the clips that were searched."""
     ranks: Mapping[str, Array] = field(default_factory=dict)
     """By direction and network, as `audio_to_video/trained`."""
+    folds: Array | None = None
+    """Fold of each test clip; then scores are means over folds, and ids name the fold."""
 
     def write(self, path: Path) -> None:
         """Writes the file."""
@@ -47,6 +49,8 @@ class Outcomes:
         arrays["retrieval_ids"] = self.retrieval_ids
         if self.targets is not None:
             arrays["targets"] = self.targets
+        if self.folds is not None:
+            arrays["folds"] = self.folds
         arrays |= {f"value:{name}": array.astype(np.float32) for name, array in self.values.items()}
         arrays |= {f"rank:{name}": array for name, array in self.ranks.items()}
         np.savez_compressed(path, allow_pickle=False, **arrays)
@@ -69,6 +73,7 @@ class Outcomes:
                 targets=arrays.get("targets"),
                 retrieval_ids=arrays["retrieval_ids"],
                 ranks=_part(arrays, "rank:"),
+                folds=arrays.get("folds"),
             )
         except (KeyError, EOFError, AttributeError, ValueError, BadZipFile) as error:
             raise ValueError(f"{path} is no {OUTCOMES_FILE} of an evaluation") from error
@@ -99,11 +104,25 @@ def paired(ours: Outcomes, path: str, theirs: Outcomes, other: str) -> Figure:
     there &= np.isfinite(second).reshape(len(ids), -1).all(axis=1)
     if not there.any():
         raise KeyError(path)
-    targets = None if ours.targets is None else ours.targets[mine][there]
+    targets, folds = (
+        None if one is None else one[mine][there] for one in (ours.targets, ours.folds)
+    )
     return figure(
-        difference_of(_statistic(first[there], targets), _statistic(second[there], targets)),
+        difference_of(
+            _statistic(first[there], targets, folds), _statistic(second[there], targets, folds)
+        ),
         ours.sources[mine][there],
     )
+
+
+def score_of(outcomes: Outcomes, path: str) -> Figure:
+    """Returns the score at a path with its interval, of the clips that it scored."""
+    values = outcomes.values[path]
+    there = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    targets, folds = (
+        None if one is None else one[there] for one in (outcomes.targets, outcomes.folds)
+    )
+    return figure(_statistic(values[there], targets, folds), outcomes.sources[there])
 
 
 def paired_retrieval(ours: Outcomes, theirs: Outcomes) -> Figure:
@@ -124,5 +143,16 @@ def _recall(outcomes: Outcomes) -> Array:
     return values
 
 
-def _statistic(values: Array, targets: Array | None) -> Statistic:
-    return mean_of(values) if targets is None else average_precision(values, targets)
+def _statistic(values: Array, targets: Array | None, folds: Array | None) -> Statistic:
+    if folds is None:
+        return mean_of(values) if targets is None else average_precision(values, targets)
+    parts = [
+        (rows, _statistic(values[rows], None if targets is None else targets[rows], None))
+        for rows in (np.flatnonzero(folds == fold) for fold in np.unique(folds))
+    ]
+
+    def mean_over_folds(weights: Array) -> Array:
+        found: Array = np.mean([one(weights[:, rows]) for rows, one in parts], axis=0)
+        return found
+
+    return mean_over_folds

@@ -55,6 +55,8 @@ def retrieval_ranks(heads: Mapping[str, Array]) -> dict[str, Array]:
     networks = sorted({name.split("/")[1] for name in heads})
     result = {}
     for network in networks:
+        if not {f"video/{network}", f"audio/{network}"} <= heads.keys():
+            continue  # without a head, or with one modality
         if len(heads[f"video/{network}"]) < _LEAST:
             continue
         video, audio = (directions(heads[f"{side}/{network}"]) for side in ("video", "audio"))
@@ -76,11 +78,11 @@ def retrieval_scores(
     return scores
 
 
-def retrieval_gains(found: Mapping[str, Array]) -> dict[str, Figure]:
-    """Returns trained minus untrained, as `audio_to_video/recall@5`, with paired intervals."""
+def retrieval_gains(found: Mapping[str, Array], other: str = "untrained") -> dict[str, Figure]:
+    """Returns trained minus another, as `audio_to_video/recall@5`, with paired intervals."""
     gains = {}
     for direction in DIRECTIONS:
-        both = [found.get(f"{direction}/{network}") for network in ("trained", "untrained")]
+        both = [found.get(f"{direction}/{network}") for network in ("trained", other)]
         first, second = both
         if first is None or second is None:
             continue

@@ -16,6 +16,7 @@ from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.evaluation.classifiers import score, side_scores
 from pipelines.evaluation.features import features_of
+from pipelines.evaluation.networks import network_of
 from pipelines.files import write_json
 from pipelines.progress import ignore_progress
 from xkd_core.encoders import MODALITIES
@@ -79,7 +80,8 @@ class RungScorer:
         assert self._plan is not None
         settings = EvaluateSettings.model_validate(self._plan.settings)
         dataset = ClipDataset.open(self._plan.dataset)
-        features = features_of({"trained": (model, config)}, dataset, settings, ignore_progress)
+        networks = {"trained": network_of(model, config.model, settings.role)}
+        features = features_of(networks, dataset, settings, ignore_progress)
         found = score(features, settings)
         sizes = [
             found.modalities[side]["trained"] for side in MODALITIES if side in found.modalities
@@ -116,7 +118,7 @@ class KnnScorer:
         assert self._knn is not None
         dataset = ClipDataset.open(self._knn.dataset or self._config.dataset)
         features = features_of(
-            {"trained": (model, self._config)},
+            {"trained": network_of(model, self._config.model, KNN_SETTINGS.role)},
             dataset,
             KNN_SETTINGS,
             ignore_progress,

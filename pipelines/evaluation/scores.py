@@ -19,6 +19,7 @@ MEASURES = {
     "svm": "linear SVM",
     "attentive": "attentive probe",
     "layers": "linear probe of several layers",
+    "finetune": "fine-tuning",
     "retrieval": "cross-modal retrieval",
 }
 """The measures with their names for people."""
@@ -27,11 +28,21 @@ SUBJECTS = {
     "audio": "audio",
     "both": "video and audio joined",
     "late": "video and audio, mean of scores",
+    "both_video_only": "joined, sound missing",
+    "both_audio_only": "joined, picture missing",
     "audio_to_video": "audio to video",
     "video_to_audio": "video to audio",
 }
 """What is scored, with names for people."""
-METRICS = {"top1": "top-1", "top5": "top-5", "map": "mAP", "auc": "AUC", "d_prime": "d'"}
+METRICS = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "map": "mAP",
+    "auc": "AUC",
+    "d_prime": "d'",
+    "top1_chosen_on_test": "top-1, chosen on the test clips",
+    "map_chosen_on_test": "mAP, chosen on the test clips",
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,8 @@ class MeasureScore:
     """What one classifier found; its first figure is its score."""
 
     figures: Mapping[str, Figure]
-    """`top1` and `top5`, or, with several labels a clip, `map`, `auc` and `d_prime`."""
+    """`top1` and `top5`, or, with several labels a clip, `map`, `auc` and `d_prime`; with
+    `selection=test` also the best on the test clips, as `top1_chosen_on_test`."""
     per_class: tuple[float | None, ...] = ()
     """Accuracy or average precision in the order of the classes; None for one without a clip."""
     confusion: tuple[tuple[int, ...], ...] = ()
@@ -48,6 +60,8 @@ class MeasureScore:
     """The weight of the L2 penalty that cross-validation chose."""
     is_exact: bool = True
     """False for a classifier that trained on batches."""
+    folds: tuple[float, ...] = ()
+    """The score of each official fold, of which `score` is the mean."""
 
     @property
     def score(self) -> Figure:
@@ -57,10 +71,11 @@ class MeasureScore:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "MeasureScore":
         """Reads what `asdict` wrote; unknown keys, of a later version, are left out."""
-        known = {one.name: values[one.name] for one in fields(cls)}
+        known = {one.name: values[one.name] for one in fields(cls) if one.name in values}
         known["figures"] = {name: Figure(**found) for name, found in known["figures"].items()}
         known["per_class"] = tuple(known["per_class"])
         known["confusion"] = tuple(tuple(row) for row in known["confusion"])
+        known["folds"] = tuple(known.get("folds", ()))
         return cls(**known)
 
 
@@ -136,6 +151,8 @@ class FeatureScores:
     """By direction (`audio_to_video`, `video_to_audio`) and network."""
     notes: tuple[str, ...] = ()
     """Sentences about clips that could not be scored."""
+    over_reference: Mapping[str, Figure] = field(default_factory=dict)
+    """Trained minus the encoder it is compared with (network `reference`), by path as `gains`."""
 
     def accuracies(self) -> dict[str, float]:
         """Scores by path, such as `video/trained/knn`."""
@@ -160,10 +177,12 @@ class FeatureScores:
     def gain_figures(self) -> dict[str, Figure]:
         """All gains by path: `video/gain/knn`, `audio_to_video/gain/retrieval/recall_at_5`."""
         found = {}
-        for path, gain in self.gains.items():
-            subject, name = path.split("/", 1)
-            kind = "gain/retrieval" if subject in self.retrieval else "gain"
-            found[f"{subject}/{kind}/{_key(name)}"] = gain
+        kinds = {"gain": self.gains, "over_reference": self.over_reference}
+        for kind, gains in kinds.items():
+            for path, gain in gains.items():
+                subject, name = path.split("/", 1)
+                of = f"{kind}/retrieval" if subject in self.retrieval else kind
+                found[f"{subject}/{of}/{_key(name)}"] = gain
         return found
 
 
@@ -190,6 +209,13 @@ class Scores:
     num_windows: int
     """Windows of a clip whose features are averaged."""
     found: FeatureScores
+    reference: str = ""
+    """The encoders that these were compared with, as they were named; empty for none."""
+    official: Mapping[str, Any] | None = None
+    """Share of an official split that was there (`OfficialShare`); None if it is none."""
+    marks: tuple[str, ...] = ()
+    """What sets these figures apart from those of the whole split and of the expected dataset;
+    shown wherever a figure is."""
 
     def to_json(self) -> dict[str, Any]:
         """The values of `scores.json`, on one level but for the modalities."""
@@ -218,8 +244,14 @@ class Scores:
                 for way, networks in values["retrieval"].items()
             },
             notes=tuple(values["notes"]),
+            over_reference={
+                name: Figure(**one) for name, one in values.get("over_reference", {}).items()
+            },
         )
         names = [one.name for one in fields(cls) if one.name != "found"]
+        added = ("reference", "official", "marks")
+        names = [name for name in names if name in values or name not in added]
+        values = {**values, "marks": tuple(values.get("marks", ()))}
         return cls(**{name: values[name] for name in names}, found=found)
 
 

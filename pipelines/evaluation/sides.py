@@ -13,6 +13,8 @@ from xkd_core.encoders import MODALITIES
 Array = NDArray[Any]
 FUSED = ("both", "late")
 """Subjects that need both modalities."""
+MISSING = ("both_video_only", "both_audio_only")
+"""The classifier of `both` on test clips whose sound, or picture, is missing."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,24 @@ def joined(features: Features, subject: str, network: str, kind: str = "pooled")
     if subject != "both":
         return matrices[f"{subject}/{network}"]
     parts = [matrices[f"{modality}/{network}"] for modality in MODALITIES]
-    return np.concatenate([part / _length(part) for part in parts], axis=1)
+    with np.errstate(invalid="ignore"):  # features that are not finite are left out by `sides_of`
+        return np.concatenate([part / _length(part) for part in parts], axis=1)
+
+
+def joined_without(
+    features: Features, network: str, kind: str, missing: str, sides: Sides
+) -> Array:
+    """Returns the joined features of the test clips as they are when a modality is missing.
+
+    In its part stands the mean of the training clips, which tells no class from another.
+    """
+    matrix = joined(features, "both", network, kind)
+    width = features.layers if kind == "layers" else features.matrices
+    first = width[f"{MODALITIES[0]}/{network}"].shape[1]
+    part = slice(0, first) if missing == MODALITIES[0] else slice(first, None)
+    rows = matrix[sides.test]
+    rows[:, part] = matrix[sides.train, part].mean(axis=0)
+    return rows
 
 
 def _length(rows: Array) -> Array:
@@ -81,7 +100,7 @@ def why_no_scores(features: Features) -> str:
 
 def notes_of(features: Features) -> tuple[str, ...]:
     """Returns a sentence for each kind of clip that a score leaves out or cannot get right."""
-    notes = []
+    notes = list(features.notes)
     labelled = features.targets.any(axis=1)
     for name, side in (("training", features.is_train), ("test", features.is_test)):
         if labelled.any() and (missing := int((side & ~labelled).sum())):

@@ -54,6 +54,10 @@ class Fitted:
     penalty: float | None
     is_exact: bool
     """False for a layer trained on batches."""
+    is_probability: bool = False
+    """Whether scores are shares of a class, as votes are, and not log-odds."""
+    candidates: tuple[Array, ...] = ()
+    """Scores by every penalty or epoch, if the best on the test clips is wanted too."""
 
 
 def fit_and_score(
@@ -65,6 +69,7 @@ def fit_and_score(
     seed: int,
     max_solver_gb: float,
     device: torch.device | None = None,
+    with_candidates: bool = False,
 ) -> Fitted:
     """Fits a classifier to the training clips and scores the test clips.
 
@@ -77,6 +82,7 @@ def fit_and_score(
         seed: Seed of the folds.
         max_solver_gb: Memory that scikit-learn may need; larger features train a layer on batches.
         device: Where that layer trains.
+        with_candidates: Whether to return the scores by every penalty too.
     """
     exact = rows.features.size * _BYTES_A_NUMBER <= max_solver_gb * 1e9
     along = (
@@ -89,8 +95,8 @@ def fit_and_score(
     if len(ordered) > 1:
         best = int(np.argmin(_held_out_losses(kind, rows, ordered, seed, along)))
     # The path starts at the strongest penalty, from which each solution begins the next.
-    every = list(along(rows, test, ordered[: best + 1]))
-    return Fitted(every[-1], ordered[best], exact)
+    every = tuple(along(rows, test, ordered if with_candidates else ordered[: best + 1]))
+    return Fitted(every[best], ordered[best], exact, candidates=every if with_candidates else ())
 
 
 _Path = Callable[[TrainingRows, Array, Sequence[float]], Iterator[Array]]

@@ -166,7 +166,7 @@ def _tasks(units: Sequence[_StoredUnit], num_workers: int) -> Iterator[dict[str,
 def _failure(error: ray.exceptions.RayError, output: Path, units_left: str) -> JobFailed:
     return JobFailed(
         f"the workers that write {output} failed with {units_left} left: {_cause(error)}. "
-        "What is complete stays, and the same command goes on from there"
+        "What is complete stays, and the same command continues from there"
     )
 
 

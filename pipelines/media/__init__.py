@@ -1,1 +1,1 @@
-"""Bytes of one media file become frames and samples on one clock."""
+"""Decoding of one media file into frames and samples on one clock."""

@@ -1,7 +1,7 @@
-"""The sound of a source while it is decoded, as 16-bit mono at one rate.
+"""Decodes the sound of a source into 16-bit mono at one rate.
 
-Times are seconds on the clock of `decode.decode_segments`. When packets are presented is decided
-before (`timeline`).
+Times are seconds on the clock of `decode.decode_segments`. Packets already have their presentation
+times (`timeline`).
 """
 
 import math
@@ -20,26 +20,26 @@ from pipelines.media.stretch import Stretcher
 from pipelines.media.timeline import StreamTimeline
 
 DRAIN_SAMPLES = 8192
-"""Samples that are resampled at once (measured: cheaper than single frames, and than seconds)."""
+"""Samples to resample at a time. Single frames and whole seconds both measured slower."""
 MIN_NATIVE_SAMPLE_RATE = 100
-"""Below it a header lies, and a second of sound would become hours."""
+"""Lowest plausible sample rate. With a lower one, a second of sound would become hours."""
 STEP_SECONDS = 0.015
-"""Timestamps that move away from the samples so fast say that a packet was lost or damaged."""
+"""A faster drift of the timestamps from the samples means that a packet was lost or damaged."""
 MAX_ERROR_SECONDS = 0.25
-"""Sound that is further from its timestamp is moved there at once."""
+"""Sound that is further off its timestamp moves there at once."""
 MAX_LATE_SECONDS = 2.0
-"""Sound that is not out so long after its packet is lost."""
+"""Sound that the decoder has not output this long after its packet is lost."""
 FOLLOW_RATE = 0.1
-"""Per second; a slower one lets sound lag behind drift, a faster one is heard."""
+"""Gain of the controller, per second. A lower gain lags behind drift, a higher one is audible."""
 MAX_DRIFT = 0.025
-"""Sound is not stretched by more, which would be heard."""
+"""Largest change of the speed; a larger one would be audible."""
 
 
 class AudioTrack:
-    """The sound as 16-bit mono at one rate, in runs of samples without a hole.
+    """Sound as 16-bit mono at one rate, in runs of samples without holes.
 
-    Where sound is missing, the next run begins later. Where timestamps drift away slowly, the run
-    goes on, and is stretched after them if the picture goes with them.
+    After missing sound, a new run begins later. Where timestamps drift away slowly, the run
+    continues, and is stretched to follow them if the picture does.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class AudioTrack:
         self.times = times
         self.runs: list[tuple[int, NDArray[np.int16]]] = []
         self.known_until = -math.inf
-        """Up to here it is known what is heard."""
+        """Time up to which the sound is complete."""
         self.end = 0.0
         self.start: float | None = None
         self.gaps: list[float] = []
-        """Where sound is missing, and silence is put."""
+        """Times where sound is missing and silence is inserted."""
         self.bridged: list[float] = []
-        """Where timestamps had drifted away, and the sound was stretched."""
+        """Times where timestamps had drifted away and the sound was stretched."""
         self._origin = origin
         self._time_base = float(stream.time_base or 1)
         self._sample_rate = sample_rate
@@ -71,7 +71,7 @@ class AudioTrack:
         self._break_at: float | None = None
 
     def decode(self, packet: "Packet[Any] | None", number: int) -> int:
-        """Decodes a packet, or without one what the decoder still holds; counts damaged frames."""
+        """Decodes a packet, or flushes the decoder; returns the number of damaged frames."""
         if packet is not None:
             start = self.times.starts[number]
             packet.pts = round(start / self._time_base) if np.isfinite(start) else None
@@ -87,7 +87,7 @@ class AudioTrack:
         return num_corrupt
 
     def add(self, frame: AudioFrame) -> None:
-        """Takes the next samples."""
+        """Adds the next decoded samples."""
         if not frame.samples:
             return
         if frame.sample_rate < MIN_NATIVE_SAMPLE_RATE:
@@ -104,19 +104,19 @@ class AudioTrack:
                 self.gaps.append(expected)
             self._begin_run(layout, seconds)
         assert self._fifo is not None
-        frame.pts = None  # the queue would insist on gapless timestamps
+        frame.pts = None  # the queue requires gapless timestamps
         self._fifo.write(frame)
         self._num_queued += frame.samples
         if self._num_queued >= DRAIN_SAMPLES:
             self._drain(self._fifo.read())
 
     def finish(self) -> None:
-        """Pushes out what is left at the end of the source."""
+        """Flushes the last samples at the end of the source."""
         self._end_run()
         self.known_until = math.inf
 
     def take(self, first_sample: int, num_samples: int) -> NDArray[np.int16] | None:
-        """Gives the samples of a segment, None if less than half of it is there."""
+        """Returns the samples of a segment, or None if less than half of them exist."""
         waveform = np.zeros(num_samples, np.int16)
         num_there = 0
         stop_sample = first_sample + num_samples
@@ -132,12 +132,12 @@ class AudioTrack:
 
     @property
     def _expected(self) -> float:
-        """When the next samples are due if none are missing."""
+        """Returns the time of the next samples if none are missing."""
         rate = self._layout[2] if self._layout else 1
         return self._run_drained + self._num_queued / rate * self._pace.ratio
 
     def _is_hole(self, error: float, seconds: float) -> bool:
-        """Whether a run ends here, because sound is missing or the clock is another one."""
+        """Returns whether a run ends here, because sound is missing or the clock has leapt."""
         if self._break_at is not None and abs(seconds - self._break_at) <= abs(error):
             self._break_at = None
             return True
@@ -149,7 +149,7 @@ class AudioTrack:
         return step > STEP_SECONDS or is_lost
 
     def _look_ahead(self, number: int) -> None:
-        """Finishes a run that a hole follows: what is silent is known before it is over."""
+        """Ends a run before a hole, so that the silence is known before the hole is over."""
         following = number + 1
         if following < len(self.times) and self.times.is_break[following]:
             self._end_run()
@@ -162,7 +162,7 @@ class AudioTrack:
 
     def _begin_run(self, layout: tuple[str, str, int], seconds: float) -> None:
         self._end_run()
-        # Many frames at a time, because the cost is per call.
+        # Many frames at a time, because each call has a fixed cost.
         self._fifo = AudioFifo()
         self._mixer = MonoMixer(self._sample_rate)
         self._layout = layout
@@ -199,16 +199,16 @@ class AudioTrack:
 
 
 class Pace:
-    """How much slower than its samples the sound is played, so that its timestamps stay near.
+    """The speed at which sound is played so that it stays close to its timestamps.
 
-    A controller with a proportional and an integral part, critically damped, as in a phase-locked
-    loop: after a few seconds it has found out by how much two clocks differ.
+    A proportional-integral controller, critically damped, as in a phase-locked loop: it learns
+    within a few seconds by how much two clocks differ.
     """
 
     def __init__(self) -> None:
         self.ratio = 1.0
         self.error = 0.0
-        """Timestamp minus what the samples make one expect, in seconds."""
+        """Timestamp minus the time that follows from the samples, in seconds."""
         self._is_active = False
         self._drift = 0.0
         self._seconds = 0.0
@@ -216,7 +216,7 @@ class Pace:
         self._counted = 0.0
 
     def follow(self, seconds: float) -> None:
-        """Sets the ratio for the next samples, after so many seconds of them."""
+        """Sets the ratio for the next samples, given the seconds since the last call."""
         self._moved += (self.ratio - 1) * seconds
         self._seconds += seconds
         if not self._is_active:
@@ -230,7 +230,7 @@ class Pace:
         self.ratio = 1 + float(np.clip(change, -MAX_DRIFT, MAX_DRIFT))
 
     def has_drifted(self) -> bool:
-        """Whether timestamps and samples have moved apart by a hole since this said so before."""
+        """Returns whether timestamps and samples drifted apart by a hole since the last True."""
         apart = self.error + self._moved
         if abs(apart - self._counted) <= HOLE_SECONDS:
             return False

@@ -1,6 +1,7 @@
-"""Opening a media file: what it says about itself, and why it can be refused.
+"""Opens media files, reads what they declare, and refuses some.
 
-Everything here is said by the file, so nothing of it is believed beyond what it costs to check.
+A file may declare anything. A declaration is only used to refuse a file early or as a hint that
+decoding verifies.
 """
 
 import io
@@ -30,11 +31,11 @@ from pipelines.media.video_track import ROUNDING_TICKS, native_rate
 from pipelines.redaction import one_line
 
 MediaInput = str | int | BinaryIO
-"""A path, the descriptor of an open file, or a file object that can seek."""
+"""A path, a descriptor of an open file, or a seekable file object."""
 
 
 class DecodeError(Exception):
-    """A source that gives no segments; `reason` is one of `reasons.REASONS`."""
+    """Raised for a source that gives no segments; `reason` is a key of `reasons.REASONS`."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -44,7 +45,7 @@ class DecodeError(Exception):
 
 @dataclass(frozen=True)
 class MediaInfo:
-    """What the container says about a source, and the first frame."""
+    """What the container declares about a source, and how its first frame is shown."""
 
     container: str
     video_codec: str | None
@@ -52,33 +53,33 @@ class MediaInfo:
     native_width: int
     native_height: int
     native_rate: float
-    """Frames per second as declared, 0 if unknown."""
+    """Declared frames per second; 0 if unknown."""
     rotation: int
-    """Degrees counterclockwise by which frames were turned; stored frames are upright."""
+    """Degrees counterclockwise by which frames were rotated to store them upright."""
     is_mirrored: bool
-    """Whether left and right were exchanged before that."""
+    """Whether frames were mirrored before the rotation."""
     declares_picture: bool
-    """Whether there is a picture stream, be it decoded or not; a cover is none."""
+    """Whether there is a picture stream, decoded or not. Cover art does not count."""
     declares_sound: bool
     stream_offset_seconds: float
     """Start of the sound minus start of the picture."""
     duration_seconds: float
-    """As declared, 0 if unknown."""
+    """Declared; 0 if unknown."""
 
 
-# Metadata that are not UTF-8 must not fail a file: PyAV 19 sees to that itself.
+# Metadata that is not UTF-8 must not fail a file; PyAV 19 handles it by itself.
 _METADATA: dict[str, Any] = (
     {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
 )
 
 
 def open_file(path: str) -> int:
-    """Opens a file for reading; nothing else is ever opened by its name.
+    """Opens a regular file for reading. Nothing else opens a source by its name.
 
     Raises:
         DecodeError: If it cannot be opened, or is a folder, pipe or device.
     """
-    # Opening a pipe waits for who writes into it, unless it must not block.
+    # Without O_NONBLOCK, opening a pipe waits for a writer.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
     try:
         file = os.open(path, flags)
@@ -91,13 +92,13 @@ def open_file(path: str) -> int:
 
 
 def open_source(source: MediaInput, formats: Formats = "common") -> av.container.InputContainer:
-    """Opens a source, and nothing that it might refer to.
+    """Opens a source, but no other file that it refers to.
 
-    FFmpeg gets bytes and no name, so that what a file is follows from its bytes alone. It does not
-    get the descriptor either: it would ask for its size by a call that also takes names.
+    FFmpeg gets bytes without a name, so that the format follows from the content alone. It does
+    not get the descriptor: it would query its size by a system call that also takes names.
 
     Args:
-        source: A path, a descriptor, which stays open, or a file object.
+        source: A path, a file object, or a descriptor, which stays open.
         formats: Which containers and codecs are allowed.
 
     Raises:
@@ -113,7 +114,7 @@ def open_source(source: MediaInput, formats: Formats = "common") -> av.container
         return _opened(file, formats)
     except MemoryError:
         raise
-    except ArgumentError as error:  # what FFmpeg says of a format that is not on the list
+    except ArgumentError as error:  # FFmpeg's error for a format that is not on the list
         raise _refusal(file, formats, error) from error
     except (FFmpegError, ValueError, OSError) as error:
         raise DecodeError("not_media", one_line(error)) from error
@@ -131,7 +132,7 @@ def _opened(source: BinaryIO | io.RawIOBase, formats: Formats) -> av.container.I
 def _refusal(
     source: BinaryIO | io.RawIOBase, formats: Formats, error: ArgumentError
 ) -> DecodeError:
-    """Names the format of a source that may not be opened, which only FFmpeg's log does."""
+    """Names the format of a refused source, which only FFmpeg's log tells."""
     av.logging.set_level(av.logging.ERROR)
     try:
         with av.logging.Capture() as log:
@@ -163,7 +164,7 @@ def read_beginning(source: MediaInput, num_bytes: int) -> bytes:
 
 
 def not_allowed(what: str) -> DecodeError:
-    """Why a container or codec beside the common ones is refused, and what to do."""
+    """Returns the message that refuses an uncommon container or codec, with the remedy."""
     return DecodeError(
         "format_not_allowed",
         f"{what} not among the common formats; limits.formats=all decodes whatever FFmpeg does",
@@ -174,7 +175,7 @@ def check_codecs(video: VideoStream | None, audio: AudioStream | None, formats: 
     """Refuses a source whose picture or sound is in a codec that is not allowed.
 
     Raises:
-        DecodeError: If it is; without its sound it would be another source.
+        DecodeError: If one is not. Dropping a stream instead would silently change the source.
     """
     for stream, kind in ((video, "the picture's"), (audio, "the sound's")):
         if stream is not None and formats == "common" and not is_common(stream):
@@ -182,7 +183,7 @@ def check_codecs(video: VideoStream | None, audio: AudioStream | None, formats: 
 
 
 def start_seconds(stream: VideoStream | AudioStream | None) -> float | None:
-    """When a stream begins, as it says itself; None without a stream."""
+    """Returns when a stream declares to begin; None without a stream."""
     if stream is None:
         return None
     if stream.start_time is None or stream.time_base is None:
@@ -191,7 +192,7 @@ def start_seconds(stream: VideoStream | AudioStream | None) -> float | None:
 
 
 def clock_origin(video_start: float | None, audio_start: float | None, frame_rate: float) -> float:
-    """Where the clock starts: the frames' own raster, so that equal rates pick each frame once."""
+    """Returns the start of the clock, aligned with frames: equal rates pick each one once."""
     if video_start is None:
         assert audio_start is not None
         return audio_start
@@ -207,17 +208,17 @@ def check_declared_limits(
     max_pixels: int,
     max_seconds: float,
 ) -> None:
-    """Refuses what says itself that it is too large or too long.
+    """Refuses a source that declares to be too large or too long.
 
     Raises:
-        DecodeError: If it is.
+        DecodeError: If it does.
     """
     if video is not None and video.codec_context.width * video.codec_context.height > max_pixels:
         size = f"{video.codec_context.width} x {video.codec_context.height}"
         raise DecodeError("too_many_pixels", f"frames of {size}, limits.max_pixels ({max_pixels})")
     seconds = (container.duration or 0) / av.time_base
-    # Below a thousand bytes a second the header lies; then the length is what decodes.
-    if seconds > max_seconds and container.size > 1000 * seconds:
+    # Below a thousand bytes a second, the header is wrong; decoding then measures the length.
+    if seconds > max_seconds and (container.size or 0) > 1000 * seconds:
         raise DecodeError("too_long", f"{seconds:.0f} s, limits.max_seconds ({max_seconds:g})")
 
 
@@ -227,7 +228,7 @@ def describe(
     audio: AudioStream | None,
     orientation: Orientation,
 ) -> MediaInfo:
-    """Collects what the container says about the streams chosen."""
+    """Collects what the container declares about the chosen streams."""
     starts = start_seconds(video), start_seconds(audio)
     offset = 0.0 if starts[0] is None or starts[1] is None else starts[1] - starts[0]
     return MediaInfo(

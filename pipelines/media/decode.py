@@ -1,12 +1,12 @@
-"""A media file becomes frames and sound on one clock, cut into segments.
+"""Decodes a media file into segments of frames and sound on one clock.
 
-Its packets are read first (`packets`), which decides when each of them is presented (`timeline`),
-then decoded once, from front to back (`tracks`). All of it needs PyAV and NumPy alone, because it
-travels inside the registered models. Memory does not grow with the length of a source but for some
-80 bytes a packet: a segment leaves as soon as both streams have passed its end.
+A first pass reads the packets (`packets`) and computes when each is presented (`timeline`). A
+second pass decodes them once, from front to back (`video_track`, `audio_track`). This code travels
+inside registered models, so it needs PyAV and NumPy alone. A segment is yielded as soon as both
+streams have passed its end, so a longer source takes only some 80 bytes of memory more per packet.
 
-The clock starts where the picture starts, or earlier by whole frames where the sound does. It ticks
-`frame_rate` times a second, and the frame of a tick is the one that a player shows in the middle:
+The clock starts with the picture, or earlier by whole frames if the sound starts first. It ticks
+`frame_rate` times a second. The frame of a tick is the one that a player shows in its middle:
 
     sound    ======================================......    silence at the end
     picture          A-------B----C---D------------------    on until the next one, or to the end
@@ -47,7 +47,7 @@ from pipelines.redaction import one_line
 __all__ = ["ClockRepairs", "DecodeError", "MediaInfo", "Segment", "decode_segments"]
 
 MAX_START_ERROR_SECONDS = 1.0
-"""A stream that begins so far from where it says is believed less than its packets."""
+"""If a stream begins further from its declared start, its packets are believed instead."""
 
 
 def decode_segments(
@@ -64,27 +64,27 @@ def decode_segments(
     max_damaged_fraction: float = 0.25,
     formats: Formats = "common",
 ) -> Iterator[Segment]:
-    """Cuts a source into segments, reading it once from front to back.
+    """Decodes a source from front to back and yields its segments.
 
-    Damage is skipped; what decodes is kept. Segments begin at multiples of their length, rounded
-    to whole frames; the last one is as long as the source is.
+    Damaged packets are skipped. Segments begin at multiples of their length, rounded to whole
+    frames; the last one ends with the source.
 
     Args:
         source: A path, the descriptor of an open file, or a file object.
         segment_seconds: Length of a segment.
-        min_segment_seconds: A shorter rest is dropped.
-        min_source_seconds: So is a shorter source; by default as a rest.
-        frame_rate: Frames a second that are kept.
-        short_side: Pixels of the shorter side; smaller sources keep their size.
-        sample_rate: Of the sound.
-        max_pixels: Of one frame.
-        max_seconds: Of the whole source.
-        max_damaged_fraction: Share of the frames, of pictures or of sound, that may be damaged.
+        min_segment_seconds: A shorter remainder is dropped.
+        min_source_seconds: A shorter source is refused. Default: `min_segment_seconds`.
+        frame_rate: Frames per second to keep.
+        short_side: Pixels of the shorter side. Smaller pictures keep their size.
+        sample_rate: Samples per second.
+        max_pixels: Limit for one frame.
+        max_seconds: Limit for the whole source.
+        max_damaged_fraction: Largest share of damaged frames, in the picture or in the sound.
         formats: Which containers and codecs are decoded.
 
     Raises:
-        DecodeError: If nothing comes out, or a limit is passed; then what came before is not to be
-            used.
+        DecodeError: If nothing decodes or a limit is exceeded. Segments that were yielded before
+            must then be discarded.
     """
     with _with_reasons(), ExitStack() as cleanup:
         source = seekable(source, cleanup)
@@ -159,7 +159,7 @@ def _origin(streams: _Streams, timeline: Timeline, frame_rate: float) -> float:
         if times is not None:
             start = _true_start(start or 0.0, times)
         elif start is not None:
-            start = None  # it says that it begins, and has nothing
+            start = None  # it declares a start, but has no packets
         starts.append(start)
     if starts == [None, None]:
         return 0.0

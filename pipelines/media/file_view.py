@@ -1,4 +1,4 @@
-"""An open file as FFmpeg reads it: by a descriptor, with a position of its own and no name."""
+"""File objects through which FFmpeg reads an open file, without learning its name."""
 
 import io
 import os
@@ -6,22 +6,22 @@ from typing import BinaryIO
 
 
 class View(io.RawIOBase):
-    """An open file with a position of its own, so that it can be read from two places."""
+    """A view of an open file with its own position, so that two readers can share the file."""
 
     def __init__(self, file: int | BinaryIO) -> None:
         self._file = file
         self._at = 0
 
     def readable(self) -> bool:
-        """Yes."""
+        """Returns True."""
         return True
 
     def seekable(self) -> bool:
-        """Yes."""
+        """Returns True."""
         return True
 
     def read(self, size: int = -1) -> bytes:
-        """Reads from its position on."""
+        """Reads from its position."""
         if isinstance(self._file, int):
             data = os.pread(self._file, size if size >= 0 else self._size(), self._at)
         else:
@@ -31,7 +31,7 @@ class View(io.RawIOBase):
         return data
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Moves its position; gives the new one."""
+        """Moves its position and returns the new one."""
         start = self._at if whence == os.SEEK_CUR else 0
         if whence == os.SEEK_END:
             start = self._size()
@@ -39,7 +39,7 @@ class View(io.RawIOBase):
         return self._at
 
     def tell(self) -> int:
-        """Gives its position."""
+        """Returns its position."""
         return self._at
 
     def _size(self) -> int:
@@ -49,7 +49,7 @@ class View(io.RawIOBase):
 
 
 class OwnedFile(View):
-    """An open file that is closed with what reads it."""
+    """A view that closes the file when it is closed."""
 
     def __init__(self, file: int) -> None:
         super().__init__(file)

@@ -1,7 +1,7 @@
-"""Which containers and codecs are decoded.
+"""The containers and codecs that may be decoded.
 
-FFmpeg reads some 350 formats, most of them for players of the nineties, and each is code that a
-hostile file can reach. By default only those are decoded that real corpora use.
+FFmpeg reads some 350 formats, most of them obsolete, and a hostile file can reach the code of each.
+By default only those that real corpora use are allowed.
 """
 
 from functools import lru_cache
@@ -29,7 +29,7 @@ COMMON_CONTAINERS = frozenset(
         "wav",
     }
 )
-"""As FFmpeg names demuxers; `mov` is MP4 as well, `matroska` is WebM."""
+"""Names of FFmpeg's demuxers. `mov` includes MP4, `matroska` includes WebM."""
 COMMON_CODECS = frozenset(
     {
         # pictures
@@ -61,42 +61,42 @@ COMMON_CODECS = frozenset(
         "vorbis",
     }
 )
-"""As FFmpeg names what is coded, whichever decoder it has for it."""
+"""FFmpeg's names of codecs, independent of the decoder."""
 
 _PLAYLISTS = {"hls", "dash", "concat", "imf", "webm_dash_manifest", "sdp", "vobsub"}
-"""Formats in which a file names other files, itself among them."""
+"""Formats whose files refer to other files, possibly to themselves."""
 _DEVICES = {"image2", "lavfi", "rtsp", "rtp", "sap", "alsa", "oss", "fbdev", "kmsgrab", "x11grab"}
-"""Formats in which a name means something other than a file."""
+"""Formats whose input name is not a file."""
 _TEXT = {
     *("adf", "bin", "idf", "sbg", "tty", "xbin"),
     *("aqtitle", "ass", "ffmetadata", "jacosub", "lrc", "mcc", "microdvd", "mpl2", "mpsub", "pjs"),
     *("realtext", "sami", "scc", "srt", "stl", "subviewer", "subviewer1", "tedcaptions", "ttml"),
     *("vplayer", "webvtt"),
 }
-"""Text that FFmpeg would show as a picture, play as sound or print as subtitles."""
+"""Text formats that FFmpeg would render as a picture, sound or subtitles."""
 _RAW = {
     *(f"{kind}{bits}{end}" for kind in "su" for bits in (16, 24, 32) for end in ("le", "be")),
     *(f"f{bits}{end}" for bits in (32, 64) for end in ("le", "be")),
     *("alaw", "bitpacked", "codec2raw", "data", "g722", "g726", "g726le", "mulaw", "rawvideo"),
     *("s8", "u8", "v210", "v210x", "vidc", "sln", "gsm", "aptx", "aptx_hd", "sbc", "dfpwm"),
 }
-"""Formats without a header, known by a file's ending alone; any bytes are media to them."""
+"""Formats without a header, recognized by the file extension alone; any bytes would be media."""
 NEVER = frozenset({*_PLAYLISTS, *_DEVICES, *_TEXT, *_RAW, "video4linux2", "v4l2"})
 """Formats that are never opened."""
 
 
 @lru_cache(maxsize=2)
 def container_whitelist(formats: Formats) -> str:
-    """The demuxers that may open a file, for FFmpeg's option `format_whitelist`."""
+    """Returns the demuxers that may open a file, for FFmpeg's option `format_whitelist`."""
     if formats == "common":
         return ",".join(sorted(COMMON_CONTAINERS))
-    # One demuxer can have several names, with commas between them.
+    # A demuxer can have several names, separated by commas.
     return ",".join(sorted(n for n in av.formats_available if NEVER.isdisjoint(n.split(","))))
 
 
 @lru_cache(maxsize=1)
 def decoder_whitelist() -> str:
-    """The decoders of the common codecs, for FFmpeg's option `codec_whitelist`."""
+    """Returns the decoders of the common codecs, for FFmpeg's option `codec_whitelist`."""
     return ",".join(sorted(filter(_decodes_common, av.codecs_available)))
 
 
@@ -108,10 +108,10 @@ def _decodes_common(name: str) -> bool:
 
 
 def is_common(stream: Stream) -> bool:
-    """Whether a stream that FFmpeg has a decoder for is in one of the common codecs."""
+    """Returns whether a stream with a known decoder is in a common codec."""
     return codec_of(stream) in COMMON_CODECS
 
 
 def codec_of(stream: Stream) -> str:
-    """What a stream is coded in, whichever decoder FFmpeg has for it."""
+    """Returns the codec of a stream, independent of the decoder."""
     return str(stream.codec_context.codec.canonical_name)

@@ -1,15 +1,15 @@
-"""Where the clock of a source leaps, and by how much both streams move so that it does not.
+"""Finds leaps in the clock of a source, and the offsets that make both streams continuous.
 
-Files are joined, broadcasts restart, live streams switch: the timestamps leap back or far ahead,
-and what follows is another clock, an *epoch*. Each stream leaps at a packet of its own, so an
-epoch begins at a different packet in each, and until both have leapt their packets interleave:
+Where files were joined, a broadcast restarted or a live stream switched, timestamps leap back or
+far ahead, and another clock, an *epoch*, begins. Each stream leaps at a packet of its own. Until
+both have leapt, packets of two epochs interleave:
 
     file     V0 A0 V1 A1 V2 | V0 A2 V1 A0 V2 A1     letter: stream, number: timestamp
     epoch    0  0  0  0  0  | 1  0  1  1  1  1      A2 still belongs to the first file
 
-One offset an epoch moves picture and sound together, as the ffmpeg command does for formats whose
-clock may be discontinuous. A leap that the other stream does not take part in is no leap: ahead,
-it is a gap, in which the other stream goes on; back, the timestamps are taken as they are.
+One offset per epoch moves picture and sound together, as the ffmpeg command does for formats with
+discontinuous clocks. If only one stream jumps, it is no leap: a jump ahead is a gap, during which
+the other stream continues, and after a jump back the timestamps are used as they are.
 """
 
 from collections.abc import Sequence
@@ -19,46 +19,46 @@ import numpy as np
 from numpy.typing import NDArray
 
 BACK_SECONDS = 0.1
-"""A decoding time so much before the one before it is a leap (as in the ffmpeg command)."""
+"""A decoding time that steps back by more is a leap (as in the ffmpeg command)."""
 AHEAD_SECONDS = 10.0
-"""So is one so far after it, where a format allows for leaps (`-dts_delta_threshold`)."""
+"""So is one that steps ahead by more, in formats with leaps (`-dts_delta_threshold`)."""
 AHEAD_IN_STEADY_FORMATS_SECONDS = 300.0
-"""Other formats keep one clock, so that a minute without packets is a minute."""
+"""In other formats, which keep one clock, up to a minute without packets is a pause."""
 NEAR_SECONDS = 10.0
-"""Packets that are neighbors in a file are this close in time."""
+"""Packets that are neighbors in the file are this close in time."""
 LAG_SECONDS = 5.0
-"""A stream follows the other one's leap within so much of its own content."""
+"""A stream follows the leap of the other one within this much of its own content."""
 MAX_OVERLAP_SECONDS = 0.1
-"""So much sound may overlap at a leap: codecs pad both ends of a file."""
+"""Sound may overlap this much at a leap, because codecs pad both ends of a file."""
 MAX_STRAY_PACKETS = 8
-"""So many packets in a row can have a wrong timestamp while the clock goes on."""
+"""This many packets in a row may have wrong timestamps without a leap."""
 REORDER_PACKETS = 17
-"""A picture is presented at most so many packets after it is decoded (H.264 allows 16)."""
+"""A picture is presented at most this many packets after it is decoded (H.264 allows 16)."""
 
 
 @dataclass
 class Clock:
-    """The timestamps of one stream, in seconds, in the order of the file."""
+    """Timestamps of one stream in seconds, in the order of the file."""
 
     order: NDArray[np.int64]
-    """Position among the packets of all streams."""
+    """Positions among the packets of all streams."""
     start: NDArray[np.float64]
-    """When a packet is presented; NaN if unknown."""
+    """Presentation times; NaN if unknown."""
     decode: NDArray[np.float64]
-    """When a packet is decoded; never NaN."""
+    """Decoding times; never NaN."""
     duration: NDArray[np.float64]
     is_exact: bool
-    """The container says when to decode; otherwise FFmpeg guesses it."""
+    """Whether the container states decoding times; otherwise FFmpeg guesses them."""
 
     def __len__(self) -> int:
         return len(self.order)
 
     def at(self, order: int) -> int:
-        """Index of the last packet before a position in the file, -1 if there is none."""
+        """Returns the index of the last packet before a position in the file; -1 if none."""
         return int(np.searchsorted(self.order, order)) - 1
 
     def step(self) -> float:
-        """The usual distance of two packets in time."""
+        """Returns the usual time between two packets."""
         steps = np.diff(self.decode)
         steps = steps[steps > 0]
         return float(np.median(steps)) if len(steps) else 0.0
@@ -66,23 +66,23 @@ class Clock:
 
 @dataclass(frozen=True)
 class Leap:
-    """From this packet of this stream on, a stream is in an epoch."""
+    """The packet at which a stream enters an epoch."""
 
     stream: int
     packet: int
     epoch: int | None
-    """None if this stream leapt alone; then its clock is mended already."""
+    """None if this stream leapt alone; its clock is then already corrected."""
 
 
 def find_leaps(clocks: Sequence[Clock], may_leap: bool) -> list[Leap]:
     """Finds the epochs of one stream, or of a picture and a sound stream.
 
     Args:
-        clocks: One or two streams; stray timestamps are mended in them.
-        may_leap: The format allows for a discontinuous clock.
+        clocks: One or two streams. Stray timestamps are corrected in place.
+        may_leap: Whether the format allows discontinuous clocks.
 
     Returns:
-        Where each stream changes to an epoch, in the order of the file.
+        The packets at which streams enter an epoch, in the order of the file.
     """
     events = []
     for stream, clock in enumerate(clocks):
@@ -97,10 +97,10 @@ def find_leaps(clocks: Sequence[Clock], may_leap: bool) -> list[Leap]:
 
 
 def _jumps(clock: Clock, may_leap: bool, is_alone: bool) -> list[int]:
-    """The packets at which a stream jumps, without isolated outliers, which are put back in line.
+    """Returns the packets at which a stream jumps. Isolated outliers are corrected instead.
 
-    Some formats turn each jump ahead into a long duration. That a picture is on for long is
-    believed of a stream alone, and otherwise if the other one goes on meanwhile.
+    Some formats turn each jump ahead into a long duration. A long duration of a picture is
+    believed if there is no other stream, or if the other stream continues meanwhile.
     """
     if len(clock) < 2:
         return []
@@ -128,7 +128,7 @@ def _jumps(clock: Clock, may_leap: bool, is_alone: bool) -> list[int]:
 
 
 def _stays_back(clock: Clock, at: int) -> bool:
-    """Whether the presentation goes back too, by more than pictures are reordered."""
+    """Returns whether presentation times step back too, by more than reordering explains."""
     after = clock.start[at : at + REORDER_PACKETS]
     before = clock.start[max(0, at - REORDER_PACKETS) : at]
     if not np.isfinite(after).any() or not np.isfinite(before).any():
@@ -137,7 +137,7 @@ def _stays_back(clock: Clock, at: int) -> bool:
 
 
 class _Search:
-    """Goes through the jumps of all streams in the order of the file."""
+    """A pass over the jumps of all streams in the order of the file."""
 
     def __init__(self, clocks: Sequence[Clock], events: list[tuple[int, int, int]]) -> None:
         self.clocks = clocks
@@ -147,7 +147,7 @@ class _Search:
         self._epochs = [0] * len(clocks)
 
     def judge(self, number: int) -> None:
-        """Decides what one jump is."""
+        """Decides whether one jump is a leap, a gap or an error."""
         order, stream, packet = self.events[number]
         clock = self.clocks[stream]
         now, before = clock.decode[packet], clock.decode[packet - 1]
@@ -164,11 +164,11 @@ class _Search:
         elif self._other_follows(number, other, order, now):
             self._leap(stream, packet, is_new=True)
         elif abs(now - before) > AHEAD_SECONDS:
-            # Nothing says how the two belong together, so each of them goes on.
+            # Nothing relates the two clocks, so each stream continues by itself.
             self._move(stream, packet, before + clock.step() - now)
 
     def align_starts(self, max_seconds: float) -> None:
-        """Lets both streams begin together if their clocks have nothing to do with each other."""
+        """Makes both streams begin together if their clocks are unrelated."""
         later = int(self.clocks[1].order[0] > self.clocks[0].order[0])
         now = self.clocks[later].decode[0]
         other = self.clocks[1 - later]
@@ -197,7 +197,7 @@ class _Search:
         return bool(is_ahead) and distance <= NEAR_SECONDS
 
     def _other_follows(self, number: int, other: int, order: int, now: float) -> bool:
-        """Whether the other stream leaps soon, and to about the same time, or is at its end."""
+        """Returns whether the other stream soon leaps to about the same time, or ends."""
         clock = self.clocks[other]
         last = clock.at(order)
         if last == len(clock) - 1:
@@ -215,14 +215,14 @@ class _Search:
 def epoch_offsets(
     clocks: Sequence[Clock], leaps: Sequence[Leap]
 ) -> tuple[list[NDArray[np.float64]], list[float]]:
-    """How much to add to the timestamps of each packet, and when each leap is after that.
+    """Returns the offsets of the timestamps of each packet, and the resulting times of leaps.
 
-    An epoch begins where the one before it ends: picture after picture, or later where the sound
-    would overlap by more than codecs pad.
+    An epoch begins where the one before it ends: its picture follows the last picture, or begins
+    later if the sound would otherwise overlap by more than codecs pad.
 
     Args:
         clocks: The streams, the picture first.
-        leaps: As `find_leaps` gives them.
+        leaps: From `find_leaps`.
     """
     offsets = [np.zeros(len(clock)) for clock in clocks]
     ends: list[float | None] = [None] * len(clocks)
@@ -252,7 +252,7 @@ def epoch_offsets(
 
 
 def _drop_foreign(clock: Clock, first: int, stop: int) -> None:
-    """Forgets presentation times that an epoch cannot have, as FFmpeg guesses them at a leap."""
+    """Removes presentation times that do not fit their epoch, which FFmpeg guesses at leaps."""
     slack = 1.0 + REORDER_PACKETS * clock.step()
     starts = clock.start[first:stop]
     is_foreign = starts > clock.decode[stop - 1] + slack
@@ -261,7 +261,7 @@ def _drop_foreign(clock: Clock, first: int, stop: int) -> None:
 
 
 def _span(clock: Clock, begins: dict[int, int], epoch: int) -> tuple[int, int] | None:
-    """The packets of a stream in an epoch; a stream can be missing in one."""
+    """Returns the packets of a stream in an epoch, which may have none."""
     if epoch not in begins:
         return None
     first = begins[epoch]
@@ -285,7 +285,7 @@ def _offset(
 
 
 def extent(clock: Clock, first: int, stop: int) -> tuple[float, float]:
-    """From when to when packets are presented."""
+    """Returns the first and the last time at which packets are presented."""
     starts = clock.start[first:stop]
     known = np.flatnonzero(np.isfinite(starts))
     if not len(known):
@@ -294,6 +294,6 @@ def extent(clock: Clock, first: int, stop: int) -> tuple[float, float]:
     steps = np.diff(np.sort(starts[known]))
     usual = float(np.median(steps)) if len(steps) else 0.0
     declared = float(clock.duration[first + last])
-    # Durations of pictures lie more often than distances, those of sound less.
+    # Declared durations are less reliable than distances for pictures, and more for sound.
     duration = declared if 0 < declared <= 2 * usual or not usual else usual
     return float(np.min(starts[known])), float(starts[last]) + duration

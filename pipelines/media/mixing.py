@@ -1,17 +1,17 @@
-r"""Sound of any number of channels as one channel, at the sample rate wanted, 16-bit.
+r"""Mixes sound of any number of channels to 16-bit mono at a given sample rate.
 
-FFmpeg's mixer does it where it knows where the loudspeakers stand, by weights `w` that are those of
-a listener in the middle. Two things it does not do. It refuses layouts that it does not know, such
-as ambisonics or nine channels: then the first channel of an ambisonic field is its sound from all
-around, and other channels are averaged. And a mix can cancel what its channels hold, as in
+For layouts that it knows, FFmpeg's mixer weights the channels (`w`) as for a listener in the
+middle. This module adds two things. It mixes layouts that FFmpeg refuses: ambisonic sound to its
+first channel, which has no direction, and others to the mean. And a mix may cancel its channels, as
+in
 
     left        /\/\/\            mix        ------
     right       \/\/\/
 
-where a cable is wired the wrong way round. Whether it does is seen by its power: channels that
-have nothing to do with each other give one of `sum_i w_i^2 P_i` where `P_i` are the powers of the
-channels, and a mix far below that has lost them. So has a silent mix of channels that are not, all
-of which have no weight. Then one channel is heard, the first of the loudest, until the mix is back.
+where a cable is wired the wrong way round. Uncorrelated channels of powers `P_i` give a mix of
+power `sum_i w_i^2 P_i`; a mix far below that has lost its content. So has a silent mix of channels
+with sound, if all of them have no weight. The first of the loudest channels then replaces the mix,
+until the mix recovers.
 """
 
 from typing import Any
@@ -25,25 +25,30 @@ from av.error import FFmpegError
 from numpy.typing import NDArray
 
 CANCELS_BELOW = 0.1
-"""Share of the expected power below which a mix has lost its channels. For stereo that is a
-correlation of -0.9: films and recordings of a room stay above it for all but moments, and lossy
-codecs leave an inverted channel far below it."""
+"""Share of the expected power below which a mix has lost its content. For stereo this is a
+correlation of -0.9: films and recordings of rooms stay above it but for moments, and an inverted
+channel stays far below it even after lossy coding."""
 AGREES_ABOVE = 0.5
-"""Share of the expected power above which the mix is heard again."""
+"""Share of the expected power above which the mix is used again."""
 HALF_LIFE_SECONDS = 0.17
-"""The share is averaged over the past with weights that halve in this time: a moment of the music
-that is out of phase is no reason to change what is heard."""
+"""Half-life of the running average of the share. A moment of music that is out of phase does not
+switch channels."""
 SILENT_POWER = 1e-8
-"""Of full scale: 80 dB below it."""
+"""Power below which sound is silent: 80 dB below full scale."""
 AS_LOUD_AS = 0.8
-"""Channels with this share of the loudest one's power are as loud as it is."""
+"""Channels with this share of the loudest one's power count as equally loud."""
+
+MAX_ANSWERS = 64
+"""Layouts whose weights are kept; usual files have one of five."""
 
 Samples = NDArray[np.int16]
 Channels = NDArray[np.float32]
 
+_answers: dict[str, tuple[Channels, bool]] = {}
+
 
 class MonoMixer:
-    """Mixes and resamples the frames of one format, layout and rate, in their order."""
+    """Mixes and resamples frames of one format, layout and rate, in order."""
 
     def __init__(self, sample_rate: int) -> None:
         self._sample_rate = sample_rate
@@ -52,11 +57,11 @@ class MonoMixer:
         self._weights: Channels | None = None
         self._is_known = True
         self._channel: int | None = None
-        """The one that is heard instead of the mix."""
+        """Channel that replaces the mix, if any."""
         self._share: float | None = None
 
     def mix(self, frame: AudioFrame) -> list[Samples]:
-        """Takes samples; what comes out can lag behind."""
+        """Mixes samples; the output may lag behind the input."""
         if self._weights is None:
             self._weights, self._is_known = mixing_weights(frame.layout)
         if self._is_known and len(self._weights) == 1:
@@ -65,7 +70,7 @@ class MonoMixer:
         channel = self._lost_to(channels, frame.sample_rate)
         mixed: list[Samples] = []
         if channel != self._channel and self._is_known:
-            # What is heard comes in another format now.
+            # The channel or the mix has another format.
             mixed = self.flush()
         self._channel = channel
         if channel is None and self._is_known:
@@ -74,7 +79,7 @@ class MonoMixer:
         return mixed + self._resample(_mono(heard, frame.sample_rate))
 
     def flush(self) -> list[Samples]:
-        """Gives what still lies in the resampler."""
+        """Flushes the resampler."""
         mixed = self._resample(None) if self._resampler is not None else []
         self._resampler = None
         return mixed
@@ -85,8 +90,8 @@ class MonoMixer:
         return [resampled.to_ndarray()[0] for resampled in self._resampler.resample(frame)]
 
     def _unpack(self, frame: AudioFrame) -> Channels:
-        """The samples as (time, channel)."""
-        # Not by `to_ndarray` of the frame itself: PyAV dies on arrays of eight planar channels.
+        """Returns the samples as (time, channel)."""
+        # Not `to_ndarray` of the frame itself: PyAV crashes with eight planar channels.
         if self._unpacker is None:
             self._unpacker = AudioResampler(
                 format="flt", layout=frame.layout, rate=frame.sample_rate
@@ -97,11 +102,11 @@ class MonoMixer:
         )
 
     def _lost_to(self, channels: Channels, sample_rate: int) -> int | None:
-        """The channel to be heard instead of the mix, None for the mix."""
+        """Returns the channel that replaces the mix; None for the mix."""
         assert self._weights is not None
         if not len(channels):
             return self._channel
-        with np.errstate(all="ignore"):  # floating-point sound can hold anything
+        with np.errstate(all="ignore"):  # floating-point sound may hold any value
             products = channels.T @ channels / len(channels)
             power = products.diagonal()
             mixed = float(self._weights @ products @ self._weights)
@@ -120,10 +125,22 @@ class MonoMixer:
 
 
 def mixing_weights(layout: AudioLayout) -> tuple[Channels, bool]:
-    """How much of each channel is in the mix, and whether FFmpeg's mixer knows the layout."""
+    """Returns the weight of each channel, and whether FFmpeg's mixer knows the layout.
+
+    Answers are kept by FFmpeg's description of the layout, because asking takes a millisecond.
+    """
+    answer = _answers.get(layout.name)
+    if answer is None:
+        if len(_answers) >= MAX_ANSWERS:
+            _answers.clear()
+        answer = _answers[layout.name] = _mixing_weights(layout)
+    return answer
+
+
+def _mixing_weights(layout: AudioLayout) -> tuple[Channels, bool]:
     num_channels = layout.nb_channels
     if layout.name.startswith("ambisonic"):
-        # FFmpeg's order and norm (ACN, SN3D) begin with the part that has no direction.
+        # In FFmpeg's order (ACN, SN3D) the first channel is the one without a direction.
         return np.eye(1, num_channels, dtype=np.float32)[0], False
     try:
         weights = _known_weights(layout)
@@ -135,7 +152,7 @@ def mixing_weights(layout: AudioLayout) -> tuple[Channels, bool]:
 
 
 def _known_weights(layout: AudioLayout) -> Channels:
-    """Asks the mixer: sample i is in channel i alone, and comes out with its weight."""
+    """Measures the weights of FFmpeg's mixer: sample i is in channel i alone."""
     each = np.eye(layout.nb_channels, dtype=np.float32).reshape(1, -1)
     frame: Any = AudioFrame.from_ndarray(each, format="flt", layout=layout)
     frame.sample_rate = 48_000

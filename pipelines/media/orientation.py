@@ -1,14 +1,14 @@
-"""Which way up a picture is shown: the display matrix of a container or codec.
+"""The orientation of a picture, from the display matrix of a container or codec.
 
-A matrix maps a stored pixel `(x, y)`, y pointing down, to where it is shown:
+A matrix maps a stored pixel `(x, y)`, with y pointing down, to its position on the screen:
 
     x' = a x + c y + tx        stored   a=-1 d=1     a=0 b=1 c=-1 d=0    a=0 b=1 c=1 d=0
     y' = b x + d y + ty         1 2       2 1              3 1                1 3
                                 3 4       4 3              4 2                2 4
                                        (mirrored)   (quarter turn right)  (transposed)
 
-Translations only move the picture within the page and scales only enlarge it, so what matters is
-which of the eight ways of laying down a rectangle the matrix is closest to.
+Translations only move the picture and scales only enlarge it. What remains is the closest of the
+eight orientations of a rectangle.
 """
 
 import struct
@@ -24,35 +24,36 @@ _WAYS = tuple(
     for first in (1, -1)
     for second in (1, -1)
 )
-"""Signs of the two rows of a matrix, and whether their entries lie off the diagonal."""
+"""The signs of the two rows of a matrix, and whether their entries lie off the diagonal."""
 
 
 @dataclass(frozen=True)
 class Orientation:
-    """How stored pixels become what is shown: transposed first, then flipped."""
+    """The change from stored to shown pixels: transpose first, then flip."""
 
     is_transposed: bool = False
     is_flipped_x: bool = False
-    """Left and right are exchanged."""
+    """Whether left and right are exchanged."""
     is_flipped_y: bool = False
 
     @property
     def is_mirrored(self) -> bool:
-        """Whether text in the stored picture reads backwards."""
+        """Whether text in the stored picture is mirrored."""
         return self.is_transposed ^ self.is_flipped_x ^ self.is_flipped_y
 
     @property
     def rotation(self) -> int:
-        """Degrees counterclockwise, in (-180, 180], of the turn that follows any mirroring.
+        """Degrees counterclockwise, in (-180, 180], of the rotation that follows any mirroring.
 
-        Mirroring exchanges left and right, so the eight ways are `rotation` with or without it.
+        Mirroring exchanges left and right. The eight orientations are the four rotations with and
+        without it.
         """
         if self.is_transposed:
             return -90 if self.is_flipped_y == self.is_mirrored else 90
         return 180 if self.is_flipped_y else 0
 
     def apply(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Lays down a picture, H W 3, as it is shown."""
+        """Returns a picture, H W 3, as it is shown."""
         if self.is_transposed:
             pixels = pixels.transpose(1, 0, 2)
         if self.is_flipped_x:
@@ -64,10 +65,9 @@ UPRIGHT = Orientation()
 
 
 def read_orientation(matrix: bytes) -> Orientation:
-    """Reads the 36 bytes of a display matrix; one that flattens the picture turns nothing.
+    """Reads the 36 bytes of a display matrix. A singular matrix changes nothing.
 
-    Of an angle between two quarter turns the nearer one counts: a stored frame has no empty
-    corners.
+    An angle is rounded to the nearest quarter turn, because stored frames have no empty corners.
     """
     if len(matrix) < 36:
         return UPRIGHT

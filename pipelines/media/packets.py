@@ -1,9 +1,8 @@
-"""The packet scan: what a container says about every packet, before anything is decoded.
+"""The packet scan: reads what a container states about every packet, before any decoding.
 
-Demuxing costs 2 to 5 % of decoding (measured), so one pass over the packets is affordable, and
-it answers what no single timestamp can: whether a clock leaps, when the next picture begins, which
-stream holds what. The packets of a short source stay in memory, and decoding takes them from there
-instead of reading the source again.
+Demuxing costs 2 to 5 % of decoding (measured). This pass over all packets answers what no single
+timestamp can: whether a clock leaps, when the next picture begins, and how much each stream holds.
+Packets of a short source stay in memory for decoding; a longer source is read a second time.
 """
 
 from array import array
@@ -22,32 +21,32 @@ from numpy.typing import NDArray
 from pipelines.media.streams.encryption import is_encrypted
 
 MAX_HELD_BYTES = 32_000_000
-"""A source with fewer bytes of packets is decoded from memory; a larger one is read twice."""
+"""Sources with fewer bytes of packets are decoded from memory; larger ones are read twice."""
 PACKET_OVERHEAD_BYTES = 512
-"""What a packet takes in memory besides its data."""
+"""Memory of a packet besides its data, in bytes."""
 MAX_SECONDS = 1e9
-"""A timestamp further than this from zero (30 years) is damage."""
+"""Timestamps further from zero than this (30 years) are damaged."""
 NO_TIME = float("nan")
 
 
 @dataclass(frozen=True)
 class PacketTable:
-    """The packets of one stream in the order of the file, without their data; times in seconds."""
+    """The packets of one stream without their data, in the order of the file; times in seconds."""
 
     time_base: float
     order: NDArray[np.int64]
-    """Position of each packet among the packets of all scanned streams."""
+    """Positions among the packets of all scanned streams."""
     pts: NDArray[np.float64]
-    """When it is presented; NaN where the container does not say."""
+    """Presentation times; NaN where the container has none."""
     dts: NDArray[np.float64]
-    """When it is decoded; NaN where the container does not say."""
+    """Decoding times; NaN where the container has none."""
     duration: NDArray[np.float64]
-    """As declared, 0 where the container does not say."""
+    """Declared durations; 0 where the container has none."""
     size: NDArray[np.int64]
-    """Bytes."""
+    """Sizes in bytes."""
     is_key: NDArray[np.bool_]
     is_discarded: NDArray[np.bool_]
-    """It is decoded but not presented: an edit list hides it."""
+    """Whether an edit list hides a packet, which is then decoded but not presented."""
     is_encrypted: NDArray[np.bool_]
 
     def __len__(self) -> int:
@@ -59,12 +58,12 @@ class PacketScan:
     """The packets of a source."""
 
     tables: dict[int, PacketTable]
-    """By index of the stream."""
+    """Tables by index of the stream."""
     held: list["Packet[Any] | None"] | None
-    """The packets themselves in the order of the file, None if they are too many bytes. Decoding
-    takes them out."""
+    """The packets themselves in the order of the file; None if they are too large. Decoding
+    removes them."""
     errors: list[Exception] = field(default_factory=list)
-    """Why reading ended before the end of the source, if it did."""
+    """The error that ended reading before the end of the source, if any."""
 
 
 def scan_packets(
@@ -73,10 +72,10 @@ def scan_packets(
     *,
     max_held_bytes: int | None = None,
 ) -> PacketScan:
-    """Reads all packets of some streams and decodes none.
+    """Reads all packets of some streams without decoding them.
 
-    The container is at its end afterwards: decode `held`, or open the source again. By default
-    `MAX_HELD_BYTES` are held.
+    Afterwards the container is at its end: decode the held packets, or open the source again. At
+    most `MAX_HELD_BYTES` are held by default.
     """
     rows = {stream.index: _Rows(stream) for stream in streams}
     errors: list[Exception] = []
@@ -99,19 +98,19 @@ def read_packets(
     streams: Sequence[VideoStream | AudioStream],
     errors: list[Exception],
 ) -> Iterator["Packet[Any]"]:
-    """Gives the packets that hold data; an error ends them and is added to the list."""
+    """Yields packets with data until the end or an error, which is appended to the list."""
     try:
-        # Without any PyAV would take all.
+        # Without streams, PyAV would demux all of them.
         for packet in container.demux(list(streams)) if streams else ():
             if packet.size:
                 yield packet
     except FFmpegError as error:
-        # What was read before the damage is good.
+        # Packets before the damage are good.
         errors.append(error)
 
 
 class _Rows:
-    """Grows a `PacketTable`."""
+    """Collects the rows of a `PacketTable`."""
 
     def __init__(self, stream: VideoStream | AudioStream) -> None:
         self._time_base = float(stream.time_base or 1)
@@ -149,7 +148,7 @@ class _Rows:
         )
 
     def _durations(self) -> NDArray[np.float64]:
-        """Durations, unrounded where the codec says how many samples a packet has."""
+        """Returns durations, exact where the codec states the number of samples of a packet."""
         declared = np.clip(np.nan_to_num(self._seconds(self._duration)), 0, None)
         is_rounded = np.abs(declared - self._exact_duration) < self._time_base
         return np.where(is_rounded & (declared > 0), self._exact_duration, declared)

@@ -1,8 +1,8 @@
-"""From a decoded frame to the pixels that are stored: cropped, scaled, laid upright.
+"""Crops, scales and rotates decoded frames to the pixels that are stored.
 
-The shape of a picture follows from the frame itself, so a stream whose size, pixel aspect or
-orientation changes in the middle gives pictures of several shapes. `fitted` brings them together
-where one array must hold them.
+The shape of a picture follows from its frame, so a stream whose size, pixel aspect or orientation
+changes gives pictures of several shapes. `fitted` makes them one shape where one array must hold
+them.
 """
 
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 from pipelines.media.orientation import UPRIGHT, read_orientation
 
 MAX_ELONGATION = 8
-"""The longer side of a stored frame is at most this many short sides."""
+"""Limit of the longer side of a stored frame, in short sides."""
 
 Pixels = NDArray[np.uint8]
 
 
 class PixelLimitError(Exception):
-    """A frame is larger than allowed."""
+    """Raised for a frame that is larger than allowed."""
 
 
 @dataclass(frozen=True)
 class Crop:
-    """Borders that a container says are not shown, in pixels of the decoded frame."""
+    """Borders that a container hides, in pixels of the decoded frame."""
 
     left: int = 0
     right: int = 0
@@ -35,7 +35,7 @@ class Crop:
     bottom: int = 0
 
     def window(self, width: int, height: int) -> tuple[slice, slice]:
-        """Rows and columns that are shown: all of them if the borders would leave none."""
+        """Returns the rows and columns to show: all of them if the borders would leave none."""
         borders = (self.left, self.right, self.top, self.bottom)
         if min(borders) < 0 or self.left + self.right >= width or self.top + self.bottom >= height:
             return slice(0, height), slice(0, width)
@@ -46,7 +46,7 @@ WHOLE = Crop()
 
 
 class PictureConverter:
-    """Turns decoded frames into RGB of the stored size; `orientation` is that of the last one."""
+    """Converts frames to RGB of the stored size; `orientation` is that of the last frame."""
 
     def __init__(self, *, crop: Crop, short_side: int, max_pixels: int) -> None:
         self.orientation = UPRIGHT
@@ -56,10 +56,10 @@ class PictureConverter:
         self._reformatter = VideoReformatter()
 
     def convert(self, frame: VideoFrame, pixel_aspect: float) -> Pixels:
-        """Gives a frame as it is shown, H W 3.
+        """Converts a frame to the picture that is shown, H W 3.
 
         Raises:
-            PixelLimitError: If it is larger than `max_pixels`.
+            PixelLimitError: If the frame is larger than `max_pixels`.
         """
         if frame.width * frame.height > self._max_pixels:
             size = f"{frame.width} x {frame.height}"
@@ -73,7 +73,7 @@ class PictureConverter:
 
     def _cropped(self, frame: VideoFrame) -> VideoFrame:
         rows, columns = self._crop.window(frame.width, frame.height)
-        # Cut at full size, because borders are seldom whole pixels of the stored size.
+        # Crop at full size, because borders are seldom whole pixels of the stored size.
         whole = self._scaled(frame, frame.width, frame.height)
         return VideoFrame.from_ndarray(np.ascontiguousarray(whole[rows, columns]), format="rgb24")
 
@@ -81,11 +81,11 @@ class PictureConverter:
         small = self._reformatter.reformat(
             frame, width, height, "rgb24", interpolation=Interpolation.AREA, threads=1
         )
-        return small.to_ndarray().view(np.uint8)  # which it is; rgb24 has no other type
+        return small.to_ndarray().view(np.uint8)  # rgb24 always gives uint8
 
 
 def stored_size(width: int, height: int, pixel_aspect: float, short_side: int) -> tuple[int, int]:
-    """Scales to the short side, never up; pixels become square."""
+    """Returns the size after scaling down to the short side, with square pixels."""
     display_width = width * pixel_aspect if 0.1 < pixel_aspect < 10 else float(width)
     scale = min(
         1.0,
@@ -96,7 +96,7 @@ def stored_size(width: int, height: int, pixel_aspect: float, short_side: int) -
 
 
 def fitted(pixels: Pixels, height: int, width: int) -> Pixels:
-    """Shows a picture as large as a page allows, in its middle, with black around it.
+    """Scales a picture to fit a page and centers it on black.
 
     A 4:3 picture on a 16:9 page:
 
@@ -122,14 +122,14 @@ def fitted(pixels: Pixels, height: int, width: int) -> Pixels:
 
 
 def same_shape(pictures: list[Pixels]) -> list[Pixels]:
-    """Brings pictures to the shape that most of them have, the first one of equally many."""
+    """Brings pictures to their most frequent shape; of equally frequent ones, to the first."""
     counts: dict[tuple[int, ...], int] = {}
     for picture in pictures:
         counts[picture.shape] = counts.get(picture.shape, 0) + 1
     height, width, _ = max(counts, key=lambda shape: counts[shape])
     if len(counts) == 1:
         return pictures
-    # A picture that stays on for many ticks is one array, which is scaled once.
+    # A picture that is shown for many ticks is one array, scaled once.
     other = {id(p): p for p in pictures if p.shape[:2] != (height, width)}
     pages = {key: fitted(picture, height, width) for key, picture in other.items()}
     return [pages.get(id(picture), picture) for picture in pictures]

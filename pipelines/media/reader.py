@@ -1,4 +1,4 @@
-"""Gives the packets of a source in the order in which they are due, from memory or read again."""
+"""Yields the packets of a source in the order of decoding, from memory or from the source."""
 
 import heapq
 import shutil
@@ -19,10 +19,10 @@ from pipelines.media.streams.selection import keep_only
 from pipelines.media.timeline import Timeline
 
 MAX_SKEW_SECONDS = 5.0
-"""Streams that lie further apart in the file are read side by side, from two positions in it."""
+"""Streams that lie further apart in the file are read from two positions at once."""
 
 DuePacket = tuple[float, int, int, "Packet[Any]"]
-"""When it is due, index of its stream, its number in the stream, and the packet."""
+"""The time when it is due, the index of its stream, its number in the stream, and the packet."""
 
 
 def due_packets(
@@ -32,14 +32,14 @@ def due_packets(
     timeline: Timeline,
     cleanup: ExitStack,
 ) -> Iterator[DuePacket]:
-    """Gives the packets of the streams on a timeline, so that no stream runs ahead of the other.
+    """Yields the packets of both streams so that neither runs ahead of the other.
 
     Args:
-        source: It is opened again if its packets are not held.
+        source: Opened again if its packets are not held.
         formats: Which containers and codecs are allowed.
-        scan: What was found in it.
-        timeline: What was decided from that.
-        cleanup: Closes what is opened here.
+        scan: The packets of the source.
+        timeline: The timeline of these packets.
+        cleanup: Closes the files that this opens.
     """
     if scan.held is not None:
         return _held(scan, timeline)
@@ -47,7 +47,7 @@ def due_packets(
     if timeline.skew(scan) <= MAX_SKEW_SECONDS:
         container = cleanup.enter_context(open_source(source, formats))
         return _read_again(container, indices, timeline)
-    # A file with all of the sound behind all of the picture would fill the memory.
+    # A file with all sound behind all pictures would fill the memory.
     streams = []
     for index in indices:
         view: Any = source if isinstance(source, str) else View(source)
@@ -57,7 +57,7 @@ def due_packets(
 
 
 def seekable(source: MediaInput, cleanup: ExitStack) -> MediaInput:
-    """Copies a file object that cannot seek, since a source is read more than once."""
+    """Copies a file object that cannot seek, because a source is read more than once."""
     if isinstance(source, str | int) or source.seekable():
         return source
     spool = tempfile.SpooledTemporaryFile(MAX_HELD_BYTES)  # noqa: SIM115 - closed by `cleanup`
@@ -78,7 +78,7 @@ def _held(scan: PacketScan, timeline: Timeline) -> Iterator[DuePacket]:
     orders = np.concatenate([scan.tables[index].order for index in indices])
     for at in np.lexsort((numbers, streams, due)):
         order = orders[at]
-        packet, held[order] = held[order], None  # its memory is free once it is decoded
+        packet, held[order] = held[order], None  # frees its memory after decoding
         assert packet is not None
         yield float(due[at]), int(streams[at]), int(numbers[at]), packet
 

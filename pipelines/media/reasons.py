@@ -1,4 +1,4 @@
-"""Why a source is rejected, in words: plain data, which settings and pages need without PyAV."""
+"""The reasons for rejecting a source; plain data, so that settings and pages need no PyAV."""
 
 REASONS = {
     "unreadable": "the file cannot be opened or read",
@@ -7,9 +7,9 @@ REASONS = {
     "duplicate": "another source has the same bytes",
     "not_media": "no demuxer of FFmpeg opens it",
     "format_not_allowed": "its container or a codec is not among those of limits.formats (common)",
-    "no_streams": "there is neither a picture nor a sound stream with a known decoder",
+    "no_streams": "no picture or sound stream has a known decoder",
     "encrypted": "its picture and sound are encrypted",
-    "undecodable": "no frame and no sound could be decoded, or too few for any clip",
+    "undecodable": "no frame or sound could be decoded, or too little for any clip",
     "damaged": "a larger share of its frames is damaged than limits.max_damaged_fraction",
     "too_short": "it is shorter than min_segment_seconds (min_source_seconds if that is given)",
     "too_long": "it is longer than limits.max_seconds",
@@ -17,7 +17,7 @@ REASONS = {
     "decoder_crashed": "the process that decoded it died",
     "decoder_timeout": "decoding took longer than limits.max_decode_seconds and max_decode_ratio",
     "out_of_memory": "decoding needs more than limits.max_memory_bytes",
-    "no_picture": "a video encoder is to embed it, and it has no picture",
-    "no_sound": "an audio encoder is to embed it, and it has no sound",
+    "no_picture": "it has no picture for a video encoder to embed",
+    "no_sound": "it has no sound for an audio encoder to embed",
 }
-"""Reasons and what they mean."""
+"""Meanings of the reasons."""

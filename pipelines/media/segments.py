@@ -1,4 +1,4 @@
-"""Cutting what is decoded into segments, and giving up a source that holds too little."""
+"""Cuts decoded frames and samples into segments, and rejects sources that hold too little."""
 
 import math
 from collections import Counter
@@ -24,36 +24,36 @@ from pipelines.redaction import one_line
 
 @dataclass(frozen=True)
 class ClockRepairs:
-    """What was wrong with the timestamps of a segment, and how it was mended."""
+    """Counts of corrections to the timestamps of a segment."""
 
     clock_leaps: int = 0
-    """Times that the clock restarted or jumped; picture and sound go on together after it."""
+    """Times that the clock restarted or jumped. Picture and sound then continue together."""
     sound_gaps: int = 0
-    """Times that sound was missing for 30 ms or more; there is silence."""
+    """Times that 30 ms or more of sound was missing and replaced by silence."""
     bridged_gaps: int = 0
-    """Times that timestamps of the sound were 30 ms off while its samples had no hole."""
+    """Times that timestamps of the sound were 30 ms off although no samples were missing."""
     rebased_clocks: int = 0
-    """Streams, 0 to 2, whose times are not the container's: after a leap, or made from the order
-    of the frames."""
+    """Number of streams, 0 to 2, whose times differ from the container's: after a leap, or because
+    they come from the order of frames."""
 
 
 @dataclass
 class Segment:
-    """A stretch of a source; `frames` or `waveform` is None where the stream has nothing there."""
+    """A part of a source. `frames` or `waveform` is None if that stream has nothing there."""
 
     start_seconds: float
     duration_seconds: float
     frames: NDArray[np.uint8] | None
-    """T H W 3."""
+    """Frames, T H W 3."""
     waveform: NDArray[np.int16] | None
     decode_errors: int
-    """Damaged packets and frames met since the segment before."""
+    """Damaged packets and frames since the previous segment."""
     info: MediaInfo
     repairs: ClockRepairs = ClockRepairs()
 
 
 class Cutter:
-    """Decodes packets as they are due and lets go of each segment as soon as it is whole."""
+    """Decodes packets as they are due and yields each segment as soon as it is complete."""
 
     ticks_per_segment: int
     min_seconds: float
@@ -88,14 +88,14 @@ class Cutter:
         self._info: MediaInfo | None = None
 
     def heed(self, timeline: Timeline, origin: float) -> None:
-        """Takes what the packets have shown to be wrong."""
+        """Records the errors that the packet scan found."""
         for error in self._selection.scan.errors:
             self._note(error)
         self._leaps = [time - origin for time in timeline.leaps]
         self._bridged = [time - origin for time in timeline.bridged]
 
     def segments(self, packets: Iterator[DuePacket]) -> Iterator[Segment]:
-        """Gives the segments in order of time."""
+        """Yields the segments in order of time."""
         tracks = {track.stream.index: track for track in self._tracks}
         for _, index, number, packet in packets:
             track = tracks[index]
@@ -107,7 +107,7 @@ class Cutter:
                     break
                 yield from self._cut(self.ticks_per_segment)
         for track in self._tracks:
-            self._finish(track)  # if packets that were scanned could not be read again
+            self._finish(track)  # if packets could not be read a second time
         last_tick = round(self._last_end * self._frame_rate)
         while self._first_tick < last_tick:
             yield from self._cut(min(self.ticks_per_segment, last_tick - self._first_tick))
@@ -130,10 +130,10 @@ class Cutter:
                 self._count_damaged(track)
 
     def _count_damaged(self, track: VideoTrack | AudioTrack) -> None:
-        """Gives up a source of whose picture or sound too much is damaged.
+        """Counts damage, and rejects a source whose picture or sound is damaged too much.
 
-        What comes before the first frame is not: a stream that is cut off begins with packets that
-        need others before them, and of one that gives nothing, nothing damaged gets into a clip.
+        Packets before the first frame do not count. A stream that was cut begins with packets that
+        depend on earlier ones, and a stream without any frame puts no damage into a clip.
         """
         if track.start is None:
             return
@@ -168,11 +168,11 @@ class Cutter:
 
     @property
     def _last_end(self) -> float:
-        """Where the source ends, as far as it has been decoded."""
+        """Returns the end of what has been decoded."""
         return max((track.end for track in self._tracks), default=0.0)
 
     def _cut(self, num_ticks: int) -> Iterator[Segment]:
-        """Takes the next segment out of the tracks; a stretch with nothing in it gives none."""
+        """Takes the next segment from the tracks; None if it is empty."""
         first, stop = self._first_tick, self._first_tick + num_ticks
         self._first_tick += self.ticks_per_segment
         seconds = num_ticks / self._frame_rate
@@ -200,7 +200,7 @@ class Cutter:
         return DecodeError("too_long", f"longer than limits.max_seconds ({self.max_seconds:g})")
 
     def _repairs(self, end: float, has_picture: bool, has_sound: bool) -> ClockRepairs:
-        """Counts what happened before a time and has not been counted."""
+        """Counts the corrections before a time that were not counted yet."""
         gaps, bridged = [], [self._bridged]
         if self._audio:
             gaps.append(self._audio.gaps)
@@ -226,7 +226,7 @@ class Cutter:
             if self._video and self._audio:
                 starts = self._video.start, self._audio.start
                 if starts[0] is not None and starts[1] is not None:
-                    # Edit lists make it differ from what the container declares.
+                    # Because of edit lists, it may differ from the declared start.
                     offset = round(starts[1] - starts[0], 6)
                     info = replace(info, stream_offset_seconds=offset)
             self._info = info
@@ -248,7 +248,7 @@ class Cutter:
 
 
 def _passed(times: Sequence[list[float]], end: float) -> int:
-    """Takes out the times before an end and says how many there were."""
+    """Removes the times before an end and returns their number."""
     count = 0
     for of in times:
         rest = [time for time in of if time >= end]

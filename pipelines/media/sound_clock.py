@@ -1,16 +1,16 @@
-"""Timestamps of sound against its samples: which differences are holes, and which are noise.
+"""Compares timestamps of sound with its samples, and tells holes from noise.
 
-The samples of a packet last as long as they last, so the timestamp of the next packet says nothing
-new unless sound is missing. Recorders stamp packets when they arrive, some 20 ms too early or too
-late, and their clocks run a percent faster or slower than that of the samples:
+The number of samples of a packet determines its duration, so the next timestamp is new information
+only if sound is missing. Recorders stamp packets on arrival, some 20 ms early or late, and their
+clocks run up to a percent faster or slower than the clock of the samples:
 
     error of the timestamp      wobble              drift              a hole
     (timestamp - samples)    .'. .  '.'. .        ....''''         ......
                              '  ' '.  '  '    ....''''                   '''''''
                              gapless          gapless, stretched   silence
 
-Wobble is smoothed away here, before anything is decoded. Drift is left to the decoding, which
-stretches sound that its timestamps leave behind.
+Wobble is removed here, before decoding. Drift remains: the decoder stretches the sound to follow
+its timestamps.
 """
 
 from dataclasses import dataclass
@@ -19,37 +19,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 HOLE_SECONDS = 0.03
-"""A timestamp that is further off its samples, at once and for good, says that sound is missing."""
+"""A sudden and lasting difference of more than this means that sound is missing."""
 NOISY_HOLE_SECONDS = 0.05
-"""The same where all timestamps wobble, by 21 ms for example to either side."""
+"""The same for timestamps that wobble, for example by 21 ms to either side."""
 NOISY_SECONDS = 0.003
-"""Timestamps wobble if they are usually further off; containers round them to a millisecond."""
+"""Timestamps wobble if they are usually off by more; containers round to a millisecond."""
 SMOOTHING_PACKETS = 51
-"""About a second of sound; timestamps are put on the median of so many."""
+"""Timestamps are replaced by the median over this many packets, about a second of sound."""
 STRAY_PACKETS = 25
-"""A timestamp that is far off the median of so many is ignored."""
+"""A timestamp far from the median over this many packets is ignored."""
 MAX_SWING_SECONDS = 10.0
-"""Timestamps that step ahead and back again within so much sound have left no sound out."""
+"""If timestamps step ahead and back again within this much sound, no sound is missing."""
 
 
 @dataclass
 class SoundTimes:
-    """When the packets of a stretch of sound begin, in seconds."""
+    """The start times of the packets of a stretch of sound, in seconds."""
 
     starts: NDArray[np.float64]
-    """NaN where only the samples before it say it."""
+    """NaN where the start follows from the samples before it."""
     is_break: NDArray[np.bool_]
-    """Sound is missing before this packet."""
+    """Whether sound is missing before a packet."""
     bridged: list[float]
-    """Where timestamps were more than `HOLE_SECONDS` off and no hole was made."""
+    """Times where timestamps were off by more than `HOLE_SECONDS` without a hole."""
 
 
 def sound_times(starts: NDArray[np.float64], durations: NDArray[np.float64]) -> SoundTimes:
     """Tells holes from noise in a stretch of sound on one clock.
 
     Args:
-        starts: Timestamps of its packets; NaN where there is none.
-        durations: Of its packets, as declared.
+        starts: Timestamps of the packets; NaN where there is none.
+        durations: Declared durations of the packets.
     """
     starts = starts.copy()
     is_break = np.zeros(len(starts), np.bool_)
@@ -81,7 +81,7 @@ def sound_times(starts: NDArray[np.float64], durations: NDArray[np.float64]) -> 
 
 
 def _holes(errors: NDArray[np.float64], least: float) -> list[int]:
-    """Where the error steps by `least` and stays there: at the largest step of a neighborhood."""
+    """Finds steps of the error by `least` that last: the largest step of each neighborhood."""
     reach = SMOOTHING_PACKETS // 2
     steps = np.abs(np.diff(errors))
     found: list[int] = []
@@ -99,7 +99,7 @@ def _holes(errors: NDArray[np.float64], least: float) -> list[int]:
 def _without_swings(
     errors: NDArray[np.float64], clock: NDArray[np.float64], breaks: list[int]
 ) -> tuple[list[int], list[int]]:
-    """Takes back steps that the next step undoes; gives the breaks that stay, and the others."""
+    """Separates breaks into those that last and those that the next step undoes."""
     kept: list[int] = []
     swings: list[int] = []
     for at in breaks:
@@ -119,7 +119,7 @@ def _step(errors: NDArray[np.float64], at: int) -> float:
 
 
 def _bridged(errors: NDArray[np.float64], times: NDArray[np.float64]) -> list[float]:
-    """Where holes and overlaps would be if each timestamp were believed."""
+    """Returns where holes and overlaps would be if every timestamp were right."""
     found = []
     reference = errors[0]
     for error, time in zip(errors.tolist(), times.tolist(), strict=True):
@@ -130,11 +130,11 @@ def _bridged(errors: NDArray[np.float64], times: NDArray[np.float64]) -> list[fl
 
 
 def _running_median(values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """The median of `count` values around each one, of fewer at the ends."""
+    """Returns the median of `count` values around each value, of fewer at the ends."""
     count = min(count, len(values) - 1 + len(values) % 2)
     reach = count // 2
     padded = np.pad(values, reach, mode="reflect") if reach else values
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
-    # In pieces, because the medians of a long source would need as many copies of it.
+    # In pieces, because the windows take `count` copies of the values.
     pieces = [np.median(windows[at : at + 4096], axis=1) for at in range(0, len(windows), 4096)]
     return np.concatenate(pieces)

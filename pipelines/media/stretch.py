@@ -1,29 +1,29 @@
-"""Sound that is played a little slower or faster, without a click where the speed changes."""
+"""Plays sound a little slower or faster, without clicks where the speed changes."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 HALF_TAPS = 16
-"""Samples to either side that a new sample is made from."""
+"""Samples on either side that contribute to a new sample."""
 
 
 class Stretcher:
-    """Resamples a stream of samples at a ratio near one that may change from block to block.
+    """Resamples sound at a ratio near one that may change from block to block.
 
-    Band-limited interpolation with a Hann-windowed sinc (Smith, "Digital Audio Resampling",
-    https://ccrma.stanford.edu/~jos/resample/). While the ratio has always been one, samples pass
-    unchanged.
+    Uses band-limited interpolation with a Hann-windowed sinc (Smith, "Digital Audio Resampling",
+    https://ccrma.stanford.edu/~jos/resample/). Samples pass unchanged until the ratio first differs
+    from one.
     """
 
     def __init__(self) -> None:
         self._waiting = np.zeros(HALF_TAPS, np.int16)
-        """The last samples, which the next ones are made from."""
+        """The last input samples, from which the next output is computed."""
         self._at = float(HALF_TAPS)
-        """Where the next sample is made, as an index of what waits."""
+        """Position of the next output sample, as an index of `_waiting`."""
         self._is_active = False
 
     def stretch(self, samples: NDArray[np.int16], ratio: float) -> NDArray[np.int16]:
-        """Takes N samples and gives about N times the ratio."""
+        """Returns about N times the ratio samples for N samples."""
         if not self._is_active and ratio == 1.0:
             self._waiting = np.concatenate([self._waiting, samples])[-HALF_TAPS:]
             return samples
@@ -37,7 +37,7 @@ class Stretcher:
         return result
 
     def rest(self) -> NDArray[np.int16]:
-        """Gives the last samples, which nothing follows."""
+        """Returns the last samples at the end of the sound."""
         if not self._is_active:
             return np.empty(0, np.int16)
         return self.stretch(np.zeros(HALF_TAPS, np.int16), 1.0)

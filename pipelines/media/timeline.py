@@ -1,8 +1,8 @@
-"""One timeline for the picture and the sound of a source, decided from its packets.
+"""Builds one timeline for the picture and the sound of a source from its packets.
 
-`build_timeline` says for each packet when it is presented: in the seconds of the container, but
-without the leaps of its clock (`leaps`), without wobble (`sound_clock`), and made from the order of
-the frames where the container has no presentation times.
+`build_timeline` computes when each packet is presented. Times are the container's, in seconds, but
+without leaps of its clock (`leaps`) and without wobble (`sound_clock`). Where the container has no
+presentation times, they follow from the order of frames.
 """
 
 from collections.abc import Sequence
@@ -19,32 +19,32 @@ from pipelines.media.packets import PacketScan, PacketTable
 from pipelines.media.sound_clock import sound_times
 
 UNTIMED_FORMATS = frozenset({"avi"})
-"""Formats that number packets; when pictures are presented is not in the file."""
+"""Formats that number packets and store no presentation times of pictures."""
 GUESSING_FORMATS = frozenset({"matroska,webm"})
-"""Formats without decoding times; FFmpeg guesses them from the presentation times."""
+"""Formats without decoding times, which FFmpeg guesses from presentation times."""
 
 MAX_DELAY_SECONDS = 60.0
-"""Where a packet is decoded and presented further apart, the decoding time is damaged."""
+"""If decoding and presentation are further apart, the decoding time is damaged."""
 
 
 @dataclass(frozen=True)
 class StreamTimeline:
-    """The packets of one stream, in the order of the file, on the timeline of the source."""
+    """The packets of one stream on the timeline of the source, in the order of the file."""
 
     starts: NDArray[np.float64]
-    """When each is presented; NaN where only what comes before it says it."""
+    """Presentation times; NaN where they follow from the packets before."""
     due: NDArray[np.float64]
-    """When each is to be decoded; it never falls."""
+    """Times when packets are due for decoding; they never decrease."""
     is_break: NDArray[np.bool_]
-    """The sound does not go on where it ended before this packet."""
+    """Whether there is a hole in the sound before a packet."""
     shown: NDArray[np.float64]
-    """When pictures begin, in order of time."""
+    """Sorted times when pictures begin."""
     is_by_order: bool
-    """The n-th frame that comes out of the decoder begins at `shown[n]`."""
+    """Whether the n-th frame from the decoder begins at `shown[n]`."""
     is_trusted: bool
-    """Timestamps are measured; otherwise they are counted from what is there."""
+    """Whether timestamps are measured rather than counted."""
     is_followed: bool = False
-    """Where timestamps drift away from the samples of the sound, the picture goes with them."""
+    """Whether the picture follows the timestamps of the sound where they drift from its samples."""
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -52,17 +52,17 @@ class StreamTimeline:
 
 @dataclass(frozen=True)
 class Timeline:
-    """When everything in a source happens, in seconds."""
+    """The timeline of a source, in seconds."""
 
     streams: dict[int, StreamTimeline]
-    """By index of the stream; one without packets is left out."""
+    """By index of the stream, without streams that have no packets."""
     leaps: list[float] = field(default_factory=list)
-    """When the clock leapt, each time for both streams together."""
+    """Times when the clock leapt, for both streams together."""
     bridged: list[float] = field(default_factory=list)
-    """When timestamps of sound were off and it went on without a hole."""
+    """Times when timestamps of the sound were off without a hole."""
 
     def skew(self, scan: PacketScan) -> float:
-        """How far apart in time neighbors in the file are, in seconds."""
+        """Returns the time between streams at the same position in the file, in seconds."""
         orders = [scan.tables[index].order for index in self.streams]
         due = np.concatenate([stream.due for stream in self.streams.values()])
         due = due[np.argsort(np.concatenate(orders))]
@@ -72,10 +72,10 @@ class Timeline:
 def build_timeline(
     container: InputContainer, scan: PacketScan, video: int | None, audio: int | None
 ) -> Timeline:
-    """Decides when the packets of a picture and a sound stream are presented.
+    """Computes when the packets of a picture and a sound stream are presented.
 
     Args:
-        container: The source, for what its format promises.
+        container: The source, for the properties of its format.
         scan: Its packets.
         video: Index of the picture's stream.
         audio: Index of the sound's stream.
@@ -110,11 +110,11 @@ def build_timeline(
 def _is_followed(
     picture: StreamTimeline, sound: StreamTimeline, durations: NDArray[np.float64]
 ) -> bool:
-    """Whether the sound ends with the picture by its timestamps rather than by its samples.
+    """Returns whether the sound ends with the picture by its timestamps rather than by its samples.
 
-    Recordings begin and end both at once. A device that gives a percent too few samples is stamped
-    by the same clock as the picture, so both end together by their timestamps, and the samples must
-    be stretched. If they end together by the number of samples, the timestamps are wrong.
+    Recordings begin and end both streams together. If a device records a percent too few samples,
+    but timestamps come from the clock of the picture, both streams end together by timestamps, and
+    the samples must be stretched. If they end together by samples, the timestamps are wrong.
     """
     known = np.flatnonzero(np.isfinite(sound.starts))
     breaks = np.flatnonzero(sound.is_break)
@@ -129,12 +129,12 @@ def _is_followed(
 
 
 def _has(container: InputContainer, flag: Flags) -> bool:
-    value: Any = flag.value  # not of the type that the stubs say
+    value: Any = flag.value  # the type stubs are wrong here
     return bool(container.format.flags & value)
 
 
 def _clock(table: PacketTable, is_exact: bool) -> Clock:
-    """The packets of a stream that are presented."""
+    """Returns the packets of a stream that are presented."""
     kept = ~table.is_discarded
     if not kept.any():
         kept = np.ones(len(table), np.bool_)
@@ -151,7 +151,7 @@ def _clock(table: PacketTable, is_exact: bool) -> Clock:
 
 
 def _filled(values: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Puts the value before it, or the first one after, for each that is unknown."""
+    """Fills unknown values with the last known one, or the first known one at the start."""
     known = np.flatnonzero(np.isfinite(values))
     if not len(known):
         known = np.flatnonzero(np.isfinite(others))
@@ -169,7 +169,7 @@ def _picture(clock: Clock, is_untimed: bool) -> StreamTimeline:
     if is_by_order:
         slots = np.sort(clock.decode)
         if len(slots) > 1 and slots[0] == slots[-1]:
-            slots = slots[:0]  # nothing is known, so frames follow each other at the declared rate
+            slots = slots[:0]  # without any time, frames follow each other at the declared rate
         starts = slots if len(slots) else np.full(len(starts), np.nan)
         shown = slots
     else:
@@ -199,13 +199,15 @@ def _sound(
 
 
 def _with_hidden(stream: StreamTimeline, table: PacketTable) -> StreamTimeline:
-    """Adds the packets that an edit list hides, which are decoded all the same."""
+    """Adds the packets that an edit list hides, which are decoded but not presented."""
     if len(stream) == len(table):
         return stream
     kept = np.flatnonzero(~table.is_discarded)
     beside = kept[np.clip(np.searchsorted(kept, np.arange(len(table))), 0, len(kept) - 1)]
     nearest = np.searchsorted(kept, beside)
-    starts = table.pts.copy()  # an edit list has no leaps, so they are on the clock of the rest
+    starts = (
+        table.pts.copy()
+    )  # a file with an edit list has no leaps, so these packets share the clock
     starts[kept] = stream.starts
     is_break = np.zeros(len(table), np.bool_)
     is_break[kept] = stream.is_break
@@ -214,6 +216,6 @@ def _with_hidden(stream: StreamTimeline, table: PacketTable) -> StreamTimeline:
 
 
 def suffix_minima(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The least of each value and those after it."""
+    """Returns the minimum of each value and all values after it."""
     known = np.where(np.isfinite(values), values, np.inf)
     return np.minimum.accumulate(known[::-1])[::-1]

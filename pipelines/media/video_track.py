@@ -1,7 +1,7 @@
-"""The picture of a source while it is decoded: the frame that is on in the middle of each tick.
+"""Decodes the picture of a source: the frame that is shown in the middle of each tick.
 
-Times are seconds on the clock of `decode.decode_segments`. When packets are presented is decided
-before (`timeline`).
+Times are seconds on the clock of `decode.decode_segments`. Packets already have their presentation
+times (`timeline`).
 """
 
 import math
@@ -21,32 +21,32 @@ from pipelines.media.picture import PictureConverter, same_shape
 from pipelines.media.timeline import StreamTimeline, suffix_minima
 
 MAX_LAST_SECONDS = 6 * 3600.0
-"""A last frame that claims to last longer is damaged."""
+"""A declared duration of the last frame above this is damaged."""
 ROUNDING_TICKS = 0.02
-"""Containers round timestamps, Matroska to a millisecond."""
+"""Rounding of timestamps by containers; Matroska rounds to a millisecond."""
 SAME_SECONDS = 1e-6
-"""Timestamps that are closer are the same."""
+"""Timestamps closer than this are equal."""
 SKIPPABLE_CODECS = frozenset({"h264", "hevc"})
 MAX_EARLY_SECONDS = 0.5
-"""A picture that begins so long after its clip is shown from the beginning of the clip, because
-codecs delay streams that start together. One that begins later is not paired with the sound."""
+"""A picture that begins up to this long after its clip is shown from the beginning of the clip,
+because codecs delay streams that start together. A later picture is not paired with the sound."""
 DECODER_DELAY_PACKETS = 64
-"""A decoder holds at most so many packets: 16 pictures to reorder, and some to spare."""
+"""Packets that a decoder holds at most: 16 pictures to reorder, and some to spare."""
 
 
 def native_rate(stream: VideoStream) -> float:
-    """Frames per second as declared, 0 if unknown."""
+    """Returns the declared frames per second; 0 if unknown."""
     return float(stream.average_rate or stream.guessed_rate or 0)
 
 
 class VideoTrack:
-    """The picture, sampled once a tick, in the middle of it.
+    """The picture, sampled in the middle of each tick.
 
-    The middle, because then nothing is seen more than half a tick too early or too late, and
-    because rounded timestamps near the beginning of a tick change nothing. A picture is on until
-    the next one begins, whether or not that can be decoded, and the last one to the end:
+    Sampling in the middle shows nothing more than half a tick early or late, and is robust to
+    rounded timestamps near the beginning of a tick. A frame is shown until the next one begins,
+    even if that one cannot be decoded, and the last frame to the end:
 
-        frames   A--------B-----C--D------------------      (C is on in no middle)
+        frames   A--------B-----C--D------------------      (no middle shows C)
         ticks    |   .   |   .   |   .   |   .   |   .
         stored       A       B       D       D       D
     """
@@ -59,15 +59,15 @@ class VideoTrack:
         frame_rate: float,
         converter: PictureConverter,
     ) -> None:
-        # One decoder a core and no threads inside is the cheapest in CPU seconds (measured).
+        # One decoder per core without threads takes the fewest CPU seconds (measured).
         stream.thread_type = "NONE"
         stream.codec_context.thread_count = 1
         self.stream = stream
         self.times = times
         self.pictures: list[tuple[int, NDArray[np.uint8]]] = []
-        """From which tick on each is on."""
+        """The first tick that shows each frame."""
         self.known_until = -math.inf
-        """Up to here it is known what is seen."""
+        """Time up to which the picture is complete."""
         self.end = 0.0
         self.start: float | None = None
         self._origin = origin
@@ -89,28 +89,28 @@ class VideoTrack:
 
     @property
     def orientation(self) -> Orientation:
-        """How the last picture that was stored was laid upright."""
+        """The orientation of the last stored picture."""
         return self._converter.orientation
 
     def decode(self, packet: "Packet[Any] | None", number: int) -> int:
-        """Decodes a packet, or without one what the decoder still holds; counts damaged frames."""
+        """Decodes a packet, or flushes the decoder; returns the number of damaged frames."""
         if packet is not None:
             self._stamp(packet, number)
         num_corrupt = 0
         for frame in self.stream.decode(packet):
             num_corrupt += frame.is_corrupt
             self.add(frame)
-        # What the decoder still holds was put in not long ago.
+        # The decoder holds recent packets only.
         passed = number - DECODER_DELAY_PACKETS
         if packet is not None and passed >= 0:
             self.known_until = max(self.known_until, float(self._still_due[passed]))
         return num_corrupt
 
     def add(self, frame: VideoFrame) -> None:
-        """Takes the next frame, which is on until the next one is due."""
+        """Adds the next frame, which is shown until the one after it begins."""
         seconds = self._start_of(frame)
         if self._held is not None:
-            # Some streams step back; and where frames got lost, the one before them stays on.
+            # Some streams step back. Where frames are lost, the previous frame stays.
             seconds = max(seconds, self._held_since)
             self._show_held(seconds)
         elif self.start is None:
@@ -126,15 +126,15 @@ class VideoTrack:
         self.end = seconds + self._duration(frame)
 
     def finish(self) -> None:
-        """Shows the last frame to the end of the source."""
+        """Shows the last frame until the end of the source."""
         self._show_held(math.inf)
         self._held, self.known_until = None, math.inf
 
     def take(self, first_tick: int, num_ticks: int) -> NDArray[np.uint8] | None:
-        """Gives the frames of a segment, None if the picture begins too late for it."""
+        """Returns the frames of a segment; None if the picture begins too late for it."""
         stop_tick = first_tick + num_ticks
         chosen = [entry for entry in self.pictures if entry[0] < stop_tick]
-        # The last one stays on.
+        # The last frame stays.
         self.pictures = self.pictures[max(0, len(chosen) - 1) :]
         if not chosen:
             return None
@@ -145,16 +145,16 @@ class VideoTrack:
         clip = np.empty((num_ticks, *pictures[0].shape), np.uint8)
         at = 0
         for tick in range(num_ticks):
-            # Before its first frame, a picture that begins late shows that.
+            # A picture that begins late shows its first frame until then.
             while at + 1 < len(chosen) and chosen[at + 1][0] <= first_tick + tick:
                 at += 1
             clip[tick] = pictures[at]
         return clip
 
     def _stamp(self, packet: "Packet[Any]", number: int) -> None:
-        """Gives a packet, and so its frame, the time of the timeline."""
+        """Sets the time of a packet, and so of its frame, from the timeline."""
         start = self.times.starts[number]
-        packet.dts = None  # else FFmpeg may take it for a better time of the frame
+        packet.dts = None  # otherwise FFmpeg may prefer it as the time of the frame
         if self.times.is_by_order:
             packet.pts = number
         elif not math.isfinite(start):
@@ -175,7 +175,7 @@ class VideoTrack:
         return self._held_since + self._period if self._held is not None else 0.0
 
     def _resume_order(self, frame: VideoFrame) -> None:
-        """Counts frames that got lost: before a key frame are all packets that came before it."""
+        """Corrects the frame number at a key frame, which follows all packets before it."""
         packet = frame.pts
         if packet is None:
             return
@@ -184,20 +184,20 @@ class VideoTrack:
         self._recent = [*self._recent[1 - DECODER_DELAY_PACKETS :], packet]
 
     def _duration(self, frame: VideoFrame) -> float:
-        """How long the last frame is on if no sound goes on, as far as the file says."""
+        """Returns the declared duration of the last frame, for sources without more sound."""
         if self.times.is_by_order:
             return self._period
         declared = (frame.duration or 0) * self._time_base
         return declared if 0 < declared <= MAX_LAST_SECONDS else self._period
 
     def _skip_unneeded_frame(self, start: float) -> None:
-        """Lets the decoder drop a frame that no tick shows and no other frame needs.
+        """Lets the decoder drop a frame that no tick shows and no other frame depends on.
 
-        It saves a quarter of the decoding of usual H.264 (measured). When the next frame begins is
-        known from the scan; the duration that a packet declares can be wrong.
+        This saves a quarter of decoding typical H.264 (measured). The packet scan tells when the
+        next frame begins; declared durations can be wrong.
         """
         skip: Literal["DEFAULT", "NONREF"] = "DEFAULT"
-        # Not NumPy's search: for one number it takes ten times as long.
+        # NumPy's search takes ten times as long for a single number.
         following = bisect_left(self._begins, start + SAME_SECONDS)
         if following < len(self._begins):
             until = float(self._begins[following])
@@ -207,7 +207,7 @@ class VideoTrack:
             self.stream.codec_context.skip_frame = self._skip = skip
 
     def _tick_from(self, seconds: float) -> int:
-        """The first tick whose middle is not before a time."""
+        """Returns the first tick whose middle is not before a time."""
         return math.ceil(seconds * self._frame_rate - 0.5)
 
     def _show_held(self, until: float) -> None:
@@ -223,15 +223,19 @@ class VideoTrack:
             self._next_tick = max(first, self._tick_from(until))
 
     def _pixel_aspect(self) -> float:
-        """Width of a pixel by its height."""
+        """Returns the width of a pixel divided by its height."""
         container, codec = now = _pixel_aspects(self.stream)
-        # As FFmpeg's own tools have it: what the container says is before what the codec says.
-        # Some containers only pass on what the codec said at first, which can change.
+        # As in FFmpeg's tools, the container goes before the codec.
+        # But some containers only copy what the codec declared at first, which can change.
         says_codec = self._declared_aspects[0] == self._declared_aspects[1]
         return float((codec if says_codec else container) or max(now) or 1)
 
 
 def _pixel_aspects(stream: VideoStream) -> tuple[Fraction, Fraction]:
-    """As the container and as the codec say, 0 if they do not."""
-    codec = stream.codec_context.sample_aspect_ratio
-    return Fraction(stream.sample_aspect_ratio or 0), Fraction(codec or 0)
+    """Returns the pixel aspect of the container and of the codec; 0 if unknown."""
+    found = stream.sample_aspect_ratio, stream.codec_context.sample_aspect_ratio
+    # PyAV 19 has a type of its own for ratios.
+    container, codec = (
+        Fraction(ratio.numerator, ratio.denominator) if ratio else Fraction(0) for ratio in found
+    )
+    return container, codec

@@ -1,7 +1,7 @@
-"""Where the windows of a segment lie that evaluation, embedding and registered models look at.
+"""The windows of a segment that evaluation, embedding and registered models encode.
 
-The rule is here alone, so all of them get the same numbers for the same segment. It needs NumPy
-only, because it travels inside the registered models.
+All of them use this module, so they get the same numbers for the same segment. It needs NumPy
+alone, because it travels inside registered models.
 """
 
 from typing import Any
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 
 def window_starts(num_available: int, num_needed: int, num_windows: int) -> list[int]:
-    """Starts of windows evenly spaced from the beginning to the end; a single one is in the middle.
+    """Returns starts of windows, evenly spaced from beginning to end; a single one is centered.
 
-    Starts that would coincide are given once, so there can be fewer than `num_windows`.
+    Equal starts are returned once, so there may be fewer than `num_windows`.
 
     >>> window_starts(40, 32, 3)
     [0, 4, 8]
@@ -33,7 +33,7 @@ def window_starts(num_available: int, num_needed: int, num_windows: int) -> list
 def video_windows(
     frames: NDArray[np.uint8], num_frames: int, num_windows: int
 ) -> list[NDArray[np.uint8]]:
-    """Cuts windows of `num_frames` from T H W 3; a segment that is too short is looped."""
+    """Cuts windows of `num_frames` from T H W 3. A segment that is too short is looped."""
     starts = window_starts(len(frames), num_frames, num_windows)
     if len(frames) < num_frames:
         return [looped(frames, num_frames)]
@@ -43,7 +43,7 @@ def video_windows(
 def audio_windows(
     waveform: NDArray[np.int16], num_samples: int, num_windows: int
 ) -> list[NDArray[np.int16]]:
-    """Cuts windows of `num_samples`; a segment that is too short ends in silence."""
+    """Cuts windows of `num_samples`. A segment that is too short is padded with silence."""
     starts = window_starts(len(waveform), num_samples, num_windows)
     if len(waveform) < num_samples:
         return [padded(waveform, num_samples)]
@@ -56,7 +56,7 @@ def looped(frames: NDArray[Any], num_frames: int) -> NDArray[Any]:
 
 
 def padded(waveform: NDArray[Any], num_samples: int) -> NDArray[Any]:
-    """Adds silence at the end until there are enough samples."""
+    """Pads the end with silence until there are enough samples."""
     return np.pad(waveform, (0, num_samples - len(waveform)))
 
 

@@ -56,6 +56,8 @@ class TrainingInfo:
     """`ClipIndex.order_sha256` of the dataset; None in checkpoints of older versions."""
     health: Sequence[Mapping[str, float]] = ()
     """The latest health records, from which a collapse is detected."""
+    began_from: Mapping[str, Any] | None = None
+    """The weights that the training began from: `InitialWeights.origins`; None for new ones."""
     format_version: int = FORMAT_VERSION
 
 
@@ -190,7 +192,10 @@ def load_optimizer_state(folder: Path) -> dict[str, Any]:
 
 
 def load_model(checkpoint: Path, *, trained: bool = True) -> tuple[XKD, PretrainConfig]:
-    """The networks of a checkpoint, or the same ones as they were before the first step."""
+    """The networks of a checkpoint, or the same ones with new weights.
+
+    A training that began from weights did not begin with the new ones.
+    """
     config = PretrainConfig.model_validate(read_info(checkpoint).config)
     torch.manual_seed(config.seed)
     model = build_xkd(config.model)

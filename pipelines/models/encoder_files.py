@@ -28,12 +28,17 @@ __all__ = [
     "load_encoder",
     "new_encoder",
     "pool_patches",  # for `modeling_xkd.py`
-    "read_info",
+    "read_encoder_info",
+    "weights_file",
 ]
 
 FORMAT_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
 SETTINGS_FILE = "config.json"
+OLDER_WEIGHTS_FILE = "encoder.safetensors"
+OLDER_SETTINGS_FILE = "encoder.json"
+OLDER_FOLDER = "artifacts/encoder"
+"""Where in the folder of a model older versions have both."""
 PREPROCESSOR_FILE = "preprocessor_config.json"
 PREFIX = "encoder."
 """Of the names of all weights: the encoder is a part of the modules that hold it."""
@@ -102,13 +107,15 @@ def export_encoder(encoder: Encoder, info: EncoderInfo, folder: Path) -> None:
     (folder / PREPROCESSOR_FILE).write_text(json.dumps(_PREPROCESSOR, indent=1) + "\n")
 
 
-def read_info(folder: Path) -> EncoderInfo:
-    """Reads the settings that `export_encoder` wrote.
+def read_encoder_info(folder: Path) -> EncoderInfo:
+    """Reads what `export_encoder` wrote, except the weights.
 
     Raises:
-        ValueError: If they were written in another format.
+        ValueError: If it was written in another format.
     """
-    return info_of(json.loads((folder / SETTINGS_FILE).read_text()))
+    file = folder / SETTINGS_FILE
+    file = file if file.exists() else folder / OLDER_SETTINGS_FILE
+    return info_of(json.loads(file.read_text()))
 
 
 def info_of(values: Mapping[str, Any]) -> EncoderInfo:
@@ -141,12 +148,18 @@ def load_encoder(folder: Path) -> tuple[Encoder, EncoderInfo]:
     Raises:
         ValueError: If it was written in another format.
     """
-    info = read_info(folder)
+    info = read_encoder_info(folder)
     # Without numbers first: neither torch's defaults nor its random state play a part.
     with torch.device("meta"):
         encoder = new_encoder(info)
     with torch.device("cpu"):
-        weights = load_file(folder / WEIGHTS_FILE)
+        weights = load_file(weights_file(folder))
     weights = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     encoder.load_state_dict(weights, assign=True)
     return encoder.eval().requires_grad_(False), info
+
+
+def weights_file(folder: Path) -> Path:
+    """The file of the weights, which had another name in older versions."""
+    file = folder / WEIGHTS_FILE
+    return file if file.exists() else folder / OLDER_WEIGHTS_FILE

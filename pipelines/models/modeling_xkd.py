@@ -116,7 +116,7 @@ class XKDProcessor(FeatureExtractionMixin):
         processor._folder = folder
         module = _import(folder, "encoder_module")
         files = _import(folder, "encoder_files")
-        info = files.read_info(folder)
+        info = files.read_encoder_info(folder)
         with torch.device("cpu"):
             processor._view = module.make_view(info)
         processor._rank = 4 if info.modality == "video" else 1

@@ -11,6 +11,7 @@ evaluations scored are compared one by one, and sources are drawn to see how far
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from mlflow.tracking import MlflowClient
 from pipelines.config.promote import PromoteSettings
 from pipelines.evaluation.intervals import Figure
 from pipelines.evaluation.outcomes import OUTCOMES_FILE, Outcomes, paired, paired_retrieval
-from pipelines.evaluation.scores import MEASURES
+from pipelines.evaluation.scores import MEASURES, SUBJECTS
 from pipelines.registry.card import EncoderScores
 from pipelines.registry.versions import CODE_TAG
 
@@ -83,17 +84,62 @@ def alias_rule(
     new = scores.trained[settings.metric].value
     if new == float(old) and CODE_TAG not in present.tags:
         return True, f"its {measure} score {new:.4f} is that of {holder}, which embed refuses"
+    if settings.compared_on != "own":
+        return _joined_rule(client, present, candidate)
+    shown = f"its {measure} score {new:.4f} minus {float(old):.4f} of {holder}"
+    return _paired_rule(client, present, candidate, shown)
+
+
+def _paired_rule(
+    client: MlflowClient, present: ModelVersion, candidate: Candidate, shown: str
+) -> tuple[bool, str]:
+    settings, holder = candidate.settings, f"version {present.version}"
     change = _paired_change(client, present, candidate)
     if change is None or change.low is None or change.high is None:
         return False, (
             f"{holder}, which has it, has no results of each clip to compare with: "
             "evaluate and promote its checkpoint again"
         )
-    shown = f"its {measure} score {new:.4f} minus {float(old):.4f} of {holder}"
     if settings.metric == "retrieval":
         shown = f"its mean recall@5 of both directions minus that of {holder}"
     moves, why = _judged(change, settings.rule)
     return moves, f"{shown} is {change.value:+.4f} [{change.low:+.4f}, {change.high:+.4f}], {why}"
+
+
+def _joined_rule(
+    client: MlflowClient, present: ModelVersion, candidate: Candidate
+) -> tuple[bool, str]:
+    """Decides by a score of both encoders together, which only the results of each clip have."""
+    settings, holder = candidate.settings, f"version {present.version}"
+    what = f"{MEASURES[settings.metric]} score of {SUBJECTS[settings.compared_on]}"
+    change = _paired_change(client, present, candidate)
+    if change is None or change.low is None or change.high is None:
+        return False, (
+            f"there are no results of each clip for its {what} and that of {holder}, which has it: "
+            "evaluate both with fusion, and promote again"
+        )
+    moves, why = _judged(change, settings.rule)
+    return moves, (
+        f"its {what} minus that of {holder} is {change.value:+.4f} "
+        f"[{change.low:+.4f}, {change.high:+.4f}], {why}"
+    )
+
+
+def move_alias(client: MlflowClient, name: str, alias: str, number: str, why: str) -> str | None:
+    """Gives an alias to a version, and records on its tags who had it before and why it moved.
+
+    Returns:
+        The version that had it; None if it is new.
+    """
+    before = client.get_registered_model(name).aliases.get(alias)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    # The tags come first: a move that is cut off leaves a tag, never an unexplained alias.
+    if before is not None and str(before) != number:
+        client.set_model_version_tag(name, number, f"xkd.alias.{alias}.before", str(before))
+        client.set_model_version_tag(name, str(before), f"xkd.alias.{alias}.lost", f"{now} {why}")
+    client.set_model_version_tag(name, number, f"xkd.alias.{alias}.got", f"{now} {why}")
+    client.set_registered_model_alias(name, alias, number)
+    return None if before is None else str(before)
 
 
 def _judged(change: Figure, rule: str) -> tuple[bool, str]:
@@ -113,7 +159,9 @@ def _paired_change(
     ours, theirs = candidate.outcomes, _outcomes_of(client, present)
     if ours is None or theirs is None:
         return None
-    path = f"{present.tags['xkd.modality']}/trained/{candidate.settings.metric}"
+    of = candidate.settings.compared_on
+    subject = present.tags["xkd.modality"] if of == "own" else of
+    path = f"{subject}/trained/{candidate.settings.metric}"
     try:
         if candidate.settings.metric == "retrieval":
             return paired_retrieval(ours, theirs)

@@ -1,7 +1,5 @@
 """Says what `promote` would do, without registering anything: the lines of its dry run."""
 
-from pathlib import Path
-
 from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -16,7 +14,8 @@ from pipelines.registry.promote import (
     checkpoint_scores,
 )
 from pipelines.registry.versions import find_version
-from pipelines.tracking.server import SQLITE, tracking_uri
+from pipelines.tracking.server import tracking_uri
+from pipelines.tracking.sqlite import sqlite_file
 
 
 def preview(config: PromoteConfig) -> list[str]:
@@ -49,7 +48,8 @@ def preview(config: PromoteConfig) -> list[str]:
 def _client(config: PromoteConfig) -> MlflowClient | None:
     """A client of the registry; None for a file that is not there, which a client would make."""
     uri = tracking_uri(config.tracking)
-    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
+    file = sqlite_file(uri)
+    if file is not None and not file.exists():
         return None
     return MlflowClient(uri)
 

@@ -23,15 +23,18 @@ from pipelines.models.checkpoints import TrainingInfo, find_checkpoint, load_mod
 from pipelines.models.encoder_files import ClipSettings, EncoderInfo
 from pipelines.paths import moved_paths
 from pipelines.redaction import one_line
-from pipelines.registry.alias import Candidate, verdict
-from pipelines.registry.card import EncoderScores, encoder_scores, model_card
+from pipelines.registry.alias import Candidate, move_alias, verdict
+from pipelines.registry.card import BEGAN_FROM, EncoderScores, encoder_scores, model_card
 from pipelines.registry.versions import (
     find_or_make_version,
     record_scores,
     registered_model,
 )
 from pipelines.tracking.runs import RunRef
-from xkd_core.encoders import MODALITIES, Encoder
+from xkd_core.encoders import Encoder
+
+_MAX_TAG = 1000
+"""Characters of a reason on a version's tags."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def promote(
     run: RunRef,
     outcomes: Outcomes | None = None,
 ) -> list[Registered]:
-    """Registers both encoders of a checkpoint and moves the alias to those that are better.
+    """Registers the encoders of a checkpoint and moves the alias to those that are better.
 
     Args:
         checkpoint: A complete checkpoint.
@@ -151,11 +154,12 @@ def checkpoint_encoders(
         _check_scores(scores, training, settings)
     model, config = load_model(checkpoint)
     clips = _clip_settings(_training_dataset(checkpoint, config), scores)
-    provenance = _provenance(training, checkpoint, settings.role, scores)
+    known = _provenance(training, checkpoint, settings.role, scores)
     encoders = []
-    for modality in MODALITIES:
+    for modality in settings.modalities:
         encoder = model.get_submodule(f"{modality}_{settings.role}")
         assert isinstance(encoder, Encoder)
+        provenance = {**known, **_origin(training, modality)}
         encoders.append((encoder, EncoderInfo(modality, config.model, clips, provenance)))
     return encoders
 
@@ -204,6 +208,16 @@ def _provenance(
     }
 
 
+def _origin(training: TrainingInfo, modality: str) -> dict[str, str]:
+    """The weights that the training of an encoder began from; empty for new ones."""
+    found = (training.began_from or {}).get(modality, {})
+    names = {"source": BEGAN_FROM} | {
+        name: f"{BEGAN_FROM}_{name}"
+        for name in ("networks", "content", "name", "version", "model_id", "role", "step", "run_id")
+    }
+    return {names[name]: str(value) for name, value in found.items() if name in names}
+
+
 def _register(
     encoder: Encoder,
     info: EncoderInfo,
@@ -224,5 +238,5 @@ def _register(
     candidate = Candidate(scores, outcomes, settings)
     moves, reason = verdict(client, name, registered.aliases, number, candidate)
     if moves:
-        client.set_registered_model_alias(name, alias, number)
+        move_alias(client, name, alias, number, f"promoted: {reason}"[:_MAX_TAG])
     return Registered(name, number, moves, reason)

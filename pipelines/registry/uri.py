@@ -3,7 +3,6 @@
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -12,9 +11,9 @@ from pipelines.config.base import TrackingSettings
 from pipelines.errors import UserError
 from pipelines.models.encoder_files import ClipSettings
 from pipelines.redaction import redacted
+from pipelines.registry.manifest import MANIFEST_TAG
 from pipelines.registry.versions import CODE_TAG
-from pipelines.tracking.moved_artifacts import mend_moved_artifacts
-from pipelines.tracking.server import SQLITE, check_tracking, tracking_uri
+from pipelines.tracking.server import check_tracking, tracking_uri
 from xkd_core.encoders import Modality
 
 _MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
@@ -30,6 +29,8 @@ class EncoderVersion:
     frame_rate: float
     sample_rate: int
     clips: ClipSettings
+    manifest: str | None = None
+    """Hash of the manifest of its files; None for versions of older releases."""
 
     @property
     def uri(self) -> str:
@@ -49,8 +50,6 @@ def resolve_model(uri: str, tracking: TrackingSettings) -> EncoderVersion:
         raise UserError(f"model ({uri}) must be models:/NAME@ALIAS or models:/NAME/VERSION")
     check_tracking(tracking)
     address = tracking_uri(tracking)
-    if address.startswith(SQLITE):
-        mend_moved_artifacts(Path(address.removeprefix(SQLITE)))
     client = MlflowClient(address)
     server = redacted(address)
     try:
@@ -95,4 +94,5 @@ def _encoder_version(client: MlflowClient, uri: str, name: str, number: str) -> 
         frame_rate=float(tags["xkd.frame_rate"]),
         sample_rate=int(tags["xkd.sample_rate"]),
         clips=ClipSettings(**json.loads(tags["xkd.clips"])),
+        manifest=tags.get(MANIFEST_TAG),
     )

@@ -10,9 +10,9 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from pipelines.dataset.alike import NO_COPIES
 from pipelines.dataset.clip_ids import write_clip_ids
 from pipelines.dataset.leaks import NamedPair
-from pipelines.dataset.near_duplicates import SCENE
 from pipelines.dataset.review import Review
 from pipelines.dataset.shown import ShownClip, ShownReject
 from pipelines.errors import UserError
@@ -90,7 +90,7 @@ def _render(review: Review, folder: Path) -> str:
         },
         pair_counts=_pair_counts(review.pairs),
         pairs=[(pair, _clip(pair.first, 1), _clip(pair.second, 1)) for pair in review.shown_pairs],
-        copies=sum(pair.kind != SCENE for pair in review.pairs),
+        copies=sum(pair.kind not in NO_COPIES for pair in review.pairs),
         files={
             "leaks": folder / _LEAKS,
             "duplicates": folder / _DUPLICATES,

@@ -35,6 +35,7 @@ from pipelines.report.run_page import write_report
 from pipelines.report.run_pictures import Pictures, galleries
 from pipelines.tracking.code_version import code_version
 from pipelines.tracking.runs import RunRef, metric_histories, warnings_of
+from pipelines.training.initial_notes import origin_lines
 from pipelines.training.pretrain import PretrainResult
 from xkd_core.encoders import MODALITIES
 
@@ -94,9 +95,7 @@ def write_run_report(path: Path, record: RunRecord) -> Path:
         tracking_uri=redacted(record.run.uri),
         settings=_settings(record.config),
         provenance=_provenance(record),
-        notes={"scores": f"Nothing is scored, because {scores.found.reason}."}
-        if scores.found.reason
-        else {},
+        notes=_notes(record),
     )
     return write_report(path, data)
 
@@ -148,11 +147,11 @@ def _measure_score(scores: FeatureScores, subject: str, measure: str) -> run_dat
         subject=subject,
         measure=measure,
         trained=trained.accuracy[measure],
-        untrained=untrained.accuracy[measure] if untrained else None,
+        untrained=untrained.accuracy.get(measure) if untrained else None,
         chance=trained.majority,
         num_test=trained.num_test,
         trained_by_class=_numbers(trained.by_class[measure]),
-        untrained_by_class=_numbers(untrained.by_class[measure]) if untrained else (),
+        untrained_by_class=_numbers(untrained.by_class.get(measure, ())) if untrained else (),
         interval=_bounds(trained.measures[measure].score),
         gain_interval=_bounds(gain) if gain else None,
     )
@@ -209,6 +208,20 @@ def _maps(features: Features) -> list[EmbeddingMap]:
     return [plane for plane in maps if plane is not None]
 
 
+def _origins(record: RunRecord) -> dict[str, str]:
+    return origin_lines(record.training.began_from)
+
+
+def _notes(record: RunRecord) -> dict[str, str]:
+    notes = {}
+    if reason := record.evaluation.scores.found.reason:
+        notes["scores"] = f"Nothing is scored, because {reason}."
+    if origins := _origins(record):
+        begun = " and ".join(f"{name} from {text}" for name, text in origins.items())
+        notes["models"] = f"Training did not begin with new weights: {begun}."
+    return notes
+
+
 def _settings(config: RunConfig) -> str:
     return yaml.safe_dump(settings_without_password(config), sort_keys=False, width=100)
 
@@ -223,6 +236,7 @@ def _provenance(record: RunRecord) -> dict[str, str]:
     return {
         "dataset": record.evaluation.scores.dataset_id,
         "checkpoint": f"step {record.evaluation.scores.step}",
+        **{f"{name} began from": text for name, text in _origins(record).items()},
         "MLflow run": record.run.run_id,
         "MLflow page": record.run.page(),
         **_server(record.run),

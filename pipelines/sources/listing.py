@@ -49,6 +49,7 @@ def _list(location: str, labels: Literal["auto", "folder", "none"], given: str) 
     elif not is_list:
         raise UserError(
             f"input ({given}) must be a folder or a list that ends with {', '.join(LIST_SUFFIXES)}"
+            "; for a single file, give a folder that holds it alone"
         )
     with local_list(location) as file:
         # A query may contain a slash and is not part of the base of relative paths.

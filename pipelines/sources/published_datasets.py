@@ -155,6 +155,23 @@ def list_published(input_path: str, dataset: str, fold: int) -> SourceList:
     Raises:
         UserError: If the folder holds none of its media, or a list is missing or malformed.
     """
+    folder, rows = _read(input_path, dataset, fold)
+    found = _sources(folder, rows)
+    if not any(row.stem in folder.media for row in rows):
+        raise UserError(f"input ({input_path}) must hold media of {dataset}, but has none")
+    return found
+
+
+def read_rows(lists: str, dataset: str, fold: int) -> list[Row]:
+    """Reads the official lists in a folder, which need not hold the media.
+
+    Raises:
+        UserError: If a list is missing or malformed.
+    """
+    return _read(lists, dataset, fold)[1]
+
+
+def _read(input_path: str, dataset: str, fold: int) -> tuple[Folder, list[Row]]:
     if is_uri(input_path) or not os.path.isdir(input_path):
         raise UserError(f"input ({input_path}) must be a folder: it is to hold {dataset}")
     folder = read_folder(os.path.abspath(input_path), has_pictures=dataset not in _SOUND_DATASETS)
@@ -162,7 +179,7 @@ def list_published(input_path: str, dataset: str, fold: int) -> SourceList:
     if fold > num_folds:
         raise UserError(f"fold ({fold}) must be at most {num_folds} for {dataset}")
     try:
-        rows = list(read(folder, fold))
+        return folder, list(read(folder, fold))
     except UserError:  # also a ValueError, but its message is already clear
         raise
     except (KeyError, IndexError, ValueError) as error:
@@ -170,10 +187,6 @@ def list_published(input_path: str, dataset: str, fold: int) -> SourceList:
             f"input ({input_path}) has a list that is not as {dataset} has it: "
             f"{type(error).__name__} {error}"
         ) from error
-    found = _sources(folder, rows)
-    if not any(row.stem in folder.media for row in rows):
-        raise UserError(f"input ({input_path}) must hold media of {dataset}, but has none")
-    return found
 
 
 def read_folder(root: str, *, has_pictures: bool) -> Folder:

@@ -4,13 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.changes import changed_settings
+from pipelines.config.changes import changed_settings, with_defaults
 from pipelines.config.pretrain import clip_mismatch
 from pipelines.config.sweep import SweepConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
 from pipelines.evaluation.choice import split_scored_on, unretrievable, unscorable
 from pipelines.quantities import byte_size, counted
+from pipelines.sweep.init_versions import INIT_VERSIONS, replaced
 from pipelines.sweep.run_trial import pretrain_values, trial_config
 from pipelines.sweep.search import num_trials
 from pipelines.sweep.space import edge_cases, settings_of
@@ -22,6 +23,8 @@ from xkd_core.health import MIN_CLIPS
 
 _OF_CLIPS = ("exclude", "splits", "model.video", "model.audio")
 """Settings that clips must fit, in a space too; also the whole section `model`."""
+_OF_WEIGHTS = ("init", "optimizer.frozen_")
+"""Settings of a space that weights must fit."""
 DATASET_IDS = "dataset_ids"
 """Key of the datasets that a sweep began with, see `dataset_ids`."""
 
@@ -62,7 +65,8 @@ def check_sweep(config: SweepConfig) -> list[str]:
     mistakes += _scoring_mistakes(config) + _collapse_mistakes(config)
     mistakes += _option_mistakes(config, folder, mistakes)
     if there := RunFolder(folder).began_with:
-        mistakes += _settings_mistakes(config, there["config"])
+        versions = there.get(INIT_VERSIONS, {})  # those of `config` are fixed already
+        mistakes += _settings_mistakes(config, replaced(there["config"], versions))
         mistakes += _clips_mistakes(config, there.get(DATASET_IDS, {}))
     return mistakes
 
@@ -72,7 +76,7 @@ def _option_mistakes(config: SweepConfig, folder: Path, of_all: Sequence[str]) -
     found = []
     for key, value, values in edge_cases(config.space):
         names = settings_of(config.space, {key: value})
-        if not any(name == "model" or name.startswith(_OF_CLIPS) for name in names):
+        if not any(_needs_a_check(name, config) for name in names):
             continue
         option = trial_config(config, folder, Trial(0, values)).model_copy(update={"name": "base"})
         mistakes = check_pretrain(option)
@@ -80,6 +84,14 @@ def _option_mistakes(config: SweepConfig, folder: Path, of_all: Sequence[str]) -
             mistakes.append(problem)
         found += [f"space.{key} at {value}: {text}" for text in mistakes if text not in of_all]
     return found
+
+
+def _needs_a_check(name: str, config: SweepConfig) -> bool:
+    """Whether a setting must fit clips or weights, which only its check can tell."""
+    must_fit = (*_OF_CLIPS, *_OF_WEIGHTS)
+    if config.pretrain.init is not None:
+        must_fit = (*must_fit, "model.")
+    return name == "model" or name.startswith(must_fit)
 
 
 def _rates_mistake(scoring_dataset: str, method: MethodConfig) -> str | None:
@@ -94,7 +106,9 @@ def _rates_mistake(scoring_dataset: str, method: MethodConfig) -> str | None:
 
 def _settings_mistakes(config: SweepConfig, began_with: Mapping[str, Any]) -> list[str]:
     """Returns why a sweep cannot continue with these settings."""
-    there = {**began_with, "pretrain": EARLIER_SETTINGS | began_with["pretrain"]}
+    there = with_defaults(
+        SweepConfig, {**began_with, "pretrain": EARLIER_SETTINGS | began_with["pretrain"]}
+    )
     changes = changed_settings(SweepConfig, there, config.model_dump(mode="json"))
     if not changes:
         return []

@@ -4,6 +4,7 @@ import os
 from itertools import chain
 from typing import Any
 
+from pipelines.config.init import REGISTERED
 from pipelines.config.mistakes import mistakes_in
 from pipelines.config.pretrain import PretrainSettings
 from pipelines.config.sweep import SweepConfig
@@ -17,6 +18,7 @@ _SAME_FOR_ALL_TRIALS = ("num_workers", "use_gpu", "cpus_per_worker", "parallelis
 """Settings of resources: trials run at once, so all need the same."""
 _NOT_IN_A_SWEEP = ("max_seconds",)
 """Settings that a trial cannot have."""
+_PATHS = ("exclude", "init", "init.source", "init.video", "init.audio")
 
 
 def space_mistakes(config: SweepConfig) -> list[str]:
@@ -57,9 +59,11 @@ def _path_mistakes(config: SweepConfig) -> list[str]:
     """Returns relative paths: trials have working directories of their own."""
     found = []
     for key, _, values in edge_cases(config.space):
-        exclude = settings_of(config.space, values).get("exclude")
-        if isinstance(exclude, str) and not os.path.isabs(exclude):
-            found.append(f"space.{key}: exclude ({exclude}) must be an absolute path in a space")
+        for name, path in settings_of(config.space, values).items():
+            if name not in _PATHS or not isinstance(path, str) or path.startswith(REGISTERED):
+                continue
+            if not os.path.isabs(path):
+                found.append(f"space.{key}: {name} ({path}) must be an absolute path in a space")
     return found
 
 

@@ -34,8 +34,10 @@ from pipelines.sweep.trial_files import (
     read_trial,
     read_trials,
     reopen_trial,
+    trial_folder,
 )
 from pipelines.tracking.runs import RunRef, log_dataset
+from pipelines.training.initial_weights import discard_weights
 
 logger = logging.getLogger(__name__)
 
@@ -191,6 +193,7 @@ class _Bookkeeper(tune.Callback):
 
     def _end(self, number: int, status: Status, reason: str) -> None:
         end_trial(self._folder, number, status, reason)
+        discard_weights(trial_folder(self._folder, number))  # a stopped trial is killed
         close_trial(self._run, self._folder, read_trial(self._folder, number))
         self.say()
 

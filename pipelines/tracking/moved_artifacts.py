@@ -12,9 +12,9 @@ import logging
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from pipelines.redaction import one_line
+from pipelines.tracking.sqlite import artifact_location, local_path
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +45,13 @@ def mend_moved_artifacts(database: Path) -> None:
         with closing(sqlite3.connect(database, timeout=_PATIENCE_SECONDS)) as connection:
             for root in _lost_roots(connection, beside):
                 with connection:
-                    _replace_root(connection, root, str(beside))
-                logger.info("artifacts of %s moved from %s to %s", database, root, beside)
+                    _replace_root(connection, root, artifact_location(beside))
+                logger.warning(
+                    "%s named artifacts in %s, which is gone; it now names those in %s",
+                    database,
+                    local_path(root),
+                    beside,
+                )
     except sqlite3.Error as error:
         logger.warning(
             "%s names artifacts in a folder that is gone, and cannot be changed: %s",
@@ -63,25 +68,13 @@ def _lost_roots(connection: sqlite3.Connection, beside: Path) -> list[str]:
     return [
         location.rstrip("/")
         for (location,) in rows
-        if location and _was_beside(location) and _local_path(location) != beside
+        if location and _was_beside(location) and local_path(location) != beside
     ]
 
 
 def _was_beside(location: str) -> bool:
-    path = _local_path(location)
+    path = local_path(location)
     return path is not None and path.name == ARTIFACTS_FOLDER and not path.exists()
-
-
-def _local_path(location: str) -> Path | None:
-    """Returns the path of a location on this machine; None for a bucket or a server.
-
-    >>> _local_path("/a/mlartifacts/"), _local_path("file:///a%20b"), _local_path("s3://a/b")
-    (PosixPath('/a/mlartifacts'), PosixPath('/a b'), None)
-    """
-    if location.startswith("/"):
-        return Path(location)
-    parts = urlsplit(location)
-    return Path(unquote(parts.path)) if parts.scheme == "file" else None
 
 
 def _replace_root(connection: sqlite3.Connection, root: str, new_root: str) -> None:

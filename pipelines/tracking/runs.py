@@ -7,7 +7,7 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,11 @@ from pipelines.errors import Stopped, UserError
 from pipelines.redaction import one_line, redacted
 from pipelines.tracking.code_version import code_version
 from pipelines.tracking.moved_artifacts import ARTIFACTS_FOLDER, mend_moved_artifacts
-from pipelines.tracking.server import SQLITE, retry_while_away, tracking_uri
+from pipelines.tracking.server import retry_while_away, tracking_uri
+from pipelines.tracking.sqlite import artifact_location, sqlite_file
 
 # isort: split
-from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -57,12 +58,12 @@ class RunRef:
         >>> RunRef("http://me:secret@host:5000/", "1", "a0").page()
         'http://***@host:5000/#/experiments/1/runs/a0'
         """
-        server = _LOCAL_PAGES if self.uri.startswith(SQLITE) else redacted(self.uri)
+        server = _LOCAL_PAGES if sqlite_file(self.uri) else redacted(self.uri)
         return f"{server.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
 
     def server_command(self) -> str:
         """Returns the command that serves the page of a run in an SQLite file; else nothing."""
-        if not self.uri.startswith(SQLITE):
+        if sqlite_file(self.uri) is None:
             return ""
         program = Path(sys.executable).with_name("mlflow")
         return f"{shlex.quote(str(program))} ui --backend-store-uri {shlex.quote(self.uri)}"
@@ -87,9 +88,9 @@ def open_run(
         JobFailed: if MLflow refuses or stays away.
     """
     uri = parent.uri if parent is not None else tracking_uri(config.tracking)
-    if uri.startswith(SQLITE):
-        Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
-        mend_moved_artifacts(Path(uri.removeprefix(SQLITE)))
+    if file := sqlite_file(uri):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        mend_moved_artifacts(file)
     client = MlflowClient(uri)
     patience = _WORK_PATIENCE_SECONDS if parent is not None else _OPEN_PATIENCE_SECONDS
     if run_id:
@@ -121,10 +122,10 @@ def _experiment(client: MlflowClient, name: str, uri: str) -> str:
     if found is not None:
         return str(found.experiment_id)
     # Without a server, artifacts are kept beside the SQLite file, wherever the job was started.
-    is_file = uri.startswith(SQLITE)
-    beside = Path(uri.removeprefix(SQLITE)).parent / ARTIFACTS_FOLDER if is_file else ""
+    file = sqlite_file(uri)
+    beside = artifact_location(file.parent / ARTIFACTS_FOLDER) if file else None
     try:
-        return str(client.create_experiment(name, artifact_location=str(beside) or None))
+        return str(client.create_experiment(name, artifact_location=beside))
     except MlflowException:
         created = client.get_experiment_by_name(name)  # another job has created it meanwhile
         if created is None:
@@ -218,5 +219,29 @@ def log_dataset(run: RunRef, *, dataset_id: str, path: str, num_clips: int, cont
     def log() -> None:
         client.set_tag(run.run_id, f"xkd.dataset.{context}", dataset_id)
         client.log_inputs(run.run_id, [DatasetInput(dataset, [tag])])
+
+    retry_while_away(run.uri, _WORK_PATIENCE_SECONDS, log)
+
+
+def log_origins(run: RunRef, origins: Mapping[str, Mapping[str, str]]) -> None:
+    """Records which weights a training began from, and links the logged models among them.
+
+    Args:
+        run: The run of the training.
+        origins: `InitialWeights.origins`: for each modality a source, a content hash, and the
+            `model_id` of a registered version.
+
+    Raises:
+        JobFailed: if MLflow refuses or stays away.
+    """
+    client = run.client()
+    models = [LoggedModelInput(one["model_id"]) for one in origins.values() if "model_id" in one]
+
+    def log() -> None:
+        for modality, origin in origins.items():
+            client.set_tag(run.run_id, f"xkd.init.{modality}", origin["source"])
+            client.set_tag(run.run_id, f"xkd.init.{modality}.content", origin["content"])
+        if models:
+            client.log_inputs(run.run_id, models=models)
 
     retry_while_away(run.uri, _WORK_PATIENCE_SECONDS, log)

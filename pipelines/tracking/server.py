@@ -16,6 +16,8 @@ from pipelines.config.base import TrackingSettings
 from pipelines.errors import JobFailed, UserError
 from pipelines.paths import home
 from pipelines.redaction import one_line, redacted
+from pipelines.tracking.moved_artifacts import mend_moved_artifacts
+from pipelines.tracking.sqlite import SQLITE, sqlite_file
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -29,7 +31,6 @@ def _without_password(record: logging.LogRecord) -> bool:
 for handler in logging.getLogger("mlflow").handlers:
     handler.addFilter(_without_password)  # MLflow's monitor logs the whole URI of a server
 
-SQLITE = "sqlite:///"
 _SQLITE_HEADER = b"SQLite format 3\x00"
 RETRY_SECONDS = 2.0
 _MAX_RETRY_SECONDS = 30.0
@@ -45,6 +46,8 @@ def tracking_uri(config: TrackingSettings) -> str:
 def check_tracking(config: TrackingSettings) -> None:
     """Checks that MLflow can be reached, before any work starts.
 
+    If the folder of an SQLite file was moved, artifacts are found again from then on.
+
     Raises:
         UserError: if the kind of address is not supported or nothing answers there.
     """
@@ -59,17 +62,24 @@ def check_tracking(config: TrackingSettings) -> None:
     except ValueError as error:
         raise UserError(f"{kinds}: {error}") from None  # its traceback would show a password
     if parts.scheme == "sqlite":
-        _check_sqlite(Path(uri.removeprefix(SQLITE)))
+        is_default = not (config.uri or os.environ.get("MLFLOW_TRACKING_URI"))
+        _check_sqlite(uri, is_default=is_default)
     elif parts.scheme in ("http", "https") and host:
         _check_server(uri, host, port or (443 if parts.scheme == "https" else 80))
     else:
         raise UserError(kinds)
 
 
-def _check_sqlite(file: Path) -> None:
-    what = f"tracking.uri (sqlite:///{file})"
-    if not file.is_absolute():
+def _check_sqlite(uri: str, *, is_default: bool) -> None:
+    what = f"tracking.uri ({uri})"
+    file = sqlite_file(uri)
+    if file is None or not file.is_absolute():
         raise UserError(f"{what} must name an absolute file")
+    if is_default and file != Path(uri.removeprefix(SQLITE)):
+        raise UserError(
+            f"{what} would be read as {file}: MLflow decodes %XX and takes ? for the end of a "
+            "path; rename that folder, or set tracking.uri to a file in another one"
+        )
     there = file
     while not os.path.exists(there):
         there = there.parent
@@ -79,6 +89,7 @@ def _check_sqlite(file: Path) -> None:
         raise UserError(f"{what} must name a database of SQLite or a file that is not there yet")
     if there != file and not there.is_dir():
         raise UserError(f"{what} must lie in a folder, but {there} is a file")
+    mend_moved_artifacts(file)
 
 
 def _is_database(file: Path) -> bool:

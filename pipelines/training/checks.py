@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.changes import changed_settings, differences
+from pipelines.config.changes import changed_settings, differences, with_defaults
 from pipelines.config.dotted import flat
 from pipelines.config.pretrain import PretrainConfig, clip_mismatch
 from pipelines.dataset.clip_dataset import ClipDataset
@@ -26,6 +26,7 @@ from pipelines.models.checkpoints import (
 from pipelines.quantities import counted
 from pipelines.tracking.run_folder import RunFolder
 from pipelines.training.feed import make_feed
+from pipelines.training.initial_weights import init_mistakes
 from xkd_core.encoders import MODALITIES
 
 _ORDER = "a checkpoint's step is a position in the order of clips"
@@ -36,7 +37,15 @@ _SAME_WHEN_RESUMED = {
     "num_lanes": _ORDER,
     "splits": _ORDER,
     "shuffle_window": _ORDER,
-    "optimizer.decay_tokens_and_positions": "what the optimizer remembers is kept by these groups",
+    **dict.fromkeys(
+        (
+            "optimizer.decay_tokens_and_positions",
+            "optimizer.layer_decay",
+            "optimizer.frozen_video_blocks",
+            "optimizer.frozen_audio_blocks",
+        ),
+        "what the optimizer remembers is kept by these groups",
+    ),
 }
 """Settings that must equal those of the checkpoint that `resume` names, and the reasons. The model
 and the clips must be the same too; other settings may differ."""
@@ -55,7 +64,7 @@ def check_pretrain(config: PretrainConfig) -> list[str]:
         mistakes += checkpoint_mistakes(config, dataset)
     except UserError as error:
         mistakes.append(str(error))
-    mistakes += run_mistakes(config)
+    mistakes += run_mistakes(config) + init_mistakes(config)
     return list(dict.fromkeys(mistakes))
 
 
@@ -207,7 +216,7 @@ def run_mistakes(config: PretrainConfig) -> list[str]:
     there = _run_file(config)
     if not there:
         return []
-    began_with = EARLIER_SETTINGS | there["config"]
+    began_with = with_defaults(PretrainConfig, EARLIER_SETTINGS | there["config"])
     changes = changed_settings(PretrainConfig, began_with, config.model_dump(mode="json"))
     if not changes:
         return _exclude_mistakes(config, there.get(EXCLUDE_SHA256))

@@ -29,6 +29,8 @@ from pipelines.training.checkpoint_writer import Saver, Signals
 from pipelines.training.device_views import DeviceViews
 from pipelines.training.feed import Feed, make_feed
 from pipelines.training.finite_watch import FiniteWatch
+from pipelines.training.gpu_metrics import GpuMetrics
+from pipelines.training.host_memory import keep_freed_memory
 from pipelines.training.outcome import TrainOutcome
 from pipelines.training.records import StepLog, reduce_metrics
 from pipelines.training.state import (
@@ -54,14 +56,16 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
     rank = context.get_world_rank()
     dataset = ClipDataset.open(config.dataset)
     folder = Path(config.output) / config.name
+    if get_device().type == "cpu":
+        keep_freed_memory()
     exclude_sha256 = clip_ids_sha256(config.exclude)
     if exclude_sha256 != values[EXCLUDE_SHA256]:  # edited before this worker restarted
         raise UserError(f"exclude ({config.exclude}) names other clips than when training began")
     with ExitStack() as stack:
         feed = make_feed(config, dataset, rank=rank, world_size=context.get_world_size())
         stack.enter_context(closing(feed))
-        state = build_state(config)
         checkpoint = checkpoint_to_load(config, values["rungs"])
+        state = build_state(config, values["initial"] if checkpoint is None else None)
         if checkpoint is not None:
             load_state(state, checkpoint, config, dataset.dataset_id)
         log = None
@@ -90,11 +94,13 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
             code_version=values["code_version"],
             exclude_sha256=exclude_sha256,
             order_sha256=dataset.index.order_sha256 if rank == 0 else None,
+            began_from=read_info(checkpoint).began_from if checkpoint else values["began_from"],
         )
         stop_signal = StopSignal(values["board"] if rank == 0 else None, values["deadline"])
         rungs = RungScorer(values["rungs"], info.total_steps, info.steps_per_epoch)
         knn = KnnScorer(config, info.total_steps, info.steps_per_epoch)
-        training = _Training(config, feed, state, saver, stop_signal, rungs, knn, info, log)
+        gpu = GpuMetrics(get_device())
+        training = _Training(config, feed, state, saver, stop_signal, rungs, knn, info, gpu, log)
         if state.step == 0:
             training.score_knn()
             training.score()
@@ -113,6 +119,7 @@ class _Training:
     rungs: RungScorer
     knn: KnnScorer
     info: TrainingInfo
+    gpu: GpuMetrics
     log: StepLog | None
     """None but on rank 0."""
 
@@ -132,7 +139,7 @@ class _Training:
     def record(self, numbers: Mapping[str, float], step: int) -> None:
         """Logs the metrics of a step on rank 0."""
         if self.log is not None:
-            self.log.step(numbers, step, self.info.total_steps)
+            self.log.step({**numbers, **self.gpu.read()}, step, self.info.total_steps)
 
     def score(self) -> dict[str, Any]:
         """Scores the networks on rank 0 if the step is a rung."""

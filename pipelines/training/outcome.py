@@ -57,13 +57,13 @@ def check_outcome(outcome: TrainOutcome, config: PretrainConfig, folder: Path) -
     if outcome.has_failed:
         raise JobFailed(
             f"a checkpoint could not be written to {folder}: {outcome.failure}; "
-            f"{_last_checkpoint(folder)}. Free some space; the same command goes on from there"
+            f"{_last_checkpoint(folder)}. Free some space; the same command continues from there"
         )
     if outcome.next_step < outcome.total_steps:
         reason = "a worker got SIGTERM"
         if outcome.stop == Stop.TIME_IS_UP:
             reason = f"max_seconds ({config.max_seconds:g}) are over"
-        raise Stopped(f"{reason}: {outcome.summary_text()}. The same command goes on from there")
+        raise Stopped(f"{reason}: {outcome.summary_text()}. The same command continues from there")
 
 
 def _last_checkpoint(folder: Path) -> str:

@@ -11,7 +11,7 @@ Method: XKD, arXiv:2211.13929, sections 3 and 4.
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,17 @@ from pipelines.progress import OnProgress, watched_board
 from pipelines.redaction import redacted
 from pipelines.tracking.code_version import code_version
 from pipelines.tracking.run_folder import RunFolder
-from pipelines.tracking.runs import RunRef, log_dataset, tracked
+from pipelines.tracking.runs import RunRef, log_dataset, log_origins, tracked
 from pipelines.tracking.tracker import UNSENT_FILE
 from pipelines.training.checks import (
     checkpoint_mistakes,
     knn_mistakes,
     run_mistakes,
+)
+from pipelines.training.initial_weights import (
+    InitialWeights,
+    discard_weights,
+    prepare_weights,
 )
 from pipelines.training.loop import train_loop_per_worker
 from pipelines.training.outcome import TrainOutcome, check_outcome
@@ -58,6 +63,8 @@ class PretrainResult:
     first_step: int
     clips_per_second: float
     """Throughput of this call; NaN if no step was left."""
+    began_from: Mapping[str, Mapping[str, str]]
+    """The weights that it began from (`InitialWeights.origins`); empty for new ones."""
 
 
 def pretrain(
@@ -95,6 +102,7 @@ def pretrain(
         dataset = ClipDataset.open(config.dataset)
         _check_again(config, dataset)
         scaling = _scaling(config)
+        initial = _initial_weights(config, parent)
         with tracked(_open_run(config, run_folder, parent)) as run:
             log_dataset(
                 run,
@@ -103,20 +111,39 @@ def pretrain(
                 num_clips=dataset.num_clips,
                 context="training",
             )
+            if initial is not None:
+                log_origins(run, initial.origins)
             with watched_board(on_progress) as board:
-                values = _worker_values(config, run, board, started, rungs)
+                values = _worker_values(config, run, board, started, rungs, initial)
                 outcome = _fit_unless_interrupted(
                     lambda: _fit(config, scaling, values, callbacks), board.ask_to_stop.remote
                 )
             _warn_of_unsent(folder)
             check_outcome(outcome, config, folder)
-            return PretrainResult(
-                checkpoint=find_checkpoint(str(folder)),
-                run=run,
-                total_steps=outcome.total_steps,
-                first_step=outcome.first_step,
-                clips_per_second=outcome.clips_per_second,
-            )
+            discard_weights(folder)
+            return _result(folder, run, outcome)
+
+
+def _result(folder: Path, run: RunRef, outcome: TrainOutcome) -> PretrainResult:
+    checkpoint = find_checkpoint(str(folder))
+    return PretrainResult(
+        checkpoint=checkpoint,
+        run=run,
+        total_steps=outcome.total_steps,
+        first_step=outcome.first_step,
+        clips_per_second=outcome.clips_per_second,
+        began_from=read_info(checkpoint).began_from or {},
+    )
+
+
+def _initial_weights(config: PretrainConfig, parent: RunRef | None) -> InitialWeights | None:
+    """Resolves `init`, and says what a user may not expect of it."""
+    # A relative default would name another server in a worker of Ray Tune.
+    here = config.tracking.model_copy(update={"uri": parent.uri}) if parent else config.tracking
+    initial = prepare_weights(config, here)
+    for remark in initial.remarks if initial else ():
+        logger.warning("init: %s", remark)
+    return initial
 
 
 def _check_again(config: PretrainConfig, dataset: ClipDataset) -> None:
@@ -134,7 +161,12 @@ def _check_again(config: PretrainConfig, dataset: ClipDataset) -> None:
 
 
 def _worker_values(
-    config: PretrainConfig, run: RunRef, board: Any, started: float, rungs: RungPlan | None
+    config: PretrainConfig,
+    run: RunRef,
+    board: Any,
+    started: float,
+    rungs: RungPlan | None,
+    initial: InitialWeights | None,
 ) -> dict[str, Any]:
     """What each worker is given."""
     return {
@@ -147,6 +179,8 @@ def _worker_values(
         "board": board,
         "deadline": started + config.max_seconds if config.max_seconds else None,
         "rungs": asdict(rungs) if rungs else None,
+        "initial": initial.file if initial else None,
+        "began_from": initial.origins if initial else None,
     }
 
 
@@ -242,6 +276,6 @@ def _fit(
         reason = redacted(str(error)).strip().splitlines()[-1][:300]
         raise JobFailed(
             f"training failed more than max_failures ({config.max_failures}) times: {reason}. "
-            "The same command goes on from the last checkpoint"
+            "The same command continues from the last checkpoint"
         ) from error
     return TrainOutcome(**result.return_value)

@@ -13,6 +13,7 @@ import torch
 from ray import train
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import get_device, prepare_model
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pipelines.config.pretrain import PretrainConfig
@@ -31,28 +32,43 @@ from pipelines.models.checkpoints import (
 from pipelines.training.checkpoint_writer import report_checkpoint
 from xkd_core import sharding
 from xkd_core.compilation import compile_blocks
+from xkd_core.initial import begin_from
 from xkd_core.losses import Centers, initial_centers
-from xkd_core.optim import build_optimizer
+from xkd_core.optim import build_optimizer, freeze_first_blocks
 from xkd_core.train_step import TrainState
 from xkd_core.transformer import checkpoint_activations
 from xkd_core.xkd import XKD, build_xkd, load_model_tensors, model_tensors
 
 
-def build_state(config: PretrainConfig) -> TrainState:
-    """Builds networks and optimizer with the same new weights in every worker."""
+def build_state(config: PretrainConfig, initial: str | None = None) -> TrainState:
+    """Builds networks and optimizer with the same weights in every worker.
+
+    Args:
+        config: Settings of the training.
+        initial: File of the weights to begin from (`initial_weights`); None for new ones.
+    """
     device = get_device()
     torch.manual_seed(config.seed)
-    model = build_xkd(config.model).to(device)
+    model = build_xkd(config.model)
+    given = {} if initial is None else load_file(initial)
+    if config.init is not None and given:
+        begin_from(model, given, config.init.networks)
+    freeze_first_blocks(model, config.optimizer)
+    model = model.to(device)
     if config.activation_checkpointing:
         for block in model.learning_blocks():
             checkpoint_activations(block)
     if config.compile:
         compile_blocks(model)
+    centers = initial_centers(config.model.head.output_width, device)
     return TrainState(
         model=model,
         forward=_wrapped(model, config),
         optimizer=build_optimizer(model, config.optimizer),
-        centers=initial_centers(config.model.head.output_width, device),
+        centers=Centers(
+            video=given.get(VIDEO_CENTER, centers.video).to(centers.video),
+            audio=given.get(AUDIO_CENTER, centers.audio).to(centers.audio),
+        ),
     )
 
 

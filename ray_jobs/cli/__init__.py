@@ -1,1 +1,1 @@
-"""The command line that all jobs share: settings, checks, Ray, and what people see."""
+"""The command line of all jobs: settings, checks, the connection to Ray, and console output."""

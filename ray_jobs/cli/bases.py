@@ -1,15 +1,15 @@
-"""A configuration file with the bases that it names.
+"""Reads a configuration file together with its bases.
 
-`base:` names one YAML file or a list of them, relative to the file that says so, at the top or in
-any section of the schema:
+`base:` names one YAML file or a list of them, relative to the file that contains it, at the top or
+in any section of the schema:
 
     base: ../recipe/xkd.yaml        pretrain:
     epochs: 100                       base: [../recipe/xkd.yaml, ../hardware/one_gpu.yaml]
                                       epochs: 100
 
-Bases merge in order, those of the top before those of sections, and the file's own keys last.
-Mappings merge key by key; lists are replaced. A base names no base itself, so one look at a file
-shows all that it is made of.
+Bases merge in order: first those at the top, then those of sections, and last the file's own keys.
+Mappings merge key by key; lists are replaced. A base has no base itself, so a file shows all files
+that it consists of.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,11 +29,11 @@ Keys = tuple[str, ...]
 
 
 class Configuration(NamedTuple):
-    """The values of a file, and where those of its bases come from."""
+    """The values of a file and its bases, and the origins of the latter."""
 
     values: dict[str, Any]
     origins: dict[Keys, Path]
-    """The base of each value that is not the file's own."""
+    """The base of each value that does not come from the file itself."""
 
 
 class _Layer(NamedTuple):
@@ -46,7 +46,7 @@ def read_configuration(file: Path, schema: type[BaseModel]) -> Configuration:
     """Reads a file with its bases.
 
     Raises:
-        UserError: if the file or a base is missing or no YAML mapping, or a base names a base.
+        UserError: If the file or a base is missing or not a YAML mapping, or a base has a base.
     """
     own = _load(file, f"configuration file ({file})")
     layers = [*_bases(own, schema, (), file), _Layer(_without_bases(own, schema), None)]
@@ -75,7 +75,7 @@ def _load(file: Path, what: str) -> dict[str, Any]:
 def _bases(
     values: dict[str, Any], schema: type[BaseModel], path: Keys, file: Path
 ) -> Iterator[_Layer]:
-    """The bases of a section and of the sections in it, the first to be merged first."""
+    """Yields the bases of a section and of its inner sections, in the order of merging."""
     where = ".".join((*path, BASE))
     named = values.get(BASE, [])
     for name in named if isinstance(named, list) else [named]:
@@ -115,7 +115,7 @@ def _base_keys(values: dict[str, Any], schema: type[BaseModel], path: Keys) -> I
 def _sections(
     values: Mapping[str, Any], schema: type[BaseModel]
 ) -> Iterator[tuple[str, type[BaseModel]]]:
-    """The keys that hold a section of the schema; a bundle of a sweep may be called `base`."""
+    """Yields keys that hold a section of the schema. A bundle of a sweep may be named `base`."""
     for key, value in values.items():
         found = schema.model_fields.get(key)
         section = section_of(found.annotation) if found else None
@@ -127,7 +127,7 @@ def _origins(layers: list[_Layer]) -> dict[Keys, Path]:
     origins: dict[Keys, Path] = {}
     for layer in layers:
         for path in _leaves(layer.values, ()):
-            # A value replaces what lay there, and a section replaces a value.
+            # A value replaces a section at its path, and a section replaces a value.
             kept = {
                 other: file
                 for other, file in origins.items()

@@ -1,4 +1,4 @@
-"""What can be found wrong before any work starts, all of it at once."""
+"""Checks before any work starts. They report all mistakes at once."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from ray_jobs.cli.cluster import check_ray, ray_address
 
 
 def environment_mistakes(config: JobConfig, *outputs: str) -> tuple[str, ...]:
-    """Mistakes about MLflow, Ray and the folders that a job writes into."""
+    """Returns mistakes about MLflow, Ray and the folders that a job writes to."""
     checks: list[Callable[[], None]] = [
         lambda: check_tracking(config.tracking),
         lambda: check_ray(config.ray),
@@ -26,9 +26,9 @@ def environment_mistakes(config: JobConfig, *outputs: str) -> tuple[str, ...]:
 
 
 def gpu_mistakes(config: JobConfig, wanted: Mapping[str, bool]) -> tuple[str, ...]:
-    """The settings that want a GPU which a Ray of this process's own does not have.
+    """Returns the settings that need a GPU if the job starts its own Ray and this machine has none.
 
-    The GPUs of a cluster are known only once it is connected, see `check_gpus`.
+    The GPUs of a cluster are known only after connecting; see `check_gpus`.
     """
     if ray_address(config.ray) is not None or torch.cuda.device_count():
         return ()
@@ -38,10 +38,10 @@ def gpu_mistakes(config: JobConfig, wanted: Mapping[str, bool]) -> tuple[str, ..
 
 
 def check_gpus(wanted: Mapping[str, bool]) -> None:
-    """Makes sure that Ray, which is connected, has a GPU for the settings that want one.
+    """Checks that the connected Ray has a GPU if a setting needs one.
 
     Raises:
-        UserError: if no node has one; the task would wait for it forever.
+        UserError: If no node has one; tasks would wait for it forever.
     """
     asking = [name for name, is_wanted in wanted.items() if is_wanted]
     if not asking:
@@ -51,7 +51,7 @@ def check_gpus(wanted: Mapping[str, bool]) -> None:
 
 
 def messages(*checks: Callable[[], object]) -> tuple[str, ...]:
-    """What the checks that fail say; two may stumble over the same."""
+    """Returns the messages of the failing checks, without repetitions."""
     found = []
     for check in checks:
         try:
@@ -62,7 +62,7 @@ def messages(*checks: Callable[[], object]) -> tuple[str, ...]:
 
 
 def decoder_mistakes(config: JobConfig, decoder: DecoderSettings) -> tuple[str, ...]:
-    """Mistakes about how far decoding is confined, where it happens on this machine."""
+    """Returns mistakes about the confinement of decoding, if it runs on this machine."""
     try:
         if ray_address(config.ray) is None:
             check_required(decoder.sandbox, available())
@@ -72,23 +72,23 @@ def decoder_mistakes(config: JobConfig, decoder: DecoderSettings) -> tuple[str, 
 
 
 def decoder_text(config: JobConfig) -> str:
-    """How far decoding is confined, in one line."""
+    """Describes the confinement of decoding in one line."""
     where = (
         ""
         if ray_address(config.ray) is None
-        else " here; each worker has what its own machine gives"
+        else " here; on other machines it depends on their kernel"
     )
     return f"{'decoder':9} {available()}{where}"
 
 
 def check_writable(output: str) -> None:
-    """Makes sure that a folder is there and writable, or can be made.
+    """Checks that a folder is writable or can be created.
 
     Raises:
-        UserError: if it cannot.
+        UserError: If it is not.
     """
     folder = Path(output)
-    # Not Path.exists, which raises an error for what lies in a folder that may not be read.
+    # Path.exists raises an error inside a folder without permission.
     while not os.path.exists(folder) and folder != folder.parent:
         folder = folder.parent
     if not os.path.isdir(folder):

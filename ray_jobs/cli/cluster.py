@@ -1,4 +1,4 @@
-"""The Ray that a job runs on: its own, one at an address, or the one that it was submitted to."""
+"""The Ray that a job runs on: its own, a cluster at an address, or the one it was submitted to."""
 
 import logging
 import os
@@ -24,27 +24,27 @@ _CONNECT_SECONDS = 5.0
 _MAX_PORT = 65_535
 _MAX_SOCKET_BYTES = 107
 _SOCKET_NAME_BYTES = len("/session_2026-01-31_12-00-00_123456_4194304/sockets/plasma_store")
-"""What Ray adds to its folder, with the largest process number."""
+"""Longest path that Ray appends to its folder, with the largest process ID."""
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Set by Ray in a submitted job."""
+"""Environment variable that Ray sets in a submitted job."""
 
 
 @contextmanager
 def connected(config: RaySettings, *, dashboard: bool = False) -> Iterator[None]:
-    """Connects to Ray for the length of the block.
+    """Connects to Ray while the block runs.
 
     Args:
-        config: Which Ray.
-        dashboard: Start one in a Ray of its own: Ray Train gives back the resources of a trial that
-            Tune has ended only if it can ask the dashboard whether the trial still lives.
+        config: Which Ray to connect to.
+        dashboard: Start a dashboard in a Ray of its own. Ray Train frees the resources of a trial
+            that Tune ended only if the dashboard confirms that the trial is gone.
     """
-    # Ray Data tells on the console what a job's own progress tells better.
+    # The job's own progress replaces that of Ray Data.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     address = ray_address(config)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         _give_token()
-        # A harmless line about each pool of actors would be all that its core logs to the console.
+        # Otherwise Ray's core logs a harmless line about each pool of actors.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         options |= {
             "address": "local",
@@ -57,7 +57,7 @@ def connected(config: RaySettings, *, dashboard: bool = False) -> Iterator[None]
         submitted = os.environ.get(_JOB_CONFIG)
         options["runtime_env"] = {"env_vars": worker_environment(submitted)}
         if submitted is None:
-            # The cluster's workers get the code from here; a submitted job has brought its own.
+            # Workers of the cluster get the code from here. A submitted job has uploaded it.
             modules = [str(PACKAGES / name) for name in ("xkd_core", "pipelines", "ray_jobs")]
             options["runtime_env"]["py_modules"] = modules
     try:
@@ -69,9 +69,9 @@ def connected(config: RaySettings, *, dashboard: bool = False) -> Iterator[None]
 
 
 def _give_token() -> None:
-    """Gives a Ray of its own a token in the environment where it cannot keep one in HOME.
+    """Sets a token for a Ray of its own in the environment if HOME is not writable.
 
-    Ray writes `~/.ray/auth_token` and fails without; in a container HOME is often not writable.
+    Ray writes `~/.ray/auth_token` and fails otherwise. In containers HOME is often read-only.
     """
     if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         file = os.path.expanduser("~/.ray/auth_token")
@@ -80,7 +80,7 @@ def _give_token() -> None:
 
 
 def _can_make(folder: str) -> bool:
-    """Whether a folder is there and writable, or can be made."""
+    """Returns whether a folder is writable or can be created."""
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
     except OSError:
@@ -90,15 +90,15 @@ def _can_make(folder: str) -> bool:
 
 @contextmanager
 def _own_termination() -> Iterator[None]:
-    """Keeps this process's way to end on SIGTERM while Ray starts, which sets handlers that exit.
+    """Restores the handler of SIGTERM after Ray has started, which installs handlers that exit.
 
     Raises:
-        Terminated: if one of Ray's handlers had its way.
+        Terminated: If a handler of Ray ran.
     """
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
-    except SystemExit:  # only these handlers exit there
+    except SystemExit:  # only these handlers exit here
         raise Terminated from None
     finally:
         if threading.current_thread() is threading.main_thread():
@@ -107,7 +107,7 @@ def _own_termination() -> Iterator[None]:
 
 @contextmanager
 def _without_log_level_line() -> Iterator[None]:
-    """Leaves out the line in which Ray's core says on stderr which level it is set to."""
+    """Drops the line in which Ray's core reports its log level on stderr."""
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as caught:
@@ -125,13 +125,13 @@ def _without_log_level_line() -> Iterator[None]:
 
 
 def ray_address(config: RaySettings) -> str | None:
-    """The address asked for, or None for a Ray of this process's own, which `local` is as well."""
+    """Returns the address of a cluster; None for a Ray of its own, also for `local`."""
     address = config.address or os.environ.get("RAY_ADDRESS")
     return None if address in ("", "local") else address
 
 
 def _check_socket_folder() -> None:
-    """Makes sure that a Ray of its own can name its sockets, whose paths are short."""
+    """Checks that the paths of the sockets of a Ray of its own are short enough."""
     name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
     folder = os.environ.get(name, "/tmp")
     length = len(os.fsencode(f"{folder.rstrip('/')}/ray")) + _SOCKET_NAME_BYTES
@@ -144,10 +144,10 @@ def _check_socket_folder() -> None:
 
 
 def check_ray(config: RaySettings) -> None:
-    """Makes sure that something answers at the address, before any work starts.
+    """Checks that the address of Ray answers, before any work starts.
 
     Raises:
-        UserError: if nothing does.
+        UserError: If it does not.
     """
     address = ray_address(config)
     if address is None:

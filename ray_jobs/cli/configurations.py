@@ -1,4 +1,4 @@
-"""The configurations that come with the package, and their short names: `smoke`, `one_gpu`."""
+"""The configurations of the package, and their short names such as `smoke` and `one_gpu`."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _SUFFIXES = (".yaml", ".yml")
 
 
 class Arguments(NamedTuple):
-    """What a command line comes to."""
+    """The result of parsing a command line."""
 
     file: Path | None
     overrides: Sequence[str]
     note: str | None = None
-    """First line for the user, where the file does not follow from the argument alone."""
+    """First line for the user, if the file does not follow from the argument alone."""
 
 
 def configuration_folder() -> Path:
-    """The folder `conf`: beside the code in a checkout, inside the package once installed."""
+    """Returns the folder `conf`: beside the code in a checkout, inside an installed package."""
     installed = Path(str(importlib.resources.files("ray_jobs"))) / "conf"
     return installed if installed.is_dir() else PACKAGES / "conf"
 
 
 def configuration_names(job: str) -> list[str]:
-    """The short names of a job's configurations."""
+    """Returns the short names of a job's configurations."""
     return sorted(file.stem for file in (configuration_folder() / job).glob("*.yaml"))
 
 
@@ -42,18 +42,18 @@ def find_configuration(
     overrides: Sequence[str],
     for_media: Callable[[JobSummary, str, Sequence[str]], Arguments] | None = None,
 ) -> Arguments:
-    """Says which file the first argument means, and which settings follow from it.
+    """Finds the file that the first argument names, and the settings that follow from it.
 
-    A short name goes before a folder of that name, which `./NAME` means.
+    A short name takes precedence over a folder of that name, for which users write `./NAME`.
 
     Args:
         job: The job.
         argument: A YAML file, a short name, or media.
         overrides: The `key=value` that follow.
-        for_media: What chooses the configuration for media; without it they need none.
+        for_media: Chooses the configuration for media, if they need one.
 
     Raises:
-        UserError: if it is none of these.
+        UserError: If it is none of these.
     """
     if argument.endswith(_SUFFIXES) and not os.path.isdir(argument):
         if not os.path.exists(argument) and Path(argument).stem in configuration_names(job.name):
@@ -69,18 +69,31 @@ def find_configuration(
         return Arguments(file, overrides, note if is_media_too else None)
     if job.media is None:
         raise UserError(_no_configuration(job, argument))
+    if job.target is not None:
+        return Arguments(None, _with_target(job, argument, overrides))
     if not is_uri(argument):
         if not os.path.exists(os.path.expanduser(argument)):
             raise UserError(_no_configuration(job, argument))
-        # A path on the command line starts where the user is, not at XKD_HOME.
+        # The first argument is relative to the working directory, not to XKD_HOME.
         argument = os.path.abspath(os.path.expanduser(argument))
     if for_media is None:
         return Arguments(None, [f"{job.media}={argument}", *overrides])
     return for_media(job, argument, overrides)
 
 
+def _with_target(job: JobSummary, argument: str, overrides: Sequence[str]) -> list[str]:
+    """The settings that `xkd JOB ARGUMENT TARGET [key=value ...]` means."""
+    settings = [f"{job.media}={argument}"]
+    if overrides and "=" not in overrides[0]:
+        # A path on the command line starts where the user is, not at XKD_HOME.
+        target = os.path.abspath(os.path.expanduser(overrides[0]))
+        settings.append(f"{job.target}={target}")
+        overrides = overrides[1:]
+    return [*settings, *overrides]
+
+
 def misplaced(overrides: Sequence[str]) -> list[str]:
-    """Names relative paths of settings that exist here, but not in XKD_HOME, where they start."""
+    """Returns hints for relative paths that exist here, but not in XKD_HOME, where they start."""
     found = []
     for override in overrides:
         key, _, value = override.partition("=")
@@ -96,7 +109,7 @@ def misplaced(overrides: Sequence[str]) -> list[str]:
 
 
 def shown_file(file: Path) -> str:
-    """A file as it is shown: relative where it lies below the working directory."""
+    """Returns a path for display, relative if it lies below the working directory."""
     here = Path.cwd()
     return str(file.relative_to(here) if file.is_relative_to(here) else file)
 

@@ -1,6 +1,6 @@
-"""What a job prints while it works: how far each stage is, how fast, and how long it takes yet.
+"""Console progress of a job: how far each stage is, its rate, and the time left.
 
-On a terminal a stage is a bar that rich redraws; elsewhere it is a plain line every few seconds.
+On a terminal, rich draws a bar. Elsewhere, a stage prints a plain line every few seconds.
 """
 
 import sys
@@ -16,22 +16,24 @@ from rich.text import Text
 
 from pipelines.quantities import duration
 
+_UNITS_FOR_A_RATE = 3.0
+"""The first units wait for processes to start; a rate from them alone is far too low."""
 _LOG_SECONDS = 5.0
-"""Between two lines where the output is not a terminal."""
+"""Time between two lines if the output is not a terminal."""
 _BAR_WIDTH = 20
 _REFRESHES_A_SECOND = 4
 
 _shown: "StageProgress | None" = None
-"""The stage whose bar is on the terminal; there is one at a time."""
+"""The stage whose bar is on the terminal. There is only one at a time."""
 
 
 class StageProgress:
     """Progress of one stage.
 
     Args:
-        stage: Its name, which the line begins with.
-        unit: What is counted, in the plural.
-        details: What a terminal shows below the bar, asked for as the stage gets on.
+        stage: Name at the beginning of the line.
+        unit: Noun of what is counted, in the plural.
+        details: Returns what a terminal shows below the bar. Called for each redraw.
     """
 
     def __init__(
@@ -45,13 +47,13 @@ class StageProgress:
         self._printed = 0.0
         self._last = ""
         self._live: Live | None = None
-        self._lock = threading.Lock()  # news come from a thread, the end from the driver
+        self._lock = threading.Lock()  # a thread reports progress, the driver ends the stage
 
     def __call__(self, done: float, total: float, note: str) -> None:
-        """Shows the state unless it was shown just now."""
+        """Shows the progress, at most a few times a second."""
         now = time.monotonic()
         if self._first is None or done <= self._first[1]:
-            self._first = (now, done)  # what comes before the first unit is no measure of its rate
+            self._first = (now, done)  # time before the first unit does not count
         is_drawn = _is_terminal()
         pause = 1 / _REFRESHES_A_SECOND if is_drawn else _LOG_SECONDS
         if done < total and now - self._printed < pause:
@@ -68,8 +70,11 @@ class StageProgress:
 
     def _columns(self, now: float, done: float, total: float) -> list[str]:
         start, begun_at = self._first or (now, done)
-        rate = (done - begun_at) / (now - start) if now > start else 0.0
-        columns = [f"{self._stage:9} {int(done)}/{total:.0f} {self._unit}"]
+        is_known = done - begun_at >= min(_UNITS_FOR_A_RATE, total - begun_at) and now > start
+        rate = (done - begun_at) / (now - start) if is_known else 0.0
+        is_counted = done > 0 or total > 1  # "0/1" would say nothing
+        counts = f"{int(done)}/{total:.0f} {self._unit}" if is_counted else "..."
+        columns = [f"{self._stage:9} {counts}"]
         if rate > 0:
             columns.append(_rate(rate, self._unit))
             if done < total:
@@ -77,7 +82,7 @@ class StageProgress:
         return columns
 
     def _draw(self, columns: Sequence[str], done: float, total: float, note: str) -> None:
-        """Redraws the bar, and under it the note and the details."""
+        """Redraws the bar with the note and the details below it."""
         global _shown
         bar = Table.grid(padding=(0, 2))
         counts, *speed = columns
@@ -100,7 +105,7 @@ class StageProgress:
             self._live.update(Group(*parts))
 
     def close(self) -> None:
-        """Leaves the bar as it is and gives the terminal back."""
+        """Leaves the bar as it is and releases the terminal."""
         global _shown
         with self._lock:
             live, self._live = self._live, None
@@ -110,9 +115,9 @@ class StageProgress:
             _shown = None
 
     def finish(self, result: str) -> None:
-        """Ends the stage with what came out and how long it took."""
+        """Ends the stage with its result and duration."""
         if self._live is not None:
-            self._live.transient = True  # the line below says all that the bar did
+            self._live.transient = True  # the line below replaces the bar
         self.close()
         first, *rest = result.splitlines()
         took = duration(time.monotonic() - self._started)
@@ -120,13 +125,13 @@ class StageProgress:
 
 
 def close_progress() -> None:
-    """Gives the terminal back where a stage did not come to its end."""
+    """Releases the terminal if a stage did not finish."""
     if _shown is not None:
         _shown.close()
 
 
 def _is_terminal() -> bool:
-    """Whether a bar can be redrawn: the output is a terminal, and one that knows how."""
+    """Returns whether the output is a terminal that can redraw a bar."""
     return sys.stdout.isatty() and not Console().is_dumb_terminal
 
 
@@ -136,7 +141,7 @@ def _live() -> Live:
         console=console,
         refresh_per_second=_REFRESHES_A_SECOND,
         vertical_overflow="ellipsis",
-        # What others print meanwhile appears above the bar, unless it goes elsewhere anyway.
+        # Other output on the same terminal appears above the bar.
         redirect_stderr=sys.stderr.isatty(),
     )
 
@@ -148,7 +153,7 @@ def _rate(per_second: float, unit: str) -> str:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as aligned columns."""
+    """Formats rows as aligned columns."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  "

@@ -1,4 +1,4 @@
-"""What `xkd JOB --help` prints, and the parser of a job's command line."""
+"""The parser of a job's command line, and the text of `xkd JOB --help`."""
 
 import argparse
 import difflib
@@ -15,7 +15,7 @@ _WIDTH = 100
 
 
 def make_parser(job: JobSummary, schema: type[JobConfig]) -> argparse.ArgumentParser:
-    """The parser of one job's command line, whose help describes its settings."""
+    """Returns the parser of a job's command line, whose help describes all settings."""
     parser = _Parser(
         prog=f"xkd {job.name}",
         description=job.about,
@@ -31,7 +31,10 @@ def make_parser(job: JobSummary, schema: type[JobConfig]) -> argparse.ArgumentPa
         help=f"a YAML file or a short name ({names})".replace("%", "%%"),
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings that override the file's"
+        "overrides",
+        nargs="*",
+        metavar=f"[{job.target.upper()}] key=value" if job.target else "key=value",
+        help="settings that override the file's",
     )
     parser.add_argument(
         "--dry-run",
@@ -43,10 +46,10 @@ def make_parser(job: JobSummary, schema: type[JobConfig]) -> argparse.ArgumentPa
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are one line, as all mistakes of a job are."""
+    """A parser that reports mistakes in one line, like all mistakes of a job."""
 
     def error(self, message: str) -> NoReturn:
-        """Ends the program with the mistake, and names the nearest option."""
+        """Exits with the mistake and the nearest option."""
         unknown = message.rpartition(" ")[2]
         nearest = difflib.get_close_matches(unknown, self._option_string_actions, n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else f"see {self.prog} --help"
@@ -54,28 +57,30 @@ class _Parser(argparse.ArgumentParser):
 
 
 def missing_configuration(job: JobSummary) -> str:
-    """What to say if the command line ends after the job."""
+    """Returns the message for a command line without arguments."""
     names = configuration_names(job.name)
     what = f"the {job.media} or a configuration" if job.media else "a configuration"
     example = f"xkd {job.name} {f'/my/{job.media}' if job.media else names[0]}"
+    if job.target:
+        example = f"xkd {job.name} NAME@ALIAS FOLDER"
     known = f"; short names: {', '.join(names)}" if names else ""
     return f"{what} is missing, as in `{example}`{known}; see xkd {job.name} --help"
 
 
 def _settings_help(job: JobSummary, schema: type[JobConfig]) -> str:
-    """All settings of a job: those that people set first, then the rest by section."""
+    """Describes all settings of a job: the most common ones, then the rest by section."""
     settings = list(setting_descriptions(schema))
-    # What every job has says little about this one.
+    # The settings of all jobs may change anyway.
     is_resumable = any(
         setting.may_change and not setting.name.startswith(("tracking.", "ray."))
         for setting in settings
     )
-    lines = ["name (default) and meaning; required settings come from the file or the command line"]
+    lines = ["name (default) meaning; required settings come from the file or the command line"]
     if is_resumable:
-        lines.append("may change: a run that goes on may have another value here")
+        lines.append("may change: may differ when a run continues")
     first = [setting for setting in settings if setting.name in job.first]
     first.sort(key=lambda setting: job.first.index(setting.name))
-    lines += ["", "set first:", *_entries(first, is_resumable)]
+    lines += ["", "most common settings:", *_entries(first, is_resumable)]
     rest = (setting for setting in settings if setting.name not in job.first)
     for section, members in _by_section(rest):
         lines += ["", _heading(section, schema), *_entries(members, is_resumable)]
@@ -83,7 +88,7 @@ def _settings_help(job: JobSummary, schema: type[JobConfig]) -> str:
 
 
 def _by_section(settings: Iterable[Setting]) -> Iterator[tuple[str, list[Setting]]]:
-    """Settings under the name of their section; those of the file itself come first."""
+    """Groups settings by section; those at the top of the file come first."""
     sections: dict[str, list[Setting]] = {"": []}
     for setting in settings:
         sections.setdefault(setting.name.rpartition(".")[0], []).append(setting)
@@ -92,7 +97,7 @@ def _by_section(settings: Iterable[Setting]) -> Iterator[tuple[str, list[Setting
 
 def _heading(section: str, schema: type[JobConfig]) -> str:
     if not section:
-        return "more settings:"
+        return "other settings:"
     about = section_description(schema, section).partition(". ")[0]  # its first sentence
     return f"{section}: {about}".rstrip(" :") + ("" if about else ":")
 

@@ -1,9 +1,9 @@
-"""The one command-line form of every job: `CONFIG [key=value ...] [--dry-run]`.
+"""Runs a job from its command line: `CONFIG [key=value ...] [--dry-run]`.
 
-CONFIG is a YAML file or the short name of one that comes with XKD; some jobs take media instead.
-A job's module defines `JOB`; this file reads the settings, makes the plan and runs the job. Each
-end of a job is one line on stderr and an exit code: 2 for a user's mistake, 1 for a known failure,
-130 for Ctrl-C, and 75 (EX_TEMPFAIL of sysexits.h) for a stop that the same command goes on from,
+CONFIG is a YAML file or the short name of one that comes with XKD. Some jobs take media instead. A
+job's module defines `JOB`; this module reads the settings, makes the plan and runs the job. A job
+that fails prints one line on stderr and exits with 2 for a user's mistake, 1 for a known failure,
+130 for Ctrl-C, or 75 (EX_TEMPFAIL of sysexits.h) for a stop after which the same command continues,
 such as SIGTERM or a time budget.
 """
 
@@ -38,31 +38,30 @@ _INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class JobPlan:
-    """What a job would read and write, and what stands in its way."""
+    """What a job reads and writes, and the mistakes that prevent it."""
 
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     mistakes: tuple[str, ...] = ()
     notes: Callable[[], Sequence[str]] = tuple
-    """Gives further lines for `--dry-run`."""
+    """Returns further lines for `--dry-run`."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A program: its settings, its plan and its work."""
+    """A job: its settings, its plan and its work."""
 
     summary: JobSummary
     schema: type[JobConfig]
     plan: Callable[[Any], JobPlan]
     work: Callable[[Any], None]
-    how_to_go_on: str = "The same command goes on from there."
+    how_to_go_on: str = "The same command continues from there."
     for_media: Callable[[JobSummary, str, Sequence[str]], Arguments] | None = None
-    """Chooses the configuration for media that are given instead of one; without it the settings
-    need no file."""
+    """Chooses the configuration for media as first argument; None if no file is needed."""
 
     @property
     def name(self) -> str:
-        """Its name on the command line."""
+        """Name on the command line."""
         return self.summary.name
 
 
@@ -76,7 +75,7 @@ def run_job(job: Job, argv: Sequence[str] | None = None) -> int:
     )
     if not arguments.verbose:
         logging.getLogger("mlflow").setLevel(logging.WARNING)
-    # What a scheduler sends before it kills is handled as Ctrl-C is.
+    # Schedulers send SIGTERM before they kill; it is handled like Ctrl-C.
     signal.signal(signal.SIGTERM, _terminate)
     try:
         _plan_and_work(job, arguments)
@@ -95,7 +94,7 @@ def run_job(job: Job, argv: Sequence[str] | None = None) -> int:
         reason = _outside_reason(error)
         if reason is None:
             raise
-        # The traceback hardly ever helps; --verbose shows it.
+        # A traceback seldom helps here; --verbose shows it.
         logger.info("where it failed", exc_info=error)
         print(f"{job.name}: {reason}. {job.how_to_go_on}", file=sys.stderr)
         return _FAILED
@@ -103,22 +102,22 @@ def run_job(job: Job, argv: Sequence[str] | None = None) -> int:
 
 
 class _StandardError(logging.StreamHandler[Any]):
-    """Writes to what `sys.stderr` is at the moment: above a bar while one is drawn."""
+    """Writes to the current `sys.stderr`, which rich replaces while it draws a bar."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
 
     @property
     def stream(self) -> Any:
-        """The standard error of now."""
+        """The current standard error."""
         return sys.stderr
 
 
 class _Redacting(logging.Formatter):
-    """Leaves passwords out of tracebacks too, where clients show whole URIs."""
+    """Removes passwords, also from tracebacks, in which clients show whole URIs."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The lines of a record."""
+        """Formats a record."""
         return redacted(super().format(record))
 
 
@@ -138,13 +137,13 @@ def _plan_and_work(job: Job, arguments: argparse.Namespace) -> None:
 
 
 def _outside_reason(error: Exception) -> str | None:
-    """What the system, MLflow or Ray failed with, or None if it was the code."""
-    # Not before: these take seconds, and MLflow heeds what pipelines.tracking.server sets.
+    """Returns the error of the system, MLflow or Ray; None if the code is at fault."""
+    # Imported late: these take seconds, and MLflow depends on pipelines.tracking.server.
     from mlflow.exceptions import MlflowException
     from ray.exceptions import RayError, RayTaskError
 
     if isinstance(error, RayTaskError):
-        error = error.cause  # what a worker's code raised
+        error = error.cause  # the exception that a worker raised
     if not isinstance(error, (OSError, MlflowException, RayError)):
         return None
     file = getattr(error, "filename", None)
@@ -152,7 +151,7 @@ def _outside_reason(error: Exception) -> str | None:
 
 
 def _settings(job: Job, arguments: argparse.Namespace) -> Any:
-    """The settings of a file, or of the media that are given instead of one."""
+    """Returns the settings of a file, or for media."""
     if arguments.config is None:
         raise UserError(missing_configuration(job.summary))
     chosen = find_configuration(job.summary, arguments.config, arguments.overrides, job.for_media)

@@ -1,4 +1,4 @@
-"""The table of jobs: all that `xkd --help` says, read without importing a single job."""
+"""The table of jobs, from which `xkd --help` is printed without importing any job."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ if TYPE_CHECKING:
 
 
 class JobSummary(NamedTuple):
-    """What the command line knows about a job before it imports it."""
+    """What the command line needs to know about a job before importing it."""
 
     name: str
     about: str
     schema_path: str
-    """Module and class of its settings, `module:Class`."""
+    """Module and class of its settings, as `module:Class`."""
     first: tuple[str, ...]
-    """The settings that people set first."""
+    """The most common settings."""
     media: str | None = None
-    """The setting that takes the first argument where that is no configuration."""
+    """The setting that the first argument sets if it is not a configuration."""
 
     @property
     def module(self) -> str:
-        """The module under `ray_jobs`."""
+        """Name of the module in `ray_jobs`."""
         return self.name.replace("-", "_")
 
     def schema(self) -> type[JobConfig]:
@@ -36,7 +36,7 @@ class JobSummary(NamedTuple):
 _SUMMARIES = (
     JobSummary(
         "run",
-        "The main job: media in, registered encoders and a report out.",
+        "The main job, from media to registered encoders and a report.",
         "pipelines.config.run:RunConfig",
         (
             "input",
@@ -52,50 +52,70 @@ _SUMMARIES = (
     ),
     JobSummary(
         "ingest",
-        "A folder or list of media becomes a clip dataset.",
+        "Turns a folder or list of media into a clip dataset.",
         "pipelines.config.ingest:IngestConfig",
         ("input", "output", "dataset", "fold", "num_workers"),
     ),
     JobSummary(
         "dataset",
-        "A page about a clip dataset: what it holds, what is doubtful, what leaks.",
+        "Writes a page about a clip dataset: its content, doubtful clips, and leaks.",
         "pipelines.config.dataset:DatasetConfig",
         ("dataset", "against", "output"),
         media="dataset",
     ),
     JobSummary(
         "pretrain",
-        "A clip dataset becomes encoders: XKD on Ray Train.",
+        "Trains encoders on a clip dataset: XKD on Ray Train.",
         "pipelines.config.pretrain:PretrainConfig",
         ("dataset", "name", "output", "epochs", "batch_size", "num_workers", "use_gpu", "resume"),
     ),
     JobSummary(
         "sweep",
-        "Many short trainings find the settings of a long one: Ray Tune over Ray Train.",
+        "Finds settings for a long training by many short ones: Ray Tune over Ray Train.",
         "pipelines.config.sweep:SweepConfig",
         ("dataset", "name", "output", "space", "search.num_trials", "max_concurrent_trials"),
     ),
     JobSummary(
         "evaluate",
-        "How good the features of a checkpoint are: k-NN and linear probe, per modality.",
+        "Scores the features of an encoder: k-NN, probes, SVM and retrieval.",
         "pipelines.config.evaluate:EvaluateConfig",
         ("checkpoint", "dataset", "output", "use_gpu"),
     ),
     JobSummary(
+        "suite",
+        "One encoder on several datasets, with the published figures beside: one card.",
+        "pipelines.config.suite:SuiteConfig",
+        ("checkpoint", "suite", "output"),
+    ),
+    JobSummary(
         "promote",
-        "The encoders of a checkpoint enter the registry; better ones get the alias.",
+        "Registers the encoders of a checkpoint; better ones get the alias.",
         "pipelines.config.promote:PromoteConfig",
         ("checkpoint", "scores", "model_prefix", "alias"),
     ),
     JobSummary(
+        "demote",
+        "An alias goes back to an earlier version of a registered encoder.",
+        "pipelines.config.promote:DemoteConfig",
+        ("model", "to", "alias", "reason"),
+    ),
+    JobSummary(
+        "pull",
+        "Copies a registered model into a folder for PyTorch, transformers, ONNX or MLflow.",
+        "pipelines.config.pull:PullConfig",
+        ("model", "output", "export"),
+        media="model",
+        target="output",
+    ),
+    JobSummary(
         "embed",
-        "A registered model over any media becomes a Parquet of embeddings.",
+        "Runs a registered model over any media and writes embeddings as Parquet.",
         "pipelines.config.embed:EmbedConfig",
         ("model", "input", "output", "num_workers"),
     ),
     JobSummary(
         "import-checkpoint",
-        "The encoders of a file of the published method enter the registry.",
+        "Registers the encoders of a file of the published method.",
         "pipelines.config.import_checkpoint:ImportConfig",
         ("file", "modality", "model_prefix", "alias"),
         media="file",

@@ -1,6 +1,6 @@
 """The installed command: `xkd JOB CONFIG [key=value ...]`.
 
-Help is answered from the table of jobs and a job's schema alone: importing a job takes seconds.
+Help uses only the table of jobs and the schema of a job, because importing a job takes seconds.
 """
 
 import difflib
@@ -33,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _USER_ERROR
     summary = JOBS[name]
     if any(argument in _HELP[:2] for argument in rest):
-        from ray_jobs.cli.help import make_parser  # pydantic, which the overview does without
+        from ray_jobs.cli.help import (
+            make_parser,
+        )  # imports pydantic, which the overview does not need
 
         make_parser(summary, summary.schema()).print_help()
         return 0
@@ -44,13 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _overview() -> str:
     lines = [
-        "xkd run FOLDER               trains on your own media",
+        "xkd run FOLDER                  train on your own media",
         "xkd JOB CONFIG [key=value ...] [--dry-run]",
         "",
         *(f"  {job.name:17} {job.about}" for job in JOBS.values()),
         "",
         "CONFIG is a YAML file, or the short name of one that comes with XKD: `xkd run smoke`.",
-        "xkd JOB --help lists a job's configurations and settings; xkd --version tells the code's.",
+        "xkd JOB --help lists the configurations and settings of a job; xkd --version the version.",
     ]
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""`xkd run MEDIA`: which configuration fits the machine, and what the run is called."""
+"""`xkd run MEDIA`: chooses the configuration for the machine and the name of the run."""
 
 import hashlib
 import re
@@ -27,36 +27,36 @@ _LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 def arguments_for_media(job: JobSummary, media: str, overrides: Sequence[str]) -> Arguments:
-    """Chooses `laptop` or `one_gpu` by what Ray has; a run that has begun keeps its settings.
+    """Chooses `laptop` or `one_gpu` by the GPUs of Ray. A run that has begun keeps its settings.
 
     Args:
         job: The main job.
-        media: A folder, a list or a URI; absolute.
-        overrides: The `key=value` that follow; they go before all that is chosen here.
+        media: An absolute path of a folder or a list, or a URI.
+        overrides: The `key=value` that follow. They override the choice.
 
     Raises:
-        UserError: if the overrides do not fit.
+        UserError: If the overrides are invalid.
     """
     folder = configuration_folder() / job.name
     named = [f"name={run_name(media)}", f"{job.media}={media}", *overrides]
-    # Any configuration tells where the run would lie and which Ray is meant.
+    # Any configuration resolves the output of the run and the address of Ray.
     config = load_settings(RunConfig, folder / "laptop.yaml", named)
     begun = Path(config.output) / config.name / CONFIG_FILE
     if begun.is_file() and begun_input(begun) == config.input:
-        # The file names the output that it was written to, which may have been moved.
+        # The file names its original output, which may have been moved.
         overrides = [f"output={config.output}", *overrides]
-        return Arguments(begun, overrides, f"goes on with {shown_file(begun)} for {media}")
+        return Arguments(begun, overrides, f"continues with {shown_file(begun)} for {media}")
     num_gpus = _most_gpus(config.ray)
     file = folder / ("one_gpu.yaml" if num_gpus else "laptop.yaml")
     gpus = counted(num_gpus, "GPU") if num_gpus else "no GPU"
-    note = f"takes {shown_file(file)} (Ray has {gpus}) for {media}, named {config.name}"
+    note = f"uses {shown_file(file)} (Ray has {gpus}) for {media}, named {config.name}"
     if num_gpus > 1:
         note += "; `xkd run eight_gpus` uses more than one"
     return Arguments(file, named, note)
 
 
 def begun_input(file: Path) -> str | None:
-    """The media of a run that has begun; None if it made its clips, or the file is damaged."""
+    """Returns the media of a run that has begun; None if synthetic, or if the file is damaged."""
     try:
         values = yaml.safe_load(file.read_text())
     except (OSError, ValueError, yaml.YAMLError):
@@ -66,13 +66,13 @@ def begun_input(file: Path) -> str | None:
 
 
 def run_name(media: str) -> str:
-    """A valid name for a run over media, from the last part of their path.
+    """Returns a valid name for a run over media, from the last part of their path.
 
     >>> run_name("/data/My videos (2024)"), run_name("s3://bucket/été.csv")
     ('My-videos-2024', 'ete')
 
-    A name that loses letters ends in a few digits of the path's hash, so that two such folders
-    do not share one.
+    A name that loses letters ends in some digits of the path's hash, so that two such folders
+    get different names.
     """
     parts = urlsplit(media) if is_uri(media) else None
     path = PurePosixPath((parts.path.rstrip("/") or parts.netloc) if parts else media)
@@ -88,12 +88,12 @@ def run_name(media: str) -> str:
 
 
 def _most_gpus(config: RaySettings) -> int:
-    """GPUs of the Ray that the job runs on: this machine's, or all of a cluster's."""
+    """Returns the number of GPUs of this machine, or of the whole cluster."""
     if ray_address(config) is None:
         return torch.cuda.device_count()
     try:
         check_ray(config)
     except UserError:
-        return 0  # the job's own checks tell what is wrong
+        return 0  # the job's own checks report the mistake
     with connected(config):
         return int(ray.cluster_resources().get("GPU", 0))

@@ -1,7 +1,7 @@
-"""YAML file + `key=value` overrides -> checked, frozen settings; every mistake at once, in words.
+"""Loads settings from a YAML file and `key=value` overrides, and reports all mistakes at once.
 
-OmegaConf reads and merges the files, pydantic checks the plain result against the
-schema in `pipelines/config/`.
+OmegaConf reads and merges the files. pydantic validates the result against the schema in
+`pipelines/config/`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from yaml import YAMLError
 
-from pipelines.config.describe import annotation_of, is_union
+from pipelines.config.describe import annotation_of, is_union, short_form
 from pipelines.config.mistakes import Mistake, described_mistakes
 from pipelines.errors import UserError
 from pipelines.quantities import counted
@@ -23,10 +23,11 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
 def load_settings(schema: type[ConfigT], file: Path | None, overrides: Sequence[str]) -> ConfigT:
-    """Reads the settings of one job; without a file the overrides are all.
+    """Reads the settings of a job from a file, if there is one, and overrides.
 
     Raises:
-        UserError: naming every mistake by its path, with the nearest right key for an unknown one.
+        UserError: If there are mistakes. The message names each by its path, and suggests the
+            nearest key for an unknown one.
     """
     values, origins = read_configuration(file, schema) if file else Configuration({}, {})
     for override in overrides:
@@ -41,7 +42,7 @@ def load_settings(schema: type[ConfigT], file: Path | None, overrides: Sequence[
 
 
 def _origin(mistake: Mistake, origins: Mapping[Keys, Path]) -> str:
-    """Names the base that a wrong value comes from."""
+    """Returns the base that a wrong value comes from."""
     for path, base in origins.items():
         is_inside = mistake.path[: len(path)] == path
         is_unknown_section = mistake.is_unknown and path[: len(mistake.path)] == mistake.path
@@ -55,7 +56,7 @@ def _plain(values: Any) -> Any:
 
 
 def _apply(values: dict[str, Any], override: str, schema: type[BaseModel]) -> Keys:
-    """Puts `key=value` over the values; returns the key's parts."""
+    """Applies `key=value` to the values; returns the parts of the key."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"argument ({override}) must be key=value, such as name=test")
@@ -63,8 +64,12 @@ def _apply(values: dict[str, Any], override: str, schema: type[BaseModel]) -> Ke
     if path[-1] == BASE and annotation_of(schema, path) is None:
         raise UserError(f"argument ({override}): {key} can only be set in a file")
     section = values
-    for part in path[:-1]:
+    for depth, part in enumerate(path[:-1], start=1):
         inner = section.setdefault(part, {})
+        if inner is None:
+            section[part] = inner = {}
+        if isinstance(inner, str) and (short := short_form(schema, path[:depth])):
+            section[part] = inner = {short: inner}
         if not isinstance(inner, dict):
             raise UserError(f"argument ({override}) goes through {part}, which is not a section")
         section = inner
@@ -73,7 +78,7 @@ def _apply(values: dict[str, Any], override: str, schema: type[BaseModel]) -> Ke
 
 
 def _parsed(text: str, annotation: Any, override: str) -> Any:
-    """The text as YAML, or as it stands where the setting is a text (a path may look like YAML)."""
+    """Parses a value as YAML, or keeps it if the setting is a string (paths may look like YAML)."""
     options = set(get_args(annotation)) if is_union(annotation) else {annotation}
     if str in options and not (text in ("null", "") and type(None) in options):
         return text

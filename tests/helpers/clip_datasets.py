@@ -69,12 +69,8 @@ def write_dataset(
     encoding="raw",
 ) -> Path:
     """Writes clips whose frames say clip and tick, and whose samples count up."""
-    settings = IngestSettings(
-        frame_rate=FRAME_RATE, sample_rate=SAMPLE_RATE, clips={"encoding": encoding}
-    )
+    settings = _begin(folder, encoding)
     schema = shard_schema(CLIPS, encoding)
-    for part in (CLIPS_FOLDER, REJECTS_FOLDER):
-        (folder / part).mkdir(parents=True)
     for first in range(0, num_clips, clips_per_shard):
         path = folder / CLIPS_FOLDER / f"{first:06d}.parquet"
         writer = ShardWriter(path, schema, rows_per_group=rows_per_group)
@@ -156,12 +152,8 @@ def write_segments(
     encoding="raw",
 ) -> Path:
     """Writes rows whose frames say source and tick, and whose samples count up over a source."""
-    settings = IngestSettings(
-        frame_rate=FRAME_RATE, sample_rate=SAMPLE_RATE, clips={"encoding": encoding}
-    )
+    settings = _begin(folder, encoding)
     schema = shard_schema(CLIPS, encoding)
-    for part in (CLIPS_FOLDER, REJECTS_FOLDER):
-        (folder / part).mkdir(parents=True)
     for first in range(0, len(segments), rows_per_shard):
         path = folder / CLIPS_FOLDER / f"{first:06d}.parquet"
         writer = ShardWriter(path, schema, rows_per_group=rows_per_group)
@@ -170,6 +162,15 @@ def write_segments(
         writer.commit()
     _write_manifest(folder, len(segments), settings)
     return folder
+
+
+def _begin(folder: Path, encoding: str) -> IngestSettings:
+    """Makes the folders of a dataset; returns the settings that its clips are made with."""
+    for part in (CLIPS_FOLDER, REJECTS_FOLDER):
+        (folder / part).mkdir(parents=True)
+    return IngestSettings(
+        frame_rate=FRAME_RATE, sample_rate=SAMPLE_RATE, clips={"encoding": encoding}
+    )
 
 
 def _segment_row(made: MadeSegment, settings: IngestSettings) -> dict[str, object]:

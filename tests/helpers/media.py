@@ -22,6 +22,16 @@ FAST = {
     "libx265": {"preset": "ultrafast", "x265-params": "crf=12:log-level=none"},
     "mpeg4": {"q": "2"},
 }
+DECODE = {
+    "segment_seconds": 5.0,
+    "min_segment_seconds": 1.0,
+    "frame_rate": 8.0,
+    "short_side": 48,
+    "sample_rate": 16_000,
+}
+"""Settings of `decode_segments` for small and quick tests."""
+DECODE_SHORT = DECODE | {"segment_seconds": 1.0, "min_segment_seconds": 0.5, "short_side": 32}
+"""The same with segments of a second."""
 
 
 def numbered_frame(number: int, size: tuple[int, int] = (64, 48)) -> np.ndarray:

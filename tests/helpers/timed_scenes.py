@@ -13,6 +13,7 @@ import numpy as np
 
 from pipelines.media.decode import decode_segments
 from pipelines.media.segments import Segment
+from tests.helpers.media import DECODE
 
 RATE = 25
 NUM_BARS = 10
@@ -57,13 +58,7 @@ def heard(waveform: np.ndarray, rate: int = 16_000) -> list[int | None]:
 
 def decode(path: Path | str | int | IO[bytes], **changes) -> list[Segment]:
     """The segments of a source, at the settings that the scenes are read with."""
-    settings = {
-        "segment_seconds": 5.0,
-        "min_segment_seconds": 1.1,
-        "frame_rate": 8.0,
-        "short_side": 48,
-        "sample_rate": 16_000,
-    }
+    settings = DECODE | {"min_segment_seconds": 1.1}
     source = path if hasattr(path, "read") or isinstance(path, int) else str(path)
     return list(decode_segments(source, **(settings | changes)))
 

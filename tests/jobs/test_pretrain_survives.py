@@ -375,7 +375,7 @@ def test_a_stopped_driver_goes_on_to_the_bit(how, code, says, undisturbed, datas
     assert 0 < step < NUM_STEPS
     if says:
         assert f"{says}{step} of 60 steps done and saved. " in errors
-        assert "the same command goes on from the last one" in errors
+        assert "the same command continues from the last one" in errors
     with program("pretrain", config, tmp_path) as again:
         out, errors = again.communicate(timeout=600)
     assert again.returncode == 0, errors

@@ -65,6 +65,7 @@ def test_a_collapse_ends_its_trial_alone(sweep_of_two: tuple[Path, Done]):
     assert (collapsed.status, collapsed.rungs[-1].rung) == ("collapsed", 1)
     assert collapsed.reason.startswith("at rung 1: video targets hardly differ between clips")
     assert "best: trial-000" in done.out
+    assert "Configuration for experiment" not in done.out  # Tune's own table
     (run,) = [
         run
         for run in child_runs(f"sqlite:///{here}/mlflow.db")

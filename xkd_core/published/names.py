@@ -37,7 +37,7 @@ _DECODER_RULES = (
     (r"^position_table$", "dec_pos_embed"),
 )
 _MODALITY_NAMES = {"video": "vid", "audio": "aud"}
-_CENTER_NAMES = {"video": "vt2as_ce_loss.center", "audio": "at2vs_ce_loss.center"}
+CENTER_NAMES = {"video": "vt2as_ce_loss.center", "audio": "at2vs_ce_loss.center"}
 _LENGTH_NAME = "head.last_layer.weight_g"
 
 
@@ -74,9 +74,7 @@ def load_published(model: XKD, tensors: Mapping[str, Tensor]) -> Centers:
     for name, published in wanted.items():  # a shared tensor was written twice
         if not torch.equal(state[name], tensors[published].to(state[name])):
             raise ValueError(f"{published} differs from another tensor that it must equal")
-    video, audio = (
-        tensors[_CENTER_NAMES[modality]].flatten().clone() for modality in _CENTER_NAMES
-    )
+    video, audio = (tensors[CENTER_NAMES[modality]].flatten().clone() for modality in CENTER_NAMES)
     return Centers(video, audio)
 
 
@@ -89,8 +87,8 @@ def to_published(model: XKD, centers: Centers) -> dict[str, Tensor]:
         elif name.endswith("last_layer.weight_v"):
             ones = torch.ones_like(tensors[name][:, :1])
             tensors[name.replace("weight_v", "weight_g")] = ones
-    tensors[_CENTER_NAMES["video"]] = centers.video[None]
-    tensors[_CENTER_NAMES["audio"]] = centers.audio[None]
+    tensors[CENTER_NAMES["video"]] = centers.video[None]
+    tensors[CENTER_NAMES["audio"]] = centers.audio[None]
     return tensors
 
 
@@ -140,7 +138,7 @@ def _check_names(tensors: Mapping[str, Tensor], wanted: set[str]) -> None:
         for name in tensors.keys() - wanted
         if "_ae.encoder." not in name
         and not name.endswith(_LENGTH_NAME)
-        and name not in _CENTER_NAMES.values()
+        and name not in CENTER_NAMES.values()
     )
     if missing or unexpected:
         raise ValueError(

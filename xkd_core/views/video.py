@@ -105,10 +105,22 @@ def plain_video_view(
     heights: Int[Tensor, " B"],
     widths: Int[Tensor, " B"],
     size: int,
+    crop: tuple[int, int] = (0, 1),
 ) -> Float[Tensor, "B 3 T size size"]:
-    """Computes the view for evaluation: the largest central square of all frames, resized."""
+    """Computes a view for evaluation: a largest square of all frames, resized.
+
+    Args:
+        frames: Clips, padded to one size.
+        heights: Their heights.
+        widths: Their widths.
+        size: Sides of the view.
+        crop: Number of the square and how many there are, evenly spaced along the longer side from
+            edge to edge; a single one is central.
+    """
     side = heights.minimum(widths)
-    crops = Crops((heights - side) // 2, (widths - side) // 2, side, side)
+    number, count = crop if crop[1] > 1 else (1, 3)
+    top, left = ((room - side) * number // (count - 1) for room in (heights, widths))
+    crops = Crops(top, left, side, side)
     upright = torch.zeros_like(side, dtype=torch.bool)
     shape = (len(frames), 3, frames.shape[1], size, size)
     video = torch.empty(shape, dtype=torch.float32, device=frames.device)

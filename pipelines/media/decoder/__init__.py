@@ -1,1 +1,1 @@
-"""The process that decodes: a confined child that owns nothing and opens nothing by name."""
+"""Decoding in confined child processes that open no file by name."""

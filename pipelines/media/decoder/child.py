@@ -9,12 +9,8 @@ begins clean. A decoder gets the descriptor of one file over a socket of its own
                  what it has, exit status   forks it            segments, reasons
 """
 
-import gc
-import importlib
-import io
 import json
 import os
-import pkgutil
 import select
 import signal
 import socket
@@ -22,15 +18,12 @@ import sys
 import time
 from typing import Any
 
-import av
-import numpy as np
-from av.error import FFmpegError
-
 from pipelines.media.container import DecodeError
 from pipelines.media.decode import decode_segments
 from pipelines.media.decoder import sandbox
 from pipelines.media.decoder.messages import LENGTH_BYTES, TAKEN, segment_header, send
 from pipelines.media.decoder.shared_memory import SharedMemory
+from pipelines.media.decoder.warm_up import Heap, warm_up
 from pipelines.media.segments import Segment
 from pipelines.redaction import one_line
 
@@ -41,13 +34,6 @@ ANSWER_BYTES = 4
 process, 0 if there is none, or its exit status."""
 _WAIT_SECONDS = 2.0
 _ORPHAN_SECONDS = 5.0
-_TRIAL: dict[str, Any] = {
-    "segment_seconds": 1.0,
-    "min_segment_seconds": 0.1,
-    "frame_rate": 8.0,
-    "short_side": 16,
-    "sample_rate": 16_000,
-}
 
 
 def main() -> None:
@@ -57,13 +43,11 @@ def main() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.close(null)
-    _load_all()
-    _try_out()
-    gc.collect()
-    gc.freeze()  # what is never collected is never copied
+    warm_up()
+    heap = Heap()
     found = sandbox.confine(int(sys.argv[1]))
     send(control, {"seccomp": found.seccomp, "landlock": found.landlock})
-    template = _Template(control, is_locked=found.seccomp)
+    template = _Template(control, heap, is_locked=found.seccomp)
     parent = os.getppid()
     while os.getppid() == parent:  # others that the parent forked may hold its end of the socket
         if select.select([control], [], [], _ORPHAN_SECONDS)[0]:
@@ -74,50 +58,12 @@ def main() -> None:
     template.end_all()
 
 
-def _load_all() -> None:
-    """Loads what PyAV loads when a file first needs it, before there are no files any more."""
-    for module in pkgutil.walk_packages(av.__path__, "av."):
-        if not module.name.endswith(("__main__", "datasets")):
-            importlib.import_module(module.name)
-
-
-def _try_out() -> None:
-    """Decodes something of its own, so that tables are filled before decoders are forked."""
-    file = io.BytesIO()
-    try:
-        with av.open(file, "w", "matroska") as container:
-            video = container.add_stream("mpeg4", 25)
-            video.width, video.height, video.pix_fmt = 32, 32, "yuv420p"
-            audio = container.add_stream("pcm_s16le", 48_000, layout="mono")
-            picture = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), "rgb24")
-            for number in range(25):
-                picture.pts = number
-                container.mux(video.encode(picture))
-            sound = av.AudioFrame.from_ndarray(np.zeros((1, 48_000), np.int16), "s16", "mono")
-            sound.sample_rate = 48_000
-            container.mux(audio.encode(sound))
-            container.mux(video.encode(None))
-            container.mux(audio.encode(None))
-    except (FFmpegError, ValueError):  # an FFmpeg without these encoders
-        file = io.BytesIO(b"RIFF")
-    descriptor = os.memfd_create("trial") if hasattr(os, "memfd_create") else None
-    source: int | io.BytesIO = file if descriptor is None else descriptor
-    if descriptor is not None:
-        os.write(descriptor, file.getvalue())
-    try:
-        for segment in decode_segments(source, **_TRIAL):
-            json.loads(json.dumps(segment_header(segment)))
-    except DecodeError:
-        pass
-    if descriptor is not None:
-        os.close(descriptor)
-
-
 class _Template:
     """What decoders are forked from: one that decodes, and the next one, which waits."""
 
-    def __init__(self, control: socket.socket, *, is_locked: bool) -> None:
+    def __init__(self, control: socket.socket, heap: Heap, *, is_locked: bool) -> None:
         self._control = control
+        self._heap = heap
         self._is_locked = is_locked
         self._decoders: set[int] = set()
 
@@ -171,6 +117,7 @@ class _Template:
         sandbox.die_with_parent()
         if os.getppid() != parent:
             return
+        self._heap.make_own()
         own = socket.socket(fileno=channel)
         shared = SharedMemory(memory)
         # What FFmpeg's libraries print to the standard descriptors leads nowhere.

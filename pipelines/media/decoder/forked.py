@@ -21,27 +21,27 @@ from pipelines.media.decoder.shared_memory import SharedMemory
 from pipelines.media.segments import ClockRepairs, Segment
 
 _PROCESS_CPU_CLOCK = 2
-"""With a process, what Linux calls the clock of its CPU time (`man 3 clock_getcpuclockid`)."""
+"""Combined with a process ID, the ID of its CPU clock on Linux (`man 3 clock_getcpuclockid`)."""
 
 
 class DeadDecoderError(Exception):
-    """A decoder closed its end."""
+    """Raised if a decoder closed its end of the socket."""
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a decoder may take."""
+    """Time limits of a decoder, in seconds."""
 
     seconds: float
-    """For each answer, and for a whole file beside what `per_second` gives it."""
+    """Limit for each answer, and the fixed part of the limit for a whole file."""
     per_second: float
-    """For each second of the source."""
+    """Limit for a whole file per second of the source."""
 
     def check(self, taken_seconds: float, source_seconds: float) -> None:
-        """Gives up a decoder that answers in time, but for too long.
+        """Checks the limit for the whole file, which every single answer may keep.
 
         Raises:
-            DecodeError: If it is.
+            DecodeError: If the decoder took longer.
         """
         if taken_seconds > self.seconds + self.per_second * source_seconds:
             raise DecodeError(
@@ -52,7 +52,7 @@ class Patience:
 
 
 class ForkedDecoder:
-    """One forked decoder, and the memory that it writes into."""
+    """One forked decoder and the memory that it writes to."""
 
     def __init__(
         self, process: int, channel: socket.socket, memory: SharedMemory, patience: Patience
@@ -64,21 +64,22 @@ class ForkedDecoder:
         self._waited = 0.0
 
     def request(self, file: int, settings: dict[str, Any]) -> None:
-        """Hands a file over.
+        """Sends a file to decode.
 
         Raises:
-            OSError: If the decoder is gone.
+            OSError: If the decoder died.
         """
         self._channel.settimeout(_SEND_SECONDS)
         send(self._channel, {"settings": settings}, file)
 
     def answer(self, expectation: Expectation) -> Segment | DecodeError | None:
-        """The next segment, why there is none, or None if that was all.
+        """Returns the next segment, the reason why there is none, or None at the end.
 
         Raises:
-            DecodeError: If nothing comes in time.
-            DeadDecoderError: If nothing will come.
-            ValueError, LookupError, TypeError, ArithmeticError, RecursionError: If it is nonsense.
+            DecodeError: If the answer takes too long.
+            DeadDecoderError: If the decoder died.
+            ValueError, LookupError, TypeError, ArithmeticError, RecursionError: If the answer is
+                invalid.
         """
         began = time.monotonic()
         deadline = began + self._patience.seconds
@@ -95,12 +96,12 @@ class ForkedDecoder:
         if "end" in header:
             return None
         segment = self._segment(header, expectation)
-        # What the parent does with segments is not its fault; what it works meanwhile is.
+        # The parent's time between segments does not count; the decoder's CPU time does.
         self._patience.check(max(self._waited, self._cpu_seconds()), expectation.seconds)
         return segment
 
     def close(self) -> None:
-        """Lets go of it; it may live on."""
+        """Closes the connection; the decoder may live on."""
         self._channel.close()
 
     def _segment(self, header: dict[str, Any], expectation: Expectation) -> Segment:
@@ -108,10 +109,10 @@ class ForkedDecoder:
         info = record(MediaInfo, header["info"])
         repairs = record(ClockRepairs, header["repairs"])
         frames, waveform = self.memory.arrays(header["frames"], header["samples"])
-        # Copied before anything looks at them, for the decoder can still write.
+        # Copied first, because the decoder can still write.
         frames = None if frames is None else frames.copy()
         waveform = None if waveform is None else waveform.copy()
-        with contextlib.suppress(OSError):  # the next answer says that it died
+        with contextlib.suppress(OSError):  # the next answer reports that it died
             self._channel.sendall(TAKEN)
         start, seconds = float(header["start_seconds"]), float(header["duration_seconds"])
         errors: int = header["decode_errors"]
@@ -137,10 +138,10 @@ class ForkedDecoder:
         return data
 
     def _cpu_seconds(self) -> float:
-        """What it has worked, as the kernel says, not itself."""
+        """Returns its CPU time as measured by the kernel."""
         try:
             return time.clock_gettime((~self.process << 3) | _PROCESS_CPU_CLOCK)
-        except OSError:  # no Linux, or it has ended
+        except OSError:  # not Linux, or the process ended
             return 0.0
 
 

@@ -1,8 +1,8 @@
-"""What a decoder answers, and what of it is believed.
+"""Messages of a decoder, and their validation.
 
-An answer is a length and a header of JSON; the frames and samples lie in shared memory. A file may
-have got hold of the decoder, so each value is checked before anything is done with it: its type,
-its range, and that it fits what was asked for and what came before.
+An answer is a length and a JSON header; frames and samples lie in shared memory. A file may control
+the decoder, so each value is checked before use: its type, its range, and whether it fits the
+request and earlier answers.
 """
 
 import json
@@ -21,12 +21,12 @@ LENGTH_BYTES = 4
 MAX_HEADER_BYTES = 16_000
 MAX_MESSAGE_CHARACTERS = 300
 TAKEN = b"\n"
-"""What the parent says when it has taken a segment out of the memory."""
+"""Sent by the parent after it has copied a segment from the memory."""
 NONSENSE = (ValueError, LookupError, TypeError, ArithmeticError, RecursionError)
-"""What reading a false answer can come to."""
+"""Exceptions of reading an invalid answer."""
 OUTSIDE_REASONS = frozenset({"decoder_crashed", "out_of_memory"})
-"""Failures that need not lie in the file: something else may have killed the process, or filled it
-before. Each file gets a second chance in a new one."""
+"""Failures that the file may not have caused: something else may have killed the decoder or used up
+its memory. The file gets a second try in a new decoder."""
 
 _NAME = re.compile(r"[\w.,+-]{1,120}", re.ASCII)
 _MAX_INTEGER = (1 << 31) - 1
@@ -35,7 +35,7 @@ _REASONS = frozenset(REASONS) - {"empty_file", "too_large", "duplicate", "no_pic
 
 
 def send(channel: socket.socket, message: dict[str, Any], file: int | None = None) -> None:
-    """Sends a message, and a descriptor with it."""
+    """Sends a message with a descriptor."""
     data = json.dumps(message).encode()
     data = len(data).to_bytes(LENGTH_BYTES, "big") + data
     if file is not None:
@@ -45,7 +45,7 @@ def send(channel: socket.socket, message: dict[str, Any], file: int | None = Non
 
 
 def segment_header(segment: Segment) -> dict[str, Any]:
-    """What is said of a segment."""
+    """Returns the header of a segment."""
     return {
         "start_seconds": segment.start_seconds,
         "duration_seconds": segment.duration_seconds,
@@ -58,28 +58,28 @@ def segment_header(segment: Segment) -> dict[str, Any]:
 
 
 def failure(header: dict[str, Any]) -> DecodeError:
-    """Why a file gave nothing, as the decoder says.
+    """Returns the reason that a decoder gives for a failure.
 
     Raises:
-        ValueError: If it says nothing that a decoder could.
+        ValueError: If the reason is invalid.
     """
     reason, message = header["error"], header["message"]
     if reason not in _REASONS or not isinstance(message, str):
         raise ValueError("a reason that is none")
-    # It is printed: no control characters, and nothing that cannot be encoded.
+    # It is printed, so no control characters and nothing that cannot be encoded.
     shown = "".join(c if c.isprintable() else "?" for c in message[:MAX_MESSAGE_CHARACTERS])
     return DecodeError(reason, shown.encode(errors="replace").decode())
 
 
 @dataclass
 class Expectation:
-    """What the segments of one file can be; `settings` are those of `decode_segments`."""
+    """Bounds of the segments of one file; `settings` are those of `decode_segments`."""
 
     settings: dict[str, Any]
     _end: float = 0.0
-    """Where the segment before ended."""
+    """End of the previous segment."""
     seconds: float = field(default=0.0, init=False)
-    """Of all segments that came."""
+    """Total duration of all segments so far."""
 
     def __post_init__(self) -> None:
         rate = float(self.settings["frame_rate"])
@@ -87,7 +87,7 @@ class Expectation:
 
     @property
     def max_bytes(self) -> int:
-        """What a segment takes at most."""
+        """Largest size of a segment."""
         short = int(self.settings["short_side"])
         pixels = 3 * short * (MAX_ELONGATION * short + 1)
         seconds = self._ticks / float(self.settings["frame_rate"])
@@ -95,10 +95,10 @@ class Expectation:
         return self._ticks * pixels + 2 * samples
 
     def check(self, header: dict[str, Any]) -> None:
-        """Checks what is said of the next segment.
+        """Checks the header of the next segment.
 
         Raises:
-            ValueError: If it cannot be.
+            ValueError: If it is impossible.
         """
         start = _number(header["start_seconds"], "start_seconds")
         seconds = _number(header["duration_seconds"], "duration_seconds")
@@ -135,10 +135,10 @@ _Record = TypeVar("_Record", MediaInfo, ClockRepairs)
 
 
 def record(kind: type[_Record], values: object) -> _Record:
-    """What the decoder says of the container, or of the clock.
+    """Builds a record, such as `MediaInfo`, from values of the decoder.
 
     Raises:
-        ValueError, TypeError: If a value is of another type, or out of any sensible range.
+        ValueError, TypeError: If a value has another type, or lies outside any sensible range.
     """
     _require(isinstance(values, dict), kind.__name__)
     assert isinstance(values, dict)
@@ -148,7 +148,7 @@ def record(kind: type[_Record], values: object) -> _Record:
 
 
 def _check_type(value: object, kind: str, what: str) -> None:
-    """Checks a value against the type that a field is declared with."""
+    """Checks a value against the declared type of a field."""
     if value is None:
         _require(kind.endswith("None"), what)
     elif "str" in kind:

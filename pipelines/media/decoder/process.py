@@ -1,16 +1,15 @@
-"""Decoding in processes of its own, so that whatever a file does to FFmpeg costs that file.
+"""Decodes each file in a process of its own, so that a file can harm nothing but itself.
 
-`DecoderProcess` is the parent's side, `child` the other. The parent opens the file and
-sends its descriptor; the decoder opens nothing, reaches nothing and is asked for nothing but
-segments, each of which is checked.
+`DecoderProcess` is the parent's side, `child` the other one. The parent opens the file and sends
+its descriptor. The decoder opens no file and reaches no network. The parent only asks it for
+segments, and checks each of them.
 
-Each file gets a decoder of its own, forked from a program that has read no media. So a file that
-gets hold of its decoder can falsify its own segments, and nothing else. The next decoder is forked
-and confined while this one decodes:
+Each decoder is forked from a program that has read no media. A file that takes over its decoder can
+therefore falsify its own segments only. The next decoder is forked and confined while one decodes:
 
     decoder 1    [fork, confine][ decode file 1  ]
     decoder 2                    [fork, confine].......[ decode file 2  ]
-    memory        A              B                      A is handed on to decoder 3
+    memory        A              B                      decoder 3 reuses A
 """
 
 import contextlib
@@ -38,15 +37,15 @@ __all__ = ["OUTSIDE_REASONS", "DecoderProcess", "DecoderStartError"]
 
 
 class DecoderProcess:
-    """Decodes each file in a confined process; they start with the first file and as needed.
+    """Decodes each file in a confined process, which starts when needed.
 
     Args:
-        max_memory_bytes: Address space of a decoder beyond what it has when idle.
-        timeout_seconds: Wall time for each answer.
-        timeout_ratio: Wall time, or CPU time, that a whole file may take for each of its seconds,
-            beside `timeout_seconds`.
-        formats: Which containers and codecs are decoded.
-        sandbox: `required` refuses to decode where the kernel does not confine the decoder in full.
+        max_memory_bytes: Address space that a decoder may use beyond its idle state.
+        timeout_seconds: Limit of the wall time of each answer.
+        timeout_ratio: Limit of the wall or CPU time of a whole file, per second of it, in addition
+            to `timeout_seconds`.
+        formats: Which containers and codecs are allowed.
+        sandbox: `required` refuses to decode where the kernel cannot confine the decoder fully.
     """
 
     def __init__(
@@ -69,13 +68,13 @@ class DecoderProcess:
         self._owner = os.getpid()
 
     def start(self) -> Confinement:
-        """Starts the program that decoders are forked from, and says how far it is confined.
+        """Starts the program that forks decoders; returns how far it is confined.
 
         Raises:
-            SandboxError: If that is not enough.
-            OSError: If it does not start.
+            SandboxError: If the confinement is insufficient.
+            OSError: If the program does not start.
         """
-        if self._owner != os.getpid():  # this process was forked later: the program is not its own
+        if self._owner != os.getpid():  # this process is a fork: the program belongs to its parent
             self.close()
             self._owner = os.getpid()
         if self._template is not None and self._template.is_gone:
@@ -90,16 +89,16 @@ class DecoderProcess:
         return self._template.confinement
 
     def segments(self, source: str | bytes, **settings: Any) -> Iterator[Segment]:
-        """Gives what `decode.decode_segments` gives, decoded elsewhere.
+        """Yields the segments of `decode.decode_segments`, decoded in another process.
 
         Args:
-            source: A path, or the bytes of a file.
+            source: A path, or the content of a file.
             settings: Those of `decode_segments`.
 
         Raises:
-            DecodeError: As there, and if the decoder dies, lies or takes too long.
-            SandboxError: If it is to be confined and cannot be.
-            OSError: If it cannot be started.
+            DecodeError: As there, and if the decoder dies, answers nonsense or takes too long.
+            SandboxError: If confinement is required and not available.
+            OSError: If the decoder does not start.
         """
         expectation = Expectation(settings)
         file = open_file(source) if isinstance(source, str) else _file_of(source)
@@ -119,17 +118,17 @@ class DecoderProcess:
             raise DecodeError("decoder_crashed", f"it talks nonsense: {one_line(error)}") from error
         finally:
             os.close(file)
-            # A generator that is left may be closed late, when another decoder is at work.
+            # An abandoned generator may be closed late, while another decoder works.
             if decoder is self._decoder:
                 self.renew()
 
     def renew(self) -> None:
-        """Ends the decoder; the next file gets a new one."""
+        """Ends the decoder. The next file gets a new one."""
         decoder, self._decoder = self._decoder, None
         self._end(decoder)
 
     def close(self) -> None:
-        """Ends the decoders and what they were forked from."""
+        """Ends the decoders and the program that forks them."""
         decoders, self._decoder, self._next = (self._decoder, self._next), None, None
         template, self._template = self._template, None
         for decoder in decoders:
@@ -148,7 +147,7 @@ class DecoderProcess:
         decoder.close()
         if self._template is not None and self._template.end(decoder.process) is None:
             self.close()
-        self._memories.append(decoder.memory)  # it is dead, so nobody else writes there
+        self._memories.append(decoder.memory)  # the decoder is dead, so nothing else writes there
 
     def _request(
         self, file: int, expectation: Expectation, settings: dict[str, Any]
@@ -160,15 +159,15 @@ class DecoderProcess:
                 self._decoder = decoder = self._forked(expectation.max_bytes)
                 decoder.request(file, settings)
             except (BrokenPipeError, ConnectionError):
-                self.close()  # it died between two files: not the fault of this one
+                self.close()  # it died between two files, which is not the fault of this one
                 continue
-            with contextlib.suppress(OSError):  # then the next file finds it out
+            with contextlib.suppress(OSError):  # the next file reports it
                 self._next = self._fork(expectation.max_bytes)
             return decoder
         raise DecoderStartError("the decoder does not start")
 
     def _forked(self, max_bytes: int) -> ForkedDecoder:
-        """The decoder that was forked ahead, or a new one where its memory is too small."""
+        """Returns the decoder that was forked ahead, or a new one if its memory is too small."""
         decoder, self._next = self._next, None
         if decoder is not None and decoder.memory.num_bytes < max_bytes:
             self._end(decoder)
@@ -191,7 +190,7 @@ class DecoderProcess:
         return ForkedDecoder(process, ours, memory, self._patience)
 
     def _memory(self, num_bytes: int) -> SharedMemory:
-        """Memory that a decoder has left, or new one; what is too small is given back."""
+        """Returns unused memory, or new memory; frees what is too small."""
         while self._memories:
             memory = self._memories.pop()
             if memory.num_bytes >= num_bytes:
@@ -200,10 +199,10 @@ class DecoderProcess:
         return SharedMemory.new(num_bytes)
 
     def _cause(self, decoder: ForkedDecoder | None) -> str:
-        """How a decoder ended that says nothing more.
+        """Returns how a silent decoder ended.
 
-        The program that it was forked from goes as well: all that it forks have the same addresses,
-        and a crash may be how a file finds them out.
+        Also ends the program that forked it: all its decoders share one address layout, which a
+        file could probe by crashes.
         """
         if self._template is None or decoder is None or decoder is not self._decoder:
             return "it has been ended"
@@ -215,7 +214,7 @@ class DecoderProcess:
 
 
 def _file_of(data: bytes) -> int:
-    """A file without a name that holds bytes."""
+    """Returns an unnamed file with the given content."""
     if hasattr(os, "memfd_create"):
         file = os.memfd_create("media", os.MFD_CLOEXEC)
     else:

@@ -1,8 +1,8 @@
-"""What a process may do no more before it reads bytes of a stranger.
+"""Confines a process before it reads untrusted bytes.
 
-Two steps, for a process that forks others like it. `confine` takes away the files, the network,
-other processes, privileges and room on disk, and leaves what is needed to fork. `lock` is for the
-forked one: only reading what is open, computing, and answering is left.
+There are two steps, because the process forks decoders. `confine` removes access to files, the
+network, other processes, privileges and disk space, but still allows forking. `lock` follows in the
+forked decoder, which can then only read open descriptors, compute, and answer.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _LANDLOCK_CREATE, _LANDLOCK_RESTRICT = 444, 446
 _LANDLOCK_VERSION = 1
 _LANDLOCK_FILES = {1: 1 << 13, 2: 1 << 14, 3: 1 << 15, 5: 1 << 16}
-"""By version of its interface: so many kinds of access to files, one bit each, less one."""
+"""First bit beyond the rights to access files, by version of Landlock's interface."""
 _CAPSET = {"x86_64": 126, "aarch64": 91}
 _CAPABILITY_VERSION = 0x20080522
 _PR_SET_PDEATHSIG = 1
@@ -33,15 +33,15 @@ MAX_DESCRIPTORS = 32
 
 @dataclass(frozen=True)
 class Confinement:
-    """What the kernel gives to confine a process with."""
+    """The means of confinement that the kernel offers."""
 
     seccomp: bool
     landlock: int
-    """Version of its interface, 0 for none."""
+    """Version of Landlock's interface; 0 if unavailable."""
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing is missing."""
+        """Whether all means are available."""
         return self.seccomp and self.landlock > 0
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ _IS_LINUX = sys.platform == "linux"
 
 
 def available() -> Confinement:
-    """What the kernel gives here; it changes nothing."""
+    """Returns the means of confinement here, without using them."""
     if not _IS_LINUX:
         return Confinement(seccomp=False, landlock=0)
     version = _libc.syscall(_LANDLOCK_CREATE, None, 0, _LANDLOCK_VERSION)
@@ -72,18 +72,18 @@ def available() -> Confinement:
 
 
 def confine(max_memory_bytes: int) -> Confinement:
-    """Takes from this process the files, the network, its privileges and room on disk.
+    """Removes access of this process to files, the network, privileges and disk space.
 
     Args:
-        max_memory_bytes: Address space that it and each that it forks may have in addition.
+        max_memory_bytes: Address space that it and each of its forks may use in addition.
 
     Returns:
-        What the kernel gives; `lock` has to follow for the rest.
+        The means of confinement in use; `lock` completes them.
     """
     found = available()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_DESCRIPTORS, MAX_DESCRIPTORS))
-    # Writing into a file, not into mapped memory.
+    # Limits writes to files, not to mapped memory.
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     statm = Path("/proc/self/statm")
     if statm.exists():
@@ -99,7 +99,7 @@ def confine(max_memory_bytes: int) -> Confinement:
 
 
 def lock() -> None:
-    """Leaves a forked process of one thread nothing but reading, computing and answering.
+    """Limits a forked single-threaded process to reading, computing and answering.
 
     Raises:
         OSError: If the kernel refuses.
@@ -115,7 +115,7 @@ def die_with_parent() -> None:
 
 
 def _drop_capabilities() -> None:
-    """Makes root a user like others; nothing is lost if that fails, for seccomp comes on top."""
+    """Removes the privileges of root. A failure is harmless, because seccomp follows."""
     number = _CAPSET.get(os.uname().machine)
     if number is not None:
         header = struct.pack("<Ii", _CAPABILITY_VERSION, 0)
@@ -123,11 +123,11 @@ def _drop_capabilities() -> None:
 
 
 def _forbid_files(version: int) -> bool:
-    """Takes all files and folders, TCP, and sockets and processes outside; says whether it did."""
+    """Denies all files, TCP, and outside sockets and processes; returns whether it succeeded."""
     files = max(bits for since, bits in _LANDLOCK_FILES.items() if since <= version) - 1
     rules = struct.pack("<Q", files)
     if version >= 4:
-        rules += struct.pack("<Q", 0b11)  # binding and connecting
+        rules += struct.pack("<Q", 0b11)  # bind and connect
     if version >= 6:
         rules += struct.pack("<Q", 0b11)  # abstract sockets, signals
     ruleset = _libc.syscall(_LANDLOCK_CREATE, rules, len(rules), 0)
@@ -140,10 +140,10 @@ def _forbid_files(version: int) -> bool:
 
 
 def check_required(sandbox: Sandbox, found: Confinement) -> None:
-    """Refuses to go on where confinement is required and something is missing.
+    """Checks that confinement is complete if it is required.
 
     Raises:
-        SandboxError: If so.
+        SandboxError: If it is not.
     """
     if sandbox == "required" and not found.is_full:
         raise SandboxError(
@@ -153,4 +153,4 @@ def check_required(sandbox: Sandbox, found: Confinement) -> None:
 
 
 class SandboxError(OSError):
-    """The confinement that is required is not to be had."""
+    """Raised if the required confinement is not available."""

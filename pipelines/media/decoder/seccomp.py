@@ -1,9 +1,9 @@
-"""A filter of system calls for a process that has all it needs: an allow-list by seccomp.
+"""A seccomp filter that allows a decoder only the system calls that it needs.
 
-The filter is a small program that the kernel runs at each call (`man 2 seccomp`), for x86-64 and
-64-bit Arm. What is not on the list fails with `EPERM`, so that a library
-that tries something in passing goes on without it. Calls that no decoder makes, whatever the file,
-end the process at once: whoever makes them has got hold of it.
+The kernel runs the filter, a small program, at each system call (`man 2 seccomp`), on x86-64 and
+64-bit Arm. Calls that are not on the list fail with `EPERM`, so that libraries that merely probe
+them continue. Calls that no decoder makes for any file kill the process at once, because only an
+attacker would make them.
 """
 
 import ctypes
@@ -18,35 +18,35 @@ from functools import cache
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-_ALLOWED = {  # name: (number on x86-64, number on 64-bit Arm), None where there is none
-    # bytes of what is open; nothing can be opened
+_ALLOWED = {  # name: (number on x86-64, number on 64-bit Arm); None if there is none
+    # reading open files; nothing can be opened
     **{"read": (0, 63), "write": (1, 64), "readv": (19, 65), "writev": (20, 66)},
     **{"pread64": (17, 67), "lseek": (8, 62), "close": (3, 57), "fstat": (5, 80)},
     # descriptors that the parent sends over the socket
     **{"recvmsg": (47, 212), "dup": (32, 23)},
     # memory
     **{"munmap": (11, 215), "mremap": (25, 216), "brk": (12, 214), "madvise": (28, 233)},
-    # time, waiting, and what the C library asks about the process itself
+    # time, waiting, and the C library's queries about the process
     **{"clock_gettime": (228, 113), "clock_getres": (229, 114), "gettimeofday": (96, 169)},
     **{"clock_nanosleep": (230, 115), "nanosleep": (35, 101), "poll": (7, None)},
     **{"ppoll": (271, 73), "futex": (202, 98), "sched_yield": (24, 124)},
     **{"sched_getaffinity": (204, 123), "getrandom": (318, 278)},
     **{"getpid": (39, 172), "gettid": (186, 178), "restart_syscall": (219, 128)},
-    # signals to itself
+    # signals to the process itself
     **{"rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139)},
     "sigaltstack": (131, 132),
     **{"exit": (60, 93), "exit_group": (231, 94)},
 }
 _DEADLY = {
-    # another program, another process's memory
+    # other programs, memory of other processes
     **{"execve": (59, 221), "execveat": (322, 281), "ptrace": (101, 117)},
     **{"process_vm_readv": (310, 270), "process_vm_writev": (311, 271)},
     **{"pidfd_getfd": (438, 438), "process_madvise": (440, 440)},
-    # parts of the kernel that are attacked more than used
+    # parts of the kernel that are often attacked
     **{"bpf": (321, 280), "userfaultfd": (323, 282), "perf_event_open": (298, 241)},
     **{"io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427)},
     **{"add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219)},
-    # another view of the system
+    # namespaces and mounts
     **{"mount": (165, 40), "unshare": (272, 97), "setns": (308, 268), "pivot_root": (155, 41)},
     **{"init_module": (175, 105), "finit_module": (313, 273), "kexec_load": (246, 104)},
 }
@@ -54,11 +54,11 @@ _MMAP, _MPROTECT = (9, 222), (10, 226)
 _FCNTL = (72, 25)
 _CLONE3 = (435, 435)
 _FCNTL_COMMANDS = (0, 1, 2, 3, 1030)
-"""F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC: others send signals, lock and seal."""
+"""F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC. Others send signals, lock or seal."""
 
 _PROT_EXEC = 4
 _X32 = 0x40000000
-"""Numbers from here on are the calls of x86-64 programs with 32-bit pointers."""
+"""Numbers from here on are calls of the x32 interface of x86-64."""
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _ERROR, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
 _AT_NUMBER, _AT_MACHINE, _AT_ARGUMENTS = 0, 4, 16
@@ -68,12 +68,12 @@ _PR_SET_NO_NEW_PRIVS = 38
 
 @dataclass(frozen=True)
 class Machine:
-    """What differs between processors."""
+    """The properties of a processor architecture."""
 
     column: int
     audit_name: int
     seccomp: int
-    """Number of the call that installs a filter."""
+    """Number of the system call `seccomp`."""
 
 
 MACHINES = {
@@ -87,7 +87,7 @@ class _Program(ctypes.Structure):
 
 
 def is_available() -> bool:
-    """Whether the kernel and the container that this runs in let a process take a filter."""
+    """Returns whether the kernel and the container allow filters."""
     machine = _machine()
     if machine is None:
         return False
@@ -96,7 +96,7 @@ def is_available() -> bool:
 
 
 def install() -> None:
-    """Filters the calls of this thread from now on; to be used by a process of one thread.
+    """Filters the system calls of this thread, which must be the only one, from now on.
 
     Raises:
         OSError: If the kernel refuses.
@@ -113,7 +113,7 @@ def install() -> None:
 
 
 def forbid_new_privileges() -> None:
-    """No program that this process starts gets more rights than it has.
+    """Prevents programs that this process starts from gaining privileges.
 
     Raises:
         OSError: If the kernel refuses.
@@ -130,7 +130,7 @@ def _machine() -> Machine | None:
 
 @cache
 def compiled(machine: Machine) -> bytes:
-    """The filter: what kills, then what is allowed, then what depends on an argument."""
+    """Returns the filter: killed, then allowed calls, then those that depend on an argument."""
 
     def number(pair: Sequence[int | None]) -> int | None:
         return pair[machine.column]
@@ -143,7 +143,7 @@ def compiled(machine: Machine) -> bytes:
         for pair in pairs.values():
             if (call := number(pair)) is not None:
                 steps += [_step(_EQUAL, call, 0, 1), _step(_RETURN, answer)]
-    # The C library falls back to `clone` where there is no `clone3`, and a decoder to no threads.
+    # Without `clone3`, the C library falls back to `clone`, and a decoder works without threads.
     steps += _when(number(_CLONE3), [_step(_RETURN, _ERROR | errno.ENOSYS)])
     for pair in (_MMAP, _MPROTECT):
         steps += _when(number(pair), [*_argument(2), *_unless_bits(_PROT_EXEC)])
@@ -159,17 +159,17 @@ def compiled(machine: Machine) -> bytes:
 
 
 def _step(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
-    """One instruction; jumps count the instructions that are left out."""
+    """Encodes one instruction. Jumps count the instructions to skip."""
     return struct.pack("<HBBI", code, if_true, if_false, value)
 
 
 def _when(call: int | None, steps: list[bytes]) -> list[bytes]:
-    """Does steps, the last of which returns, for one call."""
+    """Runs steps for one system call; the last step returns."""
     return [_step(_EQUAL, -1 % (1 << 32) if call is None else call, 0, len(steps)), *steps]
 
 
 def _argument(index: int) -> list[bytes]:
-    """Loads the lower half of an argument, which is all that an `int` has."""
+    """Loads the lower half of an argument, which holds an `int`."""
     return [_step(_LOAD, _AT_ARGUMENTS + 8 * index)]
 
 

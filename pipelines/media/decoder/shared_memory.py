@@ -10,6 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+_POPULATE = getattr(mmap, "MAP_POPULATE", 0)
+"""On Linux all pages are mapped at once, because all of them are read or written."""
+
 
 class SharedMemory:
     """Memory of a fixed size without a name, which ends with its last user."""
@@ -50,7 +53,7 @@ class SharedMemory:
         if not num_bytes:
             return None, None
         if self._map is None or len(self._map) < num_bytes:
-            self._map = mmap.mmap(self.file, num_bytes)
+            self._map = mmap.mmap(self.file, num_bytes, mmap.MAP_SHARED | _POPULATE)
         data = np.frombuffer(self._map, np.uint8, num_bytes)
         return (
             data[:num_pixels].reshape(shape) if shape else None,

@@ -1,1 +1,1 @@
-"""Which picture and which sound of a container are decoded, judged by its packets and flags."""
+"""Selection of the picture and the sound stream to decode, by packets and flags."""

@@ -1,9 +1,9 @@
-"""Which picture and which sound of a container are decoded: those that hold the most, together.
+"""Chooses the picture and the sound stream that together hold the most.
 
-What streams hold is known from their packets, before anything is decoded. A picture goes with a
-sound of its own program. Of several streams of one kind those that clearly hold less than the best
-come last: a still image or a few frames, a tenth of the frame rate, a stamp-sized preview, sound
-that compresses to nothing. Flags and order decide between the others.
+The packet scan tells how much each stream holds. A picture is paired with a sound of its own
+program. Among streams of one kind, those that clearly hold less than the best come last: still
+images, a tenth of the frame rate, tiny previews, sound that compresses to nothing. Flags and order
+decide between the others.
 """
 
 from collections.abc import Callable, Iterable, Sequence, Set
@@ -22,7 +22,7 @@ MIN_SHARE_OF_LENGTH = 0.5
 MIN_SHARE_OF_RATE = 0.25
 MIN_SHARE_OF_PIXELS = 0.25
 MIN_SHARE_OF_BYTES = 0.125
-"""Of the best stream of a kind; with less of it a stream comes after the others."""
+"""Share of the best stream of a kind; streams with less come last."""
 
 _ATTACHED = Disposition.attached_pic | Disposition.timed_thumbnails
 _SECONDARY = (
@@ -40,7 +40,7 @@ _SECONDARY = (
 
 @dataclass(frozen=True)
 class Candidate:
-    """A stream with what speaks for it and against it."""
+    """A stream with the properties that decide the choice."""
 
     index: int
     kind: Literal["video", "audio"]
@@ -48,9 +48,9 @@ class Candidate:
     has_decoder: bool = True
     is_encrypted: bool = False
     is_attached: bool = False
-    """A cover or a thumbnail."""
+    """Whether it is cover art or a thumbnail."""
     is_secondary: bool = False
-    """A commentary, say."""
+    """Whether it is secondary, such as a commentary."""
     is_default: bool = False
     num_pixels: int = 0
     num_packets: int = 0
@@ -59,20 +59,20 @@ class Candidate:
 
     @property
     def is_usable(self) -> bool:
-        """Whether anything can come out of it."""
+        """Whether it may give any frame."""
         return bool(
             self.has_decoder and self.num_packets and not self.is_encrypted and not self.is_attached
         )
 
     @property
     def lasts(self) -> bool:
-        """Whether it is more than one picture, or one piece of sound."""
+        """Whether it holds more than one picture or one piece of sound."""
         return self.num_packets > 1
 
 
 def candidate(stream: av.stream.Stream, packets: PacketTable | None) -> Candidate:
-    """Describes a stream of pictures or sound by what it declares and what it holds."""
-    # Without a decoder there is no codec context, whatever the type stubs say.
+    """Describes a picture or sound stream by its declarations and its packets."""
+    # Without a decoder there is no codec context; the type stubs are wrong.
     codec: Any = stream.codec_context
     num_packets = len(packets) if packets else 0
     is_encrypted = declares_encryption(stream) or bool(packets and packets.is_encrypted.any())
@@ -93,7 +93,7 @@ def candidate(stream: av.stream.Stream, packets: PacketTable | None) -> Candidat
 
 
 def _seconds(packets: PacketTable) -> float:
-    """From the first time stamp to the last, 0 if there are none."""
+    """Returns the time from the first to the last timestamp; 0 if there is none."""
     times = np.where(np.isnan(packets.pts), packets.dts, packets.pts)
     times = times[~np.isnan(times)]
     return float(np.ptp(times)) if len(times) else 0.0
@@ -101,7 +101,7 @@ def _seconds(packets: PacketTable) -> float:
 
 @dataclass(frozen=True)
 class Choice:
-    """The indices of the streams that are decoded."""
+    """The indices of the streams to decode."""
 
     video: int | None
     audio: int | None
@@ -116,8 +116,8 @@ def choose(
 
     Args:
         candidates: The streams, in the order of the container.
-        programs: The streams of each program; a container without any is one.
-        failed: Streams that have turned out to give nothing.
+        programs: The streams of each program. A container without programs counts as one.
+        failed: Streams from which nothing decoded.
     """
     usable = [each for each in candidates if each.is_usable and each.index not in failed]
     in_programs = set(chain.from_iterable(programs))
@@ -146,7 +146,7 @@ def _length(pair: Sequence[Candidate | None]) -> float:
 def _pair(
     unit: Sequence[Candidate], outside: Sequence[Candidate]
 ) -> tuple[Candidate | None, Candidate | None]:
-    """The best picture and sound of a program; what it lacks can lie outside of all programs."""
+    """Returns the best pair of a program. A missing stream may come from outside all programs."""
 
     def best(kind: str, rank: Callable[[Sequence[Candidate]], Candidate]) -> Candidate | None:
         own = [each for each in unit if each.kind == kind]
@@ -177,7 +177,7 @@ def _best_sound(audios: Sequence[Candidate]) -> Candidate:
     longest = _most(audios, "seconds")
 
     def rank(each: Candidate) -> tuple[bool, ...]:
-        # Bytes tell silence from sound only between streams of one codec.
+        # Bytes tell silence from sound only if the codec is the same.
         richest = max(_rate(o.num_bytes, o) for o in audios if o.codec == each.codec)
         return (
             each.lasts,
@@ -195,5 +195,5 @@ def _most(candidates: Iterable[Candidate], name: str) -> float:
 
 
 def _rate(amount: int, of: Candidate) -> float:
-    """An amount a second; of a single moment no rate is known."""
+    """Returns an amount per second; the rate of a single moment is unknown."""
     return amount / of.seconds if of.seconds else 0.0

@@ -1,6 +1,6 @@
-"""What a container says that PyAV has no attribute for: its programs and the borders it crops.
+"""Reads programs and crop borders of a container, for which PyAV has no attributes.
 
-FFmpeg knows both and prints them with all that it knows of a file:
+FFmpeg prints both when it dumps the format of a file:
 
       Program 1
       Stream #0:0[0x100]: Video: h264 (Main), yuv420p, 640x360, 24 fps
@@ -29,20 +29,20 @@ _CROP = re.compile(r"\s+Frame Cropping: (\d{1,9})/(\d{1,9})/(\d{1,9})/(\d{1,9})$
 
 @dataclass(frozen=True)
 class Declarations:
-    """Programs and crops by the indices of streams."""
+    """Programs, and crop borders by index of the stream."""
 
     programs: tuple[frozenset[int], ...] = ()
-    """The streams of each; a file without programs has none."""
+    """The streams of each program; empty for a file without programs."""
     crops: Mapping[int, Crop] = field(default_factory=dict)
 
 
 def read_declarations(container: av.container.InputContainer) -> Declarations:
-    """Reads what FFmpeg prints about an open container."""
+    """Reads FFmpeg's dump of an open container."""
     level, skips = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.INFO)
     av.logging.set_skip_repeated(False)
     try:
-        printable: Any = container  # the type stubs lack it
+        printable: Any = container  # missing in the type stubs
         return parse_dump(printable.dumps_format())
     finally:
         av.logging.set_skip_repeated(skips)
@@ -50,7 +50,7 @@ def read_declarations(container: av.container.InputContainer) -> Declarations:
 
 
 def parse_dump(text: str) -> Declarations:
-    """Reads the programs and crops of a printed container."""
+    """Parses the programs and crop borders of a dump."""
     programs: list[set[int]] = []
     crops: dict[int, Crop] = {}
     stream: int | None = None

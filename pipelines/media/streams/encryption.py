@@ -1,4 +1,4 @@
-"""Whether a stream is encrypted: decoded all the same, it gives noise without end."""
+"""Detects encrypted streams, which would otherwise decode to noise."""
 
 import struct
 from typing import Any
@@ -7,20 +7,20 @@ import av.stream
 from av.packet import Packet
 
 ENCRYPTED_TAGS = frozenset({b"encv", b"enca", b"drms", b"drmi", b"aavd"})
-"""Kinds of samples in MP4 of which only the encryption is known."""
+"""Sample entries of MP4 that only tell that a stream is encrypted."""
 SAMPLE_AES_TAGS = frozenset({b"\xdb", b"\xcf", b"\xc1", b"\xc2"})
-"""Types of streams in MPEG-TS that HTTP Live Streaming encrypts in part."""
+"""Stream types of MPEG-TS that HTTP Live Streaming encrypts in part."""
 PROBED_BYTES = 2_000_000
-"""Of a transport stream, in which scrambled packets are looked for."""
+"""Bytes of a transport stream to search for scrambled packets."""
 _TS_PACKET_BYTES = (188, 192, 204)
 _SYNC = b"\x47"
 _SCRAMBLED = 0x80
 _KEY_ID = "enc_key_id"
-"""Under this name FFmpeg passes on the key of an encrypted track of Matroska."""
+"""Metadata key under which FFmpeg reports the key of an encrypted Matroska track."""
 
 
 def declares_encryption(stream: av.stream.Stream) -> bool:
-    """Whether a container says so itself, before any packet."""
+    """Returns whether the container declares that a stream is encrypted."""
     if any(name.lower() == _KEY_ID for name in stream.metadata):
         return True
     tag = _tag(stream)
@@ -30,21 +30,21 @@ def declares_encryption(stream: av.stream.Stream) -> bool:
 
 
 def _tag(stream: av.stream.Stream) -> bytes:
-    """The four bytes by which the container names the codec."""
-    # Without a decoder there is no codec context, whatever the type stubs say.
+    """Returns the four bytes by which the container names the codec."""
+    # Without a decoder there is no codec context; the type stubs are wrong.
     codec: Any = stream.codec_context
     try:
         return codec.codec_tag.encode() if codec else b""
-    except UnicodeDecodeError as error:  # PyAV takes them for text, which they need not be
+    except UnicodeDecodeError as error:  # PyAV decodes them as text, which they need not be
         return error.object
 
 
 def is_encrypted(packet: "Packet[Any]") -> bool:
-    """Whether any byte of a packet is: those of a clear beginning are not.
+    """Returns whether any byte of a packet is encrypted; streams may begin in the clear.
 
-    The side data (`AVEncryptionInfo` of FFmpeg) is of big-endian words: scheme, two lengths of a
-    pattern, sizes of key and vector, number of parts; then key, vector, and for each part how many
-    bytes are clear and how many are not. Without parts all are encrypted.
+    The side data (FFmpeg's `AVEncryptionInfo`) has big-endian words: the scheme, two lengths of a
+    pattern, the sizes of key and vector, and the number of parts. Then follow the key, the vector,
+    and the number of clear and encrypted bytes of each part. Without parts, all are encrypted.
     """
     if not packet.has_sidedata("encryption_info"):
         return False
@@ -59,9 +59,9 @@ def is_encrypted(packet: "Packet[Any]") -> bool:
 
 
 def is_scrambled(data: bytes) -> bool:
-    """Whether the beginning of an MPEG transport stream has scrambled packets.
+    """Returns whether the beginning of an MPEG transport stream has scrambled packets.
 
-    FFmpeg passes over them, so that nothing is left of their streams.
+    FFmpeg skips them, so their streams appear to be empty.
     """
     for length in _TS_PACKET_BYTES:
         for start in range(min(length, len(data))):

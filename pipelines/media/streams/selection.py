@@ -1,4 +1,4 @@
-"""From an open container to the two streams that are decoded, with all packets known."""
+"""Selects the two streams of an open container to decode, and scans their packets."""
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
@@ -28,36 +28,36 @@ from pipelines.media.streams.encryption import PROBED_BYTES, is_scrambled
 from pipelines.redaction import one_line
 
 MAX_TRIAL_PACKETS = 1000
-"""Packets of a stream after which it gives nothing, if it has given nothing until then: more than
-there can be between two key frames that a decoder begins at."""
+"""Packets after which a stream that has not decoded at all is given up: more than there are between
+two key frames at which a decoder can begin."""
 MAX_TRIALS = 8
-"""Streams that are tried; hostile files have thousands."""
+"""Limit of streams to try; hostile files have thousands."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What of a container is decoded."""
+    """The streams of a container to decode."""
 
     video: int | None
     """Index of the stream."""
     audio: int | None
     declares_picture: bool
-    """Whether there is a picture stream at all, covers apart."""
+    """Whether there is a picture stream besides cover art."""
     declares_sound: bool
     seconds: float
-    """From the first to the last packet of the longer of the two, 0 if there are no time stamps."""
+    """Time from the first to the last packet of the longer stream; 0 without timestamps."""
     scan: PacketScan
     declarations: Declarations
 
     @property
     def crop(self) -> Crop:
-        """What the container crops of the picture."""
+        """The borders that the container crops from the picture."""
         return WHOLE if self.video is None else self.declarations.crops.get(self.video, WHOLE)
 
     def streams(
         self, container: av.container.InputContainer
     ) -> tuple[VideoStream | None, AudioStream | None]:
-        """The two streams in a container of the source, which passes over all others."""
+        """Returns the two streams in a container of the source, and makes it skip all others."""
         video = None if self.video is None else container.streams[self.video]
         audio = None if self.audio is None else container.streams[self.audio]
         assert video is None or isinstance(video, VideoStream)
@@ -67,7 +67,7 @@ class Selection:
 
 
 def probe(source: MediaInput, formats: Formats = "common") -> MediaInfo:
-    """Reads what a source says about itself and what it holds, without decoding it."""
+    """Reads what a source declares and holds, without decoding it."""
     with open_source(source, formats) as container:
         selection = select_streams(container, source, formats)
         streams = selection.streams(container)
@@ -78,21 +78,21 @@ def probe(source: MediaInput, formats: Formats = "common") -> MediaInfo:
 def select_streams(
     container: av.container.InputContainer, source: MediaInput, formats: Formats
 ) -> Selection:
-    """Chooses the streams of a container that has just been opened; it is at its end then.
+    """Chooses the streams of a newly opened container, which is then at its end.
 
     Args:
-        container: Of the source.
-        source: Opened again where streams have to be tried.
-        formats: Which containers and codecs are decoded.
+        container: The opened source.
+        source: Opened again if streams must be tried.
+        formats: Which containers and codecs are allowed.
 
     Raises:
-        DecodeError: If there is none to be decoded.
+        DecodeError: If no stream can be decoded.
     """
     declared: list[VideoStream | AudioStream] = [
         *container.streams.video,
         *container.streams.audio,
     ]
-    # Without a decoder there is no codec context, whatever the type stubs say.
+    # Without a decoder there is no codec context; the type stubs are wrong.
     scannable = [stream for stream in declared if stream.codec_context]
     keep_only(container, {stream.index for stream in scannable})
     declarations = read_declarations(container)
@@ -116,7 +116,7 @@ def select_streams(
 
 
 def keep_only(container: av.container.InputContainer, indices: Set[int]) -> None:
-    """Lets the demuxer pass over the packets of all other streams."""
+    """Lets the demuxer skip the packets of all other streams."""
     for stream in container.streams:
         if stream.index not in indices:
             stream.discard = Discard.all
@@ -128,7 +128,7 @@ def _tried(
     candidates: Sequence[Candidate],
     programs: Sequence[Set[int]],
 ) -> Choice:
-    """Chooses, and chooses again where a stream gives nothing and another one might."""
+    """Chooses streams, and chooses again if one does not decode and another one might."""
     good: set[int] = set()
     failed: set[int] = set()
     while True:
@@ -152,12 +152,12 @@ def _can_replace(other: Candidate, chosen: Candidate, failed: Set[int]) -> bool:
 
 
 def gives_something(source: MediaInput, formats: Formats, index: int) -> bool:
-    """Whether a stream gives an undamaged frame within its first packets."""
+    """Returns whether a stream gives an undamaged frame within its first packets."""
     with open_source(source, formats) as container:
         stream = container.streams[index]
         assert isinstance(stream, VideoStream | AudioStream)
         if formats == "common" and not is_common(stream):
-            return False  # not even tried; if no other can replace it, `check_codecs` says why
+            return False  # not tried; if no other stream replaces it, `check_codecs` refuses it
         keep_only(container, {index})
         try:
             for number, packet in enumerate(container.demux(stream)):

@@ -25,6 +25,5 @@ def test_media_that_no_list_names_are_not_called_files_without_media():
         "4 clips of 2 sources, 4 new; 3 sources = 2 accepted + 1 rejected (1 unreadable); "
         "files that are not sources: 2 not listed\n"
         "  sources that declare sound and gave none: 2\n"
-        "  sources whose pictures are timed by the order of frames, as is usual for AVI: 3\n"
         "  splits are taken from the list: train (3 rows)"
     )

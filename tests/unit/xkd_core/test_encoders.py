@@ -5,7 +5,7 @@ import torch
 
 from tests.helpers.networks import micro_config
 from xkd_core.config import ModelConfig, TransformerConfig
-from xkd_core.encoders import build_encoder, pool_patches
+from xkd_core.encoders import EncoderInput, build_encoder, encode_together, pool_patches
 from xkd_core.masking import random_mask, take_tokens
 from xkd_core.patches import to_patches
 
@@ -85,3 +85,19 @@ def test_initialisation_leaves_no_parameter_unset():
         torch.nn.init.constant_(parameter, float("nan"))
     encoder.init_weights()
     assert all(parameter.isfinite().all() for parameter in encoder.parameters())
+
+
+def test_views_that_are_encoded_together_have_the_tokens_that_each_would_have():
+    model = micro_config().model
+    video = build_encoder(model, "video").double()
+    audio = build_encoder(model, "audio", video.blocks).double()
+    clips = {name: torch.randn(shape, dtype=torch.float64) for name, shape in CLIPS.items()}
+    local = torch.randn(LOCAL_CLIPS["video"], dtype=torch.float64)
+    keep = random_mask(torch.rand(2, 64), 9).keep
+    inputs = [
+        EncoderInput(video, clips["video"], keep),
+        EncoderInput(video, local),
+        EncoderInput(audio, clips["audio"]),
+    ]
+    for tokens, one in zip(encode_together(inputs), inputs, strict=True):
+        torch.testing.assert_close(tokens, one.encoder(one.clip, one.keep))

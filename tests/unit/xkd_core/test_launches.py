@@ -7,8 +7,9 @@ from xkd_core.train_step import train_step
 
 WITHOUT_LAUNCH = {"view", "detach", "t", "transpose", "expand", "unsqueeze", "squeeze", "permute"}
 WITHOUT_LAUNCH |= {"select", "slice", "split", "unbind", "_unsafe_view", "alias", "diagonal"}
-LARGEST = 1850
-"""Of a step of the smallest networks; two blocks an encoder."""
+LARGEST = 1010
+"""Of a step of the smallest networks, three blocks an encoder; 1363 with each view by itself and the
+kernels of the alignment one by one."""
 
 
 class Counter(TorchDispatchMode):
@@ -26,6 +27,7 @@ class Counter(TorchDispatchMode):
 def test_a_step_takes_no_more_operations_than_it_did():
     config, views = micro_config(), micro_views()
     state = train_state(micro_model(), config)
+    train_step(state, views, config, total_steps=10, steps_per_epoch=1.0)  # makes the moments
     with Counter() as counter:
         train_step(state, views, config, total_steps=10, steps_per_epoch=1.0)
     assert 0 < counter.count <= LARGEST, counter.count

@@ -1,5 +1,7 @@
 """Facts about the optimizer and the clipping."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -12,11 +14,14 @@ from xkd_core.optim import (
     build_optimizer,
     clip_each_gradient,
     clipped_parameters,
+    freeze_first_blocks,
     norms_of_gradients,
     set_learning_rate,
     total_norm,
 )
+from xkd_core.sharding import load_optimizer_state
 from xkd_core.train_step import train_step
+from xkd_core.xkd import load_model_tensors, model_tensors
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -212,3 +217,156 @@ def test_another_optimizer_leads_to_other_weights(monkeypatch, settings, patch):
     if patch is not None:
         patch(monkeypatch)
     assert largest_difference(*trained_weights(**settings)) > 1e-3
+
+
+RATES_AT_HALF = {
+    "patch_projection": 1 / 16,
+    "cls_token": 1 / 16,
+    "position_table": 1 / 16,
+    "blocks.0": 1 / 8,
+    "blocks.1": 1 / 4,
+    "blocks.2": 1 / 2,
+    "norm": 1.0,
+}
+"""A depth of 3 and a decay of 0.5, by hand: 0.5 to the power of 4, 3, 2, 1, 0."""
+
+
+def rates(model, **settings):
+    """The learning rate of each parameter by name, at a scheduled rate of 0.25."""
+    optimizer = build_optimizer(model, OptimizerConfig(**settings))
+    set_learning_rate(optimizer, 0.25)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        names[id(parameter)]: group["lr"]
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_rates_decay_by_depth(variant):
+    found = rates(micro_model(variant), layer_decay=0.5)
+    for name, rate in found.items():
+        network, _, layer = name.partition(".")
+        factor = 1.0
+        if network in ("video_student", "audio_student"):
+            (factor,) = (f for part, f in RATES_AT_HALF.items() if layer.startswith(part))
+        assert rate == 0.25 * factor, name
+    in_students = {name for name in found if name.split(".")[0] == "audio_student"}
+    assert {"audio_student.cls_token", "audio_student.norm.bias"} <= in_students
+
+
+def test_the_published_table_of_rates():
+    """A ViT-B fine-tuned at 0.45: 13 - id for ids of 0, block + 1 and 13 (method of BEiT)."""
+    model = micro_model()
+    found = rates(model, layer_decay=0.45)
+    assert found["video_student.patch_projection.weight"] == pytest.approx(0.25 * 0.45**4)
+    assert found["video_student.blocks.2.mlp.fc1.weight"] == pytest.approx(0.25 * 0.45)
+
+
+def test_layer_decay_keeps_weight_decay():
+    model = micro_model()
+    groups = build_optimizer(model, OptimizerConfig(layer_decay=0.5)).param_groups
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    plain = build_optimizer(model, OptimizerConfig()).param_groups
+    assert decays == {id(p): group["weight_decay"] for group in plain for p in group["params"]}
+    assert len(plain) == 2
+
+
+def test_layer_decay_slows_the_first_blocks_down():
+    def moved(layer_decay):
+        before, after = trained_weights(layer_decay=layer_decay, weight_decay=0.0)
+        return {name: np.abs(after[name] - before[name]).max() for name in before}
+
+    full, decayed = moved(1.0), moved(0.5)
+    first, last = "video_student.blocks.0.mlp.fc1.weight", "video_student.blocks.2.mlp.fc1.weight"
+    assert decayed[first] == pytest.approx(full[first] / 8, rel=1e-3)
+    assert decayed[last] == pytest.approx(full[last] / 2, rel=1e-3)
+    assert decayed["video_decoder.mask_token"] == pytest.approx(full["video_decoder.mask_token"])
+
+
+FROZEN = ("patch_projection", "cls_token", "position_table", "blocks.0", "blocks.1")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_frozen_blocks_have_neither_gradients_nor_optimizer_state(variant):
+    optimizer = OptimizerConfig(frozen_video_blocks=2, warmup_epochs=0.0, learning_rate=0.01)
+    config, model = micro_config(variant, optimizer=optimizer), micro_model(variant)
+    freeze_first_blocks(model, optimizer)
+    state = train_state(model, config)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def check_gradients():
+        for name, parameter in model.named_parameters():
+            assert (parameter.grad is not None) == parameter.requires_grad, name
+
+    for _ in range(2):
+        train_step(
+            state,
+            micro_views(),
+            config,
+            total_steps=9,
+            steps_per_epoch=3.0,
+            before_update=check_gradients,
+        )
+    frozen = {
+        name
+        for name in before
+        for part in FROZEN
+        if name.startswith(f"video_student.{part}")
+        or (
+            (variant != "modality_specific" and name.startswith(f"audio_student.{part}"))
+            and part.startswith("blocks")
+        )
+    }
+    for name, tensor in model.state_dict().items():
+        learns = not name.startswith(("video_teacher", "audio_teacher")) and name not in frozen
+        assert torch.equal(tensor, before[name]) != learns or "teacher" in name, name
+    in_state = {id(parameter) for parameter in state.optimizer.state}
+    held = {n for n, p in model.named_parameters(remove_duplicate=False) if id(p) in in_state}
+    assert not held & frozen
+    # The teacher began as its student, and so follows what is frozen to the bit.
+    for name in frozen:
+        if name.startswith("video_student"):
+            teacher = name.replace("_student", "_teacher")
+            assert torch.equal(model.state_dict()[teacher], before[teacher]), teacher
+
+
+def test_no_more_blocks_can_be_frozen_than_there_are():
+    micro_config(optimizer=OptimizerConfig(frozen_audio_blocks=3))
+    with pytest.raises(ValueError, match=r"frozen_audio_blocks \(4\) must not be above .* \(3\)"):
+        micro_config(optimizer=OptimizerConfig(frozen_audio_blocks=4))
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+def test_a_resumed_optimizer_goes_on_as_if_it_had_not_stopped(layer_decay):
+    optimizer = OptimizerConfig(
+        layer_decay=layer_decay, frozen_audio_blocks=1, warmup_epochs=0.0, learning_rate=0.01
+    )
+    config = micro_config(optimizer=optimizer)
+    views = [micro_views() for _ in range(4)]
+
+    def begun(tensors=None, moments=None, centers=None, step=0):
+        model = micro_model()
+        freeze_first_blocks(model, optimizer)
+        state = train_state(model, config)
+        if tensors is not None:
+            load_model_tensors(model, tensors)
+            load_optimizer_state(state.optimizer, moments)
+            state.centers, state.step = centers, step
+        return state
+
+    def step_on(state, steps):
+        for number in steps:
+            train_step(state, views[number], config, total_steps=9, steps_per_epoch=3.0)
+
+    torch.manual_seed(4)
+    whole = begun()
+    step_on(whole, range(2))
+    tensors = {name: tensor.clone() for name, tensor in model_tensors(whole.model).items()}
+    moments = copy.deepcopy(whole.optimizer.state_dict())
+    resumed = begun(tensors, moments, whole.centers, 2)
+    for state in (whole, resumed):
+        step_on(state, range(2, 4))
+    theirs = model_tensors(resumed.model)
+    assert all(torch.equal(t, theirs[name]) for name, t in model_tensors(whole.model).items())

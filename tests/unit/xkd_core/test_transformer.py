@@ -8,8 +8,11 @@ from xkd_core import transformer
 from xkd_core.transformer import (
     attend,
     block_with_attention,
+    checkpoint_activations,
     init_transformer,
+    pack,
     transformer_blocks,
+    unpack,
 )
 
 
@@ -36,6 +39,38 @@ def test_a_block_and_its_cls_attention_follow_the_formula():
     result, row = block_with_attention(block, tokens)
     torch.testing.assert_close(result, expected)
     torch.testing.assert_close(row, attention[:, :, 0, 1:])
+
+
+@pytest.mark.parametrize("is_recomputed", [False, True])
+def test_packed_clips_pass_a_block_as_each_would_by_itself(is_recomputed):
+    block = transformer_blocks(24, 1, 3)[0].double()
+    sequences = [torch.randn(*shape, 24, dtype=torch.float64) for shape in ((2, 6), (3, 4), (1, 1))]
+    expected = [block(tokens) for tokens in sequences]
+    sum(tokens.square().sum() for tokens in expected).backward()
+    gradients = [parameter.grad.clone() for parameter in block.parameters()]
+    block.zero_grad()
+    if is_recomputed:
+        checkpoint_activations(block)
+    groups = tuple(tuple(tokens.shape[:2]) for tokens in sequences)
+    found = unpack(block(pack(sequences), groups=groups), groups)
+    torch.testing.assert_close(found, expected)
+    sum(tokens.square().sum() for tokens in found).backward()
+    for parameter, gradient in zip(block.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_attention_clip_by_clip_is_that_of_all_clips_at_once(monkeypatch):
+    leaves = [part.requires_grad_() for part in torch.randn(3, 4, 2, 40, 8).bfloat16().unbind()]
+    upstream = torch.randn(4, 2, 40, 8).bfloat16()
+
+    def results():
+        mixed = attend(*leaves)
+        return [mixed, *torch.autograd.grad(mixed, leaves, upstream)]
+
+    at_once = results()
+    monkeypatch.setattr(transformer, "_LARGEST_MAP", 4 * 2 * 40 * 40 - 1)
+    for one, all_clips in zip(results(), at_once, strict=True):
+        assert torch.equal(one, all_clips)
 
 
 def test_layer_norms_use_the_published_eps():

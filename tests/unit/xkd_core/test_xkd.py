@@ -253,3 +253,15 @@ def test_loading_names_what_does_not_fit():
         load_model_tensors(model, {**tensors, "extra": norm})
     with pytest.raises(ValueError, match=r"shape: video_student\.norm\.bias \(1,\) instead of"):
         load_model_tensors(model, {**tensors, "video_student.norm.bias": torch.ones(1)})
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_all_views_that_share_a_block_pass_it_once(variant):
+    model = micro_model(variant)
+    calls = []
+    for block in {*model.video_student.blocks, *model.audio_student.blocks}:
+        block.register_forward_hook(lambda called, *_: calls.append(called))
+    model(micro_views(num_video_locals=2))
+    teaching = {*model.video_teacher.blocks}
+    assert len(calls) == len({*model.video_student.blocks, *model.audio_student.blocks})
+    assert teaching.isdisjoint(calls)

@@ -56,3 +56,13 @@ def test_a_description_of_the_field_goes_before_that_of_its_class():
     about = section_description(schema, "views.global_crop_area")
     assert about == "Area of the crop of a global view, as a share of the frame."
     assert section_description(schema, "tracking") == "Where MLflow keeps what a job measures."
+
+
+def test_a_setting_that_its_section_gives_by_default_is_not_required():
+    defaults = {one.name: one.default for one in setting_descriptions(JOBS["pretrain"].schema())}
+    assert defaults["model.encoder.width"] == "768"
+    assert defaults["model.decoder.width"] == "384"
+    assert defaults["views.crop_ratio.low"] == "0.75"
+    assert defaults["epochs"] == "required"
+    required = {name for name, default in defaults.items() if default == "required"}
+    assert not any(name.startswith(("model.", "views.")) for name in required)

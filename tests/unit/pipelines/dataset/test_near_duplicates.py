@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from pipelines.dataset import near_duplicates
+from pipelines.dataset.alike import REPEATING, SCENE, find_alike
 from pipelines.dataset.codes import Codes, frame_codes, sound_codes
-from pipelines.dataset.near_duplicates import FRAME_RULE, SCENE, SOUND_RULE, find_alike, find_pairs
+from pipelines.dataset.near_duplicates import FRAME_RULE, SOUND_RULE, find_pairs
 from pipelines.media.decode import decode_segments
 from tests.helpers.media import write_media
 from tests.helpers.scenes import RATE, SAMPLE_RATE, scene, sound
@@ -73,6 +74,29 @@ def test_clips_of_one_source_are_not_compared():
 def test_one_camera_on_the_same_place_gives_a_scene_and_no_copy():
     clips = [(scene(seed, spread=0.0004, shot=5), sound(seed)) for seed in (0, 1)]
     assert alike(clips) == {(0, 1): SCENE}
+
+
+def glide(seed, seconds=4.0):
+    """A tone with overtones that falls over the same notes again and again."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    pitch = 200.0 * 2.0 ** (-0.6 * ((time / 0.7 + rng.uniform()) % 1.0))
+    cycles = np.cumsum(pitch) / SAMPLE_RATE
+    tone = sum(np.sin(2 * np.pi * n * cycles) / n for n in range(1, 20))
+    return ((tone + rng.normal(0, 0.02, len(time))) * 5000).astype(np.int16)
+
+
+def test_two_sounds_that_repeat_the_same_are_no_copies():
+    assert alike([(None, glide(0)), (None, glide(1))]) == {(0, 1): REPEATING}
+    frames = scene(0)
+    assert alike([(frames, glide(0)), (frames, glide(1))]) == {(0, 1): "picture"}
+
+
+def test_a_short_sound_amid_silence_is_found_again():
+    quiet = np.zeros(40_000, np.int16)
+    first = np.concatenate([quiet[:8_000], sound(0, 2.2), quiet])
+    second = np.concatenate([quiet[:20_000], sound(0, 2.2), quiet[:8_000]])
+    assert alike([(None, first), (None, second)]) == {(0, 1): "sound"}
 
 
 def test_black_and_silent_clips_are_like_nothing():

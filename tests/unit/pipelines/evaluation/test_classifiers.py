@@ -145,3 +145,70 @@ def test_two_evaluations_are_paired_by_clip(tmp_path):
     (tmp_path / "outcomes.npz").write_bytes(b"PK\x03\x04 no archive")
     with pytest.raises(ValueError, match=r"is no outcomes\.npz"):
         Outcomes.read(tmp_path / "outcomes.npz")
+
+
+def test_joined_classifiers_are_scored_with_a_modality_missing():
+    """Half of the class is in each modality, so one alone cannot name it."""
+    settings = EvaluateSettings(
+        measures=("knn", "linear", "svm"), fusion=("both", "missing"), selection="test"
+    )
+    found = score(features(), settings)
+    for measure in settings.measures:
+        full, *others = (
+            found.modalities[subject]["trained"].measures[measure].score.value
+            for subject in ("both", "both_video_only", "both_audio_only")
+        )
+        assert full > 0.9
+        for other in others:
+            assert 0.3 < other < 0.75
+    assert found.gains["both_video_only/linear"].low is not None
+
+
+def test_the_choice_on_the_test_clips_is_reported_beside_the_honest_one():
+    noisy = features(noise=1.0)
+    settings = EvaluateSettings(measures=("linear", "svm"))
+    honest = score(noisy, settings).modalities["audio"]["trained"]
+    both = score(noisy, settings.model_copy(update={"selection": "test"}))
+    for measure, one in both.modalities["audio"]["trained"].measures.items():
+        assert one.score == honest.measures[measure].score
+        chosen = one.figures["top1_chosen_on_test"]
+        assert chosen.value >= one.score.value
+        assert "top1_chosen_on_test" not in honest.measures[measure].figures
+
+
+def test_scores_of_views_are_averaged_as_probabilities():
+    """Two views of each clip tell it apart; the third is noisy."""
+    one = features()
+    owners = np.repeat(np.arange(160), 3)
+    views = {}
+    for path, matrix in one.matrices.items():
+        noise = np.random.default_rng(1).normal(size=(160, 8)).astype(np.float32)
+        views[f"pooled/{path}"] = np.stack([matrix, matrix, matrix + noise], axis=1).reshape(480, 8)
+    several = replace(one, views=views, view_owners=dict.fromkeys(one.matrices, owners))
+    settings = EvaluateSettings(measures=("knn", "linear", "svm"), selection="test")
+    found, outcomes = score_with_outcomes(several, settings)
+    trained = found.modalities["late"]["trained"]
+    assert trained.accuracy["linear"] > 0.8
+    assert trained.num_test == 54
+    assert found.modalities["video"]["trained"].num_sources == 27
+    assert outcomes.values["video/trained/svm"].shape == (54,)
+
+
+def test_another_encoder_is_compared_clip_by_clip():
+    one = features()
+    other = {
+        path.replace("untrained", "reference"): matrix for path, matrix in one.matrices.items()
+    }
+    video_only = {path: matrix for path, matrix in other.items() if path != "audio/reference"}
+    settings = EvaluateSettings(measures=("linear",))
+    found = score(replace(one, matrices=video_only), settings)
+    assert not found.gains
+    change = found.over_reference["video/linear"]
+    assert change.low <= change.value <= change.high
+    networks = found.modalities["video"]
+    assert change.value == pytest.approx(
+        networks["trained"].accuracy["linear"] - networks["reference"].accuracy["linear"]
+    )
+    assert set(found.modalities["audio"]) == {"trained"}
+    assert "video/over_reference/linear" in found.gain_figures()
+    assert "audio/linear" not in found.over_reference

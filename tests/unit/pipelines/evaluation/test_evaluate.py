@@ -1,14 +1,18 @@
 """What an evaluation refuses before it starts."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
+from pipelines.evaluation import evaluate as job
 from pipelines.evaluation.classifiers import score
-from pipelines.evaluation.evaluate import check_evaluate, evaluate, log_figures
+from pipelines.evaluation.evaluate import log_figures, networks_to_score
 from pipelines.evaluation.features import features_of
+from pipelines.evaluation.networks import checkpoint_source, network_of
 from pipelines.evaluation.retrieval import retrieval_gains, retrieval_scores
 from pipelines.evaluation.scores import FeatureScores
 from pipelines.models.checkpoints import TrainingInfo, checkpoint_name, save_checkpoint
@@ -37,14 +41,25 @@ def evaluate_config(tmp_path, model=MODEL, **settings):
     return EvaluateConfig.model_validate(values | settings)
 
 
+def sources_of(config):
+    """The encoders of an evaluation of a checkpoint."""
+    (checkpoint,) = config.checkpoint
+    found = (checkpoint_source(Path(checkpoint), checkpoint, config.role),)
+    return networks_to_score(config, found, ())
+
+
+def check_evaluate(config):
+    return job.check_evaluate(config, sources_of(config))
+
+
 def test_clips_of_another_rate_are_refused(tmp_path):
     assert check_evaluate(evaluate_config(tmp_path)) == []
     sharp = {**MODEL["audio"], "sample_rate": 1600, "num_samples": 3200, "hop_length": 68}
     config = evaluate_config(tmp_path, {**MODEL, "audio": sharp})
     (mistake,) = check_evaluate(config)
-    message = r"does not fit the checkpoint: model.audio.sample_rate \(1600\) must equal the clips'"
+    message = r"does not fit .*: model.audio.sample_rate \(1600\) must equal the clips'"
     with pytest.raises(UserError, match=message):
-        evaluate(config, on_progress=quiet)
+        job.evaluate(config, sources_of(config), on_progress=quiet)
     assert str(config.dataset) in mistake
 
 
@@ -58,7 +73,7 @@ def test_the_main_job_scores_nothing_where_no_clip_lies_in_its_splits(tmp_path):
     """Its report, with all else, is worth more than a mistake after the training."""
     config = evaluate_config(tmp_path, train_splits=["fit"], test_splits=["held"])
     trained = tiny_config(tmp_path, tmp_path)
-    networks = {"trained": (build_xkd(trained.model).eval(), trained)}
+    networks = {"trained": network_of(build_xkd(trained.model).eval(), trained.model, "teacher")}
     dataset = ClipDataset.open(config.dataset)
     features = features_of(networks, dataset, config, quiet)
     assert features.matrices["video/trained"].shape == (0, 32)
@@ -80,7 +95,7 @@ def test_an_encoder_gives_tokens_and_layers_that_are_scored(tmp_path):
     """Retrieval takes one clip of each source that has both modalities."""
     config = evaluate_config(tmp_path, measures=["knn", "attentive", "layers", "retrieval"])
     trained = tiny_config(tmp_path, tmp_path)
-    networks = {"trained": (build_xkd(trained.model).eval(), trained)}
+    networks = {"trained": network_of(build_xkd(trained.model).eval(), trained.model, "teacher")}
     dataset = ClipDataset.open(config.dataset)
     features = features_of(networks, dataset, config, quiet)
     depth = min(config.num_layers, trained.model.encoder.depth)

@@ -11,6 +11,7 @@ from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.evaluation.classifiers import score
 from pipelines.evaluation.features import features_of
+from pipelines.evaluation.networks import network_of
 from pipelines.evaluation.rungs import (
     KNN_SETTINGS,
     KnnScorer,
@@ -128,7 +129,7 @@ def test_nearest_neighbors_say_what_an_evaluation_says_and_touch_nothing(tmp_pat
     assert torch.equal(torch.get_rng_state(), random_state)
     assert model.training == is_training
     assert all(torch.equal(before[name], t) for name, t in model_tensors(model).items())
-    networks = {"trained": (model, config)}
+    networks = {"trained": network_of(model, config.model, "teacher")}
     features = features_of(networks, ClipDataset.open(clips), KNN_SETTINGS, lambda *_: None)
     expected = score(features, KNN_SETTINGS).modalities
     assert found == {
@@ -140,7 +141,7 @@ def test_nearest_neighbors_say_what_an_evaluation_says_and_touch_nothing(tmp_pat
 def test_nearest_neighbors_look_at_so_many_labelled_clips_of_each_side(tmp_path):
     clips = write_dataset(tmp_path / "clips", 24, split=every_fourth_is_held_out)
     config = config_for(clips)
-    networks = {"trained": (build_xkd(config.model), config)}
+    networks = {"trained": network_of(build_xkd(config.model), config.model, "teacher")}
     dataset = ClipDataset.open(clips)
     dataset.index.label[dataset.index.split == "train"][:3] = ""
     some = features_of(networks, dataset, KNN_SETTINGS, lambda *_: None, max_clips=4)

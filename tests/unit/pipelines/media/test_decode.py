@@ -11,6 +11,7 @@ from pipelines.media.reasons import REASONS
 from pipelines.media.streams.selection import probe
 from tests.helpers.media import (
     CODECS,
+    DECODE,
     frame_number,
     numbered_frame,
     tone,
@@ -23,13 +24,7 @@ HALF_FRAME = 0.0625
 
 
 def decode(source, **changes):
-    settings = {
-        "segment_seconds": 5.0,
-        "min_segment_seconds": 1.1,
-        "frame_rate": 8.0,
-        "short_side": 32,
-        "sample_rate": 16_000,
-    }
+    settings = DECODE | {"min_segment_seconds": 1.1, "short_side": 32}
     source = str(source) if not hasattr(source, "read") else source
     return list(decode_segments(source, formats="all", **(settings | changes)))
 

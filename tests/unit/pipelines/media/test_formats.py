@@ -13,21 +13,14 @@ from pipelines.media.container import DecodeError, open_source
 from pipelines.media.decode import decode_segments
 from pipelines.media.formats import COMMON_CODECS, COMMON_CONTAINERS, NEVER, container_whitelist
 from pipelines.media.streams.selection import probe
-from tests.helpers.media import tone, write_media, write_numbered
+from tests.helpers.media import DECODE_SHORT, tone, write_media, write_numbered
 
-SETTINGS = {
-    "segment_seconds": 1.0,
-    "min_segment_seconds": 0.5,
-    "frame_rate": 8.0,
-    "short_side": 32,
-    "sample_rate": 16_000,
-}
 DATA = Path(os.environ.get("XKD_DATA_DIR", "../shared/data"))
 
 
 def refusal(source, formats="common"):
     with pytest.raises(DecodeError) as caught:
-        list(decode_segments(source, formats=formats, **SETTINGS))
+        list(decode_segments(source, formats=formats, **DECODE_SHORT))
     return caught.value
 
 
@@ -47,7 +40,7 @@ def test_all_are_those_that_say_themselves_what_they_are():
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".mkv", ".avi", ".ts", ".mov"])
 def test_usual_files_are_decoded(tmp_path, suffix):
     path = write_numbered(tmp_path / f"clip{suffix}", 50)
-    assert len(list(decode_segments(str(path), **SETTINGS))) == 2
+    assert len(list(decode_segments(str(path), **DECODE_SHORT))) == 2
 
 
 @pytest.mark.parametrize(
@@ -73,7 +66,7 @@ def test_another_format_is_named_with_the_setting_that_allows_it(tmp_path, name,
         assert error.reason == "format_not_allowed"
         assert what in error.message
         assert "limits.formats=all" in error.message
-        assert len(list(decode_segments(source, formats="all", **SETTINGS))) == 2
+        assert len(list(decode_segments(source, formats="all", **DECODE_SHORT))) == 2
 
 
 @pytest.mark.parametrize("formats", ["common", "all"])
@@ -113,8 +106,8 @@ def test_a_descriptor_stays_open_and_is_read_from_its_beginning(tmp_path):
     path = write_numbered(tmp_path / "clip.mkv", 50)
     with open(path, "rb") as file:
         file.seek(100)
-        first = list(decode_segments(file.fileno(), **SETTINGS))
-        again = list(decode_segments(file.fileno(), **SETTINGS))
+        first = list(decode_segments(file.fileno(), **DECODE_SHORT))
+        again = list(decode_segments(file.fileno(), **DECODE_SHORT))
     assert len(first) == len(again) == 2
     assert np.array_equal(first[0].frames, again[0].frames)
 

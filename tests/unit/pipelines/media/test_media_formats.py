@@ -12,6 +12,7 @@ import pytest
 
 from pipelines.media.decode import decode_segments
 from tests.helpers.media import (
+    DECODE,
     frame_number,
     numbered_frame,
     timed_frame,
@@ -48,13 +49,7 @@ HALF_FRAME = 0.062
 
 
 def decode(path, **changes):
-    settings = {
-        "segment_seconds": 10.0,
-        "min_segment_seconds": 0.5,
-        "frame_rate": 8.0,
-        "short_side": 48,
-        "sample_rate": 16_000,
-    }
+    settings = DECODE | {"segment_seconds": 10.0, "min_segment_seconds": 0.5}
     (segment,) = decode_segments(str(path), formats="all", **(settings | changes))
     return segment
 

@@ -4,6 +4,7 @@ import pytest
 
 from pipelines.media.decode import decode_segments
 from pipelines.media.mixing import MonoMixer, mixing_weights
+from tests.helpers.media import DECODE
 
 RATE = 48_000
 TIME = np.arange(RATE) / RATE
@@ -140,12 +141,5 @@ def test_any_rate_is_decoded(tmp_path, sample_rate):
         for frame in frames(np.stack([sine, -sine]), "stereo", sample_rate=sample_rate):
             frame.pts = None
             container.mux(stream.encode(frame))
-    (segment,) = decode_segments(
-        str(path),
-        segment_seconds=5.0,
-        min_segment_seconds=1.0,
-        frame_rate=8.0,
-        short_side=48,
-        sample_rate=16_000,
-    )
+    (segment,) = decode_segments(str(path), **DECODE)
     assert amplitude(segment.waveform) == pytest.approx(0.5, rel=0.02)

@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.media.decode import decode_segments
 from pipelines.media.orientation import UPRIGHT, read_orientation
-from tests.helpers.media import write_media
+from tests.helpers.media import DECODE, write_media
 from tests.helpers.mp4_boxes import set_display_matrix
 
 EIGHT = [
@@ -78,13 +78,6 @@ def test_a_decoded_picture_is_shown_as_the_container_says(tmp_path, matrix):
     path = write_media(tmp_path / "clip.mp4", [frame] * 50)
     a, b, c, d = matrix
     set_display_matrix(path, (a, b, 0, c, d, 0, 48, 20, 1))
-    (segment,) = decode_segments(
-        str(path),
-        segment_seconds=5.0,
-        min_segment_seconds=1.0,
-        frame_rate=8.0,
-        short_side=48,
-        sample_rate=16_000,
-    )
+    (segment,) = decode_segments(str(path), **DECODE)
     assert segment.frames.shape[1:3] == ((64, 48) if a == 0 else (48, 64))
     assert quarters(segment.frames[0]) == pytest.approx(laid_down(*matrix), abs=4)

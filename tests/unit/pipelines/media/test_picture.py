@@ -7,16 +7,9 @@ import pytest
 from pipelines.media.decode import decode_segments
 from pipelines.media.picture import Crop, fitted, same_shape
 from pipelines.media.streams.declarations import parse_dump, read_declarations
-from tests.helpers.media import write_media
+from tests.helpers.media import DECODE, write_media
 from tests.helpers.mp4_boxes import add_clean_aperture
 
-SETTINGS = {
-    "segment_seconds": 5.0,
-    "min_segment_seconds": 1.0,
-    "frame_rate": 8.0,
-    "short_side": 48,
-    "sample_rate": 16_000,
-}
 CROP = Crop(left=8, right=16, top=12, bottom=6)
 
 
@@ -59,14 +52,14 @@ def test_what_the_container_crops_is_not_stored(tmp_path, name, write):
     path = write(tmp_path / name)
     with av.open(str(path)) as container:
         assert read_declarations(container).crops == {0: CROP}
-    (segment,) = decode_segments(str(path), **SETTINGS)
+    (segment,) = decode_segments(str(path), **DECODE)
     assert segment.frames.shape[1:3] == (30, 40)
     assert segment.frames[:, 1:-1, 1:-1].min() > 170
 
 
 def test_what_the_codec_crops_is_not_stored(tmp_path):
     path = write_media(tmp_path / "clip.mp4", [np.full((50, 70, 3), 200, np.uint8)] * 50)
-    (segment,) = decode_segments(str(path), **SETTINGS)  # coded as 80 x 64
+    (segment,) = decode_segments(str(path), **DECODE)  # coded as 80 x 64
     assert segment.frames.shape[1:3] == (48, 67)
     assert segment.frames.min() > 190
 
@@ -128,7 +121,7 @@ def square(frame):
 
 def test_a_size_that_changes_keeps_the_shape_of_each_picture(tmp_path):
     path = write_changing(tmp_path / "clip.ts", (200, (96, 54)), (175, (72, 96)), (125, (128, 72)))
-    first, second, third, fourth = decode_segments(str(path), **SETTINGS)
+    first, second, third, fourth = decode_segments(str(path), **DECODE)
     assert first.frames.shape[1:3] == (48, 85)
     # Three seconds of the second part have the first one's shape, four the second one's.
     assert second.frames.shape[1:3] == (48, 85)
@@ -169,6 +162,6 @@ def test_a_pixel_aspect_that_the_codec_changes_is_followed(tmp_path):
 
     path = tmp_path / "clip.ts"
     path.write_bytes(part("a.ts", 1, 0).read_bytes() + part("b.ts", 2, 5).read_bytes())
-    first, second = decode_segments(str(path), **SETTINGS)
+    first, second = decode_segments(str(path), **DECODE)
     assert first.frames.shape[1:3] == (48, 64)
     assert second.frames.shape[1:3] == (48, 128)

@@ -7,14 +7,9 @@ import pytest
 from pipelines.media.container import DecodeError
 from pipelines.media.decoder.process import DecoderProcess
 from pipelines.media.reasons import REASONS
+from tests.helpers.media import DECODE
 
-SETTINGS = {
-    "segment_seconds": 5.0,
-    "min_segment_seconds": 1.1,
-    "frame_rate": 8.0,
-    "short_side": 128,
-    "sample_rate": 16_000,
-}
+SETTINGS = DECODE | {"min_segment_seconds": 1.1, "short_side": 128}
 
 
 def outcome(decoder, path):

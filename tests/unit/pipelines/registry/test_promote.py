@@ -19,7 +19,7 @@ from pipelines.evaluation.outcomes import Outcomes
 from pipelines.evaluation.retrieval import DIRECTIONS, retrieval_scores
 from pipelines.evaluation.scores import FeatureScores
 from pipelines.files import write_json
-from pipelines.models.checkpoints import load_model
+from pipelines.models.checkpoints import TRAINING_FILE, load_model
 from pipelines.registry.preview import preview
 from pipelines.registry.promote import checkpoint_scores, promote
 from pipelines.registry.uri import resolve_model
@@ -382,3 +382,23 @@ def test_a_server_that_does_not_answer_is_one_line():
             "models:/xkd-video@champion", TrackingSettings(uri=f"http://127.0.0.1:{port}")
         )
     assert "\n" not in str(caught.value)
+
+
+def test_a_version_says_what_its_training_began_from(store, tmp_path):
+    checkpoint = write_checkpoint(tmp_path, seed=4)
+    file = checkpoint / TRAINING_FILE
+    origin = {"source": "models:/xkd-video/3", "content": "ab" * 32, "version": "3"}
+    began_from = {"video": {**origin, "model_id": "m-1", "name": "xkd-video"}}
+    write_json(file, {**json.loads(file.read_text()), "began_from": began_from})
+    promote(checkpoint, None, settings("begun"), store[1])
+    client = MlflowClient(store[1].uri)
+    video, audio = (client.get_model_version(f"begun-{m}", "1") for m in ("video", "audio"))
+    assert video.tags["xkd.began_from"] == "models:/xkd-video/3"
+    assert video.tags["xkd.began_from_content"] == "ab" * 32
+    assert video.tags["xkd.began_from_version"] == "3"
+    assert "began from `models:/xkd-video/3`, content `abababababab`." in video.description
+    assert (
+        client.get_logged_model(video.tags["xkd.model_id"]).params["began_from_model_id"] == "m-1"
+    )
+    assert not [tag for tag in audio.tags if tag.startswith("xkd.began_from")]
+    assert "began from" not in audio.description

@@ -2,6 +2,7 @@
 
 import html
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from pipelines.report.run_data import (
     Score,
 )
 from pipelines.report.run_page import render, write_report
+from pipelines.report.run_report import _notes
 from tests.helpers.pages import Page, bare, section, text_of
 from tests.helpers.reports import STEPS, example, frames_of, spectrogram_of
 
@@ -199,3 +201,18 @@ def test_recall_stands_beside_chance_above_each_gallery(page):
     shown = html.unescape(text_of(section(page, "neighbors"))).replace("\u00a0", " ")
     assert "the own one is first for 24.0 % (by chance 1.3 %, untrained 2.0 %)." in shown
     assert "the own one is first for 1.0 % (by chance 1.3 %, untrained 2.0 %)." in shown
+
+
+def test_models_and_provenance_say_what_training_began_from():
+    training = SimpleNamespace(
+        began_from={"video": {"source": "models:/xkd-video/3", "content": "ab" * 32}},
+        run=None,
+    )
+    scores = SimpleNamespace(found=SimpleNamespace(reason=""))
+    record = SimpleNamespace(training=training, evaluation=SimpleNamespace(scores=scores))
+    notes = _notes(record)
+    registered = [RegisteredModel("xkd-video", "4")]
+    text = text_of(section(render(bare(notes=notes, registered=registered)), "models"))
+    assert "video from models:/xkd-video/3, content abababababab" in text
+    record.training.began_from = {}
+    assert _notes(record) == {}

@@ -5,6 +5,7 @@ import pytest
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.evaluation.features import features_of
+from pipelines.evaluation.networks import network_of
 from pipelines.progress import ignore_progress
 from pipelines.report.run_pictures import galleries
 from tests.helpers.clip_datasets import write_dataset
@@ -17,7 +18,7 @@ def test_galleries_show_the_nearest_clips_of_the_other_modality(tmp_path, num_cl
     folder = tmp_path / "clips"
     write_dataset(folder, num_clips, num_frames=10, split=lambda _: "test")
     config, dataset = tiny_config(tmp_path, folder), ClipDataset.open(folder)
-    networks = {"trained": (build_xkd(config.model).eval(), config)}
+    networks = {"trained": network_of(build_xkd(config.model).eval(), config.model, "teacher")}
     features = features_of(networks, dataset, EvaluateSettings(), ignore_progress)
     found = galleries(dataset, config, features)
     assert len(found) == num_shown

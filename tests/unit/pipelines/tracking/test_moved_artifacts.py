@@ -1,11 +1,15 @@
 """The artifacts of an SQLite file are found again after its folder has moved."""
 
+import logging
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+from pipelines.config.base import TrackingSettings
 from pipelines.tracking.moved_artifacts import mend_moved_artifacts
+from pipelines.tracking.server import check_tracking
 from tests.helpers.tracking import forget_artifacts, run_at
 
 
@@ -16,7 +20,8 @@ def artifact_of(run):
 
 
 def test_a_run_in_a_renamed_home_keeps_its_artifacts_and_goes_on(tmp_path):
-    old, new = tmp_path / "a b é", tmp_path / "a b é-moved"
+    name = "50% é #1 a'b&c;d=e+f@g:[h]*"
+    old, new = tmp_path / name, tmp_path / f"{name}-moved"
     old.mkdir()
     run = run_at(old)
     before = artifact_of(run)
@@ -27,6 +32,22 @@ def test_a_run_in_a_renamed_home_keeps_its_artifacts_and_goes_on(tmp_path):
     other = run_at(new)
     assert other.experiment_id == run.experiment_id
     assert not old.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {new.name}
+    assert (new / "mlartifacts").is_dir()
+
+
+def test_the_checks_before_a_job_find_moved_artifacts(tmp_path, caplog):
+    old, new = tmp_path / "a", tmp_path / "b"
+    old.mkdir()
+    run = run_at(old)
+    before = artifact_of(run)
+    old.rename(new)
+    uri = f"sqlite:///{new}/mlflow.db"
+    for _ in range(2):
+        check_tracking(TrackingSettings(uri=uri))
+    assert artifact_of(replace(run, uri=uri)) == before
+    (told,) = (r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
+    assert f"in {old}/mlartifacts, which is gone" in told
 
 
 def test_a_home_that_moved_twice_and_back_is_found(tmp_path):

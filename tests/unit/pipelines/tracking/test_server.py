@@ -47,6 +47,16 @@ def test_a_database_that_is_there_empty_or_not_yet_made_is_taken(tmp_path):
         check_tracking(TrackingSettings(uri=f"sqlite:///{tmp_path}/{name}"))
 
 
+@pytest.mark.parametrize("name", ["a%20b", "a?b"])
+def test_a_home_that_mlflow_would_read_as_another_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("XKD_HOME", str(tmp_path / name))
+    with pytest.raises(UserError, match=r"would be read as .*/a.*; rename that folder, or set"):
+        check_tracking(TrackingSettings())
+    check_tracking(TrackingSettings(uri=f"sqlite:///{tmp_path}/a%2520b/mlflow.db"))
+    assert not list(tmp_path.iterdir())
+
+
 @contextmanager
 def dropping_connections():
     """A server that hangs up on everyone, by an address with a password."""

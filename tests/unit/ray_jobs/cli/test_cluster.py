@@ -62,7 +62,7 @@ sys.exit(run_job(job, [sys.argv[1], "ray.num_cpus=1"]))
         [sys.executable, "-c", program, settings], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == os.EX_TEMPFAIL, done.stderr
-    assert "example: terminated. The same command goes on from there." in done.stderr
+    assert "example: terminated. The same command continues from there." in done.stderr
     assert "connected" not in done.stdout
 
 

@@ -40,6 +40,30 @@ def test_a_rate_does_not_count_the_time_before_the_first_unit(clock, capsys):
     assert capsys.readouterr().out.splitlines()[-1].endswith("5.0 sources/s  10 s left")
 
 
+def test_nothing_is_counted_before_anything_is_known(clock, capsys):
+    clock[0] = 60.0
+    StageProgress("evaluate", "clips")(0, 1, "")
+    progress = StageProgress("ingest", "sources")
+    progress(0, 0, "listing")
+    progress(1, 1, "")
+    assert capsys.readouterr().out.splitlines() == [
+        "evaluate  ...",
+        "ingest    ...  listing",
+        "ingest    1/1 sources",
+    ]
+
+
+def test_the_first_units_alone_give_no_rate(clock, capsys):
+    progress = StageProgress("ingest", "sources")
+    progress(0, 300, "")
+    clock[0] = 10.0
+    progress(1, 300, "")
+    assert capsys.readouterr().out.splitlines()[-1] == "ingest    1/300 sources"
+    clock[0] = 20.0
+    progress(61, 300, "")
+    assert capsys.readouterr().out.splitlines()[-1].endswith("3.0 sources/s  1 min 18 s left")
+
+
 ON_TERMINAL = """
 import logging, sys, time
 from ray_jobs.cli.console import StageProgress, close_progress

@@ -42,11 +42,11 @@ def fail_with(error: BaseException):
         (UserError("epochs (0) must be more"), 2, "test: epochs (0) must be more"),
         (JobFailed("the disk is full"), 1, "test: the disk is full"),
         (Stopped("max_seconds are over"), 75, "test: max_seconds are over"),
-        (KeyboardInterrupt(), 130, "test: interrupted. The same command goes on from there."),
+        (KeyboardInterrupt(), 130, "test: interrupted. The same command continues from there."),
         (
             KeyboardInterrupt("3 of 9 steps done and saved"),
             130,
-            "test: interrupted. 3 of 9 steps done and saved. The same command goes on",
+            "test: interrupted. 3 of 9 steps done and saved. The same command continues",
         ),
     ],
 )
@@ -78,7 +78,7 @@ def test_what_fails_outside_of_the_code_is_one_line(error, line, tmp_path, capsy
         assert run(tmp_path, fail_with(error)) == 1
     (reported,) = capsys.readouterr().err.strip().splitlines()
     assert reported.startswith(f"test: {line}")
-    assert reported.endswith(". The same command goes on from there.")
+    assert reported.endswith(". The same command continues from there.")
     assert "Traceback" in caplog.text
 
 

@@ -64,7 +64,7 @@ def test_help_lists_each_setting_once_with_its_section(capsys):
     printed = capsys.readouterr().out
     for part in (
         "a YAML file or a short name (audioset, kinetics400,",
-        "\nset first:\n  dataset (required)",
+        "\nmost common settings:\n  dataset (required)",
         "\nmodel.video: ",
         "  log_every (10; may change) Steps",
         "  seed (0)",

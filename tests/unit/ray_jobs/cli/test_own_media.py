@@ -71,7 +71,7 @@ def test_a_name_that_cannot_be_kept_is_valid_and_its_own(media):
 def test_a_folder_alone_is_a_run_on_the_laptop_configuration(videos, capsys):
     assert dry_run(videos) == 0
     first, *rest = capsys.readouterr().out.splitlines()
-    assert first.startswith("run: takes ")
+    assert first.startswith("run: uses ")
     assert f"conf/run/laptop.yaml (Ray has no GPU) for {videos}, named My-videos-2024-.d" in first
     assert f"input: {videos}" in rest
     assert "name: My-videos-2024-.d" in rest
@@ -107,7 +107,7 @@ def test_a_run_that_has_begun_goes_on_with_its_settings(videos, tmp_path, capsys
     write_settings(begun / "config.yaml", config)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # another machine
     again = arguments_for_media(JOBS["run"], str(videos), ["name=mine"])
-    assert again.note.startswith("goes on with home/runs/mine/config.yaml")
+    assert again.note.startswith("continues with home/runs/mine/config.yaml")
     assert load_settings(RunConfig, again.file, again.overrides) == config
 
 
@@ -119,7 +119,7 @@ def test_a_run_whose_home_was_renamed_goes_on_in_the_new_one(videos, tmp_path, m
     (tmp_path / "home").rename(tmp_path / "moved")
     monkeypatch.setenv("XKD_HOME", str(tmp_path / "moved"))
     again = arguments_for_media(JOBS["run"], str(videos), ["name=mine"])
-    assert again.note.startswith("goes on with moved/runs/mine/config.yaml")
+    assert again.note.startswith("continues with moved/runs/mine/config.yaml")
     config = load_settings(RunConfig, again.file, again.overrides)
     assert config.output == f"{tmp_path}/moved/runs"
 

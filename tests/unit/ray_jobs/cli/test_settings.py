@@ -12,8 +12,9 @@ from pipelines.config.import_checkpoint import ImportConfig
 from pipelines.config.ingest import IngestConfig
 from pipelines.config.mistakes import mistakes_in
 from pipelines.config.pretrain import PretrainConfig, PretrainSettings
-from pipelines.config.promote import PromoteConfig
+from pipelines.config.promote import DemoteConfig, PromoteConfig
 from pipelines.config.run import RunConfig
+from pipelines.config.suite import SuiteConfig
 from pipelines.config.sweep import SweepConfig
 from pipelines.config.written import write_settings
 from pipelines.errors import UserError
@@ -25,7 +26,9 @@ SCHEMAS = {
     "ingest": IngestConfig,
     "pretrain": PretrainConfig,
     "evaluate": EvaluateConfig,
+    "suite": SuiteConfig,
     "promote": PromoteConfig,
+    "demote": DemoteConfig,
     "sweep": SweepConfig,
     "embed": EmbedConfig,
 }

@@ -19,15 +19,8 @@ from pipelines.media.container import DecodeError
 from pipelines.media.decoder.process import DecoderProcess
 from pipelines.media.reasons import REASONS
 from pipelines.media.streams.selection import probe
-from tests.helpers.media import tone, write_media, write_numbered
+from tests.helpers.media import DECODE_SHORT, tone, write_media, write_numbered
 
-SETTINGS = {
-    "segment_seconds": 1.0,
-    "min_segment_seconds": 0.5,
-    "frame_rate": 8.0,
-    "short_side": 32,
-    "sample_rate": 16_000,
-}
 MAX_MEMORY_BYTES = 400_000_000
 SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".ts", ".mov", ".wav", ".gif", ".flac", ".mp3")
 NUM_MUTANTS = 2_000
@@ -65,7 +58,7 @@ def outcome(decoder, path):
     """The reason of a reject, or None for segments, which must be whole."""
     failure = None
     try:
-        for segment in decoder.segments(str(path), **SETTINGS):
+        for segment in decoder.segments(str(path), **DECODE_SHORT):
             check(segment)
     except DecodeError as error:
         failure = error

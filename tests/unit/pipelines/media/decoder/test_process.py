@@ -13,15 +13,7 @@ from pipelines.media.decode import decode_segments
 from pipelines.media.decoder.forked import Patience
 from pipelines.media.decoder.process import DecoderProcess
 from pipelines.media.decoder.shared_memory import SharedMemory
-from tests.helpers.media import write_media, write_numbered
-
-SETTINGS = {
-    "segment_seconds": 1.0,
-    "min_segment_seconds": 0.5,
-    "frame_rate": 8.0,
-    "short_side": 32,
-    "sample_rate": 16_000,
-}
+from tests.helpers.media import DECODE_SHORT, write_media, write_numbered
 
 
 @pytest.fixture
@@ -42,7 +34,7 @@ def children(pid="self"):
 
 def child_of(decoder, path):
     """Starts a file, and gives the process that decodes it and the segments."""
-    segments = decoder.segments(str(path), **SETTINGS)
+    segments = decoder.segments(str(path), **DECODE_SHORT)
     next(segments)
     return decoder._decoder.process, segments
 
@@ -78,8 +70,8 @@ def assert_same_tensors(there, here):
 
 def test_the_child_gives_what_decoding_here_gives(decoder, tmp_path):
     path = write_numbered(tmp_path / "clip.mkv", 80)
-    there = list(decoder.segments(str(path), **SETTINGS))
-    here = list(decode_segments(str(path), **SETTINGS))
+    there = list(decoder.segments(str(path), **DECODE_SHORT))
+    here = list(decode_segments(str(path), **DECODE_SHORT))
     assert len(there) == len(here) == 3
     assert_same_tensors(there, here)
     for one, other in zip(there, here, strict=True):
@@ -93,8 +85,8 @@ def test_the_child_gives_what_decoding_here_gives(decoder, tmp_path):
 def test_a_missing_stream_stays_missing(decoder, tmp_path):
     sound = write_media(tmp_path / "a.mkv", waveform=np.zeros(48_000, np.int16))
     picture = write_numbered(tmp_path / "b.mkv", 25, waveform=None)
-    (one,) = decoder.segments(str(sound), **SETTINGS)
-    (other,) = decoder.segments(str(picture), **SETTINGS)
+    (one,) = decoder.segments(str(sound), **DECODE_SHORT)
+    (other,) = decoder.segments(str(picture), **DECODE_SHORT)
     assert one.frames is None
     assert other.waveform is None
 
@@ -103,7 +95,7 @@ def test_each_file_has_a_child_of_its_own_which_is_forked_ahead(decoder, tmp_pat
     path = write_numbered(tmp_path / "clip.mp4", 50)
     pids = []
     for _ in range(3):
-        segments = decoder.segments(str(path), **SETTINGS)
+        segments = decoder.segments(str(path), **DECODE_SHORT)
         next(segments)
         pids.append(decoder._decoder.process)
         ahead = decoder._next.process
@@ -118,7 +110,7 @@ def test_memory_is_handed_on(decoder, tmp_path):
     path = write_numbered(tmp_path / "clip.mp4", 50)
     used = []
     for _ in range(4):
-        for _ in decoder.segments(str(path), **SETTINGS):
+        for _ in decoder.segments(str(path), **DECODE_SHORT):
             used.append(decoder._decoder.memory.file)
     assert len(set(used)) == 2
 
@@ -126,8 +118,8 @@ def test_memory_is_handed_on(decoder, tmp_path):
 def test_bytes_are_decoded_as_a_file_is(decoder, tmp_path):
     path = write_numbered(tmp_path / "clip.mkv", 80)
     assert_same_tensors(
-        list(decoder.segments(path.read_bytes(), **SETTINGS)),
-        list(decoder.segments(str(path), **SETTINGS)),
+        list(decoder.segments(path.read_bytes(), **DECODE_SHORT)),
+        list(decoder.segments(str(path), **DECODE_SHORT)),
     )
 
 
@@ -140,16 +132,16 @@ def test_a_child_that_dies_costs_one_file(decoder, tmp_path, name):
         list(segments)
     assert caught.value.reason == "decoder_crashed"
     clip = write_numbered(tmp_path / "clip.mp4", 50)
-    assert len(list(decoder.segments(str(clip), **SETTINGS))) == 2
+    assert len(list(decoder.segments(str(clip), **DECODE_SHORT))) == 2
 
 
 def test_a_child_that_died_between_two_files_is_replaced(decoder, tmp_path):
     clip = write_numbered(tmp_path / "clip.mp4", 50)
-    list(decoder.segments(str(clip), **SETTINGS))
+    list(decoder.segments(str(clip), **DECODE_SHORT))
     ahead = decoder._next.process
     os.kill(ahead, signal.SIGKILL)
     wait_for_end(ahead)
-    assert len(list(decoder.segments(str(clip), **SETTINGS))) == 2
+    assert len(list(decoder.segments(str(clip), **DECODE_SHORT))) == 2
 
 
 @pytest.mark.parametrize("what", ["pipe", "folder", "device", "missing"])
@@ -162,7 +154,7 @@ def test_what_is_no_file_is_unreadable_and_never_waited_for(decoder, tmp_path, w
     elif what == "device":
         path.symlink_to("/dev/zero")
     with pytest.raises(DecodeError) as caught:
-        list(decoder.segments(str(path), **SETTINGS))
+        list(decoder.segments(str(path), **DECODE_SHORT))
     assert caught.value.reason == "unreadable"
 
 
@@ -175,7 +167,7 @@ def test_a_child_that_hangs_times_out_and_is_ended(tmp_path):
     assert caught.value.reason == "decoder_timeout"
     assert not is_alive(pid)
     clip = write_numbered(tmp_path / "clip.mp4", 50)
-    assert len(list(decoder.segments(str(clip), **SETTINGS))) == 2
+    assert len(list(decoder.segments(str(clip), **DECODE_SHORT))) == 2
     decoder.close()
 
 
@@ -213,7 +205,7 @@ def test_a_file_that_needs_too_much_memory_is_named(tmp_path):
     )
     decoder = DecoderProcess(max_memory_bytes=30_000_000, timeout_seconds=20.0)
     with pytest.raises(DecodeError) as caught:
-        list(decoder.segments(str(path), **SETTINGS))
+        list(decoder.segments(str(path), **DECODE_SHORT))
     assert caught.value.reason == "out_of_memory"
     decoder.close()
 
@@ -236,20 +228,20 @@ def test_a_program_that_died_is_replaced(decoder, tmp_path):
     os.kill(decoder._template.pid, signal.SIGKILL)
     os.waitid(os.P_PID, decoder._template.pid, os.WEXITED | os.WNOWAIT)
     wait_for_end(pid)
-    assert len(list(decoder.segments(str(clip), **SETTINGS))) == 2
+    assert len(list(decoder.segments(str(clip), **DECODE_SHORT))) == 2
 
 
 def test_a_process_that_was_forked_later_has_a_decoder_of_its_own(decoder, tmp_path):
     clip = write_numbered(tmp_path / "clip.mp4", 50)
-    list(decoder.segments(str(clip), **SETTINGS))
+    list(decoder.segments(str(clip), **DECODE_SHORT))
     forked = os.fork()
     if not forked:
         try:
-            os._exit(len(list(decoder.segments(str(clip), **SETTINGS))))
+            os._exit(len(list(decoder.segments(str(clip), **DECODE_SHORT))))
         finally:
             os._exit(99)
     assert os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1]) == 2
-    assert len(list(decoder.segments(str(clip), **SETTINGS))) == 2
+    assert len(list(decoder.segments(str(clip), **DECODE_SHORT))) == 2
 
 
 def test_the_child_ends_when_its_parent_is_killed(tmp_path):
@@ -257,7 +249,7 @@ def test_the_child_ends_when_its_parent_is_killed(tmp_path):
     program = (
         "import sys; from pipelines.media.decoder.process import DecoderProcess\n"
         "decoder = DecoderProcess(max_memory_bytes=10**9, timeout_seconds=20.0)\n"
-        f"segments = decoder.segments({str(path)!r}, **{SETTINGS!r})\n"
+        f"segments = decoder.segments({str(path)!r}, **{DECODE_SHORT!r})\n"
         "next(segments)\n"
         "print(decoder._template.pid, flush=True)\n"
         "sys.stdin.read()\n"
@@ -283,7 +275,7 @@ def test_segments_of_growing_sizes_come_out_of_one_child(decoder, tmp_path):
     """The shared memory has room for the largest; odd sizes leave samples unaligned."""
     for size in (9, 33, 15):
         path = write_numbered(tmp_path / f"{size}.mkv", 50)
-        settings = SETTINGS | {"short_side": size}
+        settings = DECODE_SHORT | {"short_side": size}
         there = list(decoder.segments(str(path), **settings))
         here = list(decode_segments(str(path), **settings))
         assert len(there) == len(here) == 2
@@ -292,7 +284,7 @@ def test_segments_of_growing_sizes_come_out_of_one_child(decoder, tmp_path):
 
 def test_a_segment_that_was_given_does_not_change(decoder, tmp_path):
     path = write_numbered(tmp_path / "clip.mkv", 80)
-    segments = decoder.segments(str(path), **SETTINGS)
+    segments = decoder.segments(str(path), **DECODE_SHORT)
     first = next(segments)
     frames, waveform = first.frames.copy(), first.waveform.copy()
     list(segments)
@@ -302,7 +294,7 @@ def test_a_segment_that_was_given_does_not_change(decoder, tmp_path):
 
 def test_a_file_that_asks_for_larger_segments_gets_memory_for_them(decoder, tmp_path):
     path = write_numbered(tmp_path / "clip.mkv", 80)
-    for settings in (SETTINGS, SETTINGS | {"segment_seconds": 3.0, "short_side": 40}):
+    for settings in (DECODE_SHORT, DECODE_SHORT | {"segment_seconds": 3.0, "short_side": 40}):
         there = list(decoder.segments(str(path), **settings))
         assert_same_tensors(there, list(decode_segments(str(path), **settings)))
 
@@ -321,7 +313,7 @@ def test_a_child_that_cannot_start_is_named_and_leaves_nothing_open(monkeypatch,
     decoder = DecoderProcess(max_memory_bytes=1_000_000_000, timeout_seconds=20.0)
     before = os.listdir("/proc/self/fd")
     with pytest.raises(OSError, match=r"No such file|the decoder does not start: it exited with"):
-        list(decoder.segments(str(clip), **SETTINGS))
+        list(decoder.segments(str(clip), **DECODE_SHORT))
     assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
@@ -339,6 +331,6 @@ def test_nothing_stays_open(tmp_path):
     before = os.listdir("/proc/self/fd")
     decoder = DecoderProcess(max_memory_bytes=1_000_000_000, timeout_seconds=20.0)
     for _ in range(2):
-        list(decoder.segments(str(path), **SETTINGS))
+        list(decoder.segments(str(path), **DECODE_SHORT))
         decoder.close()
     assert len(os.listdir("/proc/self/fd")) == len(before)

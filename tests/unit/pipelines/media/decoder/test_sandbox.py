@@ -15,15 +15,8 @@ import pytest
 from pipelines.media.container import DecodeError
 from pipelines.media.decoder.process import DecoderProcess
 from pipelines.media.decoder.sandbox import Confinement, SandboxError, available, check_required
-from tests.helpers.media import write_numbered
+from tests.helpers.media import DECODE_SHORT, write_numbered
 
-SETTINGS = {
-    "segment_seconds": 1.0,
-    "min_segment_seconds": 0.5,
-    "frame_rate": 8.0,
-    "short_side": 32,
-    "sample_rate": 16_000,
-}
 pytestmark = pytest.mark.skipif(
     not available().is_full, reason="this kernel has no seccomp or no Landlock"
 )
@@ -56,14 +49,14 @@ def run(decoder, folder, program):
     path = folder / "attack.mp4"
     path.write_text("# attack\nimport ctypes, os\n" + program)
     try:
-        return list(decoder.segments(str(path), **SETTINGS))
+        return list(decoder.segments(str(path), **DECODE_SHORT))
     except DecodeError as error:
         return error
 
 
 def check_good(decoder, clip):
     """The next file is decoded as if nothing had been."""
-    assert len(list(decoder.segments(str(clip), **SETTINGS))) == 2
+    assert len(list(decoder.segments(str(clip), **DECODE_SHORT))) == 2
 
 
 SYSCALL = """
@@ -451,7 +444,7 @@ def test_no_more_seconds_are_believed_than_allowed(owned, tmp_path):
     many = [lie_with(start_seconds=float(second)) for second in range(20)]
     path.write_text("# attack\nimport os\n" + say(*many))
     with pytest.raises(DecodeError, match="more seconds than allowed"):
-        list(owned().segments(str(path), max_seconds=10.0, **SETTINGS))
+        list(owned().segments(str(path), max_seconds=10.0, **DECODE_SHORT))
 
 
 def test_what_is_said_of_a_failure_can_be_printed(owned_module, tmp_path):
@@ -500,7 +493,7 @@ def test_an_ordinary_user_is_confined_as_well(clip, starter):
         "from pipelines.media.decoder.process import DecoderProcess\n"
         "decoder = DecoderProcess(max_memory_bytes=10**9, timeout_seconds=60.0,\n"
         "    sandbox='required')\n"
-        f"print(len(list(decoder.segments('/dev/fd/0', **{SETTINGS!r}))), decoder.start())\n"
+        f"print(len(list(decoder.segments('/dev/fd/0', **{DECODE_SHORT!r}))), decoder.start())\n"
     )
     done = as_ordinary_user(*starter, "-c", program, clip=clip)
     assert done.stdout.startswith("2 confined (seccomp, Landlock"), done.stderr
@@ -540,7 +533,7 @@ def test_a_filter_that_is_there_already_is_no_hindrance(clip):
         "assert ctypes.CDLL(None).prctl(22, 2, header, 0, 0) == 0\n"
         "decoder = DecoderProcess(max_memory_bytes=10**9, timeout_seconds=60.0,\n"
         "    sandbox='required')\n"
-        f"print(len(list(decoder.segments({str(clip)!r}, **{SETTINGS!r}))), decoder.start())\n"
+        f"print(len(list(decoder.segments({str(clip)!r}, **{DECODE_SHORT!r}))), decoder.start())\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.startswith("2 confined (seccomp, Landlock"), done.stderr

@@ -9,15 +9,9 @@ from pipelines.media.container import DecodeError
 from pipelines.media.decode import decode_segments
 from pipelines.media.streams.encryption import is_scrambled
 from pipelines.media.streams.selection import probe
-from tests.helpers.media import numbered_frame, tone, write_media, write_numbered
+from tests.helpers.media import DECODE, numbered_frame, tone, write_media, write_numbered
 
-SETTINGS = {
-    "segment_seconds": 10.0,
-    "min_segment_seconds": 1.1,
-    "frame_rate": 8.0,
-    "short_side": 48,
-    "sample_rate": 16_000,
-}
+SETTINGS = DECODE | {"segment_seconds": 10.0, "min_segment_seconds": 1.1}
 SECONDS = 3
 
 

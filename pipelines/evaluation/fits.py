@@ -1,0 +1,192 @@
+"""Fits the measures to the training clips of a subject and scores its test clips.
+
+A classifier sees one row for each clip, or, where scores are averaged, one for each view:
+
+    views of a test clip    probabilities          score of the clip
+    left crop               0.7  0.2  0.1
+    right crop              0.5  0.4  0.1          0.6  0.3  0.1
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import expit, softmax
+
+from pipelines.config.evaluate import EvaluateSettings
+from pipelines.evaluation.attentive import score_tokens
+from pipelines.evaluation.embedder import mean_by
+from pipelines.evaluation.features import Features
+from pipelines.evaluation.sides import MISSING, Sides, joined, joined_without
+from pipelines.evaluation.solvers import Fitted, TrainingRows, fit_and_score
+from xkd_core.encoders import MODALITIES
+from xkd_core.probes import knn_votes
+
+Array = NDArray[Any]
+FineTune = Callable[[Features, str, str, Sides], Fitted]
+"""Fine-tunes the encoder of a subject and network, and scores the test clips of the sides."""
+
+
+@dataclass(frozen=True)
+class Fitter:
+    """Fits the measures that the settings ask for to one network's features."""
+
+    features: Features
+    network: str
+    settings: EvaluateSettings
+    fine_tune: FineTune | None = None
+
+    def fit(self, subject: str, sides: Sides) -> dict[str, dict[str, Fitted]]:
+        """Returns the scores of the test clips by subject and measure.
+
+        The joined classifiers also give those of clips without picture, and without sound.
+        """
+        found: dict[str, dict[str, Fitted]] = {subject: {}}
+        for measure in self.settings.measures:
+            if measure == "retrieval" or not self._is_possible(subject, measure):
+                continue
+            fitted = self._fit(subject, sides, measure)
+            if subject == "both" and "missing" in self.settings.fusion:
+                fitted, *partial = _parts(fitted, 3)
+                for name, one in zip(MISSING, partial, strict=True):
+                    found.setdefault(name, {})[measure] = one
+            found[subject][measure] = fitted
+        return found
+
+    def _is_possible(self, subject: str, measure: str) -> bool:
+        """Tokens of two modalities have no common grid; `late` joins what they find."""
+        if measure == "finetune" and (self.fine_tune is None or self.network != "trained"):
+            return False
+        return subject != "both" or measure not in ("attentive", "finetune")
+
+    def _fit(self, subject: str, sides: Sides, measure: str) -> Fitted:
+        settings, features = self.settings, self.features
+        device = torch.device("cuda") if settings.use_gpu and torch.cuda.is_available() else None
+        if measure == "finetune":
+            assert self.fine_tune is not None
+            return self.fine_tune(features, subject, self.network, sides)
+        if measure == "attentive":
+            tokens = features.tokens[f"{subject}/{self.network}"]
+            return score_tokens(tokens, sides, features, settings, device)
+        train, owners = self._rows(subject, sides.train, measure)
+        test, test_owners = self._rows(subject, sides.test, measure)
+        if subject == "both" and "missing" in settings.fusion:
+            kind = "layers" if measure == "layers" else "pooled"
+            others = [
+                joined_without(features, self.network, kind, modality, sides)
+                for modality in reversed(MODALITIES)
+            ]
+            test = np.concatenate([test, *others])
+            test_owners = np.arange(len(test))
+        targets = features.targets[owners]
+        rows = TrainingRows(train, targets, features.sources[owners], features.is_multilabel)
+        fitted = _fit_rows(measure, rows, test, settings, device)
+        return self._averaged(fitted, measure, test_owners)
+
+    def _rows(self, subject: str, clips: Array, measure: str) -> tuple[Array, Array]:
+        """Returns the rows of clips, and the clip of each row."""
+        kind = "layers" if measure == "layers" else "pooled"
+        path = f"{subject}/{self.network}"
+        if path not in self.features.view_owners:
+            return joined(self.features, subject, self.network, kind)[clips], clips
+        owners = self.features.view_owners[path]
+        mine = np.isin(owners, clips)
+        return self.features.views[f"{kind}/{path}"][mine], owners[mine]
+
+    def _averaged(self, fitted: Fitted, measure: str, owners: Array) -> Fitted:
+        """Averages the scores of the views of each clip."""
+        clips, number = np.unique(owners, return_inverse=True)
+        if len(clips) == len(owners):
+            return fitted
+        is_decision = measure == "svm"
+
+        def mean(scores: Array) -> Array:
+            if not (is_decision or fitted.is_probability):
+                scores = probabilities(scores, self.features.is_multilabel)
+            return mean_by(scores, number, len(clips))
+
+        return replace(
+            fitted,
+            scores=mean(fitted.scores),
+            candidates=tuple(map(mean, fitted.candidates)),
+            is_probability=not is_decision,
+        )
+
+
+def _fit_rows(
+    measure: str,
+    rows: TrainingRows,
+    test: Array,
+    settings: EvaluateSettings,
+    device: torch.device | None,
+) -> Fitted:
+    if measure == "knn":
+        votes = knn_votes(
+            torch.from_numpy(rows.features),
+            torch.from_numpy(rows.targets).float(),
+            torch.from_numpy(test),
+            neighbors=min(settings.neighbors, len(rows.features)),
+            temperature=settings.knn_temperature,
+        )
+        return Fitted(votes.double().numpy(), None, True, is_probability=True)
+    of_svm = tuple(1.0 / c for c in settings.svm_c)
+    return fit_and_score(
+        "svm" if measure == "svm" else "linear",
+        rows,
+        test,
+        of_svm if measure == "svm" else settings.linear_l2,
+        seed=settings.seed,
+        max_solver_gb=settings.max_solver_gb,
+        device=device,
+        with_candidates=settings.selection == "test",
+    )
+
+
+def _parts(fitted: Fitted, count: int) -> list[Fitted]:
+    """Splits scores of several versions of the same clips."""
+    scores = np.split(fitted.scores, count)
+    candidates = [np.split(one, count) for one in fitted.candidates]
+    return [
+        replace(fitted, scores=scores[part], candidates=tuple(one[part] for one in candidates))
+        for part in range(count)
+    ]
+
+
+def late_fusion(
+    by_modality: Mapping[str, Mapping[str, Fitted]],
+    clips_of: Mapping[str, Array],
+    clips: Array,
+    is_multilabel: bool,
+) -> dict[str, Fitted]:
+    """Averages probabilities of both modalities; decision values of an SVM as they are.
+
+    Args:
+        by_modality: What each modality found, by measure.
+        clips_of: Test clips of each modality, ascending.
+        clips: Test clips that have both.
+        is_multilabel: Whether a clip has several labels.
+    """
+    fitted: dict[str, Fitted] = {}
+    for measure in by_modality["video"]:
+        if measure not in by_modality["audio"]:
+            continue
+        parts = []
+        for modality in MODALITIES:
+            one = by_modality[modality][measure]
+            scores = one.scores[np.searchsorted(clips_of[modality], clips)]
+            if measure != "svm" and not one.is_probability:
+                scores = probabilities(scores, is_multilabel)
+            parts.append(scores)
+        fitted[measure] = Fitted(
+            (parts[0] + parts[1]) / 2, None, True, is_probability=measure != "svm"
+        )
+    return fitted
+
+
+def probabilities(log_odds: Array, is_multilabel: bool) -> Array:
+    """Turns log-odds into probabilities: of each label, or of the classes together."""
+    shares: Array = expit(log_odds) if is_multilabel else softmax(log_odds, axis=1)
+    return shares

@@ -1,0 +1,132 @@
+"""Scores of several official folds, averaged.
+
+A figure is the mean of the folds' figures. Its interval draws sources once for all folds, so that a
+video which is tested in two folds is drawn for both.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.config.evaluate import EvaluateSettings
+from pipelines.evaluation.classifiers import differences, score_with_outcomes
+from pipelines.evaluation.features import Features
+from pipelines.evaluation.fits import FineTune
+from pipelines.evaluation.intervals import Figure
+from pipelines.evaluation.outcomes import Outcomes, score_of
+from pipelines.evaluation.scores import FeatureScores, MeasureScore, NetworkScore
+
+Array = NDArray[Any]
+
+
+def score_folds(
+    features: Features, settings: EvaluateSettings, fine_tune: FineTune | None = None
+) -> tuple[FeatureScores, Outcomes]:
+    """Scores every fold and averages; without folds it scores the splits as they are."""
+    if not features.folds:
+        return score_with_outcomes(features, settings, fine_tune)
+    found = [
+        score_with_outcomes(
+            replace(features, is_train=fold.is_train, is_test=fold.is_test), settings, fine_tune
+        )
+        for fold in features.folds
+    ]
+    scores = [one for one, _ in found]
+    outcomes = _joined([one for _, one in found], [fold.name for fold in features.folds])
+    averaged = _averaged(scores, outcomes)
+    first = scores[0]
+    reason = next((one.reason for one in scores if one.reason), "")
+    notes = [
+        f"fold {fold.name}: {note}" if note not in features.notes else note
+        for fold, one in zip(features.folds, scores, strict=True)
+        for note in one.notes
+    ]
+    return FeatureScores(
+        classes=first.classes,
+        num_train=sum(one.num_train for one in scores),
+        num_test=sum(one.num_test for one in scores),
+        reason=reason,
+        modalities=averaged,
+        gains=differences(averaged, outcomes, "untrained"),
+        retrieval=first.retrieval,
+        notes=tuple(dict.fromkeys(notes)),
+        over_reference=differences(averaged, outcomes, "reference"),
+    ), outcomes
+
+
+def _joined(parts: Sequence[Outcomes], names: Sequence[str]) -> Outcomes:
+    """Puts the outcomes of all folds one after another."""
+    paths = set.intersection(*(set(one.values) for one in parts))
+    ids = [np.char.add(f"{name}:", one.clip_ids) for name, one in zip(names, parts, strict=True)]
+    targets = [one.targets for one in parts if one.targets is not None]
+    return Outcomes(
+        clip_ids=np.concatenate(ids),
+        sources=np.concatenate([one.sources for one in parts]),
+        values={path: np.concatenate([one.values[path] for one in parts]) for path in paths},
+        targets=np.concatenate(targets) if targets else None,
+        retrieval_ids=parts[0].retrieval_ids,
+        ranks=parts[0].ranks,
+        folds=np.repeat(np.arange(len(parts)), [len(one.clip_ids) for one in parts]),
+    )
+
+
+def _averaged(
+    scores: Sequence[FeatureScores], outcomes: Outcomes
+) -> dict[str, dict[str, NetworkScore]]:
+    """Averages what every fold could score."""
+    found: dict[str, dict[str, NetworkScore]] = {}
+    for subject in scores[0].modalities:
+        if not all(subject in one.modalities for one in scores):
+            continue
+        for network in scores[0].modalities[subject]:
+            parts = [one.modalities[subject][network] for one in scores]
+            path = f"{subject}/{network}"
+            found.setdefault(subject, {})[network] = NetworkScore(
+                measures={
+                    name: _measure(
+                        [one.measures[name] for one in parts], outcomes, f"{path}/{name}"
+                    )
+                    for name in parts[0].measures
+                },
+                majority=float(np.mean([one.majority for one in parts])),
+                num_train=sum(one.num_train for one in parts),
+                num_test=sum(one.num_test for one in parts),
+                num_sources=len(np.unique(outcomes.sources)),
+            )
+    return found
+
+
+def _measure(parts: Sequence[MeasureScore], outcomes: Outcomes, path: str) -> MeasureScore:
+    first, *others = parts[0].figures
+    figures: dict[str, Figure] = {first: score_of(outcomes, path)}
+    for name in others:
+        values = [one.figures[name].value for one in parts]
+        figures[name] = Figure(float(np.mean(values)))
+    by_class = [
+        None if all(value is None for value in values) else _mean_of_known(values)
+        for values in zip(*(one.per_class for one in parts), strict=True)
+    ]
+    tables = [np.array(one.confusion) for one in parts]
+    return MeasureScore(
+        figures=figures,
+        per_class=tuple(by_class),
+        confusion=tuple(tuple(row) for row in np.sum(tables, axis=0).tolist()),
+        is_exact=all(one.is_exact for one in parts),
+        folds=tuple(one.score.value for one in parts),
+    )
+
+
+def _mean_of_known(values: Sequence[float | None]) -> float:
+    return float(np.mean([value for value in values if value is not None]))
+
+
+def fold_texts(networks: Mapping[str, NetworkScore]) -> list[str]:
+    """Says what each fold gave, for people."""
+    return [
+        f"{name} by fold: {', '.join(f'{value:.1%}' for value in one.folds)}"
+        for name, one in networks["trained"].measures.items()
+        if one.folds
+    ]

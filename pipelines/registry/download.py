@@ -1,0 +1,77 @@
+"""Weights and settings of a registered encoder, without the code that travels with them.
+
+Only safetensors and JSON are fetched, from wherever the registry keeps its files; nothing of a
+version is run. Applications load a version with `mlflow.pyfunc` instead, which runs its code.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow.artifacts import download_artifacts
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from pipelines.config.base import TrackingSettings
+from pipelines.errors import UserError
+from pipelines.models.encoder_files import (
+    OLDER_FOLDER,
+    OLDER_SETTINGS_FILE,
+    OLDER_WEIGHTS_FILE,
+    SETTINGS_FILE,
+    WEIGHTS_FILE,
+)
+from pipelines.redaction import one_line
+from pipelines.registry.manifest import MANIFEST_FILE, check_files
+from pipelines.registry.uri import EncoderVersion, resolve_model
+from pipelines.tracking.server import tracking_uri
+
+
+@dataclass(frozen=True)
+class RegisteredEncoder:
+    """A version of a registered encoder whose files can be fetched."""
+
+    version: EncoderVersion
+    content: str
+    """Hash of its weights, settings and code."""
+    model_id: str
+    """The logged model that the version was made from."""
+    server: str
+    """Where MLflow keeps it."""
+
+    def fetch(self, folder: Path, *, weights: bool) -> Path:
+        """Downloads the settings, and the weights if asked for, as `load_encoder` reads them.
+
+        Raises:
+            UserError: If they cannot be fetched, or are not what was registered.
+        """
+        name, number = self.version.name, str(self.version.version)
+        wanted = [SETTINGS_FILE, WEIGHTS_FILE] if weights else [SETTINGS_FILE]
+        files = [MANIFEST_FILE, *wanted]
+        if self.version.manifest is None:
+            files = [OLDER_SETTINGS_FILE, OLDER_WEIGHTS_FILE] if weights else [OLDER_SETTINGS_FILE]
+            files = [f"{OLDER_FOLDER}/{file}" for file in files]
+        try:
+            # Not models:/NAME/VERSION, which MLflow looks up at the global registry.
+            root = MlflowClient(self.server).get_model_version_download_uri(name, number)
+            for file in files:
+                download_artifacts(f"{root}/{file}", dst_path=str(folder), tracking_uri=self.server)
+        except (MlflowException, OSError) as error:
+            raise UserError(
+                f"model ({self.version.uri}): its files cannot be fetched: {one_line(error)}"
+            ) from error
+        check_files(folder, self.version.manifest, self.version.uri, wanted)
+        return folder
+
+
+def registered_encoder(uri: str, tracking: TrackingSettings) -> RegisteredEncoder:
+    """Finds the version that a `models:/...` URI refers to now.
+
+    Raises:
+        UserError: As `resolve_model`.
+    """
+    version = resolve_model(uri, tracking)
+    server = tracking_uri(tracking)
+    tags = MlflowClient(server).get_model_version(version.name, str(version.version)).tags
+    return RegisteredEncoder(
+        version, tags.get("xkd.content", ""), tags.get("xkd.model_id", ""), server
+    )
