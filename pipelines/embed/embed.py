@@ -64,8 +64,8 @@ def embed(config: EmbedConfig, on_progress: OnProgress) -> EmbedSummary:
     """Embeds an input, or completes an earlier call. Ray must be connected.
 
     Raises:
-        UserError: If the model does not exist or was changed, the input holds no media, or the output holds
-            something else or cannot be written.
+        UserError: If the model does not exist or was changed, the input holds no media, or the
+            output holds something else or cannot be written.
         JobFailed: If workers repeatedly crash, or the model does not load.
     """
     version = resolve_model(config.model, config.tracking)

@@ -20,6 +20,8 @@ class JobSummary(NamedTuple):
     """The most common settings."""
     media: str | None = None
     """The setting that the first argument sets if it is not a configuration."""
+    target: str | None = None
+    """The setting that a second argument sets; the first one is no path then."""
 
     @property
     def module(self) -> str:
