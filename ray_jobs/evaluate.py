@@ -4,8 +4,9 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from pipelines.config.base import locations_of
 from pipelines.config.evaluate import EvaluateConfig
-from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.dataset.joined import open_datasets
 from pipelines.evaluation.evaluate import (
     Evaluation,
     Sources,
@@ -36,7 +37,7 @@ _MAIN_RANK = "recall@5"
 
 def plan(config: EvaluateConfig) -> JobPlan:
     """Returns what the job reads and writes."""
-    reads = (*config.checkpoint, *config.against, config.dataset)
+    reads = (*config.checkpoint, *config.against, *locations_of(config.dataset))
     return JobPlan(
         reads=reads,
         writes=(config.output,),
@@ -53,7 +54,7 @@ def _mistakes(config: EvaluateConfig) -> tuple[str, ...]:
     checks = (
         lambda: _found(config, "checkpoint"),
         lambda: _found(config, "against"),
-        lambda: ClipDataset.open(config.dataset),
+        lambda: open_datasets(config.dataset),
     )
     return messages(*checks) or tuple(check_evaluate(config, _networks(config)))
 

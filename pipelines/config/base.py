@@ -16,7 +16,7 @@ from pydantic import (
     PositiveInt,
 )
 
-from pipelines.paths import absolute_location, absolute_path
+from pipelines.paths import absolute_location
 from pipelines.redaction import redacted
 from xkd_core.config import Config
 
@@ -31,10 +31,17 @@ def _valid_name(name: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_valid_name)]
-LocalPath = Annotated[str, Field(min_length=1), AfterValidator(absolute_path)]
-"""A path, made absolute when the settings are read."""
 Location = Annotated[str, Field(min_length=1), AfterValidator(absolute_location)]
-"""A path, or a URI that pyarrow or fsspec opens."""
+"""A path, made absolute when the settings are read, or a URI that pyarrow or fsspec opens."""
+
+
+Datasets = Location | Annotated[tuple[Location, ...], Field(min_length=1)]
+"""A clip dataset, or several that count as one."""
+
+
+def locations_of(datasets: Datasets) -> tuple[str, ...]:
+    """Returns the locations of datasets."""
+    return (datasets,) if isinstance(datasets, str) else datasets
 
 
 class TrackingSettings(Config):

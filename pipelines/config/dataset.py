@@ -1,9 +1,8 @@
 """Settings of the job that reviews a clip dataset."""
 
-from pydantic import PositiveInt, model_validator
+from pydantic import PositiveInt
 
-from pipelines.config.base import JobConfig, LocalPath, Location
-from pipelines.paths import is_uri
+from pipelines.config.base import JobConfig, Location
 from xkd_core.config import Config
 
 
@@ -24,13 +23,5 @@ class DatasetConfig(DatasetSettings, JobConfig):
 
     dataset: Location
     """Folder of the clip dataset."""
-    output: LocalPath | None = None
+    output: Location | None = None
     """Folder for the page and the lists. Default: `page` in the dataset's folder."""
-
-    @model_validator(mode="after")
-    def _place_for_the_page(self) -> "DatasetConfig":
-        if self.output is None and is_uri(self.dataset):
-            raise ValueError(
-                f"output must be given, for dataset ({self.dataset}) is no folder here"
-            )
-        return self

@@ -6,7 +6,6 @@ from pipelines.config.base import (
     DecoderSettings,
     JobConfig,
     LimitsSettings,
-    LocalPath,
     Location,
     Name,
 )
@@ -21,7 +20,7 @@ class EmbedConfig(JobConfig):
     """A registered model: `models:/xkd-video@champion`, `models:/xkd-audio/3`."""
     input: Location
     """Folder of media, a list, or a clip dataset."""
-    output: LocalPath
+    output: Location
     """Folder for the embeddings."""
     batch_size: PositiveInt = Field(16, json_schema_extra={"may_change": True})
     """Clips that go through the encoder at once."""

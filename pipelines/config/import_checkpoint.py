@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
-from pipelines.config.base import JobConfig, LocalPath, Name
+from pipelines.config.base import JobConfig, Location, Name
 from pipelines.config.promote import Alias
 from pipelines.config.published import PublishedSettings
 
@@ -15,7 +15,7 @@ class ImportConfig(PublishedSettings, JobConfig):
 
     name: Name = "import"
     """Name of the MLflow run."""
-    file: LocalPath
+    file: Location
     """File of one encoder, or a whole checkpoint of the published training."""
     modality: Literal["video", "audio"] | None = None
     """Modality to take from a whole checkpoint. Default: both."""

@@ -15,7 +15,6 @@ from pipelines.config.base import (
     DecoderSettings,
     JobConfig,
     LimitsSettings,
-    LocalPath,
     Location,
     Name,
 )
@@ -153,7 +152,7 @@ class IngestConfig(IngestSettings, JobConfig):
     """Folder of media, or a list (.csv, .tsv, .jsonl, .parquet) with the columns path, label or
     labels, split, group, start and end, of which only path is required. Local, in a bucket
     (`s3://`), or on a web server (lists only). Default: synthetic clips."""
-    output: LocalPath
+    output: Location
     """Folder of the clip dataset."""
     synthetic: SyntheticSettings = SyntheticSettings()
 

@@ -1,11 +1,12 @@
 """Settings of the job that pulls a registered model."""
 
 from importlib.util import find_spec
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import field_validator
+from pydantic import AfterValidator, Field, field_validator
 
-from pipelines.config.base import JobConfig, LocalPath
+from pipelines.config.base import JobConfig
+from pipelines.paths import absolute_path
 
 
 class PullConfig(JobConfig):
@@ -13,7 +14,7 @@ class PullConfig(JobConfig):
 
     model: str
     """A registered model: `xkd-video@champion`, `xkd-audio/3`, with or without `models:/`."""
-    output: LocalPath
+    output: Annotated[str, Field(min_length=1), AfterValidator(absolute_path)]
     """A new or empty folder for the model."""
     export: tuple[Literal["program", "onnx"], ...] = ()
     """Programs to write beside the weights: `program` for torch.export (`embeddings.pt2`), `onnx`

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 from pydantic import model_validator as checked
 
-from pipelines.config.base import JobConfig, LocalPath, Name
+from pipelines.config.base import Datasets, JobConfig, Location, Name
 from pipelines.config.evaluate import EvaluateSettings, Measure
 from pipelines.config.pretrain import PretrainSettings
 from pipelines.config.promote import PromoteSettings
@@ -63,7 +63,7 @@ class ScoreSettings(Config):
 class RungSettings(EvaluateSettings):
     """How the teachers (or students) are scored while a trial trains."""
 
-    dataset: LocalPath | None = None
+    dataset: Datasets | None = None
     """Labelled clip dataset; by default the one that is trained on."""
     test_splits: tuple[str, ...] = ("val", "test")
     """The first that there is; a choice made on `test` leaves no clips to report on."""
@@ -100,9 +100,9 @@ class SweepConfig(JobConfig):
 
     name: Name
     """Name of the sweep; a sweep that exists goes on where it stopped."""
-    dataset: LocalPath
-    """Folder of the clip dataset."""
-    output: LocalPath
+    dataset: Datasets
+    """Folder of the clip dataset, or a list of folders whose clips count as one dataset."""
+    output: Location
     """Folder that gets one folder for each name."""
     pretrain: PretrainSettings = Field(
         json_schema_extra={"may_change": ["max_failures", "log_every"]}

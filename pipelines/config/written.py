@@ -1,18 +1,18 @@
 """The resolved settings of a run as a file that the same job takes as its configuration."""
 
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pipelines.config.base import JobConfig, settings_without_password
 from pipelines.files import replacing
+from pipelines.storage import AnyPath
 
 CONFIG_FILE = "config.yaml"
 """In a run's folder."""
 
 
-def write_settings(file: Path, config: JobConfig) -> Path:
+def write_settings(file: AnyPath, config: JobConfig) -> AnyPath:
     """Writes all settings but the password of the tracking server."""
     values = settings_without_password(config)
     header = "# The resolved settings of this run; the same job takes this file.\n"

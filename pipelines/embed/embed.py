@@ -33,8 +33,10 @@ from pipelines.progress import OnProgress
 from pipelines.quantities import counted
 from pipelines.registry.pull import fetch
 from pipelines.registry.uri import EncoderVersion, resolve_model
+from pipelines.shared import check_shared
 from pipelines.sources.listing import list_sources
 from pipelines.sources.spool import Spool
+from pipelines.storage import AnyPath, path_of
 from pipelines.tracking.server import tracking_uri
 
 FORMAT_VERSION = 1
@@ -54,7 +56,7 @@ def check_embed(config: EmbedConfig) -> list[str]:
             list_sources(config.input, "none")
         if version is not None:
             check_rates(config, dataset, version)
-            check_same_output(Path(config.output), identity_of(config, dataset, version))
+            check_same_output(path_of(config.output), identity_of(config, dataset, version))
     except UserError as error:
         mistakes.append(str(error))
     return mistakes
@@ -73,10 +75,11 @@ def embed(config: EmbedConfig, on_progress: OnProgress) -> EmbedSummary:
         fetch(version, tracking_uri(config.tracking), Path(folder))
     dataset = open_dataset(config.input)
     check_rates(config, dataset, version)
-    output = Path(config.output)
+    output = path_of(config.output)
     try:
         identity = identity_of(config, dataset, version)
         check_same_output(output, identity)
+        check_shared(str(output))
         state = output / STATE_FOLDER
         state.mkdir(parents=True, exist_ok=True)
         with (
@@ -102,10 +105,10 @@ def _embed(
     config: EmbedConfig,
     dataset: ClipDataset | None,
     version: EncoderVersion,
-    scratch: Path,
+    scratch: AnyPath,
     on_progress: OnProgress,
 ) -> EmbedSummary:
-    output = Path(config.output)
+    output = path_of(config.output)
     done = read_done(output, EMBEDDINGS_FOLDER)
     revisions: dict[str, Revision] = {}
     if dataset is not None:
@@ -132,7 +135,7 @@ def _embed(
 def _run(
     units: Sequence[dict[str, Any]],
     num_sources: int,
-    scratch: Path,
+    scratch: AnyPath,
     config: EmbedConfig,
     version: EncoderVersion,
     on_progress: OnProgress,
@@ -151,7 +154,7 @@ def _run(
             config.batch_size,
         ),
         num_workers=config.num_workers,
-        output=Path(config.output),
+        output=path_of(config.output),
         rows_folder=EMBEDDINGS_FOLDER,
         scratch=scratch,
     )

@@ -35,6 +35,7 @@ from pipelines.models.encoder_inputs import ARRAY_COLUMN, RATE_COLUMN
 from pipelines.registry.pull import fetch
 from pipelines.registry.uri import EncoderVersion
 from pipelines.sources.spool import Spool
+from pipelines.storage import path_of
 
 EMBEDDINGS_FOLDER = "embeddings"
 ROWS_PER_GROUP = 1024
@@ -93,7 +94,7 @@ class UnitEmbedder:
         self._files = TemporaryDirectory(prefix="xkd-model-")
         folder = fetch(version, tracking_uri, Path(self._files.name))
         self._model = mlflow.pyfunc.load_model(str(folder))
-        self._output, self._scratch = Path(output), Path(scratch)
+        self._output, self._scratch = path_of(output), path_of(scratch)
         self._version = version
         self._batch_size = batch_size
         self._limits = LimitsSettings.model_validate(limits)
@@ -260,6 +261,7 @@ class UnitEmbedder:
         self, part: str, name: str, schema: pa.Schema, rows: Sequence[Mapping[str, Any]]
     ) -> None:
         path = self._output / part / name
+        path.parent.mkdir(exist_ok=True)
         writer = ShardWriter(path, schema, rows_per_group=ROWS_PER_GROUP, scratch=self._scratch)
         try:
             for row in rows:

@@ -42,7 +42,7 @@ class CardEntry:
 
 def card_rows(entries: Sequence[CardEntry]) -> list[tuple[str, ...]]:
     """Returns the table, its header first."""
-    rows = [_HEADER]
+    rows: list[tuple[str, ...]] = [_HEADER]
     for entry in entries:
         found = entry.scores.found
         for subject, networks in found.modalities.items():
@@ -65,7 +65,7 @@ def _measure_rows(
     change = entry.scores.found.over_reference.get(f"{subject}/{measure}")
     difference = f"{100 * change.value:+.1f} {interval_text(change)}" if change else ""
     beside = (_published(entry.config, subject, measure), difference.rstrip(), f"{count:,}")
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, figure in one.figures.items():
         title = f"{MEASURES[measure]} {METRICS[name]}"
         rows.append(_row(entry, subject, title, figure, beside if not rows else ("", "", "")))

@@ -61,10 +61,9 @@ class Embedder:
             for begin in range(0, len(windows), max(1, len(clips)))
             for view, rows in self._views(windows, owners, slice(begin, begin + len(clips)))
         ]
-        order = np.argsort(np.concatenate([rows for _, rows in found] or [[]]), kind="stable")
-        view_owners = np.concatenate([rows for _, rows in found] or [np.zeros(0)]).astype(int)[
-            order
-        ]
+        unsorted = np.concatenate([rows for _, rows in found] or [np.zeros(0)]).astype(int)
+        order = np.argsort(unsorted, kind="stable")
+        view_owners = unsorted[order]
 
         def joined(number: int, shape: tuple[int, ...]) -> Array:
             parts = [outputs[number] for outputs, _ in found] or [np.zeros((0, *shape), np.float32)]

@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import ray
@@ -18,6 +17,7 @@ from mlflow.entities import Metric
 
 from pipelines.config.evaluate import EvaluateConfig, EvaluateSettings
 from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.dataset.joined import open_datasets
 from pipelines.errors import UserError
 from pipelines.evaluation.features import Features, extract
 from pipelines.evaluation.folds import score_folds
@@ -25,8 +25,9 @@ from pipelines.evaluation.networks import EncoderSource
 from pipelines.evaluation.official import check_official, official_share, share_values
 from pipelines.evaluation.outcomes import OUTCOMES_FILE, Outcomes
 from pipelines.evaluation.scores import FeatureScores, Scores
-from pipelines.files import write_json
+from pipelines.files import replacing, write_json
 from pipelines.progress import OnProgress, watched_board
+from pipelines.storage import AnyPath, path_of
 from pipelines.tracking.runs import RunRef, log_dataset, open_run, tracked
 from xkd_core.config import ModelConfig
 
@@ -44,7 +45,7 @@ class Evaluation:
     outcomes: Outcomes
     features: Features
     run: RunRef
-    scores_file: Path
+    scores_file: AnyPath
 
 
 Sources = Mapping[str, Sequence[EncoderSource]]
@@ -54,7 +55,7 @@ Sources = Mapping[str, Sequence[EncoderSource]]
 def check_evaluate(config: EvaluateConfig, sources: Sources) -> list[str]:
     """Returns everything that prevents an evaluation, found without starting anything."""
     try:
-        dataset = ClipDataset.open(config.dataset)
+        dataset = open_datasets(config.dataset)
     except UserError as error:
         return [str(error)]
     models = _models(sources)
@@ -170,16 +171,16 @@ def evaluate(
     Raises:
         UserError: If the clips are not of the rates that an encoder takes.
     """
-    dataset = ClipDataset.open(config.dataset)
+    dataset = open_datasets(config.dataset)
     if mistakes := _clip_mistakes(config, _models(sources), dataset):
         raise UserError(mistakes[0])
-    output = Path(config.output)
+    output = path_of(config.output)
     output.mkdir(parents=True, exist_ok=True)
     with tracked(open_run(config, "evaluate", config.name, parent=parent)) as run:
         log_dataset(
             run,
             dataset_id=dataset.dataset_id,
-            path=config.dataset,
+            path=dataset.path,
             num_clips=dataset.num_clips,
             context="evaluation",
         )
@@ -187,11 +188,12 @@ def evaluate(
         found, outcomes = score_folds(features, config)
         scores = _scores(config, sources, dataset, run, found)
         write_json(output / _SCORES_FILE, scores.to_json())
-        np.savez(output / _FEATURES_FILE, allow_pickle=False, **features.arrays())
+        with replacing(output / _FEATURES_FILE) as temporary, temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **features.arrays())
         outcomes.write(output / OUTCOMES_FILE)
         log_figures(run, scores.found)
         for name in (_SCORES_FILE, OUTCOMES_FILE):
-            run.client().log_artifact(run.run_id, str(output / name))
+            run.log_file(output / name)
     return Evaluation(scores, outcomes, features, run, output / _SCORES_FILE)
 
 

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipelines.config.base import Datasets
 from pipelines.config.evaluate import EvaluateSettings, OfficialSettings
 from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.dataset.joined import open_datasets
 from pipelines.evaluation.choice import Chosen, Fold, choose, retrieval_clips
 from pipelines.evaluation.embedder import Embedded, Embedder, mean_by
 from pipelines.evaluation.networks import EncoderSource, Network, load_network
@@ -94,7 +96,7 @@ class Features:
 
 def extract(
     sources: Mapping[str, Sequence[EncoderSource]],
-    dataset_path: str,
+    datasets: Datasets,
     settings: EvaluateSettings,
     official: OfficialSettings | None,
     board: Any,
@@ -104,7 +106,7 @@ def extract(
     Args:
         sources: Where the encoders of each network are; `untrained` are those of `trained` before
             any training.
-        dataset_path: The clip dataset.
+        datasets: The clip dataset, or several that count as one.
         settings: What to measure.
         official: Official lists that divide the clips.
         board: Takes the progress.
@@ -119,7 +121,7 @@ def extract(
             evaluated.encoder.to(device)
             if evaluated.head is not None:
                 evaluated.head.to(device)
-    dataset = ClipDataset.open(dataset_path)
+    dataset = open_datasets(datasets)
     chosen = choose_clips(dataset, settings, official)
     return features_of(networks, dataset, settings, poster(board), chosen=chosen)
 
@@ -234,7 +236,7 @@ def features_of(
             "audio": _any_by(dataset.index.has_audio[chosen.rows].astype(bool), owner_of_row),
         },
         retrieval_clips=owner_of_row[np.flatnonzero(in_retrieval)],
-        **gathered.features(len(first_rows)),
+        **gathered.features(len(first_rows)),  # type: ignore[arg-type]  # its keys are the arrays
     )
     folds = tuple(
         Fold(one.name, one.is_train[first_rows], one.is_test[first_rows]) for one in chosen.folds

@@ -8,10 +8,10 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from pipelines.evaluation.intervals import Figure
+from pipelines.storage import AnyPath
 
 MEASURES = {
     "knn": "nearest neighbors",
@@ -259,7 +259,7 @@ class OlderScoresError(ValueError):
     """A `scores.json` of release 0.1.0, which has no intervals."""
 
 
-def read_scores(path: Path) -> Scores:
+def read_scores(path: AnyPath) -> Scores:
     """Reads a `scores.json`.
 
     Raises:
