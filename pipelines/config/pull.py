@@ -1,12 +1,12 @@
 """Settings of the job that pulls a registered model."""
 
 from importlib.util import find_spec
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import field_validator
 
-from pipelines.config.base import JobConfig
-from pipelines.paths import absolute_path
+from pipelines.config.base import JobConfig, Location
+from pipelines.paths import is_uri
 
 
 class PullConfig(JobConfig):
@@ -14,11 +14,18 @@ class PullConfig(JobConfig):
 
     model: str
     """A registered model: `xkd-video@champion`, `xkd-audio/3`, with or without `models:/`."""
-    output: Annotated[str, Field(min_length=1), AfterValidator(absolute_path)]
+    output: Location
     """A new or empty folder for the model."""
     export: tuple[Literal["program", "onnx"], ...] = ()
     """Programs to write beside the weights: `program` for torch.export (`embeddings.pt2`), `onnx`
     for ONNX (`embeddings.onnx`), which needs `xkd[onnx]`. Takes up to minutes."""
+
+    @field_validator("output")
+    @classmethod
+    def _is_a_folder(cls, output: str) -> str:
+        if is_uri(output):
+            raise ValueError(f"({output}) must be a path, not a URI")
+        return output
 
     @field_validator("export")
     @classmethod
