@@ -23,16 +23,12 @@ def read_any_from_csv() -> None:
 
     @wraps(original)
     def pandas_types(self: Schema) -> list[Any]:
-        if self.is_tensor_spec() or not any(_is_any(column) for column in self.inputs):
+        if self.is_tensor_spec() or not any(
+            isinstance(column.type, AnyType) for column in self.inputs
+        ):
             return original(self)
-        return [
-            np.dtype(object) if _is_any(column) else column.type.to_pandas()
-            for column in self.inputs
-        ]
+        types: list[Any] = [column.type for column in self.inputs]
+        return [np.dtype(object) if isinstance(one, AnyType) else one.to_pandas() for one in types]
 
     setattr(pandas_types, _MARK, True)
-    Schema.pandas_types = pandas_types
-
-
-def _is_any(column: Any) -> bool:
-    return isinstance(column.type, AnyType)
+    Schema.pandas_types = pandas_types  # type: ignore[method-assign]  # the schema of MLflow itself

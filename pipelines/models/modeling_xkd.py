@@ -48,13 +48,13 @@ def _keep_code(source: Path, target: Path) -> None:
     shutil.copytree(source / "code", target / "code", dirs_exist_ok=True, ignore=ignored)
 
 
-class XKDConfig(PretrainedConfig):
+class XKDConfig(PretrainedConfig):  # type: ignore[misc]  # transformers is optional
     """The settings of an encoder, as `config.json` has them."""
 
     model_type = "xkd_encoder"
 
 
-class XKDModel(PreTrainedModel):
+class XKDModel(PreTrainedModel):  # type: ignore[misc]  # transformers is optional
     """A pretrained encoder: views of clips to tokens and an embedding."""
 
     config_class = XKDConfig
@@ -95,7 +95,7 @@ class XKDModel(PreTrainedModel):
         _keep_code(_folder(self.config.name_or_path, revision), Path(save_directory))
 
 
-class XKDProcessor(FeatureExtractionMixin):
+class XKDProcessor(FeatureExtractionMixin):  # type: ignore[misc]  # transformers is optional
     """Turns clips into what `XKDModel` takes.
 
     Video: frames (T, H, W, 3) or a batch of them, uint8 or floats from 0 to 1. Audio: waveforms

@@ -51,7 +51,7 @@ class LogMel(nn.Module):
         self.window, self.filterbank = window.to(device), filterbank.to(device)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LogMel":
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # PyTorch has no types here
         if self.window.dtype != torch.float32 or self.filterbank.dtype != torch.float32:
             self.reset_buffers(self.window.device)
         return self

@@ -493,7 +493,8 @@ def test_spark_knows_the_type_of_an_embedding(models):
 
 def test_a_spoken_digit_as_a_file_is_embedded_as_its_samples_are(models, tmp_path):
     samples = tone(0.45, 4_000)
-    file = write_wave(tmp_path / "digit.wav", waveform=samples, sample_rate=4_000)
+    codecs = ("", "pcm_s16le")
+    file = write_wave(tmp_path / "digit.wav", waveform=samples, sample_rate=4_000, codecs=codecs)
     embeddings = models["audio"].predict({"path": [str(file)]})
     assert embeddings.shape == (1, WIDTH)
     expected = models["audio"].predict({"waveform": [samples]})
