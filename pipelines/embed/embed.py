@@ -71,8 +71,8 @@ def embed(config: EmbedConfig, on_progress: OnProgress) -> EmbedSummary:
         JobFailed: If workers repeatedly crash, or the model does not load.
     """
     version = resolve_model(config.model, config.tracking)
-    with TemporaryDirectory(prefix="xkd-model-") as folder:  # before any worker starts
-        fetch(version, tracking_uri(config.tracking), Path(folder))
+    with TemporaryDirectory(prefix="xkd-model-") as copy:  # before any worker starts
+        fetch(version, tracking_uri(config.tracking), Path(copy))
     dataset = open_dataset(config.input)
     check_rates(config, dataset, version)
     output = path_of(config.output)

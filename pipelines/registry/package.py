@@ -19,7 +19,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.models import Model, ModelSignature
-from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.types.schema import AnyType
 from mlflow.types.schema import Array as MlflowArray
 
@@ -179,15 +179,17 @@ def signature(info: EncoderInfo) -> ModelSignature:
     which `spark_udf` knows its result type.
     """
     names = ("path", "bytes", ARRAY_COLUMN[info.modality], RATE_COLUMN[info.modality])
-    columns = [ColSpec(AnyType(), name, required=False) for name in names]
+    columns: list[ColSpec | TensorSpec] = [
+        ColSpec(AnyType(), name, required=False) for name in names
+    ]
     params = [
         ParamSpec("batch_size", "long", DEFAULT_BATCH_SIZE),
         ParamSpec("formats", "string", "common"),
         ParamSpec("num_windows", "long", info.clips.num_windows),
         ParamSpec("on_error", "string", "raise"),
     ]
-    embedding = ColSpec(MlflowArray(DataType.float))
-    return ModelSignature(Schema(columns), Schema([embedding]), ParamSchema(params))
+    output: list[ColSpec | TensorSpec] = [ColSpec(MlflowArray(DataType.float))]
+    return ModelSignature(Schema(columns), Schema(output), ParamSchema(params))
 
 
 def input_example(info: EncoderInfo) -> pd.DataFrame:
