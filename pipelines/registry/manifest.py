@@ -80,7 +80,11 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 def _paths(folder: Path) -> set[str]:
     """Every file that a manifest names."""
-    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+    found = {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    }
     return found - set(_MADE_LATER)
 
 

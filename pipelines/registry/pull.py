@@ -39,7 +39,10 @@ def fetch(version: EncoderVersion, server: str, folder: Path) -> Path:
         raise UserError(
             f"model ({version.uri}): its files cannot be fetched: {one_line(error)}"
         ) from error
-    root = next(iter(folder.rglob("MLmodel"))).parent
+    found = next(folder.rglob("MLmodel"), None)
+    if found is None:
+        raise UserError(f"model ({version.uri}): its files hold no MLmodel")
+    root = found.parent
     remove_leftovers(root)
     check_files(root, version.manifest, version.uri)
     check_signature(root, version.uri)
