@@ -152,7 +152,7 @@ class PublishedFigure(Config):
 
 
 class EvaluateConfig(EvaluateSettings, JobConfig):
-    """`ray_jobs.evaluate`: how good the features of an encoder are."""
+    """`ray_jobs.evaluate`: scores the features of an encoder."""
 
     name: Name = "evaluate"
     """Name of the MLflow run."""

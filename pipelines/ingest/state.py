@@ -118,5 +118,6 @@ def check_unchanged(what: str, there: Mapping[str, Any], here: Mapping[str, Any]
 
 
 def fixed_settings(settings: IngestSettings) -> dict[str, Any]:
-    """Returns the settings that rows depend on, as a flat dict."""
-    return changes.fixed_settings(IngestSettings, settings.model_dump(mode="json"))
+    """Returns the settings that rows depend on, as a flat dict, without those of a job around."""
+    values = settings.model_dump(mode="json", include=set(IngestSettings.model_fields))
+    return changes.fixed_settings(IngestSettings, values)
