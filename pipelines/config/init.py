@@ -10,7 +10,8 @@ from pipelines.paths import absolute_location
 from xkd_core.config import Config
 
 REGISTERED = "models:/"
-_WEB = ("http://", "https://")
+_NO_STORE = re.compile(r"https?://|[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
+"""Addresses on the web, and URIs of MLflow as `runs:/...`."""
 _REGISTERED = re.compile(r"models:/[^/@]+(?:@[^/@]+|/\d+)")
 
 
@@ -20,7 +21,7 @@ def _weights(location: str) -> str:
         if not _REGISTERED.fullmatch(location):
             raise ValueError(f"({location}) must be models:/NAME@ALIAS or models:/NAME/VERSION")
         return location
-    if location.startswith(_WEB):
+    if _NO_STORE.match(location):
         raise ValueError(
             f"({location}) must be models:/NAME@ALIAS, models:/NAME/VERSION, or a folder or file "
             "on a disk or in a bucket"

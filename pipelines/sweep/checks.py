@@ -89,9 +89,8 @@ def _option_mistakes(config: SweepConfig, folder: AnyPath, of_all: Sequence[str]
 
 def _needs_a_check(name: str, config: SweepConfig) -> bool:
     """Whether a setting must fit clips or weights, which only its check can tell."""
-    must_fit: tuple[str, ...] = (*_OF_CLIPS, *_OF_WEIGHTS)
-    if config.pretrain.init is not None:
-        must_fit = (*must_fit, "model.")
+    is_begun = config.pretrain.init is not None
+    must_fit = (*_OF_CLIPS, *_OF_WEIGHTS, *(("model.",) if is_begun else ()))
     return name == "model" or name.startswith(must_fit)
 
 

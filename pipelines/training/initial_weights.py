@@ -66,15 +66,25 @@ def prepare_weights(config: PretrainConfig, tracking: TrackingSettings) -> Initi
             return InitialWeights(None, origins)
         if file.exists():
             return InitialWeights(str(file), origins)
+        config = config.model_copy(update={"init": _fixed(config.init, origins)})
     sources = _sources(config, tracking)
     fits = _fitted(config, sources)
     tensors = _joined(config, {modality: one.tensors for modality, one in fits.items()})
     _check_finite(tensors)
     with replacing(file) as temporary:
         save_file({name: one.contiguous().clone() for name, one in tensors.items()}, temporary)
+    assert config.init is not None
     origins = {modality: _origin(config.init, source) for modality, source in sources.items()}
     write_json(record, origins)
     return InitialWeights(str(file), origins, tuple(remarks(config, sources, fits)))
+
+
+def _fixed(init: InitSettings, origins: Mapping[str, Mapping[str, str]]) -> InitSettings:
+    """Names what a run resolved `init` to, whatever its aliases mean now."""
+    sources: dict[str, str | None] = {
+        modality: origins.get(modality, {}).get("source") for modality in MODALITIES
+    }
+    return init.model_copy(update={"source": None, **sources})
 
 
 def discard_weights(folder: AnyPath) -> None:

@@ -29,7 +29,7 @@ from pipelines.models.checkpoints import (
     read_info,
     remove_other_checkpoints,
 )
-from pipelines.storage import AnyPath, path_of
+from pipelines.storage import AnyPath, on_disk, path_of
 from pipelines.training.checkpoint_writer import ray_checkpoint, report_checkpoint
 from xkd_core import sharding
 from xkd_core.compilation import compile_blocks
@@ -51,7 +51,10 @@ def build_state(config: PretrainConfig, initial: str | None = None) -> TrainStat
     device = get_device()
     torch.manual_seed(config.seed)
     model = build_xkd(config.model)
-    given = {} if initial is None else load_file(initial)
+    given: dict[str, Tensor] = {}
+    if initial is not None:
+        with on_disk(path_of(initial)) as file:
+            given = load_file(file)
     if config.init is not None and given:
         begin_from(model, given, config.init.networks)
     freeze_first_blocks(model, config.optimizer)
