@@ -34,7 +34,7 @@ def test_an_address_that_is_none_is_refused(address):
 
 def test_a_ray_that_does_not_start_is_a_known_failure():
     too_small = RaySettings.model_construct(address="local", num_cpus=1, object_store_bytes=1)
-    with pytest.raises(JobFailed, match="Ray did not start: .*memory"), connected(too_small):
+    with pytest.raises(JobFailed, match=r"Ray did not start: .*memory"), connected(too_small):
         pass
 
 
