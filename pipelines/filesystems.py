@@ -1,11 +1,17 @@
 """Access to URIs: buckets, web servers and any other store that pyarrow or fsspec opens.
 
 pyarrow opens `s3://` and reads the usual variables (AWS_ENDPOINT_URL, AWS_REGION,
-AWS_ACCESS_KEY_ID and so on). The text after the bucket is the literal key, without escapes.
-pyarrow also opens `gs://`, `abfs://` and `hdfs://`; fsspec opens every other scheme.
+AWS_ACCESS_KEY_ID and so on). The text after the bucket is the literal key, without escapes; so it
+is for `gs://`. pyarrow also opens `abfs://` and `hdfs://`; fsspec opens every other scheme.
+
+Requests to a bucket that does not answer, or says that it is overloaded, are repeated for about a
+minute and a half. The first request of a process is repeated for some seconds only, because the
+address may be wrong.
 """
 
+import math
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,8 +28,13 @@ from pipelines.errors import UserError
 from pipelines.paths import is_uri
 from pipelines.redaction import one_line
 
-_OF_PYARROW = frozenset({"gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file"})
+_OF_PYARROW = frozenset({"abfs", "abfss", "hdfs", "viewfs", "file"})
 _WEB = frozenset({"http", "https"})
+_FIRST_ATTEMPTS = 9
+"""Of the first request to a bucket. Pauses double from 50 ms: about 13 s in all."""
+_AWAY_SECONDS = 30.0
+_ATTEMPTS = 12
+"""Of later requests: about 100 s in all."""
 _LOCAL = pafs.LocalFileSystem()
 
 
@@ -70,11 +81,15 @@ def filesystem_of(location: str) -> tuple[pafs.FileSystem, str]:
         if scheme.lower() in ("s3", "s3a"):
             bucket = rest.partition("/")[0]
             return _s3(bucket, _s3_endpoint()), rest.rstrip("/")
+        if scheme.lower() in ("gs", "gcs"):
+            return _gcs(), rest.rstrip("/")
         if scheme.lower() in _OF_PYARROW:
             return pafs.FileSystem.from_uri(location)
         filesystem, path = url_to_fs(location)
     except (ImportError, ValueError, OSError, pa.ArrowException) as error:
-        raise UserError(f"location ({location}) cannot be opened: {one_line(error)}") from error
+        raise UserError(
+            f"location ({location}) cannot be opened: {store_failure(error)}"
+        ) from error
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 
@@ -87,7 +102,61 @@ def _s3(bucket: str, endpoint: str | None) -> pafs.S3FileSystem:
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if region is None:
         region = "us-east-1" if endpoint else pafs.resolve_s3_region(bucket)
-    return pafs.S3FileSystem(region=region, endpoint_override=endpoint, connect_timeout=10)
+    _make_contact(bucket, region, endpoint)
+    return _s3_with(region, endpoint, _ATTEMPTS)
+
+
+def _s3_with(region: str, endpoint: str | None, attempts: int) -> pafs.S3FileSystem:
+    return pafs.S3FileSystem(
+        region=region,
+        endpoint_override=endpoint,
+        connect_timeout=10,
+        retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=attempts),
+    )
+
+
+_away: dict[tuple[str, str | None], tuple[float, OSError]] = {}
+"""When a server did not answer, so that several checks do not all wait for it."""
+
+
+def _make_contact(bucket: str, region: str, endpoint: str | None) -> None:
+    """Makes sure that the server answers, whatever it says about the bucket.
+
+    Raises:
+        OSError: If it does not.
+    """
+    moment, before = _away.get((bucket, endpoint), (-math.inf, None))
+    if before is not None and time.monotonic() - moment < _AWAY_SECONDS:
+        raise before
+    try:
+        _s3_with(region, endpoint, _FIRST_ATTEMPTS).get_file_info(bucket)
+    except OSError as error:
+        if any(sign in str(error) for sign in _AWAY):
+            _away[bucket, endpoint] = time.monotonic(), error
+            raise
+
+
+_AWAY = ("NETWORK_CONNECTION", "SERVICE_UNAVAILABLE", "SLOW_DOWN", "INTERNAL_FAILURE")
+_REMEDIES = {
+    "NO_SUCH_BUCKET": "the bucket does not exist",
+    "ACCESS_DENIED": "the store does not allow it; clients take credentials from the environment, "
+    "such as AWS_ACCESS_KEY_ID",
+    "INVALID_ACCESS_KEY_ID": "the store does not know these credentials",
+    "SIGNATURE_DOES_NOT_MATCH": "the store does not accept these credentials",
+    **dict.fromkeys(_AWAY, "the store does not answer; AWS_ENDPOINT_URL and AWS_REGION say where"),
+}
+"""What to look at, by a sign in the text of an error."""
+
+
+def store_failure(error: BaseException) -> str:
+    """Returns why a store refused, in one line with what to look at."""
+    text = one_line(error)
+    return next((f"{remedy} ({text})" for sign, remedy in _REMEDIES.items() if sign in text), text)
+
+
+@lru_cache(maxsize=1)
+def _gcs() -> pafs.GcsFileSystem:
+    return pafs.GcsFileSystem()
 
 
 @contextmanager
@@ -138,7 +207,7 @@ def list_files(folder: str) -> Iterator[Entry]:
         try:
             found = filesystem.get_file_info(pafs.FileSelector(here))
         except (OSError, pa.ArrowException) as error:
-            raise UserError(f"({folder}) cannot be listed: {one_line(error)}") from error
+            raise UserError(f"({folder}) cannot be listed: {store_failure(error)}") from error
         for info in sorted(found, key=lambda info: info.path):
             if info.type == pafs.FileType.Directory:
                 if info.path.rstrip("/") != here:
@@ -177,4 +246,4 @@ def _type(uri: str) -> pafs.FileType:
     try:
         return filesystem.get_file_info(path).type
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"({uri}) cannot be read: {one_line(error)}") from error
+        raise UserError(f"({uri}) cannot be read: {store_failure(error)}") from error

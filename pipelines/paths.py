@@ -17,6 +17,9 @@ PACKAGES = Path(__file__).resolve().parents[__name__.count(".")]
 names have a prefix (`xkd_1a2b3c4d.pipelines.paths`)."""
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_WEB = frozenset({"http", "https"})
+_OTHER_NAMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs"}
+"""Schemes that other programs use for the same stores."""
 
 
 def is_uri(location: str) -> bool:
@@ -29,34 +32,41 @@ def is_uri(location: str) -> bool:
 
 
 def absolute_location(location: str) -> str:
-    """Makes a path absolute and leaves a URI unchanged.
+    """Makes a path absolute, and gives a URI one spelling.
+
+    >>> absolute_location("S3A://bucket/runs//"), absolute_location("/a/../b/")
+    ('s3://bucket/runs', '/b')
 
     Raises:
         ValueError: If it is a URI with a password, or relative in a submitted job without XKD_HOME.
     """
     if not is_uri(location):
-        return absolute_path(location)
+        return _absolute_path(location)
     scheme, _, rest = location.partition("://")
     if scheme.lower() == "file":
-        return absolute_path(unquote(rest))
+        return _absolute_path(unquote(rest))
     if "@" in rest.partition("/")[0]:
         raise ValueError(
             f"({scheme}://***) must not hold a password: results would show it. Clients take "
             "theirs from the environment, such as AWS_ACCESS_KEY_ID"
         )
-    return location
+    if scheme.lower() in _WEB:
+        return location
+    # One text for one location: stored settings are compared with those of later runs.
+    scheme = _OTHER_NAMES.get(scheme.lower(), scheme.lower())
+    if not rest.strip("/"):
+        raise ValueError(f"({location}) must name a bucket or a folder")
+    return f"{scheme}://{rest.rstrip('/')}"
 
 
-def absolute_path(path: str) -> str:
-    """Makes a path absolute.
-
-    Raises:
-        ValueError: If it is a URI, or relative in a submitted job without XKD_HOME.
-    """
-    if is_uri(path):
-        raise ValueError(f"({path}) must be a path that every worker sees, not a URI")
+def _absolute_path(path: str) -> str:
     expanded = Path(path).expanduser()
-    return os.path.normpath(expanded if expanded.is_absolute() else home(path) / expanded)
+    if expanded.is_absolute():
+        return os.path.normpath(expanded)
+    folder = home(path)
+    if isinstance(folder, str):
+        return f"{folder}/{os.path.normpath(expanded)}"
+    return os.path.normpath(folder / expanded)
 
 
 def moved_paths(values: Mapping[str, Any], old: Path, new: Path) -> dict[str, Any]:
@@ -75,6 +85,8 @@ def moved_paths(values: Mapping[str, Any], old: Path, new: Path) -> dict[str, An
     def moved(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {name: moved(inner) for name, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [moved(inner) for inner in value]
         if not isinstance(value, str) or not Path(value).is_relative_to(old_root):
             return value
         there = new_root / Path(value).relative_to(old_root)
@@ -93,14 +105,14 @@ def _common_ending(first: Path, second: Path) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1] != "/", pairs))
 
 
-def home(needed_for: str) -> Path:
-    """Returns the folder that relative paths start from.
+def home(needed_for: str) -> Path | str:
+    """Returns the folder that relative paths start from; XKD_HOME may be a URI.
 
     Raises:
-        ValueError: In a submitted job without XKD_HOME.
+        ValueError: In a submitted job without XKD_HOME, or with a password in that URI.
     """
     if folder := os.environ.get("XKD_HOME"):
-        return Path(folder).expanduser().absolute()
+        return absolute_location(folder) if is_uri(folder) else Path(folder).expanduser().absolute()
     here = Path.cwd()
     if any(part.startswith("_ray_pkg_") for part in here.parts):
         raise ValueError(

@@ -1,22 +1,22 @@
 """`python -m ray_jobs.dataset FOLDER`: a page about a clip dataset, and lists to exclude."""
 
 import sys
-from pathlib import Path
 
 from pipelines.config.dataset import DatasetConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.review import review
 from pipelines.report.dataset_page import review_text, write_dataset_page
-from ray_jobs.cli.checks import check_writable, messages
+from pipelines.storage import AnyPath, check_writable, path_of
+from ray_jobs.cli.checks import messages
 from ray_jobs.cli.cluster import check_ray, connected
 from ray_jobs.cli.console import StageProgress
 from ray_jobs.cli.job import Job, JobPlan, run_job
 from ray_jobs.cli.jobs import JOBS
 
 
-def folder_of(config: DatasetConfig) -> Path:
+def folder_of(config: DatasetConfig) -> AnyPath:
     """Returns the folder of the page and the lists."""
-    return Path(config.output or f"{config.dataset}/page")
+    return path_of(config.output or f"{config.dataset}/page")
 
 
 def plan(config: DatasetConfig) -> JobPlan:

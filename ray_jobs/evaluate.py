@@ -4,8 +4,9 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from pipelines.config.base import locations_of
 from pipelines.config.evaluate import EvaluateConfig
-from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.dataset.joined import open_datasets
 from pipelines.evaluation.checks import Sources, check_evaluate, networks_to_score
 from pipelines.evaluation.evaluate import Evaluation, evaluate
 from pipelines.evaluation.intervals import Figure
@@ -17,6 +18,7 @@ from pipelines.evaluation.scores import (
     FeatureScores,
     interval_text,
 )
+from pipelines.paths import is_uri
 from pipelines.quantities import counted
 from pipelines.registry.encoder_sources import encoder_sources
 from pipelines.tracking.runs import RunRef
@@ -31,7 +33,7 @@ _MAIN_RANK = "recall@5"
 
 def plan(config: EvaluateConfig) -> JobPlan:
     """Returns what the job reads and writes."""
-    reads = (*config.checkpoint, *config.against, config.dataset)
+    reads = (*config.checkpoint, *config.against, *locations_of(config.dataset))
     return JobPlan(
         reads=reads,
         writes=(config.output,),
@@ -48,7 +50,7 @@ def _mistakes(config: EvaluateConfig) -> tuple[str, ...]:
     checks = (
         lambda: _found(config, "checkpoint"),
         lambda: _found(config, "against"),
-        lambda: ClipDataset.open(config.dataset),
+        lambda: open_datasets(config.dataset),
     )
     return messages(*checks) or tuple(check_evaluate(config, _networks(config)))
 
@@ -80,7 +82,9 @@ def evaluate_stage(config: EvaluateConfig, parent: RunRef | None = None) -> Eval
     """
     check_gpus({"use_gpu": config.use_gpu})
     progress = StageProgress("evaluate", "clips")
-    networks = _networks(config, Path(config.output) / "encoders")
+    # A bucket is no folder that workers load weights from.
+    copies = None if is_uri(config.output) else Path(config.output) / "encoders"
+    networks = _networks(config, copies)
     evaluation = evaluate(config, networks, on_progress=progress, parent=parent)
     progress.finish(
         f"{counted(len(evaluation.features.clip_ids), 'clip')}; {evaluation.scores_file}"

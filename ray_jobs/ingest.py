@@ -2,13 +2,13 @@
 
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 from pipelines.config.ingest import IngestConfig, IngestSettings
 from pipelines.ingest.ingest import check_ingest, ingest
 from pipelines.ingest.summary import IngestSummary
 from pipelines.quantities import counted
 from pipelines.sources.synthetic_clips import make_clips
+from pipelines.storage import AnyPath, path_of
 from pipelines.tracking.runs import RunRef, log_dataset, open_run, tracked
 from ray_jobs.cli.checks import decoder_mistakes, decoder_text, environment_mistakes, messages
 from ray_jobs.cli.cluster import connected
@@ -31,9 +31,9 @@ def plan(config: IngestConfig) -> JobPlan:
     )
 
 
-def synthetic_folder(config: IngestConfig) -> Path:
+def synthetic_folder(config: IngestConfig) -> AnyPath:
     """Returns the folder of synthetic clips, beside the dataset."""
-    return Path(config.output).parent / "videos"
+    return path_of(config.output).parent / "videos"
 
 
 def work(config: IngestConfig) -> None:

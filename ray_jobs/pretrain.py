@@ -2,10 +2,11 @@
 
 import math
 import sys
-from pathlib import Path
 
+from pipelines.config.base import locations_of
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.quantities import counted
+from pipelines.storage import path_of
 from pipelines.tracking.runs import RunRef
 from pipelines.training.checks import check_pretrain, training_length
 from pipelines.training.initial_weights import init_notes
@@ -19,10 +20,15 @@ from ray_jobs.cli.jobs import JOBS
 
 def plan(config: PretrainConfig) -> JobPlan:
     """Returns what the job reads and writes."""
-    folder = str(Path(config.output) / config.name)
-    labelled = config.health.knn and config.health.knn.dataset
+    folder = str(path_of(config.output) / config.name)
+    labelled = config.health.knn.dataset if config.health.knn else None
     weights = tuple(location for _, location in config.init.locations()) if config.init else ()
-    reads = (config.dataset, config.resume, labelled, *weights)
+    reads = (
+        *locations_of(config.dataset),
+        config.resume,
+        *locations_of(labelled or ()),
+        *weights,
+    )
     return JobPlan(
         reads=tuple(location for location in reads if location),
         writes=(folder,),

@@ -6,7 +6,6 @@ one parent. The same command continues where an earlier one stopped.
 
 import sys
 import time
-from pathlib import Path
 
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.ingest import IngestConfig
@@ -17,6 +16,7 @@ from pipelines.config.written import CONFIG_FILE
 from pipelines.ingest.ingest import check_ingest
 from pipelines.quantities import duration
 from pipelines.report.run_report import RunRecord, write_run_report
+from pipelines.storage import AnyPath, path_of
 from pipelines.tracking.run_folder import RunFolder
 from pipelines.tracking.runs import tracked
 from pipelines.training.checks import run_mistakes
@@ -39,9 +39,9 @@ from ray_jobs.pretrain import pretrain_stage
 from ray_jobs.promote import promote_stage, registered_text
 
 
-def folder_of(config: RunConfig) -> Path:
+def folder_of(config: RunConfig) -> AnyPath:
     """Returns the folder of everything that a run writes."""
-    return Path(config.output) / config.name
+    return path_of(config.output) / config.name
 
 
 def ingest_config(config: RunConfig) -> IngestConfig:
@@ -68,7 +68,7 @@ def pretrain_config(config: RunConfig) -> PretrainConfig:
     )
 
 
-def evaluate_config(config: RunConfig, checkpoint: Path) -> EvaluateConfig:
+def evaluate_config(config: RunConfig, checkpoint: AnyPath) -> EvaluateConfig:
     """Returns the settings of the third stage."""
     return EvaluateConfig(
         **config.evaluate.model_dump(),
@@ -80,7 +80,7 @@ def evaluate_config(config: RunConfig, checkpoint: Path) -> EvaluateConfig:
     )
 
 
-def promote_config(config: RunConfig, checkpoint: Path, scores: Path) -> PromoteConfig:
+def promote_config(config: RunConfig, checkpoint: AnyPath, scores: AnyPath) -> PromoteConfig:
     """Returns the settings of the fourth stage."""
     return PromoteConfig(
         **config.promote.model_dump(),
@@ -164,7 +164,7 @@ def work(config: RunConfig) -> None:
                 time.monotonic() - started,
             ),
         )
-        parent.client().log_artifact(parent.run_id, str(report))
+        parent.log_file(report)
         progress.finish(str(report))
     print(f"\n{config.name} is complete after {duration(time.monotonic() - started)}")
     print(f"  {summary_text(summary)}")

@@ -11,23 +11,24 @@ import sys
 import time
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
-from rich.table import Table
+from rich.console import RenderableType
+from rich.text import Text
 
-from pipelines.config.base import settings_without_password
+from pipelines.config.base import locations_of, settings_without_password
 from pipelines.config.describe import may_change
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.promote import PromoteConfig
 from pipelines.config.sweep import SweepConfig
-from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.dataset.joined import open_datasets
 from pipelines.errors import UserError
 from pipelines.evaluation.scores import FeatureScores
 from pipelines.quantities import counted, duration
 from pipelines.registry.promote import Registered
 from pipelines.report.sweep_page import SweepRecord, write_sweep_report
+from pipelines.storage import AnyPath
 from pipelines.sweep.checks import (
     DATASET_IDS,
     check_sweep,
@@ -47,7 +48,7 @@ from pipelines.tracking.run_folder import RunFolder
 from pipelines.tracking.runs import RunRef, tracked
 from ray_jobs.cli.checks import check_gpus, environment_mistakes, gpu_mistakes, messages
 from ray_jobs.cli.cluster import connected, ray_address
-from ray_jobs.cli.console import StageProgress, table
+from ray_jobs.cli.console import FittedTable, StageProgress, table
 from ray_jobs.cli.job import Job, JobPlan, run_job
 from ray_jobs.cli.jobs import JOBS
 from ray_jobs.evaluate import evaluate_stage, score_table
@@ -71,8 +72,9 @@ def plan(config: SweepConfig) -> JobPlan:
         config = with_versions(config, init_versions(config))
     except UserError as error:
         problems = [*problems, str(error)]
+    reads = (*locations_of(config.dataset), *locations_of(config.scoring.dataset or ()))
     return JobPlan(
-        reads=tuple({config.dataset: 0, config.scoring.dataset or config.dataset: 0}),
+        reads=tuple(dict.fromkeys(reads)),
         writes=tuple(writes),
         mistakes=(
             *problems,
@@ -110,7 +112,7 @@ def work(config: SweepConfig) -> None:
         config = with_versions(config, folder.began_with.get(INIT_VERSIONS, {}))
         result = _sweep_stage(config, run)
         winner = write_winner(config, result)
-        run.client().log_artifact(run.run_id, str(winner))
+        run.log_file(winner)
         if config.final:
             final = _final_stage(config, result, run)
         record = SweepRecord(
@@ -119,11 +121,11 @@ def work(config: SweepConfig) -> None:
             run,
             winner,
             time.monotonic() - started,
-            ClipDataset.open(config.scoring.dataset or config.dataset).dataset_id,
+            open_datasets(config.scoring.dataset or config.dataset).dataset_id,
             scored_split(config),
         )
         report = write_sweep_report(folder.path / "report.html", record)
-        run.client().log_artifact(run.run_id, str(report))
+        run.log_file(report)
     print(f"\n{config.name} is complete after {duration(time.monotonic() - started)}")
     print(_trial_table(config, result.trials))
     if final:
@@ -189,7 +191,7 @@ def _final_stage(
     return evaluation.scores.found, registered
 
 
-def final_config(config: SweepConfig, best: Trial, folder: Path) -> PretrainConfig:
+def final_config(config: SweepConfig, best: Trial, folder: AnyPath) -> PretrainConfig:
     """Returns the settings of the final training, whose name identifies the best values.
 
     More trials or epochs may change the best values, which then name another training.
@@ -209,34 +211,28 @@ def final_config(config: SweepConfig, best: Trial, folder: Path) -> PretrainConf
     )
 
 
-def _trials_on_terminal(config: SweepConfig, folder: Path) -> Table:
+def _trials_on_terminal(config: SweepConfig, folder: AnyPath) -> RenderableType:
     """Returns the running and the best trials, as many as a terminal shows."""
     ranked = by_score(config, read_trials(folder))
+    if not ranked:
+        return Text("no trial has started", style="dim")
     running = [trial for trial in ranked if trial.status == "running"]
     ended = [trial for trial in ranked if trial.status != "running"]
     shown = [*running, *ended][:_TRIALS_SHOWN]
-    header, *rows = _trial_rows(config, shown)
-    found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name in header:
-        is_last = name == header[-1]
-        found.add_column(name, no_wrap=True, overflow="ellipsis", ratio=1 if is_last else None)
-    for row in rows:
-        found.add_row(*row)
-    if hidden := len(ranked) - len(shown):
-        found.add_row(f"and {hidden} more")
-    return found
+    hidden = len(ranked) - len(shown)
+    return FittedTable(_trial_rows(config, shown), f"and {hidden} more" if hidden else "")
 
 
 def _trial_table(config: SweepConfig, trials: Sequence[Trial]) -> str:
-    return table(_trial_rows(config, trials))
+    return table(_trial_rows(config, by_score(config, trials)))
 
 
 def _trial_rows(config: SweepConfig, trials: Sequence[Trial]) -> list[tuple[str, ...]]:
-    """Returns a header and the trials, the best first."""
+    """Returns a header and the trials in their order."""
     rows: list[tuple[str, ...]] = [
         ("trial", "status", "rungs", "video", "audio", "objective", "values")
     ]
-    for trial in by_score(config, trials):
+    for trial in trials:
         values = ", ".join(
             f"{key.split('.')[-1]} {format_value(v)}" for key, v in trial.values.items()
         )

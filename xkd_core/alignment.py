@@ -179,7 +179,7 @@ def _kernels(distances: _Distances, gammas: Sequence[float]) -> _Distances:
     # Rounding can give values below 0. At the lower bound a kernel is exactly 1, with gradient 0.
     rows = rows.clamp_min(_MIN_SQUARED_DISTANCE)
     kernels = (rows * _negative(tuple(gammas), rows.device)).exp().sum(dim=0)
-    blocks = kernels.split([distance.numel() for distance in distances])
+    blocks = torch.split(kernels, [distance.numel() for distance in distances])
     shaped = zip(blocks, distances, strict=True)
     return _Distances(*(block.view_as(distance) for block, distance in shaped))
 

@@ -165,7 +165,7 @@ def join(
                 "init.video and init.audio differ: set init.shared_blocks to video or audio, or "
                 "give one modality alone"
             )
-        dropped = "video" if shared_blocks == "audio" else "audio"
+        dropped: Modality = "video" if shared_blocks == "audio" else "audio"
         joined = {name: t for name, t in joined.items() if name not in blocks[dropped]}
     return joined
 

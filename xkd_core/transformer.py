@@ -81,8 +81,8 @@ def pack(sequences: Sequence[Float[Tensor, "..."]]) -> Float[Tensor, "1 N_packed
 
 def unpack(packed: Float[Tensor, "1 N_packed D"], groups: Groups) -> list[Float[Tensor, "..."]]:
     """Inverts `pack`."""
-    rows = packed[0].split([clips * length for clips, length in groups])
-    return [part.unflatten(0, group) for part, group in zip(rows, groups, strict=True)]
+    rows = torch.split(packed[0], [clips * length for clips, length in groups])
+    return [part.view(*group, -1) for part, group in zip(rows, groups, strict=True)]
 
 
 def attend(

@@ -1,14 +1,13 @@
 """Settings of the job that reviews a clip dataset."""
 
-from pydantic import PositiveInt, model_validator
+from pydantic import PositiveInt
 
-from pipelines.config.base import JobConfig, LocalPath, Location
-from pipelines.paths import is_uri
+from pipelines.config.base import JobConfig, Location
 from xkd_core.config import Config
 
 
 class DatasetSettings(Config):
-    """How a clip dataset is looked through."""
+    """How a clip dataset is reviewed."""
 
     against: tuple[Location, ...] = ()
     """Other clip datasets, such as those to evaluate on: training clips that resemble clips there
@@ -20,17 +19,9 @@ class DatasetSettings(Config):
 
 
 class DatasetConfig(DatasetSettings, JobConfig):
-    """`ray_jobs.dataset`: a page about a clip dataset, and the clips to leave out of training."""
+    """`ray_jobs.dataset`: a page about a clip dataset, and lists of clips to exclude."""
 
     dataset: Location
     """Folder of the clip dataset."""
-    output: LocalPath | None = None
+    output: Location | None = None
     """Folder for the page and the lists. Default: `page` in the dataset's folder."""
-
-    @model_validator(mode="after")
-    def _place_for_the_page(self) -> "DatasetConfig":
-        if self.output is None and is_uri(self.dataset):
-            raise ValueError(
-                f"output must be given, for dataset ({self.dataset}) is no folder here"
-            )
-        return self

@@ -6,14 +6,13 @@ from pipelines.config.base import (
     DecoderSettings,
     JobConfig,
     LimitsSettings,
-    LocalPath,
     Location,
     Name,
 )
 
 
 class EmbedConfig(JobConfig):
-    """`ray_jobs.embed`: a registered model over any media becomes a Parquet of embeddings."""
+    """`ray_jobs.embed`: runs a registered model over media and writes embeddings."""
 
     name: Name = "embed"
     """Name of the MLflow run."""
@@ -21,7 +20,7 @@ class EmbedConfig(JobConfig):
     """A registered model: `models:/xkd-video@champion`, `models:/xkd-audio/3`."""
     input: Location
     """Folder of media, a list, or a clip dataset."""
-    output: LocalPath
+    output: Location
     """Folder for the embeddings."""
     batch_size: PositiveInt = Field(16, json_schema_extra={"may_change": True})
     """Clips that go through the encoder at once."""

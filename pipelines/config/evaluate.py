@@ -13,10 +13,10 @@ from pydantic import (
     model_validator,
 )
 
-from pipelines.config.base import JobConfig, LocalPath, Location, Name
+from pipelines.config.base import Datasets, JobConfig, Location, Name
 from pipelines.config.ingest import PublishedDataset
 from pipelines.config.published import PublishedSettings
-from pipelines.paths import absolute_path
+from pipelines.paths import absolute_location
 from xkd_core.config import Config, PositiveFloats
 
 REGISTERED = "models:/"
@@ -29,7 +29,7 @@ Measure = Literal[CheapMeasure, "finetune"]
 
 
 def _registered_or_path(weights: str) -> str:
-    return weights if weights.startswith(REGISTERED) else absolute_path(weights)
+    return weights if weights.startswith(REGISTERED) else absolute_location(weights)
 
 
 def _as_list(value: Any) -> Any:
@@ -165,7 +165,7 @@ class OfficialSettings(Config):
 
     dataset: PublishedDataset
     """The published dataset."""
-    lists: LocalPath | None = None
+    lists: Location | None = None
     """Folder with the official lists of a dataset of several folds (UCF101, HMDB51, ESC-50). They
     give splits and labels of the clips by file name, whatever the ingest was told, so one clip
     dataset serves all folds. Default: the splits of the clip dataset."""
@@ -200,7 +200,7 @@ class PublishedFigure(Config):
 
 
 class EvaluateConfig(EvaluateSettings, JobConfig):
-    """`ray_jobs.evaluate`: how good the features of an encoder are."""
+    """`ray_jobs.evaluate`: scores the features of an encoder."""
 
     name: Name = "evaluate"
     """Name of the MLflow run."""
@@ -213,17 +213,17 @@ class EvaluateConfig(EvaluateSettings, JobConfig):
     difference with a paired interval."""
     published: PublishedSettings = PublishedSettings()
     """What files of the published method do not record."""
-    dataset: Location
-    """Folder of the clip dataset."""
+    dataset: Datasets
+    """Folder of the clip dataset, or a list of folders whose clips count as one dataset."""
     dataset_id: str | None = None
     """Id of the clip dataset that figures are compared on; those of another one are marked."""
     official: OfficialSettings | None = None
     """Marks figures of an incomplete official split. Default: none is expected."""
     paper: tuple[PublishedFigure, ...] = ()
     """Published figures to show beside."""
-    output: LocalPath
+    output: Location
     """Folder for scores and features."""
-    cache: LocalPath | None = None
+    cache: Location | None = None
     """Folder of features by encoder, dataset and views, which evaluations may share. Default:
     `features` in `output`."""
     num_workers: PositiveInt | None = Field(None, json_schema_extra={"may_change": True})

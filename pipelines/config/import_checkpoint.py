@@ -5,17 +5,17 @@ from typing import Literal
 
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
-from pipelines.config.base import JobConfig, LocalPath, Name
+from pipelines.config.base import JobConfig, Location, Name
 from pipelines.config.promote import Alias
 from pipelines.config.published import PublishedSettings
 
 
 class ImportConfig(PublishedSettings, JobConfig):
-    """`ray_jobs.import_checkpoint`: encoders of a published file enter the registry."""
+    """`ray_jobs.import_checkpoint`: registers encoders of a published file."""
 
     name: Name = "import"
     """Name of the MLflow run."""
-    file: LocalPath
+    file: Location
     """File of one encoder, or a whole checkpoint of the published training."""
     modality: Literal["video", "audio"] | None = None
     """Modality to take from a whole checkpoint. Default: both."""

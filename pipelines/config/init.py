@@ -6,11 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipelines.paths import absolute_path
+from pipelines.paths import absolute_location
 from xkd_core.config import Config
 
 REGISTERED = "models:/"
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_NO_STORE = re.compile(r"https?://|[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
+"""Addresses on the web, and URIs of MLflow as `runs:/...`."""
 _REGISTERED = re.compile(r"models:/[^/@]+(?:@[^/@]+|/\d+)")
 
 
@@ -20,12 +21,12 @@ def _weights(location: str) -> str:
         if not _REGISTERED.fullmatch(location):
             raise ValueError(f"({location}) must be models:/NAME@ALIAS or models:/NAME/VERSION")
         return location
-    if _SCHEME.match(location):
+    if _NO_STORE.match(location):
         raise ValueError(
-            f"({location}) must be models:/NAME@ALIAS, models:/NAME/VERSION or a path that every "
-            "worker sees"
+            f"({location}) must be models:/NAME@ALIAS, models:/NAME/VERSION, or a folder or file "
+            "on a disk or in a bucket"
         )
-    return absolute_path(location)
+    return absolute_location(location)
 
 
 Weights = Annotated[str, Field(min_length=1), AfterValidator(_weights)]

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from pipelines.config.base import JobConfig, LocalPath, Location, Name
+from pipelines.config.base import Datasets, JobConfig, Location, Name
 from pipelines.config.init import InitSettings
 from xkd_core.config import Config, MethodConfig
 
@@ -12,7 +12,7 @@ from xkd_core.config import Config, MethodConfig
 class KnnSettings(Config):
     """How often the teachers are scored during training, and on what."""
 
-    dataset: Location | None = None
+    dataset: Datasets | None = None
     """Clip dataset with labels: its split `train` gives the neighbors, and its split `val`, or else
     `test`, is scored. Default: the dataset of the training."""
     every_epochs: PositiveFloat = 1.0
@@ -42,7 +42,7 @@ class PretrainSettings(MethodConfig):
     """Clips of one step, over all workers."""
     splits: tuple[str, ...] = ("train",)
     """Splits to train on. Rows without a split always belong to them."""
-    exclude: LocalPath | None = None
+    exclude: Location | None = None
     """File of clip ids to leave out, one a line, such as `leaks.txt` of `xkd dataset`."""
     init: InitSettings | None = Field(None, json_schema_extra={"short_for": "source"})
     """Weights that the training begins from: a registered version, a checkpoint, or a file of the
@@ -138,15 +138,15 @@ class PretrainSettings(MethodConfig):
 
 
 class PretrainConfig(PretrainSettings, JobConfig):
-    """`ray_jobs.pretrain`: a clip dataset becomes encoders."""
+    """`ray_jobs.pretrain`: trains encoders on a clip dataset."""
 
     name: Name
     """Name of the run. An existing run continues from its last checkpoint."""
-    dataset: Location
-    """Folder of the clip dataset."""
-    output: LocalPath
+    dataset: Datasets
+    """Folder of the clip dataset, or a list of folders whose clips count as one dataset."""
+    output: Location
     """Folder that gets one folder of checkpoints for each name."""
-    resume: LocalPath | None = Field(None, json_schema_extra={"may_change": True})
+    resume: Location | None = Field(None, json_schema_extra={"may_change": True})
     """Checkpoint of another run to start from, at its step and so at its position in the order of
     clips. Networks, clips and everything that orders them must be the same, and steps must be left.
     Once this run has a checkpoint of its own, it continues from that."""

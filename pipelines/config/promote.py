@@ -1,10 +1,10 @@
-"""Settings of promotion: how encoders enter the registry."""
+"""Settings of promotion: how encoders are registered."""
 
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
-from pipelines.config.base import JobConfig, LocalPath, Name
+from pipelines.config.base import JobConfig, Location, Name
 from pipelines.config.evaluate import Measure
 from xkd_core.config import Config
 from xkd_core.encoders import MODALITIES, Modality
@@ -20,7 +20,7 @@ Alias = Annotated[Name, AfterValidator(_not_a_version)]
 
 
 class PromoteSettings(Config):
-    """How encoders enter the registry."""
+    """How encoders are registered, and when the alias moves."""
 
     model_prefix: Name = "xkd"
     """Registered names are `<prefix>-video` and `<prefix>-audio`."""
@@ -55,9 +55,9 @@ class PromoteConfig(PromoteSettings, JobConfig):
 
     name: Name = "promote"
     """Name of the MLflow run."""
-    checkpoint: LocalPath
+    checkpoint: Location
     """A checkpoint, or the folder of a run, whose last checkpoint is taken."""
-    scores: LocalPath | None = None
+    scores: Location | None = None
     """`scores.json` of an evaluation of this checkpoint. Without it nothing is compared, and the
     alias moves only if no version holds it."""
 

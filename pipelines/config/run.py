@@ -2,7 +2,7 @@
 
 from pydantic import Field, model_validator
 
-from pipelines.config.base import JobConfig, LocalPath, Location, Name
+from pipelines.config.base import JobConfig, Location, Name
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.config.ingest import IngestSettings, SyntheticSettings
 from pipelines.config.pretrain import PretrainSettings, clip_mismatch
@@ -16,7 +16,7 @@ class RunConfig(JobConfig):
     """Name of the run. An existing run continues where it stopped."""
     input: Location | None = None
     """Folder of media, a list, or a URI, as for `ingest`. Default: synthetic clips."""
-    output: LocalPath
+    output: Location
     """Folder that gets a folder for each run."""
     synthetic: SyntheticSettings = SyntheticSettings()
     ingest: IngestSettings = IngestSettings()

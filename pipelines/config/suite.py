@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from pipelines.config.base import JobConfig, LocalPath, Location, Name
+from pipelines.config.base import JobConfig, Location, Name
 from pipelines.config.evaluate import WeightsList
 from pipelines.config.published import PublishedSettings
 from xkd_core.config import Config
@@ -19,7 +19,7 @@ class SuiteEntry(Config):
     """Name on the card and of its folder. Default: the configuration's."""
     dataset: Location | None = None
     """Clip dataset. Default: the configuration's."""
-    lists: LocalPath | None = None
+    lists: Location | None = None
     """Folder of the official lists. Default: the configuration's."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Other settings of the evaluation to replace."""
@@ -38,7 +38,7 @@ class SuiteConfig(JobConfig):
     """What files of the published method do not record."""
     suite: Annotated[tuple[SuiteEntry, ...], Field(min_length=1)]
     """The evaluations, in the order of the card."""
-    output: LocalPath
+    output: Location
     """Folder for the card, and for each evaluation's files in a folder of its name."""
 
     @model_validator(mode="after")

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines.dataset.schema import CLIPS, INDEX_FILE, STRETCH, check_columns
+from pipelines.dataset.schema import CLIPS, CLIPS_FOLDER, INDEX_FILE, STRETCH, check_columns
 from pipelines.dataset.shards import READ_THREADS, open_parquet
 from pipelines.dataset.text_column import TextColumn, array_of
 from pipelines.files import replacing
 from pipelines.filesystems import filesystem_of
 from pipelines.paths import is_uri
 from pipelines.redaction import one_line
+from pipelines.storage import AnyPath
 
 logger = logging.getLogger(__name__)
 
@@ -132,15 +132,16 @@ def read_shards(shards: Sequence[str]) -> ClipIndex:
     return _index_of(batch, tuple(shards), np.cumsum(num_groups))
 
 
-def write_index(folder: Path, dataset_id: str, index: ClipIndex) -> None:
+def write_index(folder: AnyPath, dataset_id: str, index: ClipIndex) -> None:
     """Writes the index of a dataset to a folder atomically."""
     arrays = [
         array_of(getattr(index, field.name)).cast(field.type, safe=False) for field in _SCHEMA
     ]
+    clips = f"{folder / CLIPS_FOLDER}/"
     key = {
         "version": _VERSION,
         "dataset_id": dataset_id,
-        "shards": [shard.rpartition("/")[2] for shard in index.shards],
+        "shards": [shard.removeprefix(clips) for shard in index.shards],
         "group_ends": index.group_ends.tolist(),
     }
     schema = _SCHEMA.with_metadata({_KEY: json.dumps(key)})

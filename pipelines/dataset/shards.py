@@ -5,9 +5,8 @@ Data's own writer is not atomic. Workers write to a folder of their run. The nex
 this folder, so a worker that outlives its run has nothing to rename and cannot add a stray shard.
 """
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,11 @@ import pyarrow.parquet as pq
 
 from pipelines.dataset.schema import CLIPS, check_columns, with_added
 from pipelines.errors import UserError
-from pipelines.files import commit, temporary_name
-from pipelines.filesystems import filesystem_of
+from pipelines.files import replacing
+from pipelines.filesystems import filesystem_of, list_files
 from pipelines.paths import is_uri
 from pipelines.redaction import one_line
+from pipelines.storage import AnyPath
 
 AGAIN = "run the same ingest again"
 READ_THREADS = 8
@@ -29,16 +29,20 @@ MAX_GROUP_BYTES = 64_000_000
 """Size at which a row group ends regardless of its rows, to bound memory, in bytes."""
 
 
+class _DiscardedError(Exception):
+    """A shard that is not to appear."""
+
+
 class ShardWriter:
     """Writes one shard, which `commit` makes visible and `discard` removes."""
 
     def __init__(
         self,
-        path: Path,
+        path: AnyPath,
         schema: pa.Schema,
         *,
         rows_per_group: int,
-        scratch: Path | None = None,
+        scratch: AnyPath | None = None,
     ) -> None:
         """Begins a shard.
 
@@ -48,10 +52,10 @@ class ShardWriter:
             rows_per_group: Number of rows in a row group.
             scratch: Folder of the temporary file, on the same disk; default: that of `path`.
         """
-        self._path = path
         self._schema = schema
         self._rows_per_group = rows_per_group
-        self._temporary = temporary_name(path if scratch is None else scratch / path.name)
+        self._file = ExitStack()
+        self._temporary = self._file.enter_context(replacing(path, scratch))
         self._waiting: list[Mapping[str, Any]] = []
         self._waiting_bytes = 0
         binary = [field.name for field in schema if pa.types.is_large_binary(field.type)]
@@ -88,13 +92,14 @@ class ShardWriter:
         """Makes the shard visible."""
         self._flush()
         self._writer.close()
-        commit(self._temporary, self._path)
+        self._file.close()
 
     def discard(self) -> None:
         """Removes the temporary file."""
-        with contextlib.suppress(OSError):  # closing writes, and the disk may be full
+        with suppress(OSError):  # closing writes, and the disk may be full
             self._writer.close()
-        self._temporary.unlink(missing_ok=True)
+        with suppress(_DiscardedError):
+            self._file.__exit__(_DiscardedError, _DiscardedError(), None)
 
     def _flush(self) -> None:
         if self._waiting:
@@ -106,6 +111,21 @@ class ShardWriter:
         self._waiting, self._waiting_bytes = [], 0
 
 
+def shard_names(folder: AnyPath) -> list[str]:
+    """Returns the shards in a folder and its subfolders, relative to it and sorted.
+
+    Small datasets have all shards in the folder itself, see `ingest.plan`.
+    """
+    if isinstance(folder, Path):
+        files = [*folder.glob("*.parquet"), *folder.glob("*/*.parquet")]
+        return sorted(file.relative_to(folder).as_posix() for file in files)
+    if not folder.is_dir():
+        return []
+    begin = len(f"{folder}/")
+    names = (entry.uri[begin:] for entry in list_files(str(folder)))
+    return sorted(name for name in names if name.endswith(".parquet"))
+
+
 @contextmanager
 def open_parquet(location: str) -> Iterator[pq.ParquetFile]:
     """Opens a shard for reading; maps a local file into memory.
@@ -114,7 +134,7 @@ def open_parquet(location: str) -> Iterator[pq.ParquetFile]:
         UserError: If it cannot be read, on opening or inside the `with` block.
     """
     try:
-        with _parquet_file(location) as file:
+        with parquet_file(location) as file:
             yield file
     except (pa.ArrowException, OSError) as error:
         raise UserError(
@@ -149,7 +169,8 @@ def read_columns(shard: str, columns: Sequence[str]) -> pa.Table:
         return with_added(file.read(columns=there, use_threads=False), columns)
 
 
-def _parquet_file(location: str) -> pq.ParquetFile:
+def parquet_file(location: str) -> pq.ParquetFile:
+    """Opens a Parquet file; maps a local one into memory."""
     if not is_uri(location):
         return pq.ParquetFile(location, memory_map=True)
     filesystem, path = filesystem_of(location)

@@ -6,7 +6,6 @@ The job shares the graph (`unit_graph`), fingerprints, unit plan, shards and res
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from pipelines.config.embed import EmbedConfig
@@ -31,8 +30,10 @@ from pipelines.ingest.unit_shards import Revision, read_done, revise
 from pipelines.progress import OnProgress
 from pipelines.quantities import counted
 from pipelines.registry.uri import EncoderVersion, resolve_model
+from pipelines.shared import check_shared
 from pipelines.sources.listing import list_sources
 from pipelines.sources.spool import Spool
+from pipelines.storage import AnyPath, path_of
 from pipelines.tracking.server import tracking_uri
 
 FORMAT_VERSION = 1
@@ -52,7 +53,7 @@ def check_embed(config: EmbedConfig) -> list[str]:
             list_sources(config.input, "none")
         if version is not None:
             check_rates(config, dataset, version)
-            check_same_output(Path(config.output), identity_of(config, dataset, version))
+            check_same_output(path_of(config.output), identity_of(config, dataset, version))
     except UserError as error:
         mistakes.append(str(error))
     return mistakes
@@ -69,10 +70,11 @@ def embed(config: EmbedConfig, on_progress: OnProgress) -> EmbedSummary:
     version = resolve_model(config.model, config.tracking)
     dataset = open_dataset(config.input)
     check_rates(config, dataset, version)
-    output = Path(config.output)
+    output = path_of(config.output)
     try:
         identity = identity_of(config, dataset, version)
         check_same_output(output, identity)
+        check_shared(str(output))
         state = output / STATE_FOLDER
         state.mkdir(parents=True, exist_ok=True)
         with (
@@ -98,10 +100,10 @@ def _embed(
     config: EmbedConfig,
     dataset: ClipDataset | None,
     version: EncoderVersion,
-    scratch: Path,
+    scratch: AnyPath,
     on_progress: OnProgress,
 ) -> EmbedSummary:
-    output = Path(config.output)
+    output = path_of(config.output)
     done = read_done(output, EMBEDDINGS_FOLDER)
     revisions: dict[str, Revision] = {}
     if dataset is not None:
@@ -128,7 +130,7 @@ def _embed(
 def _run(
     units: Sequence[dict[str, Any]],
     num_sources: int,
-    scratch: Path,
+    scratch: AnyPath,
     config: EmbedConfig,
     version: EncoderVersion,
     on_progress: OnProgress,
@@ -147,7 +149,7 @@ def _run(
             config.batch_size,
         ),
         num_workers=config.num_workers,
-        output=Path(config.output),
+        output=path_of(config.output),
         rows_folder=EMBEDDINGS_FOLDER,
         scratch=scratch,
     )

@@ -6,17 +6,15 @@ Sources are grouped into units as in an ingest. Each shard of a clip dataset is 
 from collections import Counter
 from collections.abc import Set
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.config.embed import EmbedConfig
 from pipelines.config.ingest import IngestSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.schema import CLIPS_FOLDER, MANIFEST, REJECTS_FOLDER, STATE_FOLDER
-from pipelines.dataset.shards import open_parquet
+from pipelines.dataset.shards import open_parquet, shard_names
 from pipelines.embed.worker import EMBEDDINGS_FOLDER
 from pipelines.errors import UserError
 from pipelines.filesystems import is_file, is_folder, is_web
@@ -27,6 +25,7 @@ from pipelines.progress import OnProgress
 from pipelines.registry.uri import EncoderVersion
 from pipelines.sources.fingerprints import fingerprint_sources
 from pipelines.sources.listing import list_sources
+from pipelines.storage import AnyPath, path_of
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def identity_of(
     }
 
 
-def check_same_output(output: Path, identity: dict[str, Any]) -> None:
+def check_same_output(output: AnyPath, identity: dict[str, Any]) -> None:
     """Checks that a folder is empty or holds embeddings of the same model and input.
 
     Raises:
@@ -105,15 +104,16 @@ def check_same_output(output: Path, identity: dict[str, Any]) -> None:
 
 def stored_units(dataset: ClipDataset, done: StoredUnits) -> list[dict[str, Any]]:
     """Returns one unit for each shard without embeddings."""
+    begin = len(f"{dataset.path}/{CLIPS_FOLDER}/")
     return [
         {
-            "name": PurePosixPath(shard).stem,
+            "name": shard[begin:].removesuffix(".parquet"),
             "shard": shard,
             "unit": "",
             "sources": _num_sources(shard),
         }
         for shard in dataset.shards
-        if PurePosixPath(shard).name not in done.shards
+        if shard[begin:] not in done.shards
     ]
 
 
@@ -128,7 +128,7 @@ def media_units(
     """Plans the work for media: units, revisions, and the total number of sources."""
     listed = list_sources(config.input, "none")
     on_progress(0, len(listed.sources), "listing")
-    fingerprints = fingerprint_sources(listed, Path(config.output), config.limits, on_progress)
+    fingerprints = fingerprint_sources(listed, path_of(config.output), config.limits, on_progress)
     settings = IngestSettings(
         segment_seconds=version.clips.segment_seconds,
         min_segment_seconds=version.clips.min_segment_seconds,
@@ -145,24 +145,24 @@ def media_units(
     return units, plan.revisions, len(listed.sources)
 
 
-def _read(file: Path, columns: list[str]) -> pa.Table:
-    with pq.ParquetFile(file, memory_map=True) as shard:
+def _read(file: AnyPath, columns: list[str]) -> pa.Table:
+    with open_parquet(str(file)) as shard:
         return shard.read(columns=columns, use_threads=False)
 
 
-def summarize(output: Path, version: EncoderVersion, new_units: Set[str]) -> EmbedSummary:
+def summarize(output: AnyPath, version: EncoderVersion, new_units: Set[str]) -> EmbedSummary:
     """Counts the contents of the shards, independently of what the run reported."""
     num_clips = new_clips = 0
     accepted: set[str] = set()
     rejected: set[str] = set()
     reasons: Counter[str] = Counter()
-    for file in sorted((output / EMBEDDINGS_FOLDER).glob("*.parquet")):
-        sources = _read(file, ["source"])["source"].to_pylist()
+    for name in shard_names(output / EMBEDDINGS_FOLDER):
+        sources = _read(output / EMBEDDINGS_FOLDER / name, ["source"])["source"].to_pylist()
         num_clips += len(sources)
-        new_clips += len(sources) if file.stem in new_units else 0
+        new_clips += len(sources) if name.removesuffix(".parquet") in new_units else 0
         accepted.update(sources)
-    for file in sorted((output / REJECTS_FOLDER).glob("*.parquet")):
-        table = _read(file, ["source", "reason"])
+    for name in shard_names(output / REJECTS_FOLDER):
+        table = _read(output / REJECTS_FOLDER / name, ["source", "reason"])
         rejected.update(table["source"].to_pylist())
         reasons.update(table["reason"].to_pylist())
     assert not accepted & rejected

@@ -7,7 +7,6 @@ cannot be decoded or lacks the modality of the model, it becomes a row of the re
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -33,6 +32,7 @@ from pipelines.media.segments import Segment
 from pipelines.models.encoder_inputs import ARRAY_COLUMN, RATE_COLUMN
 from pipelines.registry.uri import EncoderVersion
 from pipelines.sources.spool import Spool
+from pipelines.storage import path_of
 
 EMBEDDINGS_FOLDER = "embeddings"
 ROWS_PER_GROUP = 1024
@@ -88,7 +88,7 @@ class UnitEmbedder:
         os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
         mlflow.set_tracking_uri(tracking_uri)
         self._model = mlflow.pyfunc.load_model(version.uri)
-        self._output, self._scratch = Path(output), Path(scratch)
+        self._output, self._scratch = path_of(output), path_of(scratch)
         self._version = version
         self._batch_size = batch_size
         self._limits = LimitsSettings.model_validate(limits)
@@ -255,6 +255,7 @@ class UnitEmbedder:
         self, part: str, name: str, schema: pa.Schema, rows: Sequence[Mapping[str, Any]]
     ) -> None:
         path = self._output / part / name
+        path.parent.mkdir(exist_ok=True)
         writer = ShardWriter(path, schema, rows_per_group=ROWS_PER_GROUP, scratch=self._scratch)
         try:
             for row in rows:

@@ -11,7 +11,6 @@ done if its file has all the clips that are asked for. NumPy reads them without 
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
@@ -23,6 +22,7 @@ from pipelines.errors import UserError
 from pipelines.evaluation.embedder import Embedded
 from pipelines.evaluation.networks import EvaluatedEncoder
 from pipelines.files import replacing, write_json
+from pipelines.storage import AnyPath, on_disk
 
 Array = NDArray[Any]
 _KEY_FILE = "features.json"
@@ -32,14 +32,14 @@ _KEY_FILE = "features.json"
 class FeatureCache:
     """The features of one encoder on one dataset."""
 
-    folder: Path
+    folder: AnyPath
     encoder: str
     """Hash of the encoder's content."""
 
     @classmethod
     def open(
         cls,
-        root: Path,
+        root: AnyPath,
         modality: str,
         evaluated: EvaluatedEncoder,
         dataset_id: str,
@@ -88,11 +88,11 @@ class FeatureCache:
             UserError: If the file is damaged, or of another encoder.
         """
         file = self.folder / f"{name}.npz"
-        try:
-            with np.load(file, allow_pickle=False) as stored:
-                arrays = dict(stored.items())
-        except FileNotFoundError:
+        if not file.exists():
             return None
+        try:
+            with on_disk(file) as local, np.load(local, allow_pickle=False) as stored:
+                arrays = dict(stored.items())
         except (OSError, ValueError, EOFError, BadZipFile) as error:
             raise UserError(f"cache ({file}) is damaged: delete it") from error
         if str(arrays.get("encoder")) != self.encoder:
@@ -130,7 +130,7 @@ class FeatureCache:
             np.savez(file, allow_pickle=False, **arrays)
 
 
-def _read_key(file: Path) -> dict[str, Any]:
+def _read_key(file: AnyPath) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -7,6 +7,7 @@ import numpy as np
 
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.dataset.joined import open_datasets
 from pipelines.errors import UserError
 from pipelines.evaluation.networks import EncoderSource
 from pipelines.evaluation.official import check_official
@@ -19,7 +20,7 @@ Sources = Mapping[str, Sequence[EncoderSource]]
 def check_evaluate(config: EvaluateConfig, sources: Sources) -> list[str]:
     """Returns everything that prevents an evaluation, found without starting anything."""
     try:
-        dataset = ClipDataset.open(config.dataset)
+        dataset = open_datasets(config.dataset)
     except UserError as error:
         return [str(error)]
     models = encoders_of(sources)

@@ -8,7 +8,6 @@ Protocol: XKD, arXiv:2211.13929, section 5 (frozen encoder, mean of patch tokens
 
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import ray
@@ -16,6 +15,7 @@ from mlflow.entities import Metric
 
 from pipelines.config.evaluate import EvaluateConfig, EvaluateSettings
 from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.dataset.joined import open_datasets
 from pipelines.errors import UserError
 from pipelines.evaluation.checks import Sources, clip_mistakes, encoders_of
 from pipelines.evaluation.choice import Chosen
@@ -30,9 +30,10 @@ from pipelines.evaluation.official import (
 from pipelines.evaluation.outcomes import OUTCOMES_FILE, Outcomes
 from pipelines.evaluation.scores import FeatureScores, Scores
 from pipelines.evaluation.shard_features import DONE_FOLDER, FeatureWorker, shard_parts
-from pipelines.files import locked, scratch_folder, write_json
+from pipelines.files import locked, replacing, scratch_folder, write_json
 from pipelines.ingest.unit_graph import run_units
 from pipelines.progress import OnProgress, watched_board
+from pipelines.storage import AnyPath, path_of
 from pipelines.tracking.runs import RunRef, log_dataset, open_run, tracked
 
 _SCORES_FILE = "scores.json"
@@ -50,7 +51,7 @@ class Evaluation:
     outcomes: Outcomes
     features: Features
     run: RunRef
-    scores_file: Path
+    scores_file: AnyPath
 
 
 def evaluate(
@@ -65,16 +66,16 @@ def evaluate(
     Raises:
         UserError: If the clips are not of the rates that an encoder takes.
     """
-    dataset = ClipDataset.open(config.dataset)
+    dataset = open_datasets(config.dataset)
     if mistakes := clip_mistakes(config, encoders_of(sources), dataset):
         raise UserError(mistakes[0])
-    output = Path(config.output)
+    output = path_of(config.output)
     output.mkdir(parents=True, exist_ok=True)
     with tracked(open_run(config, "evaluate", config.name, parent=parent)) as run:
         log_dataset(
             run,
             dataset_id=dataset.dataset_id,
-            path=config.dataset,
+            path=dataset.path,
             num_clips=dataset.num_clips,
             context="evaluation",
         )
@@ -85,11 +86,12 @@ def evaluate(
         found, outcomes = score_folds(features, config, tuner)
         scores = _scores(config, sources, dataset, run, found)
         write_json(output / _SCORES_FILE, scores.to_json())
-        np.savez(output / _FEATURES_FILE, allow_pickle=False, **features.arrays())
+        with replacing(output / _FEATURES_FILE) as temporary, temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **features.arrays())
         outcomes.write(output / OUTCOMES_FILE)
         log_figures(run, scores.found)
         for name in (_SCORES_FILE, OUTCOMES_FILE):
-            run.client().log_artifact(run.run_id, str(output / name))
+            run.log_file(output / name)
     return Evaluation(scores, outcomes, features, run, output / _SCORES_FILE)
 
 
@@ -141,9 +143,9 @@ def _extract(sources: Sources, config: EvaluateConfig, on_progress: OnProgress) 
     in one; both read and write the same cache.
     """
     settings = _settings(config)
-    cache = Path(config.cache or f"{config.output}/features")
+    cache = path_of(config.cache or f"{config.output}/features")
     cache.mkdir(parents=True, exist_ok=True)
-    dataset = ClipDataset.open(config.dataset)
+    dataset = open_datasets(config.dataset)
     chosen = choose_clips(dataset, settings, config.official)
     if config.num_workers or len(chosen.rows) > _CLIPS_OF_ONE_PROCESS:
         _fill_cache(sources, config, settings, dataset, chosen, cache, on_progress)
@@ -171,7 +173,7 @@ def _fill_cache(
     settings: EvaluateSettings,
     dataset: ClipDataset,
     chosen: Chosen,
-    cache: Path,
+    cache: AnyPath,
     on_progress: OnProgress,
 ) -> None:
     """Embeds every shard on a pool of workers, each exactly once into the cache."""

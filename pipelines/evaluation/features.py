@@ -8,15 +8,16 @@ is a whole source: its views are those of all its segments.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipelines.config.base import Datasets
 from pipelines.config.evaluate import EvaluateSettings, OfficialSettings
 from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.dataset.joined import open_datasets
 from pipelines.evaluation.choice import Chosen, Fold, choose
 from pipelines.evaluation.gathered import Gathered
 from pipelines.evaluation.networks import EncoderSource, Network
@@ -24,6 +25,7 @@ from pipelines.evaluation.official import choose_clips
 from pipelines.evaluation.shard_features import ShardEmbedder, load_on_device, shard_parts
 from pipelines.progress import OnProgress, poster
 from pipelines.quantities import counted
+from pipelines.storage import AnyPath
 
 Array = NDArray[Any]
 
@@ -102,10 +104,10 @@ class Features:
 
 def extract(
     sources: Mapping[str, Sequence[EncoderSource]],
-    dataset_path: str,
+    datasets: Datasets,
     settings: EvaluateSettings,
     official: OfficialSettings | None,
-    cache: Path,
+    cache: AnyPath,
     board: Any,
 ) -> Features:
     """Computes the features of the train and test splits of a dataset in this process.
@@ -113,14 +115,14 @@ def extract(
     Args:
         sources: Where the encoders of each network are; `untrained` are those of `trained` before
             any training.
-        dataset_path: The clip dataset.
+        datasets: The clip dataset, or several that count as one.
         settings: What to measure.
         official: Official lists that divide the clips.
         cache: Folder of features; what it holds is not computed again.
         board: Takes the progress.
     """
     networks = load_on_device(sources, settings)
-    dataset = ClipDataset.open(dataset_path)
+    dataset = open_datasets(datasets)
     chosen = choose_clips(dataset, settings, official)
     return features_of(networks, dataset, settings, poster(board), chosen=chosen, cache=cache)
 
@@ -134,7 +136,7 @@ def features_of(
     *,
     max_clips: int | None = None,
     chosen: Chosen | None = None,
-    cache: Path | None = None,
+    cache: AnyPath | None = None,
 ) -> Features:
     """Computes the features of networks in memory, each on its own device.
 

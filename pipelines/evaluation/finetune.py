@@ -19,8 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torchvision.transforms import v2
 
+from pipelines.config.base import Datasets
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.dataset.clip_dataset import Clip, ClipDataset
+from pipelines.dataset.joined import open_datasets
 from pipelines.errors import UserError
 from pipelines.evaluation.embedder import Embedder, mean_by
 from pipelines.evaluation.features import Features
@@ -62,7 +64,7 @@ class Labelled:
 
 
 def fine_tuner(
-    sources: Sequence[EncoderSource], dataset: str, settings: EvaluateSettings
+    sources: Sequence[EncoderSource], dataset: Datasets, settings: EvaluateSettings
 ) -> FineTune:
     """Returns what fine-tunes the encoders of a network, each in a Ray task of its own."""
     task = ray.remote(num_gpus=1 if settings.use_gpu else 0)(fine_tune)
@@ -106,7 +108,7 @@ def labelled(features: Features, subject: str, clips: Array) -> Labelled:
 def fine_tune(
     source: EncoderSource,
     modality: Modality,
-    dataset: str,
+    dataset: Datasets,
     settings: EvaluateSettings,
     train: Labelled,
     test: Labelled,
@@ -126,7 +128,7 @@ def fine_tune(
             train.targets.shape[1],
             settings.finetune.dropout,
         ).to(device)
-    views = _Views(modality, evaluated, ClipDataset.open(dataset), settings)
+    views = _Views(modality, evaluated, open_datasets(dataset), settings)
     recipe = settings.finetune
     groups = layer_groups(
         model,

@@ -22,7 +22,7 @@ from pipelines.evaluation.embedder import mean_by
 from pipelines.evaluation.features import Features
 from pipelines.evaluation.sides import MISSING, Sides, joined, joined_without
 from pipelines.evaluation.solvers import Fitted, TrainingRows, fit_and_score
-from xkd_core.encoders import MODALITIES
+from xkd_core.encoders import MODALITIES, Modality
 from xkd_core.probes import knn_votes
 
 Array = NDArray[Any]
@@ -156,8 +156,8 @@ def _parts(fitted: Fitted, count: int) -> list[Fitted]:
 
 
 def late_fusion(
-    by_modality: Mapping[str, Mapping[str, Fitted]],
-    clips_of: Mapping[str, Array],
+    by_modality: Mapping[Modality, Mapping[str, Fitted]],
+    clips_of: Mapping[Modality, Array],
     clips: Array,
     is_multilabel: bool,
 ) -> dict[str, Fitted]:

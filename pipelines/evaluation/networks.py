@@ -17,6 +17,7 @@ from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.published import PublishedSettings
 from pipelines.models.checkpoints import load_model, read_info
 from pipelines.models.encoder_files import load_encoder, read_encoder_info
+from pipelines.storage import AnyPath, path_of
 from xkd_core.config import ModelConfig
 from xkd_core.encoders import MODALITIES, Encoder, Modality, build_encoder
 from xkd_core.published.encoders import (
@@ -88,7 +89,7 @@ class EncoderSource:
             ValueError: If the file does not fit the settings.
         """
         if self.kind == "checkpoint":
-            model, config = load_model(Path(self.path), trained=trained)
+            model, config = load_model(path_of(self.path), trained=trained)
             both = network_of(model, config.model, self.role)
             return {modality: both[modality] for modality in self.modalities}
         if self.kind == "registered":
@@ -105,7 +106,7 @@ class EncoderSource:
             ValueError: If the file does not fit the settings.
         """
         if self.kind == "checkpoint":
-            config = PretrainConfig.model_validate(read_info(Path(self.path)).config)
+            config = PretrainConfig.model_validate(read_info(path_of(self.path)).config)
             return config.model
         if self.kind == "registered":
             return read_encoder_info(Path(self.path)).model
@@ -135,7 +136,7 @@ def _untrained(like: EvaluatedEncoder, modality: Modality, seed: int) -> Evaluat
     return EvaluatedEncoder(encoder.eval().requires_grad_(False), like.model)
 
 
-def checkpoint_source(checkpoint: Path, given: str, role: Role) -> EncoderSource:
+def checkpoint_source(checkpoint: AnyPath, given: str, role: Role) -> EncoderSource:
     """Describes both encoders of a checkpoint.
 
     Raises:

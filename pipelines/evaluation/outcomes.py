@@ -6,7 +6,6 @@ writes them to `outcomes.npz`, which NumPy reads without pickle, and logs the fi
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
@@ -16,6 +15,8 @@ from numpy.typing import NDArray
 from pipelines.evaluation.intervals import Figure, Statistic, difference_of, figure, mean_of
 from pipelines.evaluation.metrics import average_precision
 from pipelines.evaluation.retrieval import DIRECTIONS, recalled
+from pipelines.files import replacing
+from pipelines.storage import AnyPath
 
 Array = NDArray[Any]
 OUTCOMES_FILE = "outcomes.npz"
@@ -43,7 +44,7 @@ class Outcomes:
     folds: Array | None = None
     """Fold of each test clip; then scores are means over folds, and ids name the fold."""
 
-    def write(self, path: Path) -> None:
+    def write(self, path: AnyPath) -> None:
         """Writes the file."""
         arrays = {"clip_ids": self.clip_ids, "sources": self.sources}
         arrays["retrieval_ids"] = self.retrieval_ids
@@ -53,10 +54,11 @@ class Outcomes:
             arrays["folds"] = self.folds
         arrays |= {f"value:{name}": array.astype(np.float32) for name, array in self.values.items()}
         arrays |= {f"rank:{name}": array for name, array in self.ranks.items()}
-        np.savez_compressed(path, allow_pickle=False, **arrays)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
 
     @classmethod
-    def read(cls, path: Path) -> "Outcomes":
+    def read(cls, path: AnyPath) -> "Outcomes":
         """Reads what `write` wrote.
 
         Raises:
@@ -64,7 +66,7 @@ class Outcomes:
             OSError: if it cannot be read.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
                 arrays = dict(file.items())
             return cls(
                 clip_ids=arrays["clip_ids"],

@@ -8,17 +8,18 @@ state, so scoring does not change the training.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from pipelines.config.base import Datasets
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.config.pretrain import PretrainConfig
-from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.dataset.joined import open_datasets
 from pipelines.evaluation.classifiers import score, side_scores
 from pipelines.evaluation.features import features_of
 from pipelines.evaluation.networks import network_of
 from pipelines.files import write_json
 from pipelines.progress import ignore_progress
+from pipelines.storage import AnyPath, path_of
 from xkd_core.encoders import MODALITIES
 from xkd_core.xkd import XKD
 
@@ -38,7 +39,7 @@ class RungPlan:
     """How often and on what a training is scored, and where the scores are written."""
 
     num_rungs: int
-    dataset: str
+    dataset: Datasets
     settings: dict[str, Any]
     """`EvaluateSettings` as JSON."""
     folder: str
@@ -55,7 +56,7 @@ def rung_steps(total_steps: int, num_rungs: int) -> dict[int, int]:
 
 def rung_at(plan: Mapping[str, Any] | None, steps_done: int) -> dict[str, Any]:
     """Returns the rung scored after so many steps, even by an earlier worker; empty if none."""
-    rungs = read_rungs(Path(plan["folder"])) if plan else ()
+    rungs = read_rungs(path_of(plan["folder"])) if plan else ()
     return next((asdict(rung) for rung in rungs if rung.step == steps_done), {})
 
 
@@ -79,7 +80,7 @@ class RungScorer:
         """Scores the networks; writes and returns the rung, with its signs of collapse."""
         assert self._plan is not None
         settings = EvaluateSettings.model_validate(self._plan.settings)
-        dataset = ClipDataset.open(self._plan.dataset)
+        dataset = open_datasets(self._plan.dataset)
         networks = {"trained": network_of(model, config.model, settings.role)}
         features = features_of(networks, dataset, settings, ignore_progress)
         found = score(features, settings)
@@ -94,7 +95,7 @@ class RungScorer:
             num_test=min((network.num_test for network in sizes), default=0),
             collapse=tuple(collapse),
         )
-        add_rung(Path(self._plan.folder), rung)
+        add_rung(path_of(self._plan.folder), rung)
         return asdict(rung)
 
 
@@ -116,7 +117,7 @@ class KnnScorer:
     def score(self, model: XKD) -> dict[str, float]:
         """Returns accuracies as `health/` metrics, for the modalities of the labelled clips."""
         assert self._knn is not None
-        dataset = ClipDataset.open(self._knn.dataset or self._config.dataset)
+        dataset = open_datasets(self._knn.dataset or self._config.dataset)
         features = features_of(
             {"trained": network_of(model, self._config.model, KNN_SETTINGS.role)},
             dataset,
@@ -147,13 +148,13 @@ class Rung:
     """Signs of collapse, as sentences."""
 
 
-def add_rung(folder: Path, rung: Rung) -> None:
+def add_rung(folder: AnyPath, rung: Rung) -> None:
     """Writes a rung. One that is scored again replaces itself and all later ones."""
     kept = [asdict(other) for other in read_rungs(folder) if other.rung < rung.rung]
     write_json(folder / _RUNGS_FILE, [*kept, asdict(rung)])
 
 
-def read_rungs(folder: Path) -> tuple[Rung, ...]:
+def read_rungs(folder: AnyPath) -> tuple[Rung, ...]:
     """Reads the scores of a trial so far."""
     file = folder / _RUNGS_FILE
     return tuple(Rung(**rung) for rung in json.loads(file.read_text())) if file.exists() else ()

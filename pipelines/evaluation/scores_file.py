@@ -1,17 +1,17 @@
 """Reads the `scores.json` of an evaluation."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from pipelines.evaluation.scores import Scores
+from pipelines.storage import AnyPath
 
 
 class OlderScoresError(ValueError):
     """A `scores.json` of release 0.1.0, which has no intervals."""
 
 
-def read_scores(path: Path) -> Scores:
+def read_scores(path: AnyPath) -> Scores:
     """Reads a `scores.json`.
 
     Raises:

@@ -7,23 +7,26 @@ stopped goes on from there.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipelines.config.base import Datasets
 from pipelines.config.evaluate import EvaluateSettings, OfficialSettings
 from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.dataset.joined import open_datasets
 from pipelines.errors import UserError
 from pipelines.evaluation.cache import FeatureCache
 from pipelines.evaluation.choice import Chosen, retrieval_clips
 from pipelines.evaluation.embedder import Embedded, Embedder
 from pipelines.evaluation.networks import EncoderSource, Network, load_network
 from pipelines.evaluation.official import choose_clips
-from pipelines.files import write_failure
+from pipelines.files import write_failure, write_json
 from pipelines.ingest.unit_graph import UnitOutcome
+from pipelines.storage import AnyPath, path_of
 
 Array = NDArray[Any]
 DONE_FOLDER = "done"
@@ -49,7 +52,8 @@ def shard_parts(dataset: ClipDataset, chosen: Chosen) -> list[ShardPart]:
     numbers, begins = np.unique(shard, return_index=True)
     ends = [*begins[1:].tolist(), len(shard)]
     return [
-        ShardPart(PurePosixPath(index.shards[number]).stem, begin, end)
+        # With its number, since several datasets that count as one may share the names of shards.
+        ShardPart(f"{PurePosixPath(index.shards[number]).stem}-{number}", begin, end)
         for number, begin, end in zip(numbers.tolist(), begins.tolist(), ends, strict=True)
     ]
 
@@ -63,7 +67,7 @@ class ShardEmbedder:
         dataset: ClipDataset,
         chosen: Chosen,
         settings: EvaluateSettings,
-        cache: Path | None = None,
+        cache: AnyPath | None = None,
     ) -> None:
         self._dataset, self._chosen, self._settings = dataset, chosen, settings
         self.in_retrieval = retrieval_clips(dataset, chosen, settings.retrieval_max_clips)
@@ -148,19 +152,19 @@ class FeatureWorker:
     def __init__(
         self,
         sources: Mapping[str, Sequence[EncoderSource]],
-        dataset: str,
+        dataset: Datasets,
         settings: dict[str, Any],
         official: dict[str, Any] | None,
         cache: str,
         scratch: str,
     ) -> None:
         values = EvaluateSettings.model_validate(settings)
-        opened = ClipDataset.open(dataset)
+        opened = open_datasets(dataset)
         lists = OfficialSettings.model_validate(official) if official else None
         chosen = choose_clips(opened, values, lists)
         networks = load_on_device(sources, values)
-        self._embedder = ShardEmbedder(networks, opened, chosen, values, Path(cache))
-        self._done = Path(scratch) / DONE_FOLDER
+        self._embedder = ShardEmbedder(networks, opened, chosen, values, path_of(cache))
+        self._done = path_of(scratch) / DONE_FOLDER
 
     @torch.no_grad()
     def __call__(self, unit: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -168,7 +172,7 @@ class FeatureWorker:
         part = ShardPart(unit["name"], unit["begin"], unit["end"])
         try:
             self._embedder.embed(part)
-            (self._done / f"{part.name}.parquet").touch()
+            write_json(self._done / f"{part.name}.parquet", {})
             yield asdict(UnitOutcome(part.name, clips=part.end - part.begin))
         except UserError as error:
             yield asdict(UnitOutcome(part.name, failed=f"cannot be used: {error}"))

@@ -6,7 +6,6 @@ call completes it. If the input of a complete dataset changes, a call processes 
 """
 
 from collections.abc import Mapping, Sequence, Set
-from pathlib import Path
 from typing import Any
 
 from pipelines.config.ingest import IngestSettings
@@ -19,6 +18,7 @@ from pipelines.dataset.schema import (
     REJECTS_FOLDER,
     STATE_FOLDER,
 )
+from pipelines.dataset.shards import shard_names
 from pipelines.errors import UserError
 from pipelines.files import locked, remove_leftovers, scratch_folder, write_failure, write_json
 from pipelines.ingest.plan import make_plan
@@ -35,10 +35,12 @@ from pipelines.ingest.unit_shards import read_done, revise
 from pipelines.ingest.worker import UnitIngester
 from pipelines.progress import OnProgress
 from pipelines.quantities import counted
+from pipelines.shared import check_shared
 from pipelines.sources.fingerprints import fingerprint_sources
 from pipelines.sources.listing import list_input
 from pipelines.sources.source import SourceList
 from pipelines.sources.spool import Spool
+from pipelines.storage import AnyPath, path_of
 
 
 def check_ingest(input_path: str | None, output: str, settings: IngestSettings) -> None:
@@ -53,7 +55,7 @@ def check_ingest(input_path: str | None, output: str, settings: IngestSettings) 
         UserError: For the same reasons as `ingest`.
     """
     listed = list_input(input_path, settings) if input_path is not None else None
-    check_same(Path(output), listed.input if listed else None, settings)
+    check_same(path_of(output), listed.input if listed else None, settings)
 
 
 def ingest(
@@ -66,11 +68,12 @@ def ingest(
             written, or rejects exceed `max_reject_fraction` or leave no clips.
         JobFailed: If a unit repeatedly crashes its worker.
     """
-    folder = Path(output).absolute()
+    folder = path_of(output).absolute()
     state = folder / STATE_FOLDER
     try:
         listed = list_input(input_path, settings)
         check_same(folder, listed.input, settings)
+        check_shared(str(folder))
         state.mkdir(parents=True, exist_ok=True)
         with (
             locked(state / "lock", f"output ({output})"),
@@ -94,19 +97,19 @@ def ingest(
         raise UserError(f"output ({output}) cannot be written: {write_failure(error)}") from error
 
 
-def _write_settings(state: Path, input_path: str, settings: Mapping[str, Any]) -> None:
+def _write_settings(state: AnyPath, input_path: str, settings: Mapping[str, Any]) -> None:
     values = {"format_version": FORMAT_VERSION, "input": input_path, "settings": settings}
     write_json(state / SETTINGS_FILE, values)
 
 
-def _parts(folder: Path) -> tuple[Path, ...]:
+def _parts(folder: AnyPath) -> tuple[AnyPath, ...]:
     return folder, folder / CLIPS_FOLDER, folder / REJECTS_FOLDER, folder / STATE_FOLDER
 
 
 def _ingest(
     listed: SourceList,
-    folder: Path,
-    scratch: Path,
+    folder: AnyPath,
+    scratch: AnyPath,
     settings: IngestSettings,
     again: Set[str],
     on_progress: OnProgress,
@@ -130,8 +133,8 @@ def _ingest(
 def _decode(
     units: Sequence[Unit],
     num_sources: int,
-    folder: Path,
-    scratch: Path,
+    folder: AnyPath,
+    scratch: AnyPath,
     settings: IngestSettings,
     on_progress: OnProgress,
 ) -> None:
@@ -150,10 +153,10 @@ def _decode(
         on_progress(num_done + done.sources, num_sources, note)
 
 
-def _write_index(folder: Path, summary: IngestSummary) -> None:
+def _write_index(folder: AnyPath, summary: IngestSummary) -> None:
     """Writes the index of the clips unless it exists."""
     clips = folder / CLIPS_FOLDER
     there = {"dataset_id": summary.dataset_id, "clips": summary.clips}
     if read_index(str(folder), str(clips), there) is None:
-        shards = sorted(str(file) for file in clips.glob("*.parquet"))
+        shards = [str(clips / name) for name in shard_names(clips)]
         write_index(folder, summary.dataset_id, read_shards(shards))

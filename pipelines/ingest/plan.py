@@ -21,6 +21,9 @@ from pipelines.sources.source import Fingerprint, Source, SourceList
 UNIT_BYTES = 256_000_000
 """Size at which a unit is full, so that units take similar time, in bytes."""
 MIN_UNITS = 8
+MAX_SHARDS_PER_FOLDER = 4096
+"""With more shards, each goes to one of 4,096 subfolders, because file systems and people are slow
+with folders of a million files."""
 PASSING_REASONS = frozenset({"unreadable", "duplicate"})
 """Reasons outside the file. A source is retried when its reason no longer applies."""
 
@@ -76,10 +79,12 @@ def make_plan(
     taken = set(done.shards)
     # A small input also becomes several units, so that every worker gets some.
     sources_per_unit = min(settings.sources_per_shard, -(-len(sources) // MIN_UNITS))
-    for unit in _fill_units(sources, sources_per_unit):
+    filled = list(_fill_units(sources, sources_per_unit))
+    has_subfolders = len(filled) > MAX_SHARDS_PER_FOLDER
+    for unit in filled:
         missing = tuple(source for source in unit if source.uri not in ledger.finished)
         if missing:
-            units.append(Unit(_unit_name(missing, taken), missing))
+            units.append(Unit(_unit_name(missing, taken, has_subfolders), missing))
             taken.add(f"{units[-1].name}.parquet")
     return IngestPlan(units, dict(ledger.revisions), ledger.changes())
 
@@ -227,7 +232,7 @@ def _fill_units(sources: Iterable[UnitSource], sources_per_unit: int) -> Iterato
         yield unit
 
 
-def _unit_name(sources: Sequence[UnitSource], taken: Set[str]) -> str:
+def _unit_name(sources: Sequence[UnitSource], taken: Set[str], has_subfolders: bool) -> str:
     """Names a unit by the content of its sources, wherever they are.
 
     Training reads shards in the order of their names, so the same media elsewhere give the same
@@ -236,6 +241,8 @@ def _unit_name(sources: Sequence[UnitSource], taken: Set[str]) -> str:
     text = json.dumps([source.source_hash for source in sources])
     while True:
         name = hashlib.sha256(text.encode()).hexdigest()[:24]
+        if has_subfolders:
+            name = f"{name[:3]}/{name}"  # sorts as the name without its folder does
         if f"{name}.parquet" not in taken:
             return name
         text += "again"

@@ -1,16 +1,16 @@
 """Stored settings of an ingest, and checks that a later run can continue from them."""
 
 import json
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pipelines.config import changes
 from pipelines.config.ingest import IngestSettings
 from pipelines.dataset.schema import STATE_FOLDER, check_version
 from pipelines.errors import UserError
+from pipelines.filesystems import store_failure
 from pipelines.redaction import one_line
+from pipelines.storage import AnyPath
 
 SETTINGS_FILE = "settings.json"
 REASONS_OF_LIMITS = {
@@ -28,7 +28,7 @@ REASONS_OF_LIMITS = {
 
 
 def check_same(
-    output: Path, input_path: str | None, settings: IngestSettings
+    output: AnyPath, input_path: str | None, settings: IngestSettings
 ) -> dict[str, Any] | None:
     """Checks that a folder is empty or holds a dataset of this input and these settings.
 
@@ -77,7 +77,7 @@ def reasons_of_raised_limits(before: Mapping[str, Any], settings: IngestSettings
     )
 
 
-def read_state(output: Path, must: str) -> dict[str, Any] | None:
+def read_state(output: AnyPath, must: str) -> dict[str, Any] | None:
     """Reads the stored settings of a folder of results; None if it is empty or missing.
 
     Args:
@@ -89,14 +89,14 @@ def read_state(output: Path, must: str) -> dict[str, Any] | None:
     """
     file = output / STATE_FOLDER / SETTINGS_FILE
     try:
-        names = sorted(os.listdir(output)) if os.path.isdir(output) else []
-        if os.path.exists(file):
+        names = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
+        if names and file.exists():
             state = json.loads(file.read_text())
             if isinstance(state, dict):
                 return state
             raise ValueError("it must be an object")
     except OSError as error:
-        raise UserError(f"output ({output}) cannot be read: {one_line(error)}") from error
+        raise UserError(f"output ({output}) cannot be read: {store_failure(error)}") from error
     except ValueError as error:
         raise UserError(
             f"output ({output}): {file} is damaged: {one_line(error)}; take another output"
@@ -118,5 +118,6 @@ def check_unchanged(what: str, there: Mapping[str, Any], here: Mapping[str, Any]
 
 
 def fixed_settings(settings: IngestSettings) -> dict[str, Any]:
-    """Returns the settings that rows depend on, as a flat dict."""
-    return changes.fixed_settings(IngestSettings, settings.model_dump(mode="json"))
+    """Returns the settings that rows depend on, as a flat dict, without those of a job around."""
+    values = settings.model_dump(mode="json", include=set(IngestSettings.model_fields))
+    return changes.fixed_settings(IngestSettings, values)

@@ -6,16 +6,14 @@ from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipelines.config.ingest import IngestSettings
 from pipelines.dataset.schema import CLIPS_FOLDER, FORMAT_VERSION, MANIFEST, REJECTS_FOLDER
-from pipelines.dataset.shards import READ_THREADS, read_columns
+from pipelines.dataset.shards import READ_THREADS, open_parquet, read_columns, shard_names
 from pipelines.dataset.source_flaws import COLUMNS as FLAW_COLUMNS
 from pipelines.dataset.source_flaws import SourceFlaws, count_flaws
 from pipelines.errors import UserError
@@ -23,6 +21,7 @@ from pipelines.files import write_json
 from pipelines.ingest.plan import Changes, IngestPlan
 from pipelines.quantities import counted
 from pipelines.sources.source import SourceList
+from pipelines.storage import AnyPath
 
 _ROWS_PER_HASH = 65_536
 
@@ -51,19 +50,20 @@ class IngestSummary:
 
 
 def summarize(
-    folder: Path, listed: SourceList, plan: IngestPlan, settings: IngestSettings
+    folder: AnyPath, listed: SourceList, plan: IngestPlan, settings: IngestSettings
 ) -> IngestSummary:
     """Counts the contents of the shards, independently of what the run reported."""
     columns = ["clip_id", "duration_seconds", "label", "labels", "split", *FLAW_COLUMNS]
-    files = sorted((folder / CLIPS_FOLDER).glob("*.parquet"))
+    names = shard_names(folder / CLIPS_FOLDER)
+    files = [folder / CLIPS_FOLDER / name for name in names]
     with ThreadPoolExecutor(READ_THREADS) as pool:
         tables = list(pool.map(lambda file: read_columns(str(file), columns), files))
-    num_clips = {file.stem: len(table) for file, table in zip(files, tables, strict=True)}
+    num_clips = {name: len(table) for name, table in zip(names, tables, strict=True)}
     clips = pa.concat_tables(tables)
     reasons: Counter[str] = Counter()
     rejected = set()
-    for file in sorted((folder / REJECTS_FOLDER).glob("*.parquet")):
-        with pq.ParquetFile(file, memory_map=True) as shard:
+    for name in shard_names(folder / REJECTS_FOLDER):
+        with open_parquet(str(folder / REJECTS_FOLDER / name)) as shard:
             table = shard.read(columns=["source", "reason"], use_threads=False)
         rejected.update(table["source"].to_pylist())
         reasons.update(table["reason"].to_pylist())
@@ -76,7 +76,7 @@ def summarize(
         rejected=len(rejected),
         rejects_by_reason=dict(sorted(reasons.items())),
         clips=len(clips),
-        new_clips=sum(num_clips[unit.name] for unit in plan.units),
+        new_clips=sum(num_clips[f"{unit.name}.parquet"] for unit in plan.units),
         media_seconds=sum(clips["duration_seconds"].to_pylist()),
         flaws=count_flaws(clips),
         dataset_id=_dataset_id(clips, settings),
@@ -128,7 +128,7 @@ def _dataset_id(clips: pa.Table, settings: IngestSettings) -> str:
 
 
 def check_outcome(
-    summary: IngestSummary, listed: SourceList, folder: Path, settings: IngestSettings
+    summary: IngestSummary, listed: SourceList, folder: AnyPath, settings: IngestSettings
 ) -> None:
     """Refuses a dataset without clips, or with more rejects than the settings allow.
 
@@ -152,7 +152,7 @@ def check_outcome(
 
 
 def write_manifest(
-    folder: Path, listed: SourceList, summary: IngestSummary, settings: IngestSettings
+    folder: AnyPath, listed: SourceList, summary: IngestSummary, settings: IngestSettings
 ) -> None:
     """Writes the manifest unless it is unchanged."""
     counts = asdict(summary)
@@ -175,7 +175,7 @@ def write_manifest(
         write_json(folder / MANIFEST, manifest)
 
 
-def _holds(file: Path, values: Mapping[str, Any]) -> bool:
+def _holds(file: AnyPath, values: Mapping[str, Any]) -> bool:
     """Whether a valid JSON file exists and holds exactly these values."""
     try:
         return bool(json.loads(file.read_text()) == values)

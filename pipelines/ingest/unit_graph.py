@@ -10,14 +10,16 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
 import ray.data
 
+from pipelines.dataset.shards import shard_names
 from pipelines.errors import JobFailed, UserError
+from pipelines.files import replacing
 from pipelines.quantities import counted
+from pipelines.storage import AnyPath
 
 logger = logging.getLogger(__name__)
 
@@ -84,9 +86,9 @@ def run_units(
     arguments: tuple[Any, ...],
     *,
     num_workers: int | None,
-    output: Path,
+    output: AnyPath,
     rows_folder: str,
-    scratch: Path,
+    scratch: AnyPath,
     num_gpus: float = 0,
 ) -> Iterator[Counts]:
     """Yields what is done so far, about once a second and worker.
@@ -126,7 +128,8 @@ def run_units(
             return
         except ray.exceptions.RayError as error:
             num_before = len(left)
-            left = [u for u in left if not (output / rows_folder / f"{u.name}.parquet").exists()]
+            there = set(shard_names(output / rows_folder))
+            left = [unit for unit in left if f"{unit.name}.parquet" not in there]
             num_fruitless = num_fruitless + 1 if len(left) == num_before else 0
             is_our_bug = isinstance(error, ray.exceptions.RayTaskError)
             units_left = counted(len(left), "unit")
@@ -137,11 +140,11 @@ def run_units(
             left.reverse()
 
 
-def _write_units(units: Iterable[Mapping[str, Any]], file: Path) -> list[_StoredUnit]:
+def _write_units(units: Iterable[Mapping[str, Any]], file: AnyPath) -> list[_StoredUnit]:
     """Writes one line for each unit, so that units take no memory of the driver or of Ray."""
     stored = []
     begin = 0
-    with file.open("wb") as lines:
+    with replacing(file) as temporary, temporary.open("wb") as lines:
         for unit in units:
             end = begin + lines.write(json.dumps(unit).encode() + b"\n")
             stored.append(_StoredUnit(unit["name"], begin, end))
@@ -167,7 +170,7 @@ def _tasks(units: Sequence[_StoredUnit], num_workers: int) -> Iterator[dict[str,
         first = stop
 
 
-def _failure(error: ray.exceptions.RayError, output: Path, units_left: str) -> JobFailed:
+def _failure(error: ray.exceptions.RayError, output: AnyPath, units_left: str) -> JobFailed:
     return JobFailed(
         f"the workers that write {output} failed with {units_left} left: {_cause(error)}. "
         "What is complete stays, and the same command continues from there"
@@ -182,7 +185,7 @@ def _cause(error: ray.exceptions.RayError) -> str:
 
 def _reports(
     units: Sequence[_StoredUnit],
-    file: Path,
+    file: AnyPath,
     worker: Callable[..., Any],
     arguments: tuple[Any, ...],
     num_workers: int | None,
@@ -225,7 +228,7 @@ class UnitRunner:
         self,
         worker: Callable[..., Any],
         arguments: tuple[Any, ...],
-        file: Path,
+        file: AnyPath,
         report_seconds: float,
     ) -> None:
         self._worker = worker(*arguments)

@@ -8,7 +8,6 @@ drops its rows, and rewrites the shard if some of them are already in the file.
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from pipelines.media.decoder.sandbox import SandboxError
 from pipelines.media.decoder.template import DecoderStartError
 from pipelines.media.segments import Segment
 from pipelines.sources.spool import Spool
+from pipelines.storage import path_of
 
 _CUT_SLACK_SECONDS = 1.0
 """Tolerance for the duration of a file cut to a stretch at key frames, in seconds."""
@@ -38,8 +38,8 @@ class UnitIngester:
     """Writes the shards of units, and yields one small row for each source."""
 
     def __init__(self, output: str, settings: dict[str, Any], scratch: str | None = None) -> None:
-        self._output = Path(output)
-        self._scratch = None if scratch is None else Path(scratch)
+        self._output = path_of(output)
+        self._scratch = None if scratch is None else path_of(scratch)
         self.settings = IngestSettings.model_validate(settings)
         limits = self.settings.limits
         self.decoder = DecoderProcess(
@@ -78,6 +78,7 @@ class UnitIngester:
     def shard(self, part: str, name: str, schema: pa.Schema, rows_per_group: int) -> ShardWriter:
         """Opens a shard of a unit for writing."""
         path = self._output / part / f"{name}.parquet"
+        path.parent.mkdir(exist_ok=True)
         return ShardWriter(path, schema, rows_per_group=rows_per_group, scratch=self._scratch)
 
 

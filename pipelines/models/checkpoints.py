@@ -6,14 +6,13 @@
     training.json       step, settings, dataset, MLflow run, and the size of each file
 
 The step is the feed's only state, because each step takes one global batch. Random state is not
-kept, because every random number follows from (seed, epoch, clip id). A checkpoint is written under
-a temporary name, synced, and renamed, so it exists whole or not at all. A folder whose files differ
-in size from what `training.json` says, such as a partial copy, counts as incomplete and is never
-loaded.
+kept, because every random number follows from (seed, epoch, clip id). A checkpoint is written at a
+temporary name, synced, and renamed, so it exists whole or not at all; in a bucket, `training.json`
+appears last. A folder whose files differ in size from what `training.json` says, such as a partial
+copy, counts as incomplete and is never loaded.
 """
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,9 +22,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from pipelines.config.base import Datasets
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.errors import UserError
 from pipelines.files import replacing
+from pipelines.filesystems import store_failure
+from pipelines.storage import AnyPath, on_disk, path_of, remove_tree, size_of
 from xkd_core.xkd import XKD, build_xkd, load_model_tensors
 
 FORMAT_VERSION = 1
@@ -67,7 +69,7 @@ def checkpoint_name(next_step: int) -> str:
 
 
 def save_checkpoint(
-    folder: Path,
+    folder: AnyPath,
     tensors: dict[str, torch.Tensor],
     optimizer_state: dict[str, Any],
     info: TrainingInfo,
@@ -79,7 +81,7 @@ def save_checkpoint(
         OSError: If it cannot be written; no part of it stays.
     """
     try:
-        with replacing(folder) as partial:
+        with replacing(folder, last=TRAINING_FILE) as partial:
             partial.mkdir(parents=True)
             _write_files(partial, tensors, optimizer_state, info, unsent)
     except (SafetensorError, RuntimeError) as error:  # how these libraries report an OSError
@@ -103,23 +105,30 @@ def _write_files(
     (folder / TRAINING_FILE).write_text(json.dumps(values, indent=1))
 
 
-def is_complete(folder: Path) -> bool:
+def is_complete(folder: AnyPath) -> bool:
     """Whether a folder is a checkpoint whose files all have their full size."""
     try:
         values = json.loads((folder / TRAINING_FILE).read_text())
         sizes = values["files"]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError):
+        return all(size_of(folder / name) == size for name, size in sizes.items())
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if isinstance(folder, Path):
+            return False
+        # A store that is away must not make a training begin anew.
+        raise UserError(f"({folder}) cannot be read: {store_failure(error)}") from error
+    except (ValueError, KeyError, TypeError):
         return False
 
 
-def find_checkpoint(path: str) -> Path:
+def find_checkpoint(path: str) -> AnyPath:
     """The checkpoint at `path`, or the newest complete one if it is the folder of a run.
 
     Raises:
         UserError: If there is none.
     """
-    folder = Path(path)
+    folder = path_of(path)
     if is_complete(folder):
         return folder
     if not folder.is_dir():
@@ -130,22 +139,22 @@ def find_checkpoint(path: str) -> Path:
     return found
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
+def newest_checkpoint(folder: AnyPath) -> AnyPath | None:
     """The complete checkpoint with the most steps in a run's folder."""
     found = [path for path in folder.glob("[!.]*") if is_complete(path)]
     return max(found, key=lambda path: read_info(path).next_step, default=None)
 
 
-def remove_other_checkpoints(folder: Path, keep: set[Path]) -> None:
+def remove_other_checkpoints(folder: AnyPath, keep: set[AnyPath]) -> None:
     """Removes what killed trainings left: partial checkpoints, and whole ones not in `keep`."""
     for path in folder.glob("step_*"):
         if path not in keep:
-            shutil.rmtree(path, ignore_errors=True)
+            remove_tree(path)
     for path in folder.glob(".step_*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path)
 
 
-def read_info(folder: Path) -> TrainingInfo:
+def read_info(folder: AnyPath) -> TrainingInfo:
     """What a checkpoint says about its training.
 
     Raises:
@@ -161,7 +170,7 @@ def read_info(folder: Path) -> TrainingInfo:
     return TrainingInfo(**values)
 
 
-def check_dataset(folder: Path, dataset: str, dataset_id: str) -> None:
+def check_dataset(folder: AnyPath, dataset: Datasets, dataset_id: str) -> None:
     """Checks that a training resumed from a checkpoint gets the same clips.
 
     Raises:
@@ -175,23 +184,25 @@ def check_dataset(folder: Path, dataset: str, dataset_id: str) -> None:
         )
 
 
-def read_unsent(folder: Path) -> list[dict[str, Any]]:
+def read_unsent(folder: AnyPath) -> list[dict[str, Any]]:
     """Metrics from before the checkpoint that MLflow had not received."""
     file = folder / UNSENT_IN_CHECKPOINT
     return json.loads(file.read_text()) if file.exists() else []
 
 
-def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
+def load_tensors(folder: AnyPath) -> dict[str, torch.Tensor]:
     """The tensors of the networks and the centers, on the CPU."""
-    return load_file(folder / MODEL_FILE)
+    with on_disk(folder / MODEL_FILE) as file:
+        return load_file(file)
 
 
-def load_optimizer_state(folder: Path) -> dict[str, Any]:
+def load_optimizer_state(folder: AnyPath) -> dict[str, Any]:
     """The optimizer state, on the CPU; only tensors and numbers are read."""
-    return torch.load(folder / _OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+    with on_disk(folder / _OPTIMIZER_FILE) as file:
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def load_model(checkpoint: Path, *, trained: bool = True) -> tuple[XKD, PretrainConfig]:
+def load_model(checkpoint: AnyPath, *, trained: bool = True) -> tuple[XKD, PretrainConfig]:
     """The networks of a checkpoint, or the same ones with new weights.
 
     A training that began from weights did not begin with the new ones.

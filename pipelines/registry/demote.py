@@ -1,7 +1,6 @@
 """Gives an alias back to an earlier version; nothing is registered or removed."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -12,7 +11,7 @@ from pipelines.redaction import one_line
 from pipelines.registry.alias import move_alias
 from pipelines.registry.versions import CODE_TAG
 from pipelines.tracking.server import check_tracking, tracking_uri
-from pipelines.tracking.sqlite import SQLITE
+from pipelines.tracking.sqlite import sqlite_file
 
 
 @dataclass(frozen=True)
@@ -93,6 +92,6 @@ def demote(config: DemoteConfig) -> Demotion:
 
 def _client(config: DemoteConfig) -> MlflowClient:
     uri = tracking_uri(config.tracking)
-    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
+    if (database := sqlite_file(uri)) is not None and not database.exists():
         raise UserError(f"model ({config.model}) is not registered: there is no {uri}")
     return MlflowClient(uri)

@@ -12,11 +12,13 @@ from mlflow.exceptions import MlflowException
 
 from pipelines.config.import_checkpoint import ImportConfig
 from pipelines.errors import JobFailed, UserError
+from pipelines.filesystems import store_failure
 from pipelines.models.encoder_files import ClipSettings, EncoderInfo
 from pipelines.redaction import one_line
 from pipelines.registry.card import IMPORTED, model_card
 from pipelines.registry.promote import Registered
 from pipelines.registry.versions import find_or_make_version, registered_model
+from pipelines.storage import on_disk, path_of
 from pipelines.tracking.runs import RunRef
 from xkd_core.encoders import Encoder
 from xkd_core.published.encoders import (
@@ -41,16 +43,20 @@ def read_encoders(config: ImportConfig) -> list[Imported]:
         UserError: If the file is not a published checkpoint, is damaged, or does not fit the
             settings.
     """
-    file = Path(config.file)
     try:
-        found = read_published_encoders(file, modality=config.modality, role=config.role)
-        if config.role is None and len(found) > 1:  # a whole checkpoint; teachers score higher
-            found = [one for one in found if one.role == "teacher"] or found
-        digest = _digest(file)
-        return [_imported(published, config, digest) for published in found]
+        with on_disk(path_of(config.file)) as file:
+            found = read_published_encoders(file, modality=config.modality, role=config.role)
+            if config.role is None and len(found) > 1:  # a whole checkpoint; teachers score higher
+                found = [one for one in found if one.role == "teacher"] or found
+            digest = _digest(file)
+            return [_imported(published, config, digest) for published in found]
+    except OSError as error:
+        raise UserError(f"file ({config.file}) cannot be read: {store_failure(error)}") from error
     except ValueError as error:
         message = str(error)
-        raise UserError(message if str(file) in message else f"file ({file}): {message}") from error
+        raise UserError(
+            message if config.file in message else f"file ({config.file}): {message}"
+        ) from error
 
 
 def import_encoders(config: ImportConfig, run: RunRef) -> list[Registered]:

@@ -11,11 +11,12 @@ from typing import Any
 
 from mlflow.exceptions import MlflowException
 
+from pipelines.config.base import Datasets
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.config.ingest import IngestSettings
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.promote import PromoteConfig, PromoteSettings
-from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.dataset.joined import open_datasets
 from pipelines.errors import JobFailed, UserError
 from pipelines.evaluation.outcomes import OUTCOMES_FILE, Outcomes
 from pipelines.evaluation.scores import Scores
@@ -31,6 +32,7 @@ from pipelines.registry.versions import (
     record_scores,
     registered_model,
 )
+from pipelines.storage import AnyPath, path_of
 from pipelines.tracking.runs import RunRef
 from xkd_core.encoders import Encoder
 
@@ -58,7 +60,7 @@ def checkpoint_scores(config: PromoteConfig) -> Scores | None:
     if config.scores is None:
         return None
     try:
-        scores = read_scores(Path(config.scores))
+        scores = read_scores(path_of(config.scores))
     except FileNotFoundError:
         raise UserError(f"scores ({config.scores}) does not exist; evaluate writes it") from None
     except OlderScoresError:
@@ -80,7 +82,7 @@ def checkpoint_outcomes(config: PromoteConfig) -> Outcomes | None:
     """
     if config.scores is None:
         return None
-    file = Path(config.scores).with_name(OUTCOMES_FILE)
+    file = path_of(config.scores).with_name(OUTCOMES_FILE)
     try:
         return Outcomes.read(file) if file.exists() else None
     except (OSError, ValueError):
@@ -106,7 +108,7 @@ def _check_scores(scores: Scores, info: TrainingInfo, settings: PromoteSettings)
 
 
 def promote(
-    checkpoint: Path,
+    checkpoint: AnyPath,
     scores: Scores | None,
     settings: PromoteSettings,
     run: RunRef,
@@ -142,7 +144,7 @@ def promote(
 
 
 def checkpoint_encoders(
-    checkpoint: Path, scores: Scores | None, settings: PromoteSettings
+    checkpoint: AnyPath, scores: Scores | None, settings: PromoteSettings
 ) -> list[tuple[Encoder, EncoderInfo]]:
     """Loads both encoders of a checkpoint, and what a version says of them.
 
@@ -165,7 +167,7 @@ def checkpoint_encoders(
     return encoders
 
 
-def _training_dataset(checkpoint: Path, config: PretrainConfig) -> str:
+def _training_dataset(checkpoint: AnyPath, config: PretrainConfig) -> Datasets:
     """Where the clip dataset of a training is now.
 
     A checkpoint names it by an absolute path. If the folder that holds both was moved or is mounted
@@ -174,18 +176,20 @@ def _training_dataset(checkpoint: Path, config: PretrainConfig) -> str:
         recorded   /home/me/a/runs/smoke/pretrain         /home/me/a/runs/smoke/ingest
         now        /mnt/b/runs/smoke/pretrain/smoke/...   /mnt/b/runs/smoke/ingest
     """
+    if not isinstance(checkpoint, Path):
+        return config.dataset
     old_run = Path(config.output, config.name)
     for run in checkpoint.absolute().parents:
         if run.name == config.name:
             found = moved_paths({"dataset": config.dataset}, old_run, run)["dataset"]
-            if found != config.dataset:
-                return str(found)
+            if found not in (config.dataset, list(config.dataset)):
+                return found if isinstance(found, str) else tuple(found)
     return config.dataset
 
 
-def _clip_settings(dataset: str, scores: Scores | None) -> ClipSettings:
+def _clip_settings(dataset: Datasets, scores: Scores | None) -> ClipSettings:
     """How media are cut for the encoder: as the clips were that it was trained on."""
-    ingest = IngestSettings.model_validate(ClipDataset.open(dataset).manifest["settings"])
+    ingest = IngestSettings.model_validate(open_datasets(dataset).manifest["settings"])
     num_windows = scores.num_windows if scores else EvaluateSettings().num_windows
     return ClipSettings(
         segment_seconds=ingest.segment_seconds,
@@ -196,7 +200,7 @@ def _clip_settings(dataset: str, scores: Scores | None) -> ClipSettings:
 
 
 def _provenance(
-    training: TrainingInfo, checkpoint: Path, role: str, scores: Scores | None
+    training: TrainingInfo, checkpoint: AnyPath, role: str, scores: Scores | None
 ) -> dict[str, Any]:
     return {
         "role": role,

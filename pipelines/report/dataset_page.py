@@ -3,7 +3,6 @@
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from pipelines.media.windows import evenly_spaced
 from pipelines.quantities import byte_size, counted, duration
 from pipelines.report.images import frame_image
 from pipelines.report.page import page_environment, write_page
+from pipelines.storage import AnyPath
 
 _PAGE = "dataset.html"
 _LEAKS = "leaks.txt"
@@ -33,7 +33,7 @@ _ROWS_SHOWN = 12
 _WAVEFORM_BINS = 160
 
 
-def write_dataset_page(folder: Path, review: Review) -> Path:
+def write_dataset_page(folder: AnyPath, review: Review) -> AnyPath:
     """Writes the page and the lists beside it, and returns the path of the page.
 
     Raises:
@@ -55,7 +55,7 @@ def write_dataset_page(folder: Path, review: Review) -> Path:
     return write_page(folder / _PAGE, _render(review, folder))
 
 
-def _write_pairs(file: Path, pairs: Sequence[NamedPair]) -> None:
+def _write_pairs(file: AnyPath, pairs: Sequence[NamedPair]) -> None:
     with (
         replacing(file) as temporary,
         open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as lines,
@@ -65,7 +65,7 @@ def _write_pairs(file: Path, pairs: Sequence[NamedPair]) -> None:
         writer.writerows(astuple(pair) for pair in pairs)
 
 
-def _render(review: Review, folder: Path) -> str:
+def _render(review: Review, folder: AnyPath) -> str:
     """Returns the page as HTML."""
     environment = page_environment()
     environment.filters |= {"bytes": byte_size, "number": lambda count: f"{count:,}"}

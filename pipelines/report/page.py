@@ -16,9 +16,10 @@ from pipelines.errors import UserError
 from pipelines.evaluation.scores import percent
 from pipelines.files import replacing, write_failure
 from pipelines.quantities import counted, duration
+from pipelines.storage import AnyPath
 
 
-def write_page(path: Path, text: str) -> Path:
+def write_page(path: AnyPath, text: str) -> AnyPath:
     """Writes a page to `path`, whole or not at all.
 
     Raises:

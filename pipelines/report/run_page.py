@@ -4,7 +4,6 @@ What is missing in `ReportData` becomes a sentence that says so, never an empty 
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,12 +34,13 @@ from pipelines.report.scores import (
     score_title,
     verdict,
 )
+from pipelines.storage import AnyPath
 
 _MAX_EXAMPLES = 8
 """Rejected files shown under each reason."""
 
 
-def write_report(path: Path, data: ReportData) -> Path:
+def write_report(path: AnyPath, data: ReportData) -> AnyPath:
     """Writes the report to `path`, whole or not at all.
 
     Raises:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from pipelines.report import run_data
 from pipelines.report.embedding_map import EmbeddingMap, map_embeddings
 from pipelines.report.run_page import write_report
 from pipelines.report.run_pictures import Pictures, galleries
+from pipelines.storage import AnyPath
 from pipelines.tracking.code_version import code_version
 from pipelines.tracking.runs import RunRef, metric_histories, warnings_of
 from pipelines.training.initial_notes import origin_lines
@@ -58,7 +58,7 @@ class RunRecord:
     seconds: float
 
 
-def write_run_report(path: Path, record: RunRecord) -> Path:
+def write_run_report(path: AnyPath, record: RunRecord) -> AnyPath:
     """Writes the report of a run to `path`.
 
     Raises:

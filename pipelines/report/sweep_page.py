@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -26,6 +25,7 @@ from pipelines.report.sweep_figures import (
     draw_setting,
     draw_trials,
 )
+from pipelines.storage import AnyPath
 from pipelines.sweep.results import (
     by_score,
     format_value,
@@ -53,14 +53,14 @@ class SweepRecord:
     config: SweepConfig
     result: SweepResult
     run: RunRef
-    winner: Path
+    winner: AnyPath
     seconds: float
     dataset_id: str
     test_split: str
     """The split that the trials were scored on."""
 
 
-def write_sweep_report(path: Path, record: SweepRecord) -> Path:
+def write_sweep_report(path: AnyPath, record: SweepRecord) -> AnyPath:
     """Writes the page of a sweep.
 
     Raises:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -30,6 +29,7 @@ from pipelines.redaction import one_line
 from pipelines.sources.kept_copy import KeptCopy
 from pipelines.sources.source import Fingerprint, Source, SourceList
 from pipelines.sources.spool import BrokenOffError, Spool, chunks, version_hash
+from pipelines.storage import AnyPath
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ _CACHE = pa.schema(
 
 
 def fingerprint_sources(
-    listed: SourceList, output: Path, limits: LimitsSettings, on_progress: OnProgress
+    listed: SourceList, output: AnyPath, limits: LimitsSettings, on_progress: OnProgress
 ) -> list[Fingerprint]:
     """Hashes the sources that no earlier run hashed, and rejects some by size alone."""
     cached = _read_cache(output)
@@ -227,13 +227,13 @@ def _hash_stream(remote: RemoteFile, max_bytes: int, copy: KeptCopy) -> dict[str
     return {"byte_size": num_bytes, "source_hash": digest.hexdigest()}
 
 
-def _read_cache(output: Path) -> dict[str, Fingerprint]:
+def _read_cache(output: AnyPath) -> dict[str, Fingerprint]:
     file = output / STATE_FOLDER / CACHE_FILE
     if not file.exists():
         return {}
     cached = {}
     try:
-        with pq.ParquetFile(file) as table:
+        with file.open("rb") as content, pq.ParquetFile(content) as table:
             for batch in table.iter_batches():
                 names = batch.schema.names
                 columns = {name: batch.column(name).to_pylist() for name in names}
@@ -251,7 +251,7 @@ def _read_cache(output: Path) -> dict[str, Fingerprint]:
 
 
 def _write_cache(
-    output: Path,
+    output: AnyPath,
     sources: Sequence[Source],
     fingerprints: Sequence[Fingerprint],
     before: Mapping[str, Fingerprint],

@@ -9,7 +9,6 @@ complete, and its stamp records its settings.
 import io
 import json
 import os
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -24,9 +23,10 @@ from av.video.stream import VideoStream
 
 from pipelines.config.ingest import SyntheticSettings
 from pipelines.errors import UserError
-from pipelines.files import locked, replacing
+from pipelines.files import locked, replacing, write_failure
 from pipelines.sources.synthetic_patterns import KINDS
 from pipelines.sources.synthetic_scenes import Scene, make_scene
+from pipelines.storage import AnyPath, RemotePath, remove_tree
 
 VERSION = 2
 """Version of the generator, raised whenever the same settings produce other clips."""
@@ -68,7 +68,7 @@ ENCODINGS = (
 
 
 def make_clips(
-    folder: Path, config: SyntheticSettings, on_progress: Callable[[int, int], None]
+    folder: AnyPath, config: SyntheticSettings, on_progress: Callable[[int, int], None]
 ) -> None:
     """Makes `folder/{train,test}/<kind>/<kind>_NNN.<extension>`, unless it exists.
 
@@ -87,7 +87,9 @@ def make_clips(
             if not _is_made(folder, config):
                 _make_whole(folder, config, on_progress)
     except OSError as error:
-        raise UserError(f"cannot write the made clips to {folder}: {error.strerror}") from error
+        raise UserError(
+            f"cannot write the made clips to {folder}: {write_failure(error)}"
+        ) from error
 
 
 def num_files(config: SyntheticSettings) -> int:
@@ -117,8 +119,10 @@ def encode(scene: Scene, encoding: Encoding) -> bytes:
     return file.getvalue()
 
 
-def _is_made(folder: Path, config: SyntheticSettings) -> bool:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+def _is_made(folder: AnyPath, config: SyntheticSettings) -> bool:
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    is_partial = isinstance(folder, RemotePath) and names <= {"train", "test"}
+    if is_partial or not (names or folder.exists()):
         return False
     wanted, found = _stamp(config), _read_stamp(folder / STAMP)
     different = [
@@ -136,7 +140,7 @@ def _stamp(config: SyntheticSettings) -> dict[str, Any]:
     return {"version": VERSION, **config.model_dump(mode="json")}
 
 
-def _read_stamp(path: Path) -> dict[str, Any]:
+def _read_stamp(path: AnyPath) -> dict[str, Any]:
     if not path.is_file():
         return {}
     found = json.loads(path.read_text(encoding="utf-8"))
@@ -144,11 +148,11 @@ def _read_stamp(path: Path) -> dict[str, Any]:
 
 
 def _make_whole(
-    folder: Path, config: SyntheticSettings, on_progress: Callable[[int, int], None]
+    folder: AnyPath, config: SyntheticSettings, on_progress: Callable[[int, int], None]
 ) -> None:
     for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # left by killed processes
-        shutil.rmtree(left, ignore_errors=True)
-    with replacing(folder) as temporary:
+        remove_tree(left)
+    with replacing(folder, last=STAMP) as temporary:
         _make_files(temporary, config, on_progress)
         stamp = json.dumps(_stamp(config), indent=2, sort_keys=True)
         (temporary / STAMP).write_text(stamp + "\n", encoding="utf-8")

@@ -1,16 +1,17 @@
 """Checks of a sweep before it starts: its clips, its scores, its resources."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from pipelines.config.base import Datasets
 from pipelines.config.changes import changed_settings, with_defaults
 from pipelines.config.pretrain import clip_mismatch
 from pipelines.config.sweep import SweepConfig
-from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.dataset.joined import open_datasets
 from pipelines.errors import UserError
 from pipelines.evaluation.choice import split_scored_on, unretrievable, unscorable
 from pipelines.quantities import byte_size, counted
+from pipelines.storage import AnyPath, path_of
 from pipelines.sweep.init_versions import INIT_VERSIONS, replaced
 from pipelines.sweep.run_trial import pretrain_values, trial_config
 from pipelines.sweep.search import num_trials
@@ -35,9 +36,9 @@ _UNKNOWN_MEMORY_TRIALS = 1_000_000
 """Trials that a node is assumed to have memory for if its memory is unknown."""
 
 
-def sweep_folder(config: SweepConfig) -> Path:
+def sweep_folder(config: SweepConfig) -> AnyPath:
     """Returns the folder with all results of a sweep."""
-    return Path(config.output) / config.name
+    return path_of(config.output) / config.name
 
 
 def dataset_ids(config: SweepConfig) -> dict[str, str]:
@@ -47,11 +48,11 @@ def dataset_ids(config: SweepConfig) -> dict[str, str]:
         UserError: if one is no clip dataset.
     """
     return {
-        name: ClipDataset.open(location).dataset_id for name, location in _locations(config).items()
+        name: open_datasets(location).dataset_id for name, location in _locations(config).items()
     }
 
 
-def _locations(config: SweepConfig) -> dict[str, str]:
+def _locations(config: SweepConfig) -> dict[str, Datasets]:
     locations = {"dataset": config.dataset, "scoring.dataset": config.scoring.dataset}
     return {name: location for name, location in locations.items() if location is not None}
 
@@ -71,7 +72,7 @@ def check_sweep(config: SweepConfig) -> list[str]:
     return mistakes
 
 
-def _option_mistakes(config: SweepConfig, folder: Path, of_all: Sequence[str]) -> list[str]:
+def _option_mistakes(config: SweepConfig, folder: AnyPath, of_all: Sequence[str]) -> list[str]:
     """Returns why clips do not fit options of the space, without the mistakes `of_all`."""
     found = []
     for key, value, values in edge_cases(config.space):
@@ -88,16 +89,15 @@ def _option_mistakes(config: SweepConfig, folder: Path, of_all: Sequence[str]) -
 
 def _needs_a_check(name: str, config: SweepConfig) -> bool:
     """Whether a setting must fit clips or weights, which only its check can tell."""
-    must_fit = (*_OF_CLIPS, *_OF_WEIGHTS)
-    if config.pretrain.init is not None:
-        must_fit = (*must_fit, "model.")
+    is_begun = config.pretrain.init is not None
+    must_fit = (*_OF_CLIPS, *_OF_WEIGHTS, *(("model.",) if is_begun else ()))
     return name == "model" or name.startswith(must_fit)
 
 
-def _rates_mistake(scoring_dataset: str, method: MethodConfig) -> str | None:
+def _rates_mistake(scoring_dataset: Datasets, method: MethodConfig) -> str | None:
     """Returns why the clips for scoring do not fit a method, or None."""
     try:
-        dataset = ClipDataset.open(scoring_dataset)
+        dataset = open_datasets(scoring_dataset)
     except UserError:
         return None
     problem = clip_mismatch(method, frame_rate=dataset.frame_rate, sample_rate=dataset.sample_rate)
@@ -137,7 +137,7 @@ def _scoring_mistakes(config: SweepConfig) -> list[str]:
     """Returns why the clips for scoring give no objective."""
     location = config.scoring.dataset or config.dataset
     try:
-        dataset = ClipDataset.open(location)
+        dataset = open_datasets(location)
     except UserError as error:
         return [str(error)] if config.scoring.dataset else []
     problem = clip_mismatch(
@@ -178,7 +178,7 @@ def _collapse_mistakes(config: SweepConfig) -> list[str]:
 
 def scored_split(config: SweepConfig) -> str:
     """Returns the split that trials are scored on: the first that the dataset has."""
-    dataset = ClipDataset.open(config.scoring.dataset or config.dataset)
+    dataset = open_datasets(config.scoring.dataset or config.dataset)
     return split_scored_on(dataset, config.scoring) or ""
 
 

@@ -33,7 +33,7 @@ def init_versions(config: SweepConfig) -> dict[str, str]:
     known = folder.began_with.get(INIT_VERSIONS)
     if known is not None:
         return dict(known)
-    aliases = sorted(set(_aliases(_places(config))))
+    aliases = sorted(set(_aliases(_settings_naming_weights(config))))
     return {alias: resolve_model(alias, config.tracking).uri for alias in aliases}
 
 
@@ -46,10 +46,10 @@ def with_versions(config: SweepConfig, versions: Mapping[str, str]) -> SweepConf
     if not versions:
         return config
     values = config.model_dump(mode="json", exclude_unset=True)
-    places = replaced(_places(config, exclude_unset=True), versions)
-    values["space"] = places["space"]
-    if places["init"] is not None:
-        values["pretrain"]["init"] = places["init"]
+    found = replaced(_settings_naming_weights(config, exclude_unset=True), versions)
+    values["space"] = found["space"]
+    if found["init"] is not None:
+        values["pretrain"]["init"] = found["init"]
     try:
         return SweepConfig.model_validate(values)
     except ValidationError as error:
@@ -58,7 +58,7 @@ def with_versions(config: SweepConfig, versions: Mapping[str, str]) -> SweepConf
         raise UserError(f"{mistake} ({aliases})") from None
 
 
-def _places(config: SweepConfig, *, exclude_unset: bool = False) -> dict[str, Any]:
+def _settings_naming_weights(config: SweepConfig, *, exclude_unset: bool = False) -> dict[str, Any]:
     """Returns the settings that may name weights."""
     values = config.model_dump(mode="json", exclude_unset=exclude_unset)
     return {"init": values["pretrain"].get("init"), "space": values["space"]}

@@ -8,7 +8,6 @@
 The last rung is reported after the training has ended, since a scheduler stops the trial with it.
 """
 
-from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -21,6 +20,7 @@ from pipelines.config.sweep import SweepConfig
 from pipelines.errors import JobFailed, Stopped, UserError
 from pipelines.evaluation.rungs import Rung, RungPlan
 from pipelines.progress import ignore_progress
+from pipelines.storage import AnyPath, path_of
 from pipelines.sweep.search import OBJECTIVE, RUNG, tune_result
 from pipelines.sweep.space import settings_of
 from pipelines.sweep.trial_files import TRIALS_FOLDER, Trial, read_trial, trial_folder
@@ -38,7 +38,7 @@ def pretrain_values(config: SweepConfig, trial: Trial) -> dict[str, Any]:
     return merged(base, settings_of(config.space, trial.values))
 
 
-def trial_config(config: SweepConfig, folder: Path, trial: Trial) -> PretrainConfig:
+def trial_config(config: SweepConfig, folder: AnyPath, trial: Trial) -> PretrainConfig:
     """Returns the settings of a trial's training."""
     return PretrainConfig(
         **pretrain_values(config, trial),
@@ -50,7 +50,7 @@ def trial_config(config: SweepConfig, folder: Path, trial: Trial) -> PretrainCon
     )
 
 
-def _rung_plan(config: SweepConfig, folder: Path, number: int) -> RungPlan:
+def _rung_plan(config: SweepConfig, folder: AnyPath, number: int) -> RungPlan:
     """Returns when and on what a trial is scored."""
     settings = config.scoring.model_dump(mode="json", include=set(EvaluateSettings.model_fields))
     return RungPlan(
@@ -64,7 +64,7 @@ def _rung_plan(config: SweepConfig, folder: Path, number: int) -> RungPlan:
 def run_trial(values: dict[str, Any], sweep: dict[str, Any], parent: dict[str, str]) -> None:
     """Trains a trial, or continues it, and reports its rungs; Tune runs this."""
     config = SweepConfig.model_validate(sweep)
-    folder = Path(config.output) / config.name
+    folder = path_of(config.output) / config.name
     trial = read_trial(folder, values["number"])
     last = config.scoring.num_rungs
     measured = [rung for rung in trial.rungs[1:] if rung.rung < last]

@@ -7,12 +7,12 @@ and it never runs again.
 import json
 import logging
 import time
-from pathlib import Path
 
 from mlflow.exceptions import MlflowException
 
 from pipelines.models.checkpoints import newest_checkpoint, read_unsent
 from pipelines.redaction import one_line
+from pipelines.storage import AnyPath
 from pipelines.sweep.trial_files import Trial, read_trials, trial_folder
 from pipelines.tracking.run_folder import RunFolder
 from pipelines.tracking.runs import RunRef, close_run
@@ -24,13 +24,13 @@ _SEND_PATIENCE_SECONDS = 30.0
 """How long a sweep waits at its end for MLflow to take the remaining metrics."""
 
 
-def _trial_run(run: RunRef, folder: Path, number: int) -> RunRef | None:
+def _trial_run(run: RunRef, folder: AnyPath, number: int) -> RunRef | None:
     """Returns the MLflow run of a trial, if it has one."""
     run_id = RunFolder(trial_folder(folder, number)).run_id
     return RunRef(run.uri, run.experiment_id, run_id) if run_id else None
 
 
-def close_trial(run: RunRef, folder: Path, trial: Trial) -> None:
+def close_trial(run: RunRef, folder: AnyPath, trial: Trial) -> None:
     """Ends the MLflow run of an ended trial and sends its remaining metrics.
 
     If the server is away, this only logs warnings.
@@ -51,7 +51,7 @@ def close_trial(run: RunRef, folder: Path, trial: Trial) -> None:
     close_run(child, ends.get(trial.status, "KILLED"))
 
 
-def close_orphaned_runs(run: RunRef, folder: Path) -> None:
+def close_orphaned_runs(run: RunRef, folder: AnyPath) -> None:
     """Ends child runs still marked as running: the trial was killed, or MLflow was away."""
     try:
         children = run.client().search_runs(
@@ -75,7 +75,7 @@ def close_orphaned_runs(run: RunRef, folder: Path) -> None:
             close_run(RunRef(run.uri, run.experiment_id, stray), "KILLED")
 
 
-def send_unsent(run: RunRef, folder: Path) -> None:
+def send_unsent(run: RunRef, folder: AnyPath) -> None:
     """Sends the remaining metrics of ended trials; warns of what is left after a while."""
     give_up_at = time.monotonic() + _SEND_PATIENCE_SECONDS
     for trial in read_trials(folder):
@@ -92,7 +92,7 @@ def send_unsent(run: RunRef, folder: Path) -> None:
             )
 
 
-def _send(child: RunRef, home: Path, trial: Trial, patience_seconds: float) -> None:
+def _send(child: RunRef, home: AnyPath, trial: Trial, patience_seconds: float) -> None:
     # A killed trial wrote no file, but its last checkpoint has a copy; duplicates do no harm.
     checkpoint = newest_checkpoint(home) if trial.status != "completed" else None
     unsent = read_unsent(checkpoint) if checkpoint is not None else []

@@ -23,6 +23,7 @@ from ray.tune.search import Searcher
 
 from pipelines.config.sweep import Modality, SweepConfig
 from pipelines.evaluation.rungs import Rung
+from pipelines.storage import AnyPath
 from pipelines.sweep.space import Values, draw, grid, num_combinations, parameters
 from pipelines.sweep.trial_files import Trial, add_trial, read_trials
 
@@ -53,7 +54,7 @@ def tune_result(config: SweepConfig, rung: Rung) -> dict[str, Any]:
 class SweepSearch(Searcher):
     """Suggests the trials that have not ended, then new ones."""
 
-    def __init__(self, config: SweepConfig, folder: Path) -> None:
+    def __init__(self, config: SweepConfig, folder: AnyPath) -> None:
         super().__init__()
         self._config, self._folder = config, folder
         self._waiting = [t.number for t in read_trials(folder) if t.status == "running"]

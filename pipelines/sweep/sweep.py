@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,10 +17,12 @@ from ray import tune
 from ray.exceptions import RayError, RayTaskError
 
 from pipelines.config.sweep import SweepConfig
-from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.dataset.joined import open_datasets
 from pipelines.errors import JobFailed
 from pipelines.progress import OnProgress, ignore_progress
 from pipelines.redaction import one_line, redacted
+from pipelines.shared import check_shared
+from pipelines.storage import AnyPath, ray_storage
 from pipelines.sweep.checks import TRIAL_BYTES, sweep_folder, trials_at_once
 from pipelines.sweep.results import best_trial, last_objective, trials_done
 from pipelines.sweep.run_trial import FAILURE, run_trial
@@ -49,7 +50,7 @@ _HAD_COLLAPSED = "but had collapsed"
 class SweepResult:
     """The result of a sweep."""
 
-    folder: Path
+    folder: AnyPath
     trials: tuple[Trial, ...]
     best: Trial
     """The best completed trial; with several seeds, of the settings that are best on average."""
@@ -70,13 +71,14 @@ def sweep(config: SweepConfig, run: RunRef, *, on_progress: OnProgress) -> Sweep
     folder = sweep_folder(config)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     at_once = trials_at_once(config, nodes)
+    check_shared(str(folder))
     folder.mkdir(parents=True, exist_ok=True)
     location = config.scoring.dataset or config.dataset
-    dataset = ClipDataset.open(location)
+    dataset = open_datasets(location)
     log_dataset(
         run,
         dataset_id=dataset.dataset_id,
-        path=location,
+        path=dataset.path,
         num_clips=dataset.num_clips,
         context="evaluation",
     )
@@ -94,7 +96,7 @@ def sweep(config: SweepConfig, run: RunRef, *, on_progress: OnProgress) -> Sweep
 
 
 def _run_trials(
-    config: SweepConfig, folder: Path, run: RunRef, at_once: int, on_progress: OnProgress
+    config: SweepConfig, folder: AnyPath, run: RunRef, at_once: int, on_progress: OnProgress
 ) -> None:
     if config.retry_failed:
         reopen_failed(config, folder)
@@ -109,6 +111,7 @@ def _run_trials(
         run_trial, sweep=config.model_dump(mode="json", exclude_unset=True), parent=asdict(run)
     )
     name = time.strftime("%Y%m%d-%H%M%S")
+    filesystem, storage_path = ray_storage(str(folder / "tune"))
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"CPU": 0, "memory": TRIAL_BYTES}),
         tune_config=tune.TuneConfig(
@@ -119,7 +122,8 @@ def _run_trials(
         ),
         run_config=tune.RunConfig(
             name=name,
-            storage_path=str(folder / "tune"),
+            storage_path=storage_path,
+            storage_filesystem=filesystem,
             stop=_has_collapsed if config.stopping.collapsed else None,
             callbacks=[bookkeeper],
             failure_config=tune.FailureConfig(max_failures=config.pretrain.max_failures),
@@ -131,7 +135,7 @@ def _run_trials(
     _fit(tuner)
 
 
-def reopen_failed(config: SweepConfig, folder: Path) -> None:
+def reopen_failed(config: SweepConfig, folder: AnyPath) -> None:
     """Reopens failed trials, as many as `num_trials` leaves room for."""
     trials = read_trials(folder)
     failed = [trial for trial in trials if trial.status == "failed"]
@@ -165,7 +169,7 @@ class _Bookkeeper(tune.Callback):
     """Records how trials end, closes their MLflow runs, and reports the progress."""
 
     def __init__(
-        self, config: SweepConfig, folder: Path, run: RunRef, on_progress: OnProgress
+        self, config: SweepConfig, folder: AnyPath, run: RunRef, on_progress: OnProgress
     ) -> None:
         self._config, self._folder, self._run = config, folder, run
         self._on_progress = on_progress
@@ -173,6 +177,10 @@ class _Bookkeeper(tune.Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out the progress, which belongs to this process: Tune pickles its callbacks."""
         return self.__dict__ | {"_on_progress": ignore_progress}
+
+    def on_trial_start(self, *_: Any, **_info: Any) -> None:
+        """Called when a trial starts or continues."""
+        self.say()
 
     def on_trial_result(self, *_: Any, **_info: Any) -> None:
         """Called when a trial has reached a rung."""

@@ -12,11 +12,11 @@ twice, whenever the driver is killed.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.evaluation.rungs import Rung, read_rungs
 from pipelines.files import write_json
+from pipelines.storage import AnyPath, sorted_files
 
 Status = Literal["running", "completed", "stopped", "collapsed", "failed"]
 TRIALS_FOLDER = "trials"
@@ -51,30 +51,30 @@ def _trial_name(number: int) -> str:
     return f"trial-{number:03d}"
 
 
-def trial_folder(sweep: Path, number: int) -> Path:
+def trial_folder(sweep: AnyPath, number: int) -> AnyPath:
     """Returns the folder with the checkpoints and files of a trial."""
     return sweep / TRIALS_FOLDER / _trial_name(number)
 
 
-def add_trial(sweep: Path, number: int, values: Mapping[str, Any]) -> None:
+def add_trial(sweep: AnyPath, number: int, values: Mapping[str, Any]) -> None:
     """Writes a trial before it starts."""
     folder = trial_folder(sweep, number)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / _TRIAL_FILE, {"number": number, "values": dict(values)})
 
 
-def end_trial(sweep: Path, number: int, status: Status, reason: str) -> None:
+def end_trial(sweep: AnyPath, number: int, status: Status, reason: str) -> None:
     """Writes how a trial ended."""
     values = {"status": status, "reason": reason}
     write_json(trial_folder(sweep, number) / ENDED_FILE, values)
 
 
-def reopen_trial(sweep: Path, number: int) -> None:
+def reopen_trial(sweep: AnyPath, number: int) -> None:
     """Removes the end of a trial, which then continues like an interrupted one."""
     (trial_folder(sweep, number) / ENDED_FILE).unlink()
 
 
-def read_trial(sweep: Path, number: int) -> Trial:
+def read_trial(sweep: AnyPath, number: int) -> Trial:
     """Reads a trial."""
     folder = trial_folder(sweep, number)
     ended = folder / ENDED_FILE
@@ -83,8 +83,8 @@ def read_trial(sweep: Path, number: int) -> Trial:
     return Trial(number, values, read_rungs(folder), **end)
 
 
-def read_trials(sweep: Path) -> list[Trial]:
+def read_trials(sweep: AnyPath) -> list[Trial]:
     """Reads all trials of a sweep, ordered by number."""
-    files = sorted((sweep / TRIALS_FOLDER).glob(f"trial-*/{_TRIAL_FILE}"))
+    files = sorted_files(sweep / TRIALS_FOLDER, f"trial-*/{_TRIAL_FILE}")
     numbers = sorted(int(json.loads(file.read_text())["number"]) for file in files)
     return [read_trial(sweep, number) for number in numbers]

@@ -1,7 +1,6 @@
 """The best settings of a sweep, written as a configuration that trains them at full length."""
 
 import shlex
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -12,6 +11,7 @@ from pipelines.config.sweep import SweepConfig
 from pipelines.evaluation.scores import MEASURES, percent
 from pipelines.files import replacing
 from pipelines.redaction import redacted
+from pipelines.storage import AnyPath
 from pipelines.sweep.results import last_objective
 from pipelines.sweep.space import settings_of
 from pipelines.sweep.sweep import SweepResult
@@ -20,7 +20,7 @@ from pipelines.sweep.trial_files import Trial
 _WINNER_FILE = "best.yaml"
 
 
-def write_winner(config: SweepConfig, result: SweepResult) -> Path:
+def write_winner(config: SweepConfig, result: SweepResult) -> AnyPath:
     """Writes the best settings as a configuration of `ray_jobs.pretrain`, and returns its path."""
     file = result.folder / _WINNER_FILE
     values = {
@@ -49,7 +49,7 @@ def write_winner(config: SweepConfig, result: SweepResult) -> Path:
     return file
 
 
-def winner_command(file: Path) -> str:
+def winner_command(file: AnyPath) -> str:
     """Returns the command that trains the best settings."""
     return f"python -m ray_jobs.pretrain {shlex.quote(str(file))}"
 

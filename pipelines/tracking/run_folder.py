@@ -18,6 +18,7 @@ from pipelines.config.base import JobConfig
 from pipelines.config.written import CONFIG_FILE, write_settings
 from pipelines.files import locked, write_json
 from pipelines.paths import moved_paths
+from pipelines.storage import AnyPath
 from pipelines.tracking.runs import RunRef, open_run
 
 RUN_FILE = "run.json"
@@ -28,7 +29,7 @@ LOCK_FILE = ".lock"
 class RunFolder:
     """The folder of a run, which may not exist yet."""
 
-    path: Path
+    path: AnyPath
 
     @contextmanager
     def locked(self, kind: str = "run", *, patience_seconds: float = 0.0) -> Iterator[None]:
@@ -52,7 +53,7 @@ class RunFolder:
         file = self.path / RUN_FILE
         values: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
         config = values.get("config", {})
-        if "output" in config and "name" in config:
+        if "output" in config and "name" in config and isinstance(self.path, Path):
             values["config"] = moved_paths(
                 config, Path(config["output"], config["name"]), self.path
             )

@@ -16,6 +16,7 @@ from pipelines.config.base import JobConfig, settings_without_password
 from pipelines.config.dotted import flat
 from pipelines.errors import Stopped, UserError
 from pipelines.redaction import one_line, redacted
+from pipelines.storage import AnyPath, on_disk
 from pipelines.tracking.code_version import code_version
 from pipelines.tracking.moved_artifacts import ARTIFACTS_FOLDER, mend_moved_artifacts
 from pipelines.tracking.server import retry_while_away, tracking_uri
@@ -45,6 +46,11 @@ class RunRef:
     uri: str
     experiment_id: str
     run_id: str
+
+    def log_file(self, path: AnyPath) -> None:
+        """Logs a file as an artifact."""
+        with on_disk(path) as file:
+            self.client().log_artifact(self.run_id, str(file))
 
     def client(self) -> MlflowClient:
         """Returns a client for the run's server."""

@@ -40,7 +40,15 @@ _CONNECT_SECONDS = 5.0
 def tracking_uri(config: TrackingSettings) -> str:
     """Returns the setting, else MLFLOW_TRACKING_URI, else an SQLite file in XKD's home folder."""
     given = config.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    return given or f"{SQLITE}{home('mlflow.db') / 'mlflow.db'}"
+    if given:
+        return given
+    folder = home("mlflow.db")
+    if isinstance(folder, str):
+        raise ValueError(
+            f"is not set, and XKD_HOME ({folder}) cannot hold an SQLite file: set "
+            "MLFLOW_TRACKING_URI=http://HOST:5000, or sqlite:////FILE on a disk"
+        )
+    return f"{SQLITE}{folder / 'mlflow.db'}"
 
 
 def check_tracking(config: TrackingSettings) -> None:

@@ -26,11 +26,11 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipelines.files import replacing
 from pipelines.redaction import one_line
+from pipelines.storage import AnyPath
 from pipelines.tracking.runs import RunRef
 from pipelines.tracking.server import RETRY_SECONDS
 
@@ -64,7 +64,7 @@ class Tracker:
     def __init__(
         self,
         run: RunRef,
-        unsent_file: Path,
+        unsent_file: AnyPath,
         *,
         system_metrics: bool = False,
         resumed: bool = False,
@@ -203,7 +203,7 @@ def _record_of(entries: Iterable[Mapping[str, Any]]) -> _Record:
     return record
 
 
-def _read_lines(file: Path) -> list[dict[str, Any]]:
+def _read_lines(file: AnyPath) -> list[dict[str, Any]]:
     """Reads an unsent file; skips a line that is cut off, as a power cut leaves it."""
     if not file.exists():
         return []

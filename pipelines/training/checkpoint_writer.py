@@ -13,6 +13,7 @@ At most one checkpoint is in progress.
 
 import logging
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from pipelines.models.checkpoints import TrainingInfo, checkpoint_name, save_checkpoint
 from pipelines.quantities import byte_size
+from pipelines.storage import AnyPath, ray_storage
 from pipelines.training.agreement import Agreement
 from pipelines.training.host_copy import HostCopy, Ready, map_tensors, recorded_event
 from pipelines.training.stopping import Stop
@@ -39,14 +41,14 @@ Unsent = Callable[[], Sequence[Mapping[str, Any]]]
 class CheckpointWriter:
     """Writes checkpoints to a run's folder in a thread."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: AnyPath) -> None:
         self._folder = folder
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._host = HostCopy()
         self._copied = threading.Event()
         self._copied.set()
-        self._writing: Future[Path] | None = None
-        self.written: list[Path] = []
+        self._writing: Future[AnyPath] | None = None
+        self.written: list[AnyPath] = []
         self.failure = ""
 
     def save(
@@ -96,7 +98,7 @@ class CheckpointWriter:
         info: TrainingInfo,
         unsent: Sequence[Mapping[str, Any]],
         ready: Ready | None,
-    ) -> Path:
+    ) -> AnyPath:
         try:
             _check_room(self._folder, tensors, optimizer_state)
             tensors, optimizer_state = self._host.take((tensors, optimizer_state), ready)
@@ -107,7 +109,7 @@ class CheckpointWriter:
         return path
 
 
-def _check_room(folder: Path, tensors: Any, optimizer_state: Any) -> None:
+def _check_room(folder: AnyPath, tensors: Any, optimizer_state: Any) -> None:
     needed = 0
 
     def count(tensor: Tensor) -> Tensor:
@@ -116,7 +118,9 @@ def _check_room(folder: Path, tensors: Any, optimizer_state: Any) -> None:
         return tensor
 
     map_tensors((tensors, optimizer_state), count)
-    free = shutil.disk_usage(folder).free
+    # A remote checkpoint is written to a disk before it is uploaded.
+    disk = folder if isinstance(folder, Path) else tempfile.gettempdir()
+    free = shutil.disk_usage(disk).free
     if needed > free:
         raise OSError(f"the disk is full: {byte_size(needed)} needed, {byte_size(free)} free")
 
@@ -137,7 +141,7 @@ class Signals:
 class Saver:
     """One worker's part in saving; all workers must call each method at the same steps."""
 
-    def __init__(self, folder: Path, rank: int) -> None:
+    def __init__(self, folder: AnyPath, rank: int) -> None:
         self._writer = CheckpointWriter(folder) if rank == 0 else None
         self._agreement = Agreement()
         self._scores: list[Mapping[str, Any]] = []
@@ -206,10 +210,16 @@ class Saver:
             checkpoint = None
             if self._writer is not None:
                 path = self._writer.written[self._num_reported]
-                checkpoint = train.Checkpoint.from_directory(path)
+                checkpoint = ray_checkpoint(path)
             report_checkpoint(checkpoint, self._scores[self._num_reported])
             self._num_reported += 1
         return Signals(Stop(stop), bool(has_failed))
+
+
+def ray_checkpoint(path: AnyPath) -> train.Checkpoint:
+    """Returns what Ray Train calls a checkpoint."""
+    filesystem, path_there = ray_storage(str(path))
+    return train.Checkpoint(path_there, filesystem)
 
 
 def report_checkpoint(

@@ -5,7 +5,6 @@ different training are refused here, before any worker starts.
 """
 
 import math
-from pathlib import Path
 from typing import Any
 
 from pipelines.config.changes import changed_settings, differences, with_defaults
@@ -13,6 +12,7 @@ from pipelines.config.dotted import flat
 from pipelines.config.pretrain import PretrainConfig, clip_mismatch
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256, read_clip_ids
+from pipelines.dataset.joined import open_datasets
 from pipelines.errors import UserError
 from pipelines.evaluation.choice import unscorable
 from pipelines.evaluation.rungs import KNN_SETTINGS
@@ -24,6 +24,7 @@ from pipelines.models.checkpoints import (
     read_info,
 )
 from pipelines.quantities import counted
+from pipelines.storage import AnyPath, path_of
 from pipelines.tracking.run_folder import RunFolder
 from pipelines.training.feed import make_feed
 from pipelines.training.initial_weights import init_mistakes
@@ -58,7 +59,7 @@ def check_pretrain(config: PretrainConfig) -> list[str]:
     """Returns everything that prevents a training, without starting anything."""
     mistakes = []
     try:
-        dataset = ClipDataset.open(config.dataset)
+        dataset = open_datasets(config.dataset)
         mistakes += _dataset_mistakes(config, dataset)
         mistakes += knn_mistakes(config, dataset)
         mistakes += checkpoint_mistakes(config, dataset)
@@ -71,7 +72,7 @@ def check_pretrain(config: PretrainConfig) -> list[str]:
 def training_length(config: PretrainConfig) -> list[str]:
     """Describes the number of steps for `--dry-run`; empty if the clips cannot be read."""
     try:
-        feed = make_feed(config, ClipDataset.open(config.dataset), rank=0, world_size=1)
+        feed = make_feed(config, open_datasets(config.dataset), rank=0, world_size=1)
     except UserError:
         return []
     total_steps = math.ceil(config.epochs * feed.steps_per_epoch)
@@ -106,7 +107,7 @@ def knn_mistakes(config: PretrainConfig, trained_on: ClipDataset) -> list[str]:
         return []
     what = f"health.knn.dataset ({knn.dataset})" if knn.dataset else f"dataset ({config.dataset})"
     try:
-        dataset = ClipDataset.open(knn.dataset) if knn.dataset else trained_on
+        dataset = open_datasets(knn.dataset) if knn.dataset else trained_on
     except UserError as error:
         return [f"health.knn: {error}"]
     problem = clip_mismatch(config, frame_rate=dataset.frame_rate, sample_rate=dataset.sample_rate)
@@ -118,7 +119,7 @@ def knn_mistakes(config: PretrainConfig, trained_on: ClipDataset) -> list[str]:
 
 def checkpoint_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[str]:
     """Returns why the training cannot resume; otherwise each worker would fail on its own."""
-    own = newest_checkpoint(Path(config.output) / config.name)
+    own = newest_checkpoint(path_of(config.output) / config.name)
     try:
         if own is not None:
             check_dataset(own, config.dataset, dataset.dataset_id)
@@ -138,7 +139,7 @@ def checkpoint_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[st
 
 
 def _check_clip_order(
-    checkpoint: Path, config: PretrainConfig, dataset: ClipDataset, info: TrainingInfo
+    checkpoint: AnyPath, config: PretrainConfig, dataset: ClipDataset, info: TrainingInfo
 ) -> None:
     """Refuses the same clips in other shards, whose order would repeat some and leave out others.
 
@@ -152,7 +153,7 @@ def _check_clip_order(
         )
 
 
-def _order_mistakes(config: PretrainConfig, own: Path, info: TrainingInfo) -> list[str]:
+def _order_mistakes(config: PretrainConfig, own: AnyPath, info: TrainingInfo) -> list[str]:
     """Returns why a run cannot resume its own checkpoint, also if its `run.json` is lost."""
     if _run_file(config):  # reported with all other changes
         return []
@@ -165,7 +166,7 @@ def _order_mistakes(config: PretrainConfig, own: Path, info: TrainingInfo) -> li
     ]
 
 
-def _unheeded_resume(config: PretrainConfig, own: Path) -> list[str]:
+def _unheeded_resume(config: PretrainConfig, own: AnyPath) -> list[str]:
     """Returns why `resume` has no effect: it only applies when a run starts."""
     if config.resume is None or config.resume == _run_file(config).get("config", {}).get("resume"):
         return []
@@ -228,7 +229,7 @@ def run_mistakes(config: PretrainConfig) -> list[str]:
 
 def _run_file(config: PretrainConfig) -> dict[str, Any]:
     """Returns what the run of this name started with; empty if there is none."""
-    return RunFolder(Path(config.output) / config.name).began_with
+    return RunFolder(path_of(config.output) / config.name).began_with
 
 
 def _exclude_mistakes(config: PretrainConfig, began_with: str | None) -> list[str]:

@@ -12,7 +12,6 @@ carry `origins` along.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
@@ -23,6 +22,7 @@ from pipelines.config.pretrain import PretrainConfig
 from pipelines.errors import UserError
 from pipelines.files import replacing, write_json
 from pipelines.models.checkpoints import newest_checkpoint
+from pipelines.storage import AnyPath, path_of
 from pipelines.tracking.run_folder import RunFolder
 from pipelines.training.initial_notes import beginnings, remarks
 from pipelines.training.weight_source import WeightSource, loaded, open_weights
@@ -56,7 +56,7 @@ def prepare_weights(config: PretrainConfig, tracking: TrackingSettings) -> Initi
     Raises:
         UserError: If the weights are gone, damaged, or do not fit the model.
     """
-    folder = Path(config.output) / config.name
+    folder = path_of(config.output) / config.name
     if config.init is None:
         return None
     record, file = folder / RECORD_FILE, folder / TENSORS_FILE
@@ -66,25 +66,35 @@ def prepare_weights(config: PretrainConfig, tracking: TrackingSettings) -> Initi
             return InitialWeights(None, origins)
         if file.exists():
             return InitialWeights(str(file), origins)
+        config = config.model_copy(update={"init": _fixed(config.init, origins)})
     sources = _sources(config, tracking)
     fits = _fitted(config, sources)
     tensors = _joined(config, {modality: one.tensors for modality, one in fits.items()})
     _check_finite(tensors)
     with replacing(file) as temporary:
         save_file({name: one.contiguous().clone() for name, one in tensors.items()}, temporary)
+    assert config.init is not None
     origins = {modality: _origin(config.init, source) for modality, source in sources.items()}
     write_json(record, origins)
     return InitialWeights(str(file), origins, tuple(remarks(config, sources, fits)))
 
 
-def discard_weights(folder: Path) -> None:
+def _fixed(init: InitSettings, origins: Mapping[str, Mapping[str, str]]) -> InitSettings:
+    """Names what a run resolved `init` to, whatever its aliases mean now."""
+    sources: dict[str, str | None] = {
+        modality: origins.get(modality, {}).get("source") for modality in MODALITIES
+    }
+    return init.model_copy(update={"source": None, **sources})
+
+
+def discard_weights(folder: AnyPath) -> None:
     """Removes the copy of the weights from a run whose checkpoints have taken their place."""
     (folder / TENSORS_FILE).unlink(missing_ok=True)
 
 
 def init_mistakes(config: PretrainConfig) -> list[str]:
     """Returns why a training cannot begin from the weights that it names."""
-    if _has_begun(Path(config.output) / config.name):
+    if _has_begun(path_of(config.output) / config.name):
         return []
     if config.init is None:
         return _frozen_mistakes(config, set(MODALITIES) if config.resume else set())
@@ -100,7 +110,7 @@ def init_mistakes(config: PretrainConfig) -> list[str]:
 
 def init_notes(config: PretrainConfig) -> list[str]:
     """Describes for `--dry-run` what a training begins from; empty if that cannot be read."""
-    if config.init is None or _has_begun(Path(config.output) / config.name):
+    if config.init is None or _has_begun(path_of(config.output) / config.name):
         return []
     try:
         sources = _sources(config, config.tracking)
@@ -113,7 +123,7 @@ def init_notes(config: PretrainConfig) -> list[str]:
     ]
 
 
-def _has_begun(folder: Path) -> bool:
+def _has_begun(folder: AnyPath) -> bool:
     return bool(RunFolder(folder).began_with) or newest_checkpoint(folder) is not None
 
 

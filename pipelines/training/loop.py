@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from ray import train
@@ -18,11 +17,12 @@ from ray.train.torch import get_device
 from torch import Tensor
 
 from pipelines.config.pretrain import PretrainConfig
-from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256
+from pipelines.dataset.joined import open_datasets
 from pipelines.errors import UserError
 from pipelines.evaluation.rungs import KnnScorer, RungScorer
 from pipelines.models.checkpoints import TrainingInfo, read_info, read_unsent
+from pipelines.storage import path_of
 from pipelines.tracking.runs import RunRef
 from pipelines.tracking.tracker import UNSENT_FILE, Tracker
 from pipelines.training.checkpoint_writer import Saver, Signals
@@ -54,8 +54,8 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
     run = RunRef(**values["run"])
     context = train.get_context()
     rank = context.get_world_rank()
-    dataset = ClipDataset.open(config.dataset)
-    folder = Path(config.output) / config.name
+    dataset = open_datasets(config.dataset)
+    folder = path_of(config.output) / config.name
     if get_device().type == "cpu":
         keep_freed_memory()
     exclude_sha256 = clip_ids_sha256(config.exclude)

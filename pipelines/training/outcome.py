@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.errors import JobFailed, Stopped, UserError
 from pipelines.models.checkpoints import find_checkpoint
 from pipelines.quantities import counted
+from pipelines.storage import AnyPath
 from pipelines.training.stopping import Stop
 
 
@@ -40,7 +40,7 @@ class TrainOutcome:
         return f"{self.next_step:,} of {counted(self.total_steps, 'step')} done and saved"
 
 
-def check_outcome(outcome: TrainOutcome, config: PretrainConfig, folder: Path) -> None:
+def check_outcome(outcome: TrainOutcome, config: PretrainConfig, folder: AnyPath) -> None:
     """Checks that a training reached its last step.
 
     Raises:
@@ -66,7 +66,7 @@ def check_outcome(outcome: TrainOutcome, config: PretrainConfig, folder: Path) -
         raise Stopped(f"{reason}: {outcome.summary_text()}. The same command continues from there")
 
 
-def _last_checkpoint(folder: Path) -> str:
+def _last_checkpoint(folder: AnyPath) -> str:
     try:
         return f"the last good checkpoint is {find_checkpoint(str(folder))}"
     except UserError:

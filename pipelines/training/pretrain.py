@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -24,11 +23,14 @@ from pipelines.config.base import settings_without_password
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256
+from pipelines.dataset.joined import open_datasets
 from pipelines.errors import JobFailed, UserError
 from pipelines.evaluation.rungs import RungPlan
 from pipelines.models.checkpoints import find_checkpoint, read_info
 from pipelines.progress import OnProgress, watched_board
 from pipelines.redaction import redacted
+from pipelines.shared import check_shared
+from pipelines.storage import AnyPath, path_of, ray_storage
 from pipelines.tracking.code_version import code_version
 from pipelines.tracking.run_folder import RunFolder
 from pipelines.tracking.runs import RunRef, log_dataset, log_origins, tracked
@@ -57,7 +59,7 @@ _TRIAL_PATIENCE_SECONDS = 60.0
 class PretrainResult:
     """Result of a training."""
 
-    checkpoint: Path
+    checkpoint: AnyPath
     run: RunRef
     total_steps: int
     first_step: int
@@ -94,20 +96,21 @@ def pretrain(
             once after a second Ctrl-C.
     """
     started = time.time()
-    run_folder = RunFolder(Path(config.output) / config.name)
+    run_folder = RunFolder(path_of(config.output) / config.name)
     folder = run_folder.path
     # The driver of a trial may outlive a killed sweep by some seconds.
     patience = _TRIAL_PATIENCE_SECONDS if rungs else 0.0
     with run_folder.locked(patience_seconds=patience):
-        dataset = ClipDataset.open(config.dataset)
+        dataset = open_datasets(config.dataset)
         _check_again(config, dataset)
+        check_shared(str(run_folder.path))
         scaling = _scaling(config)
         initial = _initial_weights(config, parent)
         with tracked(_open_run(config, run_folder, parent)) as run:
             log_dataset(
                 run,
                 dataset_id=dataset.dataset_id,
-                path=config.dataset,
+                path=dataset.path,
                 num_clips=dataset.num_clips,
                 context="training",
             )
@@ -124,7 +127,7 @@ def pretrain(
             return _result(folder, run, outcome)
 
 
-def _result(folder: Path, run: RunRef, outcome: TrainOutcome) -> PretrainResult:
+def _result(folder: AnyPath, run: RunRef, outcome: TrainOutcome) -> PretrainResult:
     checkpoint = find_checkpoint(str(folder))
     return PretrainResult(
         checkpoint=checkpoint,
@@ -219,7 +222,7 @@ def _fit_unless_interrupted(
     return outcomes[0]
 
 
-def _warn_of_unsent(folder: Path) -> None:
+def _warn_of_unsent(folder: AnyPath) -> None:
     if (file := folder / UNSENT_FILE).exists():
         logger.warning(
             "MLflow did not receive all metrics; run the same command to send those in %s", file
@@ -257,6 +260,7 @@ def _fit(
 ) -> TrainOutcome:
     # Ray types the loop as returning None; the value of rank 0 is in `return_value`.
     loop: Any = train_loop_per_worker
+    filesystem, storage_path = ray_storage(config.output)
     trainer = TorchTrainer(
         loop,
         train_loop_config=values,
@@ -264,7 +268,8 @@ def _fit(
         scaling_config=scaling,
         run_config=train.RunConfig(
             name=config.name,
-            storage_path=config.output,
+            storage_path=storage_path,
+            storage_filesystem=filesystem,
             failure_config=train.FailureConfig(max_failures=config.max_failures),
             checkpoint_config=train.CheckpointConfig(num_to_keep=config.checkpoints_kept),
             callbacks=list[Any](callbacks),  # Ray types them as callbacks of Tune

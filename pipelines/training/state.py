@@ -6,7 +6,7 @@ Method: XKD, arXiv:2211.13929, sections 3 and 4.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 import torch
@@ -29,7 +29,8 @@ from pipelines.models.checkpoints import (
     read_info,
     remove_other_checkpoints,
 )
-from pipelines.training.checkpoint_writer import report_checkpoint
+from pipelines.storage import AnyPath, on_disk, path_of
+from pipelines.training.checkpoint_writer import ray_checkpoint, report_checkpoint
 from xkd_core import sharding
 from xkd_core.compilation import compile_blocks
 from xkd_core.initial import begin_from
@@ -50,7 +51,10 @@ def build_state(config: PretrainConfig, initial: str | None = None) -> TrainStat
     device = get_device()
     torch.manual_seed(config.seed)
     model = build_xkd(config.model)
-    given = {} if initial is None else load_file(initial)
+    given: dict[str, Tensor] = {}
+    if initial is not None:
+        with on_disk(path_of(initial)) as file:
+            given = load_file(file)
     if config.init is not None and given:
         begin_from(model, given, config.init.networks)
     freeze_first_blocks(model, config.optimizer)
@@ -92,28 +96,30 @@ def saved_tensors(state: TrainState) -> dict[str, Tensor]:
 
 def checkpoint_to_load(
     config: PretrainConfig, rungs: Mapping[str, Any] | None = None
-) -> Path | None:
+) -> AnyPath | None:
     """Returns the run's newest complete checkpoint, or else the one that `resume` names, or None.
 
     The checkpoints on disk count, because a training may be killed before it reports one to Ray
     Train. Such a checkpoint is reported here, with its scores if `rungs` is the plan of a trial.
     Rank 0 reads the disk; all workers must call this.
     """
-    folder = Path(config.output) / config.name
-    reported = {Path(known.checkpoint.path).name for known in train.get_all_reported_checkpoints()}
+    folder = path_of(config.output) / config.name
+    reported = {
+        PurePosixPath(known.checkpoint.path).name for known in train.get_all_reported_checkpoints()
+    }
     newest = newest_checkpoint(folder) if train.get_context().get_world_rank() == 0 else None
     name = broadcast_from_rank_zero(newest.name if newest is not None else "")
     if train.get_context().get_world_rank() == 0:
-        remove_other_checkpoints(folder, {folder / known for known in (*reported, name) if known})
+        remove_other_checkpoints(folder, {folder / one for one in (*reported, name) if one})
     if name and name not in reported:
         scored = rung_at(rungs, read_info(folder / name).next_step)
-        report_checkpoint(train.Checkpoint.from_directory(folder / name), scored)
+        report_checkpoint(ray_checkpoint(folder / name), scored)
     if name:
         return folder / name
     return find_checkpoint(config.resume) if config.resume is not None else None
 
 
-def load_state(state: TrainState, folder: Path, config: PretrainConfig, dataset_id: str) -> None:
+def load_state(state: TrainState, folder: AnyPath, config: PretrainConfig, dataset_id: str) -> None:
     """Restores the state of a checkpoint.
 
     Raises:

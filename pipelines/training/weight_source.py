@@ -37,6 +37,7 @@ from pipelines.models.encoder_files import (
 )
 from pipelines.redaction import one_line
 from pipelines.registry.download import RegisteredEncoder, registered_encoder
+from pipelines.storage import AnyPath, on_disk, path_of
 from xkd_core.config import ModelConfig
 from xkd_core.encoders import MODALITIES, Encoder, Modality
 from xkd_core.initial import CENTER
@@ -85,12 +86,12 @@ def open_weights(
     try:
         if location.startswith(REGISTERED):
             return [_registered(registered_encoder(location, tracking))]
-        path = Path(location)
+        path = path_of(location)
         if path.is_file():
-            return _published(path, model, modality)
+            return _published(_local(path), model, modality)
         for folder in (path, path / "artifacts/encoder"):  # a downloaded version
             if (folder / SETTINGS_FILE).is_file():
-                return [_exported(folder)]
+                return [_exported(_local(folder))]
         return _checkpoint(_checkpoint_in(path))
     except (ValidationError, TypeError, KeyError) as error:
         raise UserError(
@@ -99,6 +100,12 @@ def open_weights(
         ) from error
     except (ValueError, OSError) as error:
         raise UserError(one_line(error)) from error
+
+
+def _local(path: AnyPath) -> Path:
+    if isinstance(path, Path):
+        return path
+    raise UserError(f"{path} must be on a disk: of a bucket, only checkpoints are read")
 
 
 def _registered(found: RegisteredEncoder) -> WeightSource:
@@ -137,7 +144,7 @@ def _exported(folder: Path) -> WeightSource:
     )
 
 
-def _checkpoint_in(path: Path) -> Path:
+def _checkpoint_in(path: AnyPath) -> AnyPath:
     """Returns a checkpoint, or the last one of a training's folder or of the main job's."""
     inner = path / "pretrain" / path.name
     if inner.is_dir() and newest_checkpoint(path) is None:
@@ -145,7 +152,7 @@ def _checkpoint_in(path: Path) -> Path:
     return find_checkpoint(str(path))
 
 
-def _checkpoint(folder: Path) -> list[WeightSource]:
+def _checkpoint(folder: AnyPath) -> list[WeightSource]:
     info = read_info(folder)
     model = PretrainConfig.model_validate(info.config).model
     details = {"step": str(info.next_step), "run_id": info.run_id}
@@ -162,7 +169,7 @@ def _checkpoint(folder: Path) -> list[WeightSource]:
     ]
 
 
-def _networks_of(folder: Path, modality: Modality) -> Networks:
+def _networks_of(folder: AnyPath, modality: Modality) -> Networks:
     """Reads the networks of one modality of a checkpoint, which lists shared tensors once."""
     model, _ = load_model(folder)
     prefix = f"{modality}_"
@@ -215,8 +222,8 @@ def _both_roles(encoder: Encoder) -> Networks:
     return {f"{role}.{name}": tensor for role in _ROLES for name, tensor in weights.items()}
 
 
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
+def _digest(file: AnyPath) -> str:
+    with on_disk(file) as local, local.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -12,6 +12,7 @@ Mappings merge key by key; lists are replaced. A base has no base itself, so a f
 that it consists of.
 """
 
+import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from yaml import YAMLError
 
 from pipelines.config.describe import section_of
 from pipelines.errors import UserError
+from pipelines.storage import AnyPath, path_of
 
 BASE = "base"
 Keys = tuple[str, ...]
@@ -32,17 +34,17 @@ class Configuration(NamedTuple):
     """The values of a file and its bases, and the origins of the latter."""
 
     values: dict[str, Any]
-    origins: dict[Keys, Path]
+    origins: dict[Keys, AnyPath]
     """The base of each value that does not come from the file itself."""
 
 
 class _Layer(NamedTuple):
     values: dict[str, Any]
-    file: Path | None
+    file: AnyPath | None
     """None for the file itself."""
 
 
-def read_configuration(file: Path, schema: type[BaseModel]) -> Configuration:
+def read_configuration(file: AnyPath, schema: type[BaseModel]) -> Configuration:
     """Reads a file with its bases.
 
     Raises:
@@ -60,11 +62,12 @@ def read_configuration(file: Path, schema: type[BaseModel]) -> Configuration:
     return Configuration(values, _origins(layers))
 
 
-def _load(file: Path, what: str) -> dict[str, Any]:
+def _load(file: AnyPath, what: str) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"{what} does not exist{_neighbors(file)}")
     try:
-        values = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        content = io.StringIO(file.read_text(encoding="utf-8"))
+        values = OmegaConf.to_container(OmegaConf.load(content), resolve=False)
     except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{what} is not readable YAML: {_short(error)}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -73,7 +76,7 @@ def _load(file: Path, what: str) -> dict[str, Any]:
 
 
 def _bases(
-    values: dict[str, Any], schema: type[BaseModel], path: Keys, file: Path
+    values: dict[str, Any], schema: type[BaseModel], path: Keys, file: AnyPath
 ) -> Iterator[_Layer]:
     """Yields the bases of a section and of its inner sections, in the order of merging."""
     where = ".".join((*path, BASE))
@@ -82,7 +85,7 @@ def _bases(
         what = f"configuration file ({file}): {where} ({name})"
         if not isinstance(name, str):
             raise UserError(f"{what} must be a YAML file, or a list of them")
-        source = file.parent / Path(name).expanduser()
+        source = _beside(file, name)
         base = _load(source, what)
         for inner in _base_keys(base, schema, path):
             raise UserError(
@@ -94,6 +97,15 @@ def _bases(
         yield _Layer(base, source)
     for key, inner_schema in _sections(values, schema):
         yield from _bases(values[key], inner_schema, (*path, key), file)
+
+
+def _beside(file: AnyPath, name: str) -> AnyPath:
+    """Where the file of a name lies that another file mentions."""
+    path = path_of(name)
+    if isinstance(path, Path):
+        path = path.expanduser()
+        return path if path.is_absolute() else file.parent / str(path)
+    return path
 
 
 def _without_bases(values: dict[str, Any], schema: type[BaseModel]) -> dict[str, Any]:
@@ -123,8 +135,8 @@ def _sections(
             yield key, section
 
 
-def _origins(layers: list[_Layer]) -> dict[Keys, Path]:
-    origins: dict[Keys, Path] = {}
+def _origins(layers: list[_Layer]) -> dict[Keys, AnyPath]:
+    origins: dict[Keys, AnyPath] = {}
     for layer in layers:
         for path in _leaves(layer.values, ()):
             # A value replaces a section at its path, and a section replaces a value.
@@ -145,7 +157,7 @@ def _leaves(values: Mapping[str, Any], path: Keys) -> Iterator[Keys]:
             yield (*path, key)
 
 
-def _neighbors(file: Path) -> str:
+def _neighbors(file: AnyPath) -> str:
     if not file.parent.is_dir():
         return ""
     there = sorted(path.name for path in file.parent.glob("*.yaml"))

@@ -1,9 +1,7 @@
 """Checks before any work starts. They report all mistakes at once."""
 
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 
 import ray
 import torch
@@ -11,6 +9,7 @@ import torch
 from pipelines.config.base import DecoderSettings, JobConfig
 from pipelines.errors import UserError
 from pipelines.media.decoder.sandbox import SandboxError, available, check_required
+from pipelines.storage import check_writable
 from pipelines.tracking.server import check_tracking
 from ray_jobs.cli.cluster import check_ray, ray_address
 
@@ -79,19 +78,3 @@ def decoder_text(config: JobConfig) -> str:
         else " here; on other machines it depends on their kernel"
     )
     return f"{'decoder':9} {available()}{where}"
-
-
-def check_writable(output: str) -> None:
-    """Checks that a folder is writable or can be created.
-
-    Raises:
-        UserError: If it is not.
-    """
-    folder = Path(output)
-    # Path.exists raises an error inside a folder without permission.
-    while not os.path.exists(folder) and folder != folder.parent:
-        folder = folder.parent
-    if not os.path.isdir(folder):
-        raise UserError(f"output ({output}) must be a folder, but {folder} is a file")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"output ({output}) is not writable")

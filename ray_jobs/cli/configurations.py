@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from pipelines.errors import UserError
 from pipelines.paths import PACKAGES, is_uri
+from pipelines.storage import AnyPath, path_of
 from ray_jobs.cli.jobs import JobSummary
 
 _SUFFIXES = (".yaml", ".yml")
@@ -19,7 +20,7 @@ _SUFFIXES = (".yaml", ".yml")
 class Arguments(NamedTuple):
     """The result of parsing a command line."""
 
-    file: Path | None
+    file: AnyPath | None
     overrides: Sequence[str]
     note: str | None = None
     """First line for the user, if the file does not follow from the argument alone."""
@@ -61,7 +62,7 @@ def find_configuration(
                 f"configuration file ({argument}) does not exist; for the one that comes with XKD "
                 f"give its short name: xkd {job.name} {Path(argument).stem}"
             )
-        return Arguments(Path(argument), overrides)
+        return Arguments(path_of(argument), overrides)
     if argument in configuration_names(job.name):
         file = configuration_folder() / job.name / f"{argument}.yaml"
         is_media_too = job.media and os.path.exists(argument)
@@ -87,7 +88,7 @@ def misplaced(overrides: Sequence[str]) -> list[str]:
         folder = os.environ.get("XKD_HOME")
         if not folder or not value or not os.path.exists(value) or os.path.isabs(value):
             continue
-        if not (Path(folder).expanduser() / value).exists():
+        if is_uri(folder) or not (Path(folder).expanduser() / value).exists():
             found.append(
                 f"{key} ({value}) is relative to XKD_HOME ({folder}); for the one here give "
                 f"{key}={os.path.abspath(value)}"
@@ -95,10 +96,12 @@ def misplaced(overrides: Sequence[str]) -> list[str]:
     return found
 
 
-def shown_file(file: Path) -> str:
+def shown_file(file: AnyPath) -> str:
     """Returns a path for display, relative if it lies below the working directory."""
     here = Path.cwd()
-    return str(file.relative_to(here) if file.is_relative_to(here) else file)
+    if isinstance(file, Path) and file.is_relative_to(here):
+        return str(file.relative_to(here))
+    return str(file)
 
 
 def _no_configuration(job: JobSummary, argument: str) -> str:

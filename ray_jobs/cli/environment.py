@@ -31,6 +31,10 @@ ENVIRONMENT = {
 }
 
 
+_STORES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
+"""Where buckets are, if the driver says so."""
+
+
 def set_environment() -> None:
     """Sets the variables that the user has not set."""
     for name, value in ENVIRONMENT.items():
@@ -38,7 +42,7 @@ def set_environment() -> None:
 
 
 def worker_environment(job_config: str | None) -> dict[str, str]:
-    """Returns the variables for the workers of a cluster.
+    """Returns the variables for the workers of a cluster: no credentials, which Ray would show.
 
     Args:
         job_config: Ray's configuration of a submitted job, as JSON. Variables of its runtime
@@ -46,4 +50,5 @@ def worker_environment(job_config: str | None) -> dict[str, str]:
     """
     submitted: Any = json.loads(job_config) if job_config else {}
     theirs = (submitted.get("runtime_env") or {}).get("env_vars") or {}
-    return {name: os.environ[name] for name in ENVIRONMENT if name not in theirs}
+    names = (*ENVIRONMENT, *(name for name in _STORES if name in os.environ))
+    return {name: os.environ[name] for name in names if name not in theirs}

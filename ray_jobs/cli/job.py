@@ -21,7 +21,7 @@ import yaml
 
 from pipelines.config.base import JobConfig
 from pipelines.errors import JobFailed, Stopped, Terminated, UserError
-from pipelines.redaction import one_line, redacted
+from pipelines.redaction import redacted
 from ray_jobs.cli.configurations import Arguments, find_configuration, misplaced
 from ray_jobs.cli.console import close_progress
 from ray_jobs.cli.help import make_parser, missing_configuration
@@ -142,12 +142,14 @@ def _outside_reason(error: Exception) -> str | None:
     from mlflow.exceptions import MlflowException
     from ray.exceptions import RayError, RayTaskError
 
+    from pipelines.filesystems import store_failure
+
     if isinstance(error, RayTaskError):
         error = error.cause  # the exception that a worker raised
     if not isinstance(error, (OSError, MlflowException, RayError)):
         return None
     file = getattr(error, "filename", None)
-    return one_line(error).rstrip(".") + (f" ({file})" if file else "")
+    return store_failure(error).rstrip(".") + (f" ({file})" if file else "")
 
 
 def _settings(job: Job, arguments: argparse.Namespace) -> Any:

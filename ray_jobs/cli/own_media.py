@@ -4,7 +4,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
 import ray
@@ -17,6 +17,7 @@ from pipelines.config.written import CONFIG_FILE
 from pipelines.errors import UserError
 from pipelines.paths import is_uri
 from pipelines.quantities import counted
+from pipelines.storage import AnyPath, path_of
 from ray_jobs.cli.cluster import check_ray, connected, ray_address
 from ray_jobs.cli.configurations import Arguments, configuration_folder, shown_file
 from ray_jobs.cli.jobs import JobSummary
@@ -41,7 +42,7 @@ def arguments_for_media(job: JobSummary, media: str, overrides: Sequence[str]) -
     named = [f"name={run_name(media)}", f"{job.media}={media}", *overrides]
     # Any configuration resolves the output of the run and the address of Ray.
     config = load_settings(RunConfig, folder / "laptop.yaml", named)
-    begun = Path(config.output) / config.name / CONFIG_FILE
+    begun = path_of(config.output) / config.name / CONFIG_FILE
     if begun.is_file() and begun_input(begun) == config.input:
         # The file names its original output, which may have been moved.
         overrides = [f"output={config.output}", *overrides]
@@ -55,7 +56,7 @@ def arguments_for_media(job: JobSummary, media: str, overrides: Sequence[str]) -
     return Arguments(file, named, note)
 
 
-def begun_input(file: Path) -> str | None:
+def begun_input(file: AnyPath) -> str | None:
     """Returns the media of a run that has begun; None if synthetic, or if the file is damaged."""
     try:
         values = yaml.safe_load(file.read_text())

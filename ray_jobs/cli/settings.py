@@ -5,7 +5,6 @@ OmegaConf reads and merges the files. pydantic validates the result against the 
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from omegaconf import OmegaConf
@@ -17,12 +16,13 @@ from pipelines.config.describe import annotation_of, is_union, short_form
 from pipelines.config.mistakes import Mistake, described_mistakes
 from pipelines.errors import UserError
 from pipelines.quantities import counted
+from pipelines.storage import AnyPath
 from ray_jobs.cli.bases import BASE, Configuration, Keys, read_configuration
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
-def load_settings(schema: type[ConfigT], file: Path | None, overrides: Sequence[str]) -> ConfigT:
+def load_settings(schema: type[ConfigT], file: AnyPath | None, overrides: Sequence[str]) -> ConfigT:
     """Reads the settings of a job from a file, if there is one, and overrides.
 
     Raises:
@@ -41,7 +41,7 @@ def load_settings(schema: type[ConfigT], file: Path | None, overrides: Sequence[
         raise UserError(_in_words(lines, str(file or "settings"))) from None
 
 
-def _origin(mistake: Mistake, origins: Mapping[Keys, Path]) -> str:
+def _origin(mistake: Mistake, origins: Mapping[Keys, AnyPath]) -> str:
     """Returns the base that a wrong value comes from."""
     for path, base in origins.items():
         is_inside = mistake.path[: len(path)] == path

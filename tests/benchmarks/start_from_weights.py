@@ -1,7 +1,7 @@
 """Is going on from an encoder that exists better than new weights, for the same steps?
 
     python tests/benchmarks/start_from_weights.py weights=runs/made clips=real_clips folder=out \
-        [epochs=6] [seeds=3] [learning_rate=0.001]
+        [epochs=4] [seeds=3] [learning_rate=0.001]
 
 Trains the smoke recipe on `clips`, for each seed from new weights and from `weights`
 (`init`), and scores both, the given weights themselves and untrained networks on the held-out
@@ -39,7 +39,7 @@ DEFAULTS = {
     "weights": "",
     "clips": "",
     "folder": "",
-    "epochs": "6",
+    "epochs": "4",
     "seeds": "3",
     "learning_rate": "0.001",
 }
@@ -113,6 +113,7 @@ def _scored(given: dict[str, str], folder: Path, checkpoint: str, name: str) -> 
         output=str(output),
         measures=("knn", "linear", "retrieval"),
         fusion=(),
+        untrained_baseline=name.startswith("new"),
         tracking={"uri": f"sqlite:///{folder}/mlflow.db"},
     )
     return evaluate(config, on_progress=ignore_progress).outcomes

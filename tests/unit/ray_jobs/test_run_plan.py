@@ -9,7 +9,7 @@ from pipelines.errors import UserError
 from pipelines.files import locked
 from pipelines.tracking.run_folder import LOCK_FILE
 from ray_jobs.cli.settings import load_settings
-from ray_jobs.run import folder_of, work
+from ray_jobs.run import folder_of, plan, work
 
 SMOKE = Path(__file__).resolve().parents[3] / "conf" / "run" / "smoke.yaml"
 
@@ -22,3 +22,10 @@ def test_a_second_run_of_that_name_is_refused(tmp_path):
         pytest.raises(UserError, match=r"run \(.*/smoke\) is being written by process"),
     ):
         work(config)
+
+
+def test_weights_that_do_not_exist_are_found_before_anything_is_ingested(tmp_path):
+    given = [f"output={tmp_path}", f"pretrain.init={tmp_path}/none"]
+    config = load_settings(RunConfig, SMOKE, given)
+    mistakes = plan(config).mistakes
+    assert f"init: checkpoint ({tmp_path}/none) does not exist" in mistakes

@@ -22,11 +22,13 @@ from pipelines.training.initial_weights import (
     prepare_weights,
 )
 from ray_jobs.cli.settings import load_settings
+from tests.helpers.networks import VARIANTS, micro_config
 from tests.helpers.training import MODEL, folder_of, leave_checkpoint, tiny_config, tiny_dataset
 from tests.helpers.weights import earlier_training, register, some_networks
 from xkd_core.initial import begin_from
 from xkd_core.losses import initial_centers
 from xkd_core.published.files import save_published_encoder, save_published_model
+from xkd_core.published.names import load_published
 from xkd_core.xkd import build_xkd
 
 CLIPS = {"video": (2, 3, 8, 16, 16), "audio": (2, 1, 16, 48)}
@@ -153,6 +155,21 @@ def test_a_whole_published_checkpoint_gives_every_network(tmp_path):
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_weights_of_the_published_program_give_every_network(golden_dir, tmp_path, variant):
+    weights = load_file(golden_dir / variant / "weights.safetensors")
+    file = tmp_path / "checkpoint.pth.tar"
+    named = {f"module.{name}": tensor for name, tensor in weights.items()}
+    torch.save({"model": named, "epoch": 800, "optimizer": None, "amp": None}, file)
+    settings = micro_config(variant).model.model_dump(mode="json")
+    config = tiny_config(tmp_path, tmp_path / "clips", model=settings, init=str(file))
+    model, _ = begun(config)
+    published = build_xkd(config.model)
+    load_published(published, weights)
+    theirs = published.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in model.state_dict().items())
+
+
 def test_a_published_file_has_one_head_for_each_64_numbers(tmp_path):
     model = {**PUBLISHED, "encoder": {"width": 64, "depth": 2, "num_heads": 2}}
     file = tmp_path / "XKD_vid_teacher.pth.tar"
@@ -188,10 +205,14 @@ def test_an_alias_that_moves_and_a_version_that_goes_change_nothing_for_a_run(tm
         .origins["video"]["source"]
         .endswith("/2")
     )
+    fresh = weights.file
+    shutil.move(fresh, tmp_path / "kept")
+    _, again = begun(config)  # its copy is lost: from the recorded version again
+    assert again.origins == weights.origins
     shutil.rmtree(home)
     assert init_mistakes(config) == []
     model, again = begun(config)
-    assert again == weights.__class__(weights.file, weights.origins)
+    assert (again.file, again.origins) == (fresh, weights.origins)
     assert same(model, "video_student", first, "video_teacher")
 
 
@@ -303,7 +324,7 @@ def test_what_cannot_be_begun_from_is_one_line(home, tmp_path, init, settings, m
     [
         ("models:/xkd-video", r"init.source \('models:/xkd-video'\)|must be models:/NAME@ALIAS or"),
         ("models:/xkd-video/latest", "must be models:/NAME@ALIAS or models:/NAME/VERSION"),
-        ("s3://bucket/runs/one", r"\(s3://bucket/runs/one\) must be .* a path that every worker"),
+        ("https://host/one", r"\(https://host/one\) must be .* on a disk or in a bucket"),
         ("runs:/abc/model", r"\(runs:/abc/model\) must be models:/NAME@ALIAS"),
         ({"networks": "both"}, "init must name weights: init.source, init.video or init.audio"),
         ({"source": "a", "video": "b", "audio": "c"}, r"init.source \(.*/a\) must not be set with"),

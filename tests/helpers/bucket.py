@@ -1,0 +1,120 @@
+"""A server that speaks S3 (moto) in a process of its own, which can be made to fail for a while."""
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow.fs as pafs
+import pytest
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+
+BUCKET = "xkd"
+OVERLOADED = (
+    b"<?xml version='1.0' encoding='UTF-8'?><Error><Code>SlowDown</Code>"
+    b"<Message>Please reduce your request rate.</Message></Error>"
+)
+
+
+class Server:
+    """A running server; `environment` says where it is, as for a real one."""
+
+    def __init__(self, process: subprocess.Popen[str], port: int, control: Path) -> None:
+        self.process, self._control = process, control
+        self.environment = {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_REGION": "us-east-1",
+        }
+        self.store = pafs.S3FileSystem(
+            endpoint_override=f"http://127.0.0.1:{port}",
+            region="us-east-1",
+            access_key="test",
+            secret_key="test",
+            allow_bucket_creation=True,
+        )
+        self.store.create_dir(BUCKET)
+
+    def read_only(self, is_on: bool) -> None:
+        """Refuses whatever would write."""
+        self._control.write_text("read-only" if is_on else "")
+
+    def overloaded(self, is_on: bool) -> None:
+        """Answers 503 to everything."""
+        self._control.write_text("overloaded" if is_on else "")
+
+    def overloaded_for(self, seconds: float) -> None:
+        """Answers 503 to everything for a while."""
+        self.overloaded(True)
+        threading.Timer(seconds, self.overloaded, (False,)).start()
+
+    def names(self, folder: str) -> list[str]:
+        """All keys below a folder, relative to it."""
+        selector = pafs.FileSelector(f"{BUCKET}/{folder}", recursive=True, allow_not_found=True)
+        found = self.store.get_file_info(selector)
+        skipped = len(f"{BUCKET}/{folder}/")
+        return sorted(info.path[skipped:] for info in found if info.type == pafs.FileType.File)
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Server]:
+    """Starts a server with an empty bucket; `folder` keeps a small file that controls it."""
+    control = folder / "control"
+    control.write_text("")
+    process = subprocess.Popen(
+        [sys.executable, __file__, str(control)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    server = Server(process, int(process.stdout.readline()), control)
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in server.environment.items():
+            environment.setenv(name, value)
+        yield server
+    process.communicate()
+
+
+def main() -> None:
+    """Serves until nobody holds its input open any more."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    control = Path(sys.argv[1])
+    application = DomainDispatcherApplication(create_backend_app)
+
+    def controlled(environ, start_response):
+        mode = control.read_text()
+        writes = environ["REQUEST_METHOD"] in ("PUT", "POST", "DELETE")
+        if mode == "overloaded":
+            start_response("503 Slow Down", [("Content-Type", "application/xml")])
+            return [OVERLOADED]
+        if mode == "read-only" and writes:
+            start_response("403 Forbidden", [("Content-Type", "application/xml")])
+            return [OVERLOADED.replace(b"SlowDown", b"AccessDenied")]
+        return application(environ, start_response)
+
+    server = make_server("127.0.0.1", 0, controlled, threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    sys.stdout.write(f"{server.server_port}\n")
+    sys.stdout.flush()
+    sys.stdin.read()
+    os._exit(0)
+
+
+def wait_until(condition, seconds: float = 60.0) -> None:
+    """Waits until a condition holds."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    main()

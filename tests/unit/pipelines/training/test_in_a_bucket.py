@@ -1,0 +1,150 @@
+"""A training in a bucket is to the bit the training on a disk, also when it is killed."""
+
+import pytest
+import torch
+
+from pipelines.config.evaluate import EvaluateConfig
+from pipelines.errors import UserError
+from pipelines.evaluation.evaluate import check_evaluate, evaluate
+from pipelines.evaluation.scores import read_scores
+from pipelines.models.checkpoints import MODEL_FILE, TRAINING_FILE, find_checkpoint, is_complete
+from pipelines.storage import RemotePath, path_of
+from pipelines.tracking.run_folder import RunFolder
+from pipelines.training.checks import check_pretrain
+from pipelines.training.pretrain import pretrain
+from tests.helpers.bucket import BUCKET, serving
+from tests.helpers.clip_datasets import write_dataset
+from tests.helpers.training import curve, tiny_config
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+HOME = f"s3://{BUCKET}/a home"
+SPLITS = ("train", "train", "train", "val")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def datasets(server, tmp_path_factory):
+    """The same clips on the disk and in the bucket."""
+    local = tmp_path_factory.mktemp("data") / "clips"
+    remote = path_of(f"{HOME}/clips")
+    for folder in (local, remote):
+        write_dataset(folder, 24, num_frames=10, split=lambda number: SPLITS[number % 4])
+    return str(local), str(remote)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server, datasets, local_ray, tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    config = tiny_config(home, datasets[0], epochs=3, checkpoint_every=4)
+    return home, config, train(config)
+
+
+def train(config):
+    assert check_pretrain(config) == []
+    return pretrain(config, on_progress=lambda *_: None)
+
+
+def remote_config(home, datasets, name, **settings):
+    values = {"output": f"{HOME}/trainings/", "epochs": 3, "checkpoint_every": 4, "name": name}
+    return tiny_config(home, datasets[1], **(values | settings))
+
+
+def tensors(checkpoint):
+    from pipelines.models.checkpoints import load_optimizer_state, load_tensors
+
+    state = load_optimizer_state(checkpoint)["state"]
+    moments = {f"{i}.{name}": v for i, values in state.items() for name, v in values.items()}
+    return {**load_tensors(checkpoint), **moments}
+
+
+def assert_equal(result, expected):
+    assert curve(result.run) == curve(expected.run)
+    ours, theirs = tensors(result.checkpoint), tensors(expected.checkpoint)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert torch.equal(torch.as_tensor(ours[name]), torch.as_tensor(value)), name
+
+
+def test_checkpoints_go_to_the_bucket_and_evaluation_reads_them(
+    server, datasets, undisturbed, tmp_path
+):
+    home, local_config, expected = undisturbed
+    config = remote_config(home, datasets, "plain")
+    result = train(config)
+    assert_equal(result, expected)
+    assert isinstance(result.checkpoint, RemotePath)
+    assert str(result.checkpoint).startswith(f"{HOME}/trainings/plain/step_")
+    names = server.names("a home/trainings/plain")
+    assert sum(name.endswith(MODEL_FILE) for name in names) == config.checkpoints_kept
+    assert not [name for name in names if ".tmp" in name]
+    assert train(config).first_step == result.total_steps  # nothing is left to do
+    with RunFolder(path_of(f"{HOME}/trainings/plain")).locked(), pytest.raises(UserError) as error:
+        train(config)
+    assert "is being written by process" in str(error.value)
+
+    scores = []
+    for where, checkpoint in ((f"{HOME}/scores", result), (str(tmp_path / "s"), expected)):
+        evaluation = evaluate(
+            EvaluateConfig(
+                checkpoint=str(path_of(checkpoint.checkpoint).parent),
+                dataset=datasets[where.startswith("s3")],
+                output=where,
+                tracking=local_config.tracking,
+                untrained_baseline=False,
+                measures=("knn",),
+            ),
+            on_progress=lambda *_: None,
+        )
+        scores.append(read_scores(evaluation.scores_file).found)
+    assert scores[0] == scores[1]
+    missing = EvaluateConfig(
+        checkpoint=f"{HOME}/nowhere", dataset=datasets[1], output=f"{HOME}/scores"
+    )
+    assert check_evaluate(missing) == [f"checkpoint ({HOME}/nowhere) does not exist"]
+
+
+def test_a_killed_worker_and_a_partial_upload_change_nothing(server, datasets, undisturbed):
+    home, _, expected = undisturbed
+    config = remote_config(home, datasets, "killed", epochs=2)
+    first = train(config)
+    # A later checkpoint whose upload was cut off: its list of files never came.
+    whole = server.names(f"a home/trainings/killed/{first.checkpoint.name}")
+    assert TRAINING_FILE in whole
+    cut = first.checkpoint.with_name("step_000000099")
+    (cut / MODEL_FILE).write_bytes(b"half")
+    assert not is_complete(cut)
+    resumed = remote_config(home, datasets, "resumed", resume=str(first.checkpoint))
+    assert check_pretrain(resumed) == []
+    assert find_checkpoint(f"{HOME}/trainings/killed") == first.checkpoint
+    result = train(resumed)
+    assert result.first_step == first.total_steps
+    for name, value in tensors(expected.checkpoint).items():
+        assert torch.equal(
+            torch.as_tensor(tensors(result.checkpoint)[name]), torch.as_tensor(value)
+        ), name
+
+
+def test_an_overloaded_bucket_delays_a_training(server, datasets, undisturbed):
+    home, _, expected = undisturbed
+    config = remote_config(home, datasets, "delayed")
+    server.overloaded_for(8.0)
+    assert_equal(train(config), expected)
+
+
+def test_a_read_only_bucket_fails_with_a_reason(server, datasets, undisturbed):
+    home, _, _ = undisturbed
+    exclude = path_of(f"{HOME}/exclude.txt")
+    exclude.write_bytes(b"# none\n")
+    config = remote_config(home, datasets, "excluded", exclude=str(exclude))
+    assert check_pretrain(config) == []
+    server.read_only(True)
+    try:
+        with pytest.raises(OSError, match="ACCESS_DENIED"):
+            pretrain(config, on_progress=lambda *_: None)
+    finally:
+        server.read_only(False)
