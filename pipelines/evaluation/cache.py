@@ -89,11 +89,11 @@ class FeatureCache:
             UserError: If the file is damaged, or of another encoder.
         """
         file = self.folder / f"{name}.npz"
+        if not file.exists():
+            return None
         try:
             with on_disk(file) as local, np.load(local, allow_pickle=False) as stored:
                 arrays = dict(stored.items())
-        except FileNotFoundError:
-            return None
         except (OSError, ValueError, EOFError, BadZipFile) as error:
             raise UserError(f"cache ({file}) is damaged: delete it") from error
         if str(arrays.get("encoder")) != self.encoder:
