@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 from pydantic import model_validator as checked
 
 from pipelines.config.base import Datasets, JobConfig, Location, Name
-from pipelines.config.evaluate import EvaluateSettings, Measure
+from pipelines.config.evaluate import CheapMeasure, EvaluateSettings
 from pipelines.config.pretrain import PretrainSettings
 from pipelines.config.promote import PromoteSettings
 from pipelines.config.space import Domain, flat_space, wanted_values
@@ -52,7 +52,7 @@ class StoppingSettings(Config):
 class ScoreSettings(Config):
     """The score that trials are compared by: of frozen features, never the loss."""
 
-    measure: Measure = "knn"
+    measure: CheapMeasure = "knn"
     """Score to search by: k-NN, a probe, or `retrieval` (recall@5 of the modality that asks)."""
     modality: Modality = "mean"
     """Encoder that is scored: one, the `mean` of both, or `both` as two objectives (early stopping
@@ -75,6 +75,14 @@ class RungSettings(EvaluateSettings):
     """Scores the network before training too."""
     num_rungs: PositiveInt = 4
     """Number of scores of a trial, evenly spaced over its training, the last at its end."""
+
+    @checked(mode="after")
+    def _cheap(self) -> "RungSettings":
+        if "finetune" in self.measures:
+            raise ValueError(
+                "measures (finetune) must be left to final.evaluate: it trains the encoder again"
+            )
+        return self
 
 
 class FinalSettings(Config):

@@ -125,7 +125,7 @@ class _Bar:
     def __init__(self, columns: Sequence[str], done: float, total: float) -> None:
         self._counts, *speed = columns
         self._speed = "  ".join(speed)
-        self._bar = {"total": max(total, 1e-9), "completed": done}
+        self._total, self._done = max(total, 1e-9), done
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yields the line."""
@@ -135,7 +135,7 @@ class _Bar:
             yield Text(line, no_wrap=True, overflow="ellipsis")
             return
         grid = Table.grid(padding=(0, 2))
-        bar = ProgressBar(**self._bar, width=width)
+        bar = ProgressBar(self._total, self._done, width=width)
         grid.add_row(Text(self._counts), bar, Text(self._speed))
         yield grid
 
