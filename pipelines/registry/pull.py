@@ -1,5 +1,6 @@
 """Fetches whole registered models, verified, for `xkd pull` and for whoever runs their code."""
 
+import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,6 +31,7 @@ def fetch(version: EncoderVersion, server: str, folder: Path) -> Path:
     Raises:
         UserError: If it cannot be downloaded, or a file was changed, which it names.
     """
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         client = MlflowClient(server)
         # Not models:/NAME/VERSION, which MLflow looks up at the global registry.
