@@ -20,7 +20,8 @@ from pipelines.errors import UserError
 from pipelines.filesystems import store_failure
 from pipelines.leases import check_leases, leased, now_text
 from pipelines.redaction import one_line
-from pipelines.storage import AnyPath, RemotePath, folder_on_disk, remove_tree, upload
+from pipelines.storage import AnyPath, RemotePath, remove_tree
+from pipelines.transfers import folder_on_disk, upload
 
 _UPLOADS = 8
 """Files that are uploaded at a time."""

@@ -2,7 +2,7 @@
 
 pyarrow opens `s3://` and reads the usual variables (AWS_ENDPOINT_URL, AWS_REGION,
 AWS_ACCESS_KEY_ID and so on). The text after the bucket is the literal key, without escapes; so it
-is for `gs://`. pyarrow also opens `abfs://` and `hdfs://`; fsspec opens every other scheme.
+is for `gs://` and `abfs://`. pyarrow also opens `hdfs://`; fsspec opens every other scheme.
 
 Requests to a bucket that does not answer, or says that it is overloaded, are repeated for about a
 minute and a half. The first request of a process is repeated for some seconds only, because the
@@ -28,7 +28,8 @@ from pipelines.errors import UserError
 from pipelines.paths import is_uri
 from pipelines.redaction import one_line
 
-_OF_PYARROW = frozenset({"abfs", "abfss", "hdfs", "viewfs", "file"})
+_AZURE = frozenset({"abfs", "abfss", "az"})
+_OF_PYARROW = frozenset({"hdfs", "viewfs", "file"})
 _WEB = frozenset({"http", "https"})
 _FIRST_ATTEMPTS = 9
 """Of the first request to a bucket. Pauses double from 50 ms: about 13 s in all."""
@@ -83,6 +84,8 @@ def filesystem_of(location: str) -> tuple[pafs.FileSystem, str]:
             return _s3(bucket, _s3_endpoint()), rest.rstrip("/")
         if scheme.lower() in ("gs", "gcs"):
             return _gcs(), rest.rstrip("/")
+        if scheme.lower() in _AZURE:
+            return _azure(os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")), rest.rstrip("/")
         if scheme.lower() in _OF_PYARROW:
             return pafs.FileSystem.from_uri(location)
         filesystem, path = url_to_fs(location)
@@ -152,6 +155,13 @@ def store_failure(error: BaseException) -> str:
     """Returns why a store refused, in one line with what to look at."""
     text = one_line(error)
     return next((f"{remedy} ({text})" for sign, remedy in _REMEDIES.items() if sign in text), text)
+
+
+@lru_cache(maxsize=4)
+def _azure(account: str) -> pafs.AzureFileSystem:
+    if not account:
+        raise ValueError("set AZURE_STORAGE_ACCOUNT_NAME; the URI is abfs://CONTAINER/PATH")
+    return pafs.AzureFileSystem(account, account_key=os.environ.get("AZURE_STORAGE_KEY"))
 
 
 @lru_cache(maxsize=1)

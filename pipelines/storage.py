@@ -12,30 +12,25 @@ and writes results is the same for both. A bucket has no folders, renames or loc
 
 import os
 import shutil
-import tempfile
-import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-import pyarrow as pa
-from pyarrow import fs as pafs
+from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import UserError
-from pipelines.filesystems import filesystem_of, is_web, store_failure
 from pipelines.paths import is_uri
 
-_ONE_REQUEST_BYTES = 64_000_000
-"""Largest file that is kept in memory and written at once, in bytes."""
-_MAX_COPY_BYTES = 5_000_000_000
-"""Largest object that S3 copies in one request, in bytes."""
-_CHUNK_BYTES = 8_000_000
-_TEMPORARY = "xkd-upload-"
-_KEPT_SECONDS = 3600.0
+if TYPE_CHECKING:
+    from pyarrow import fs as pafs
+
+
+def _opened(uri: str) -> "tuple[pafs.FileSystem, str]":
+    # The help of a job, which knows these paths, shows without loading pyarrow.
+    from pipelines.filesystems import filesystem_of
+
+    return filesystem_of(uri)
 
 
 @dataclass(frozen=True, order=True)
@@ -97,15 +92,15 @@ class RemotePath:
 
     def exists(self) -> bool:
         """Whether there is a file here, or a folder that is not empty."""
-        return self._info().type != pafs.FileType.NotFound
+        return self._info().type.name != "NotFound"
 
     def is_file(self) -> bool:
         """Whether this is a file."""
-        return self._info().type == pafs.FileType.File
+        return self._info().type.name == "File"
 
     def is_dir(self) -> bool:
         """Whether this is a folder."""
-        return self._info().type == pafs.FileType.Directory
+        return self._info().type.name == "Directory"
 
     def size(self) -> int:
         """Size of the file, in bytes.
@@ -114,7 +109,7 @@ class RemotePath:
             FileNotFoundError: If there is none.
         """
         info = self._info()
-        if info.type != pafs.FileType.File:
+        if info.type.name != "File":
             raise FileNotFoundError(2, "No such file", self.uri)
         return int(info.size)
 
@@ -125,7 +120,7 @@ class RemotePath:
             FileNotFoundError: If there is none.
         """
         info = self._info()
-        if info.type == pafs.FileType.NotFound:
+        if info.type.name == "NotFound":
             raise FileNotFoundError(2, "No such file", self.uri)
         return info.mtime_ns or 0
 
@@ -135,7 +130,7 @@ class RemotePath:
     def open(self, mode: str = "rb") -> Any:
         """Opens the file for reading bytes at any position."""
         assert mode == "rb"
-        filesystem, path = filesystem_of(self.uri)
+        filesystem, path = _opened(self.uri)
         return filesystem.open_input_file(path)
 
     def read_bytes(self) -> bytes:
@@ -149,14 +144,16 @@ class RemotePath:
 
     def write_bytes(self, data: bytes) -> None:
         """Writes the file in one request, whole or not at all."""
-        filesystem, path = filesystem_of(self.uri)
+        filesystem, path = _opened(self.uri)
         with filesystem.open_output_stream(path, compression=None) as stream:
             stream.write(data)
 
     def iterdir(self) -> Iterator["RemotePath"]:
         """Yields what the folder holds; nothing if it does not exist."""
-        filesystem, path = filesystem_of(self.uri)
-        selector = pafs.FileSelector(path, allow_not_found=True)
+        filesystem, path = _opened(self.uri)
+        from pyarrow.fs import FileSelector
+
+        selector = FileSelector(path, allow_not_found=True)
         names = {PurePosixPath(info.path).name for info in filesystem.get_file_info(selector)}
         for name in sorted(names - {self.name}):
             yield self / name
@@ -172,7 +169,7 @@ class RemotePath:
 
     def unlink(self, *, missing_ok: bool = False) -> None:
         """Removes the file."""
-        filesystem, path = filesystem_of(self.uri)
+        filesystem, path = _opened(self.uri)
         try:
             filesystem.delete_file(path)
         except FileNotFoundError:
@@ -181,12 +178,12 @@ class RemotePath:
 
     def rename(self, target: "RemotePath") -> "RemotePath":
         """Moves the file, replacing another one; the store copies it."""
-        filesystem, path = filesystem_of(self.uri)
-        filesystem.move(path, filesystem_of(target.uri)[1])
+        filesystem, path = _opened(self.uri)
+        filesystem.move(path, _opened(target.uri)[1])
         return target
 
-    def _info(self) -> pafs.FileInfo:
-        filesystem, path = filesystem_of(self.uri)
+    def _info(self) -> "pafs.FileInfo":
+        filesystem, path = _opened(self.uri)
         return filesystem.get_file_info(path)
 
 
@@ -207,9 +204,9 @@ def sorted_files(folder: AnyPath, pattern: str) -> list[AnyPath]:
     return sorted(found, key=str)
 
 
-def ray_storage(location: str) -> tuple[pafs.FileSystem | None, str]:
+def ray_storage(location: str) -> "tuple[pafs.FileSystem | None, str]":
     """Returns the filesystem and path that Ray keeps its own files at; None for a disk."""
-    return filesystem_of(location) if is_uri(location) else (None, location)
+    return _opened(location) if is_uri(location) else (None, location)
 
 
 def size_of(path: AnyPath) -> int:
@@ -226,7 +223,7 @@ def remove_tree(folder: AnyPath) -> None:
     if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=True)
         return
-    filesystem, path = filesystem_of(folder.uri)
+    filesystem, path = _opened(folder.uri)
     try:
         filesystem.delete_dir(path)
     except FileNotFoundError:
@@ -239,6 +236,10 @@ def check_writable(location: str) -> None:
     Raises:
         UserError: If it cannot.
     """
+    import pyarrow as pa
+
+    from pipelines.filesystems import is_web, store_failure
+
     folder = path_of(location)
     if is_web(location):
         raise UserError(f"output ({location}) must be a folder or in a bucket, not on a web server")
@@ -259,78 +260,3 @@ def check_writable(location: str) -> None:
         raise UserError(f"output ({location}) must be a folder, but {folder} is a file")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"output ({location}) is not writable")
-
-
-def upload(source: Path, target: RemotePath, via: RemotePath | None = None) -> Iterator[None]:
-    """Writes a local file to a bucket, whole or not at all.
-
-    A stream to a bucket has no way back: what was written appears when the stream is closed, also
-    after a mistake. So a large file first goes to another key, which the store then copies.
-
-    Args:
-        source: The local file.
-        target: Where it appears.
-        via: The key of the unfinished file; by default small files need none, and that of others
-            lies beside `target`.
-
-    Yields:
-        Once, before the file appears. The caller may raise here.
-    """
-    size = source.stat().st_size
-    if (via is None and size <= _ONE_REQUEST_BYTES) or size == 0:
-        data = source.read_bytes()
-        yield
-        target.write_bytes(data)
-        return
-    if size > _MAX_COPY_BYTES and target.uri.startswith("s3://"):
-        yield
-        _stream(source, target)
-        return
-    unfinished = via or target.with_name(f".{target.name[:100]}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        _stream(source, unfinished)
-        yield
-        unfinished.rename(target)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-
-
-def _stream(source: Path, target: RemotePath) -> None:
-    filesystem, path = filesystem_of(target.uri)
-    with (
-        source.open("rb") as file,
-        filesystem.open_output_stream(path, compression=None) as stream,
-    ):
-        shutil.copyfileobj(file, stream, _CHUNK_BYTES)
-    if target.size() != source.stat().st_size:
-        raise OSError(f"({target}) holds {target.size():,} bytes of {source.stat().st_size:,}")
-
-
-@contextmanager
-def folder_on_disk() -> Iterator[Path]:
-    """Yields a folder in TMPDIR for files on their way to or from a bucket.
-
-    Folders that killed processes left an hour ago are removed.
-    """
-    for left in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*-*"):
-        pid = left.name.removeprefix(_TEMPORARY).partition("-")[0]
-        with suppress(OSError):
-            is_old = time.time() - left.stat().st_mtime > _KEPT_SECONDS
-            if is_old and not Path("/proc", pid).exists():
-                shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f"{_TEMPORARY}{os.getpid()}-") as folder:
-        yield Path(folder)
-
-
-@contextmanager
-def on_disk(file: AnyPath) -> Iterator[Path]:
-    """Yields a file, or a copy of a remote one that is removed afterwards."""
-    if isinstance(file, Path):
-        yield file
-        return
-    with folder_on_disk() as folder:
-        copy = folder / file.name
-        with file.open() as stream, copy.open("wb") as content:
-            shutil.copyfileobj(stream, content, _CHUNK_BYTES)
-        yield copy

@@ -1,19 +1,13 @@
 """`python -m ray_jobs.evaluate CONFIG.yaml`: scores the features of an encoder."""
 
 import sys
-from pathlib import Path
 from typing import Literal
 
 from pipelines.config.base import locations_of
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.dataset.joined import open_datasets
-from pipelines.evaluation.evaluate import (
-    Evaluation,
-    Sources,
-    check_evaluate,
-    evaluate,
-    networks_to_score,
-)
+from pipelines.evaluation.checks import Sources, check_evaluate, networks_to_score
+from pipelines.evaluation.evaluate import Evaluation, evaluate
 from pipelines.evaluation.intervals import Figure
 from pipelines.evaluation.networks import EncoderSource
 from pipelines.evaluation.scores import (
@@ -25,6 +19,7 @@ from pipelines.evaluation.scores import (
 )
 from pipelines.quantities import counted
 from pipelines.registry.encoder_sources import encoder_sources
+from pipelines.storage import AnyPath, path_of
 from pipelines.tracking.runs import RunRef
 from ray_jobs.cli.checks import check_gpus, environment_mistakes, gpu_mistakes, messages
 from ray_jobs.cli.cluster import connected
@@ -60,7 +55,7 @@ def _mistakes(config: EvaluateConfig) -> tuple[str, ...]:
 
 
 def _found(
-    config: EvaluateConfig, setting: Literal["checkpoint", "against"], copies: Path | None = None
+    config: EvaluateConfig, setting: Literal["checkpoint", "against"], copies: AnyPath | None = None
 ) -> tuple[EncoderSource, ...]:
     return encoder_sources(
         getattr(config, setting),
@@ -72,7 +67,7 @@ def _found(
     )
 
 
-def _networks(config: EvaluateConfig, copies: Path | None = None) -> Sources:
+def _networks(config: EvaluateConfig, copies: AnyPath | None = None) -> Sources:
     return networks_to_score(
         config, _found(config, "checkpoint", copies), _found(config, "against", copies)
     )
@@ -86,7 +81,7 @@ def evaluate_stage(config: EvaluateConfig, parent: RunRef | None = None) -> Eval
     """
     check_gpus({"use_gpu": config.use_gpu})
     progress = StageProgress("evaluate", "clips")
-    networks = _networks(config, Path(config.output) / "encoders")
+    networks = _networks(config, path_of(config.output) / "encoders")
     evaluation = evaluate(config, networks, on_progress=progress, parent=parent)
     progress.finish(
         f"{counted(len(evaluation.features.clip_ids), 'clip')}; {evaluation.scores_file}"

@@ -13,6 +13,7 @@ from pipelines.config.suite import SuiteConfig, SuiteEntry
 from pipelines.errors import UserError
 from pipelines.evaluation.card import CardEntry, card_rows, write_card
 from pipelines.quantities import counted
+from pipelines.storage import path_of
 from pipelines.tracking.runs import open_run, tracked
 from ray_jobs.cli.checks import environment_mistakes, messages
 from ray_jobs.cli.cluster import connected
@@ -76,14 +77,14 @@ def plan(config: SuiteConfig) -> JobPlan:
 def work(config: SuiteConfig) -> None:
     """Evaluates one after another and writes the card."""
     entries: list[CardEntry] = []
-    output = Path(config.output)
+    output = path_of(config.output)
     output.mkdir(parents=True, exist_ok=True)
     with connected(config.ray), tracked(open_run(config, "suite", config.name)) as run:
         for name, one in evaluations(config).items():
             entries.append(CardEntry(name, one, evaluate_stage(one, run).scores))
             # After each, so that what is done is on the card if a later one fails.
             card = write_card(output, config.name, entries)
-        run.client().log_artifact(run.run_id, str(card))
+        run.log_file(card)
     StageProgress("suite", "evaluations").finish(counted(len(entries), "evaluation"))
     print(_table(entries))
     print(f"card: {card}")

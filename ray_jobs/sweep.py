@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from rich.table import Table
+from rich.console import RenderableType
+from rich.text import Text
 
 from pipelines.config.base import locations_of, settings_without_password
 from pipelines.config.describe import may_change
@@ -47,7 +48,7 @@ from pipelines.tracking.run_folder import RunFolder
 from pipelines.tracking.runs import RunRef, tracked
 from ray_jobs.cli.checks import check_gpus, environment_mistakes, gpu_mistakes, messages
 from ray_jobs.cli.cluster import connected, ray_address
-from ray_jobs.cli.console import StageProgress, table
+from ray_jobs.cli.console import FittedTable, StageProgress, table
 from ray_jobs.cli.job import Job, JobPlan, run_job
 from ray_jobs.cli.jobs import JOBS
 from ray_jobs.evaluate import evaluate_stage, score_table
@@ -210,34 +211,28 @@ def final_config(config: SweepConfig, best: Trial, folder: AnyPath) -> PretrainC
     )
 
 
-def _trials_on_terminal(config: SweepConfig, folder: AnyPath) -> Table:
+def _trials_on_terminal(config: SweepConfig, folder: AnyPath) -> RenderableType:
     """Returns the running and the best trials, as many as a terminal shows."""
     ranked = by_score(config, read_trials(folder))
+    if not ranked:
+        return Text("no trial has started", style="dim")
     running = [trial for trial in ranked if trial.status == "running"]
     ended = [trial for trial in ranked if trial.status != "running"]
     shown = [*running, *ended][:_TRIALS_SHOWN]
-    header, *rows = _trial_rows(config, shown)
-    found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name in header:
-        is_last = name == header[-1]
-        found.add_column(name, no_wrap=True, overflow="ellipsis", ratio=1 if is_last else None)
-    for row in rows:
-        found.add_row(*row)
-    if hidden := len(ranked) - len(shown):
-        found.add_row(f"and {hidden} more")
-    return found
+    hidden = len(ranked) - len(shown)
+    return FittedTable(_trial_rows(config, shown), f"and {hidden} more" if hidden else "")
 
 
 def _trial_table(config: SweepConfig, trials: Sequence[Trial]) -> str:
-    return table(_trial_rows(config, trials))
+    return table(_trial_rows(config, by_score(config, trials)))
 
 
 def _trial_rows(config: SweepConfig, trials: Sequence[Trial]) -> list[tuple[str, ...]]:
-    """Returns a header and the trials, the best first."""
+    """Returns a header and the trials in their order."""
     rows: list[tuple[str, ...]] = [
         ("trial", "status", "rungs", "video", "audio", "objective", "values")
     ]
-    for trial in by_score(config, trials):
+    for trial in trials:
         values = ", ".join(
             f"{key.split('.')[-1]} {format_value(v)}" for key, v in trial.values.items()
         )

@@ -1,1 +1,1 @@
-"""What may be set: one module per job, as `conf/` has one folder per job."""
+"""The settings: one module per job, as `conf/` has one folder per job."""

@@ -1,8 +1,8 @@
-"""What the settings of all jobs share: names, paths, MLflow, Ray and limits.
+"""Settings that all jobs share: names, paths, MLflow, Ray and limits.
 
-A stage's `...Settings` say how it works; the job's `...Config` adds what it reads and writes, so
-that the main job holds the settings of every stage and fills in the paths itself. Relative paths
-start at `XKD_HOME`, or at the working directory if it is not set.
+The `...Settings` of a stage configure its work. The `...Config` of its job adds what it reads and
+writes, so the main job can hold the settings of every stage and fill in the paths itself. Relative
+paths start at `XKD_HOME`, or at the working directory if it is not set.
 """
 
 import re
@@ -45,7 +45,7 @@ def locations_of(datasets: Datasets) -> tuple[str, ...]:
 
 
 class TrackingSettings(Config):
-    """Where MLflow keeps what a job measures."""
+    """The MLflow that a job logs to."""
 
     uri: str | None = None
     """Address of an MLflow server, or `sqlite:///FILE`. Default: MLFLOW_TRACKING_URI, or else the
@@ -55,7 +55,7 @@ class TrackingSettings(Config):
 
 
 class RaySettings(Config):
-    """Which Ray a job runs on."""
+    """The Ray that a job runs on."""
 
     address: str | None = None
     """A running cluster: `auto`, `HOST:PORT` or `ray://HOST:PORT`. Default: RAY_ADDRESS, or else a
@@ -67,22 +67,22 @@ class RaySettings(Config):
 
 
 class JobConfig(Config):
-    """What every job has."""
+    """Settings of every job."""
 
     tracking: TrackingSettings = Field(TrackingSettings(), json_schema_extra={"may_change": True})
     ray: RaySettings = Field(RaySettings(), json_schema_extra={"may_change": True})
 
 
 class DecoderSettings(Config):
-    """How far the processes that decode are confined."""
+    """Confinement of the processes that decode."""
 
     sandbox: Literal["required", "best"] = "best"
-    """`required`: do not start where the kernel lacks seccomp or Landlock; `best`: with what it
-    has, which the job says."""
+    """`required` refuses to start if the kernel lacks seccomp or Landlock. `best` uses what the
+    kernel has, which the job reports."""
 
 
 class LimitsSettings(Config):
-    """The most that one source may cost. Sources above a limit are rejected."""
+    """Limits of one source. Sources above a limit are rejected."""
 
     max_bytes: PositiveInt = 50_000_000_000
     """Size of a file, bytes."""
@@ -92,30 +92,30 @@ class LimitsSettings(Config):
     """Length of a source, seconds."""
     max_damaged_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25
     """Share of the packets of a source's picture, or of its sound, that may be damaged. A damaged
-    frame spoils those that are predicted from it as well; files with a few bad sectors, or that
-    were cut off, stay below a fifth, and those that show mostly noise lie far above."""
+    frame spoils those that are predicted from it too. Files with a few bad sectors, or that
+    were cut off, stay below a fifth; files that show mostly noise are far above."""
     max_decode_seconds: PositiveFloat = 600.0
     """Time without a new segment from the decoder, seconds."""
     max_decode_ratio: PositiveFloat = 20.0
-    """Time that decoding a whole source may take, in seconds per second of the source, beside
-    `max_decode_seconds`. Counts waiting and CPU, so that a file that gives a segment now and then
-    ends as well; 8K video takes about 10 on one core."""
+    """Time to decode a whole source, in seconds per second of the source, in addition to
+    `max_decode_seconds`. Counts wall and CPU time, so that files that give a segment now and then
+    are stopped too. 8K video takes about 10 on one core."""
     max_memory_bytes: PositiveInt = 4_000_000_000
-    """Address space of a decoder beyond what it has when idle, bytes."""
+    """Address space of a decoder beyond its idle state, bytes."""
     max_spool_bytes: PositiveInt = 20_000_000_000
-    """Disk on each machine for remote files while they are decoded, bytes, in TMPDIR. Rejects a
-    file that is larger by itself."""
+    """Disk space in TMPDIR of each machine for remote files that are being decoded, bytes. Rejects
+    files that are larger."""
     formats: Literal["common", "all"] = "common"
-    """`common`: the 12 containers and 25 codecs of usual corpora; a file in another one goes to the
-    rejects. `all`: whatever FFmpeg decodes, which gives a hostile file more code to attack."""
+    """`common` allows the 12 containers and 25 codecs of usual corpora, and rejects other files.
+    `all` allows whatever FFmpeg decodes, which gives hostile files more code to attack."""
     max_hashed_remote_bytes: NonNegativeInt = 64_000_000
     """Hashes the bytes of remote files up to this size, and keeps them in TMPDIR until they are
-    decoded if `max_spool_bytes` has room; for larger ones the version tag of the store stands for
-    the content. Bytes."""
+    decoded if `max_spool_bytes` has room. Larger files are identified by the version tag of the
+    store. Bytes."""
 
 
 def settings_without_password(config: JobConfig) -> dict[str, Any]:
-    """All settings as JSON for files that others may read: without the server's password."""
+    """Returns all settings as JSON without the password of the server, for files and logs."""
     values = config.model_dump(mode="json")
     if values["tracking"]["uri"]:
         values["tracking"]["uri"] = redacted(values["tracking"]["uri"])

@@ -1,4 +1,4 @@
-"""What differs between the settings that a run began with and those it would go on with."""
+"""Compares the settings that a run began with and those that would continue it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,12 +10,12 @@ from pipelines.config.dotted import flat
 
 
 def fixed_settings(schema: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings by dotted names, without those that may change when a run goes on."""
+    """Returns settings by dotted name, without those that may change when a run continues."""
     return {name: value for name, value in flat(values).items() if not may_change(schema, name)}
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """Every setting that is not the same there and here, in words.
+    """Describes each setting that differs there and here.
 
     >>> differences({"seed": 0, "splits": ["train"]}, {"seed": 1, "splits": ["train"]})
     ['seed is 0 there and 1 here']
@@ -30,14 +30,14 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 def changed_settings(
     schema: type[BaseModel], began_with: Mapping[str, Any], now: Mapping[str, Any]
 ) -> list[str]:
-    """The settings that must not change and did, in words."""
+    """Describes the settings that changed but must not."""
     return differences(fixed_settings(schema, began_with), fixed_settings(schema, now))
 
 
 def with_defaults(schema: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of an older version with the defaults of those that it did not have.
+    """Adds defaults of newer settings to the settings of an older version.
 
-    Values that the schema no longer takes are returned as they are, so that the difference is said.
+    Values that the schema no longer accepts are returned unchanged, so that the difference shows.
     """
     try:
         return schema.model_validate(values).model_dump(mode="json")

@@ -7,7 +7,7 @@ from xkd_core.config import Config
 
 
 class DatasetSettings(Config):
-    """How a clip dataset is looked through."""
+    """How a clip dataset is reviewed."""
 
     against: tuple[Location, ...] = ()
     """Other clip datasets, such as those to evaluate on: training clips that resemble clips there
@@ -19,7 +19,7 @@ class DatasetSettings(Config):
 
 
 class DatasetConfig(DatasetSettings, JobConfig):
-    """`ray_jobs.dataset`: a page about a clip dataset, and the clips to leave out of training."""
+    """`ray_jobs.dataset`: a page about a clip dataset, and lists of clips to exclude."""
 
     dataset: Location
     """Folder of the clip dataset."""

@@ -1,4 +1,4 @@
-"""What a schema says about its settings: names, defaults, meanings, and which may change."""
+"""Describes the settings of a schema: names, defaults, meanings, and which may change."""
 
 import types
 from collections.abc import Iterator, Sequence
@@ -8,10 +8,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 _MAY_CHANGE = "may_change"
-"""The mark of a setting that may differ when a run goes on, in `json_schema_extra` of its field.
+"""Mark of a setting that may differ when a run continues, in `json_schema_extra` of its field.
 
-On a section it counts for all settings in it. A list in place of True names those settings of the
-section that may change; the marks inside then do not count.
+On a section, it applies to all settings in it. A list instead of True names the settings of the
+section that may change, and overrides the marks inside.
 """
 
 _REQUIRED = object()
@@ -19,15 +19,15 @@ _REQUIRED = object()
 
 
 class Setting(NamedTuple):
-    """One setting as `--help` lists it."""
+    """A setting as `--help` lists it."""
 
     name: str
-    """Dotted."""
+    """Dotted name."""
     default: str
-    """As Python writes it, or `required`."""
+    """The default as a Python literal, or `required`."""
     meaning: str
     may_change: bool
-    """Whether it may differ when a run goes on."""
+    """Whether it may differ when a run continues."""
 
 
 def setting_descriptions(schema: type[BaseModel]) -> Iterator[Setting]:
@@ -39,7 +39,7 @@ def setting_descriptions(schema: type[BaseModel]) -> Iterator[Setting]:
 
 
 def section_description(schema: type[BaseModel], section: str) -> str:
-    """Describes the section of this dotted name: what its field says, or else its class."""
+    """Returns the description of a section, from its field or else from its class."""
     *path, name = section.split(".")
     owner = section_of(annotation_of(schema, path)) if path else schema
     field = owner.model_fields.get(name) if owner else None
@@ -49,7 +49,7 @@ def section_description(schema: type[BaseModel], section: str) -> str:
 
 
 def may_change(schema: type[BaseModel], name: str) -> bool:
-    """Whether the setting of this dotted name may differ when a run goes on.
+    """Returns whether a setting may differ when a run continues.
 
     >>> from pipelines.config.pretrain import PretrainConfig
     >>> may_change(PretrainConfig, "tracking.uri"), may_change(PretrainConfig, "seed")
@@ -86,7 +86,7 @@ def short_form(schema: type[BaseModel], path: Sequence[str]) -> str | None:
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The schema of a section, which may be one that can be left out (`FinalSettings | None`)."""
+    """Returns the schema of a section, even an optional one (`FinalSettings | None`), or None."""
     options = get_args(annotation) if is_union(annotation) else (annotation,)
     for option in options:
         if isinstance(option, type) and issubclass(option, BaseModel):
@@ -95,7 +95,7 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def annotation_of(schema: type[BaseModel], path: Sequence[str]) -> Any:
-    """The type of a setting, or None if the schema has none at this path."""
+    """Returns the type of a setting; None if the schema has no such path."""
     found: Any = schema
     for part in path:
         if get_origin(found) is dict:
@@ -113,7 +113,7 @@ def annotation_of(schema: type[BaseModel], path: Sequence[str]) -> Any:
 
 
 def is_union(annotation: Any) -> bool:
-    """Whether a type is one of several."""
+    """Returns whether a type is a union."""
     return get_origin(annotation) in (Union, types.UnionType)
 
 
@@ -134,7 +134,7 @@ def _fields(
             value = _REQUIRED
         else:
             value = field.get_default(call_default_factory=True)
-        # A section that can be left out is a setting itself: None, or what stands under it.
+        # An optional section is a setting itself, whose value may be None.
         if section is None or is_union(field.annotation):
             yield prefix + name, field, value
         if section is not None:

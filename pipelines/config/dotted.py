@@ -1,4 +1,4 @@
-"""Settings by their dotted names: `section.key`."""
+"""Settings by dotted name: `section.key`."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as `section.key: value`."""
+    """Flattens nested settings to `section.key: value`."""
     result: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -17,7 +17,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def merged(base: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings with dotted ones put over them.
+    """Overrides nested settings by dotted ones.
 
     >>> merged({"objective": {"alignment_weight": 1.0}}, {"objective.refinement": "none"})
     {'objective': {'alignment_weight': 1.0, 'refinement': 'none'}}

@@ -12,7 +12,7 @@ from pipelines.config.base import (
 
 
 class EmbedConfig(JobConfig):
-    """`ray_jobs.embed`: a registered model over any media becomes a Parquet of embeddings."""
+    """`ray_jobs.embed`: runs a registered model over media and writes embeddings."""
 
     name: Name = "embed"
     """Name of the MLflow run."""

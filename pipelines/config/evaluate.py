@@ -6,6 +6,7 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -22,7 +23,9 @@ REGISTERED = "models:/"
 NUM_FOLDS = {"ucf101": 3, "hmdb51": 3, "esc50": 5}
 """Folds of the published datasets that have several."""
 
-Measure = Literal["knn", "linear", "svm", "attentive", "layers", "retrieval"]
+CheapMeasure = Literal["knn", "linear", "svm", "attentive", "layers", "retrieval"]
+"""Measures of frozen features."""
+Measure = Literal[CheapMeasure, "finetune"]
 
 
 def _registered_or_path(weights: str) -> str:
@@ -36,6 +39,49 @@ def _as_list(value: Any) -> Any:
 Weights = Annotated[str, Field(min_length=1), AfterValidator(_registered_or_path)]
 """A checkpoint, the folder of a run, `models:/NAME@ALIAS`, or a file of the published method."""
 WeightsList = Annotated[tuple[Weights, ...], BeforeValidator(_as_list)]
+
+
+class FineTuneSettings(Config):
+    """How `finetune` trains an encoder; the defaults are published for UCF101."""
+
+    epochs: PositiveInt = 100
+    """Passes over the training clips."""
+    batch_size: PositiveInt = 96
+    """Clips of a step."""
+    learning_rate: PositiveFloat = 5e-4
+    """Of the head, after warm-up."""
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.45
+    """Factor of the learning rate from each layer to the one below it."""
+    weight_decay: NonNegativeFloat = 0.05
+    """AdamW's, not of biases, norms, CLS and positions."""
+    warmup_epochs: NonNegativeFloat = 5.0
+    """Epochs in which the rate rises from 0."""
+    final_rate: NonNegativeFloat = 2e-3
+    """Rate at the end of the cosine, as a share of `learning_rate`; 1 keeps it constant."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Share of a label that goes to all classes; not with several labels a clip."""
+    mixup: NonNegativeFloat = 0.6
+    """Parameter of the Beta distribution of mixup; 0 for none."""
+    cutmix: NonNegativeFloat = 0.5
+    """The same of cutmix, of videos alone; half of the batches have one, half the other."""
+    randaugment_operations: NonNegativeInt = 4
+    """Operations of RandAugment on each clip, the same for all its frames; 0 for none."""
+    randaugment_magnitude: Annotated[int, Field(ge=0, le=30)] = 7
+    """Their strength, 0 to 30."""
+    erasing: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25
+    """Share of the clips of which a box is filled with noise."""
+    crop_area: tuple[PositiveFloat, PositiveFloat] = (0.2, 0.766)
+    """Range of the area of a random crop."""
+    flip: bool = True
+    """Mirrors half of the videos."""
+    volume: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    """Largest change of a sound's volume, as a share."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    """Dropout before the head."""
+    score_every: PositiveInt = 10
+    """Epochs between scores with `selection=test`, of which the best is reported too."""
+    clips_gb: NonNegativeFloat = 4.0
+    """Memory in GB for clips that are kept between epochs; others are read again."""
 
 
 class EvaluateSettings(Config):
@@ -65,7 +111,8 @@ class EvaluateSettings(Config):
     on the test clips scores beside the honest score, as the published figures were chosen."""
     measures: Annotated[tuple[Measure, ...], Field(min_length=1)] = ("knn", "linear", "retrieval")
     """What is measured: votes of neighbors, a linear probe, a linear SVM, an attentive probe, a
-    linear probe of several layers (all of labels), and retrieval between sound and picture."""
+    linear probe of several layers, fine-tuning (all of labels), and retrieval between sound and
+    picture."""
     fusion: tuple[Literal["both", "late", "missing"], ...] = ("both", "late")
     """How clips with picture and sound are scored by both: `both` concatenates the features, `late`
     averages the scores of the two modalities, `missing` takes the classifier of `both` where the
@@ -88,6 +135,7 @@ class EvaluateSettings(Config):
     """Training steps of the attentive probe, with `batch_size` clips each."""
     max_tokens_gb: PositiveFloat = 8.0
     """Memory in GB that the tokens of the attentive probe may take; beyond, the job refuses."""
+    finetune: FineTuneSettings = FineTuneSettings()
     retrieval_sizes: tuple[PositiveInt, ...] = (100, 1000)
     """Sizes of galleries that retrieval is measured in besides all clips, if there are more."""
     retrieval_max_clips: PositiveInt = 4096
@@ -152,7 +200,7 @@ class PublishedFigure(Config):
 
 
 class EvaluateConfig(EvaluateSettings, JobConfig):
-    """`ray_jobs.evaluate`: how good the features of an encoder are."""
+    """`ray_jobs.evaluate`: scores the features of an encoder."""
 
     name: Name = "evaluate"
     """Name of the MLflow run."""
@@ -175,3 +223,9 @@ class EvaluateConfig(EvaluateSettings, JobConfig):
     """Published figures to show beside."""
     output: Location
     """Folder for scores and features."""
+    cache: Location | None = None
+    """Folder of features by encoder, dataset and views, which evaluations may share. Default:
+    `features` in `output`."""
+    num_workers: PositiveInt | None = Field(None, json_schema_extra={"may_change": True})
+    """Workers that embed at a time, each with a CPU, or a GPU with `use_gpu`. Default: one process
+    for up to 4,096 clips, else one worker for each CPU or GPU of Ray."""

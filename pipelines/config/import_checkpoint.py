@@ -11,7 +11,7 @@ from pipelines.config.published import PublishedSettings
 
 
 class ImportConfig(PublishedSettings, JobConfig):
-    """`ray_jobs.import_checkpoint`: encoders of a published file enter the registry."""
+    """`ray_jobs.import_checkpoint`: registers encoders of a published file."""
 
     name: Name = "import"
     """Name of the MLflow run."""

@@ -1,4 +1,4 @@
-"""Settings of ingest: how media becomes a clip dataset."""
+"""Settings of ingest: how media are turned into a clip dataset."""
 
 from typing import Annotated, Literal
 
@@ -32,11 +32,11 @@ PublishedDataset = Literal[
     "fsd50k",
 ]
 _QUALITIES = {"raw": (0, 0, 0), "jpeg": (1, 95, 90), "h264": (0, 51, 20)}
-"""Least, most and default quality of each encoding."""
+"""Lowest, highest and default quality of each encoding."""
 
 
 class SyntheticSettings(Config):
-    """Synthetic clips, which stand in where no input is given."""
+    """Synthetic clips, which replace a missing input."""
 
     num_clips: Annotated[int, Field(ge=16)] = 300
     """Intact clips over all classes; two broken files are added."""
@@ -102,12 +102,12 @@ class IngestSettings(Config):
     frame_rate: PositiveFloat = 8.0
     """Frames stored for each second."""
     short_side: PositiveInt = 128
-    """Pixels of the shorter side of a stored frame; sources that are smaller keep their size. The
-    published preprocessing has 112; 128 leaves more pixels to crops of a part of the frame."""
+    """Pixels of the shorter side of a stored frame; smaller sources keep their size. The
+    published preprocessing uses 112; 128 keeps more detail for crops."""
     sample_rate: PositiveInt = 16_000
     """Audio samples stored for each second."""
     heldout_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
-    """Share of the sources in the split `test`, where the input names no splits. Drawn by content,
+    """Share of the sources in the split `test` if the input names no splits. Drawn by content,
     so a file always lies in the same split."""
     limits: LimitsSettings = LimitsSettings()
     decoder: DecoderSettings = Field(DecoderSettings(), json_schema_extra={"may_change": True})
@@ -115,7 +115,7 @@ class IngestSettings(Config):
     sources_per_shard: PositiveInt = 32
     """Sources whose clips share a Parquet file."""
     rows_per_group: PositiveInt = 16
-    """Rows of a Parquet row group, the unit that readers read."""
+    """Rows of a Parquet row group, the unit of reading."""
     num_workers: PositiveInt | None = Field(None, json_schema_extra={"may_change": True})
     """Decoders that run at a time. Default: one for each CPU of Ray."""
     max_reject_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
@@ -144,7 +144,7 @@ class IngestSettings(Config):
 
 
 class IngestConfig(IngestSettings, JobConfig):
-    """`ray_jobs.ingest`: a folder or list of media becomes a clip dataset."""
+    """`ray_jobs.ingest`: turns a folder or list of media into a clip dataset."""
 
     name: Name = "ingest"
     """Name of the MLflow run."""

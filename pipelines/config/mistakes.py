@@ -1,4 +1,4 @@
-"""What is wrong with values that do not fit a schema, in words."""
+"""Messages about values that do not fit a schema."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ _RENAMED = {"made": "synthetic"}
 
 
 class Mistake(NamedTuple):
-    """What is wrong with one value."""
+    """A mistake in one value."""
 
     path: tuple[str, ...]
     text: str
@@ -22,7 +22,7 @@ class Mistake(NamedTuple):
 
 
 def mistakes_in(values: Mapping[str, Any], schema: type[BaseModel]) -> list[str]:
-    """What is wrong with plain values, one sentence each; nothing if they fit the schema."""
+    """Returns one sentence for each mistake in plain values."""
     try:
         schema.model_validate(values)
     except ValidationError as error:
@@ -31,7 +31,7 @@ def mistakes_in(values: Mapping[str, Any], schema: type[BaseModel]) -> list[str]
 
 
 def described_mistakes(error: ValidationError, schema: type[BaseModel]) -> list[Mistake]:
-    """Every mistake that a validation found."""
+    """Returns the mistakes that a validation found."""
     return [
         Mistake(
             tuple(str(part) for part in mistake["loc"]),

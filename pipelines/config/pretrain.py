@@ -138,7 +138,7 @@ class PretrainSettings(MethodConfig):
 
 
 class PretrainConfig(PretrainSettings, JobConfig):
-    """`ray_jobs.pretrain`: a clip dataset becomes encoders."""
+    """`ray_jobs.pretrain`: trains encoders on a clip dataset."""
 
     name: Name
     """Name of the run. An existing run continues from its last checkpoint."""

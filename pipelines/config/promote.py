@@ -1,4 +1,4 @@
-"""Settings of promotion: how encoders enter the registry."""
+"""Settings of promotion: how encoders are registered."""
 
 from typing import Annotated, Literal
 
@@ -20,7 +20,7 @@ Alias = Annotated[Name, AfterValidator(_not_a_version)]
 
 
 class PromoteSettings(Config):
-    """How encoders enter the registry."""
+    """How encoders are registered, and when the alias moves."""
 
     model_prefix: Name = "xkd"
     """Registered names are `<prefix>-video` and `<prefix>-audio`."""

@@ -1,4 +1,4 @@
-"""The space of a sweep: a mapping from dotted settings to what each may be.
+"""The space of a sweep: a mapping from dotted settings to domains.
 
 A domain of `bundles` has a free name and sets several settings together, as an ablation does.
 """
@@ -18,7 +18,7 @@ _WholeNumber = Annotated[int, Field(ge=-_MAX_WHOLE, le=_MAX_WHOLE)]
 
 
 class Domain(Config):
-    """What one setting may be; exactly one of the kinds."""
+    """The domain of one setting; exactly one of the kinds."""
 
     choice: tuple[Any, ...] | None = None
     """One of these values."""
@@ -31,12 +31,12 @@ class Domain(Config):
     bundles: dict[str, dict[str, Any]] | None = None
     """Named groups of dotted settings with their values."""
     when: dict[str, Any] = Field(default_factory=dict)
-    """Searched only where these other entries of the space have the value, or one of the list;
-    elsewhere the setting stays as under `pretrain`."""
+    """Searches the setting only in trials in which these other entries of the space have the value,
+    or one of the list. Other trials use the value under `pretrain`."""
 
     @property
     def kind(self) -> str:
-        """Which kind it is."""
+        """The kind that is set."""
         return next(kind for kind in _KINDS if getattr(self, kind) is not None)
 
     @property

@@ -1,4 +1,4 @@
-"""Settings of a sweep: which settings of pretraining are searched, how, and by what score."""
+"""Settings of a sweep: the space, the search, and the score of a trial."""
 
 import re
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 from pydantic import model_validator as checked
 
 from pipelines.config.base import Datasets, JobConfig, Location, Name
-from pipelines.config.evaluate import EvaluateSettings, Measure
+from pipelines.config.evaluate import CheapMeasure, EvaluateSettings
 from pipelines.config.pretrain import PretrainSettings
 from pipelines.config.promote import PromoteSettings
 from pipelines.config.space import Domain, flat_space, wanted_values
@@ -25,7 +25,7 @@ class SearchSettings(Config):
     """`tpe` is Optuna's tree-structured Parzen estimator, over two objectives with
     `objective.modality: both`; `grid` takes every combination once."""
     num_trials: PositiveInt | None = None
-    """A grid has as many as combinations, or fewer if asked for; the others need a number."""
+    """Number of trials. A grid defaults to all combinations; the other kinds need a number."""
     startup_trials: PositiveInt = 8
     """Trials drawn at random before `tpe` learns from them."""
     seed: NonNegativeInt = 0
@@ -33,55 +33,63 @@ class SearchSettings(Config):
 
 
 class StoppingSettings(Config):
-    """Which trials end before their training does."""
+    """Early stopping of trials."""
 
     kind: Literal["none", "asha", "median"] = "asha"
-    """`asha`: at a rung only the best 1/reduction_factor go on; `median`: those whose best score
-    is below the median of the others' running means end."""
+    """`asha` continues only the best 1/reduction_factor of trials at each rung. `median` stops
+    trials whose best score is below the median of the others' running means."""
     grace_rungs: PositiveInt = 1
-    """Rungs that every trial gets."""
+    """Rungs that every trial reaches."""
     reduction_factor: Annotated[float, Field(gt=1.0)] = 2.0
     """With `asha`, one of this many trials continues at each rung."""
     min_trials: PositiveInt = 3
-    """Other trials that `median` needs."""
+    """Number of other trials that `median` needs."""
     collapsed: bool = True
-    """End a trial whose features collapse, which takes workers that see 4 clips at once; one that
-    collapses as late as the last rung counts as collapsed too. Without it such a trial completes,
-    may be the best, and is marked."""
+    """Stops trials whose features collapse, also at the last rung. The check needs workers that see
+    at least 4 clips at once. If false, such a trial completes with a mark, and may be the best."""
 
 
 class ScoreSettings(Config):
-    """What a trial is judged by: a score of frozen features, never its loss."""
+    """The score that trials are compared by: of frozen features, never the loss."""
 
-    measure: Measure = "knn"
+    measure: CheapMeasure = "knn"
     """Score to search by: k-NN, a probe, or `retrieval` (recall@5 of the modality that asks)."""
     modality: Modality = "mean"
-    """Encoder that is scored; `mean` of both, or `both` as two objectives (early stopping then
-    goes by the mean)."""
+    """Encoder that is scored: one, the `mean` of both, or `both` as two objectives (early stopping
+    then uses the mean)."""
 
 
 class RungSettings(EvaluateSettings):
-    """How the teachers (or students) are scored while a trial trains."""
+    """How teachers (or students) are scored during a trial."""
 
     dataset: Datasets | None = None
-    """Labelled clip dataset; by default the one that is trained on."""
+    """Labelled clip dataset. Default: the dataset of the training."""
     test_splits: tuple[str, ...] = ("val", "test")
-    """The first that there is; a choice made on `test` leaves no clips to report on."""
+    """Splits to score: the first of these that the dataset has. A choice made on `test` leaves no
+    clips for an unbiased report."""
     num_windows: PositiveInt = 1
-    """Windows of a segment whose features are averaged. Fewer than at the end, to save time."""
+    """Windows of a segment whose features are averaged; fewer than in `evaluate`, to save time."""
     fusion: tuple[Literal["both", "late"], ...] = ()
-    """Scores of both modalities together, which no objective takes."""
+    """Scores of both modalities together, which no objective uses."""
     untrained_baseline: bool = False
     """Scores the network before training too."""
     num_rungs: PositiveInt = 4
-    """Times that a trial is scored, evenly spread over its training, the last at its end."""
+    """Number of scores of a trial, evenly spaced over its training, the last at its end."""
+
+    @checked(mode="after")
+    def _cheap(self) -> "RungSettings":
+        if "finetune" in self.measures:
+            raise ValueError(
+                "measures (finetune) must be left to final.evaluate: it trains the encoder again"
+            )
+        return self
 
 
 class FinalSettings(Config):
-    """The full-length training of the best settings, which ends in the registry."""
+    """The full-length training of the best settings, whose encoders are registered."""
 
     epochs: PositiveFloat | None = None
-    """By default those of the trials."""
+    """Epochs of the training. Default: those of the trials."""
     evaluate: EvaluateSettings = EvaluateSettings()
     promote: PromoteSettings = PromoteSettings()
 
@@ -96,10 +104,10 @@ class FinalSettings(Config):
 
 
 class SweepConfig(JobConfig):
-    """`ray_jobs.sweep`: many short trainings find the settings of a long one."""
+    """`ray_jobs.sweep`: finds settings for a long training by many short ones."""
 
     name: Name
-    """Name of the sweep; a sweep that exists goes on where it stopped."""
+    """Name of the sweep. An existing sweep continues where it stopped."""
     dataset: Datasets
     """Folder of the clip dataset, or a list of folders whose clips count as one dataset."""
     output: Location
@@ -107,7 +115,7 @@ class SweepConfig(JobConfig):
     pretrain: PretrainSettings = Field(
         json_schema_extra={"may_change": ["max_failures", "log_every"]}
     )
-    """What all trials have in common; without `cpus_per_worker` a worker gets one CPU."""
+    """Settings of all trials. Without `cpus_per_worker`, a worker gets one CPU."""
     space: dict[str, Domain] = Field(min_length=1)
     """Searched settings by their dotted names, such as `objective.alignment_weight:
     {loguniform: [0.01, 1]}`; kinds: choice, uniform, loguniform, integer, bundles."""
@@ -118,12 +126,12 @@ class SweepConfig(JobConfig):
     objective: ScoreSettings = ScoreSettings()
     scoring: RungSettings = RungSettings()
     max_concurrent_trials: PositiveInt | None = Field(None, json_schema_extra={"may_change": True})
-    """By default as many as fit."""
+    """Trials that run at once. Default: as many as fit."""
     retry_failed: bool = Field(False, json_schema_extra={"may_change": True})
-    """When a sweep goes on, failed trials do too, from their last checkpoints and in their own
-    MLflow runs; completed, stopped and collapsed ones never do."""
+    """Continues failed trials with the sweep, from their last checkpoints and in their own MLflow
+    runs. Completed, stopped and collapsed trials never continue."""
     final: FinalSettings | None = Field(None, json_schema_extra={"may_change": True})
-    """Train the best settings at full length and register the encoders."""
+    """Trains the best settings at full length and registers the encoders."""
 
     @field_validator("space", mode="before")
     @classmethod

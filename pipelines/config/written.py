@@ -1,4 +1,4 @@
-"""The resolved settings of a run as a file that the same job takes as its configuration."""
+"""Writes the resolved settings of a run as a configuration of the same job."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from pipelines.files import replacing
 from pipelines.storage import AnyPath
 
 CONFIG_FILE = "config.yaml"
-"""In a run's folder."""
+"""Name of the file in the folder of a run."""
 
 
 def write_settings(file: AnyPath, config: JobConfig) -> AnyPath:
-    """Writes all settings but the password of the tracking server."""
+    """Writes all settings except the password of the tracking server."""
     values = settings_without_password(config)
     header = "# The resolved settings of this run; the same job takes this file.\n"
     if values["tracking"]["uri"] != config.tracking.uri:
@@ -25,7 +25,7 @@ def write_settings(file: AnyPath, config: JobConfig) -> AnyPath:
 
 
 def _escaped(value: Any) -> Any:
-    """Texts that OmegaConf reads back as they are, where they look like its `${...}`."""
+    """Escapes strings with `${...}`, so that OmegaConf reads them back unchanged."""
     if isinstance(value, dict):
         return {key: _escaped(inner) for key, inner in value.items()}
     if isinstance(value, list):

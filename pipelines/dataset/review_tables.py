@@ -91,6 +91,7 @@ def count_tables(table: pa.Table) -> dict[str, dict[str, int]]:
         "Clock leaps in a clip": _repairs(columns["clock_leaps"]),
         "Holes in the sound of a clip": _repairs(columns["sound_gaps"]),
         "Holes in the sound's timestamps alone": _repairs(columns["bridged_gaps"]),
+        "Last picture held while the sound goes on": _repairs(columns["held_picture"]),
     }
 
 
@@ -153,4 +154,5 @@ COLUMNS = (
     "sound_gaps",
     "bridged_gaps",
     "rebased_clocks",
+    "held_picture",
 )

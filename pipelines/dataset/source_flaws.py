@@ -19,6 +19,7 @@ COLUMNS = (
     "clock_leaps",
     "sound_gaps",
     "rebased_clocks",
+    "held_picture",
 )
 """Columns that `count_flaws` reads."""
 
@@ -31,6 +32,12 @@ class SourceFlaws:
     """Number of sources that declare a picture and gave none."""
     without_sound: int = 0
     """Number of sources that declare sound and gave none."""
+    with_late_picture: int = 0
+    """Number of sources with a picture that some of their clips lack, because it begins later."""
+    with_held_picture: int = 0
+    """Number of sources whose picture ends before their sound, so that its last frame stays on."""
+    with_partial_sound: int = 0
+    """Number of sources with sound that some of their clips lack."""
     damaged: int = 0
     """Number of sources with decoding errors, within `limits.max_damaged_fraction`."""
     leaping: int = 0
@@ -46,6 +53,11 @@ class SourceFlaws:
         counts = {
             "sources that declare a picture and gave none": self.without_picture,
             "sources that declare sound and gave none": self.without_sound,
+            "sources whose picture begins late, so that clips lack it": self.with_late_picture,
+            "sources whose picture ends early, so that its last frame stays on": (
+                self.with_held_picture
+            ),
+            "sources whose sound is missing in part of their clips": self.with_partial_sound,
             "sources that are damaged in part": self.damaged,
             "sources whose clock leaps, so that later times are counted on": self.leaping,
             "sources with holes in the sound, which are silent there": self.with_sound_gaps,
@@ -67,12 +79,15 @@ def count_flaws(table: pa.Table) -> SourceFlaws:
     has_flaw = {
         "picture": pc.greater(table["num_frames"], 0),
         "sound": table["has_audio"],
+        "no_picture": pc.equal(table["num_frames"], 0),
+        "no_sound": pc.invert(table["has_audio"]),
         "declares_picture": table["declares_picture"],
         "declares_sound": table["declares_sound"],
         "damaged": pc.greater(table["decode_errors"], 0),
         "leaping": pc.greater(table["clock_leaps"], 0),
         "sound_gaps": pc.greater(table["sound_gaps"], 0),
         "rebased": pc.greater(table["rebased_clocks"], 0),
+        "held": pc.greater(table["held_picture"], 0),
     }
     flags = pa.table({"source": table["source"]} | has_flaw)
     for name in has_flaw:
@@ -84,6 +99,10 @@ def count_flaws(table: pa.Table) -> SourceFlaws:
         has_none = pc.invert(of_source[f"{kind}_any"])
         return int(pc.sum(pc.and_(of_source[f"declares_{kind}_any"], has_none)).as_py() or 0)
 
+    def partial(kind: str) -> int:
+        has_part = pc.and_(of_source[f"{kind}_any"], of_source[f"no_{kind}_any"])
+        return int(pc.sum(pc.and_(of_source[f"declares_{kind}_any"], has_part)).as_py() or 0)
+
     def number(name: str) -> int:
         return int(pc.sum(of_source[f"{name}_any"]).as_py() or 0)
 
@@ -92,6 +111,9 @@ def count_flaws(table: pa.Table) -> SourceFlaws:
     return SourceFlaws(
         without_picture=missing("picture"),
         without_sound=missing("sound"),
+        with_late_picture=partial("picture"),
+        with_held_picture=number("held"),
+        with_partial_sound=partial("sound"),
         damaged=number("damaged"),
         leaping=number("leaping"),
         with_sound_gaps=number("sound_gaps"),

@@ -8,7 +8,6 @@ one beside a published figure that the same measure did not give.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipelines.config.evaluate import EvaluateConfig
@@ -21,7 +20,8 @@ from pipelines.evaluation.scores import (
     Scores,
     interval_text,
 )
-from pipelines.files import write_json
+from pipelines.files import replacing, write_json
+from pipelines.storage import AnyPath
 
 CARD_FILE = "card.md"
 CARD_VALUES_FILE = "card.json"
@@ -97,7 +97,7 @@ def _published(config: EvaluateConfig, subject: str, measure: str) -> str:
     return ", ".join(f"{one.value:g} % ({one.source})" for one in found)
 
 
-def write_card(folder: Path, name: str, entries: Sequence[CardEntry]) -> Path:
+def write_card(folder: AnyPath, name: str, entries: Sequence[CardEntry]) -> AnyPath:
     """Writes the card as Markdown and its values as JSON; returns the Markdown file."""
     header, *rows = card_rows(entries)
     lines = [f"# {name}", ""]
@@ -108,7 +108,8 @@ def write_card(folder: Path, name: str, entries: Sequence[CardEntry]) -> Path:
     notes = [f"- {entry.name}: {note}" for entry in entries for note in entry.scores.found.notes]
     lines += ["## Notes", "", *notes, ""] if notes else []
     file = folder / CARD_FILE
-    file.write_text("\n".join(lines), encoding="utf-8")
+    with replacing(file) as temporary:
+        temporary.write_text("\n".join(lines), encoding="utf-8")
     write_json(folder / CARD_VALUES_FILE, _values(name, entries))
     return file
 

@@ -48,11 +48,9 @@ def score_with_outcomes(
             for name, one in fitted.items():
                 values[f"{subject}/{network}/{name}"] = _outcome(features, sides, one.scores)
     complete = {
-        subject: by
+        subject: {network: one for network, one in by.items() if one.measures}
         for subject, by in found.items()
-        if "trained" in by
-        and by.keys() == _having(features, subject)
-        and all(one.measures for one in by.values())
+        if by.keys() == _having(features, subject) and "trained" in by and by["trained"].measures
     }
     ranks = retrieval_ranks(features.retrieval) if "retrieval" in settings.measures else {}
     if f"{DIRECTIONS[0]}/trained" not in ranks:

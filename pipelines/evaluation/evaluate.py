@@ -6,10 +6,8 @@ probe subject.
 Protocol: XKD, arXiv:2211.13929, section 5 (frozen encoder, mean of patch tokens, windows averaged).
 """
 
-import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import ray
@@ -19,20 +17,28 @@ from pipelines.config.evaluate import EvaluateConfig, EvaluateSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.joined import open_datasets
 from pipelines.errors import UserError
+from pipelines.evaluation.checks import Sources, clip_mistakes, encoders_of
+from pipelines.evaluation.choice import Chosen
 from pipelines.evaluation.features import Features, extract
+from pipelines.evaluation.finetune import fine_tuner, result_of
 from pipelines.evaluation.folds import score_folds
-from pipelines.evaluation.networks import EncoderSource
-from pipelines.evaluation.official import check_official, official_share, share_values
+from pipelines.evaluation.official import (
+    choose_clips,
+    official_share,
+    share_values,
+)
 from pipelines.evaluation.outcomes import OUTCOMES_FILE, Outcomes
 from pipelines.evaluation.scores import FeatureScores, Scores
-from pipelines.files import replacing, write_json
+from pipelines.evaluation.shard_features import DONE_FOLDER, FeatureWorker, shard_parts
+from pipelines.files import locked, replacing, scratch_folder, write_json
+from pipelines.ingest.unit_graph import run_units
 from pipelines.progress import OnProgress, watched_board
 from pipelines.storage import AnyPath, path_of
 from pipelines.tracking.runs import RunRef, log_dataset, open_run, tracked
-from xkd_core.config import ModelConfig
 
 _SCORES_FILE = "scores.json"
 _FEATURES_FILE = "features.npz"
+_CLIPS_OF_ONE_PROCESS = 4096
 _METRICS_AT_ONCE = 500
 """MLflow takes 1,000 in one request."""
 
@@ -48,117 +54,6 @@ class Evaluation:
     scores_file: AnyPath
 
 
-Sources = Mapping[str, Sequence[EncoderSource]]
-"""Where the encoders of `trained`, `untrained` and `reference` are."""
-
-
-def check_evaluate(config: EvaluateConfig, sources: Sources) -> list[str]:
-    """Returns everything that prevents an evaluation, found without starting anything."""
-    try:
-        dataset = open_datasets(config.dataset)
-    except UserError as error:
-        return [str(error)]
-    models = _models(sources)
-    return (
-        _clip_mistakes(config, models, dataset)
-        or check_official(config, dataset)
-        or _split_mistakes(config, dataset)
-        or _size_mistakes(config, models)
-        or _token_mistakes(config, models, dataset)
-    )
-
-
-def networks_to_score(
-    config: EvaluateConfig, trained: Sequence[EncoderSource], reference: Sequence[EncoderSource]
-) -> dict[str, Sequence[EncoderSource]]:
-    """Returns the networks of an evaluation by name."""
-    found = {"trained": trained}
-    if config.untrained_baseline:
-        found["untrained"] = trained
-    return found | ({"reference": reference} if reference else {})
-
-
-def _models(sources: Sources) -> dict[tuple[str, str], tuple[str, ModelConfig]]:
-    """Returns what each encoder takes, by network and modality, and how the user named it."""
-    return {
-        (name, modality): (one.given, one.model_config(modality))
-        for name, network in sources.items()
-        if name != "untrained"
-        for one in network
-        for modality in one.modalities
-    }
-
-
-_Models = Mapping[tuple[str, str], tuple[str, ModelConfig]]
-
-
-def _split_mistakes(config: EvaluateConfig, dataset: ClipDataset) -> list[str]:
-    """Returns why there are no clips to extract features of; they need no labels for that."""
-    wanted = (*config.train_splits, *config.test_splits)
-    if np.isin(dataset.index.split, wanted).any() or _lists(config):
-        return []
-    there = ", ".join(sorted(set(dataset.index.split.tolist()))) or "none"
-    return [
-        f"dataset ({config.dataset}) has no clip in train_splits or test_splits "
-        f"({', '.join(wanted)}); its splits: {there}"
-    ]
-
-
-def _lists(config: EvaluateConfig) -> str | None:
-    return config.official.lists if config.official else None
-
-
-def _size_mistakes(config: EvaluateConfig, models: _Models) -> list[str]:
-    """Returns why an encoder cannot take crops of `video_size`."""
-    for (_, modality), (given, model) in models.items():
-        patch = model.video.patch_size
-        if modality == "video" and config.video_size and config.video_size % patch:
-            return [
-                f"video_size ({config.video_size}) must be a multiple of {patch}, the patches of "
-                f"{given}"
-            ]
-    return []
-
-
-def _token_mistakes(config: EvaluateConfig, models: _Models, dataset: ClipDataset) -> list[str]:
-    """Returns why the tokens of an attentive probe would not fit into memory."""
-    if "attentive" not in config.measures:
-        return []
-    clips = int(np.isin(dataset.index.split, (*config.train_splits, *config.test_splits)).sum())
-    numbers = 0
-    for (name, modality), (_, model) in models.items():
-        side = config.video_size // model.video.patch_size if config.video_size else 0
-        grid = getattr(model, modality).grid
-        crops = config.num_crops if modality == "video" else 1
-        grid = (grid[0], side, side) if side and modality == "video" else grid
-        copies = 2 if config.untrained_baseline and name == "trained" else 1
-        numbers += math.prod(grid) * crops * model.encoder.width * copies
-    size = 2.0 * clips * numbers * config.num_windows / 1e9
-    if size <= config.max_tokens_gb:
-        return []
-    return [
-        f"measures (attentive) would keep {size:.1f} GB of tokens of {clips} clips, more than "
-        f"max_tokens_gb ({config.max_tokens_gb:g}): set num_windows=1, raise it, or leave out "
-        "attentive"
-    ]
-
-
-def _clip_mistakes(config: EvaluateConfig, models: _Models, dataset: ClipDataset) -> list[str]:
-    """Returns why scores would mean nothing: the clips differ in rate from an encoder's."""
-    for (_, modality), (given, model) in models.items():
-        name, wanted, there = (
-            ("frame_rate", model.video.frame_rate, dataset.frame_rate)
-            if modality == "video"
-            else ("sample_rate", model.audio.sample_rate, dataset.sample_rate)
-        )
-        if wanted != there:
-            return [
-                f"dataset ({config.dataset}) does not fit {given}: model.{modality}.{name} "
-                f"({wanted:g}) must equal the clips' {name} ({there:g})"
-            ]
-    return []
-
-
 def evaluate(
     config: EvaluateConfig,
     sources: Sources,
@@ -172,7 +67,7 @@ def evaluate(
         UserError: If the clips are not of the rates that an encoder takes.
     """
     dataset = open_datasets(config.dataset)
-    if mistakes := _clip_mistakes(config, _models(sources), dataset):
+    if mistakes := clip_mistakes(config, encoders_of(sources), dataset):
         raise UserError(mistakes[0])
     output = path_of(config.output)
     output.mkdir(parents=True, exist_ok=True)
@@ -185,7 +80,10 @@ def evaluate(
             context="evaluation",
         )
         features = _extract(sources, config, on_progress)
-        found, outcomes = score_folds(features, config)
+        tuner = None
+        if "finetune" in config.measures:
+            tuner = fine_tuner(sources["trained"], config.dataset, _settings(config))
+        found, outcomes = score_folds(features, config, tuner)
         scores = _scores(config, sources, dataset, run, found)
         write_json(output / _SCORES_FILE, scores.to_json())
         with replacing(output / _FEATURES_FILE) as temporary, temporary.open("wb") as file:
@@ -239,16 +137,67 @@ def log_figures(run: RunRef, found: FeatureScores) -> None:
 
 
 def _extract(sources: Sources, config: EvaluateConfig, on_progress: OnProgress) -> Features:
-    settings = EvaluateSettings.model_validate(
-        config.model_dump(include=set(EvaluateSettings.model_fields))
-    )
+    """Extracts features: in one task that has all CPUs or a GPU, or first by many workers.
+
+    Ray starts its workers in seconds, so clips for which one process needs no longer than that stay
+    in one; both read and write the same cache.
+    """
+    settings = _settings(config)
+    cache = path_of(config.cache or f"{config.output}/features")
+    cache.mkdir(parents=True, exist_ok=True)
+    dataset = open_datasets(config.dataset)
+    chosen = choose_clips(dataset, settings, config.official)
+    if config.num_workers or len(chosen.rows) > _CLIPS_OF_ONE_PROCESS:
+        _fill_cache(sources, config, settings, dataset, chosen, cache, on_progress)
     task = (
         ray.remote(num_gpus=1)(extract)
         if config.use_gpu
         else ray.remote(num_cpus=_all_cpus())(extract)
     )
     with watched_board(on_progress) as board:
-        return ray.get(task.remote(dict(sources), config.dataset, settings, config.official, board))
+        found: Features = result_of(
+            task.remote(dict(sources), config.dataset, settings, config.official, cache, board)
+        )
+    return found
+
+
+def _settings(config: EvaluateConfig) -> EvaluateSettings:
+    return EvaluateSettings.model_validate(
+        config.model_dump(include=set(EvaluateSettings.model_fields))
+    )
+
+
+def _fill_cache(
+    sources: Sources,
+    config: EvaluateConfig,
+    settings: EvaluateSettings,
+    dataset: ClipDataset,
+    chosen: Chosen,
+    cache: AnyPath,
+    on_progress: OnProgress,
+) -> None:
+    """Embeds every shard on a pool of workers, each exactly once into the cache."""
+    with locked(cache / "lock", f"cache ({cache})"), scratch_folder(cache) as scratch:
+        (scratch / DONE_FOLDER).mkdir()
+        progress = run_units(
+            [asdict(part) for part in shard_parts(dataset, chosen)],
+            FeatureWorker,
+            (
+                dict(sources),
+                config.dataset,
+                settings.model_dump(mode="json"),
+                config.official.model_dump(mode="json") if config.official else None,
+                str(cache),
+                str(scratch),
+            ),
+            num_workers=config.num_workers,
+            num_gpus=1 if config.use_gpu else 0,
+            output=scratch,
+            rows_folder=DONE_FOLDER,
+            scratch=scratch,
+        )
+        for done in progress:
+            on_progress(done.clips, len(chosen.rows), "")
 
 
 def _all_cpus() -> int:

@@ -1,8 +1,9 @@
 """Frozen features of a clip dataset, trained and untrained, and head outputs for retrieval.
 
-`extract` runs as a Ray task, on a GPU if there is one. The feature of a clip is the mean over its
-views, which are the crops of evenly spaced windows; it is NaN for a modality that the clip does not
-have. With `per=source`, a clip here is a whole source: its views are those of all its segments.
+`extract` runs as a Ray task, on a GPU if there is one; of a large dataset, workers fill the cache
+that it reads. The feature of a clip is the mean over its views, which are the crops of evenly
+spaced windows; it is NaN for a modality that the clip does not have. With `per=source`, a clip here
+is a whole source: its views are those of all its segments.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,12 +18,14 @@ from pipelines.config.base import Datasets
 from pipelines.config.evaluate import EvaluateSettings, OfficialSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.joined import open_datasets
-from pipelines.evaluation.choice import Chosen, Fold, choose, retrieval_clips
-from pipelines.evaluation.embedder import Embedded, Embedder, mean_by
-from pipelines.evaluation.networks import EncoderSource, Network, load_network
+from pipelines.evaluation.choice import Chosen, Fold, choose
+from pipelines.evaluation.gathered import Gathered
+from pipelines.evaluation.networks import EncoderSource, Network
 from pipelines.evaluation.official import choose_clips
+from pipelines.evaluation.shard_features import ShardEmbedder, load_on_device, shard_parts
 from pipelines.progress import OnProgress, poster
 from pipelines.quantities import counted
+from pipelines.storage import AnyPath
 
 Array = NDArray[Any]
 
@@ -63,6 +66,11 @@ class Features:
     """Clip of each view, by `video/trained`, ascending."""
     folds: tuple[Fold, ...] = ()
     """Official folds that are scored one by one; then `is_train` and `is_test` are the first's."""
+    segment_rows: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Rows of the dataset of all segments, and in `segment_owners` the clip of each."""
+    segment_owners: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    segment_has: Mapping[str, Array] = field(default_factory=dict)
+    """Which segments have a modality."""
     notes: tuple[str, ...] = ()
     """Sentences about what is not as it was asked for."""
 
@@ -99,9 +107,10 @@ def extract(
     datasets: Datasets,
     settings: EvaluateSettings,
     official: OfficialSettings | None,
+    cache: AnyPath,
     board: Any,
 ) -> Features:
-    """Computes the features of the train and test splits of a dataset.
+    """Computes the features of the train and test splits of a dataset in this process.
 
     Args:
         sources: Where the encoders of each network are; `untrained` are those of `trained` before
@@ -109,79 +118,13 @@ def extract(
         datasets: The clip dataset, or several that count as one.
         settings: What to measure.
         official: Official lists that divide the clips.
+        cache: Folder of features; what it holds is not computed again.
         board: Takes the progress.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    networks = {
-        name: load_network(one, trained=name != "untrained", seed=settings.seed)
-        for name, one in sources.items()
-    }
-    for network in networks.values():
-        for evaluated in network.values():
-            evaluated.encoder.to(device)
-            if evaluated.head is not None:
-                evaluated.head.to(device)
+    networks = load_on_device(sources, settings)
     dataset = open_datasets(datasets)
     chosen = choose_clips(dataset, settings, official)
-    return features_of(networks, dataset, settings, poster(board), chosen=chosen)
-
-
-@dataclass
-class _Gathered:
-    """What the networks gave so far, batch by batch, by path such as `video/trained`."""
-
-    settings: EvaluateSettings
-    owner_of_row: Array
-    """Number of the clip, or source, that each chosen row belongs to."""
-    pooled: dict[str, list[Array]] = field(default_factory=dict)
-    layers: dict[str, list[Array]] = field(default_factory=dict)
-    owners: dict[str, list[Array]] = field(default_factory=dict)
-    heads: dict[str, list[Array]] = field(default_factory=dict)
-    tokens: dict[str, list[Array]] = field(default_factory=dict)
-
-    def add(self, path: str, found: Embedded, begin: int, count: int, wanted: Array) -> None:
-        """Adds a batch of `count` rows; head outputs only of the rows that retrieval wants."""
-        rows, pooled, layers = found.owners, found.pooled, found.layers
-        if self.settings.average == "features":  # one row for each stored clip, to save memory
-            rows, pooled = np.unique(rows), mean_by(pooled, rows, count)[np.unique(rows)]
-            if layers is not None:
-                layers = mean_by(layers, found.owners, count)[rows]
-        self.owners.setdefault(path, []).append(self.owner_of_row[begin + rows])
-        self.pooled.setdefault(path, []).append(pooled)
-        if layers is not None:
-            self.layers.setdefault(path, []).append(layers)
-        if found.logits is not None:
-            self.heads.setdefault(path, []).append(found.logits[wanted])
-        if found.tokens is not None:
-            self.tokens.setdefault(path, []).append(found.tokens)
-
-    def features(self, num_clips: int) -> dict[str, dict[str, Array]]:
-        """Returns the fields of `Features` that networks give."""
-        owners = _joined(self.owners)
-        order = {path: np.argsort(one, kind="stable") for path, one in owners.items()}
-        owners = {path: one[order[path]] for path, one in owners.items()}
-        views = {
-            f"{kind}/{path}": matrix[order[path]]
-            for kind, parts in (("pooled", self.pooled), ("layers", self.layers))
-            for path, matrix in _joined(parts).items()
-        }
-        means: dict[str, dict[str, Array]] = {"pooled": {}, "layers": {}}
-        for name, matrix in views.items():
-            kind, path = name.split("/", 1)
-            means[kind][path] = mean_by(matrix, owners[path], num_clips)
-        is_averaged = self.settings.average == "features"
-        return {
-            "matrices": means["pooled"],
-            "layers": means["layers"],
-            "retrieval": _joined(self.heads),
-            "tokens": _joined(self.tokens),
-            "views": {} if is_averaged else views,
-            "view_owners": {} if is_averaged else owners,
-        }
-
-
-def _joined(parts: Mapping[str, list[Array]]) -> dict[str, Array]:
-    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+    return features_of(networks, dataset, settings, poster(board), chosen=chosen, cache=cache)
 
 
 @torch.no_grad()
@@ -193,6 +136,7 @@ def features_of(
     *,
     max_clips: int | None = None,
     chosen: Chosen | None = None,
+    cache: AnyPath | None = None,
 ) -> Features:
     """Computes the features of networks in memory, each on its own device.
 
@@ -204,24 +148,25 @@ def features_of(
         max_clips: At most so many labelled clips of the train splits and of the test split, evenly
             spaced; by default all clips.
         chosen: The clips. Default: those of the dataset's splits.
+        cache: Folder of features; what it holds is not computed again.
+
+    Raises:
+        UserError: If the cache holds features of something else.
     """
     chosen = chosen or choose(dataset, settings, max_clips)
-    embedders = {
-        f"{modality}/{name}": Embedder(modality, evaluated, settings)
-        for name, network in networks.items()
-        for modality, evaluated in network.items()
-    }
+    embedder = ShardEmbedder(networks, dataset, chosen, settings, cache)
     first_rows, owner_of_row = _clips_of(dataset, chosen, settings)
-    gathered = _Gathered(settings, owner_of_row)
-    in_retrieval = retrieval_clips(dataset, chosen, settings.retrieval_max_clips)
-    # Runs once even without a clip, so that the arrays have their shapes.
-    for begin in range(0, max(len(chosen.rows), 1), settings.batch_size):
-        here = slice(begin, begin + settings.batch_size)
-        clips = list(dataset.clips(chosen.rows[here]))
-        wanted = np.flatnonzero(in_retrieval[here])
-        for path, embedder in embedders.items():
-            gathered.add(path, embedder.embed(clips), begin, len(clips), wanted)
-        post(min(begin + settings.batch_size, len(chosen.rows)), len(chosen.rows), "")
+    gathered = Gathered(settings, owner_of_row)
+    in_retrieval = embedder.in_retrieval
+    for part in shard_parts(dataset, chosen):
+        wanted = np.flatnonzero(in_retrieval[part.begin : part.end])
+        for path, one in embedder.embed(part).items():
+            gathered.add(path, one, part.begin, part.end - part.begin, wanted)
+        post(part.end, len(chosen.rows), "")
+    has = {
+        "video": dataset.index.num_frames[chosen.rows] > 0,
+        "audio": dataset.index.has_audio[chosen.rows].astype(bool),
+    }
     found = Features(
         clip_ids=tuple(chosen.clip_ids[row] for row in first_rows),
         rows=chosen.rows[first_rows],
@@ -231,12 +176,12 @@ def features_of(
         sources=chosen.origins[first_rows],
         is_train=chosen.is_train[first_rows],
         is_test=chosen.is_test[first_rows],
-        has={
-            "video": _any_by(dataset.index.num_frames[chosen.rows] > 0, owner_of_row),
-            "audio": _any_by(dataset.index.has_audio[chosen.rows].astype(bool), owner_of_row),
-        },
+        has={modality: _any_by(marks, owner_of_row) for modality, marks in has.items()},
+        segment_rows=chosen.rows,
+        segment_owners=owner_of_row,
+        segment_has=has,
         retrieval_clips=owner_of_row[np.flatnonzero(in_retrieval)],
-        **gathered.features(len(first_rows)),  # type: ignore[arg-type]  # its keys are the arrays
+        **gathered.features(len(first_rows)),  # type: ignore[arg-type]  # by name
     )
     folds = tuple(
         Fold(one.name, one.is_train[first_rows], one.is_test[first_rows]) for one in chosen.folds

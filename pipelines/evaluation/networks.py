@@ -7,7 +7,6 @@ where one is without holding its weights, so that workers load it themselves.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -18,6 +17,7 @@ from pipelines.config.published import PublishedSettings
 from pipelines.models.checkpoints import load_model, read_info
 from pipelines.models.encoder_files import load_encoder, read_encoder_info
 from pipelines.storage import AnyPath, path_of
+from pipelines.transfers import on_disk
 from xkd_core.config import ModelConfig
 from xkd_core.encoders import MODALITIES, Encoder, Modality, build_encoder
 from xkd_core.published.encoders import (
@@ -93,7 +93,8 @@ class EncoderSource:
             both = network_of(model, config.model, self.role)
             return {modality: both[modality] for modality in self.modalities}
         if self.kind == "registered":
-            encoder, info = load_encoder(Path(self.path))
+            with on_disk(path_of(self.path)) as folder:
+                encoder, info = load_encoder(folder)
             found = {info.modality: EvaluatedEncoder(encoder, info.model)}
         else:
             found = self._published()
@@ -109,14 +110,16 @@ class EncoderSource:
             config = PretrainConfig.model_validate(read_info(path_of(self.path)).config)
             return config.model
         if self.kind == "registered":
-            return read_encoder_info(Path(self.path)).model
+            with on_disk(path_of(self.path)) as folder:
+                return read_encoder_info(folder).model
         return self.load()[modality].model
 
     def _published(self) -> dict[Modality, EvaluatedEncoder]:
         settings, found = self.published, {}
         for modality in self.modalities:
             role = self.role if len(self.modalities) > 1 else None
-            every = read_published_encoders(Path(self.path), modality=modality, role=role)
+            with on_disk(path_of(self.path)) as file:
+                every = read_published_encoders(file, modality=modality, role=role)
             published = next((one for one in every if one.role == self.role), every[0])
             model = infer_model(
                 published,

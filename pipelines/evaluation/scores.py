@@ -4,14 +4,12 @@
 writes the whole as `scores.json` (`Scores`). Accuracies are shares from 0 to 1.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from pipelines.evaluation.intervals import Figure
-from pipelines.storage import AnyPath
 
 MEASURES = {
     "knn": "nearest neighbors",
@@ -253,28 +251,6 @@ class Scores:
         names = [name for name in names if name in values or name not in added]
         values = {**values, "marks": tuple(values.get("marks", ()))}
         return cls(**{name: values[name] for name in names}, found=found)
-
-
-class OlderScoresError(ValueError):
-    """A `scores.json` of release 0.1.0, which has no intervals."""
-
-
-def read_scores(path: AnyPath) -> Scores:
-    """Reads a `scores.json`.
-
-    Raises:
-        OlderScoresError: if an older release wrote it.
-        ValueError: if it is none.
-        OSError: if it cannot be read.
-    """
-    values: Any = None
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return Scores.from_json(values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(values, dict) and "evaluate_run_id" in values and "gains" not in values:
-            raise OlderScoresError(f"{path} was written by an older release") from error
-        raise ValueError(f"{path} is no scores.json of an evaluation") from error
 
 
 def standard_error(share: float, count: int | None) -> float:

@@ -1,7 +1,9 @@
 """Stored settings of an ingest, and checks that a later run can continue from them."""
 
 import json
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pipelines.config import changes
@@ -89,7 +91,9 @@ def read_state(output: AnyPath, must: str) -> dict[str, Any] | None:
     """
     file = output / STATE_FOLDER / SETTINGS_FILE
     try:
-        names = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
+        # Path.is_dir raises an error inside a folder without permission.
+        is_there = os.path.isdir(output) if isinstance(output, Path) else output.is_dir()
+        names = sorted(path.name for path in output.iterdir()) if is_there else []
         if names and file.exists():
             state = json.loads(file.read_text())
             if isinstance(state, dict):
@@ -118,5 +122,6 @@ def check_unchanged(what: str, there: Mapping[str, Any], here: Mapping[str, Any]
 
 
 def fixed_settings(settings: IngestSettings) -> dict[str, Any]:
-    """Returns the settings that rows depend on, as a flat dict."""
-    return changes.fixed_settings(IngestSettings, settings.model_dump(mode="json"))
+    """Returns the settings that rows depend on, as a flat dict, without those of a job around."""
+    values = settings.model_dump(mode="json", include=set(IngestSettings.model_fields))
+    return changes.fixed_settings(IngestSettings, values)

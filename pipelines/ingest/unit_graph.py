@@ -1,4 +1,4 @@
-"""The Ray Data graph of ingest and embed, which runs units on a pool of workers.
+"""The Ray Data graph of ingest, embed and evaluate, which runs units on a pool of workers.
 
 Ray Data schedules, limits and retries tasks of one or more units. Each worker writes its own shards
 (`shards`). A row costs the driver some milliseconds, so workers send counts and not each outcome.
@@ -89,6 +89,7 @@ def run_units(
     output: AnyPath,
     rows_folder: str,
     scratch: AnyPath,
+    num_gpus: float = 0,
 ) -> Iterator[Counts]:
     """Yields what is done so far, about once a second and worker.
 
@@ -96,10 +97,11 @@ def run_units(
         units: Rows for the worker, which JSON can hold. `name` is the name of the shard.
         worker: A class whose instances turn a unit into rows, each a `UnitOutcome` as a dict.
         arguments: Arguments of its constructor.
-        num_workers: Number of workers; None means one per CPU.
+        num_workers: Number of workers; None means one per CPU, or per GPU if they need one.
         output: Folder of the output.
         rows_folder: Subfolder with the shards of complete units.
         scratch: Folder of this run, which all workers reach, for the file of units.
+        num_gpus: GPUs of each worker.
 
     Raises:
         UserError: If the output cannot be written.
@@ -112,7 +114,9 @@ def run_units(
     num_fruitless = 0
     while left:
         try:
-            for name, counts, failed in _reports(left, file, worker, arguments, num_workers):
+            for name, counts, failed in _reports(
+                left, file, worker, arguments, num_workers, num_gpus
+            ):
                 if failed:
                     raise UserError(f"output ({output}) {failed}")
                 # A retried unit counts its first sources again.
@@ -185,10 +189,12 @@ def _reports(
     worker: Callable[..., Any],
     arguments: tuple[Any, ...],
     num_workers: int | None,
+    num_gpus: float,
 ) -> Iterator[tuple[str, Counts, str]]:
     """Runs the graph. Yields the name of a unit, its counts so far, and why it failed."""
-    num_cpus = int(ray.cluster_resources().get("CPU", 1))
-    num_actors = max(1, min(num_workers or num_cpus, len(units)))
+    resources = ray.cluster_resources()
+    most = int(resources.get("GPU", 1) / num_gpus if num_gpus else resources.get("CPU", 1))
+    num_actors = max(1, min(num_workers or most, len(units)))
     tasks = list(_tasks(units, num_actors))
     seconds = max(1.0, num_actors / MAX_REPORTS_PER_SECOND)
     with warnings.catch_warnings():
@@ -203,6 +209,7 @@ def _reports(
             fn_constructor_args=(worker, arguments, file, seconds),
             compute=ray.data.ActorPoolStrategy(size=num_actors, max_tasks_in_flight_per_actor=1),
             num_cpus=1,
+            num_gpus=num_gpus or None,
             max_restarts=-1,
             max_task_retries=MAX_UNIT_RETRIES,
         )

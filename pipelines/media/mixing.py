@@ -39,7 +39,7 @@ AS_LOUD_AS = 0.8
 """Channels with this share of the loudest one's power count as equally loud."""
 
 MAX_ANSWERS = 64
-"""Layouts whose weights are kept; usual files have one of five."""
+"""Largest number of layouts whose weights are cached; most files have one of five."""
 
 Samples = NDArray[np.int16]
 Channels = NDArray[np.float32]

@@ -27,6 +27,12 @@ PACKET_OVERHEAD_BYTES = 512
 MAX_SECONDS = 1e9
 """Timestamps further from zero than this (30 years) are damaged."""
 NO_TIME = float("nan")
+EVEN_CODECS = frozenset({"aac", "ac3", "mp2", "mp3"})
+"""Sound codecs whose packets all have the same number of samples within a stream."""
+WOBBLE_SECONDS, WOBBLING_FRACTION = 0.003, 0.1
+"""Durations wobble if more than this fraction differs from the codec's own by more than this."""
+EVEN_TOLERANCE = 0.25
+"""Largest relative difference between the median declared duration and the codec's own."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,7 @@ class _Rows:
         if isinstance(stream, AudioStream) and stream.codec_context.sample_rate:
             samples = stream.codec_context.frame_size or 0
             self._exact_duration = samples / stream.codec_context.sample_rate
+        self._is_even = stream.codec_context.name in EVEN_CODECS
         self._order, self._size = array("q"), array("q")
         self._pts, self._dts, self._duration = array("d"), array("d"), array("d")
         self._is_key, self._is_discarded = array("b"), array("b")
@@ -148,8 +155,19 @@ class _Rows:
         )
 
     def _durations(self) -> NDArray[np.float64]:
-        """Returns durations, exact where the codec states the number of samples of a packet."""
+        """Returns durations, exact where the codec states the number of samples of a packet.
+
+        MP4 stores durations instead of timestamps. If timestamps wobble, its durations do so too,
+        although packets hold as many samples as ever. A single long duration is a gap in the sound.
+        """
         declared = np.clip(np.nan_to_num(self._seconds(self._duration)), 0, None)
+        known = declared[declared > 0]
+        if self._is_even and self._exact_duration and len(known):
+            apart = np.abs(known - self._exact_duration)
+            wobbles = float(np.mean(apart > WOBBLE_SECONDS)) > WOBBLING_FRACTION
+            median_apart = abs(float(np.median(known)) - self._exact_duration)
+            if wobbles and median_apart <= EVEN_TOLERANCE * self._exact_duration:
+                return np.where(declared > 0, self._exact_duration, 0.0)
         is_rounded = np.abs(declared - self._exact_duration) < self._time_base
         return np.where(is_rounded & (declared > 0), self._exact_duration, declared)
 

@@ -55,6 +55,17 @@ class PictureConverter:
         self._max_pixels = max_pixels
         self._reformatter = VideoReformatter()
 
+    def look(self, frame: VideoFrame) -> None:
+        """Reads the orientation of a frame, which holds for later frames that declare none.
+
+        A container declares it for each frame, a codec only at key frames.
+        """
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+        if matrix is not None:
+            self.orientation = read_orientation(bytes(matrix))
+        elif frame.key_frame:
+            self.orientation = UPRIGHT
+
     def convert(self, frame: VideoFrame, pixel_aspect: float) -> Pixels:
         """Converts a frame to the picture that is shown, H W 3.
 
@@ -64,8 +75,7 @@ class PictureConverter:
         if frame.width * frame.height > self._max_pixels:
             size = f"{frame.width} x {frame.height}"
             raise PixelLimitError(f"a frame of {size}, limits.max_pixels ({self._max_pixels})")
-        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-        self.orientation = UPRIGHT if matrix is None else read_orientation(bytes(matrix))
+        self.look(frame)
         if self._crop != WHOLE:
             frame = self._cropped(frame)
         width, height = stored_size(frame.width, frame.height, pixel_aspect, self._short_side)

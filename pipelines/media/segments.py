@@ -35,6 +35,9 @@ class ClockRepairs:
     rebased_clocks: int = 0
     """Number of streams, 0 to 2, whose times differ from the container's: after a leap, or because
     they come from the order of frames."""
+    held_picture: int = 0
+    """1 if the picture ends more than 0.5 s before the segment, which repeats the last frame, else
+    0."""
 
 
 @dataclass
@@ -210,7 +213,8 @@ class Cutter:
         is_made = has_picture and self._video is not None and self._video.times.is_by_order
         both = has_picture + has_sound
         rebased = both if self._has_leapt else int(is_made)
-        return ClockRepairs(leaps, _passed(gaps, end), _passed(bridged, end), rebased)
+        is_held = has_picture and self._video is not None and self._video.is_held_at(end)
+        return ClockRepairs(leaps, _passed(gaps, end), _passed(bridged, end), rebased, int(is_held))
 
     def _describe(self) -> MediaInfo:
         if self._info is None:

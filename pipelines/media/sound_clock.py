@@ -56,7 +56,8 @@ def sound_times(starts: NDArray[np.float64], durations: NDArray[np.float64]) -> 
     known = np.flatnonzero(np.isfinite(starts))
     if len(known) < 3 or np.median(durations) <= 0:
         return SoundTimes(starts, is_break, [])
-    clock = np.concatenate([[0.0], np.cumsum(durations)[:-1]])[known]
+    samples = np.concatenate([[0.0], np.cumsum(durations)[:-1]])
+    clock = samples[known]
     errors = starts[known] - clock
     is_noisy = bool(np.median(np.abs(np.diff(errors))) > NOISY_SECONDS)
     least = NOISY_HOLE_SECONDS if is_noisy else HOLE_SECONDS
@@ -77,6 +78,9 @@ def sound_times(starts: NDArray[np.float64], durations: NDArray[np.float64]) -> 
             smooth = _running_median(errors[first:stop], SMOOTHING_PACKETS)
             bridged += _bridged(errors[first:stop], clock[first:stop] + smooth)
             starts[known[first:stop]] = clock[first:stop] + smooth
+    # First packets without a timestamp have nothing to follow, so they end where the next begins.
+    first = int(known[0])
+    starts[:first] = starts[first] - (samples[first] - samples[:first])
     return SoundTimes(starts, is_break, sorted(bridged))
 
 

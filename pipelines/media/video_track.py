@@ -115,6 +115,8 @@ class VideoTrack:
             self._show_held(seconds)
         elif self.start is None:
             self.start = seconds
+        if frame.key_frame or frame.rotation:
+            self._converter.look(frame)  # only now, when the previous frame is stored
         self._held, self._held_since, self._is_stored = frame, seconds, False
         following = bisect_left(self._begins, seconds + SAME_SECONDS)
         is_last = following >= len(self._begins)
@@ -150,6 +152,10 @@ class VideoTrack:
                 at += 1
             clip[tick] = pictures[at]
         return clip
+
+    def is_held_at(self, seconds: float) -> bool:
+        """Returns whether the picture ended before a time, so that its last frame is repeated."""
+        return self.known_until == math.inf and seconds - self.end > MAX_EARLY_SECONDS
 
     def _stamp(self, packet: "Packet[Any]", number: int) -> None:
         """Sets the time of a packet, and so of its frame, from the timeline."""

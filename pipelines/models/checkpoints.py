@@ -27,7 +27,8 @@ from pipelines.config.pretrain import PretrainConfig
 from pipelines.errors import UserError
 from pipelines.files import replacing
 from pipelines.filesystems import store_failure
-from pipelines.storage import AnyPath, on_disk, path_of, remove_tree, size_of
+from pipelines.storage import AnyPath, path_of, remove_tree, size_of
+from pipelines.transfers import on_disk
 from xkd_core.xkd import XKD, build_xkd, load_model_tensors
 
 FORMAT_VERSION = 1

@@ -12,11 +12,14 @@ from pipelines.config.evaluate import REGISTERED
 from pipelines.config.published import PublishedSettings
 from pipelines.errors import UserError
 from pipelines.evaluation.networks import EncoderSource, Role, checkpoint_source
+from pipelines.files import put
 from pipelines.models.checkpoints import find_checkpoint
 from pipelines.models.encoder_files import WEIGHTS_FILE
 from pipelines.redaction import one_line
 from pipelines.registry.uri import resolve_model
+from pipelines.storage import AnyPath, RemotePath, path_of
 from pipelines.tracking.server import tracking_uri
+from pipelines.transfers import on_disk
 from xkd_core.encoders import Modality
 from xkd_core.published.encoders import read_published_encoders
 
@@ -28,7 +31,7 @@ def encoder_sources(
     role: Role,
     published: PublishedSettings,
     tracking: TrackingSettings,
-    copies: Path | None = None,
+    copies: AnyPath | None = None,
 ) -> tuple[EncoderSource, ...]:
     """Finds the encoders of a list, each modality in one of them.
 
@@ -62,17 +65,17 @@ def _source(
     role: Role,
     published: PublishedSettings,
     tracking: TrackingSettings,
-    copies: Path | None,
+    copies: AnyPath | None,
 ) -> EncoderSource:
     if given.startswith(REGISTERED):
         return _registered(given, role, tracking, copies)
-    if Path(given).is_file():
+    if path_of(given).is_file():
         return _published(given, role, published)
     return checkpoint_source(find_checkpoint(given), given, role)
 
 
 def _registered(
-    given: str, role: Role, tracking: TrackingSettings, copies: Path | None
+    given: str, role: Role, tracking: TrackingSettings, copies: AnyPath | None
 ) -> EncoderSource:
     version = resolve_model(given, tracking)
     client = MlflowClient(tracking_uri(tracking))
@@ -80,10 +83,9 @@ def _registered(
     try:
         logged = client.get_logged_model(stored.tags["xkd.model_id"])
         is_local = logged.artifact_location.startswith(("/", "file:"))  # read where it lies
-        target = (
-            None if is_local or copies is None else copies / f"{version.name}-{version.version}"
-        )
-        if target is not None:
+        target = None
+        if not is_local and isinstance(copies, Path):
+            target = copies / f"{version.name}-{version.version}"
             target.mkdir(parents=True, exist_ok=True)
         folder = mlflow.artifacts.download_artifacts(
             artifact_uri=logged.artifact_location,
@@ -95,13 +97,17 @@ def _registered(
     weights = next(Path(folder).rglob(WEIGHTS_FILE), None)
     if weights is None:
         raise UserError(f"model ({given}): its files hold no {WEIGHTS_FILE}")
+    where: AnyPath = weights.parent
+    if isinstance(copies, RemotePath):
+        where = copies / f"{version.name}-{version.version}"
+        put(weights.parent, where)
     tags = stored.tags
     recorded: Role = "student" if tags.get("xkd.role", role) == "student" else "teacher"
     step = tags.get("xkd.step", "0")
     return EncoderSource(
         given=version.uri,
         kind="registered",
-        path=str(weights.parent),
+        path=str(where),
         modalities=(version.modality,),
         role=recorded,
         step=int(step) if step.isdigit() else 0,
@@ -111,7 +117,8 @@ def _registered(
 
 def _published(given: str, role: Role, settings: PublishedSettings) -> EncoderSource:
     try:
-        every = read_published_encoders(Path(given))
+        with on_disk(path_of(given)) as file:
+            every = read_published_encoders(file)
         found = [one for one in every if one.role in (None, role)] or every
         modalities = tuple(dict.fromkeys(one.modality for one in found))
         source = EncoderSource(given, "published", given, modalities, role, settings)

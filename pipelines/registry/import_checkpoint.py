@@ -18,8 +18,9 @@ from pipelines.redaction import one_line
 from pipelines.registry.card import IMPORTED, model_card
 from pipelines.registry.promote import Registered
 from pipelines.registry.versions import find_or_make_version, registered_model
-from pipelines.storage import on_disk, path_of
+from pipelines.storage import path_of
 from pipelines.tracking.runs import RunRef
+from pipelines.transfers import on_disk
 from xkd_core.encoders import Encoder
 from xkd_core.published.encoders import (
     PublishedEncoder,

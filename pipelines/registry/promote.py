@@ -19,7 +19,8 @@ from pipelines.config.promote import PromoteConfig, PromoteSettings
 from pipelines.dataset.joined import open_datasets
 from pipelines.errors import JobFailed, UserError
 from pipelines.evaluation.outcomes import OUTCOMES_FILE, Outcomes
-from pipelines.evaluation.scores import OlderScoresError, Scores, read_scores
+from pipelines.evaluation.scores import Scores
+from pipelines.evaluation.scores_file import OlderScoresError, read_scores
 from pipelines.models.checkpoints import TrainingInfo, find_checkpoint, load_model, read_info
 from pipelines.models.encoder_files import ClipSettings, EncoderInfo
 from pipelines.paths import moved_paths

@@ -7,7 +7,6 @@ its `run.json`, so that all trials begin from the same weights, also after a res
 """
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,6 +16,7 @@ from pipelines.config.mistakes import described_mistakes
 from pipelines.config.sweep import SweepConfig
 from pipelines.errors import UserError
 from pipelines.registry.uri import resolve_model
+from pipelines.storage import path_of
 from pipelines.tracking.run_folder import RunFolder
 
 INIT_VERSIONS = "init_versions"
@@ -29,7 +29,7 @@ def init_versions(config: SweepConfig) -> dict[str, str]:
     Raises:
         UserError: if an alias does not exist or MLflow does not answer.
     """
-    folder = RunFolder(Path(config.output) / config.name)
+    folder = RunFolder(path_of(config.output) / config.name)
     known = folder.began_with.get(INIT_VERSIONS)
     if known is not None:
         return dict(known)

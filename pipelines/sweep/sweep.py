@@ -178,6 +178,10 @@ class _Bookkeeper(tune.Callback):
         """Leaves out the progress, which belongs to this process: Tune pickles its callbacks."""
         return self.__dict__ | {"_on_progress": ignore_progress}
 
+    def on_trial_start(self, *_: Any, **_info: Any) -> None:
+        """Called when a trial starts or continues."""
+        self.say()
+
     def on_trial_result(self, *_: Any, **_info: Any) -> None:
         """Called when a trial has reached a rung."""
         self.say()

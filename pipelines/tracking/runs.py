@@ -16,11 +16,12 @@ from pipelines.config.base import JobConfig, settings_without_password
 from pipelines.config.dotted import flat
 from pipelines.errors import Stopped, UserError
 from pipelines.redaction import one_line, redacted
-from pipelines.storage import AnyPath, on_disk
+from pipelines.storage import AnyPath
 from pipelines.tracking.code_version import code_version
 from pipelines.tracking.moved_artifacts import ARTIFACTS_FOLDER, mend_moved_artifacts
 from pipelines.tracking.server import retry_while_away, tracking_uri
 from pipelines.tracking.sqlite import artifact_location, sqlite_file
+from pipelines.transfers import on_disk
 
 # isort: split
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Param

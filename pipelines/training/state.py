@@ -29,8 +29,9 @@ from pipelines.models.checkpoints import (
     read_info,
     remove_other_checkpoints,
 )
-from pipelines.storage import AnyPath, on_disk, path_of
+from pipelines.storage import AnyPath, path_of
 from pipelines.training.checkpoint_writer import ray_checkpoint, report_checkpoint
+from pipelines.transfers import on_disk
 from xkd_core import sharding
 from xkd_core.compilation import compile_blocks
 from xkd_core.initial import begin_from

@@ -37,7 +37,8 @@ from pipelines.models.encoder_files import (
 )
 from pipelines.redaction import one_line
 from pipelines.registry.download import RegisteredEncoder, registered_encoder
-from pipelines.storage import AnyPath, on_disk, path_of
+from pipelines.storage import AnyPath, path_of
+from pipelines.transfers import on_disk
 from xkd_core.config import ModelConfig
 from xkd_core.encoders import MODALITIES, Encoder, Modality
 from xkd_core.initial import CENTER
@@ -88,10 +89,10 @@ def open_weights(
             return [_registered(registered_encoder(location, tracking))]
         path = path_of(location)
         if path.is_file():
-            return _published(_local(path), model, modality)
+            return _published(path, model, modality)
         for folder in (path, path / "artifacts/encoder"):  # a downloaded version
             if (folder / SETTINGS_FILE).is_file():
-                return [_exported(_local(folder))]
+                return [_exported(folder)]
         return _checkpoint(_checkpoint_in(path))
     except (ValidationError, TypeError, KeyError) as error:
         raise UserError(
@@ -100,12 +101,6 @@ def open_weights(
         ) from error
     except (ValueError, OSError) as error:
         raise UserError(one_line(error)) from error
-
-
-def _local(path: AnyPath) -> Path:
-    if isinstance(path, Path):
-        return path
-    raise UserError(f"{path} must be on a disk: of a bucket, only checkpoints are read")
 
 
 def _registered(found: RegisteredEncoder) -> WeightSource:
@@ -132,13 +127,19 @@ def _registered(found: RegisteredEncoder) -> WeightSource:
     )
 
 
-def _exported(folder: Path) -> WeightSource:
-    info = read_encoder_info(folder)
+def _exported(folder: AnyPath) -> WeightSource:
+    with on_disk(folder) as copy:
+        info = read_encoder_info(copy)
+
+    def load() -> Networks:
+        with on_disk(folder) as copy:
+            return _both_roles(load_encoder(copy)[0])
+
     return WeightSource(
         modality=info.modality,
         model=info.model,
         location=str(folder),
-        load=lambda: _both_roles(load_encoder(folder)[0]),
+        load=load,
         content=partial(_digest, folder / WEIGHTS_FILE),
         details={"role": str(info.provenance.get("role", ""))},
     )
@@ -182,12 +183,13 @@ def _networks_of(folder: AnyPath, modality: Modality) -> Networks:
     return {**networks, CENTER: load_tensors(folder)[center]}
 
 
-def _published(file: Path, model: ModelConfig, modality: Modality | None) -> list[WeightSource]:
+def _published(file: AnyPath, model: ModelConfig, modality: Modality | None) -> list[WeightSource]:
     if file.suffix == ".safetensors":
         raise UserError(f"{file} lies in a folder that says what it holds: give {file.parent}")
     found: dict[Modality, list[PublishedEncoder]] = {}
-    for encoder in read_published_encoders(file, modality=modality):
-        found.setdefault(encoder.modality, []).append(encoder)
+    with on_disk(file) as copy:
+        for encoder in read_published_encoders(copy, modality=modality):
+            found.setdefault(encoder.modality, []).append(encoder)
     return [
         _published_source(file, encoders, published_model(encoders[0], model))
         for encoders in found.values()
@@ -195,7 +197,7 @@ def _published(file: Path, model: ModelConfig, modality: Modality | None) -> lis
 
 
 def _published_source(
-    file: Path, encoders: list[PublishedEncoder], model: ModelConfig
+    file: AnyPath, encoders: list[PublishedEncoder], model: ModelConfig
 ) -> WeightSource:
     def load() -> Networks:
         if len(encoders) == 1:
@@ -204,7 +206,8 @@ def _published_source(
         for one in encoders:
             weights = build_published_encoder(one, model).state_dict()
             networks |= {f"{one.role}.{name}": tensor for name, tensor in weights.items()}
-        return {**networks, **published_parts(file, model, encoders[0].modality)}
+        with on_disk(file) as copy:
+            return {**networks, **published_parts(copy, model, encoders[0].modality)}
 
     role = encoders[0].role if len(encoders) == 1 else None
     return WeightSource(
@@ -223,7 +226,7 @@ def _both_roles(encoder: Encoder) -> Networks:
 
 
 def _digest(file: AnyPath) -> str:
-    with on_disk(file) as local, local.open("rb") as stream:
+    with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

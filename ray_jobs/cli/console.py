@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -21,6 +21,8 @@ _UNITS_FOR_A_RATE = 3.0
 _LOG_SECONDS = 5.0
 """Time between two lines if the output is not a terminal."""
 _BAR_WIDTH = 20
+_MIN_BAR_WIDTH = 5
+_MIN_LAST_COLUMN = 12
 _REFRESHES_A_SECOND = 4
 
 _shown: "StageProgress | None" = None
@@ -60,7 +62,7 @@ class StageProgress:
             return
         columns = self._columns(now, done, total)
         line = f"{'  '.join(columns)}  {note}".rstrip()
-        if line == self._last:
+        if line == self._last and not (is_drawn and self._details):
             return
         self._printed, self._last = now, line
         if is_drawn:
@@ -84,14 +86,7 @@ class StageProgress:
     def _draw(self, columns: Sequence[str], done: float, total: float, note: str) -> None:
         """Redraws the bar with the note and the details below it."""
         global _shown
-        bar = Table.grid(padding=(0, 2))
-        counts, *speed = columns
-        bar.add_row(
-            Text(counts, no_wrap=True),
-            ProgressBar(total=max(total, 1e-9), completed=done, width=_BAR_WIDTH),
-            Text("  ".join(speed), no_wrap=True, overflow="ellipsis"),
-        )
-        parts: list[RenderableType] = [bar]
+        parts: list[RenderableType] = [_Bar(columns, done, total)]
         if note:
             parts.append(Text(f"{'':9} {note}", style="dim", overflow="fold"))
         if self._details is not None:
@@ -102,7 +97,7 @@ class StageProgress:
                 self._live = _live()
                 self._live.start()
                 _shown = self
-            self._live.update(Group(*parts))
+            self._live.update(Group(*parts), refresh=True)
 
     def close(self) -> None:
         """Leaves the bar as it is and releases the terminal."""
@@ -124,6 +119,54 @@ class StageProgress:
         print("\n".join([f"{self._stage:9} {first} ({took})", *rest]), flush=True)
 
 
+class _Bar:
+    """Counts, a bar and the rate in one line; a narrow terminal gets a shorter bar, or none."""
+
+    def __init__(self, columns: Sequence[str], done: float, total: float) -> None:
+        self._counts, *speed = columns
+        self._speed = "  ".join(speed)
+        self._total, self._done = max(total, 1e-9), done
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yields the line."""
+        width = min(_BAR_WIDTH, options.max_width - len(self._counts) - len(self._speed) - 4)
+        if width < _MIN_BAR_WIDTH:
+            line = f"{self._counts}  {self._speed}".rstrip()
+            yield Text(line, no_wrap=True, overflow="ellipsis")
+            return
+        grid = Table.grid(padding=(0, 2))
+        bar = ProgressBar(self._total, self._done, width=width)
+        grid.add_row(Text(self._counts), bar, Text(self._speed))
+        yield grid
+
+
+class FittedTable:
+    """Rows in one line each, under a header, for a terminal of any width.
+
+    The last column is cut where the terminal ends. If less than `_MIN_LAST_COLUMN` of it is left,
+    columns are left out, the last ones first, until the others fit.
+    """
+
+    def __init__(self, rows: Sequence[Sequence[str]], more: str = "") -> None:
+        self._rows = rows
+        self._more = more
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yields the header, the rows, and what follows them."""
+        widths = [max(map(len, column)) for column in zip(*self._rows, strict=True)]
+        *fixed, last = widths
+        needed = [*fixed, min(last, _MIN_LAST_COLUMN)]
+        while len(needed) > 1 and sum(needed) + 2 * (len(needed) - 1) > options.max_width:
+            needed.pop()
+        for number, row in enumerate(self._rows):
+            cells = [cell.ljust(width) for cell, width in zip(row, fixed, strict=False)]
+            line = "  ".join([*cells, row[-1]][: len(needed)])
+            style = "" if number else "dim"
+            yield Text(line.rstrip(), style=style, no_wrap=True, overflow="ellipsis")
+        if self._more:
+            yield Text(self._more, no_wrap=True, overflow="ellipsis")
+
+
 def close_progress() -> None:
     """Releases the terminal if a stage did not finish."""
     if _shown is not None:
@@ -139,7 +182,7 @@ def _live() -> Live:
     console = Console(file=sys.stdout, highlight=False)
     return Live(
         console=console,
-        refresh_per_second=_REFRESHES_A_SECOND,
+        auto_refresh=False,  # what has not changed is not written again
         vertical_overflow="ellipsis",
         # Other output on the same terminal appears above the bar.
         redirect_stderr=sys.stderr.isatty(),

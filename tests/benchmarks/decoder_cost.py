@@ -1,6 +1,9 @@
 """What does decoding cost, beside the ffmpeg command and a plain script that do the same?
 
-    python tests/benchmarks/decoder_cost.py input=FOLDER [videos=40] [repeats=3] [min_side=352]
+    python tests/benchmarks/decoder_cost.py input=FOLDER [videos=40] [skip=0] [repeats=3] \
+        [min_side=352] [max_side=720]
+
+`skip` leaves out the first files of the sample, so that it can be measured in pieces.
 
 All of them turn the same files into the same frames and samples: 8 frames a second with a short
 side of 128, 16-bit mono at 16 kHz. CPU seconds of all processes are counted, in turns:
@@ -43,7 +46,8 @@ from tests.benchmarks.cpu_time import tree_cpu_seconds
 from tests.benchmarks.program import environment, options
 from tests.helpers.reused_decoder import ReusedDecoder
 
-DEFAULTS = {"input": "", "videos": "40", "repeats": "3", "min_side": "352", "max_side": "720"}
+DEFAULTS = {"input": "", "videos": "40", "skip": "0", "repeats": "3"}
+DEFAULTS |= {"min_side": "352", "max_side": "720"}
 FRAME_RATE, SHORT_SIDE, SAMPLE_RATE = 8, 128, 16_000
 SETTINGS = {
     "segment_seconds": 5.0,
@@ -66,7 +70,8 @@ def main() -> None:
     limits: dict[str, Any] = {"max_memory_bytes": 2_000_000_000, "timeout_seconds": 60.0}
     decoder, reused = DecoderProcess(**limits), ReusedDecoder(**limits)
     sides = range(int(given["min_side"]), int(given["max_side"]) + 1)
-    paths = sample(Path(given["input"]), int(given["videos"]), decoder, sides)
+    first = int(given["skip"])
+    paths = sample(Path(given["input"]), first + int(given["videos"]), decoder, sides)[first:]
     unit = UnitIngester("/dev/shm/decoder_cost", INGEST.model_dump(mode="json"))
     sizes = {path: output_size(decoder, path) for path in paths}
     differences = [difference(decoder, path, sizes[path]) for path in paths]
@@ -130,14 +135,23 @@ def sample(folder: Path, count: int, decoder: DecoderProcess, sides: range) -> l
         if len(chosen) == count:
             break
         try:
+            if declared_side(path) not in sides:
+                continue
             segments = list(decoder.segments(path, **SETTINGS))
         except DecodeError:
             continue
-        info = segments[0].info
-        is_wanted = min(info.native_width, info.native_height) in sides
-        if is_wanted and all(segment.frames is not None for segment in segments):
+        if all(segment.frames is not None for segment in segments):
             chosen.append(path)
     return chosen
+
+
+def declared_side(path: str) -> int:
+    """Pixels of the shorter side, as the container says."""
+    with open_source(path) as container:
+        return min(
+            (min(v.codec_context.width, v.codec_context.height) for v in container.streams.video),
+            default=0,
+        )
 
 
 def output_size(decoder: DecoderProcess, path: str) -> tuple[int, int]:

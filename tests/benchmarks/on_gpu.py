@@ -1,18 +1,23 @@
 """All that is worth measuring on one GPU, in under 8 minutes, into one JSON file and one page.
 
     python tests/benchmarks/on_gpu.py --out FOLDER [--device cuda] [--preset base]
-        [--batches 32 64 128] [--seconds 480]
+        [--batches 32 128] [--seconds 480] [--train-seconds 90] [--only NAME ...] [--list]
 
 Needs torch, timm, einops, torchaudio, NumPy, pydantic, safetensors, pytest. Each section is a
 process of its own with a time limit; what it printed is kept if it fails, and both files are
-written after each section. `--device cpu --preset micro --batches 2` rehearses it.
+written after each section. `--list` prints what it would do and does nothing.
+`--device cpu --preset micro --batches 2 --train-seconds 2` rehearses it.
 
-    tests      tests of xkd_core that need a GPU
-    ladder     the step: eager, compiled in blocks, larger batches, whole with CUDA graphs; against
-               plain PyTorch and the published composition in the same process
+    ladder     the step: eager with each view by itself, eager, compiled in blocks, larger batches,
+               whole with CUDA graphs; against plain PyTorch and the published composition in the
+               same process. With clips/s, share of peak, memory, parts, launches; a step of ours
+               that waits for the device fails its section
     views      the step with its views
+    training   90 s of a ViT-S on clips that it draws, k-NN before and after
+    inference  clips that an encoder embeds in a second
     profile    a table of operations and a trace
     products   bfloat16 and FP8 matrix products at the widths of a ViT-B
+    tests      tests of xkd_core that need a GPU
 """
 
 import argparse
@@ -38,10 +43,15 @@ def main() -> int:
     if options.products:
         print(json.dumps(products(options.device)))
         return 0
+    chosen = [one for one in sections(options) if not options.only or one[0] in options.only]
+    if options.list:
+        for name, command in chosen:
+            print(f"{name}: {' '.join([Path(command[0]).name, *command[1:]])}")
+        return 0
     options.out.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + options.seconds
     results: dict[str, dict[str, Any]] = {}
-    for name, command in sections(options):
+    for name, command in chosen:
         left = min(deadline - time.monotonic(), SECTION_SECONDS)
         results[name] = run(command, left) if left > 1 else {"status": "no time left"}
         print(f"{name}: {results[name]['status']}", flush=True)
@@ -54,8 +64,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "on_gpu")))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--preset", default="base")
-    parser.add_argument("--batches", type=int, nargs="+", default=[32, 64, 128])
+    parser.add_argument("--batches", type=int, nargs="+", default=[32, 128])
     parser.add_argument("--seconds", type=float, default=480.0)
+    parser.add_argument("--train-seconds", type=float, default=90.0)
+    parser.add_argument("--only", nargs="+", help="names of sections, as --list prints them")
+    parser.add_argument("--list", action="store_true", help="print the sections and their commands")
     parser.add_argument("--products", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -68,21 +81,41 @@ def sections(options: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
     others = ["--against", "plain", "published-bfloat16"]
     alone, quick = ["--against"], ["--repeats", "5", "--no-parts"]
     yield "eager", [*step, "--batch", str(first), *others, "--repeats", "5"]
+    apart = ["--batch", str(first), "--no-packed", *quick]
+    yield "eager, each view by itself", [*step, *apart, *alone]
     if on_gpu:
         for batch in options.batches:
             compiled = ["--batch", str(batch), "--compile", "blocks", *quick]
             yield f"blocks compiled, {batch} clips", [*step, *compiled, *others]
     views = ["--batch", str(first), "--views", *quick]
     yield "with views", [*step, *views, *alone]
+    yield "training", training(options)
+    yield "inference", inference(options)
     table = str(options.out / "profile.txt")
     yield "profile", [*step, "--batch", str(first), *quick, *alone, "--profile", table]
-    products = [str(HERE / "on_gpu.py"), "--products", "--device", options.device]
-    yield "products", products
-    tests = ["-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/unit/xkd_core"]
+    yield "products", [str(HERE / "on_gpu.py"), "--products", "--device", options.device]
     if on_gpu:
-        yield "tests", tests
+        tests = ["-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
+        yield "tests", [*tests, "tests/unit/xkd_core"]
         graphs = ["--batch", str(first), "--compile", "reduce-overhead", *quick]
         yield "whole, CUDA graphs", [*step, *graphs, *alone]
+
+
+def training(options: argparse.Namespace) -> list[str]:
+    """A ViT-S with compiled blocks; the smallest networks and few clips where it is rehearsed."""
+    command = [str(HERE / "gpu_training.py"), "--device", options.device]
+    command += ["--train-seconds", str(options.train_seconds)]
+    if options.device == "cpu":
+        return [*command, "--preset", options.preset, "--batch", "4", "--clips-per-kind", "2"]
+    return [*command, "--preset", "small", "--workers", str(os.cpu_count()), "--compile"]
+
+
+def inference(options: argparse.Namespace) -> list[str]:
+    command = [str(HERE / "encoder_inference.py"), "--device", options.device]
+    command += ["--preset", options.preset, "--dtypes", "bfloat16", "--repeats", "3"]
+    if options.device == "cpu":
+        return [*command, "--batches", "2", "--forms", "plain"]
+    return [*command, "--batches", "1", "256", "--forms", "plain", "compiled"]
 
 
 def run(command: list[str], seconds: float) -> dict[str, Any]:

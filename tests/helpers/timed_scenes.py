@@ -110,10 +110,14 @@ def write_scene(
     waveform: np.ndarray | None = None,
     offset: float = 0.0,
     options: dict[str, str] | None = None,
+    codec_options: dict[str, str] | None = None,
+    pix_fmt: str | None = None,
+    sound_rate: int = SOUND_RATE,
 ) -> Path:
     """Writes a stretch of the scene; its clock starts at `offset`.
 
-    `sound` and `picture` are the stretches of the scene in which each is there.
+    `sound` and `picture` are the stretches of the scene in which each is there, `codec_options`
+    those of the picture's encoder.
     """
     with av.open(str(path), "w", options=options or {}) as container:
         picture = picture or (first, stop)
@@ -122,19 +126,20 @@ def write_scene(
         if codecs[0]:
             video = container.add_stream(codecs[0], rate=RATE)
             video.width, video.height = SIZE
-            video.pix_fmt = "yuvj420p" if codecs[0] == "mjpeg" else "yuv420p"
+            video.pix_fmt = pix_fmt or ("yuvj420p" if codecs[0] == "mjpeg" else "yuv420p")
             video.options = {"bf": str(bframes), "g": "25"} | (
                 {"preset": "veryfast", "crf": "14"} if codecs[0] == "libx264" else {"q": "2"}
             )
+            video.options |= codec_options or {}
             video.codec_context.time_base = Fraction(1, RATE)
         if codecs[1]:
-            audio = container.add_stream(codecs[1], rate=SOUND_RATE, layout="mono")
+            audio = container.add_stream(codecs[1], rate=sound_rate, layout="mono")
         packets = []
         if video is not None:
             packets += _encoded_picture(video, first, picture, offset)
         if audio is not None:
             waveform = tones(*sound) if waveform is None else waveform
-            packets += _encoded_sound(audio, waveform, sound[0] - first + offset)
+            packets += _encoded_sound(audio, waveform, sound[0] - first + offset, sound_rate)
         for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
             container.mux(packet)
     return path
@@ -150,9 +155,9 @@ def _encoded_picture(stream, first, picture, offset) -> list:
     return packets + stream.encode(None)
 
 
-def _encoded_sound(stream, waveform, start) -> list:
+def _encoded_sound(stream, waveform, start, rate) -> list:
     packets = []
-    resampler = av.AudioResampler(stream.codec_context.format.name, "mono", SOUND_RATE)
+    resampler = av.AudioResampler(stream.codec_context.format.name, "mono", rate)
     size = stream.codec_context.frame_size or 1024
     fifo = av.AudioFifo()
     source = av.AudioFrame.from_ndarray(waveform[None], format="s16", layout="mono")
@@ -160,9 +165,9 @@ def _encoded_sound(stream, waveform, start) -> list:
     for frame in resampler.resample(source):
         frame.pts = None
         fifo.write(frame)
-    position = round(start * SOUND_RATE)
+    position = round(start * rate)
     while (frame := fifo.read(size, partial=True)) is not None:
-        frame.pts, frame.time_base = position, Fraction(1, SOUND_RATE)
+        frame.pts, frame.time_base = position, Fraction(1, rate)
         position += frame.samples
         packets += stream.encode(frame)
     return packets + stream.encode(None)

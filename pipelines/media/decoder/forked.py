@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import socket
 import time
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ _PROCESS_CPU_CLOCK = 2
 """Combined with a process ID, the ID of its CPU clock on Linux (`man 3 clock_getcpuclockid`)."""
 
 
+BYTES_PER_SECOND = 1_000
+"""Less than any codec needs for a moving picture or sound."""
+
+
 class DeadDecoderError(Exception):
     """Raised if a decoder closed its end of the socket."""
 
@@ -37,12 +42,22 @@ class Patience:
     per_second: float
     """Limit for a whole file per second of the source."""
 
-    def check(self, taken_seconds: float, source_seconds: float) -> None:
+    def check(self, taken_seconds: float, claimed_seconds: float, num_bytes: int) -> None:
         """Checks the limit for the whole file, which every single answer may keep.
+
+        A hostile decoder can claim any length, but not any size of the file, so at most one second
+        counts for `BYTES_PER_SECOND`. Real sources with fewer bytes hold still pictures or silence,
+        which decode in a small part of the limit.
+
+        Args:
+            taken_seconds: Wall or CPU time so far.
+            claimed_seconds: Total length of the segments so far, as the decoder claims.
+            num_bytes: Size of the file.
 
         Raises:
             DecodeError: If the decoder took longer.
         """
+        source_seconds = min(claimed_seconds, num_bytes / BYTES_PER_SECOND)
         if taken_seconds > self.seconds + self.per_second * source_seconds:
             raise DecodeError(
                 "decoder_timeout",
@@ -62,6 +77,7 @@ class ForkedDecoder:
         self._channel = channel
         self._patience = patience
         self._waited = 0.0
+        self._num_bytes = 0
 
     def request(self, file: int, settings: dict[str, Any]) -> None:
         """Sends a file to decode.
@@ -69,6 +85,7 @@ class ForkedDecoder:
         Raises:
             OSError: If the decoder died.
         """
+        self._num_bytes = os.fstat(file).st_size
         self._channel.settimeout(_SEND_SECONDS)
         send(self._channel, {"settings": settings}, file)
 
@@ -97,7 +114,8 @@ class ForkedDecoder:
             return None
         segment = self._segment(header, expectation)
         # The parent's time between segments does not count; the decoder's CPU time does.
-        self._patience.check(max(self._waited, self._cpu_seconds()), expectation.seconds)
+        worked = max(self._waited, self._cpu_seconds())
+        self._patience.check(worked, expectation.seconds, self._num_bytes)
         return segment
 
     def close(self) -> None:

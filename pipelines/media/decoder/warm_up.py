@@ -1,8 +1,8 @@
-"""What the program does once that decoders are forked from, so that none of them does it again.
+"""Prepares the process from which decoders are forked, so that each decoder starts cheaply.
 
-A forked process gets its parent's memory for nothing, but a copy of each page that it writes to,
-4 KB at 3 us (measured), and what it computes is lost with it. So libraries are loaded, linked and
-tried out before, on media of our own.
+A forked process shares the memory of its parent until it writes: then the kernel copies page after
+page, 4 KB in 3 us (measured). What it computes is lost when it ends. So the parent loads, links and
+tries out all libraries first, on media that it makes itself.
 """
 
 import ctypes
@@ -28,18 +28,18 @@ from pipelines.media.formats import COMMON_CODECS
 from pipelines.media.mixing import mixing_weights
 
 USUAL_LAYOUTS = ("mono", "stereo", "2.1", "3.0", "quad", "4.0", "5.0", "5.1", "5.1(side)", "7.1")
-"""Whose mix is known before a file needs it."""
+"""Channel layouts whose mixing weights are computed ahead."""
 ENVIRONMENT = {
-    # NumPy's threads would only be copied at each fork.
+    # Threads of NumPy do not survive a fork.
     **{"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-    # Else each decoder looks up the functions of FFmpeg that it calls.
+    # Otherwise each decoder resolves the functions of FFmpeg that it calls.
     "LD_BIND_NOW": "1",
-    # Memory that a decoder gets anew comes 2 MB at a time, which is ten times as fast, and memory
-    # that it frees is kept for the next frame.
+    # New memory comes in pages of 2 MB, which costs a tenth, and freed memory is kept for the next
+    # frame.
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824"
     ":glibc.malloc.trim_threshold=1073741824:glibc.malloc.top_pad=16777216",
 }
-"""Variables that make decoders cheap."""
+"""Environment variables of the process."""
 _HUGE_PAGE = 2 << 20
 _MADV_COLLAPSE = 25
 _TRIAL: dict[str, Any] = {
@@ -52,18 +52,18 @@ _TRIAL: dict[str, Any] = {
 
 
 def warm_up() -> None:
-    """Does all of it; the process has to be without threads before and is after."""
+    """Prepares this process, which has one thread before and after."""
     _load_all()
     _open_codecs()
     _try_out()
     for name in USUAL_LAYOUTS:
         mixing_weights(AudioLayout(name))
     gc.collect()
-    gc.freeze()  # what is never collected is never copied
+    gc.freeze()  # the collector would write to all objects, so that their pages are copied
 
 
 class Heap:
-    """The C library's memory of this process, which decoders write all over."""
+    """The heap of the C library in this process, most of whose pages every decoder writes to."""
 
     def __init__(self) -> None:
         self._start = self._stop = 0
@@ -77,9 +77,9 @@ class Heap:
                 self._stop = stop // _HUGE_PAGE * _HUGE_PAGE
 
     def make_own(self) -> None:
-        """Copies it at once instead of page by page: 0.4 ms per 2 MB against 1.4 (measured).
+        """Copies the heap in pages of 2 MB, 0.4 ms each against 1.4 in small pages (measured).
 
-        Kernels before 6.1 know no such call, and then pages are copied as they are written to.
+        Kernels before 6.1 do not support this. There, pages are copied when they are written to.
         """
         if self._stop > self._start:
             _libc.madvise(
@@ -93,25 +93,25 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _load_all() -> None:
-    """Loads what PyAV loads when a file first needs it, before there are no files any more."""
+    """Loads the modules of PyAV, because a confined process can open no file."""
     for module in pkgutil.walk_packages(av.__path__, "av."):
         if not module.name.endswith(("__main__", "datasets")):
             importlib.import_module(module.name)
 
 
 def _open_codecs() -> None:
-    """Lets each of the common decoders compute its tables."""
+    """Opens the common decoders once, so that their static tables are filled."""
     for name in sorted(COMMON_CODECS):
         try:
             codec = av.CodecContext.create(name, "r")
             codec.thread_count = 1
             codec.open()
-        except (FFmpegError, ValueError):  # it is not built in, or wants to see a file's header
+        except (FFmpegError, ValueError):  # not built in, or it needs the header of a file
             continue
 
 
 def _try_out() -> None:
-    """Decodes something of its own, so that tables are filled before decoders are forked."""
+    """Decodes a short clip, so that caches are filled before decoders are forked."""
     file = io.BytesIO()
     try:
         with av.open(file, "w", "matroska") as container:

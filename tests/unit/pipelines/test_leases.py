@@ -14,7 +14,8 @@ from pipelines import leases
 from pipelines.errors import UserError
 from pipelines.files import locked, replacing, scratch_folder, write_json
 from pipelines.leases import LeaseLostError
-from pipelines.storage import folder_on_disk, path_of
+from pipelines.storage import path_of
+from pipelines.transfers import folder_on_disk
 from tests.helpers.bucket import BUCKET, serving, wait_until
 
 HOME = f"s3://{BUCKET}/leases"
@@ -24,8 +25,10 @@ from pipelines import leases
 from pipelines.errors import UserError
 from pipelines.files import locked, write_json
 from pipelines.storage import path_of
-leases.LEASE_SECONDS, leases.RENEW_SECONDS = 3.0, 0.5
+leases.LEASE_SECONDS, leases.RENEW_SECONDS = 6.0, 0.5
 folder = path_of(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
 try:
     with locked(folder / "lock", "run"):
         print("holds", flush=True)
@@ -45,17 +48,25 @@ def server(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setattr(leases, "LEASE_SECONDS", 3.0)
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 6.0)
     monkeypatch.setattr(leases, "RENEW_SECONDS", 0.5)
 
 
 def start(folder, seconds, name):
-    return subprocess.Popen(
+    holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(folder), str(seconds), name],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
     )
+    assert holder.stdout.readline() == "ready\n"
+    return holder
+
+
+def go(holder):
+    holder.stdin.write("go\n")
+    holder.stdin.flush()
 
 
 def write(path, scratch=None, *, fails=False):
@@ -68,6 +79,7 @@ def write(path, scratch=None, *, fails=False):
 def test_a_killed_holder_of_this_machine_is_followed_at_once(server):
     folder = path_of(f"{HOME}/killed")
     holder = start(folder, 60, "never")
+    go(holder)
     assert holder.stdout.readline() == "holds\n"
     refused = pytest.raises(UserError, match=f"written by process {holder.pid} on")
     with refused, locked(folder / "lock", "run"):
@@ -82,7 +94,8 @@ def test_a_killed_holder_of_this_machine_is_followed_at_once(server):
 
 def test_a_holder_that_hangs_elsewhere_is_followed_and_commits_nothing(server, monkeypatch):
     folder = path_of(f"{HOME}/hangs")
-    holder = start(folder, 6, "late")
+    holder = start(folder, 12, "late")
+    go(holder)
     assert holder.stdout.readline() == "holds\n"
     monkeypatch.setattr(leases, "_machine", lambda: "another machine")
     holder.send_signal(signal.SIGSTOP)
@@ -100,6 +113,7 @@ def test_a_holder_that_hangs_elsewhere_is_followed_and_commits_nothing(server, m
 def test_a_holder_elsewhere_that_renews_is_not_followed(server, monkeypatch):
     folder = path_of(f"{HOME}/lives")
     holder = start(folder, 8, "its")
+    go(holder)
     assert holder.stdout.readline() == "holds\n"
     monkeypatch.setattr(leases, "_machine", lambda: "another machine")
     refused = pytest.raises(UserError, match="is being written by process")
@@ -112,7 +126,9 @@ def test_a_holder_elsewhere_that_renews_is_not_followed(server, monkeypatch):
 
 def test_of_many_that_start_together_one_at_a_time_writes(server):
     folder = path_of(f"{HOME}/many")
-    starters = [start(folder, 4, str(number)) for number in range(4)]
+    starters = [start(folder, 15, str(number)) for number in range(4)]
+    for starter in starters:
+        go(starter)
     said = [starter.communicate()[0] for starter in starters]
     assert sum("holds" in text for text in said) == 1, said
     assert sum("refused run is being written by process" in text for text in said) == 3

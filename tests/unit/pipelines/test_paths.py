@@ -2,6 +2,7 @@
 
 import pytest
 
+from pipelines.paths import absolute_location
 from pipelines.redaction import redacted
 
 
@@ -34,3 +35,27 @@ def test_user_and_password_are_struck_out(text, shown):
 )
 def test_what_holds_no_password_stays(text):
     assert redacted(text) == text
+
+
+@pytest.mark.parametrize(
+    ("given", "absolute"),
+    [
+        ("s3a://bucket/a b/100%/", "s3://bucket/a b/100%"),
+        ("GCS://bucket/x", "gs://bucket/x"),
+        ("s3://bucket", "s3://bucket"),
+        ("https://host/list?x=a/", "https://host/list?x=a/"),
+        ("hdfs:///x/", "hdfs:///x"),
+        ("file:///a/../b%20c", "/b c"),
+        ("/x/y/", "/x/y"),
+        ("runs/../clips", "s3://home/of xkd/clips"),
+    ],
+)
+def test_a_location_has_one_spelling(given, absolute, monkeypatch):
+    monkeypatch.setenv("XKD_HOME", "s3a://home/of xkd/")
+    assert absolute_location(given) == absolute
+
+
+@pytest.mark.parametrize("given", ["s3://", "s3:///", "s3://me:secret@bucket/x"])
+def test_a_uri_without_a_bucket_or_with_a_password_is_refused(given):
+    with pytest.raises(ValueError, match="must"):
+        absolute_location(given)

@@ -55,7 +55,7 @@ def test_a_description_of_the_field_goes_before_that_of_its_class():
     schema = JOBS["pretrain"].schema()
     about = section_description(schema, "views.global_crop_area")
     assert about == "Area of the crop of a global view, as a share of the frame."
-    assert section_description(schema, "tracking") == "Where MLflow keeps what a job measures."
+    assert section_description(schema, "tracking") == "The MLflow that a job logs to."
 
 
 def test_a_setting_that_its_section_gives_by_default_is_not_required():

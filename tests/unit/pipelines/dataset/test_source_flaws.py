@@ -5,7 +5,7 @@ from pipelines.dataset.schema import ADDED, CLIPS, check_columns, with_added
 from pipelines.dataset.source_flaws import COLUMNS, SourceFlaws, count_flaws
 from pipelines.errors import UserError
 
-CLOCK = ("clock_leaps", "sound_gaps", "rebased_clocks")
+CLOCK = ("clock_leaps", "sound_gaps", "rebased_clocks", "held_picture")
 
 
 def table(*rows):
@@ -18,6 +18,7 @@ def table(*rows):
         "clock_leaps": 0,
         "sound_gaps": 0,
         "rebased_clocks": 0,
+        "held_picture": 0,
     }
     schema = pa.schema([CLIPS.field(name) for name in COLUMNS])
     return pa.Table.from_pylist([whole | row for row in rows], schema=schema)
@@ -42,6 +43,10 @@ def test_each_source_counts_once_whatever_its_clips():
             # A leap in a source without presentation times is still a flaw.
             {"source": "joined avi", "rebased_clocks": 1},
             {"source": "joined avi", "clock_leaps": 1, "rebased_clocks": 2},
+            {"source": "late", "num_frames": 0},
+            {"source": "late"},
+            {"source": "music", "held_picture": 1},
+            {"source": "music", "held_picture": 1},
             # What it does not declare is not missing.
             {"source": "song", "num_frames": 0, "declares_picture": False},
         )
@@ -49,6 +54,9 @@ def test_each_source_counts_once_whatever_its_clips():
     assert found == SourceFlaws(
         without_picture=1,
         without_sound=1,
+        with_late_picture=1,
+        with_held_picture=1,
+        with_partial_sound=1,
         damaged=2,
         leaping=2,
         with_sound_gaps=1,
@@ -57,6 +65,9 @@ def test_each_source_counts_once_whatever_its_clips():
     assert found.sentences() == [
         "sources that declare a picture and gave none: 1",
         "sources that declare sound and gave none: 1",
+        "sources whose picture begins late, so that clips lack it: 1",
+        "sources whose picture ends early, so that its last frame stays on: 1",
+        "sources whose sound is missing in part of their clips: 1",
         "sources that are damaged in part: 2",
         "sources whose clock leaps, so that later times are counted on: 2",
         "sources with holes in the sound, which are silent there: 1",

@@ -9,7 +9,8 @@ from pipelines.config.evaluate import EvaluateConfig
 from pipelines.evaluation.card import CardEntry, card_rows, write_card
 from pipelines.evaluation.intervals import Figure
 from pipelines.evaluation.official import OfficialShare, share_values
-from pipelines.evaluation.scores import MeasureScore, read_scores
+from pipelines.evaluation.scores import MeasureScore
+from pipelines.evaluation.scores_file import read_scores
 from pipelines.files import write_json
 from tests.helpers.encoders import example_scores
 

@@ -9,8 +9,9 @@ from pipelines.config.evaluate import EvaluateConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
 from pipelines.evaluation import evaluate as job
+from pipelines.evaluation.checks import networks_to_score
 from pipelines.evaluation.classifiers import score
-from pipelines.evaluation.evaluate import log_figures, networks_to_score
+from pipelines.evaluation.evaluate import log_figures
 from pipelines.evaluation.features import features_of
 from pipelines.evaluation.networks import checkpoint_source, network_of
 from pipelines.evaluation.retrieval import retrieval_gains, retrieval_scores

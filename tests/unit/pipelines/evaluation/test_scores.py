@@ -11,8 +11,8 @@ from pipelines.evaluation.scores import (
     NetworkScore,
     RetrievalScore,
     Scores,
-    read_scores,
 )
+from pipelines.evaluation.scores_file import read_scores
 
 LINEAR = MeasureScore({"top1": Figure(0.75, 0.6, 0.9), "top5": Figure(1.0)}, (0.5, None))
 KNN = MeasureScore({"top1": Figure(0.5, 0.4, 0.6)}, (0.5, None), ((1, 1), (0, 0)), 0.1, False)

@@ -153,12 +153,13 @@ def test_an_overloaded_bucket_is_waited_for(server, videos, local):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_drivers_killed_at_random_moments(server, videos, local, tmp_path):
     generator = random.Random(0)
     output = f"{OUTPUT}/killed"
     command = [sys.executable, "-c", DRIVER, str(videos), output, SETTINGS.model_dump_json()]
     num_kills = 0
-    for _ in range(8):
+    for _ in range(5):
         driver = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
         )

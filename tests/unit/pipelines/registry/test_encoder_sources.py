@@ -11,7 +11,7 @@ from pipelines.config.promote import PromoteSettings
 from pipelines.config.published import PublishedSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
-from pipelines.evaluation.evaluate import check_evaluate, networks_to_score
+from pipelines.evaluation.checks import check_evaluate, networks_to_score
 from pipelines.evaluation.features import features_of
 from pipelines.evaluation.networks import load_network
 from pipelines.models.checkpoints import load_model

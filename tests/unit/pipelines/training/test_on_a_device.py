@@ -78,6 +78,8 @@ def run_loop(recorder, config):
             "board": recorder.board,
             "deadline": None,
             "rungs": None,
+            "initial": None,
+            "began_from": None,
         }
     )
 

@@ -1,16 +1,10 @@
-import contextlib
-import fcntl
-import os
-import pty
 import re
-import struct
-import sys
-import termios
 
 import pytest
 
 from ray_jobs.cli import console
 from ray_jobs.cli.console import StageProgress
+from tests.helpers.terminal import run_on_terminal
 
 
 @pytest.fixture
@@ -83,17 +77,7 @@ else:
 
 def on_terminal(end: str) -> list[str]:
     """The lines that a program writes to a terminal of 80 columns, without their colors."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.environ |= {"TERM": "xterm-256color", "PYTHONPATH": os.getcwd()}
-        os.execv(sys.executable, [sys.executable, "-c", ON_TERMINAL, end])
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    written = b""
-    with contextlib.suppress(OSError):  # how a terminal ends
-        while part := os.read(terminal, 4096):
-            written += part
-    os.close(terminal)
-    assert os.waitpid(pid, 0)[1] == 0, written
+    written = run_on_terminal(ON_TERMINAL, end)
     assert written.count(b"\x1b[?25l") == written.count(b"\x1b[?25h") == 1  # cursor
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.decode())
     return [line for line in re.split(r"[\r\n]+", text) if line.strip()]

@@ -154,7 +154,7 @@ def test_override_goes_first_and_paths_stay_text(tmp_path):
         ("output: a\n", "nonsense", r"argument \(nonsense\) must be key=value"),
         ("output: a\n", "output.x=1", "goes through output, which is not a section"),
         ("output: a\noutput: b\n", "x=1", "not readable YAML"),
-        ("output: s3://a/b\n", "name=x", r"output \(s3://a/b\) must be a path"),
+        ("output: s3://me:pw@a/b\n", "name=x", r"output \(s3://\*\*\*\) must not hold a pass"),
     ],
 )
 def test_bad_file_or_argument_is_one_clear_error(tmp_path, content, override, message):

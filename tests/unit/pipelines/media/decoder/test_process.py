@@ -194,9 +194,19 @@ def test_a_child_that_answers_slowly_for_ever_is_ended(tmp_path):
 
 def test_what_a_child_works_while_nobody_waits_counts(tmp_path):
     patience = Patience(1.0, 2.0)
-    patience.check(20.9, 10.0)
+    patience.check(20.9, 10.0, 1 << 20)
     with pytest.raises(DecodeError, match=r"10 s took 22 s"):
-        patience.check(22.0, 10.0)
+        patience.check(22.0, 10.0, 1 << 20)
+
+
+def test_claimed_seconds_count_as_far_as_there_are_bytes_for_them():
+    patience = Patience(60.0, 20.0)
+    six_hours = 6 * 3600.0
+    patience.check(60.0 + 20 * 99, six_hours, 100_000)
+    with pytest.raises(DecodeError, match=r"100 s took 2100 s"):
+        patience.check(2_100.0, six_hours, 100_000)
+    # A slide that is on for an hour, in 20 KB, is decoded in seconds.
+    patience.check(400.0, 3600.0, 20_000)
 
 
 def test_a_file_that_needs_too_much_memory_is_named(tmp_path):

@@ -1,6 +1,9 @@
+import re
+from pathlib import Path
+
 import pytest
 
-from pipelines.media.decoder import seccomp
+from pipelines.media.decoder import sandbox, seccomp
 
 ARM = {  # include/uapi/asm-generic/unistd.h of Linux, which 64-bit Arm uses as it is
     **{"dup": 23, "fcntl": 25, "mount": 40, "pivot_root": 41, "close": 57, "lseek": 62},
@@ -30,6 +33,31 @@ def test_the_numbers_of_64_bit_arm_are_those_of_the_kernel():
     assert of_arm == ARM
     # What other kernels have besides has a successor on the list.
     assert {name for name, pair in TABLE.items() if pair[1] is None} == {"poll"}
+
+
+HEADERS = (
+    "/usr/include/x86_64-linux-gnu/asm/unistd_64.h",
+    "/usr/include/asm-generic/unistd.h",
+)
+
+
+@pytest.mark.parametrize(("column", "header"), enumerate(HEADERS))
+def test_the_numbers_are_those_of_the_headers_that_are_installed(column, header):
+    if not Path(header).exists():
+        pytest.skip(f"{header} is not there; Debian has it in linux-libc-dev")
+    defined = re.findall(
+        r"^#define\s+__NR(?:3264)?_(\w+)\s+(\d+)$", Path(header).read_text(), re.MULTILINE
+    )
+    numbers = {name: int(number) for name, number in defined}
+    assert {name: pair[column] for name, pair in TABLE.items()} == {
+        name: numbers.get(name) for name in TABLE
+    }
+    machine = list(seccomp.MACHINES.values())[column]
+    assert (machine.column, machine.seccomp) == (column, numbers["seccomp"])
+    name = list(seccomp.MACHINES)[column]
+    assert sandbox._CAPSET[name] == numbers["capset"]
+    landlock = (sandbox._LANDLOCK_CREATE, sandbox._LANDLOCK_RESTRICT)
+    assert landlock == (numbers["landlock_create_ruleset"], numbers["landlock_restrict_self"])
 
 
 @pytest.mark.parametrize("column", [0, 1])

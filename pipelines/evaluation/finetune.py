@@ -1,0 +1,294 @@
+"""Fine-tunes an encoder on the training clips and scores the test clips.
+
+Runs as a Ray task, on a GPU if there is one. Views of an epoch follow from (seed, epoch, clip), so
+a run repeats to the bit on one machine. The last epoch is scored; `selection=test` scores others as
+well and reports the best.
+
+Paper: XKD, arXiv:2211.13929, fine-tuning protocol. Differences: without time warping and random
+crops of spectrograms, and batches as they fit one device.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from torchvision.transforms import v2
+
+from pipelines.config.base import Datasets
+from pipelines.config.evaluate import EvaluateSettings
+from pipelines.dataset.clip_dataset import Clip, ClipDataset
+from pipelines.dataset.joined import open_datasets
+from pipelines.errors import UserError
+from pipelines.evaluation.embedder import Embedder, mean_by
+from pipelines.evaluation.features import Features
+from pipelines.evaluation.fits import FineTune, probabilities
+from pipelines.evaluation.networks import EncoderSource, EvaluatedEncoder
+from pipelines.evaluation.sides import Sides
+from pipelines.evaluation.solvers import UNSEEN, Fitted
+from pipelines.media.windows import looped, padded
+from xkd_core.encoders import Modality
+from xkd_core.finetune import (
+    Classifier,
+    classification_loss,
+    erase,
+    layer_groups,
+    mask_spectrogram,
+    mix,
+    smooth,
+)
+from xkd_core.schedules import cosine
+from xkd_core.views.log_mel import LogMel
+from xkd_core.views.video import normalize_video
+from xkd_core.views.views import plain_audio_view
+
+Array = NDArray[Any]
+_LARGEST_PIXEL = 255.0
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Rows of the dataset to learn from or to score, with the clip and the labels of each."""
+
+    rows: Array
+    owners: Array
+    """Number of the clip, from 0, that each row belongs to."""
+    targets: Array
+    """Booleans of each clip, (clips, classes)."""
+    is_multilabel: bool = False
+    """Whether a clip of the dataset has several labels."""
+
+
+def fine_tuner(
+    sources: Sequence[EncoderSource], dataset: Datasets, settings: EvaluateSettings
+) -> FineTune:
+    """Returns what fine-tunes the encoders of a network, each in a Ray task of its own."""
+    task = ray.remote(num_gpus=1 if settings.use_gpu else 0)(fine_tune)
+
+    def fit(features: Features, subject: str, _network: str, sides: Sides) -> Fitted:
+        (source,) = (one for one in sources if subject in one.modalities)
+        (modality,) = (one for one in source.modalities if one == subject)
+        parts = [labelled(features, subject, clips) for clips in (sides.train, sides.test)]
+        every: list[Array] = result_of(task.remote(source, modality, dataset, settings, *parts))
+        seen = features.targets[sides.train].any(axis=0)
+        scores = [np.where(seen, one, UNSEEN if not features.is_multilabel else 0) for one in every]
+        candidates = tuple(scores) if settings.selection == "test" else ()
+        return Fitted(scores[-1], None, False, is_probability=True, candidates=candidates)
+
+    return fit
+
+
+def result_of(reference: Any) -> Any:
+    """Waits for a task.
+
+    Raises:
+        UserError: What the task raised, without Ray's traceback.
+    """
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+
+
+def labelled(features: Features, subject: str, clips: Array) -> Labelled:
+    """Returns the segments of clips that have the modality."""
+    there = features.segment_has[subject] & np.isin(features.segment_owners, clips)
+    owners = np.searchsorted(clips, features.segment_owners[there])
+    return Labelled(
+        features.segment_rows[there], owners, features.targets[clips], features.is_multilabel
+    )
+
+
+def fine_tune(
+    source: EncoderSource,
+    modality: Modality,
+    dataset: Datasets,
+    settings: EvaluateSettings,
+    train: Labelled,
+    test: Labelled,
+    *,
+    trained: bool = True,
+) -> list[Array]:
+    """Trains, and returns probabilities of the test clips after each scored epoch.
+
+    The last one is the last epoch's. Without `trained` it begins from random weights.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    evaluated = source.load(trained=trained, seed=settings.seed)[modality]
+    with _seeded(settings.seed):
+        model = Classifier(
+            evaluated.encoder.requires_grad_(True),
+            evaluated.model.encoder.width,
+            train.targets.shape[1],
+            settings.finetune.dropout,
+        ).to(device)
+    views = _Views(modality, evaluated, open_datasets(dataset), settings)
+    recipe = settings.finetune
+    groups = layer_groups(
+        model,
+        learning_rate=recipe.learning_rate,
+        layer_decay=recipe.layer_decay,
+        weight_decay=recipe.weight_decay,
+    )
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999))
+    found = []
+    for epoch in range(recipe.epochs):
+        _train_epoch(model, optimizer, views, train, epoch, settings)
+        is_last = epoch == recipe.epochs - 1
+        if is_last or (settings.selection == "test" and (epoch + 1) % recipe.score_every == 0):
+            found.append(_score(model, views, test, evaluated, settings))
+    return found
+
+
+def _train_epoch(
+    model: Classifier,
+    optimizer: torch.optim.Optimizer,
+    views: "_Views",
+    train: Labelled,
+    epoch: int,
+    settings: EvaluateSettings,
+) -> None:
+    recipe, device = settings.finetune, next(model.parameters()).device
+    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
+    order = torch.randperm(len(train.rows), generator=generator).numpy()
+    batches = np.array_split(order, max(1, round(len(order) / recipe.batch_size)))
+    model.train()
+    for number, batch in enumerate(batches):
+        step = epoch * len(batches) + number
+        rate = cosine(
+            step + 1,
+            start=1.0,
+            end=recipe.final_rate,
+            total_steps=recipe.epochs * len(batches),
+            warmup_steps=round(recipe.warmup_epochs * len(batches)),
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * group["scale"] * rate
+        targets = torch.from_numpy(train.targets[train.owners[batch]]).float()
+        if not train.is_multilabel:
+            targets = smooth(targets, recipe.label_smoothing)
+        clips = views.augmented(train.rows[batch], epoch, generator)
+        clips, targets = mix(
+            clips, targets, mixup=recipe.mixup, cutmix=views.cutmix, generator=generator
+        )
+        with _seeded(settings.seed * 7_919 + step):  # dropout
+            logits = model(clips.to(device))
+        loss = classification_loss(logits, targets.to(device), is_multilabel=train.is_multilabel)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
+        optimizer.step()
+
+
+@torch.no_grad()
+def _score(
+    model: Classifier,
+    views: "_Views",
+    test: Labelled,
+    evaluated: EvaluatedEncoder,
+    settings: EvaluateSettings,
+) -> Array:
+    """Averages the probabilities of the windows and crops of each test clip."""
+    model.eval()
+    embedder = Embedder(views.modality, evaluated, settings.model_copy(update={"measures": ()}))
+    sums, owners = [], []
+    for begin in range(0, len(test.rows), settings.batch_size):
+        part = slice(begin, begin + settings.batch_size)
+        found = embedder.embed(views.clips(test.rows[part]))
+        features = torch.from_numpy(found.pooled).to(next(model.parameters()).device)
+        sums.append(model.head(features).double().cpu().numpy())
+        owners.append(test.owners[part][found.owners])
+    shares = probabilities(np.concatenate(sums), test.is_multilabel)
+    return mean_by(shares, np.concatenate(owners), len(test.targets))
+
+
+class _Views:
+    """Clips of the dataset, plain or augmented; kept in memory while there is room."""
+
+    def __init__(
+        self,
+        modality: Modality,
+        evaluated: EvaluatedEncoder,
+        dataset: ClipDataset,
+        settings: EvaluateSettings,
+    ) -> None:
+        self.modality, self._model, self._dataset = modality, evaluated.model, dataset
+        self._recipe, self._seed = settings.finetune, settings.seed
+        self._size = settings.video_size or evaluated.model.video.size
+        self._log_mel = LogMel(evaluated.model.audio)
+        self._room = int(self._recipe.clips_gb * 1e9)
+        self._kept: dict[int, Clip] = {}
+        # A box cut out of a spectrogram is another sound's pitch at another time.
+        self.cutmix = self._recipe.cutmix if modality == "video" else 0.0
+
+    def clips(self, rows: Array) -> list[Clip]:
+        """Returns clips in the order of the rows, with the stream of the modality alone."""
+        missing = sorted(row for row in set(rows.tolist()) if row not in self._kept)
+        here: dict[int, Clip] = {}
+        for row, clip in zip(missing, self._dataset.clips(missing), strict=True):
+            if self.modality == "video":
+                here[row] = replace(clip, waveform=None)
+            else:
+                here[row] = replace(clip, frames=None)
+            size = sum(a.nbytes for a in (here[row].frames, here[row].waveform) if a is not None)
+            if size <= self._room:
+                self._room -= size
+                self._kept[row] = here[row]
+        return [here.get(row) or self._kept[row] for row in rows.tolist()]
+
+    def augmented(self, rows: Array, epoch: int, generator: torch.Generator) -> torch.Tensor:
+        """Computes one random view of each clip."""
+        view = self._video if self.modality == "video" else self._audio
+        seeds = [(self._seed * 1_000_003 + epoch) * 1_000_003 + int(row) for row in rows]
+        views = []
+        for clip, seed in zip(self.clips(rows), seeds, strict=True):
+            with _seeded(seed % (1 << 63)):
+                views.append(view(clip))
+        batch = torch.stack(views)
+        if self.modality == "video":
+            return erase(batch, self._recipe.erasing, generator)
+        return mask_spectrogram(batch, num_masks=2, max_bins=10, max_frames=20, generator=generator)
+
+    def _video(self, clip: Clip) -> torch.Tensor:
+        """RandAugment on the stored frames, then a random crop and a flip; (3, T, H, W)."""
+        assert clip.frames is not None
+        frames, recipe = _window(clip.frames, self._model.video.num_frames, looped), self._recipe
+        pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
+        steps: list[Callable[[torch.Tensor], torch.Tensor]] = [
+            v2.RandomResizedCrop(self._size, scale=recipe.crop_area, antialias=True),
+            v2.RandomHorizontalFlip(0.5 if recipe.flip else 0.0),
+        ]
+        if recipe.randaugment_operations:
+            operations, magnitude = recipe.randaugment_operations, recipe.randaugment_magnitude
+            steps.insert(0, v2.RandAugment(num_ops=operations, magnitude=magnitude))
+        for step in steps:
+            pixels = step(pixels)
+        return normalize_video(pixels.permute(1, 0, 2, 3).float() / _LARGEST_PIXEL)
+
+    def _audio(self, clip: Clip) -> torch.Tensor:
+        """A random window at random volume, as a spectrogram; (1, M, T)."""
+        assert clip.waveform is not None
+        samples = _window(clip.waveform, self._model.audio.num_samples, padded)
+        volume = 1 + self._recipe.volume * (2 * float(torch.rand(1)) - 1)
+        louder = np.clip(samples * volume, -32768, 32767).astype(np.int16)
+        return plain_audio_view(torch.from_numpy(louder)[None], self._log_mel)[0]
+
+
+def _window(array: Array, length: int, extend: Callable[[Array, int], Array]) -> Array:
+    if len(array) <= length:
+        return extend(array, length)
+    start = int(torch.randint(0, len(array) - length + 1, (1,)))
+    return array[start : start + length]
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Lets a library draw from PyTorch's global generator without leaving a trace."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

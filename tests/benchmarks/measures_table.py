@@ -1,0 +1,165 @@
+"""What does every measure say of untrained, trained and unlearned features of the same clips?
+
+    python tests/benchmarks/measures_table.py clips=CLIPS made=RUN real=RUN
+    python tests/benchmarks/measures_table.py clips=CLIPS made=RUN dataset=esc50 lists=LISTS
+
+`made` and `real` are checkpoints; the untrained network is that of `made` before its first step.
+Features without learning: mean and deviation of each mel bin of the sound; mean color and change of
+the cells of a 4 x 4 grid of the picture.
+"""
+
+import json
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.config.evaluate import EvaluateSettings, OfficialSettings
+from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.evaluation.features import Features, features_of
+from pipelines.evaluation.finetune import fine_tune, labelled
+from pipelines.evaluation.folds import score_folds
+from pipelines.evaluation.intervals import Figure
+from pipelines.evaluation.networks import EncoderSource, checkpoint_source, load_network
+from pipelines.evaluation.official import choose_clips
+from pipelines.evaluation.outcomes import Outcomes, paired
+from pipelines.evaluation.scores import FeatureScores, interval_text
+from pipelines.evaluation.solvers import UNSEEN, Fitted
+from pipelines.models.checkpoints import find_checkpoint
+from pipelines.progress import ignore_progress
+from tests.benchmarks.program import environment, options
+from xkd_core.config import AudioConfig
+from xkd_core.views.log_mel import LogMel
+
+DEFAULTS = {
+    "clips": "",
+    "made": "",
+    "real": "",
+    "dataset": "",
+    "lists": "",
+    "epochs": "20",
+    "folds": "",
+    "attentive_steps": "150",
+}
+FROZEN = ("knn", "linear", "svm", "layers", "attentive", "retrieval")
+RECIPE = {
+    "batch_size": 32,
+    "learning_rate": 2e-3,
+    "layer_decay": 0.75,
+    "warmup_epochs": 2,
+    "dropout": 0.1,
+    "mixup": 0.3,
+    "cutmix": 0.3,
+    "randaugment_operations": 1,
+}
+
+
+def plain_features(dataset: ClipDataset, like: Features, audio: AudioConfig) -> Features:
+    """Puts features without learning where those of encoders are."""
+    mel, rows = LogMel(audio), {"video": [], "audio": []}
+    for clip in dataset.clips(like.rows):
+        sound, picture = np.full(2 * audio.num_mels, np.nan), np.full(64, np.nan)
+        if clip.waveform is not None:
+            waveform = torch.from_numpy(clip.waveform / 32767.0).float()
+            bins = mel(torch.nn.functional.pad(waveform, (0, max(0, 4096 - len(waveform)))))
+            sound = torch.cat([bins.mean(dim=1), bins.std(dim=1)]).numpy()
+        if clip.frames is not None:
+            frames = torch.from_numpy(clip.frames).float().permute(0, 3, 1, 2)
+            cells = torch.nn.functional.adaptive_avg_pool2d(frames, 4)
+            change = frames.diff(dim=0).abs().mean(dim=1, keepdim=True)
+            moved = torch.nn.functional.adaptive_avg_pool2d(change, 4) if len(change) else None
+            motion = torch.zeros(16) if moved is None else moved.mean(dim=0).flatten()
+            picture = torch.cat([cells.mean(dim=0).flatten(), motion]).numpy()
+        rows["audio"].append(sound)
+        rows["video"].append(picture)
+    matrices = {f"{m}/trained": np.stack(found).astype(np.float32) for m, found in rows.items()}
+    return replace(like, matrices=matrices, layers={}, tokens={}, retrieval={})
+
+
+def scored(
+    source: EncoderSource, dataset: ClipDataset, values: dict[str, Any], official: Any, *, trained
+) -> tuple[Features, FeatureScores, Outcomes]:
+    """Scores one network by every measure."""
+    settings = EvaluateSettings.model_validate(values)
+    chosen = choose_clips(dataset, settings, official)
+    networks = {"trained": load_network([source], trained=trained)}
+    features = features_of(networks, dataset, settings, ignore_progress, chosen=chosen)
+
+    def tune(features, subject, _network, sides):
+        parts = [labelled(features, subject, clips) for clips in (sides.train, sides.test)]
+        every = fine_tune(source, subject, dataset.path, settings, *parts, trained=trained)
+        seen = features.targets[sides.train].any(axis=0)
+        scores = np.where(seen, every[-1], UNSEEN)
+        return Fitted(scores, None, False, is_probability=True)
+
+    return features, *score_folds(features, settings, tune)
+
+
+def cell(figure: Figure | None) -> str:
+    """A score and its interval."""
+    return "" if figure is None else f"{100 * figure.value:.1f} {interval_text(figure)}".strip()
+
+
+def main() -> None:
+    """Prints the table."""
+    given = options(DEFAULTS)
+    dataset = ClipDataset.open(given["clips"])
+    official = None
+    if given["lists"]:
+        folds = tuple(int(fold) for fold in given["folds"].split(",") if fold)
+        official = OfficialSettings(dataset=given["dataset"], lists=given["lists"], folds=folds)
+    values = {
+        "measures": (*FROZEN, "finetune"),
+        "fusion": ("both", "late", "missing"),
+        "retrieval_sizes": (),
+        "attentive_steps": int(given["attentive_steps"]),
+        "finetune": RECIPE | {"epochs": int(given["epochs"])},
+    }
+    made = checkpoint_source(find_checkpoint(given["made"]), "made", "teacher")
+    networks = {"untrained": (made, False), "made clips": (made, True)}
+    if given["real"]:
+        real = checkpoint_source(find_checkpoint(given["real"]), "real", "teacher")
+        networks["these clips"] = (real, True)
+    columns: dict[str, tuple[FeatureScores, Outcomes]] = {}
+    features = None
+    for name, (source, trained) in networks.items():
+        started = time.monotonic()
+        features, *found = scored(source, dataset, values, official, trained=trained)
+        columns[name] = (found[0], found[1])
+        print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+    assert features is not None
+    audio = made.model_config("audio").audio
+    unlearned = plain_features(dataset, features, audio)
+    small = values | {"measures": ("knn", "linear", "svm")}
+    columns["no learning"] = score_folds(unlearned, EvaluateSettings.model_validate(small))
+    print_table(columns)
+
+
+def print_table(columns: dict[str, tuple[FeatureScores, Outcomes]]) -> None:
+    """Prints scores with intervals, and the gain of the made clips' encoder."""
+    paths = list(columns["made clips"][0].figures())
+    print(f"\n| measure | {' | '.join(columns)} | made minus untrained |")
+    print("|---" * (len(columns) + 2) + "|")
+    result = {}
+    for path in paths:
+        if path.count("/") > 2 and "recall" not in path:
+            continue
+        figures = {name: found.figures().get(path) for name, (found, _) in columns.items()}
+        change = None
+        ours, theirs = columns["made clips"][1], columns["untrained"][1]
+        if path in ours.values and path in theirs.values:
+            change = paired(ours, path, theirs, path)
+        shown = [cell(one) for one in figures.values()]
+        print(f"| {path.replace('/trained', '')} | {' | '.join(shown)} | {cell(change)} |")
+        result[path] = {name: one.value for name, one in figures.items() if one}
+    for name, (found, _) in columns.items():
+        counts = {s: by["trained"].num_test for s, by in found.modalities.items()}
+        chance = {s: round(by["trained"].majority, 3) for s, by in found.modalities.items()}
+        print(f"{name}: test clips {counts}, most frequent class {chance}; {found.notes}")
+    print(json.dumps({"benchmark": "measures", **environment("torch", "scikit-learn"), **result}))
+
+
+if __name__ == "__main__":
+    main()
