@@ -22,7 +22,8 @@ from pipelines.errors import UserError
 from pipelines.evaluation.embedder import Embedded
 from pipelines.evaluation.networks import EvaluatedEncoder
 from pipelines.files import replacing, write_json
-from pipelines.storage import AnyPath, on_disk
+from pipelines.storage import AnyPath
+from pipelines.transfers import on_disk
 
 Array = NDArray[Any]
 _KEY_FILE = "features.json"
