@@ -226,6 +226,6 @@ class EvaluateConfig(EvaluateSettings, JobConfig):
     cache: Location | None = None
     """Folder of features by encoder, dataset and views, which evaluations may share. Default:
     `features` in `output`."""
-    num_workers: PositiveInt | None = Field(None, json_schema_extra={"may_change": True})
+    num_workers: PositiveInt | None = None
     """Workers that embed at a time, each with a CPU, or a GPU with `use_gpu`. Default: one process
     for up to 4,096 clips, else one worker for each CPU or GPU of Ray."""

@@ -7,7 +7,6 @@ from pydantic import AfterValidator, Field, PositiveInt, model_validator
 from pipelines.config.base import JobConfig, Location, Name
 from pipelines.config.evaluate import Measure
 from xkd_core.config import Config
-from xkd_core.encoders import MODALITIES, Modality
 
 
 def _not_a_version(alias: str) -> str:
@@ -32,7 +31,10 @@ class PromoteSettings(Config):
     compared_on: Literal["own", "both", "late"] = "own"
     """Features that `metric` is of: `own` of each encoder's modality, or of both encoders together,
     joined or as the mean of their scores."""
-    modalities: Annotated[tuple[Modality, ...], Field(min_length=1)] = MODALITIES
+    modalities: Annotated[tuple[Literal["video", "audio"], ...], Field(min_length=1)] = (
+        "video",
+        "audio",
+    )
     """Encoders to register."""
     rule: Literal["better", "not_worse"] = "better"
     """When the alias moves, by the 95 % interval of new minus present, paired by clip:
