@@ -12,6 +12,7 @@ from pipelines.registry.promote import (
     checkpoint_scores,
     promote,
 )
+from pipelines.registry.signing import check_keys
 from pipelines.tracking.runs import RunRef, open_run, tracked
 from ray_jobs.cli.checks import environment_mistakes, messages
 from ray_jobs.cli.console import StageProgress
@@ -26,6 +27,7 @@ def plan(config: PromoteConfig) -> JobPlan:
         lambda: find_checkpoint(config.checkpoint),
         lambda: checkpoint_scores(config),
         lambda: checkpoint_outcomes(config),
+        check_keys,
     )
     mistakes = (*mistakes, *environment_mistakes(config))
     return JobPlan(

@@ -48,7 +48,9 @@ def _resize_matrix(
     method: PositionInterpolation,
     device: torch.device,
 ) -> Float[Tensor, "new old"]:
-    identity = torch.eye(length, device=device)[:, None, None, :]  # one signal per position
+    identity = torch.eye(length, dtype=torch.float32, device=device)[
+        :, None, None, :
+    ]  # one signal per position
     mode = "bilinear" if kernel == "linear" else "bicubic"  # over one row: along the axis alone
     if method == "exact":
         resized = F.interpolate(identity, size=(1, new_length), mode=mode)

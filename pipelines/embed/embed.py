@@ -6,6 +6,8 @@ The job shares the graph (`unit_graph`), fingerprints, unit plan, shards and res
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipelines.config.embed import EmbedConfig
@@ -29,6 +31,7 @@ from pipelines.ingest.unit_graph import run_units
 from pipelines.ingest.unit_shards import Revision, read_done, revise
 from pipelines.progress import OnProgress
 from pipelines.quantities import counted
+from pipelines.registry.pull import fetch
 from pipelines.registry.uri import EncoderVersion, resolve_model
 from pipelines.shared import check_shared
 from pipelines.sources.listing import list_sources
@@ -63,11 +66,13 @@ def embed(config: EmbedConfig, on_progress: OnProgress) -> EmbedSummary:
     """Embeds an input, or completes an earlier call. Ray must be connected.
 
     Raises:
-        UserError: If the model does not exist, the input holds no media, or the output holds
-            something else or cannot be written.
+        UserError: If the model does not exist or was changed, the input holds no media, or the
+            output holds something else or cannot be written.
         JobFailed: If workers repeatedly crash, or the model does not load.
     """
     version = resolve_model(config.model, config.tracking)
+    with TemporaryDirectory(prefix="xkd-model-") as copy:  # before any worker starts
+        fetch(version, tracking_uri(config.tracking), Path(copy))
     dataset = open_dataset(config.input)
     check_rates(config, dataset, version)
     output = path_of(config.output)

@@ -7,6 +7,8 @@ cannot be decoded or lacks the modality of the model, it becomes a row of the re
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import mlflow
@@ -30,6 +32,7 @@ from pipelines.media.decoder.sandbox import SandboxError
 from pipelines.media.decoder.template import DecoderStartError
 from pipelines.media.segments import Segment
 from pipelines.models.encoder_inputs import ARRAY_COLUMN, RATE_COLUMN
+from pipelines.registry.pull import fetch
 from pipelines.registry.uri import EncoderVersion
 from pipelines.sources.spool import Spool
 from pipelines.storage import path_of
@@ -87,7 +90,10 @@ class UnitEmbedder:
         # Models of this project hold no pickles. MLflow refuses models that do.
         os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
         mlflow.set_tracking_uri(tracking_uri)
-        self._model = mlflow.pyfunc.load_model(version.uri)
+        # Verified where it is run: its code is read from this copy as long as the worker lives.
+        self._files = TemporaryDirectory(prefix="xkd-model-")
+        folder = fetch(version, tracking_uri, Path(self._files.name))
+        self._model = mlflow.pyfunc.load_model(str(folder))
         self._output, self._scratch = path_of(output), path_of(scratch)
         self._version = version
         self._batch_size = batch_size

@@ -22,7 +22,8 @@ from pipelines.errors import UserError
 from pipelines.evaluation.embedder import Embedded
 from pipelines.evaluation.networks import EvaluatedEncoder
 from pipelines.files import replacing, write_json
-from pipelines.storage import AnyPath, on_disk
+from pipelines.storage import AnyPath
+from pipelines.transfers import on_disk
 
 Array = NDArray[Any]
 _KEY_FILE = "features.json"
@@ -88,11 +89,11 @@ class FeatureCache:
             UserError: If the file is damaged, or of another encoder.
         """
         file = self.folder / f"{name}.npz"
+        if not file.exists():
+            return None
         try:
             with on_disk(file) as local, np.load(local, allow_pickle=False) as stored:
                 arrays = dict(stored.items())
-        except FileNotFoundError:
-            return None
         except (OSError, ValueError, EOFError, BadZipFile) as error:
             raise UserError(f"cache ({file}) is damaged: delete it") from error
         if str(arrays.get("encoder")) != self.encoder:

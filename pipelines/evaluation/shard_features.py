@@ -24,7 +24,7 @@ from pipelines.evaluation.choice import Chosen, retrieval_clips
 from pipelines.evaluation.embedder import Embedded, Embedder
 from pipelines.evaluation.networks import EncoderSource, Network, load_network
 from pipelines.evaluation.official import choose_clips
-from pipelines.files import write_failure
+from pipelines.files import write_failure, write_json
 from pipelines.ingest.unit_graph import UnitOutcome
 from pipelines.storage import AnyPath, path_of
 
@@ -172,7 +172,7 @@ class FeatureWorker:
         part = ShardPart(unit["name"], unit["begin"], unit["end"])
         try:
             self._embedder.embed(part)
-            (self._done / f"{part.name}.parquet").write_bytes(b"")
+            write_json(self._done / f"{part.name}.parquet", {})
             yield asdict(UnitOutcome(part.name, clips=part.end - part.begin))
         except UserError as error:
             yield asdict(UnitOutcome(part.name, failed=f"cannot be used: {error}"))

@@ -5,6 +5,8 @@ to what is left at the end of a longer input only, because a user who asks for t
 short sound wants one. An input that cannot be used raises a `ValueError` that names it.
 """
 
+import base64
+import binascii
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,25 +28,35 @@ RATE_COLUMN = {"video": "frame_rate", "audio": "sample_rate"}
 _SHORTEST_SECONDS = 1e-6
 
 
-def input_rows(model_input: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """Yields one input at a time; MLflow turns `{"path": [...]}` into a single row.
+def input_rows(model_input: pd.DataFrame, info: EncoderInfo) -> Iterator[dict[str, Any]]:
+    """Yields one input at a time; MLflow turns `{"path": ["a", "b"]}` into a single row.
 
     Raises:
         ValueError: If there is no column; MLflow drops columns of unknown names.
     """
     if not len(model_input.columns):
         raise ValueError('inputs must have a column that the model knows, as {"path": ["FILE"]}')
+    columns = ("path", "bytes", RATE_COLUMN[info.modality])
     for record in model_input.to_dict("records"):
         row = {str(name): value for name, value in record.items() if not _is_missing(value)}
-        path = row.get("path")
-        if isinstance(path, list | tuple | np.ndarray):
-            yield from ({**row, "path": str(one)} for one in path)
-        else:
+        lists = {name: row[name] for name in columns if _is_list(row.get(name))}
+        if "path" not in lists and "bytes" not in lists:
             yield row
+            continue
+        lengths = {name: len(values) for name, values in lists.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"columns must be equally long, but their lengths are {lengths}")
+        for values in zip(*lists.values(), strict=True):
+            yield {**row, **dict(zip(lists, values, strict=True))}
 
 
 def _is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and np.isnan(value))
+    is_nan = isinstance(value, float | np.floating) and np.isnan(value)
+    return value is None or value is pd.NA or value is pd.NaT or bool(is_nan)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple | np.ndarray)
 
 
 def read_segments(
@@ -89,8 +101,17 @@ def _source(row: Mapping[str, Any], kind: str, name: str) -> str | bytes:
         return str(value)
     if kind == "bytes" and isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
-    wanted = "a string" if kind == "path" else "the bytes of a file"
+    if kind == "bytes" and isinstance(value, str):  # JSON and CSV hold no bytes
+        return _from_base64(value, name)
+    wanted = "a string" if kind == "path" else "the bytes of a file, or its base64 text"
     raise ValueError(f"{name}: {kind} must be {wanted}, but is of type {type(value).__name__}")
+
+
+def _from_base64(text: str, name: str) -> bytes:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"{name}: bytes must be base64 text, but it is not: {error}") from error
 
 
 def _decode(

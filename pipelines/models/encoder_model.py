@@ -8,29 +8,33 @@ and their settings are stored beside the weights:
     embedding of a segment: mean over its windows; of an input: mean over its segments
 """
 
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import BAD_REQUEST
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, INTERNAL_ERROR
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.media.formats import Formats
 from pipelines.media.windows import audio_windows, video_windows
-from pipelines.models.encoder_files import load_encoder
+from pipelines.models.csv_columns import read_any_from_csv
 from pipelines.models.encoder_inputs import input_rows, read_segments
+from pipelines.models.encoder_module import AudioView, EncoderModule, load_module
 from pipelines.models.input_decoder import Decode, InputDecoder
-from xkd_core.views.log_mel import LogMel
 from xkd_core.views.video import plain_video_view
 from xkd_core.views.views import plain_audio_view
 
-ENCODER_ARTIFACT = "encoder"
 DEFAULT_BATCH_SIZE = 8
+
+logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 
@@ -41,17 +45,50 @@ class InputError(MlflowException, ValueError):
     def __init__(self, message: str) -> None:
         super().__init__(message, error_code=BAD_REQUEST)
 
+    @property
+    def message(self) -> str:
+        """What is wrong."""
+        return self._message
+
+    @message.setter
+    def message(self, message: str) -> None:
+        """Keeps the first message: MLflow's server would put the whole input before it."""
+        self._message = getattr(self, "_message", message)
+
+
+class _Settings(NamedTuple):
+    """The parameters of a call."""
+
+    num_windows: int
+    batch_size: int
+    formats: Formats
+    keeps_going: bool
+    """Whether an input that cannot be embedded does not end the call."""
+
 
 class EncoderModel(PythonModel):
-    """The model as MLflow loads it."""
+    """The model as MLflow loads it.
 
-    def load_context(self, context: PythonModelContext) -> None:
+    `module` is the encoder as a `torch.nn.Module`, which `mlflow.pyfunc.load_model(URI)` has as
+    `.unwrap_python_model().module`. `predict` uses the same weights, also after fine-tuning.
+    """
+
+    module: EncoderModule
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def load_context(self, context: PythonModelContext) -> None:  # noqa: ARG002 - MLflow's
         """Loads the encoder onto the GPU, or the CPU if there is none."""
-        encoder, self._info = load_encoder(Path(context.artifacts[ENCODER_ARTIFACT]))
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._encoder = encoder.to(self._device)
-        self._log_mel = LogMel(self._info.model.audio).to(self._device)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.module = load_module(self._folder).to(device)
+        self._info = self.module.info
         self._decoder = InputDecoder()
+        read_any_from_csv()
+
+    @property
+    def _device(self) -> torch.device:
+        return self.module.encoder.cls_token.device
 
     @torch.no_grad()
     def predict(
@@ -59,19 +96,39 @@ class EncoderModel(PythonModel):
         context: PythonModelContext,  # noqa: ARG002 - MLflow's interface
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[np.float32] | pd.DataFrame:
         """Embeds each input: (inputs, D).
+
+        With the parameter `on_error="null"` the answer is a table of two columns: `embedding`, a
+        list of numbers or None, and `error`, None or the reason.
 
         Raises:
             InputError: If an input has unknown columns or types, cannot be decoded, or lacks the
                 modality; the message names the input. It is a ValueError too.
+            MlflowException: If anything else fails; the log says why.
         """
         try:
-            return self._predict(model_input, params or {})
+            with _own_defaults(self._device):
+                return self._predict(model_input, params or {})
         except ValueError as error:
             raise InputError(str(error)) from error
+        except Exception as error:
+            # The message goes to clients, who must not see paths of this machine.
+            logger.exception("an encoder failed")
+            raise MlflowException(
+                f"the encoder failed with {type(error).__name__}; the log of its process says why",
+                error_code=INTERNAL_ERROR,
+            ) from error
 
-    def _predict(self, model_input: pd.DataFrame, params: dict[str, Any]) -> NDArray[np.float32]:
+    def _predict(
+        self, model_input: pd.DataFrame, params: dict[str, Any]
+    ) -> NDArray[np.float32] | pd.DataFrame:
+        settings = self._settings(params)
+        with self._decoder.lent() as decode:
+            embeddings, errors = self._embed_rows(model_input, settings, decode)
+        return _table(embeddings, errors) if settings.keeps_going else embeddings
+
+    def _settings(self, params: Mapping[str, Any]) -> _Settings:
         num_windows = int(params.get("num_windows", self._info.clips.num_windows))
         batch_size = int(params.get("batch_size", DEFAULT_BATCH_SIZE))
         if num_windows < 1 or batch_size < 1:
@@ -81,34 +138,40 @@ class EncoderModel(PythonModel):
         formats = params.get("formats", "common")
         if formats not in ("common", "all"):
             raise ValueError(f"formats ({formats}) must be common or all")
-        with self._decoder.lent() as decode:
-            return self._embed_rows(model_input, num_windows, batch_size, decode, formats)
+        on_error = params.get("on_error", "raise")
+        if on_error not in ("raise", "null"):
+            raise ValueError(f"on_error ({on_error}) must be raise or null")
+        return _Settings(num_windows, batch_size, formats, on_error == "null")
 
     def _embed_rows(
-        self,
-        model_input: pd.DataFrame,
-        num_windows: int,
-        batch_size: int,
-        decode: Decode,
-        formats: Formats,
-    ) -> NDArray[np.float32]:
+        self, model_input: pd.DataFrame, settings: _Settings, decode: Decode
+    ) -> tuple[NDArray[np.float32], dict[int, str]]:
+        """Returns the embeddings, NaN where there is none, and the errors of those inputs."""
         origins: list[tuple[int, int]] = []
         embeddings: list[NDArray[np.float32]] = []
         batch: list[Tensor] = []
+        errors: dict[int, str] = {}
         num_inputs = 0
-        for index, row in enumerate(input_rows(model_input)):
+        for index, row in enumerate(input_rows(model_input, self._info)):
             num_inputs += 1
-            segments = read_segments(row, f"input {index}", self._info, decode, formats)
-            for segment, array in enumerate(segments):
-                for window in self._windows(array, num_windows):
-                    origins.append((index, segment))
-                    batch.append(self._view(window))
-                    if len(batch) == batch_size:
-                        embeddings.append(self._embed(batch))
-                        batch.clear()
+            segments = read_segments(row, f"input {index}", self._info, decode, settings.formats)
+            try:
+                for segment, array in enumerate(segments):
+                    for window in self._windows(array, settings.num_windows):
+                        origins.append((index, segment))
+                        batch.append(self._view(window))
+                        if len(batch) == settings.batch_size:
+                            embeddings.append(self._embed(batch))
+                            batch.clear()
+            except ValueError as error:
+                if not settings.keeps_going:
+                    raise
+                errors[index] = str(error)
         if batch:
             embeddings.append(self._embed(batch))
-        return _mean_by_input(origins, embeddings, num_inputs, self._info.model.encoder.width)
+        found = _mean_by_input(origins, embeddings, num_inputs, self._info.model.encoder.width)
+        found[list(errors)] = np.nan  # also those that failed after a segment
+        return found, errors
 
     def _windows(self, array: Array, num_windows: int) -> list[Array]:
         if self._info.modality == "video":
@@ -119,14 +182,31 @@ class EncoderModel(PythonModel):
         # One window at a time, so that inputs of different sizes need no padding. Copied, because
         # torch warns about the read-only arrays that a dataset gives.
         clip = torch.from_numpy(np.array(window)).unsqueeze(0).to(self._device)
-        if self._info.modality == "audio":
-            return plain_audio_view(clip, self._log_mel)
+        if isinstance(self.module.view, AudioView):
+            return plain_audio_view(clip, self.module.view.log_mel)
         height, width = (torch.tensor([side], device=self._device) for side in clip.shape[2:4])
         return plain_video_view(clip, height, width, self._info.model.video.size)
 
     def _embed(self, batch: list[Tensor]) -> NDArray[np.float32]:
-        embedding: NDArray[np.float32] = self._encoder.embed(torch.cat(batch)).cpu().numpy()
+        encoder = self.module.encoder
+        views = torch.cat(batch).to(encoder.cls_token.dtype)
+        embedding: NDArray[np.float32] = encoder.embed(views).cpu().numpy()
         return embedding
+
+
+@contextmanager
+def _own_defaults(device: torch.device) -> Iterator[None]:
+    """Leaves out what the program around has set in torch, for this thread alone."""
+    with torch.device("cpu"), torch.autocast(device.type, enabled=False):
+        yield
+
+
+def _table(embeddings: NDArray[np.float32], errors: Mapping[int, str]) -> pd.DataFrame:
+    """One row for each input; objects, so that JSON says null and not NaN."""
+    rows = range(len(embeddings))
+    vectors = [None if row in errors else embeddings[row].tolist() for row in rows]
+    columns = {"embedding": vectors, "error": [errors.get(row) for row in rows]}
+    return pd.DataFrame({name: pd.Series(column, dtype=object) for name, column in columns.items()})
 
 
 def _mean_by_input(
@@ -144,10 +224,10 @@ def _mean_by_input(
         width: D.
 
     Returns:
-        One embedding per input (N, D).
+        One embedding per input (N, D); NaN without a window.
     """
-    if not num_inputs:
-        return np.zeros((0, width), np.float32)
+    if not origins:
+        return np.zeros((num_inputs, width), np.float32)
     segments, segment_of, num_windows = np.unique(
         np.array(origins), axis=0, return_inverse=True, return_counts=True
     )
@@ -157,4 +237,5 @@ def _mean_by_input(
     num_segments = np.bincount(segments[:, 0], minlength=num_inputs)
     of_inputs = np.zeros((num_inputs, width))
     np.add.at(of_inputs, segments[:, 0], of_segments)
-    return (of_inputs / num_segments[:, None]).astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        return (of_inputs / num_segments[:, None]).astype(np.float32)

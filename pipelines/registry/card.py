@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import yaml
 
 from pipelines.evaluation.intervals import Figure
 from pipelines.evaluation.outcomes import RETRIEVAL_RECALL
@@ -11,6 +14,10 @@ from pipelines.quantities import counted
 
 IMPORTED = "imported_from"
 """Key of the provenance that only imported encoders have."""
+
+CODE_NAME = "xkd_1a2b3c4d"
+"""Stands in a card for the package of the version's code."""
+_FENCE = "---\n"
 
 BEGAN_FROM = "began_from"
 """Key of the provenance that only encoders have whose training began from weights."""
@@ -74,9 +81,13 @@ def _asking(modality: str) -> str:
 def model_card(
     name: str, alias: str | None, info: EncoderInfo, scores: EncoderScores | None
 ) -> str:
-    """Writes the card in Markdown."""
+    """Writes the card in Markdown, after the front matter that model hubs read.
+
+    The name of its code is known later: `CODE_NAME` stands for it.
+    """
     return "\n".join(
         [
+            *_front_matter(name, info, scores),
             *_introduction(name, info),
             *_usage(name, alias, info),
             *_preprocessing(info),
@@ -84,6 +95,42 @@ def model_card(
             *_origin(info),
         ]
     )
+
+
+def without_front_matter(card: str) -> str:
+    """The card for people alone."""
+    return card.split(_FENCE, 2)[2] if card.startswith(_FENCE) else card
+
+
+def _front_matter(name: str, info: EncoderInfo, scores: EncoderScores | None) -> list[str]:
+    values: dict[str, Any] = {
+        "license": "other" if IMPORTED in info.provenance else "apache-2.0",
+        "library_name": "transformers",
+        "pipeline_tag": "feature-extraction",
+        "tags": ["xkd", info.modality, "self-supervised-learning", "arxiv:2211.13929"],
+    }
+    if IMPORTED in info.provenance:
+        values["license_name"] = "of-the-authors-of-the-weights"
+    if scores is not None:
+        values["metrics"] = ["accuracy"] if scores.num_classes else ["recall"]
+        values["model-index"] = [{"name": name, "results": [_result(info, scores)]}]
+    return [_FENCE + yaml.safe_dump(values, sort_keys=False) + _FENCE]
+
+
+def _result(info: EncoderInfo, scores: EncoderScores) -> dict[str, Any]:
+    """The scores as model hubs read them."""
+    return {
+        "task": {"type": "feature-extraction", "name": f"frozen {info.modality} features"},
+        "dataset": {"name": scores.dataset_id, "type": "clip-dataset"},
+        "metrics": [
+            {
+                "type": "recall" if measure == "retrieval" else "accuracy",
+                "name": MEASURES[measure],
+                "value": round(float(figure.value), 4),
+            }
+            for measure, figure in scores.trained.items()
+        ],
+    }
 
 
 def _introduction(name: str, info: EncoderInfo) -> list[str]:
@@ -118,7 +165,41 @@ def _usage(name: str, alias: str | None, info: EncoderInfo) -> list[str]:
         "",
         "A DataFrame with these columns works too. `params` may set `batch_size` (windows per"
         " forward pass) and `num_windows`. An input that cannot be decoded raises a ValueError"
-        " that names it.",
+        ' that names it; with `params={"on_error": "null"}` the answer is a table instead, with an'
+        " `embedding` or an `error` for each input.",
+        "",
+        *_usage_of_the_folder(info),
+    ]
+
+
+def _usage_of_the_folder(info: EncoderInfo) -> list[str]:
+    """How the module and transformers are used; `MODEL` is the folder of the model."""
+    video, audio = info.model.video, info.model.audio
+    clips, about = "waveforms", f"int16 (B, {audio.num_samples}) at {audio.sample_rate} Hz"
+    if info.modality == "video":
+        about = f"uint8 (B, {video.num_frames}, H, W, 3) at {video.frame_rate:g} frames a second"
+        clips = "frames"
+    return [
+        f"As a `torch.nn.Module`, from the folder of the model; {clips} are {about}:",
+        "",
+        "```python",
+        'import sys; sys.path.append("MODEL/code")',
+        f"from {CODE_NAME} import load_module",
+        f"encoder = load_module()  # encoder({clips}): (B, {info.model.encoder.width});"
+        " encoder.forward_features: tokens",
+        "",
+        f"# or, from MLflow: mlflow.pyfunc.load_model(...).unwrap_python_model().module({clips})",
+        "```",
+        "",
+        "With transformers:",
+        "",
+        "```python",
+        "from transformers import AutoModel, AutoProcessor",
+        "",
+        'encoder = AutoModel.from_pretrained("MODEL", trust_remote_code=True)',
+        'processor = AutoProcessor.from_pretrained("MODEL", trust_remote_code=True)',
+        f"encoder(**processor({clips})).pooler_output",
+        "```",
         "",
     ]
 

@@ -13,9 +13,15 @@ from mlflow.tracking import MlflowClient
 
 from pipelines.config.base import TrackingSettings
 from pipelines.errors import UserError
-from pipelines.models.encoder_files import SETTINGS_FILE, WEIGHTS_FILE
-from pipelines.models.encoder_model import ENCODER_ARTIFACT
+from pipelines.models.encoder_files import (
+    OLDER_FOLDER,
+    OLDER_SETTINGS_FILE,
+    OLDER_WEIGHTS_FILE,
+    SETTINGS_FILE,
+    WEIGHTS_FILE,
+)
 from pipelines.redaction import one_line
+from pipelines.registry.manifest import MANIFEST_FILE, check_files
 from pipelines.registry.uri import EncoderVersion, resolve_model
 from pipelines.tracking.server import tracking_uri
 
@@ -36,22 +42,24 @@ class RegisteredEncoder:
         """Downloads the settings, and the weights if asked for, as `load_encoder` reads them.
 
         Raises:
-            UserError: If they cannot be fetched.
+            UserError: If they cannot be fetched, or are not what was registered.
         """
         name, number = self.version.name, str(self.version.version)
+        wanted = [SETTINGS_FILE, WEIGHTS_FILE] if weights else [SETTINGS_FILE]
+        files = [MANIFEST_FILE, *wanted]
+        if self.version.manifest is None:
+            files = [OLDER_SETTINGS_FILE, OLDER_WEIGHTS_FILE] if weights else [OLDER_SETTINGS_FILE]
+            files = [f"{OLDER_FOLDER}/{file}" for file in files]
         try:
             # Not models:/NAME/VERSION, which MLflow looks up at the global registry.
-            files = MlflowClient(self.server).get_model_version_download_uri(name, number)
-            for file in (SETTINGS_FILE, WEIGHTS_FILE) if weights else (SETTINGS_FILE,):
-                download_artifacts(
-                    f"{files}/artifacts/{ENCODER_ARTIFACT}/{file}",
-                    dst_path=str(folder),
-                    tracking_uri=self.server,
-                )
+            root = MlflowClient(self.server).get_model_version_download_uri(name, number)
+            for file in files:
+                download_artifacts(f"{root}/{file}", dst_path=str(folder), tracking_uri=self.server)
         except (MlflowException, OSError) as error:
             raise UserError(
                 f"model ({self.version.uri}): its files cannot be fetched: {one_line(error)}"
             ) from error
+        check_files(folder, self.version.manifest, self.version.uri, wanted)
         return folder
 
 

@@ -14,8 +14,14 @@ from pipelines.errors import UserError
 from pipelines.evaluation.networks import EncoderSource, Role, checkpoint_source
 from pipelines.files import put
 from pipelines.models.checkpoints import find_checkpoint
-from pipelines.models.encoder_files import WEIGHTS_FILE
+from pipelines.models.encoder_files import (
+    OLDER_FOLDER,
+    SETTINGS_FILE,
+    WEIGHTS_FILE,
+    weights_file,
+)
 from pipelines.redaction import one_line
+from pipelines.registry.manifest import check_files
 from pipelines.registry.uri import resolve_model
 from pipelines.storage import AnyPath, RemotePath, path_of
 from pipelines.tracking.server import tracking_uri
@@ -94,13 +100,15 @@ def _registered(
         )
     except (MlflowException, OSError) as error:
         raise UserError(f"model ({given}) cannot be fetched: {one_line(error)}") from error
-    weights = next(Path(folder).rglob(WEIGHTS_FILE), None)
-    if weights is None:
+    root = Path(folder)
+    root = root if (root / SETTINGS_FILE).exists() else root / OLDER_FOLDER
+    if not weights_file(root).exists():
         raise UserError(f"model ({given}): its files hold no {WEIGHTS_FILE}")
-    where: AnyPath = weights.parent
+    check_files(root, version.manifest, version.uri, (SETTINGS_FILE, WEIGHTS_FILE))
+    where: AnyPath = root
     if isinstance(copies, RemotePath):
         where = copies / f"{version.name}-{version.version}"
-        put(weights.parent, where)
+        put(root, where)
     tags = stored.tags
     recorded: Role = "student" if tags.get("xkd.role", role) == "student" else "teacher"
     step = tags.get("xkd.step", "0")

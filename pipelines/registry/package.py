@@ -1,9 +1,10 @@
 """An encoder as an MLflow model that loads where this project is not installed.
 
-The model holds the weights, the settings, the card, and a copy of the modules that it imports,
-found by following imports. The copies lie below a package of their own, named `xkd_` and the first
-eight digits of a hash of weights, settings, and code, and import each other from there; see
-`encoder_entry.py` for the reason. The requirements are the installed versions of what they need.
+The folder of the model holds the weights, the settings, the card, and a copy of the modules that
+it imports, found by following imports; MLflow, transformers and plain Python load the same folder.
+The copies lie below a package of their own, named `xkd_` and the first eight digits of a hash of
+weights, settings, and code, and import each other from there; see `xkd_code.py` for the reason. The
+requirements are the installed versions of what they need.
 """
 
 import ast
@@ -18,22 +19,27 @@ import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.models import Model, ModelSignature
-from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.types.schema import AnyType
+from mlflow.types.schema import Array as MlflowArray
 
 from pipelines.models.encoder_files import SETTINGS_FILE, WEIGHTS_FILE, EncoderInfo, export_encoder
 from pipelines.models.encoder_inputs import ARRAY_COLUMN, RATE_COLUMN
-from pipelines.models.encoder_model import DEFAULT_BATCH_SIZE, ENCODER_ARTIFACT
+from pipelines.models.encoder_model import DEFAULT_BATCH_SIZE
 from pipelines.paths import PACKAGES
 from pipelines.registry.renaming import renamed
 from xkd_core.encoders import Encoder
 
 _PACKAGES = ("pipelines", "xkd_core")
 # Paths alone: importing the entry would name the model to MLflow.
-_ENTRY = Path("pipelines", "models", "encoder_entry.py")
-_MODEL = Path("pipelines", "models", "encoder_model.py")
-_CARD_ARTIFACT = "card"
-_CARD_FILE = "README.md"
+_MODELS = Path("pipelines", "models")
+_MODEL = _MODELS / "encoder_model.py"
+_PACKAGE = _MODELS / "encoder_package.py"
+"""Becomes the `__init__.py` of the code."""
+_ENTRY = _MODELS / "encoder_entry.py"
+_BESIDE = (_ENTRY, _MODELS / "xkd_code.py", _MODELS / "modeling_xkd.py")
+"""Files that lie beside the code, for those who load it."""
+CARD_FILE = "README.md"
 _REQUIREMENTS = (
     "av",
     "einops",
@@ -75,26 +81,31 @@ def stage(encoder: Encoder, info: EncoderInfo, folder: Path, *, packages: Path =
     Raises:
         ValueError: If the code names its modules in a way that cannot be renamed.
     """
-    export_encoder(encoder, info, folder / "encoder")
-    digest = hashlib.sha256((folder / "encoder" / WEIGHTS_FILE).read_bytes())
-    settings = json.loads((folder / "encoder" / SETTINGS_FILE).read_text())
+    export_encoder(encoder, info, folder)
+    digest = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes())
+    settings = json.loads((folder / SETTINGS_FILE).read_text())
     del settings["provenance"]
     digest.update(json.dumps(settings, sort_keys=True).encode())
     sources = {file: (packages / file).read_bytes() for file in traveling_files(packages)}
-    for file, source in {_ENTRY: (packages / _ENTRY).read_bytes(), **sources}.items():
+    beside = {file: (packages / file).read_bytes() for file in (*_BESIDE, _PACKAGE)}
+    for file, source in {**beside, **sources}.items():
         digest.update(f"{file}\n".encode() + source)
     content = digest.hexdigest()
-    _write_code(sources, package_name(content), folder / "code")
-    shutil.copyfile(packages / _ENTRY, folder / _ENTRY.name)
+    _write_code(sources, package_name(content), folder / "code", beside[_PACKAGE])
+    for file in _BESIDE:
+        (folder / file.name).write_bytes(beside[file])
     return content
 
 
-def _write_code(sources: Mapping[Path, bytes], package: str, folder: Path) -> None:
+def _write_code(
+    sources: Mapping[Path, bytes], package: str, folder: Path, package_source: bytes
+) -> None:
     """Writes modules below a package, by which they then import each other."""
     modules = {".".join(file.with_suffix("").parts) for file in sources}
     modules = {module.removesuffix(".__init__") for module in modules} - set(_PACKAGES)
     (folder / package).mkdir(parents=True)
-    (folder / package / "__init__.py").write_text('"""The code of one registered encoder."""\n')
+    text = package_source.replace(b"xkd_1a2b3c4d", package.encode())
+    (folder / package / "__init__.py").write_bytes(renamed(text, package, modules))
     for file, source in sources.items():
         target = folder / package / file
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -143,43 +154,42 @@ def save_package(staged: Path, info: EncoderInfo, card: str, path: Path, model: 
         path: The folder of the model, which is made.
         model: What MLflow knows about it so far.
     """
-    card_file = staged / _CARD_FILE
-    card_file.write_text(card)
+    (staged / CARD_FILE).write_text(card)
+    written = [file for file in staged.iterdir() if file.is_file()]
     mlflow.pyfunc.save_model(
         path=str(path),
         mlflow_model=model,
         python_model=str(staged / _ENTRY.name),
         code_paths=[str(folder) for folder in (staged / "code").iterdir()],
-        artifacts={
-            ENCODER_ARTIFACT: str(staged / "encoder"),
-            _CARD_ARTIFACT: str(card_file),
-        },
         signature=signature(info),
         input_example=input_example(info),
         # Without these MLflow would run the model in another process to find its imports.
         pip_requirements=_pip_requirements(),
-        metadata={"modality": info.modality},
+        metadata={"modality": info.modality, "width": info.model.encoder.width},
     )
+    for file in written:  # MLflow has the entry already
+        shutil.copyfile(file, path / file.name)
 
 
 def signature(info: EncoderInfo) -> ModelSignature:
     """The columns (each input has a path, bytes, or an array), the parameters, and the output.
 
-    Arrays have MLflow's type `any`, because its nested array type is checked number by number.
+    Columns have MLflow's type `any`, because it refuses empty columns and missing values of other
+    types, and checks nested arrays number by number. The output is an array for each row, from
+    which `spark_udf` knows its result type.
     """
+    names = ("path", "bytes", ARRAY_COLUMN[info.modality], RATE_COLUMN[info.modality])
     columns: list[ColSpec | TensorSpec] = [
-        ColSpec("string", "path", required=False),
-        ColSpec("binary", "bytes", required=False),
-        ColSpec(AnyType(), ARRAY_COLUMN[info.modality], required=False),
-        ColSpec(AnyType(), RATE_COLUMN[info.modality], required=False),
+        ColSpec(AnyType(), name, required=False) for name in names
     ]
     params = [
         ParamSpec("batch_size", "long", DEFAULT_BATCH_SIZE),
         ParamSpec("formats", "string", "common"),
         ParamSpec("num_windows", "long", info.clips.num_windows),
+        ParamSpec("on_error", "string", "raise"),
     ]
-    embedding = TensorSpec(np.dtype(np.float32), (-1, info.model.encoder.width))
-    return ModelSignature(Schema(columns), Schema([embedding]), ParamSchema(params))
+    output: list[ColSpec | TensorSpec] = [ColSpec(MlflowArray(DataType.float))]
+    return ModelSignature(Schema(columns), Schema(output), ParamSchema(params))
 
 
 def input_example(info: EncoderInfo) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from pipelines.config.base import TrackingSettings
 from pipelines.errors import UserError
 from pipelines.models.encoder_files import ClipSettings
 from pipelines.redaction import redacted
+from pipelines.registry.manifest import MANIFEST_TAG
 from pipelines.registry.versions import CODE_TAG
 from pipelines.tracking.server import check_tracking, tracking_uri
 from xkd_core.encoders import Modality
@@ -28,6 +29,8 @@ class EncoderVersion:
     frame_rate: float
     sample_rate: int
     clips: ClipSettings
+    manifest: str | None = None
+    """Hash of the manifest of its files; None for versions of older releases."""
 
     @property
     def uri(self) -> str:
@@ -91,4 +94,5 @@ def _encoder_version(client: MlflowClient, uri: str, name: str, number: str) -> 
         frame_rate=float(tags["xkd.frame_rate"]),
         sample_rate=int(tags["xkd.sample_rate"]),
         clips=ClipSettings(**json.loads(tags["xkd.clips"])),
+        manifest=tags.get(MANIFEST_TAG),
     )

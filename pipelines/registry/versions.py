@@ -17,8 +17,10 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from pipelines.models.encoder_files import EncoderInfo
-from pipelines.registry.card import EncoderScores
+from pipelines.registry.card import CODE_NAME, EncoderScores, without_front_matter
+from pipelines.registry.manifest import MANIFEST_TAG, write_manifest
 from pipelines.registry.package import package_name, save_package, stage
+from pipelines.registry.signing import sign
 from pipelines.tracking.code_version import code_version
 from pipelines.tracking.runs import RunRef
 from xkd_core.encoders import Encoder
@@ -48,6 +50,7 @@ def find_or_make_version(
     client = run.client()
     with tempfile.TemporaryDirectory(prefix="xkd-model-") as folder:
         content = stage(encoder, info, Path(folder))
+        card = card.replace(CODE_NAME, package_name(content))
         version = _version_with(client, name, content)
         if version is None:
             version = _make_version(client, name, content, info, card, Path(folder), run)
@@ -93,6 +96,8 @@ def _make_version(
             model_id=logged.model_id,
         )
         save_package(staged, info, card, staged / "model", model)
+        manifest = write_manifest(staged / "model")
+        is_signed = sign(staged / "model")
         client.log_model_artifacts(logged.model_id, str(staged / "model"))
     except BaseException:
         client.finalize_logged_model(logged.model_id, LoggedModelStatus.FAILED)
@@ -108,6 +113,8 @@ def _make_version(
         "sample_rate": info.model.audio.sample_rate,
         "registered_with": code_version(),
         "model_id": logged.model_id,
+        MANIFEST_TAG.removeprefix("xkd."): manifest,
+        "signed": str(is_signed).lower(),
         **info.provenance,
     }
     version = client.create_model_version(
@@ -116,7 +123,7 @@ def _make_version(
         logged.artifact_location,
         run_id=run.run_id,
         tags={f"xkd.{key}": value for key, value in tags.items()},
-        description=card[:_MAX_DESCRIPTION],
+        description=without_front_matter(card)[:_MAX_DESCRIPTION],
         model_id=logged.model_id,
     )
     versions = json.dumps([{"name": name, "version": version.version}])
@@ -130,7 +137,10 @@ def record_scores(
     """Records scores with a version and with the logged model that it was made from, once."""
     if version.tags.get("xkd.evaluation.run_id") == scores.run_id:
         return
-    client.update_model_version(version.name, version.version, card[:_MAX_DESCRIPTION])
+    card = card.replace(CODE_NAME, version.tags.get(CODE_TAG, CODE_NAME))
+    client.update_model_version(
+        version.name, version.version, without_front_matter(card)[:_MAX_DESCRIPTION]
+    )
     tags = {"dataset_id": scores.dataset_id}
     tags |= {measure: repr(figure.value) for measure, figure in scores.trained.items()}
     for key, value in tags.items():

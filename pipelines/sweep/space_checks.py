@@ -8,6 +8,7 @@ from pipelines.config.init import REGISTERED
 from pipelines.config.mistakes import mistakes_in
 from pipelines.config.pretrain import PretrainSettings
 from pipelines.config.sweep import SweepConfig
+from pipelines.paths import is_uri
 from pipelines.sweep.run_trial import pretrain_values
 from pipelines.sweep.space import combinations, edge_cases, overlaps, settings_of
 from pipelines.sweep.trial_files import Trial
@@ -62,7 +63,7 @@ def _path_mistakes(config: SweepConfig) -> list[str]:
         for name, path in settings_of(config.space, values).items():
             if name not in _PATHS or not isinstance(path, str) or path.startswith(REGISTERED):
                 continue
-            if not os.path.isabs(path):
+            if not os.path.isabs(path) and not is_uri(path):
                 found.append(f"space.{key}: {name} ({path}) must be an absolute path in a space")
     return found
 

@@ -6,7 +6,7 @@ from typing import Any
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.training.weight_source import WeightSource
 from xkd_core.encoders import MODALITIES, Modality
-from xkd_core.initial import Fitted, other_inputs
+from xkd_core.weights.initial import Fitted, other_inputs
 
 _NETWORKS = {"both": "student and teacher", "students": "student", "teachers": "teacher"}
 

@@ -27,8 +27,8 @@ from pipelines.tracking.run_folder import RunFolder
 from pipelines.training.initial_notes import beginnings, remarks
 from pipelines.training.weight_source import WeightSource, loaded, open_weights
 from xkd_core.encoders import MODALITIES, Modality
-from xkd_core.initial import Fitted, GivenNetworks, fitted, join, misfits
 from xkd_core.shapes import Tensor
+from xkd_core.weights.initial import Fitted, GivenNetworks, fitted, join, misfits
 
 TENSORS_FILE = "init.safetensors"
 RECORD_FILE = "init.json"

@@ -34,11 +34,11 @@ from pipelines.training.checkpoint_writer import ray_checkpoint, report_checkpoi
 from pipelines.transfers import on_disk
 from xkd_core import sharding
 from xkd_core.compilation import compile_blocks
-from xkd_core.initial import begin_from
 from xkd_core.losses import Centers, initial_centers
 from xkd_core.optim import build_optimizer, freeze_first_blocks
 from xkd_core.train_step import TrainState
 from xkd_core.transformer import checkpoint_activations
+from xkd_core.weights.initial import begin_from
 from xkd_core.xkd import XKD, build_xkd, load_model_tensors, model_tensors
 
 

@@ -41,7 +41,6 @@ from pipelines.storage import AnyPath, path_of
 from pipelines.transfers import on_disk
 from xkd_core.config import ModelConfig
 from xkd_core.encoders import MODALITIES, Encoder, Modality
-from xkd_core.initial import CENTER
 from xkd_core.published.encoders import (
     PublishedEncoder,
     build_published_encoder,
@@ -49,6 +48,7 @@ from xkd_core.published.encoders import (
 )
 from xkd_core.published.initial import published_model, published_parts
 from xkd_core.shapes import Tensor
+from xkd_core.weights.initial import CENTER
 
 Networks = Mapping[str, Tensor]
 _ROLES = ("student", "teacher")
@@ -56,7 +56,7 @@ _ROLES = ("student", "teacher")
 
 @dataclass(frozen=True)
 class WeightSource:
-    """Networks of one modality, whose names are those of `xkd_core.initial`."""
+    """Networks of one modality, whose names are those of `xkd_core.weights.initial`."""
 
     modality: Modality
     model: ModelConfig

@@ -16,8 +16,9 @@ from typing import Any
 import ray
 
 from pipelines.config.base import RaySettings
-from pipelines.errors import Terminated, UserError
+from pipelines.errors import JobFailed, Terminated, UserError
 from pipelines.paths import PACKAGES
+from pipelines.redaction import one_line
 from ray_jobs.cli.environment import worker_environment
 
 _CONNECT_SECONDS = 5.0
@@ -61,11 +62,23 @@ def connected(config: RaySettings, *, dashboard: bool = False) -> Iterator[None]
             modules = [str(PACKAGES / name) for name in ("xkd_core", "pipelines", "ray_jobs")]
             options["runtime_env"]["py_modules"] = modules
     try:
-        with _own_termination(), _without_log_level_line():
-            ray.init(**options)
+        _start(options)
         yield
     finally:
         ray.shutdown()
+
+
+def _start(options: dict[str, Any]) -> None:
+    """Starts Ray or connects to it.
+
+    Raises:
+        JobFailed: If Ray fails, for example because the machine is too busy to start it in time.
+    """
+    try:
+        with _own_termination(), _without_log_level_line():
+            ray.init(**options)
+    except Exception as error:  # Ray raises exceptions of many types, and plain ones
+        raise JobFailed(f"Ray did not start: {one_line(error)}") from error
 
 
 def _give_token() -> None:

@@ -70,14 +70,33 @@ def find_configuration(
         return Arguments(file, overrides, note if is_media_too else None)
     if job.media is None:
         raise UserError(_no_configuration(job, argument))
-    if not is_uri(argument):
-        if not os.path.exists(os.path.expanduser(argument)):
-            raise UserError(_no_configuration(job, argument))
-        # The first argument is relative to the working directory, not to XKD_HOME.
-        argument = os.path.abspath(os.path.expanduser(argument))
+    if job.target is not None:
+        return Arguments(None, _with_target(job, argument, overrides))
+    media = _existing(job, argument)
     if for_media is None:
-        return Arguments(None, [f"{job.media}={argument}", *overrides])
-    return for_media(job, argument, overrides)
+        return Arguments(None, [f"{job.media}={media}", *overrides])
+    return for_media(job, media, overrides)
+
+
+def _existing(job: JobSummary, argument: str) -> str:
+    """The URI, or the absolute path of media that exist."""
+    if is_uri(argument):
+        return argument
+    if not os.path.exists(os.path.expanduser(argument)):
+        raise UserError(_no_configuration(job, argument))
+    # A path on the command line starts where the user is, not at XKD_HOME.
+    return os.path.abspath(os.path.expanduser(argument))
+
+
+def _with_target(job: JobSummary, argument: str, overrides: Sequence[str]) -> list[str]:
+    """The settings that `xkd JOB ARGUMENT TARGET [key=value ...]` means."""
+    settings = [f"{job.media}={argument}"]
+    if overrides and "=" not in overrides[0]:
+        # A path on the command line starts where the user is, not at XKD_HOME.
+        target = os.path.abspath(os.path.expanduser(overrides[0]))
+        settings.append(f"{job.target}={target}")
+        overrides = overrides[1:]
+    return [*settings, *overrides]
 
 
 def misplaced(overrides: Sequence[str]) -> list[str]:

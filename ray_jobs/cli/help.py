@@ -31,7 +31,10 @@ def make_parser(job: JobSummary, schema: type[JobConfig]) -> argparse.ArgumentPa
         help=f"a YAML file or a short name ({names})".replace("%", "%%"),
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings that override the file's"
+        "overrides",
+        nargs="*",
+        metavar=f"[{job.target.upper()}] key=value" if job.target else "key=value",
+        help="settings that override the file's",
     )
     parser.add_argument(
         "--dry-run",
@@ -58,6 +61,8 @@ def missing_configuration(job: JobSummary) -> str:
     names = configuration_names(job.name)
     what = f"the {job.media} or a configuration" if job.media else "a configuration"
     example = f"xkd {job.name} {f'/my/{job.media}' if job.media else names[0]}"
+    if job.target:
+        example = f"xkd {job.name} NAME@ALIAS FOLDER"
     known = f"; short names: {', '.join(names)}" if names else ""
     return f"{what} is missing, as in `{example}`{known}; see xkd {job.name} --help"
 

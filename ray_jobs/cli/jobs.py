@@ -20,6 +20,8 @@ class JobSummary(NamedTuple):
     """The most common settings."""
     media: str | None = None
     """The setting that the first argument sets if it is not a configuration."""
+    target: str | None = None
+    """The setting that a second argument sets; the first one is no path then."""
 
     @property
     def module(self) -> str:
@@ -98,6 +100,14 @@ _SUMMARIES = (
         "An alias goes back to an earlier version of a registered encoder.",
         "pipelines.config.promote:DemoteConfig",
         ("model", "to", "alias", "reason"),
+    ),
+    JobSummary(
+        "pull",
+        "Copies a registered model into a folder for PyTorch, transformers, ONNX or MLflow.",
+        "pipelines.config.pull:PullConfig",
+        ("model", "output", "export"),
+        media="model",
+        target="output",
     ),
     JobSummary(
         "embed",

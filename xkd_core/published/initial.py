@@ -12,11 +12,11 @@ import torch
 
 from xkd_core.config import AudioConfig, ModelConfig, VideoConfig
 from xkd_core.encoders import Modality
-from xkd_core.initial import CENTER
 from xkd_core.published.encoders import PublishedEncoder, infer_model
 from xkd_core.published.files import read_published_tensors
 from xkd_core.published.names import CENTER_NAMES, published_name
 from xkd_core.shapes import Tensor
+from xkd_core.weights.initial import CENTER
 from xkd_core.xkd import build_xkd
 
 _PATCHES = {"video": "cuboid_embed.proj.weight", "audio": "patch_embed.proj.weight"}

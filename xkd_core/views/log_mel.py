@@ -7,9 +7,12 @@ bins x 448 frames, and silence gives -2.3976.
 Paper: XKD, section 4.
 """
 
+from typing import Any
+
 import torch
 import torchaudio
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from xkd_core.config import AudioConfig
 from xkd_core.shapes import Float, Tensor
@@ -19,21 +22,39 @@ LOG_FLOOR = 1.1920929e-7
 
 
 class LogMel(nn.Module):
-    """Computes normalized log-mel spectrograms, in float32 also under autocast."""
+    """Computes normalized log-mel spectrograms, in float32 also under autocast.
+
+    The buffers stay float32 when a network is cast: a spectrogram in bfloat16 would be noise. They
+    follow from the settings, so checkpoints do not hold them.
+    """
 
     window: Tensor
     filterbank: Tensor
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
+        self.config = config
         self.n_fft = config.n_fft
         self.hop_length = config.hop_length
         self.mean = config.mean
         self.std = config.std
-        filterbank = mel_filterbank(config)
-        # They follow from the settings, so checkpoints do not hold them.
-        self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
-        self.register_buffer("filterbank", filterbank, persistent=False)
+        self.register_buffer("window", torch.empty(0), persistent=False)
+        self.register_buffer("filterbank", torch.empty(0), persistent=False)
+        self.reset_buffers(torch.empty(0).device)
+
+    def reset_buffers(self, device: torch.device) -> None:
+        """Computes the buffers; for frameworks that make modules on the meta device first."""
+        # Where the filters are computed, they must have numbers.
+        with torch.device("cpu"):
+            filterbank = mel_filterbank(self.config)
+            window = torch.hann_window(self.n_fft, dtype=torch.float32)
+        self.window, self.filterbank = window.to(device), filterbank.to(device)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "LogMel":
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # PyTorch has no types here
+        if self.window.dtype != torch.float32 or self.filterbank.dtype != torch.float32:
+            self.reset_buffers(self.window.device)
+        return self
 
     def forward(self, waveform: Float[Tensor, "*B S"]) -> Float[Tensor, "*B M T"]:
         """Maps samples in [-1, 1] to `S // hop_length + 1` spectrogram frames."""
@@ -55,13 +76,26 @@ class LogMel(nn.Module):
 
 def mel_filterbank(config: AudioConfig) -> Float[Tensor, "M frequencies"]:
     """Returns Slaney's triangular filters, from 0 to half the sample rate."""
-    filterbank: Tensor = torchaudio.functional.melscale_fbanks(
-        n_freqs=config.n_fft // 2 + 1,
-        f_min=0.0,
-        f_max=config.sample_rate / 2,
-        n_mels=config.num_mels,
-        sample_rate=config.sample_rate,
-        norm="slaney",
-        mel_scale="slaney",
-    )
+    with _Float32():
+        filterbank: Tensor = torchaudio.functional.melscale_fbanks(
+            n_freqs=config.n_fft // 2 + 1,
+            f_min=0.0,
+            f_max=config.sample_rate / 2,
+            n_mels=config.num_mels,
+            sample_rate=config.sample_rate,
+            norm="slaney",
+            mel_scale="slaney",
+        )
     return filterbank.T.contiguous()
+
+
+class _Float32(TorchFunctionMode):
+    """Makes torchaudio's tensors float32, whatever torch's default is; in this thread alone."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.linspace, torch.zeros):
+            kwargs = {"dtype": torch.float32, **kwargs}
+        return func(*args, **kwargs)

@@ -30,11 +30,12 @@ def antialias_matrix(
     """Crops `length` pixels from `start`, resizes them by a triangle filter, then flips."""
     output = torch.arange(output_size, device=start.device)
     output = torch.where(flip.unsqueeze(1), output_size - 1 - output, output)  # B output
-    scale = (length / output_size).unsqueeze(1)
-    center = (output + 0.5) * scale
+    # In float32, whatever torch's default is.
+    scale = (length.float() / output_size).unsqueeze(1)
+    center = (output.float() + 0.5) * scale
     # Pixels count from the start of the crop. The filter widens only for shrinking.
     pixel = torch.arange(input_size, device=start.device) - start.unsqueeze(1)  # B input
-    distance = (pixel.unsqueeze(1) + 0.5 - center.unsqueeze(2)).abs()
+    distance = (pixel.unsqueeze(1).float() + 0.5 - center.unsqueeze(2)).abs()
     weights = (1.0 - distance / scale.clamp(min=1.0).unsqueeze(2)).clamp(min=0.0)
     inside = (pixel >= 0) & (pixel < length.unsqueeze(1))
     weights = weights * inside.unsqueeze(1)
@@ -45,7 +46,7 @@ def bicubic_matrix(
     start: Int[Tensor, " B"], length: Int[Tensor, " B"], *, input_size: int, output_size: int
 ) -> Float[Tensor, "B output input"]:
     """Crops `length` values from `start`, resizes them with first and last values aligned."""
-    step = (length - 1) / max(output_size - 1, 1)
+    step = (length - 1).float() / max(output_size - 1, 1)
     position = torch.arange(output_size, device=start.device) * step.unsqueeze(1)  # B output
     first = position.floor()
     taps = torch.arange(-1, 3, device=start.device)

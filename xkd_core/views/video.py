@@ -85,7 +85,9 @@ def video_view(
     resize = _resize_matrices(crops, view.flip, frames.shape[2], frames.shape[3], size)
     blur = blur_matrix(view.blur_sigma.float(), size=size, radius=size // 20)
     factors = view.color_factors.float()
-    video = torch.empty((len(frames), 3, num_frames, size, size), device=device)
+    video = torch.empty(
+        (len(frames), 3, num_frames, size, size), dtype=torch.float32, device=device
+    )
     for chunk in chunks:
         rows = slice(chunk.first, chunk.end)
         taken = _take_frames(frames[rows], view.start[rows], num_frames)
@@ -120,7 +122,8 @@ def plain_video_view(
     top, left = ((room - side) * number // (count - 1) for room in (heights, widths))
     crops = Crops(top, left, side, side)
     upright = torch.zeros_like(side, dtype=torch.bool)
-    video = torch.empty((len(frames), 3, frames.shape[1], size, size), device=frames.device)
+    shape = (len(frames), 3, frames.shape[1], size, size)
+    video = torch.empty(shape, dtype=torch.float32, device=frames.device)
     with torch.autocast(frames.device.type, enabled=False):
         resize = _resize_matrices(crops, upright, frames.shape[2], frames.shape[3], size)
         for rows in _chunks(frames):
@@ -220,7 +223,7 @@ def _resize(
         over_rows, over_columns = over_rows[:, :, top:bottom], over_columns[:, :, left:right]
     B, T, H, W, C = frames.shape
     size = over_rows.shape[1]
-    pixels = torch.empty((B, H, T, W, C), device=frames.device)
+    pixels = torch.empty((B, H, T, W, C), dtype=torch.float32, device=frames.device)
     pixels.copy_(frames.transpose(1, 2))  # converts and reorders in one pass
     pixels = torch.bmm(over_rows, pixels.view(B, H, -1)).view(B, size * T, W, C)
     pixels = pixels.permute(0, 3, 1, 2).reshape(B, -1, W)

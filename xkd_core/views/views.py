@@ -121,7 +121,7 @@ def make_views(
             for view, view_chunks in zip(views, chunks, strict=True)
         ]
 
-    waveform = batch.waveform / LARGEST_SAMPLE
+    waveform = batch.waveform.float() / LARGEST_SAMPLE
     with torch.autocast(device.type, enabled=False):
         return Views(
             video_global=torch.cat(
@@ -165,7 +165,7 @@ def plain_audio_view(
     waveform: Int16[Tensor, "B S"], log_mel: LogMel
 ) -> Float[Tensor, "B 1 M T_audio"]:
     """Computes the view for evaluation: the spectrogram of the whole sound."""
-    return log_mel(waveform / LARGEST_SAMPLE).unsqueeze(1)
+    return log_mel(waveform.float() / LARGEST_SAMPLE).unsqueeze(1)
 
 
 def _window(

@@ -1,12 +1,13 @@
-"""The program that decodes: `python -m pipelines.media.decoder.child MAX_MEMORY_BYTES`.
+"""The decoder program: `python -m pipelines.media.decoder.child MAX_MEMORY_BYTES`.
 
-It loads and tries out the libraries, gives up its rights, and then forks decoders when its parent
-asks for one, over a socket that is its standard input. It reads no media itself, so what it forks
-begins clean. A decoder gets the descriptor of one file over a socket of its own, and answers there.
+The program loads and warms up the libraries, drops its privileges, and then forks decoders on
+request of its parent, over a socket that is its standard input. It reads no media itself, so every
+decoder starts clean. A decoder gets the descriptor of one file over its own socket, and answers
+there.
 
                  control: fork, end                        channel: file, settings
     parent  <----------------------->  this program        <----------------------> decoder
-                 what it has, exit status   forks it            segments, reasons
+                 decoders, exit statuses    forks it            segments, reasons
 """
 
 import json
@@ -28,17 +29,17 @@ from pipelines.media.segments import Segment
 from pipelines.redaction import one_line
 
 FORK, END, WAIT = b"f", b"e", b"w"
-"""What the parent asks for: a decoder, to end one, or to wait for its own end first."""
+"""Requests of the parent: fork a decoder, end one, or first wait for it to end."""
 ANSWER_BYTES = 4
-"""Length of the number that follows END and WAIT, the process of a decoder, and of each answer: its
-process, 0 if there is none, or its exit status."""
+"""Bytes of the process ID that follows END and WAIT, and of each answer: a process ID (0 if forking
+failed) or an exit status."""
 _WAIT_SECONDS = 2.0
 _ORPHAN_SECONDS = 5.0
 
 
 def main() -> None:
-    """Serves the parent until it closes the socket or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    """Serves the parent until it closes the socket or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     control = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
@@ -49,7 +50,7 @@ def main() -> None:
     send(control, {"seccomp": found.seccomp, "landlock": found.landlock})
     template = _Template(control, heap, is_locked=found.seccomp)
     parent = os.getppid()
-    while os.getppid() == parent:  # others that the parent forked may hold its end of the socket
+    while os.getppid() == parent:  # other children of the parent may hold its end of the socket
         if select.select([control], [], [], _ORPHAN_SECONDS)[0]:
             command, files, _, _ = socket.recv_fds(control, 1, 2)
             if not command:
@@ -59,7 +60,7 @@ def main() -> None:
 
 
 class _Template:
-    """What decoders are forked from: one that decodes, and the next one, which waits."""
+    """Forks decoders: one that decodes, and the next one, which waits."""
 
     def __init__(self, control: socket.socket, heap: Heap, *, is_locked: bool) -> None:
         self._control = control
@@ -68,7 +69,7 @@ class _Template:
         self._decoders: set[int] = set()
 
     def obey(self, command: bytes, files: list[int]) -> None:
-        """Does what the parent asks for."""
+        """Executes a request of the parent."""
         if command == FORK:
             answer = self._fork(*files)
             for file in files:
@@ -84,7 +85,7 @@ class _Template:
             self._end(decoder, 0.0)
 
     def _end(self, decoder: int, patience_seconds: float) -> int:
-        """Ends a decoder, if it does not end by itself in time; gives its exit status."""
+        """Ends a decoder that does not end in time; returns its exit status."""
         if decoder not in self._decoders:
             return 0
         self._decoders.remove(decoder)
@@ -120,14 +121,14 @@ class _Template:
         self._heap.make_own()
         own = socket.socket(fileno=channel)
         shared = SharedMemory(memory)
-        # What FFmpeg's libraries print to the standard descriptors leads nowhere.
+        # FFmpeg's libraries may print to the standard descriptors.
         if self._is_locked:
             sandbox.lock()
         _serve(own, shared)
 
 
 def _serve(channel: socket.socket, memory: SharedMemory) -> None:
-    """Decodes the one file that the parent sends."""
+    """Decodes the file that the parent sends."""
     start, files, _, _ = socket.recv_fds(channel, LENGTH_BYTES, 1)
     if start:
         request = json.loads(_read(channel, int.from_bytes(start, "big")))
@@ -151,7 +152,7 @@ def _read(channel: socket.socket, num_bytes: int) -> bytes:
 def _answer(
     channel: socket.socket, memory: SharedMemory, file: int, request: dict[str, Any]
 ) -> None:
-    """Decodes a file, until it ends or the parent goes."""
+    """Decodes a file until its end, or until the parent dies."""
     answer: dict[str, object] = {"end": True}
     is_free = True
     try:
@@ -165,7 +166,7 @@ def _answer(
         answer = {"error": error.reason, "message": error.message}
     except BrokenPipeError:
         return
-    except Exception as error:  # one file must not end the run, whatever PyAV raises
+    except Exception as error:  # PyAV may raise anything; one file must not end the run
         answer = {"error": "undecodable", "message": f"{type(error).__name__}: {one_line(error)}"}
     if not is_free and os.read(channel.fileno(), 1) != TAKEN:
         return

@@ -1,4 +1,4 @@
-"""Memory that a decoder and its parent share: one segment, frames and then samples."""
+"""Memory shared by a decoder and its parent. Holds the frames and then the samples of a segment."""
 
 import fcntl
 import math
@@ -15,7 +15,7 @@ _POPULATE = getattr(mmap, "MAP_POPULATE", 0)
 
 
 class SharedMemory:
-    """Memory of a fixed size without a name, which ends with its last user."""
+    """Unnamed memory of fixed size, which is freed with its last user."""
 
     def __init__(self, file: int) -> None:
         self.file = file
@@ -24,15 +24,15 @@ class SharedMemory:
 
     @classmethod
     def new(cls, num_bytes: int) -> "SharedMemory":
-        """Memory that takes room as it is written to, and no more than its size."""
-        if not hasattr(os, "memfd_create"):  # no Linux
+        """Creates memory that is allocated as it is written, up to its size."""
+        if not hasattr(os, "memfd_create"):  # not Linux
             with tempfile.TemporaryFile() as temporary:
                 file = os.dup(temporary.fileno())
                 os.ftruncate(file, num_bytes)
                 return cls(file)
         file = os.memfd_create("segment", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(file, num_bytes)
-        # A decoder in the hands of a file could otherwise shrink the memory under its parent, which
+        # A decoder that a file controls could otherwise shrink the memory under its parent, which
         # would die of that, fill the machine's memory, or seal it against the parent.
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
         fcntl.fcntl(file, fcntl.F_ADD_SEALS, seals)
@@ -41,10 +41,10 @@ class SharedMemory:
     def arrays(
         self, shape: Sequence[int] | None, num_samples: int
     ) -> tuple[NDArray[np.uint8] | None, NDArray[np.int16] | None]:
-        """The frames and the samples that are in it.
+        """Returns the frames and the samples in the memory.
 
         Raises:
-            ValueError: If they do not fit.
+            ValueError: If they do not fit into it.
         """
         num_pixels = math.prod(shape) if shape else 0
         num_bytes = num_pixels + 2 * num_samples
@@ -57,11 +57,11 @@ class SharedMemory:
         data = np.frombuffer(self._map, np.uint8, num_bytes)
         return (
             data[:num_pixels].reshape(shape) if shape else None,
-            # Behind an odd number of pixels they are not aligned, which NumPy takes.
+            # After an odd number of pixels they are unaligned, which NumPy supports.
             data[num_pixels:].view(np.int16) if num_samples else None,
         )
 
     def close(self) -> None:
-        """Lets go of it."""
+        """Frees the memory."""
         self._map = None
         os.close(self.file)

@@ -1,4 +1,4 @@
-"""The parent's handle on the program that decoders are forked from."""
+"""The parent's handle of the program that forks decoders."""
 
 import contextlib
 import json
@@ -16,28 +16,28 @@ from pipelines.media.decoder.child import ANSWER_BYTES, END, FORK, WAIT
 from pipelines.media.decoder.sandbox import Confinement
 
 MODULE = f"{__name__.rpartition('.')[0]}.child"
-"""The program by the name that it has where this runs."""
+"""Name of the program's module, which has a prefix in a registered model."""
 ROOT = Path(__file__).resolve().parents[__name__.count(".")]
-"""The folder that it is imported from."""
+"""Folder that the module is imported from."""
 ENVIRONMENT = (
     *("PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"),
     *("LANG", "LC_ALL", "LC_CTYPE", "SYSTEMROOT"),
 )
-"""Variables that the decoder inherits: where libraries lie, and how names are encoded."""
+"""Environment variables that a decoder inherits: paths of libraries, encoding of names."""
 START_SECONDS = 120.0
-"""Wall time to load the libraries, on a machine that has much else to do."""
+"""Wall time limit to load the libraries, on a busy machine."""
 _ANSWER_SECONDS = 30.0
 
 
 class DecoderStartError(OSError):
-    """The decoder's program does not start."""
+    """Raised if the decoder program does not start."""
 
 
 class Template:
-    """The program; it is confined and has read no media."""
+    """The running program, which is confined and has read no media."""
 
     def __init__(self, max_memory_bytes: int) -> None:
-        """Starts it.
+        """Starts the program.
 
         Raises:
             OSError: If it does not start.
@@ -46,8 +46,8 @@ class Template:
         with theirs:
             try:
                 self._process = subprocess.Popen(
-                    # Without -P modules of the folder that the job runs in would come first, and
-                    # without -B it would write into a model that is loaded.
+                    # -P keeps modules of the working directory from coming first, and -B keeps
+                    # the program from writing into a loaded model.
                     [sys.executable, "-P", "-B", "-m", MODULE, str(max_memory_bytes)],
                     stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
@@ -67,19 +67,19 @@ class Template:
 
     @property
     def pid(self) -> int:
-        """The program's process."""
+        """Process ID of the program."""
         return self._process.pid
 
     @property
     def is_gone(self) -> bool:
-        """Whether it has ended."""
+        """Whether the program has ended."""
         return self._process.poll() is not None
 
     def fork(self, channel: int, memory: int) -> int:
-        """Makes a decoder that talks over a socket and writes into a memory; gives its process.
+        """Forks a decoder with a socket and a memory; returns its process ID.
 
         Raises:
-            OSError: If the program is gone, or can fork no more.
+            OSError: If the program died or cannot fork.
         """
         socket.send_fds(self._control, [FORK], [channel, memory])
         decoder = self._answer()
@@ -88,11 +88,11 @@ class Template:
         return decoder
 
     def end(self, decoder: int, *, wait: bool = False) -> int | None:
-        """Ends a decoder; gives its exit status, None if the program is gone as well.
+        """Ends a decoder; returns its exit status, or None if the program died too.
 
         Args:
-            decoder: Its process.
-            wait: Let it end by itself for a moment.
+            decoder: Process ID of the decoder.
+            wait: Whether to let it end by itself for a moment.
         """
         try:
             command = WAIT if wait else END
@@ -105,9 +105,11 @@ class Template:
         return int.from_bytes(self._read(ANSWER_BYTES, _ANSWER_SECONDS), "big")
 
     def close(self) -> None:
-        """Ends the program, and its decoders with it."""
+        """Ends the program and its decoders."""
         self._control.close()
-        if os.getpid() == self._owner:  # a process that was forked later does not end others'
+        if (
+            os.getpid() == self._owner
+        ):  # a fork of this process must not end the program of its parent
             self._process.kill()
             self._process.wait()
 
@@ -124,10 +126,10 @@ class Template:
         return Confinement(bool(header["seccomp"]), int(header["landlock"]))
 
     def _read(self, num_bytes: int, seconds: float) -> bytes:
-        """Reads so many bytes.
+        """Reads exactly this many bytes.
 
         Raises:
-            OSError: If they do not come.
+            OSError: If the program dies or takes too long.
         """
         deadline = time.monotonic() + seconds
         data = b""

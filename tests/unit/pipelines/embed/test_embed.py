@@ -198,3 +198,17 @@ def test_all_mistakes_are_found_before_any_work(tracking, tmp_path):
     mistakes = check_embed(config)
     assert "no model nobody is registered" in mistakes[0]
     assert "absent) does not exist" in mistakes[1]
+
+
+def test_a_model_whose_file_was_changed_is_refused_by_name(tracking, media, tmp_path):
+    config = config_for(tracking, media, tmp_path / "out", model="models:/xkd-audio/1")
+    client = mlflow.MlflowClient(tracking.uri)
+    weights = Path(client.get_model_version_download_uri("xkd-audio", "1"), "model.safetensors")
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    try:
+        with pytest.raises(UserError, match=r"xkd-audio/1\) is refused: its file model\.safetens"):
+            run(config)
+    finally:
+        weights.write_bytes(content)
+    assert not (tmp_path / "out").exists()

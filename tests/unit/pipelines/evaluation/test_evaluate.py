@@ -8,6 +8,7 @@ import pytest
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
+from pipelines.evaluation import checks
 from pipelines.evaluation import evaluate as job
 from pipelines.evaluation.checks import networks_to_score
 from pipelines.evaluation.classifiers import score
@@ -50,7 +51,7 @@ def sources_of(config):
 
 
 def check_evaluate(config):
-    return job.check_evaluate(config, sources_of(config))
+    return checks.check_evaluate(config, sources_of(config))
 
 
 def test_clips_of_another_rate_are_refused(tmp_path):

@@ -1,5 +1,6 @@
 """A registered encoder by itself: same numbers as evaluation, from anything, anywhere."""
 
+import base64
 import json
 import os
 import subprocess
@@ -14,6 +15,8 @@ import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.pyfunc.scoring_server import invocations
+from mlflow.types import DataType
+from mlflow.types.schema import Array as MlflowArray
 
 from pipelines.media.decode import decode_segments
 from pipelines.media.windows import audio_windows, video_windows
@@ -247,6 +250,9 @@ def test_a_package_holds_nothing_that_is_pickled_and_only_the_code_it_needs(pack
         ("video", {"frame_rate": [8.0]}, r"input 0 must have exactly one of the columns path"),
         ("video", {"frames": [np.zeros((4, 8, 8, 3))]}, r"frames must be .* type uint8 .* float64"),
         ("video", {"frames": [[[1], [2]]]}, r"frames must be .* shape \(T, H, W, 3\), .* \(2, 1\)"),
+        ("video", {"bytes": ["%%%"]}, r"input 0: bytes must be base64 text, but it is not"),
+        ("video", {"bytes": [3]}, r"input 0: bytes must be the bytes .* of type int"),
+        ("video", {"path": ["a", "b"], "frame_rate": ["1"]}, r"columns must be equally long"),
         ("audio", {"waveform": [[1, 99_999]]}, r"waveform must be .* type int16"),
         ("audio", {"waveform": [[1, 2]], "sample_rate": [-1]}, r"sample_rate \(-1\) must be a num"),
     ],
@@ -322,6 +328,177 @@ def test_a_server_answers_with_the_input_and_not_with_its_own_files(models, film
     assert "input 1 (/nowhere.mp4) cannot be decoded" in answer["message"]
     assert "stack_trace" not in answer
     assert ".py" not in answer["message"]
+
+
+def invoke(model, body, content_type="application/json"):
+    """What MLflow's server answers."""
+    text = body if isinstance(body, str) else json.dumps(body)
+    schema = model.metadata.get_input_schema()
+    return json.loads(invocations(text, content_type, model, schema).response)["predictions"]
+
+
+def test_a_server_takes_every_form_of_request(models, films):
+    model, path = models["video"], str(films[1])
+    text = base64.b64encode(films[1].read_bytes()).decode()
+    expected = model.predict({"path": [path]}).tolist()
+    for body in (
+        {"dataframe_records": [{"path": path}]},
+        {"dataframe_records": [{"bytes": text}]},
+        {"dataframe_split": {"columns": ["path"], "data": [[path]]}},
+        {"dataframe_split": {"columns": ["bytes"], "data": [[text]]}},
+        {"inputs": {"path": [path]}},
+        {"inputs": [{"path": path}]},
+        {"inputs": {"bytes": [text]}},
+        {"instances": [{"bytes": text}]},
+    ):
+        assert invoke(model, body) == expected, body
+    for table in (
+        f"path\n{path}\n",
+        f"path,frame_rate\n{path},\n",
+        f"path,frame_rate\n{path},25.0\n",
+        f"bytes\n{text}\n",
+    ):
+        assert invoke(model, table, "text/csv") == expected, table
+    mixed = {"dataframe_records": [{"bytes": text}, {"path": path}]}
+    assert invoke(model, mixed) == invoke(model, f"path,bytes\n,{text}\n{path},\n", "text/csv")
+    assert invoke(model, {"inputs": {"path": [path, path]}}) == expected * 2
+
+
+def test_a_server_takes_sounds_of_different_lengths(models):
+    sounds = [tone(1.0, 4_000).tolist(), tone(0.2, 4_000).tolist()]
+    expected = models["audio"].predict({"waveform": sounds}).tolist()
+    for body in (
+        {"inputs": {"waveform": sounds, "sample_rate": [4_000, 4_000]}},
+        {"dataframe_records": [{"waveform": sound} for sound in sounds]},
+        {"dataframe_split": {"columns": ["waveform"], "data": [[sound] for sound in sounds]}},
+    ):
+        assert invoke(models["audio"], body) == expected
+
+
+def test_one_bad_input_does_not_cost_the_batch_if_the_caller_says_so(models, films, tmp_path):
+    silent = write_media(tmp_path / "silent.mkv", sound=False)
+    inputs = {"path": ["/nowhere.wav", str(films[0]), str(silent), str(films[1])]}
+    table = models["audio"].predict(inputs, params={"on_error": "null"})
+    expected = models["audio"].predict({"path": [str(film) for film in films]})
+    assert np.array_equal(np.array(table["embedding"][[1, 3]].tolist(), np.float32), expected)
+    assert table["embedding"][[0, 2]].tolist() == [None, None]
+    errors = table["error"].tolist()
+    assert errors[1] is errors[3] is None
+    assert errors[0].startswith("input 0 (/nowhere.wav) cannot be decoded: unreadable")
+    assert errors[2].startswith(f"input 2 ({silent}) has no sound")
+    body = {"dataframe_records": [{"path": path} for path in inputs["path"]]}
+    served = invoke(models["audio"], {**body, "params": {"on_error": "null"}})
+    assert served == table.to_dict("records")
+    with pytest.raises(ValueError, match=r"on_error \(skip\) must be raise or null"):
+        models["audio"].predict(inputs, params={"on_error": "skip"})
+
+
+def test_an_input_that_fails_after_its_first_segment_has_no_embedding(models, films, monkeypatch):
+    def breaks(*_arguments):
+        for number, segment in enumerate(decoded(films[0])):
+            if number:
+                raise ValueError("input 0 breaks")
+            yield segment.frames
+
+    module = sys.modules[type(models["video"].unwrap_python_model()).__module__]
+    monkeypatch.setattr(module, "read_segments", breaks)
+    for batch_size in (1, 8):
+        params = {"on_error": "null", "batch_size": batch_size}
+        table = models["video"].predict({"path": [str(films[0])]}, params=params)
+        assert table.to_dict("records") == [{"embedding": None, "error": "input 0 breaks"}]
+
+
+def test_what_else_fails_is_an_error_of_mlflow_without_paths(models, films, monkeypatch):
+    def fails(*_arguments):
+        raise OSError(28, "No space left", "/srv/secret")
+
+    monkeypatch.setattr(models["video"].unwrap_python_model(), "_embed", fails)
+    with pytest.raises(MlflowException) as caught:
+        models["video"].predict({"path": [str(films[1])]})
+    answer = json.loads(caught.value.serialize_as_json())
+    assert answer["error_code"] == "INTERNAL_ERROR"
+    reason = "the encoder failed with OSError; the log of its process says why"
+    assert answer["message"].endswith(reason)
+    assert "secret" not in json.dumps(answer)
+    assert "stack_trace" not in answer
+
+
+def test_a_message_does_not_repeat_the_input(models):
+    text = base64.b64encode(b"no media" * 10_000).decode()
+    with pytest.raises(MlflowException) as caught:
+        invoke(models["video"], {"inputs": {"bytes": [text]}})
+    assert len(caught.value.serialize_as_json()) < 200
+
+
+@pytest.mark.parametrize("modality", ["video", "audio"])
+def test_missing_values_of_pandas_are_no_values(models, films, modality):
+    model, film = models[modality], films[1]
+    expected = model.predict({"path": [str(film)]})
+    for missing in (None, pd.NA, pd.NaT, float("nan"), np.float32("nan")):
+        table = pd.DataFrame(
+            {"path": [str(film), missing], "bytes": [missing, film.read_bytes()]}, dtype=object
+        )
+        np.testing.assert_array_equal(model.predict(table), np.concatenate([expected, expected]))
+    assert model.predict(pd.DataFrame({"path": []})).shape == (0, WIDTH)
+
+
+def test_paths_and_tensors_are_inputs(models, films):
+    (segment,) = decoded(films[1])
+    expected = models["video"].predict({"path": [str(films[1])]})
+    for inputs in (
+        {"path": [films[1]]},
+        [{"path": films[1]}],
+        {"frames": [torch.from_numpy(segment.frames.copy())]},
+        {"frames": segment.frames[None]},
+    ):
+        np.testing.assert_allclose(models["video"].predict(inputs), expected, atol=1e-6)
+
+
+@pytest.fixture
+def own_defaults():
+    """Undoes what a test sets in torch."""
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("modality", ["video", "audio"])
+@pytest.mark.parametrize("setting", [torch.float64, torch.float16, torch.bfloat16, "meta"])
+def test_torchs_defaults_do_not_matter(packages, models, films, own_defaults, modality, setting):
+    inputs = {"path": [str(films[0])]}
+    expected = models[modality].predict(inputs)
+    if setting == "meta":
+        torch.set_default_device(setting)
+    else:
+        torch.set_default_dtype(setting)
+    state = torch.random.get_rng_state()
+    loaded = mlflow.pyfunc.load_model(str(packages[modality]))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for model in (models[modality], loaded):
+        np.testing.assert_array_equal(model.predict(inputs), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+        np.testing.assert_array_equal(loaded.predict(inputs), expected)
+    if modality == "audio":
+        resampled = loaded.predict({"waveform": [tone(0.5)], "sample_rate": [48_000]})
+        assert np.isfinite(resampled).all()
+
+
+def test_spark_knows_the_type_of_an_embedding(models):
+    (output,) = models["video"].metadata.get_output_schema().inputs
+    assert output.type == MlflowArray(DataType.float)
+    types = pytest.importorskip("pyspark.sql.types", reason="pyspark is not installed")
+    found = mlflow.pyfunc._infer_spark_udf_return_type(models["video"].metadata.get_output_schema())
+    assert found == types.ArrayType(types.FloatType())
+
+
+def test_a_spoken_digit_as_a_file_is_embedded_as_its_samples_are(models, tmp_path):
+    samples = tone(0.45, 4_000)
+    codecs = ("", "pcm_s16le")
+    file = write_wave(tmp_path / "digit.wav", waveform=samples, sample_rate=4_000, codecs=codecs)
+    embeddings = models["audio"].predict({"path": [str(file)]})
+    assert embeddings.shape == (1, WIDTH)
+    expected = models["audio"].predict({"waveform": [samples]})
+    np.testing.assert_allclose(embeddings, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("modality", "missing"), [("video", "picture"), ("audio", "sound")])

@@ -107,7 +107,7 @@ def test_the_registered_model_embeds_as_the_checkpoint_does(store, checkpoints, 
     mlflow.set_tracking_uri(store[1].uri)
     model = mlflow.pyfunc.load_model("models:/load-video@champion")
     weights = load_model(checkpoints[0])[0].video_teacher.state_dict()
-    there = model.unwrap_python_model()._encoder.state_dict()
+    there = model.unwrap_python_model().module.encoder.state_dict()
     assert weights.keys() == there.keys()
     assert all((weights[name] == there[name]).all() for name in weights)
     embedding = model.predict({"path": [str(film)]})

@@ -25,10 +25,10 @@ from ray_jobs.cli.settings import load_settings
 from tests.helpers.networks import VARIANTS, micro_config
 from tests.helpers.training import MODEL, folder_of, leave_checkpoint, tiny_config, tiny_dataset
 from tests.helpers.weights import earlier_training, register, some_networks
-from xkd_core.initial import begin_from
 from xkd_core.losses import initial_centers
 from xkd_core.published.files import save_published_encoder, save_published_model
 from xkd_core.published.names import load_published
+from xkd_core.weights.initial import begin_from
 from xkd_core.xkd import build_xkd
 
 CLIPS = {"video": (2, 3, 8, 16, 16), "audio": (2, 1, 16, 48)}

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from pipelines.config.base import RaySettings
-from pipelines.errors import UserError
-from ray_jobs.cli.cluster import _give_token, check_ray, ray_address
+from pipelines.errors import JobFailed, UserError
+from ray_jobs.cli.cluster import _give_token, check_ray, connected, ray_address
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,12 @@ def test_local_is_a_ray_of_its_own_with_its_settings(monkeypatch, setting, varia
 def test_an_address_that_is_none_is_refused(address):
     with pytest.raises(UserError, match=r"ray.address \(.*\) must be auto, HOST:PORT or ray://"):
         check_ray(RaySettings(address=address))
+
+
+def test_a_ray_that_does_not_start_is_a_known_failure():
+    too_small = RaySettings.model_construct(address="local", num_cpus=1, object_store_bytes=1)
+    with pytest.raises(JobFailed, match=r"Ray did not start: .*memory"), connected(too_small):
+        pass
 
 
 @pytest.mark.ray

@@ -63,7 +63,7 @@ def test_help_lists_each_setting_once_with_its_section(capsys):
     assert main(["pretrain", "--help"]) == 0
     printed = capsys.readouterr().out
     for part in (
-        "a YAML file or a short name (audioset, kinetics400,",
+        "a YAML file or a short name (audioset, from_weights,",
         "\nmost common settings:\n  dataset (required)",
         "\nmodel.video: ",
         "  log_every (10; may change) Steps",

@@ -5,7 +5,8 @@ import torch
 
 from tests.helpers.networks import VARIANTS, micro_config, micro_model, micro_views, train_state
 from xkd_core.config import ObjectiveConfig
-from xkd_core.initial import (
+from xkd_core.train_step import train_step
+from xkd_core.weights.initial import (
     GivenNetworks,
     begin_from,
     fitted,
@@ -13,7 +14,6 @@ from xkd_core.initial import (
     misfits,
     other_inputs,
 )
-from xkd_core.train_step import train_step
 from xkd_core.xkd import build_xkd
 
 MODEL = micro_config().model

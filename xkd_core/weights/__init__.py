@@ -1,0 +1,1 @@
+"""Weights that networks begin from."""
