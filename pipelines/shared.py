@@ -27,7 +27,8 @@ _NODE_SECONDS = 60.0
 def check_shared(*locations: str) -> None:
     """Makes sure that every node sees the folders that are not in a bucket.
 
-    Nodes that do not answer within a minute, such as busy or leaving ones, are not judged.
+    Nodes that do not answer within a minute, such as busy or leaving ones, are not judged. Without
+    a Ray there is one machine.
 
     Args:
         *locations: Folders, which are made, and URIs, which are left out.
@@ -35,6 +36,8 @@ def check_shared(*locations: str) -> None:
     Raises:
         UserError: If a node does not see a folder.
     """
+    if not ray.is_initialized():
+        return
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     folders = [path for path in map(path_of, dict.fromkeys(locations)) if isinstance(path, Path)]
     if len(nodes) < 2 or not folders:

@@ -31,6 +31,8 @@ EVEN_CODECS = frozenset({"aac", "ac3", "mp2", "mp3"})
 """Sound codecs whose packets all have the same number of samples within a stream."""
 WOBBLE_SECONDS, WOBBLING_FRACTION = 0.003, 0.1
 """Durations wobble if more than this fraction differs from the codec's own by more than this."""
+CANCELLING_FRACTION = 0.5
+"""Durations wobble as well if too long and too short ones cancel to less than this fraction."""
 EVEN_TOLERANCE = 0.25
 """Largest relative difference between the median declared duration and the codec's own."""
 
@@ -163,8 +165,10 @@ class _Rows:
         declared = np.clip(np.nan_to_num(self._seconds(self._duration)), 0, None)
         known = declared[declared > 0]
         if self._is_even and self._exact_duration and len(known):
-            apart = np.abs(known - self._exact_duration)
-            wobbles = float(np.mean(apart > WOBBLE_SECONDS)) > WOBBLING_FRACTION
+            irregular = declared - self._exact_duration
+            irregular = irregular[np.abs(irregular) > WOBBLE_SECONDS]
+            cancels = abs(irregular.sum()) < CANCELLING_FRACTION * np.abs(irregular).sum()
+            wobbles = len(irregular) > WOBBLING_FRACTION * len(declared) or cancels
             median_apart = abs(float(np.median(known)) - self._exact_duration)
             if wobbles and median_apart <= EVEN_TOLERANCE * self._exact_duration:
                 return np.where(declared > 0, self._exact_duration, 0.0)

@@ -85,16 +85,17 @@ def _registered(
 ) -> EncoderSource:
     version = resolve_model(given, tracking)
     client = MlflowClient(tracking_uri(tracking))
-    stored = client.get_model_version(version.name, str(version.version))
+    name, number = version.name, str(version.version)
+    stored = client.get_model_version(name, number)
     try:
-        logged = client.get_logged_model(stored.tags["xkd.model_id"])
-        is_local = logged.artifact_location.startswith(("/", "file:"))  # read where it lies
+        root_uri = client.get_model_version_download_uri(name, number)
+        is_local = root_uri.startswith(("/", "file:"))  # read where it lies
         target = None
         if not is_local and isinstance(copies, Path):
-            target = copies / f"{version.name}-{version.version}"
+            target = copies / f"{name}-{number}"
             target.mkdir(parents=True, exist_ok=True)
         folder = mlflow.artifacts.download_artifacts(
-            artifact_uri=logged.artifact_location,
+            artifact_uri=root_uri,
             dst_path=str(target) if target else None,
             tracking_uri=tracking_uri(tracking),
         )
@@ -107,7 +108,7 @@ def _registered(
     check_files(root, version.manifest, version.uri, (SETTINGS_FILE, WEIGHTS_FILE))
     where: AnyPath = root
     if isinstance(copies, RemotePath):
-        where = copies / f"{version.name}-{version.version}"
+        where = copies / f"{name}-{number}"
         put(root, where)
     tags = stored.tags
     recorded: Role = "student" if tags.get("xkd.role", role) == "student" else "teacher"

@@ -89,6 +89,8 @@ def test_python_of_the_readmes_runs_as_it_stands(tiny_run: TinyRun):
     }
     results: dict[str, dict[str, Any]] = {}
     for readme in READMES:
+        if readme.parent.name == "embed":  # in the tests of that package, which embed something
+            continue
         for code in PYTHON.findall(readme.read_text(encoding="utf-8")):
             for theirs, ours in own.items():
                 code = code.replace(theirs, ours)

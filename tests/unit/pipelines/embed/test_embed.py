@@ -1,6 +1,7 @@
 """Embeddings of media and of stored clips: complete, the model's own, and never done twice."""
 
 import json
+import re
 import shutil
 import tempfile
 from dataclasses import replace
@@ -24,6 +25,7 @@ from pipelines.sources.spool import Spool
 from pipelines.tracking.runs import open_run
 from tests.helpers.encoders import WIDTH, example_scores, write_checkpoint, write_media
 from tests.helpers.media import write_growing
+from tests.helpers.programs import REPOSITORY
 
 pytestmark = pytest.mark.ray
 
@@ -73,6 +75,16 @@ def config_for(tracking, source, output, model="models:/xkd-video@champion"):
         num_workers=1,
         tracking=tracking,
     )
+
+
+def test_the_python_of_the_readme_runs(embedded):
+    config, _ = embedded
+    readme = (REPOSITORY / "pipelines/embed/README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    found = {}
+    exec(code.replace("/my/embeddings", config.output), found)
+    assert found["rows"].column_names == ["source", "start_seconds", "embedding"]
+    assert len(found["rows"])
 
 
 def run(config):

@@ -1,6 +1,5 @@
 """A worker embeds with the code of the version that it loads, not with the code that it runs."""
 
-from dataclasses import replace
 from functools import partial
 
 import mlflow
@@ -34,13 +33,12 @@ def test_each_version_embeds_with_its_own_code(tmp_path, monkeypatch):
     row = {"name": "unit", "shard": "", "unit": Unit("unit", (source,)).to_json()}
     embeddings = []
     try:
-        version = resolve_model("models:/xkd-audio/1", tracking)
         workers = [
             UnitEmbedder(
                 str(tmp_path / str(number)),
                 str(tmp_path),
                 run.uri,
-                replace(version, version=number),
+                resolve_model(f"models:/xkd-audio/{number}", tracking),
                 LimitsSettings().model_dump(),
                 DecoderSettings().model_dump(),
                 batch_size=2,

@@ -125,7 +125,8 @@ def test_workers_of_the_graph_find_what_one_process_finds(tmp_path, clips, local
     found = _extract(networks, config, lambda *report: reports.append(report))
     assert reports[-1][:2] == (20, 20)
     files = sorted((tmp_path / "a" / "features").rglob("*.npz"))
-    assert len(files) == 12  # three shards, two networks, two modalities
+    # Three shards, two modalities. The checkpoint is not trained, so both networks are the same.
+    assert len(files) == 6
     times = [file.stat().st_mtime_ns for file in files]
     files[0].unlink()  # as if a worker had been killed
     again = _extract(networks, config, lambda *_: None)

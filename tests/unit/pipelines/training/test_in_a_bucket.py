@@ -5,7 +5,9 @@ import torch
 
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.errors import UserError
-from pipelines.evaluation.evaluate import check_evaluate, evaluate
+from pipelines.evaluation.checks import networks_to_score
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.evaluation.networks import checkpoint_source
 from pipelines.evaluation.scores import read_scores
 from pipelines.models.checkpoints import (
     MODEL_FILE,
@@ -94,23 +96,23 @@ def test_checkpoints_go_to_the_bucket_and_evaluation_reads_them(
 
     scores = []
     for where, checkpoint in ((f"{HOME}/scores", result), (str(tmp_path / "s"), expected)):
+        given = str(checkpoint.checkpoint)
+        settings = EvaluateConfig(
+            checkpoint=given,
+            dataset=datasets[where.startswith("s3")],
+            output=where,
+            tracking=local_config.tracking,
+            untrained_baseline=False,
+            measures=("knn",),
+        )
+        source = checkpoint_source(checkpoint.checkpoint, given, settings.role)
         evaluation = evaluate(
-            EvaluateConfig(
-                checkpoint=str(path_of(checkpoint.checkpoint).parent),
-                dataset=datasets[where.startswith("s3")],
-                output=where,
-                tracking=local_config.tracking,
-                untrained_baseline=False,
-                measures=("knn",),
-            ),
-            on_progress=lambda *_: None,
+            settings, networks_to_score(settings, (source,), ()), on_progress=lambda *_: None
         )
         scores.append(read_scores(evaluation.scores_file).found)
     assert scores[0] == scores[1]
-    missing = EvaluateConfig(
-        checkpoint=f"{HOME}/nowhere", dataset=datasets[1], output=f"{HOME}/scores"
-    )
-    assert check_evaluate(missing) == [f"checkpoint ({HOME}/nowhere) does not exist"]
+    with pytest.raises(UserError, match="nowhere"):
+        find_checkpoint(f"{HOME}/nowhere")
 
 
 def test_a_checkpoint_whose_upload_was_cut_off_is_not_used(server, datasets, undisturbed):
