@@ -8,7 +8,7 @@ from pipelines.errors import UserError
 from pipelines.evaluation.checks import networks_to_score
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.networks import checkpoint_source
-from pipelines.evaluation.scores import read_scores
+from pipelines.evaluation.scores_file import read_scores
 from pipelines.models.checkpoints import (
     MODEL_FILE,
     TRAINING_FILE,
