@@ -15,6 +15,7 @@ from tests.unit.test_layout import READMES
 
 pytestmark = pytest.mark.ray
 
+# Examples marked `py` are of a folder that `pull` writes: `test_encoder_ways.py` runs them.
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
