@@ -33,7 +33,11 @@ def whole_scene(path, first=0, stop=10, *, slack=1):
     expected = [int(first + (tick + 0.5) / 8) for tick in range(round(8 * (stop - first)))]
     assert abs(len(seconds) - len(expected)) <= slack
     for found in (seconds, sounds):
-        wrong = [tick for tick, pair in enumerate(zip(found, expected)) if pair[0] != pair[1]]  # noqa: B905
+        wrong = [
+            tick
+            for tick, pair in enumerate(zip(found, expected, strict=False))
+            if pair[0] != pair[1]
+        ]
         # A tone that changes within a tick can be heard as either.
         assert all(tick % 8 in (0, 7) for tick in wrong), wrong
         assert len(wrong) <= 2 * (stop - first)
