@@ -5,16 +5,17 @@ that needs more than there is waits for it, holding a demand that the autoscaler
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar
 
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from pipelines.errors import UserError
-from pipelines.quantities import duration
+from pipelines.quantities import counted, duration
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ _SCALING_SECONDS = 600.0
 """Default patience with an autoscaler: machines of clouds take minutes to start."""
 _POLL_SECONDS = 1.0
 _REMIND_SECONDS = 60.0
+_WATCH_SECONDS = 5.0
 
 
 def working_nodes(leaving: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -89,6 +91,53 @@ def wait_for_nodes(
                     logger.warning("%s; waiting for nodes, %s left", error, duration(until - now))
                     remind_at = now + _REMIND_SECONDS
             time.sleep(min(_POLL_SECONDS, max(until - now, 0.01)))
+
+
+@contextmanager
+def watched_nodes() -> Iterator[None]:
+    """Logs each node that joins, leaves or is about to, in one line, while the block runs."""
+    finished = threading.Event()
+
+    def watch() -> None:
+        before = _states()
+        while not finished.wait(_WATCH_SECONDS):
+            with suppress(Exception):  # a cluster that restarts answers again later
+                now = _states()
+                for text in _changes(before, now):
+                    logger.warning("%s", text)
+                before = now
+
+    thread = threading.Thread(target=watch, daemon=True, name="nodes")
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join(timeout=5)
+
+
+def _states() -> dict[str, tuple[str, str]]:
+    """Returns a name and a state for each node by its ID."""
+    leaving = set(draining_nodes())
+    states = {}
+    for node in ray.nodes():
+        identity = node["NodeID"]
+        state = "gone" if not node["Alive"] else "leaving" if identity in leaving else "here"
+        name = f"node {identity[:12]} ({node['NodeManagerHostname']} {node['NodeManagerAddress']})"
+        states[identity] = name, state
+    return states
+
+
+def _changes(
+    before: Mapping[str, tuple[str, str]], now: Mapping[str, tuple[str, str]]
+) -> list[str]:
+    texts = {"gone": "is gone", "leaving": "is about to leave", "here": "has joined"}
+    number = sum(state == "here" for _, state in now.values())
+    return [
+        f"{name} {texts[state]}; {counted(number, 'node')} now"
+        for identity, (name, state) in now.items()
+        if before.get(identity, ("", "gone"))[1] != state
+    ]
 
 
 @contextmanager

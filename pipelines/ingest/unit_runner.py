@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipelines.meters import count
 from pipelines.storage import AnyPath
 
 
@@ -56,6 +57,7 @@ class UnitRunner:
     ) -> None:
         self._worker = worker(*arguments)
         self._file = file
+        self._job = worker.__name__
         self._report_seconds = report_seconds
 
     def __call__(self, task: dict[str, int]) -> Iterator[dict[str, str]]:
@@ -76,6 +78,7 @@ class UnitRunner:
             counts = Counts()
             for outcome in self._worker(unit):
                 failed = outcome["failed"]
+                _count(outcome, self._job)
                 counts += Counts(not failed, outcome["clips"], bool(outcome["reason"]))
                 changed[unit["name"]] = counts, failed
                 if failed or time.monotonic() - reported_at >= self._report_seconds:
@@ -91,6 +94,14 @@ class UnitRunner:
             return [
                 json.loads(line) for line in lines.read(task["end"] - task["begin"]).splitlines()
             ]
+
+
+def _count(outcome: Mapping[str, Any], job: str) -> None:
+    if not outcome["failed"]:
+        count("xkd_sources", 1, job)
+        count("xkd_clips", outcome["clips"], job)
+    if outcome["reason"]:
+        count("xkd_rejects", 1, outcome["reason"])
 
 
 def _report(changed: Mapping[str, tuple[Counts, str]]) -> dict[str, str]:

@@ -15,6 +15,7 @@ import logging
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from typing import Any
 from ray import train
 from torch import Tensor
 
+from pipelines.meters import show
 from pipelines.models.checkpoints import TrainingInfo, checkpoint_name, save_checkpoint
 from pipelines.quantities import byte_size
 from pipelines.storage import AnyPath, ray_storage
@@ -214,6 +216,7 @@ class Saver:
             if self._writer is not None:
                 path = self._writer.written[self._num_reported]
                 checkpoint = ray_checkpoint(path)
+                show("xkd_checkpoint_time", time.time(), path.parent.name)
             report_checkpoint(checkpoint, self._scores[self._num_reported])
             self._num_reported += 1
         return Signals(Stop(stop), bool(has_failed), bool(is_look_due))

@@ -7,6 +7,7 @@ Method: XKD, arXiv:2211.13929, sections 3 and 4.
 """
 
 import math
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +22,7 @@ from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256
 from pipelines.dataset.joined import open_datasets
 from pipelines.errors import UserError
 from pipelines.evaluation.rungs import KnnScorer, RungScorer
+from pipelines.meters import show
 from pipelines.models.checkpoints import TrainingInfo, read_info, read_unsent
 from pipelines.storage import path_of
 from pipelines.tracking.runs import RunRef
@@ -82,7 +84,9 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
             )
             tracker = stack.enter_context(closing(tracker))
             collapse_watch = CollapseWatch(read_info(own).health if own else ())
-            log = StepLog(tracker, values["board"], SlowdownWatch(), collapse_watch)
+            log = StepLog(config.name, tracker, values["board"], SlowdownWatch(), collapse_watch)
+            values["board"].begin.remote(state.step)
+            show("xkd_start_time", time.time(), config.name)
         # Closed before the tracker: the last checkpoint completes before the last metrics are sent.
         saver = stack.enter_context(closing(Saver(folder, rank)))
         info = TrainingInfo(

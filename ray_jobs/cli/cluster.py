@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import ray
 
 from pipelines.config.base import RaySettings
 from pipelines.errors import JobFailed, Terminated, UserError
-from pipelines.nodes import wait_for_nodes
+from pipelines.nodes import wait_for_nodes, watched_nodes
 from pipelines.paths import PACKAGES
 from pipelines.redaction import one_line
 from ray_jobs.cli.environment import worker_environment
@@ -66,7 +66,8 @@ def connected(config: RaySettings, *, dashboard: bool = False) -> Iterator[None]
         _start(options)
         if address is not None:
             wait_for_nodes(_check_cpus, [{"CPU": 1.0}], config.wait_seconds)
-        yield
+        with nullcontext() if address is None else watched_nodes():
+            yield
     finally:
         ray.shutdown()
 
