@@ -18,6 +18,7 @@ from pipelines.config.sweep import SweepConfig
 from pipelines.errors import UserError
 from ray_jobs.submit import probe
 from ray_jobs.submit.places import HOME_OF_CLUSTER, places
+from ray_jobs.submit.server import submit
 from ray_jobs.submit.submission import Submission
 
 _PROBE_SECONDS = 180.0
@@ -47,7 +48,8 @@ def _probed(
 ) -> dict[str, Any]:
     question = json.dumps({"places": list(asked), "marker": HOME_OF_CLUSTER})
     code = Path(probe.__file__).read_text()
-    job = client.submit_job(
+    job = submit(
+        client,
         entrypoint=f"python -c {shlex.quote(code)} {shlex.quote(question)}",
         runtime_env={"env_vars": dict(variables)},
         metadata={"xkd.job": "probe"},

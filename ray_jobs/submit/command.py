@@ -10,7 +10,7 @@ from pipelines.quantities import byte_size
 from ray_jobs.submit.checks import check_on_cluster
 from ray_jobs.submit.follow import follow, listed
 from ray_jobs.submit.package import Package, staged
-from ray_jobs.submit.server import connected_client
+from ray_jobs.submit.server import connected_client, submit
 from ray_jobs.submit.submission import ENVIRONMENTS, Submission, submission_of
 
 _ABOUT = """Runs a job on a cluster.
@@ -69,7 +69,8 @@ def _submit(arguments: argparse.Namespace) -> int:
         if arguments.dry_run:
             print(f"would run {shlex.join(submission.command(package.config))}")
             return 0
-        client.submit_job(
+        submit(
+            client,
             entrypoint=shlex.join(submission.command(package.config)),
             submission_id=submission.id,
             runtime_env=submission.runtime_env(str(package.folder)),

@@ -2,6 +2,8 @@
 
 import os
 import socket
+import time
+from typing import Any
 from urllib.parse import urlsplit
 
 from ray.exceptions import AuthenticationError
@@ -11,7 +13,25 @@ from pipelines.errors import UserError
 from pipelines.redaction import one_line, redacted
 
 _CONNECT_SECONDS = 5.0
+_AGENT_SECONDS = 60.0
+_NO_AGENT = "No available agent"
 _ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
+
+
+def submit(client: JobSubmissionClient, **request: Any) -> str:
+    """Submits a job and returns its ID; a head that has just started is given time.
+
+    Raises:
+        UserError: If the server refuses.
+    """
+    until = time.monotonic() + _AGENT_SECONDS
+    while True:
+        try:
+            return client.submit_job(**request)
+        except (RuntimeError, OSError) as error:
+            if _NO_AGENT not in str(error) or time.monotonic() > until:
+                raise UserError(f"the job server refuses: {one_line(error)}") from error
+            time.sleep(1)
 
 
 def connected_client(address: str | None) -> JobSubmissionClient:

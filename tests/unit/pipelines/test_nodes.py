@@ -11,6 +11,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group_table
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.errors import UserError
 from pipelines.ingest.unit_graph import run_units
@@ -122,7 +123,12 @@ def test_a_node_that_is_about_to_leave_does_not_count(cluster):
     node = cluster.add_node(**NODE)
     before = {node["NodeID"] for node in working_nodes()}
     assert node.node_id in before
+    # An idle node would leave at once.
+    there = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+    working = ray.remote(time.sleep).options(scheduling_strategy=there).remote(30)
+    ray.wait([working], timeout=5)
     drain(cluster, node.node_id, seconds=60)
     assert draining_nodes() == [node.node_id]
     assert {node["NodeID"] for node in working_nodes()} == before - {node.node_id}
+    ray.cancel(working, force=True)
     assert {node["NodeID"] for node in working_nodes(list(before))} == set()
