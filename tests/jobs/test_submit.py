@@ -65,7 +65,7 @@ def submit(*arguments, environment, timeout=300):
 
 @pytest.fixture(scope="module")
 def ready(cluster):
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while submit("list", environment=cluster).returncode:
         assert time.monotonic() < until
         time.sleep(1)
