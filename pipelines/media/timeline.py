@@ -24,7 +24,7 @@ GUESSING_FORMATS = frozenset({"matroska,webm"})
 """Formats without decoding times, which FFmpeg guesses from presentation times."""
 
 MAX_DELAY_SECONDS = 60.0
-"""If decoding and presentation are further apart, the decoding time is damaged."""
+"""If decoding and presentation are further apart, one of the two times is damaged."""
 
 
 @dataclass(frozen=True)
@@ -139,15 +139,34 @@ def _clock(table: PacketTable, is_exact: bool) -> Clock:
     if not kept.any():
         kept = np.ones(len(table), np.bool_)
     decode = np.where(np.isfinite(table.dts), table.dts, np.nan if not is_exact else table.pts)
+    start = table.pts.copy()
     is_damaged = np.abs(table.dts - table.pts) > MAX_DELAY_SECONDS
-    decode = np.where(is_damaged, table.pts, decode)
+    has_right_dts = _follow(table, is_damaged)
+    start[has_right_dts] = np.nan
+    decode = np.where(is_damaged & ~has_right_dts, table.pts, decode)
     return Clock(
         order=table.order[kept],
-        start=table.pts[kept].copy(),
-        decode=_filled(decode[kept], table.pts[kept]),
+        start=start[kept],
+        decode=_filled(decode[kept], start[kept]),
         duration=table.duration[kept],
         is_exact=is_exact,
     )
+
+
+def _follow(table: PacketTable, is_damaged: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Returns which damaged packets have decoding times that follow those of their neighbors.
+
+    At the end of a joined file, FFmpeg gives the last picture the first time of the next file.
+    """
+    sound = np.flatnonzero(~is_damaged & np.isfinite(table.dts))
+    damaged = np.flatnonzero(is_damaged)
+    follows = np.zeros(len(table), np.bool_)
+    if len(sound) and len(damaged):
+        beside = np.maximum(np.searchsorted(sound, damaged) - 1, 0)
+        neighbors = table.dts[sound[beside]]
+        is_near = np.abs(table.dts[damaged] - neighbors) <= np.abs(table.pts[damaged] - neighbors)
+        follows[damaged[is_near]] = True
+    return follows
 
 
 def _filled(values: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ import threading
 import av
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.timed_scenes import (
@@ -362,6 +362,8 @@ def check_flawed(folder, flawed):
 
 @settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(flawed=flaws())
+# FFmpeg presents the last picture of one file at the first time of the next one.
+@example((".mpg", [(0, 2.0, 0, 0, 0), (0, 2.0, 0, 0, 0), (0, 3.2, 300.0, 0, 0)], 0))
 def test_what_does_not_belong_together_never_meets(tmp_path, flawed):
     check_flawed(tmp_path, flawed)
 
@@ -413,6 +415,8 @@ def check_moved(folder, moved):
 
 @settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(moved=moved_packets())
+# FFmpeg opens the file without decoding sound, so it does not know the length of its packets.
+@example((".mp4", "audio", (1.0, 1.0), 0.042, 1.0, 2.0, 1000.0))
 def test_gaps_noise_and_jumps_never_pair_what_does_not_belong(tmp_path, moved):
     check_moved(tmp_path, moved)
 
