@@ -44,7 +44,9 @@ class PacketTable:
 
     time_base: float
     order: NDArray[np.int64]
-    """Positions among the packets of all scanned streams."""
+    """Positions among the packets of all scanned streams, as they are read."""
+    position: NDArray[np.int64]
+    """Positions in the file, in bytes; -1 where unknown."""
     pts: NDArray[np.float64]
     """Presentation times; NaN where the container has none."""
     dts: NDArray[np.float64]
@@ -116,6 +118,9 @@ def read_packets(
     except FFmpegError as error:
         # Packets before the damage are good.
         errors.append(error)
+    except IndexError:
+        # At the end, PyAV 18 fails to flush streams that appeared while it was reading.
+        pass
 
 
 class _Rows:
@@ -128,7 +133,7 @@ class _Rows:
         if isinstance(stream, AudioStream) and (rate := stream.codec_context.sample_rate):
             self._exact_duration = (stream.codec_context.frame_size or 0) / rate
             self._usual_duration = EVEN_CODECS.get(stream.codec_context.name, 0) / rate
-        self._order, self._size = array("q"), array("q")
+        self._order, self._position, self._size = array("q"), array("q"), array("q")
         self._pts, self._dts, self._duration = array("d"), array("d"), array("d")
         self._is_key, self._is_discarded = array("b"), array("b")
         self._is_encrypted = array("b")
@@ -136,6 +141,7 @@ class _Rows:
     def add(self, order: int, packet: "Packet[Any]") -> None:
         pts, dts = packet.pts, packet.dts
         self._order.append(order)
+        self._position.append(-1 if packet.pos is None else packet.pos)
         self._pts.append(NO_TIME if pts is None else pts)
         self._dts.append(NO_TIME if dts is None else dts)
         self._duration.append(packet.duration or 0)
@@ -148,6 +154,7 @@ class _Rows:
         return PacketTable(
             time_base=self._time_base,
             order=np.array(self._order, np.int64),
+            position=np.array(self._position, np.int64),
             pts=self._seconds(self._pts),
             dts=self._seconds(self._dts),
             duration=self._durations(),

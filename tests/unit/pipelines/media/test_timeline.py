@@ -95,6 +95,60 @@ def test_sound_that_outlasts_its_picture_does_not_meet_the_next_one(tmp_path):
     assert sounds[50:80] == ticks_of((0, 6), (20, 24))[50:80]
 
 
+MUTE = {
+    "first": [(20, 25, ""), (0, 4, "aac"), (10, 14, "aac")],
+    "between": [(0, 4, "aac"), (20, 25, ""), (10, 14, "aac")],
+    "twice": [(0, 4, "aac"), (20, 25, ""), (3, 6, ""), (10, 15, "aac")],
+    "last": [(0, 4, "aac"), (10, 14, "aac"), (20, 25, "")],
+}
+
+
+@pytest.mark.parametrize("kind", MUTE)
+@pytest.mark.parametrize("offset", [0.0, 900.0])
+def test_a_joined_file_without_sound_lends_its_picture_to_no_other_sound(tmp_path, kind, offset):
+    parts = [
+        write_scene(
+            tmp_path / f"{number}.ts",
+            *piece[:2],
+            codecs=("libx264", piece[2]),
+            offset=number * offset,
+        )
+        for number, piece in enumerate(MUTE[kind])
+    ]
+    segments, seen, sounds = scene_of(joined(tmp_path / "all.ts", *parts))
+    expected = ticks_of(*[piece[:2] for piece in MUTE[kind]])
+    assert seen == expected
+    mute = [second for piece in MUTE[kind] for second in ticks_of(piece[:2]) if not piece[2]]
+    heard = [(tick, second) for tick, second in enumerate(sounds) if second is not None]
+    assert len(heard) >= len(expected) - len(mute) - 8
+    # A segment that sounds less than half of its length is silent, and sound ends in mid-tick.
+    wrong = [tick for tick, second in heard if second != expected[tick]]
+    assert len(wrong) <= 1
+    assert total(segments, "clock_leaps") == len(parts) - 1
+
+
+def test_fragmented_files_that_were_joined_keep_the_order_of_the_file(tmp_path):
+    """FFmpeg reads them by decoding time, all pictures of later files first."""
+    fragments = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+    parts = [
+        write_scene(tmp_path / f"{number}.mp4", first, stop, options=fragments)
+        for number, (first, stop) in enumerate([(0, 5), (20, 24), (8, 12)])
+    ]
+    segments, seen, sounds = scene_of(joined(tmp_path / "all.mp4", *parts))
+    # The edit list of the first file, which FFmpeg keeps, hides the beginnings of the others.
+    for first, stop in [(0, 5), (20, 24), (8, 12)]:
+        assert set(ticks_of((first, stop))[8:]) <= set(seen) & set(sounds)
+    assert total(segments, "clock_leaps") == 2
+
+
+def test_streams_that_appear_in_mid_file_end_nothing(tmp_path):
+    first = write_scene(tmp_path / "first.ts", 0, 6)
+    other = {"mpegts_start_pid": "0x300"}
+    second = write_scene(tmp_path / "second.ts", 20, 28, options=other)
+    _, seen, _ = scene_of(joined(tmp_path / "all.ts", first, second))
+    assert seen[:40] == ticks_of((0, 5))
+
+
 @pytest.mark.parametrize(("suffix", "seconds"), [(".mkv", 1000.0), (".mp4", 2000.0)])
 def test_a_jump_ahead_of_both_streams_is_a_leap(tmp_path, suffix, seconds):
     made = write_scene(tmp_path / "made.mp4", 0, 12)
