@@ -189,7 +189,10 @@ class _Search:
         later = int(self.clocks[1].order[0] > self.clocks[0].order[0])
         now = self.clocks[later].decode[0]
         other = self.clocks[1 - later]
-        there = other.decode[other.at(int(self.clocks[later].order[0]))]
+        before = other.at(int(self.clocks[later].order[0]))
+        # If one stream lies behind the other in the file, their order says nothing about time. A
+        # still picture of a transport stream is such a stream: FFmpeg only finds it at the end.
+        there = other.decode[before if before < len(other) - 1 else 0]
         begins = next(at for at, event in enumerate(self.events) if event[1:] == (later, 0))
         following = self._next(begins, 1 - later)
         leaps_there = following is not None and max(following[0], abs(following[1] - now)) <= 1.0

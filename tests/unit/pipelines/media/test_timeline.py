@@ -324,9 +324,10 @@ def test_times_are_made_from_the_order_where_there_are_none(tmp_path, video, aud
     assert [segment.repairs.rebased_clocks for segment in segments] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".ts", ".mpg", ".flv", ".avi"])
 def test_one_picture_is_on_as_long_as_the_sound(tmp_path, suffix):
-    path = write_scene(tmp_path / f"still{suffix}", 0, 29, picture=(0, 0.04))
+    codecs = MPEG2 if suffix in {".ts", ".mpg"} else ("mpeg4", "mp3") if suffix == ".avi" else H264
+    path = write_scene(tmp_path / f"still{suffix}", 0, 29, picture=(0, 0.04), codecs=codecs)
     segments = decode(path)
     assert len(segments) == 6
     assert all(segment.frames is not None for segment in segments)
