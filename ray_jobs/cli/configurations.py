@@ -72,6 +72,8 @@ def find_configuration(
         raise UserError(_no_configuration(job, argument))
     if job.target is not None:
         return Arguments(None, _with_target(job, argument, overrides))
+    if not job.is_path:
+        return Arguments(None, [f"{job.media}={argument}", *overrides])
     media = _existing(job, argument)
     if for_media is None:
         return Arguments(None, [f"{job.media}={media}", *overrides])

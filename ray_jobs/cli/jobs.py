@@ -22,6 +22,8 @@ class JobSummary(NamedTuple):
     """The setting that the first argument sets if it is not a configuration."""
     target: str | None = None
     """The setting that a second argument sets; the first one is no path then."""
+    is_path: bool = True
+    """Whether the first argument is the path or URI of media."""
 
     @property
     def module(self) -> str:
@@ -114,6 +116,14 @@ _SUMMARIES = (
         "Runs a registered model over any media and writes embeddings as Parquet.",
         "pipelines.config.embed:EmbedConfig",
         ("model", "input", "output", "num_workers"),
+    ),
+    JobSummary(
+        "serve",
+        "Serves a registered model over HTTP: an upload or a URI in, an embedding out.",
+        "pipelines.config.serve:ServeConfig",
+        ("model", "host", "port", "num_replicas", "num_gpus", "uris"),
+        media="model",
+        is_path=False,
     ),
     JobSummary(
         "import-checkpoint",
