@@ -10,6 +10,7 @@ Both change MLflow's own functions, once in a process. Other models are served a
 """
 
 import logging
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
@@ -48,7 +49,7 @@ def read_any_from_csv() -> None:
 
 def answer_in_one_line() -> None:
     """Makes the server check the requests of models that ask for it, and shorten its answers."""
-    original = scoring_server.invocations
+    original: Callable[..., Any] = scoring_server.invocations
     if hasattr(original, _MARK):
         return
 
@@ -84,7 +85,7 @@ def _asks_for_it(model: Any) -> bool:
 def _checked(data: Any, content_type: str, model: Any, input_schema: Schema) -> Any:
     """Returns a request as MLflow is to read it."""
     kind = content_type.partition(";")[0].strip()
-    columns = input_schema.input_names()
+    columns = [str(name) for name in input_schema.input_names()]
     if kind == scoring_server.CONTENT_TYPE_JSON:
         params = model.metadata.get_params_schema().params
         return read_json(data, columns, {one.name: one.dtype.name for one in params})

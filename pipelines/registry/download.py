@@ -49,8 +49,8 @@ class RegisteredEncoder:
                 that `XKD_PUBLIC_KEY` asks for.
         """
         if weights or wants_signature():
-            root = fetch(self.version, self.server, folder)
-            return root if (root / SETTINGS_FILE).exists() else root / OLDER_FOLDER
+            model = fetch(self.version, self.server, folder)
+            return model if (model / SETTINGS_FILE).exists() else model / OLDER_FOLDER
         name, number = self.version.name, str(self.version.version)
         files = [MANIFEST_FILE, SETTINGS_FILE]
         if self.version.manifest is None:

@@ -39,12 +39,12 @@ def application(config: ServeConfig) -> Application:
         """Runs in each replica."""
         return make_app(Embedder(config, version, server), config, token_hash)
 
-    deployment = serve.deployment(serve.ingress(build)())
     options: dict[str, Any] = {"num_cpus": config.num_cpus, "num_gpus": config.num_gpus}
-    return deployment.options(
+    deployment = serve.deployment(
         name=NAME,
         num_replicas=config.num_replicas,
         max_ongoing_requests=config.max_ongoing_requests,
         max_queued_requests=config.max_queued_requests,
         ray_actor_options=options,
-    ).bind()
+    )(serve.ingress(build)())
+    return deployment.bind()
