@@ -17,6 +17,7 @@ import numpy as np
 from datasets import Audio, Dataset, Video
 from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
+from mteb.models.model_meta import ScoringFunction
 from numpy.typing import NDArray
 
 from pipelines.errors import UserError
@@ -46,7 +47,7 @@ class MtebEncoder(AbsEncoder):  # type: ignore[misc]  # mteb is optional
                 "embed_dim": metadata["width"],
                 "modalities": [self.modality],
                 "framework": ["PyTorch"],
-                "similarity_fn_name": "cosine",
+                "similarity_fn_name": ScoringFunction.COSINE,
             }
         )
 
