@@ -1,7 +1,7 @@
-"""Weights and settings of a registered encoder, without the code that travels with them.
+"""Weights and settings of a registered encoder, for `pretrain init=`.
 
-Only safetensors and JSON are fetched, from wherever the registry keeps its files; nothing of a
-version is run. Applications load a version with `mlflow.pyfunc` instead, which runs its code.
+Nothing of a version is run; its code is fetched only because a signature covers all files.
+Applications load a version with `mlflow.pyfunc` instead, which runs its code.
 """
 
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from pipelines.errors import UserError
 from pipelines.models.encoder_files import (
     OLDER_FOLDER,
     OLDER_SETTINGS_FILE,
-    OLDER_WEIGHTS_FILE,
     SETTINGS_FILE,
-    WEIGHTS_FILE,
 )
 from pipelines.redaction import one_line
 from pipelines.registry.manifest import MANIFEST_FILE, check_files
+from pipelines.registry.pull import fetch
+from pipelines.registry.signing import wants_signature
 from pipelines.registry.uri import EncoderVersion, resolve_model
 from pipelines.tracking.server import tracking_uri
 
@@ -39,17 +39,22 @@ class RegisteredEncoder:
     """Where MLflow keeps it."""
 
     def fetch(self, folder: Path, *, weights: bool) -> Path:
-        """Downloads the settings, and the weights if asked for, as `load_encoder` reads them.
+        """Downloads the whole version, or its settings alone.
+
+        Returns:
+            The folder that `load_encoder` or `read_encoder_info` reads.
 
         Raises:
-            UserError: If they cannot be fetched, or are not what was registered.
+            UserError: If it cannot be fetched, is not what was registered, or lacks the signature
+                that `XKD_PUBLIC_KEY` asks for.
         """
+        if weights or wants_signature():
+            model = fetch(self.version, self.server, folder)
+            return model if (model / SETTINGS_FILE).exists() else model / OLDER_FOLDER
         name, number = self.version.name, str(self.version.version)
-        wanted = [SETTINGS_FILE, WEIGHTS_FILE] if weights else [SETTINGS_FILE]
-        files = [MANIFEST_FILE, *wanted]
+        files = [MANIFEST_FILE, SETTINGS_FILE]
         if self.version.manifest is None:
-            files = [OLDER_SETTINGS_FILE, OLDER_WEIGHTS_FILE] if weights else [OLDER_SETTINGS_FILE]
-            files = [f"{OLDER_FOLDER}/{file}" for file in files]
+            files = [f"{OLDER_FOLDER}/{OLDER_SETTINGS_FILE}"]
         try:
             # Not models:/NAME/VERSION, which MLflow looks up at the global registry.
             root = MlflowClient(self.server).get_model_version_download_uri(name, number)
@@ -59,7 +64,7 @@ class RegisteredEncoder:
             raise UserError(
                 f"model ({self.version.uri}): its files cannot be fetched: {one_line(error)}"
             ) from error
-        check_files(folder, self.version.manifest, self.version.uri, wanted)
+        check_files(folder, self.version.manifest, self.version.uri, (SETTINGS_FILE,))
         return folder
 
 

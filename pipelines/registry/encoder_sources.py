@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import mlflow.artifacts
 from mlflow.exceptions import MlflowException
@@ -22,7 +23,9 @@ from pipelines.models.encoder_files import (
 )
 from pipelines.redaction import one_line
 from pipelines.registry.manifest import check_files
-from pipelines.registry.uri import resolve_model
+from pipelines.registry.pull import fetch
+from pipelines.registry.signing import wants_signature
+from pipelines.registry.uri import EncoderVersion, resolve_model
 from pipelines.storage import AnyPath, RemotePath, path_of
 from pipelines.tracking.server import tracking_uri
 from pipelines.transfers import on_disk
@@ -102,10 +105,11 @@ def _registered(
     except (MlflowException, OSError) as error:
         raise UserError(f"model ({given}) cannot be fetched: {one_line(error)}") from error
     root = Path(folder)
+    check_files(root, version.manifest, version.uri, in_use=True)
+    _check_signed(version, tracking_uri(tracking))
     root = root if (root / SETTINGS_FILE).exists() else root / OLDER_FOLDER
     if not weights_file(root).exists():
         raise UserError(f"model ({given}): its files hold no {WEIGHTS_FILE}")
-    check_files(root, version.manifest, version.uri, (SETTINGS_FILE, WEIGHTS_FILE))
     where: AnyPath = root
     if isinstance(copies, RemotePath):
         where = copies / f"{name}-{number}"
@@ -122,6 +126,16 @@ def _registered(
         step=int(step) if step.isdigit() else 0,
         run_id=tags.get("xkd.pretrain_run_id", ""),
     )
+
+
+def _check_signed(version: EncoderVersion, server: str) -> None:
+    """Verifies the signature on a clean copy, because bytecode beside the code would be refused.
+
+    The signature covers the manifest, whose hash is that of the version, as for the files in use.
+    """
+    if wants_signature():
+        with TemporaryDirectory(prefix="xkd-model-") as folder:
+            fetch(version, server, Path(folder))
 
 
 def _published(given: str, role: Role, settings: PublishedSettings) -> EncoderSource:
