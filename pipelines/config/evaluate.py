@@ -190,8 +190,8 @@ class EvaluateConfig(EvaluateSettings, JobConfig):
     """Name of the MLflow run."""
     checkpoint: Annotated[WeightsList, Field(min_length=1)]
     """What to score: a checkpoint, the folder of a run (its last checkpoint), a registered version
-    (`models:/xkd-video@champion`), or a file of the published method. A list takes each modality
-    from its own: `[models:/xkd-video@champion, models:/xkd-audio@champion]`."""
+    (`models:/xkd-video@champion`) or its files, or a file of the published method. A list takes
+    each modality from its own: `[models:/xkd-video@champion, models:/xkd-audio@champion]`."""
     against: WeightsList = ()
     """Another encoder to compare with, given as `checkpoint` is: adds its scores, and the
     difference with a paired interval."""
@@ -209,7 +209,7 @@ class EvaluateConfig(EvaluateSettings, JobConfig):
     """Folder for scores and features."""
     cache: Location | None = None
     """Folder of features by encoder, dataset and views, which evaluations may share. Default:
-    `features` in `output`."""
+    `features` in `output`; evaluations of a suite share the suite's."""
     num_workers: PositiveInt | None = None
     """Workers that embed at a time, each with a CPU, or a GPU with `use_gpu`. Default: one process
     for up to 4,096 clips, else one worker for each CPU or GPU of Ray."""
