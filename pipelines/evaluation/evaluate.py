@@ -86,8 +86,8 @@ def evaluate(
         tuner = None
         if "finetune" in config.measures:
             tuner = fine_tuner(sources["trained"], config.dataset, _settings(config))
-        many = len(features.clip_ids) * max(1, len(features.folds)) > CLIPS_OF_ONE_PROCESS
         settings = _settings(config)
+        many = len(features.clip_ids) * max(1, len(features.folds)) > CLIPS_OF_ONE_PROCESS
         found, outcomes = score_folds(features, settings, tuner, stored.fit_all if many else None)
         scores = _scores(config, sources, dataset, run, found)
         write_json(output / _SCORES_FILE, scores.to_json())
@@ -154,8 +154,8 @@ def _extract(sources: Sources, config: EvaluateConfig, on_progress: OnProgress) 
     chosen = choose_clips(dataset, settings, config.official)
     if config.num_workers or len(chosen.rows) > CLIPS_OF_ONE_PROCESS:
         _fill_cache(sources, config, settings, dataset, chosen, cache, on_progress)
-    resources = {"num_gpus": 1} if config.use_gpu else {"num_cpus": all_cpus()}
-    task = ray.remote(num_returns="streaming", **resources)(extract)
+    task = ray.remote(num_returns="streaming")(extract)
+    task = task.options(num_gpus=1) if config.use_gpu else task.options(num_cpus=all_cpus())
     with watched_board(on_progress) as board:
         return StoredFeatures.receive(
             task.remote(dict(sources), config.dataset, settings, config.official, cache, board)

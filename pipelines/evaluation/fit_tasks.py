@@ -44,10 +44,10 @@ class StoredFeatures:
             UserError: What the task raised.
         """
         small, keys = result_of(next(stream))
-        references = {}
-        for key, reference in zip(keys, stream, strict=True):
-            references[key] = reference
-        arrays = {key: result_of(one) for key, one in references.items()}
+        references, arrays = {}, {}
+        for key in keys:
+            references[key] = next(stream)
+            arrays[key] = result_of(references[key])
         return cls(small.with_large(arrays), references)
 
     def fit_all(

@@ -53,6 +53,7 @@ def score_folds(
             for fold in features.folds
         ]
     planned = [(part, plan_fits(part, settings, fine_tune)) for part in parts]
+    results: Sequence[Results]
     if fit_all is None:
         results = [fit_here(part, settings, fits, fine_tune) for part, fits in planned]
     else:

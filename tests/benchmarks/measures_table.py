@@ -10,12 +10,17 @@ mel bin of the sound; mean color and change of the cells of a 4 x 4 grid of the 
 """
 
 import json
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 import torch
+from program import environment, options
 
 from pipelines.config.evaluate import EvaluateSettings, OfficialSettings
 from pipelines.dataset.clip_dataset import ClipDataset
@@ -30,7 +35,6 @@ from pipelines.evaluation.scores import FeatureScores, interval_text
 from pipelines.evaluation.solvers import UNSEEN, Fitted
 from pipelines.models.checkpoints import find_checkpoint
 from pipelines.progress import ignore_progress
-from tests.benchmarks.program import environment, options
 from xkd_core.config import AudioConfig
 from xkd_core.views.log_mel import LogMel
 

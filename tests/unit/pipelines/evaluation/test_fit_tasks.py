@@ -37,7 +37,8 @@ def streamed(found):
     @ray.remote(num_returns="streaming")
     def give(found):
         yield found.with_large({}), list(found.large())
-        yield from found.large().values()
+        for array in found.large().values():  # Ray sends into what is yielded from
+            yield array
 
     return give.remote(found)
 
