@@ -134,7 +134,21 @@ class RemotePath:
         return filesystem.open_input_file(path)
 
     def read_bytes(self) -> bytes:
-        """Reads the file."""
+        """Reads the file.
+
+        Raises:
+            FileNotFoundError: If there is none, or it is deleted meanwhile.
+        """
+        try:
+            return self._read_bytes()
+        except FileNotFoundError:
+            raise
+        except OSError:
+            # Opening asks for the size, reading for the bytes. What is deleted or replaced in
+            # between gives errors that depend on the store.
+            return self._read_bytes()
+
+    def _read_bytes(self) -> bytes:
         with self.open() as file:
             return bytes(file.read())
 

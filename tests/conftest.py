@@ -83,3 +83,16 @@ def fixed_rng() -> Iterator[None]:
         torch.manual_seed(0)
         yield
     np.random.set_state(numpy_state)
+
+
+@pytest.fixture(autouse=True)
+def fair_scheduling() -> Iterator[None]:
+    """Each test leaves the scheduling policy as it found it.
+
+    The AV1 encoder that some tests write media with gives the calling thread real-time priority
+    if it runs as root, and all other processes then starve for the rest of the session.
+    """
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    yield
+    if os.sched_getscheduler(0) != policy:
+        os.sched_setscheduler(0, policy, parameters)

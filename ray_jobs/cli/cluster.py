@@ -19,7 +19,7 @@ from pipelines.config.base import RaySettings
 from pipelines.errors import JobFailed, Terminated, UserError
 from pipelines.paths import PACKAGES
 from pipelines.redaction import one_line
-from ray_jobs.cli.environment import worker_environment
+from ray_jobs.cli.environment import WORKER_SETUP, submitted_environment, worker_environment
 
 _CONNECT_SECONDS = 5.0
 _MAX_PORT = 65_535
@@ -52,11 +52,14 @@ def connected(config: RaySettings, *, dashboard: bool = False) -> Iterator[None]
             "num_cpus": config.num_cpus,
             "object_store_memory": config.object_store_bytes,
             "include_dashboard": dashboard,
+            "runtime_env": dict(WORKER_SETUP),
         }
     else:
         options["address"] = address
         submitted = os.environ.get(_JOB_CONFIG)
         options["runtime_env"] = {"env_vars": worker_environment(submitted)}
+        if "worker_process_setup_hook" not in submitted_environment(submitted):
+            options["runtime_env"] |= WORKER_SETUP
         if submitted is None:
             # Workers of the cluster get the code from here. A submitted job has uploaded it.
             modules = [str(PACKAGES / name) for name in ("xkd_core", "pipelines", "ray_jobs")]

@@ -9,6 +9,8 @@ import json
 import os
 from typing import Any
 
+import ray
+
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # A report of a worker waits until the controller polls, by default every 2 s.
@@ -30,6 +32,8 @@ ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
+WORKER_SETUP = {"worker_process_setup_hook": "ray_jobs.cli.environment.set_address"}
+"""Runtime environment of the workers of any Ray."""
 
 _STORES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 """Where buckets are, if the driver says so."""
@@ -41,6 +45,25 @@ def set_environment() -> None:
         os.environ.setdefault(name, value)
 
 
+def submitted_environment(job_config: str | None) -> dict[str, Any]:
+    """Returns the runtime environment of a submitted job.
+
+    Args:
+        job_config: Ray's configuration of the job, as JSON; None if the job was not submitted.
+    """
+    submitted: Any = json.loads(job_config) if job_config else {}
+    return submitted.get("runtime_env") or {}
+
+
+def set_address() -> None:
+    """Sets `RAY_ADDRESS` in a worker to the cluster that the worker belongs to.
+
+    Ray's state API otherwise asks the cluster that started last on the machine. Ray Train asks it
+    whether a training's controller is alive: a second Ray on the machine would end the training.
+    """
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+
+
 def worker_environment(job_config: str | None) -> dict[str, str]:
     """Returns the variables for the workers of a cluster: no credentials, which Ray would show.
 
@@ -48,7 +71,6 @@ def worker_environment(job_config: str | None) -> dict[str, str]:
         job_config: Ray's configuration of a submitted job, as JSON. Variables of its runtime
             environment are left out, because Ray refuses those that both set.
     """
-    submitted: Any = json.loads(job_config) if job_config else {}
-    theirs = (submitted.get("runtime_env") or {}).get("env_vars") or {}
+    theirs = submitted_environment(job_config).get("env_vars") or {}
     names = (*ENVIRONMENT, *(name for name in _STORES if name in os.environ))
     return {name: os.environ[name] for name in names if name not in theirs}

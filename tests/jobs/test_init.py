@@ -1,11 +1,9 @@
 """Trainings that begin from weights: their workers, what is recorded, what a resume does."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 import torch
 from mlflow.tracking import MlflowClient
 
@@ -15,7 +13,6 @@ from pipelines.models.checkpoints import find_checkpoint, load_tensors, read_inf
 from pipelines.registry.promote import promote
 from pipelines.training.initial_weights import TENSORS_FILE
 from pipelines.training.pretrain import PretrainResult, pretrain
-from ray_jobs.cli.environment import ENVIRONMENT
 from tests.helpers.clip_datasets import write_dataset
 from tests.helpers.tracking import run_at
 from tests.helpers.training import curve, folder_of, tiny_config
@@ -26,23 +23,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 FROZEN = {"teacher": "frozen"}
 SLOW_START = {"warmup_epochs": 1.0, "layer_decay": 0.5}
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in ENVIRONMENT.items():
-            patch.setenv(name, value)
-        patch.delenv("RAY_ADDRESS", raising=False)
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=100_000_000,
-            log_to_driver=False,
-        )
-        yield
-        ray.shutdown()
 
 
 def train(config) -> PretrainResult:

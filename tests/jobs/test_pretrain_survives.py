@@ -26,8 +26,9 @@ from pipelines.models.checkpoints import find_checkpoint, is_complete, load_tens
 from pipelines.tracking.runs import RunRef
 from pipelines.training.checks import check_pretrain
 from pipelines.training.pretrain import PretrainResult, pretrain
-from ray_jobs.cli.environment import ENVIRONMENT
+from ray_jobs.cli.environment import WORKER_SETUP
 from tests.helpers.clip_datasets import write_dataset
+from tests.helpers.local_ray import job_environment
 from tests.helpers.training import (
     curve,
     final_state,
@@ -59,30 +60,6 @@ SYSTEM_METRIC = "system/cpu_utilization_percentage"
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_dataset(tmp_path_factory.mktemp("data") / "clips")
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """A Ray of this process with two CPUs."""
-    with _isolated_environment():
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=100_000_000,
-            log_to_driver=False,
-        )
-        yield
-        ray.shutdown()
-
-
-@contextlib.contextmanager
-def _isolated_environment() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in ENVIRONMENT.items():
-            patch.setenv(name, value)
-        patch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -437,11 +414,11 @@ def _cluster(num_cpus: Sequence[int]) -> Iterator[tuple[Cluster, list[object]]]:
         ray.shutdown()
     memory = {"object_store_memory": 100_000_000}
     head = {"num_cpus": num_cpus[0], "include_dashboard": False, "gcs_server_port": unused_port()}
-    with _isolated_environment():
+    with job_environment():
         cluster = Cluster(initialize_head=True, head_node_args={**head, **memory})
         try:
             nodes = [cluster.add_node(num_cpus=number, **memory) for number in num_cpus[1:]]
-            ray.init(address=cluster.address)
+            ray.init(address=cluster.address, runtime_env=dict(WORKER_SETUP))
             cluster.wait_for_nodes()
             yield cluster, nodes
         finally:

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 
 import pytest
-import ray
+
+from tests.helpers.local_ray import own_ray
 
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     """A Ray of two CPUs; its workers have the environment of the moment it starts."""
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=200_000_000)
-    yield
-    ray.shutdown()
+    with own_ray():
+        yield

@@ -14,7 +14,7 @@ from pipelines import leases
 from pipelines.errors import UserError
 from pipelines.files import locked, replacing, scratch_folder, write_json
 from pipelines.leases import LeaseLostError
-from pipelines.storage import path_of
+from pipelines.storage import RemotePath, path_of
 from pipelines.transfers import folder_on_disk
 from tests.helpers.bucket import BUCKET, serving, wait_until
 
@@ -135,6 +135,21 @@ def test_of_many_that_start_together_one_at_a_time_writes(server):
     assert [path.name for path in folder.glob("*.json")] == [
         f"{number}.json" for number, text in enumerate(said) if "wrote" in text
     ]
+
+
+def test_a_claim_that_is_withdrawn_while_it_is_read_is_not_there(server, monkeypatch):
+    file = path_of(f"{HOME}/withdrawn.json")
+    file.write_bytes(b"{}")
+    opened = RemotePath.open
+
+    def withdrawn(self, mode="rb"):
+        stream = opened(self, mode)
+        self.unlink()
+        return stream
+
+    monkeypatch.setattr(RemotePath, "open", withdrawn)
+    with pytest.raises(FileNotFoundError):
+        file.read_text()
 
 
 def test_a_holder_whose_claim_is_gone_commits_nothing(server):

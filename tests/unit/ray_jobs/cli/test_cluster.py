@@ -108,3 +108,35 @@ with connected(RaySettings(num_cpus=1)):
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
     )
     assert (done.stdout, done.stderr) == ("connected\n", "said by the job\n")
+
+
+@pytest.mark.ray
+def test_workers_ask_their_own_ray_when_another_starts_on_the_machine():
+    program = """
+import subprocess, sys
+import ray
+from ray.util.state import get_actor
+from pipelines.config.base import RaySettings
+from ray_jobs.cli.cluster import connected
+
+OTHER = "import ray; ray.init(address='local', num_cpus=0, include_dashboard=False); input()"
+
+@ray.remote(num_cpus=0)
+class Worker:
+    def state(self):
+        return get_actor(ray.get_runtime_context().get_actor_id()).state
+
+with connected(RaySettings(num_cpus=1), dashboard=True):
+    other = subprocess.Popen(
+        [sys.executable, "-c", OTHER], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while "Started" not in (line := other.stderr.readline()):
+        assert line
+    worker = Worker.options(runtime_env={"env_vars": {"SOME": "1"}}).remote()
+    print(ray.get(worker.state.remote()))
+    other.communicate("\\n")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "ALIVE\n", done.stderr

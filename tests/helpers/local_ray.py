@@ -1,0 +1,37 @@
+"""A Ray that a test starts as a job does."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import ray
+
+from ray_jobs.cli.environment import ENVIRONMENT, WORKER_SETUP
+
+
+@contextmanager
+def job_environment() -> Iterator[None]:
+    """The environment variables of a job while the block runs; workers start in 20 s or fail."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        patch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        yield
+
+
+@contextmanager
+def own_ray(object_store_memory: int = 200_000_000) -> Iterator[None]:
+    """A Ray of this process with two CPUs; its workers have the environment of this moment."""
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=object_store_memory,
+        log_to_driver=False,
+        runtime_env=dict(WORKER_SETUP),
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
