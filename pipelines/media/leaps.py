@@ -212,7 +212,8 @@ class _Search:
 
     def _distance(self, other: int, order: int, now: float) -> float:
         clock = self.clocks[other]
-        return abs(now - float(clock.decode[max(0, clock.at(order))]))
+        last = clock.at(order)
+        return abs(now - float(clock.decode[last])) if last >= 0 else np.inf
 
     def _is_gap(self, stream: int, packet: int, distance: float) -> bool:
         clock = self.clocks[stream]
@@ -222,7 +223,8 @@ class _Search:
     def _other_follows(self, number: int, other: int, order: int, now: float) -> bool:
         """Returns whether the other stream soon leaps to about the same time, or ends."""
         clock = self.clocks[other]
-        if clock.at(order) == len(clock) - 1:
+        # Parsers give the last picture only at the end of the file.
+        if clock.at(order) >= len(clock) - 2:
             return True
         following = self._next(number, other)
         if following is None:

@@ -14,7 +14,7 @@ from av.container import InputContainer
 from av.format import Flags
 from numpy.typing import NDArray
 
-from pipelines.media.epochs import epoch_offsets
+from pipelines.media.epochs import arranged
 from pipelines.media.leaps import Clock, find_leaps
 from pipelines.media.packets import PacketScan, PacketTable
 from pipelines.media.sound_clock import sound_times
@@ -48,6 +48,8 @@ class StreamTimeline:
     """Whether timestamps are measured rather than counted."""
     is_followed: bool = False
     """Whether the picture follows the timestamps of the sound where they drift from its samples."""
+    unseen: list[tuple[float, float]] = field(default_factory=list)
+    """Begins and ends of joined files without a picture."""
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -93,14 +95,14 @@ def build_timeline(
     leaps = [] if is_untimed else find_leaps(clocks, _has(container, Flags.ts_discont))
     if not clocks:
         return Timeline({})
-    offsets, times = epoch_offsets(clocks, leaps)
-    timeline = Timeline({}, times, [])
+    epochs = arranged(clocks, leaps)
+    timeline = Timeline({}, epochs.leaps, [])
     for number, (index, clock) in enumerate(zip(indices, clocks, strict=True)):
         first = {leap.packet for leap in leaps if leap.stream == number}
-        moved = replace(clock, start=clock.start + offsets[number])
-        moved.decode += offsets[number]
+        moved = replace(clock, start=clock.start + epochs.offsets[number])
+        moved.decode += epochs.offsets[number]
         if index == video:
-            found = _picture(moved, is_untimed)
+            found = replace(_picture(moved, is_untimed), unseen=epochs.unseen)
         else:
             found, bridged = _sound(moved, sorted(first), not is_untimed)
             timeline.bridged.extend(bridged)
