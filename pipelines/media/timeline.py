@@ -28,6 +28,8 @@ SORTING_FORMATS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2"})
 
 MAX_DELAY_SECONDS = 60.0
 """If decoding and presentation are further apart, one of the two times is damaged."""
+FOLLOWING_SECONDS = 0.5
+"""The decoding time is right if it follows the one before within this much."""
 
 
 @dataclass(frozen=True)
@@ -178,16 +180,16 @@ def _order_as_in_file(clocks: Sequence[Clock], positions: Sequence[NDArray[np.in
 def _follow(table: PacketTable, is_damaged: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Returns which damaged packets have decoding times that follow those of their neighbors.
 
-    At the end of a joined file, FFmpeg gives the last picture the first time of the next file.
+    At the end of a joined file, FFmpeg gives the last picture the first presentation time of the
+    next file. At the beginning, it guesses a decoding time from the file before.
     """
     sound = np.flatnonzero(~is_damaged & np.isfinite(table.dts))
     damaged = np.flatnonzero(is_damaged)
     follows = np.zeros(len(table), np.bool_)
     if len(sound) and len(damaged):
         beside = np.maximum(np.searchsorted(sound, damaged) - 1, 0)
-        neighbors = table.dts[sound[beside]]
-        is_near = np.abs(table.dts[damaged] - neighbors) <= np.abs(table.pts[damaged] - neighbors)
-        follows[damaged[is_near]] = True
+        distance = np.abs(table.dts[damaged] - table.dts[sound[beside]])
+        follows[damaged[distance <= FOLLOWING_SECONDS]] = True
     return follows
 
 

@@ -147,6 +147,26 @@ def test_a_joined_file_without_picture_meets_no_other_picture(tmp_path, place):
     assert total(segments, "clock_leaps") == 2
 
 
+def test_first_pictures_whose_decoding_time_is_guessed_from_the_file_before(tmp_path):
+    codecs = ("libx264", "ac3")
+    pieces = [(27, 34, 0.0, ""), (9, 11, 3.3, ""), (24, 29, 0.0, ""), (2, 9, 7000.0, "ac3")]
+    parts = [
+        write_scene(
+            tmp_path / f"{number}.m2ts",
+            first,
+            stop,
+            offset=at,
+            bframes=1,
+            codecs=(codecs[0], sound),
+        )
+        for number, (first, stop, at, sound) in enumerate(pieces)
+    ]
+    _, seen, sounds = scene_of(joined(tmp_path / "all.m2ts", *parts))
+    expected = ticks_of(*[piece[:2] for piece in pieces])
+    assert seen == pytest.approx(expected[: len(seen)], abs=1)
+    assert {None, *range(3, 8)} <= set(sounds)
+
+
 def test_a_clock_that_jumps_before_the_other_stream_begins(tmp_path):
     mute = write_scene(tmp_path / "mute.mpg", 20, 25, codecs=(MPEG2[0], ""))
     whole = write_scene(tmp_path / "whole.mpg", 0, 5, codecs=MPEG2, offset=9000.0)
