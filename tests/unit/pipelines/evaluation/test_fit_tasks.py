@@ -37,8 +37,9 @@ def streamed(found):
     @ray.remote(num_returns="streaming")
     def give(found):
         yield found.with_large({}), list(found.large())
-        for array in found.large().values():  # Ray sends into what is yielded from
-            yield array
+        large = found.large()
+        for key in list(large):  # as `extract`: Ray sends into what is yielded from
+            yield large.pop(key)
 
     return give.remote(found)
 
