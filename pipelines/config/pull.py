@@ -9,6 +9,11 @@ from pipelines.config.base import JobConfig, Location
 from pipelines.paths import is_uri
 
 
+def model_uri(model: str) -> str:
+    """Returns `models:/NAME@ALIAS` for the same, with or without `models:/`."""
+    return model if model.startswith("models:") else f"models:/{model}"
+
+
 class PullConfig(JobConfig):
     """`ray_jobs.pull`: a registered model becomes a folder that needs no registry."""
 
@@ -38,4 +43,4 @@ class PullConfig(JobConfig):
     @property
     def uri(self) -> str:
         """The model as MLflow names it."""
-        return self.model if self.model.startswith("models:") else f"models:/{self.model}"
+        return model_uri(self.model)

@@ -8,6 +8,7 @@ short sound wants one. An input that cannot be used raises a `ValueError` that n
 import base64
 import binascii
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,12 @@ from pipelines.models.input_decoder import Decode
 Array = NDArray[Any]
 ARRAY_COLUMN = {"video": "frames", "audio": "waveform"}
 RATE_COLUMN = {"video": "frame_rate", "audio": "sample_rate"}
+RATES = {"video": (0.01, 1_000.0), "audio": (100.0, 1_000_000.0)}
+"""Rates that an array may have. With others, a small request could ask for any amount of memory."""
+MAX_SECONDS = 6 * 3600.0
+"""Length of an array at its rate, as of a file."""
 _SHORTEST_SECONDS = 1e-6
+_LARGEST_DENOMINATOR = 441
 
 
 def input_rows(model_input: pd.DataFrame, info: EncoderInfo) -> Iterator[dict[str, Any]]:
@@ -82,7 +88,7 @@ def read_segments(
             f"but has {' and '.join(given) or 'none of them'}"
         )
     if given[0] == column:
-        yield from _cut(_read_array(row, name, info), info)
+        yield from _array_segments(*_read_array(row, name, info), info)
         return
     source = _source(row, given[0], name)
     name = f"{name} ({row['path']})" if given[0] == "path" else name
@@ -138,15 +144,10 @@ def _decode(
         raise ValueError(f"{name} cannot be decoded: {error.reason}, {message}") from error
 
 
-def _read_array(row: Mapping[str, Any], name: str, info: EncoderInfo) -> Array:
-    """Reads frames or a waveform, resampled to the encoder's rate."""
-    column, rate_column = ARRAY_COLUMN[info.modality], RATE_COLUMN[info.modality]
-    try:
-        rate = float(row.get(rate_column, info.rate))
-    except (TypeError, ValueError):
-        rate = np.nan
-    if not 0 < rate < np.inf:
-        raise ValueError(f"{name}: {rate_column} ({row[rate_column]}) must be a number above 0")
+def _read_array(row: Mapping[str, Any], name: str, info: EncoderInfo) -> tuple[Array, float]:
+    """Reads frames or a waveform, and their rate."""
+    column = ARRAY_COLUMN[info.modality]
+    rate = _read_rate(row, name, info)
     try:
         array = np.asarray(row[column])
     except ValueError as error:
@@ -163,10 +164,25 @@ def _read_array(row: Mapping[str, Any], name: str, info: EncoderInfo) -> Array:
             f"{name}: {column} must be a list of arrays, one for each input, of type {dtype} and "
             f"shape {shape}, but this one is {array.dtype} of shape {array.shape}"
         )
-    array = array.astype(dtype)
-    if info.modality == "video":
-        return resample_frames(array, rate, info.rate)
-    return resample_waveform(array, round(rate), round(info.rate))
+    if len(array) > MAX_SECONDS * rate:
+        raise ValueError(
+            f"{name}: {column} of {len(array) / rate:,.0f} s must not be longer than "
+            f"{MAX_SECONDS:,.0f} s"
+        )
+    return array.astype(dtype), rate
+
+
+def _read_rate(row: Mapping[str, Any], name: str, info: EncoderInfo) -> float:
+    column, (lowest, highest) = RATE_COLUMN[info.modality], RATES[info.modality]
+    try:
+        rate = float(row.get(column, info.rate))
+    except (TypeError, ValueError, OverflowError):
+        rate = np.nan
+    if not lowest <= rate <= highest:
+        raise ValueError(
+            f"{name}: {column} ({row[column]}) must be a number from {lowest:g} to {highest:,.0f}"
+        )
+    return rate
 
 
 def _fits(array: Array, dtype: np.dtype[Any]) -> bool:
@@ -178,26 +194,39 @@ def _fits(array: Array, dtype: np.dtype[Any]) -> bool:
     return bool(is_integer and limits.min <= array.min() and array.max() <= limits.max)
 
 
-def resample_frames(frames: Array, rate: float, wanted_rate: float) -> Array:
-    """Takes the frame that is visible at each tick of the wanted rate.
+def _array_segments(array: Array, rate: float, info: EncoderInfo) -> Iterator[Array]:
+    """Resamples an array to the encoder's rate, and cuts it."""
+    if info.modality == "video":
+        # Cut before frames are repeated: a low rate would multiply all of them at once.
+        for ticks in _cut(visible_frames(len(array), rate, info.rate), info):
+            yield array[ticks]
+        return
+    yield from _cut(resample_waveform(array, round(rate), round(info.rate)), info)
 
-    >>> resample_frames(np.array([10, 11, 12]), 3.0, 6.0).tolist()
-    [10, 10, 11, 11, 12, 12]
+
+def visible_frames(num_frames: int, rate: float, wanted_rate: float) -> NDArray[np.int64]:
+    """Returns the number of the frame that is visible at each tick of the wanted rate.
+
+    >>> visible_frames(3, 3.0, 6.0).tolist()
+    [0, 0, 1, 1, 2, 2]
     """
-    if rate == wanted_rate:
-        return frames
-    num_ticks = max(1, round(len(frames) / rate * wanted_rate))
+    num_ticks = max(1, round(num_frames / rate * wanted_rate))
     seen = np.floor(np.arange(num_ticks) / wanted_rate * rate + 1e-6).astype(np.int64)
-    return frames[seen.clip(max=len(frames) - 1)]
+    return seen.clip(max=num_frames - 1)
 
 
 def resample_waveform(waveform: Array, rate: int, wanted_rate: int) -> Array:
-    """Resamples a waveform, rounded to 16-bit samples again."""
+    """Resamples a waveform, rounded to 16-bit samples again.
+
+    The filter has a coefficient for each pair of samples of the two rates in lowest terms. Between
+    44,101 and 16,000 Hz these are 700 million. Such a ratio is rounded, by less than 1e-5.
+    """
     if rate == wanted_rate:
         return waveform
-    samples = torchaudio.functional.resample(
-        torch.from_numpy(waveform).float(), max(rate, 1), wanted_rate
-    )
+    ratio = Fraction(max(rate, wanted_rate), min(rate, wanted_rate))
+    high, low = ratio.limit_denominator(_LARGEST_DENOMINATOR).as_integer_ratio()
+    original, wanted = (high, low) if rate > wanted_rate else (low, high)
+    samples = torchaudio.functional.resample(torch.from_numpy(waveform).float(), original, wanted)
     limits = np.iinfo(np.int16)
     resampled: Array = samples.round().clamp(limits.min, limits.max).numpy().astype(np.int16)
     return resampled

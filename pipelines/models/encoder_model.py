@@ -18,42 +18,28 @@ import numpy as np
 import pandas as pd
 import torch
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import BAD_REQUEST, INTERNAL_ERROR
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.media.formats import Formats
 from pipelines.media.windows import audio_windows, video_windows
-from pipelines.models.csv_columns import read_any_from_csv
 from pipelines.models.encoder_inputs import input_rows, read_segments
 from pipelines.models.encoder_module import AudioView, EncoderModule, load_module
 from pipelines.models.input_decoder import Decode, InputDecoder
+from pipelines.models.mlflow_server import answer_in_one_line, read_any_from_csv
+from pipelines.models.request_bodies import InputError
 from xkd_core.views.video import plain_video_view
 from xkd_core.views.views import plain_audio_view
 
 DEFAULT_BATCH_SIZE = 8
+_MAX_BATCH_SIZE = 10_000
+_MAX_WINDOWS = 1_000
 
 logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
-
-
-class InputError(MlflowException, ValueError):
-    """An input that cannot be embedded; MLflow's server answers with its message alone."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, error_code=BAD_REQUEST)
-
-    @property
-    def message(self) -> str:
-        """What is wrong."""
-        return self._message
-
-    @message.setter
-    def message(self, message: str) -> None:
-        """Keeps the first message: MLflow's server would put the whole input before it."""
-        self._message = getattr(self, "_message", message)
 
 
 class _Settings(NamedTuple):
@@ -74,6 +60,8 @@ class EncoderModel(PythonModel):
     """
 
     module: EncoderModule
+    answers_in_one_line = True
+    """Read by `mlflow_server`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -85,6 +73,7 @@ class EncoderModel(PythonModel):
         self._info = self.module.info
         self._decoder = InputDecoder()
         read_any_from_csv()
+        answer_in_one_line()
 
     @property
     def _device(self) -> torch.device:
@@ -129,19 +118,17 @@ class EncoderModel(PythonModel):
         return _table(embeddings, errors) if settings.keeps_going else embeddings
 
     def _settings(self, params: Mapping[str, Any]) -> _Settings:
-        num_windows = int(params.get("num_windows", self._info.clips.num_windows))
-        batch_size = int(params.get("batch_size", DEFAULT_BATCH_SIZE))
-        if num_windows < 1 or batch_size < 1:
-            raise ValueError(
-                f"num_windows ({num_windows}) and batch_size ({batch_size}) must be at least 1"
-            )
+        num_windows = params.get("num_windows", self._info.clips.num_windows)
+        batch_size = params.get("batch_size", DEFAULT_BATCH_SIZE)
+        _check_count("num_windows", num_windows, _MAX_WINDOWS)
+        _check_count("batch_size", batch_size, _MAX_BATCH_SIZE)
         formats = params.get("formats", "common")
         if formats not in ("common", "all"):
             raise ValueError(f"formats ({formats}) must be common or all")
         on_error = params.get("on_error", "raise")
         if on_error not in ("raise", "null"):
             raise ValueError(f"on_error ({on_error}) must be raise or null")
-        return _Settings(num_windows, batch_size, formats, on_error == "null")
+        return _Settings(int(num_windows), int(batch_size), formats, on_error == "null")
 
     def _embed_rows(
         self, model_input: pd.DataFrame, settings: _Settings, decode: Decode
@@ -192,6 +179,13 @@ class EncoderModel(PythonModel):
         views = torch.cat(batch).to(encoder.cls_token.dtype)
         embedding: NDArray[np.float32] = encoder.embed(views).cpu().numpy()
         return embedding
+
+
+def _check_count(name: str, value: Any, most: int) -> None:
+    """Refuses what is no count, or so large that one request would take all memory."""
+    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_integer or not 1 <= value <= most:
+        raise ValueError(f"{name} ({value}) must be an integer from 1 to {most}")
 
 
 @contextmanager

@@ -1,12 +1,13 @@
-"""Weights and settings of a registered encoder, without the code that travels with them.
+"""Weights and settings of a registered encoder, for `init`, `checkpoint` and `against`.
 
-Only safetensors and JSON are fetched, from wherever the registry keeps its files; nothing of a
-version is run. Applications load a version with `mlflow.pyfunc` instead, which runs its code.
+Nothing of a version is run; its code is fetched only because a signature covers all files.
+Applications load a version with `mlflow.pyfunc` instead, which runs its code.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
@@ -17,13 +18,14 @@ from pipelines.errors import UserError
 from pipelines.models.encoder_files import (
     OLDER_FOLDER,
     OLDER_SETTINGS_FILE,
-    OLDER_WEIGHTS_FILE,
     SETTINGS_FILE,
     WEIGHTS_FILE,
     weights_file,
 )
 from pipelines.redaction import one_line
 from pipelines.registry.manifest import MANIFEST_FILE, check_files
+from pipelines.registry.pull import fetch
+from pipelines.registry.signing import wants_signature
 from pipelines.registry.uri import EncoderVersion, resolve_model
 from pipelines.tracking.server import tracking_uri
 
@@ -49,17 +51,22 @@ class RegisteredEncoder:
         return self.tags.get("xkd.model_id", "")
 
     def fetch(self, folder: Path, *, weights: bool) -> Path:
-        """Downloads the settings, and the weights if asked for, as `load_encoder` reads them.
+        """Downloads the whole version, or its settings alone.
+
+        Returns:
+            The folder that `load_encoder` or `read_encoder_info` reads.
 
         Raises:
-            UserError: If they cannot be fetched, or are not what was registered.
+            UserError: If it cannot be fetched, is not what was registered, or lacks the signature
+                that `XKD_PUBLIC_KEY` asks for.
         """
+        if weights or wants_signature():
+            model = fetch(self.version, self.server, folder)
+            return model if (model / SETTINGS_FILE).exists() else model / OLDER_FOLDER
         name, number = self.version.name, str(self.version.version)
-        wanted = [SETTINGS_FILE, WEIGHTS_FILE] if weights else [SETTINGS_FILE]
-        files = [MANIFEST_FILE, *wanted]
+        files = [MANIFEST_FILE, SETTINGS_FILE]
         if self.version.manifest is None:
-            files = [OLDER_SETTINGS_FILE, OLDER_WEIGHTS_FILE] if weights else [OLDER_SETTINGS_FILE]
-            files = [f"{OLDER_FOLDER}/{file}" for file in files]
+            files = [f"{OLDER_FOLDER}/{OLDER_SETTINGS_FILE}"]
         try:
             # Not models:/NAME/VERSION, which MLflow looks up at the global registry.
             root = MlflowClient(self.server).get_model_version_download_uri(name, number)
@@ -69,7 +76,7 @@ class RegisteredEncoder:
             raise UserError(
                 f"model ({self.version.uri}): its files cannot be fetched: {one_line(error)}"
             ) from error
-        check_files(folder, self.version.manifest, self.version.uri, wanted)
+        check_files(folder, self.version.manifest, self.version.uri, (SETTINGS_FILE,))
         return folder
 
     def folder(self, copies: Path | None) -> Path:
@@ -79,7 +86,8 @@ class RegisteredEncoder:
             copies: Folder that gets the copy, which every worker sees. Default: TMPDIR.
 
         Raises:
-            UserError: If they cannot be fetched, or are not what was registered.
+            UserError: If they cannot be fetched, are not what was registered, or lack the signature
+                that `XKD_PUBLIC_KEY` asks for.
         """
         name, number = self.version.name, str(self.version.version)
         try:
@@ -99,11 +107,66 @@ class RegisteredEncoder:
             raise UserError(
                 f"model ({self.version.uri}) cannot be fetched: {one_line(error)}"
             ) from error
+        check_files(root, self.version.manifest, self.version.uri, in_use=True)
+        self._check_signed()
         root = root if (root / SETTINGS_FILE).exists() else root / OLDER_FOLDER
         if not weights_file(root).exists():
             raise UserError(f"model ({self.version.uri}): its files hold no {WEIGHTS_FILE}")
-        check_files(root, self.version.manifest, self.version.uri, (SETTINGS_FILE, WEIGHTS_FILE))
         return root
+
+    def _check_signed(self) -> None:
+        """Verifies the signature on a clean copy: bytecode beside the code would be refused.
+
+        The signature covers the manifest, whose hash is that of the version, as for the files in
+        use.
+        """
+        if wants_signature():
+            with TemporaryDirectory(prefix="xkd-model-") as folder:
+                fetch(self.version, self.server, Path(folder))
+
+    def folder(self, copies: Path | None) -> Path:
+        """Returns the folder of settings and weights: where it lies on a local disk, or a copy.
+
+        Args:
+            copies: Folder that gets the copy, which every worker sees. Default: TMPDIR.
+
+        Raises:
+            UserError: As `fetch`.
+        """
+        name, number = self.version.name, str(self.version.version)
+        try:
+            root_uri = MlflowClient(self.server).get_model_version_download_uri(name, number)
+            target = None
+            if not root_uri.startswith(("/", "file:")) and copies is not None:
+                target = copies / f"{name}-{number}"
+                target.mkdir(parents=True, exist_ok=True)
+            root = Path(
+                download_artifacts(
+                    artifact_uri=root_uri,
+                    dst_path=str(target) if target else None,
+                    tracking_uri=self.server,
+                )
+            )
+        except (MlflowException, OSError) as error:
+            raise UserError(
+                f"model ({self.version.uri}) cannot be fetched: {one_line(error)}"
+            ) from error
+        check_files(root, self.version.manifest, self.version.uri, in_use=True)
+        self._check_signed()
+        root = root if (root / SETTINGS_FILE).exists() else root / OLDER_FOLDER
+        if not weights_file(root).exists():
+            raise UserError(f"model ({self.version.uri}): its files hold no {WEIGHTS_FILE}")
+        return root
+
+    def _check_signed(self) -> None:
+        """Verifies the signature on a clean copy: bytecode beside the code would be refused.
+
+        The signature covers the manifest, whose hash is that of the version, as for the files in
+        use.
+        """
+        if wants_signature():
+            with TemporaryDirectory(prefix="xkd-model-") as folder:
+                fetch(self.version, self.server, Path(folder))
 
 
 def registered_encoder(uri: str, tracking: TrackingSettings) -> RegisteredEncoder:

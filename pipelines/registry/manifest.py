@@ -20,6 +20,7 @@ MANIFEST_FILE = "xkd_manifest.json"
 SIGNATURE_FILE = "model.sig"
 MANIFEST_TAG = "xkd.manifest"
 FORMAT_VERSION = 1
+_CACHE = "__pycache__/"
 _MADE_LATER = ("registered_model_meta", MANIFEST_FILE, SIGNATURE_FILE)
 """Not in the manifest; the first is MLflow's, which writes it while it downloads."""
 
@@ -38,7 +39,12 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def check_files(
-    folder: Path, manifest: str | None, name: str, files: Iterable[str] | None = None
+    folder: Path,
+    manifest: str | None,
+    name: str,
+    files: Iterable[str] | None = None,
+    *,
+    in_use: bool = False,
 ) -> None:
     """Makes sure that a model is what was registered; one of an older release passes.
 
@@ -47,6 +53,7 @@ def check_files(
         manifest: Hash of its manifest; None without one.
         name: The model, for messages.
         files: The files to check. Default: all, and none may be there in addition.
+        in_use: Whether the folder is where MLflow loads the model too, which leaves bytecode.
 
     Raises:
         UserError: If a file differs, is missing or was added; it names the file.
@@ -63,7 +70,8 @@ def check_files(
         if _hash(folder / path) != expected.get(path):
             raise _refusal(name, path, "differs from")
     if files is None:
-        for path in sorted(_paths(folder) - set(expected)):
+        added = sorted(_paths(folder) - set(expected))
+        for path in added if not in_use else [one for one in added if _CACHE not in one]:
             raise _refusal(name, path, "is not in")
 
 

@@ -21,6 +21,11 @@ SIGNING_KEY = "XKD_SIGNING_KEY"
 PUBLIC_KEY = "XKD_PUBLIC_KEY"
 
 
+def wants_signature() -> bool:
+    """Whether models must be signed: a public key is given."""
+    return bool(os.environ.get(PUBLIC_KEY))
+
+
 def check_keys() -> None:
     """Makes sure that the keys that are given can be used.
 

@@ -70,9 +70,9 @@ def find_configuration(
         return Arguments(file, overrides, note if is_media_too else None)
     if job.media is None:
         raise UserError(_no_configuration(job, argument))
+    media = _existing(job, argument) if job.is_path else argument
     if job.target is not None:
-        return Arguments(None, _with_target(job, argument, overrides))
-    media = _existing(job, argument)
+        return Arguments(None, _with_target(job, media, overrides))
     if for_media is None:
         return Arguments(None, [f"{job.media}={media}", *overrides])
     return for_media(job, media, overrides)

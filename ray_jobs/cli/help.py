@@ -62,7 +62,10 @@ def missing_configuration(job: JobSummary) -> str:
     what = f"the {job.media} or a configuration" if job.media else "a configuration"
     example = f"xkd {job.name} {f'/my/{job.media}' if job.media else names[0]}"
     if job.target:
-        example = f"xkd {job.name} NAME@ALIAS FOLDER"
+        first = f"/my/{job.media}" if job.is_path else "NAME@ALIAS"
+        example = f"xkd {job.name} {first} FOLDER"
+    elif not job.is_path:
+        example = f"xkd {job.name} NAME@ALIAS"
     known = f"; short names: {', '.join(names)}" if names else ""
     return f"{what} is missing, as in `{example}`{known}; see xkd {job.name} --help"
 

@@ -21,7 +21,9 @@ class JobSummary(NamedTuple):
     media: str | None = None
     """The setting that the first argument sets if it is not a configuration."""
     target: str | None = None
-    """The setting that a second argument sets; the first one is no path then."""
+    """The setting that a second argument sets."""
+    is_path: bool = True
+    """Whether the first argument is the path or URI of media."""
 
     @property
     def module(self) -> str:
@@ -66,6 +68,14 @@ _SUMMARIES = (
         media="dataset",
     ),
     JobSummary(
+        "export",
+        "Writes a clip dataset as tar files for WebDataset.",
+        "pipelines.config.export:ExportConfig",
+        ("dataset", "output", "format", "splits"),
+        media="dataset",
+        target="output",
+    ),
+    JobSummary(
         "pretrain",
         "Trains encoders on a clip dataset: XKD on Ray Train.",
         "pipelines.config.pretrain:PretrainConfig",
@@ -108,12 +118,21 @@ _SUMMARIES = (
         ("model", "output", "export"),
         media="model",
         target="output",
+        is_path=False,
     ),
     JobSummary(
         "embed",
         "Runs a registered model over any media and writes embeddings as Parquet.",
         "pipelines.config.embed:EmbedConfig",
         ("model", "input", "output", "num_workers"),
+    ),
+    JobSummary(
+        "serve",
+        "Serves a registered model over HTTP: an upload or a URI in, an embedding out.",
+        "pipelines.config.serve:ServeConfig",
+        ("model", "host", "port", "num_replicas", "num_gpus", "uris"),
+        media="model",
+        is_path=False,
     ),
     JobSummary(
         "import-checkpoint",

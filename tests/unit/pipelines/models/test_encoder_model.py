@@ -14,13 +14,13 @@ import pytest
 import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
-from mlflow.pyfunc.scoring_server import invocations
+from mlflow.pyfunc import scoring_server
 from mlflow.types import DataType
 from mlflow.types.schema import Array as MlflowArray
 
 from pipelines.media.decode import decode_segments
 from pipelines.media.windows import audio_windows, video_windows
-from pipelines.models.encoder_inputs import resample_frames, resample_waveform
+from pipelines.models.encoder_inputs import resample_waveform, visible_frames
 from pipelines.models.input_decoder import InputDecoder
 from pipelines.registry.package import save_package, stage
 from tests.helpers.encoders import CLIPS, WIDTH, example_encoder, write_media
@@ -322,7 +322,7 @@ def test_a_server_answers_with_the_input_and_not_with_its_own_files(models, film
     request = json.dumps({"dataframe_records": records})
     schema = models["video"].metadata.get_input_schema()
     with pytest.raises(MlflowException) as caught:
-        invocations(request, "application/json", models["video"], schema)
+        scoring_server.invocations(request, "application/json", models["video"], schema)
     answer = json.loads(caught.value.serialize_as_json())
     assert answer["error_code"] == "BAD_REQUEST"
     assert "input 1 (/nowhere.mp4) cannot be decoded" in answer["message"]
@@ -334,7 +334,9 @@ def invoke(model, body, content_type="application/json"):
     """What MLflow's server answers."""
     text = body if isinstance(body, str) else json.dumps(body)
     schema = model.metadata.get_input_schema()
-    return json.loads(invocations(text, content_type, model, schema).response)["predictions"]
+    return json.loads(scoring_server.invocations(text, content_type, model, schema).response)[
+        "predictions"
+    ]
 
 
 def test_a_server_takes_every_form_of_request(models, films):
@@ -510,10 +512,10 @@ def test_a_film_without_the_modality_is_named(models, tmp_path, modality, missin
 
 
 def test_resampled_frames_are_those_seen_at_the_time():
-    frames = np.arange(6)
-    assert resample_frames(frames, 24.0, 8.0).tolist() == [0, 3]
-    assert resample_frames(frames, 4.0, 8.0).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
-    assert resample_frames(frames, 8.0, 8.0) is frames
+    assert visible_frames(6, 24.0, 8.0).tolist() == [0, 3]
+    assert visible_frames(6, 4.0, 8.0).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    for rate in (8.0, 24.0, 25.0, 30_000 / 1001):
+        assert visible_frames(2_000, rate, rate).tolist() == list(range(2_000))
 
 
 def test_a_resampled_tone_is_the_same_tone():

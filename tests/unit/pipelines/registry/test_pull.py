@@ -21,6 +21,7 @@ from pipelines.config.published import PublishedSettings
 from pipelines.config.pull import PullConfig
 from pipelines.errors import UserError
 from pipelines.evaluation.intervals import Figure
+from pipelines.models.encoder_files import load_encoder
 from pipelines.models.encoder_module import load_module
 from pipelines.registry.card import EncoderScores, model_card
 from pipelines.registry.download import registered_encoder
@@ -31,6 +32,8 @@ from pipelines.tracking.runs import open_run
 from pipelines.tracking.server import tracking_uri
 from ray_jobs.cli.main import main
 from tests.helpers.encoders import example_encoder
+
+CHAMPION = "models:/xkd-audio@champion"
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +77,16 @@ def changed(file: Path, content: bytes | None):
             file.write_bytes(now)
         if now is content:
             yield
+
+
+def evaluated(tracking, uri=CHAMPION):
+    return encoder_sources(
+        [uri],
+        setting="checkpoint",
+        role="teacher",
+        published=PublishedSettings(),
+        tracking=tracking,
+    )
 
 
 def flipped(file: Path) -> bytes:
@@ -173,23 +186,38 @@ def test_bytecode_that_a_load_left_in_the_store_is_not_pulled(store, tmp_path):
     assert not list((tmp_path / "audio").rglob("*.pyc"))
 
 
-def test_weights_are_verified_for_evaluation_and_training_too(store, tmp_path):
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "encoder_model.py"])
+def test_evaluation_and_training_refuse_one_flipped_byte_by_name(store, tmp_path, name):
     tracking = store[0]
-    arguments = {"setting": "checkpoint", "role": "teacher", "tracking": tracking}
-    uri = "models:/xkd-audio@champion"
-    found = registered_encoder(uri, tracking)
+    found = registered_encoder(CHAMPION, tracking)
     (tmp_path / "weights").mkdir()
-    found.fetch(tmp_path / "weights", weights=True)
-    (source,) = encoder_sources([uri], published=PublishedSettings(), **arguments)
+    folder = found.fetch(tmp_path / "weights", weights=True)
+    assert load_encoder(folder)[1].modality == "audio"
+    (source,) = evaluated(tracking)
     assert Path(source.path, "model.safetensors").exists()
-    file = stored_folder(store) / "model.safetensors"
+    (file,) = stored_folder(store).rglob(name)
     (tmp_path / "again").mkdir()
-    refusal = r"model.safetensors differs from what was registered"
     with changed(file, flipped(file)):
-        with pytest.raises(UserError, match=refusal):
+        with pytest.raises(
+            UserError, match=rf"its file \S*{name} differs from what was registered"
+        ):
             found.fetch(tmp_path / "again", weights=True)
-        with pytest.raises(UserError, match=refusal):
-            encoder_sources([uri], published=PublishedSettings(), **arguments)
+        with pytest.raises(
+            UserError, match=rf"its file \S*{name} differs from what was registered"
+        ):
+            evaluated(tracking)
+
+
+def test_an_evaluation_reads_a_model_that_mlflow_has_loaded_there(store):
+    compiled = stored_folder(store) / "code" / "__pycache__" / "one.cpython-311.pyc"
+    compiled.parent.mkdir(exist_ok=True)
+    with changed(compiled, b"bytecode"):
+        assert evaluated(store[0])
+    with (
+        changed(stored_folder(store) / "code" / "more.py", b"pass"),
+        pytest.raises(UserError, match=r"its file code/more.py is not in what was registered"),
+    ):
+        evaluated(store[0])
 
 
 def test_a_folder_that_holds_something_is_left_alone(store, tmp_path):
@@ -250,14 +278,24 @@ def test_a_signed_model_is_accepted_and_others_are_refused(store, keys, tmp_path
     monkeypatch.delenv("XKD_SIGNING_KEY")
     monkeypatch.setenv("XKD_PUBLIC_KEY", str(public))
     pull(settings(tracking, tmp_path / "signed", model="xkd-signed@champion"))
+    signed = "models:/xkd-signed@champion"
+    assert evaluated(tracking, signed)
+    for name, weights in (("settings", False), ("weights", True)):
+        (tmp_path / name).mkdir()
+        registered_encoder(signed, tracking).fetch(tmp_path / name, weights=weights)
     command = ["-m", "model_signing", "verify", "key", str(tmp_path / "signed")]
     command += ["--signature", str(tmp_path / "signed" / "model.sig"), "--public_key", str(public)]
     subprocess.run([sys.executable, *command], check=True, capture_output=True)
     with pytest.raises(UserError, match="is refused: it is not signed, but XKD_PUBLIC_KEY"):
         pull(settings(tracking, tmp_path / "unsigned"))
+    with pytest.raises(UserError, match="is refused: it is not signed, but XKD_PUBLIC_KEY"):
+        evaluated(tracking)
     monkeypatch.setenv("XKD_PUBLIC_KEY", str(other))
     with pytest.raises(UserError, match="is refused: its signature does not fit XKD_PUBLIC_KEY"):
         pull(settings(tracking, tmp_path / "other", model="xkd-signed@champion"))
+    (tmp_path / "more").mkdir()
+    with pytest.raises(UserError, match="is refused: its signature does not fit XKD_PUBLIC_KEY"):
+        registered_encoder(signed, tracking).fetch(tmp_path / "more", weights=False)
 
 
 def test_a_key_that_is_not_there_is_named(store, tmp_path, monkeypatch):

@@ -1,0 +1,91 @@
+"""`python -m ray_jobs.serve NAME@ALIAS`: serves a registered model over HTTP."""
+
+import logging
+import os
+import socket
+import sys
+import time
+
+from pipelines.config.serve import TOKEN, ServeConfig
+from pipelines.errors import JobFailed
+from pipelines.redaction import one_line
+from pipelines.registry.signing import check_keys
+from pipelines.registry.uri import resolve_model
+from ray_jobs.cli.checks import messages
+from ray_jobs.cli.cluster import check_ray, connected, ray_address
+from ray_jobs.cli.job import Job, JobPlan, run_job
+from ray_jobs.cli.jobs import JOBS
+
+_LOOK_SECONDS = 2.0
+
+
+def plan(config: ServeConfig) -> JobPlan:
+    """What serving reads, and what would prevent it."""
+    mistakes = messages(
+        lambda: resolve_model(config.uri, config.tracking),
+        check_keys,
+        lambda: check_ray(config.ray),
+    )
+    if ray_address(config.ray) is None and not mistakes:
+        mistakes = _port_mistakes(config)
+    return JobPlan(reads=(config.uri,), writes=(), mistakes=mistakes)
+
+
+def _port_mistakes(config: ServeConfig) -> tuple[str, ...]:
+    """Why the address cannot be listened on."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            where = f"host ({config.host}) and port ({config.port})"
+            return (f"{where} cannot be used: {one_line(error)}; take another port",)
+    return ()
+
+
+def work(config: ServeConfig) -> None:
+    """Serves until Ctrl-C or SIGTERM."""
+    # Here, because they load Ray Serve, which is optional.
+    from ray import serve
+
+    from pipelines.serving.application import NAME, application
+
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    with connected(config.ray):
+        serve.start(
+            proxy_location="HeadOnly", http_options={"host": config.host, "port": config.port}
+        )
+        try:
+            serve.run(application(config), name=NAME, route_prefix="/")
+            _print_address(config)
+            while serve.status().applications[NAME].status == "RUNNING":
+                time.sleep(_LOOK_SECONDS)
+            raise JobFailed("the service does not run any more; --verbose shows its log")
+        except KeyboardInterrupt:
+            print("serve: stopped", flush=True)
+        except (RuntimeError, KeyError) as error:
+            raise JobFailed(f"the service did not start: {one_line(error)}") from error
+        finally:
+            serve.shutdown()
+
+
+def _print_address(config: ServeConfig) -> None:
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    address = f"http://{host}:{config.port}"
+    token = f' -H "Authorization: Bearer ${TOKEN}"' if os.environ.get(TOKEN) else ""
+    print(f"serve: {config.uri} at {address}; its interface: {address}/docs")
+    print(f"  curl -F file=@FILM.mp4{token} {address}/v1/embeddings/file")
+    print("  Ctrl-C stops it", flush=True)
+
+
+JOB = Job(
+    summary=JOBS["serve"],
+    schema=ServeConfig,
+    plan=plan,
+    work=work,
+    how_to_go_on="The same command starts it again.",
+)
+
+if __name__ == "__main__":
+    sys.exit(run_job(JOB))
