@@ -1,4 +1,4 @@
-"""Weights and settings of a registered encoder, for `init`, `checkpoint` and `against`.
+"""Weights and settings of a registered encoder, for `pretrain init=`.
 
 Nothing of a version is run; its code is fetched only because a signature covers all files.
 Applications load a version with `mlflow.pyfunc` instead, which runs its code.
@@ -88,50 +88,6 @@ class RegisteredEncoder:
         Raises:
             UserError: If they cannot be fetched, are not what was registered, or lack the signature
                 that `XKD_PUBLIC_KEY` asks for.
-        """
-        name, number = self.version.name, str(self.version.version)
-        try:
-            root_uri = MlflowClient(self.server).get_model_version_download_uri(name, number)
-            target = None
-            if not root_uri.startswith(("/", "file:")) and copies is not None:
-                target = copies / f"{name}-{number}"
-                target.mkdir(parents=True, exist_ok=True)
-            root = Path(
-                download_artifacts(
-                    artifact_uri=root_uri,
-                    dst_path=str(target) if target else None,
-                    tracking_uri=self.server,
-                )
-            )
-        except (MlflowException, OSError) as error:
-            raise UserError(
-                f"model ({self.version.uri}) cannot be fetched: {one_line(error)}"
-            ) from error
-        check_files(root, self.version.manifest, self.version.uri, in_use=True)
-        self._check_signed()
-        root = root if (root / SETTINGS_FILE).exists() else root / OLDER_FOLDER
-        if not weights_file(root).exists():
-            raise UserError(f"model ({self.version.uri}): its files hold no {WEIGHTS_FILE}")
-        return root
-
-    def _check_signed(self) -> None:
-        """Verifies the signature on a clean copy: bytecode beside the code would be refused.
-
-        The signature covers the manifest, whose hash is that of the version, as for the files in
-        use.
-        """
-        if wants_signature():
-            with TemporaryDirectory(prefix="xkd-model-") as folder:
-                fetch(self.version, self.server, Path(folder))
-
-    def folder(self, copies: Path | None) -> Path:
-        """Returns the folder of settings and weights: where it lies on a local disk, or a copy.
-
-        Args:
-            copies: Folder that gets the copy, which every worker sees. Default: TMPDIR.
-
-        Raises:
-            UserError: As `fetch`.
         """
         name, number = self.version.name, str(self.version.version)
         try:
