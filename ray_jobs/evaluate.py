@@ -80,7 +80,7 @@ def evaluate_stage(config: EvaluateConfig, parent: RunRef | None = None) -> Eval
     Raises:
         UserError: If it needs a GPU and no node of Ray has one, or an encoder is missing.
     """
-    check_gpus({"use_gpu": config.use_gpu})
+    check_gpus({"use_gpu": config.use_gpu}, config.ray.wait_seconds)
     progress = StageProgress("evaluate", "clips")
     networks = _networks(config, path_of(config.output) / "encoders")
     evaluation = evaluate(config, networks, on_progress=progress, parent=parent)

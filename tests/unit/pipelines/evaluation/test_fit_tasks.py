@@ -37,9 +37,8 @@ def streamed(found):
     @ray.remote(num_returns="streaming")
     def give(found):
         yield found.with_large({}), list(found.large())
-        large = found.large()
-        for key in list(large):  # as `extract`: Ray sends into what is yielded from
-            yield large.pop(key)
+        for array in found.large().values():  # noqa: UP028 - Ray sends into what is yielded from
+            yield array
 
     return give.remote(found)
 
