@@ -32,7 +32,7 @@ _ROWS_AT_ONCE = 4096
 
 def compared(features: Features, settings: EvaluateSettings) -> Literal["features", "heads"]:
     """Returns what retrieval compares: head outputs also if there are too few training pairs."""
-    has_both = np.logical_and(*(features.has[modality] for modality in MODALITIES))
+    has_both = features.has["video"] & features.has["audio"]
     enough = int((has_both & features.is_train).sum()) >= LEAST_PAIRS
     return "features" if settings.retrieval_of == "features" and enough else "heads"
 
@@ -56,11 +56,11 @@ def aligned(features: Features) -> dict[str, Array]:
         if not set(paths) <= features.matrices.keys():
             continue
         sides = [features.matrices[path] for path in paths]
-        finite = np.logical_and(*(np.isfinite(side).all(axis=1) for side in sides))
+        finite = np.all([np.isfinite(side).all(axis=1) for side in sides], axis=0)
         pairs = np.flatnonzero(features.is_train & finite)
         if len(pairs) < LEAST_PAIRS:
             continue
-        maps = canonical_maps(*(side[pairs] for side in sides))
+        maps = canonical_maps(sides[0][pairs], sides[1][pairs])
         for path, side, (mean, matrix) in zip(paths, sides, maps, strict=True):
             found[path] = (side[features.retrieval_clips] - mean) @ matrix
     return found
