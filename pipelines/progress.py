@@ -28,9 +28,15 @@ class _Board:
         self._latest: tuple[float, float, str] | None = None
         self._warnings: list[str] = []
         self._stop = False
+        self._has_begun = False
 
     def post(self, done: float, total: float, note: str) -> None:
         self._latest = (done, total, note)
+
+    def begin(self, step: int) -> None:
+        if self._has_begun:
+            self._warnings.append(f"the workers have restarted; they continue at step {step:,}")
+        self._has_begun = True
 
     def warn(self, text: str) -> None:
         self._warnings.append(text)

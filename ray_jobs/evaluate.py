@@ -1,6 +1,7 @@
 """`python -m ray_jobs.evaluate CONFIG.yaml`: scores the features of an encoder."""
 
 import sys
+from collections.abc import Sequence
 from typing import Literal
 
 from pipelines.config.base import locations_of
@@ -79,7 +80,7 @@ def evaluate_stage(config: EvaluateConfig, parent: RunRef | None = None) -> Eval
     Raises:
         UserError: If it needs a GPU and no node of Ray has one, or an encoder is missing.
     """
-    check_gpus({"use_gpu": config.use_gpu})
+    check_gpus({"use_gpu": config.use_gpu}, config.ray.wait_seconds)
     progress = StageProgress("evaluate", "clips")
     networks = _networks(config, path_of(config.output) / "encoders")
     evaluation = evaluate(config, networks, on_progress=progress, parent=parent)
@@ -156,13 +157,18 @@ def _row(
     return name, f"{figure.value:.1%}", interval, untrained, difference, chance
 
 
+def print_marks(marks: Sequence[str]) -> None:
+    """Prints what sets figures apart from those of the whole official split."""
+    for mark in marks:
+        print(f"  not the whole official figure: {mark}")
+
+
 def work(config: EvaluateConfig) -> None:
     """Evaluates and prints the scores."""
     with connected(config.ray):
         evaluation = evaluate_stage(config)
     print(score_table(evaluation.scores.found))
-    for mark in evaluation.scores.marks:
-        print(f"  not the whole official figure: {mark}")
+    print_marks(evaluation.scores.marks)
     print(f"scores: {evaluation.scores_file}")
 
 

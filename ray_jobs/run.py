@@ -7,7 +7,7 @@ one parent. The same command continues where an earlier one stopped.
 import sys
 import time
 
-from pipelines.config.evaluate import EvaluateConfig
+from pipelines.config.evaluate import EvaluateConfig, OfficialSettings
 from pipelines.config.ingest import IngestConfig
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.promote import PromoteConfig
@@ -33,7 +33,7 @@ from ray_jobs.cli.console import StageProgress
 from ray_jobs.cli.job import Job, JobPlan, run_job
 from ray_jobs.cli.jobs import JOBS
 from ray_jobs.cli.own_media import arguments_for_media, begun_input
-from ray_jobs.evaluate import evaluate_stage, score_table
+from ray_jobs.evaluate import evaluate_stage, print_marks, score_table
 from ray_jobs.ingest import ingest_stage, summary_text, synthetic_folder
 from ray_jobs.pretrain import pretrain_stage
 from ray_jobs.promote import promote_stage, registered_text
@@ -69,9 +69,11 @@ def pretrain_config(config: RunConfig) -> PretrainConfig:
 
 
 def evaluate_config(config: RunConfig, checkpoint: AnyPath) -> EvaluateConfig:
-    """Returns the settings of the third stage."""
+    """Returns the settings of the third stage; scores of a published dataset count its split."""
+    published = config.ingest.dataset
     return EvaluateConfig(
         **config.evaluate.model_dump(),
+        official=OfficialSettings(dataset=published) if published else None,
         checkpoint=str(checkpoint),
         dataset=str(folder_of(config) / "clips"),
         output=str(folder_of(config) / "evaluate"),
@@ -145,7 +147,9 @@ def work(config: RunConfig) -> None:
         connected(config.ray),
         tracked(run_folder.open_run(config, "run", config.name)) as parent,
     ):
-        check_gpus(_wants_gpu(config))  # before hours of ingest and training
+        check_gpus(
+            _wants_gpu(config), config.ray.wait_seconds
+        )  # before hours of ingest and training
         summary = ingest_stage(ingest_config(config), parent)
         training = pretrain_stage(pretrain_config(config), parent)
         evaluation = evaluate_stage(evaluate_config(config, training.checkpoint), parent)
@@ -169,6 +173,7 @@ def work(config: RunConfig) -> None:
     print(f"\n{config.name} is complete after {duration(time.monotonic() - started)}")
     print(f"  {summary_text(summary)}")
     print(score_table(evaluation.scores.found))
+    print_marks(evaluation.scores.marks)
     print(registered_text(registered))
     print(f"  report: {report}")
     print(f"  MLflow: {parent.page()}")

@@ -49,6 +49,8 @@ def _evaluation(config: SuiteConfig, entry: SuiteEntry) -> EvaluateConfig:
         "tracking": config.tracking.model_dump(mode="json"),
         "ray": config.ray.model_dump(mode="json"),
     }
+    # Evaluations of one dataset share what is embedded, unless one names a cache of its own.
+    values["cache"] = values["cache"] or f"{config.output}/features"
     if entry.dataset is not None:
         values["dataset"] = entry.dataset
     if entry.lists is not None:

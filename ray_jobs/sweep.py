@@ -108,7 +108,7 @@ def work(config: SweepConfig) -> None:
         connected(config.ray, dashboard=True),
         tracked(_sweep_run(config, folder)) as run,
     ):
-        check_gpus(_wants_gpu(config))  # before the trials
+        check_gpus(_wants_gpu(config), config.ray.wait_seconds)  # before the trials
         config = with_versions(config, folder.began_with.get(INIT_VERSIONS, {}))
         result = _sweep_stage(config, run)
         winner = write_winner(config, result)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -62,6 +63,9 @@ class RaySettings(Config):
     Ray of the job's own."""
     num_cpus: PositiveInt | None = None
     """CPUs of a Ray of the job's own. Default: all of the machine."""
+    wait_seconds: NonNegativeFloat | None = None
+    """How long a job waits for nodes that a cluster does not have yet. Default: 600 if the cluster
+    has an autoscaler, else 0. Seconds."""
     object_store_bytes: PositiveInt = 500_000_000
     """Shared memory of a Ray of the job's own, bytes."""
 

@@ -1,10 +1,8 @@
 """Settings of evaluation: how frozen features are scored."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
-    AfterValidator,
-    BeforeValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -16,29 +14,15 @@ from pydantic import (
 from pipelines.config.base import Datasets, JobConfig, Location, Name
 from pipelines.config.ingest import PublishedDataset
 from pipelines.config.published import PublishedSettings
-from pipelines.paths import absolute_location
+from pipelines.config.weights import WeightsList
 from xkd_core.config import Config, PositiveFloats
 
-REGISTERED = "models:/"
 NUM_FOLDS = {"ucf101": 3, "hmdb51": 3, "esc50": 5}
 """Folds of the published datasets that have several."""
 
 CheapMeasure = Literal["knn", "linear", "svm", "attentive", "layers", "retrieval"]
 """Measures of frozen features."""
 Measure = Literal[CheapMeasure, "finetune"]
-
-
-def _registered_or_path(weights: str) -> str:
-    return weights if weights.startswith(REGISTERED) else absolute_location(weights)
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-Weights = Annotated[str, Field(min_length=1), AfterValidator(_registered_or_path)]
-"""A checkpoint, the folder of a run, `models:/NAME@ALIAS`, or a file of the published method."""
-WeightsList = Annotated[tuple[Weights, ...], BeforeValidator(_as_list)]
 
 
 class FineTuneSettings(Config):
@@ -206,8 +190,8 @@ class EvaluateConfig(EvaluateSettings, JobConfig):
     """Name of the MLflow run."""
     checkpoint: Annotated[WeightsList, Field(min_length=1)]
     """What to score: a checkpoint, the folder of a run (its last checkpoint), a registered version
-    (`models:/xkd-video@champion`), or a file of the published method. A list takes each modality
-    from its own: `[models:/xkd-video@champion, models:/xkd-audio@champion]`."""
+    (`models:/xkd-video@champion`) or its files, or a file of the published method. A list takes
+    each modality from its own: `[models:/xkd-video@champion, models:/xkd-audio@champion]`."""
     against: WeightsList = ()
     """Another encoder to compare with, given as `checkpoint` is: adds its scores, and the
     difference with a paired interval."""
@@ -225,7 +209,7 @@ class EvaluateConfig(EvaluateSettings, JobConfig):
     """Folder for scores and features."""
     cache: Location | None = None
     """Folder of features by encoder, dataset and views, which evaluations may share. Default:
-    `features` in `output`."""
+    `features` in `output`; evaluations of a suite share the suite's."""
     num_workers: PositiveInt | None = None
     """Workers that embed at a time, each with a CPU, or a GPU with `use_gpu`. Default: one process
     for up to 4,096 clips, else one worker for each CPU or GPU of Ray."""

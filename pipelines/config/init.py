@@ -1,36 +1,12 @@
 """Settings of the weights that a training begins from."""
 
-import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import model_validator
 
-from pipelines.paths import absolute_location
+from pipelines.config.weights import Weights
 from xkd_core.config import Config
-
-REGISTERED = "models:/"
-_NO_STORE = re.compile(r"https?://|[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
-"""Addresses on the web, and URIs of MLflow as `runs:/...`."""
-_REGISTERED = re.compile(r"models:/[^/@]+(?:@[^/@]+|/\d+)")
-
-
-def _weights(location: str) -> str:
-    """Makes a path absolute and leaves the URI of a registered version unchanged."""
-    if location.startswith(REGISTERED):
-        if not _REGISTERED.fullmatch(location):
-            raise ValueError(f"({location}) must be models:/NAME@ALIAS or models:/NAME/VERSION")
-        return location
-    if _NO_STORE.match(location):
-        raise ValueError(
-            f"({location}) must be models:/NAME@ALIAS, models:/NAME/VERSION, or a folder or file "
-            "on a disk or in a bucket"
-        )
-    return absolute_location(location)
-
-
-Weights = Annotated[str, Field(min_length=1), AfterValidator(_weights)]
-"""A registered version, a checkpoint or the folder of a run, or a file of the published method."""
 
 
 class InitSettings(Config):

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from pipelines.config.base import JobConfig, Location, Name
-from pipelines.config.evaluate import WeightsList
 from pipelines.config.published import PublishedSettings
+from pipelines.config.weights import WeightsList
 from xkd_core.config import Config
 
 

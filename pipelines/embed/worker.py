@@ -23,7 +23,7 @@ from pipelines.dataset.schema import REJECTS, REJECTS_FOLDER, STRETCH, clip_id
 from pipelines.dataset.shards import ShardWriter, read_groups
 from pipelines.files import write_failure
 from pipelines.ingest.unit import Unit, UnitSource
-from pipelines.ingest.unit_graph import UnitOutcome
+from pipelines.ingest.unit_runner import UnitOutcome
 from pipelines.ingest.worker import in_stretch, reject_row
 from pipelines.media.container import DecodeError
 from pipelines.media.decoder.messages import OUTSIDE_REASONS

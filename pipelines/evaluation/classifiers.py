@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.evaluation import metrics
 from pipelines.evaluation.features import Features
-from pipelines.evaluation.fits import FineTune, Fitter, late_fusion
+from pipelines.evaluation.fits import FineTune, Fit, Fitter, late_fusion, planned_fits
 from pipelines.evaluation.intervals import Figure, Statistic, figure, mean_of
 from pipelines.evaluation.outcomes import RETRIEVAL_RECALL, Outcomes, gain
 from pipelines.evaluation.retrieval import (
@@ -24,6 +24,8 @@ from pipelines.evaluation.solvers import Fitted
 from xkd_core.encoders import MODALITIES
 
 Array = NDArray[Any]
+Results = Mapping[Fit, Mapping[str, Fitted]]
+"""What each classifier gave, by subject."""
 _MOST_IN_CONFUSION = 100
 """Classes of a confusion matrix; its size grows with the square."""
 
@@ -37,13 +39,48 @@ def score_with_outcomes(
     features: Features, settings: EvaluateSettings, fine_tune: FineTune | None = None
 ) -> tuple[FeatureScores, Outcomes]:
     """Scores as `score` does, and returns the result of each clip beside."""
+    planned = plan_fits(features, settings, fine_tune)
+    return assembled(features, settings, fit_here(features, settings, planned, fine_tune))
+
+
+def plan_fits(
+    features: Features, settings: EvaluateSettings, fine_tune: FineTune | None
+) -> list[tuple[Fit, Sides]]:
+    """Returns the classifiers to fit; none if nothing can be scored."""
+    if why_no_scores(features):
+        return []
+    return planned_fits(features, settings, fine_tunes=fine_tune is not None)
+
+
+def fit_here(
+    features: Features,
+    settings: EvaluateSettings,
+    planned: Sequence[tuple[Fit, Sides]],
+    fine_tune: FineTune | None = None,
+) -> Results:
+    """Fits classifiers one after another in this process, while fine-tuning goes on beside."""
+    tuned = {
+        fit: fine_tune(features, fit.subject, sides)
+        for fit, sides in planned
+        if fine_tune is not None and fit.measure == "finetune"
+    }
+    found = {
+        fit: Fitter(features, fit.network, settings).fit(fit.subject, sides, fit.measure)
+        for fit, sides in planned
+        if fit not in tuned
+    }
+    return found | {fit: {fit.subject: wait()} for fit, wait in tuned.items()}
+
+
+def assembled(
+    features: Features, settings: EvaluateSettings, results: Results
+) -> tuple[FeatureScores, Outcomes]:
+    """Computes figures and differences from the scores of the test clips."""
     reason = why_no_scores(features)
-    networks = sorted({path.split("/")[1] for path in features.matrices})
     found: dict[str, dict[str, NetworkScore]] = {}
     values: dict[str, Array] = {}
-    for network in () if reason else networks:
-        fitter = Fitter(features, network, settings, fine_tune)
-        for subject, (sides, fitted) in _fit_all(fitter).items():
+    for network in () if reason else sorted({path.split("/")[1] for path in features.matrices}):
+        for subject, (sides, fitted) in _by_subject(features, settings, network, results).items():
             found.setdefault(subject, {})[network] = _network_score(features, sides, fitted)
             for name, one in fitted.items():
                 values[f"{subject}/{network}/{name}"] = _outcome(features, sides, one.scores)
@@ -78,12 +115,13 @@ def _having(features: Features, subject: str) -> set[str]:
     return set.intersection(*by)
 
 
-def _fit_all(fitter: Fitter) -> dict[str, tuple[Sides, dict[str, Fitted]]]:
-    """Fits every measure to every subject that has clips to learn from and to score."""
-    features, fusion = fitter.features, fitter.settings.fusion
+def _by_subject(
+    features: Features, settings: EvaluateSettings, network: str, results: Results
+) -> dict[str, tuple[Sides, dict[str, Fitted]]]:
+    """Returns what the classifiers of a network found, by subject, with late fusion of both."""
     found: dict[str, tuple[Sides, dict[str, Fitted]]] = {}
-    for subject in (*MODALITIES, *(name for name in FUSED if name in fusion)):
-        sides = sides_of(features, subject, fitter.network)
+    for subject in (*MODALITIES, *(name for name in FUSED if name in settings.fusion)):
+        sides = sides_of(features, subject, network)
         if sides is None:
             continue
         if subject == "late":
@@ -92,7 +130,10 @@ def _fit_all(fitter: Fitter) -> dict[str, tuple[Sides, dict[str, Fitted]]]:
             fused = late_fusion(by_modality, clips_of, sides.test, features.is_multilabel)
             found["late"] = sides, fused
             continue
-        found |= {name: (sides, one) for name, one in fitter.fit(subject, sides).items()}
+        found[subject] = sides, {}
+        for measure in settings.measures:
+            for name, one in results.get(Fit(network, subject, measure), {}).items():
+                found.setdefault(name, (sides, {}))[1][measure] = one
     return found
 
 

@@ -1,7 +1,7 @@
 """Scores the frozen features of encoders, beside those of the same ones before training.
 
-`evaluate` extracts features in a Ray task and scores them in the driver with k-NN and a linear
-probe subject.
+`evaluate` extracts features in a Ray task; of few clips the driver fits the classifiers, of many
+clips or folds other tasks do.
 
 Protocol: XKD, arXiv:2211.13929, section 5 (frozen encoder, mean of patch tokens, windows averaged).
 """
@@ -20,7 +20,8 @@ from pipelines.errors import UserError
 from pipelines.evaluation.checks import Sources, clip_mistakes, encoders_of
 from pipelines.evaluation.choice import Chosen
 from pipelines.evaluation.features import Features, extract
-from pipelines.evaluation.finetune import fine_tuner, result_of
+from pipelines.evaluation.finetune import fine_tuner
+from pipelines.evaluation.fit_tasks import StoredFeatures
 from pipelines.evaluation.folds import score_folds
 from pipelines.evaluation.official import (
     choose_clips,
@@ -30,6 +31,7 @@ from pipelines.evaluation.official import (
 from pipelines.evaluation.outcomes import OUTCOMES_FILE, Outcomes
 from pipelines.evaluation.scores import FeatureScores, Scores
 from pipelines.evaluation.shard_features import DONE_FOLDER, FeatureWorker, shard_parts
+from pipelines.evaluation.tasks import all_cpus
 from pipelines.files import locked, replacing, scratch_folder, write_json
 from pipelines.ingest.unit_graph import run_units
 from pipelines.progress import OnProgress, watched_board
@@ -38,7 +40,7 @@ from pipelines.tracking.runs import RunRef, log_dataset, open_run, tracked
 
 _SCORES_FILE = "scores.json"
 _FEATURES_FILE = "features.npz"
-_CLIPS_OF_ONE_PROCESS = 4096
+CLIPS_OF_ONE_PROCESS = 4096
 _METRICS_AT_ONCE = 500
 """MLflow takes 1,000 in one request."""
 
@@ -79,11 +81,14 @@ def evaluate(
             num_clips=dataset.num_clips,
             context="evaluation",
         )
-        features = _extract(sources, config, on_progress)
+        stored = _extract(sources, config, on_progress)
+        features = stored.features
         tuner = None
         if "finetune" in config.measures:
             tuner = fine_tuner(sources["trained"], config.dataset, _settings(config))
-        found, outcomes = score_folds(features, config, tuner)
+        settings = _settings(config)
+        many = len(features.clip_ids) * max(1, len(features.folds)) > CLIPS_OF_ONE_PROCESS
+        found, outcomes = score_folds(features, settings, tuner, stored.fit_all if many else None)
         scores = _scores(config, sources, dataset, run, found)
         write_json(output / _SCORES_FILE, scores.to_json())
         with replacing(output / _FEATURES_FILE) as temporary, temporary.open("wb") as file:
@@ -136,7 +141,7 @@ def log_figures(run: RunRef, found: FeatureScores) -> None:
         run.client().log_batch(run.run_id, metrics=metrics[begin : begin + _METRICS_AT_ONCE])
 
 
-def _extract(sources: Sources, config: EvaluateConfig, on_progress: OnProgress) -> Features:
+def _extract(sources: Sources, config: EvaluateConfig, on_progress: OnProgress) -> StoredFeatures:
     """Extracts features: in one task that has all CPUs or a GPU, or first by many workers.
 
     Ray starts its workers in seconds, so clips for which one process needs no longer than that stay
@@ -147,18 +152,14 @@ def _extract(sources: Sources, config: EvaluateConfig, on_progress: OnProgress) 
     cache.mkdir(parents=True, exist_ok=True)
     dataset = open_datasets(config.dataset)
     chosen = choose_clips(dataset, settings, config.official)
-    if config.num_workers or len(chosen.rows) > _CLIPS_OF_ONE_PROCESS:
+    if config.num_workers or len(chosen.rows) > CLIPS_OF_ONE_PROCESS:
         _fill_cache(sources, config, settings, dataset, chosen, cache, on_progress)
-    task = (
-        ray.remote(num_gpus=1)(extract)
-        if config.use_gpu
-        else ray.remote(num_cpus=_all_cpus())(extract)
-    )
+    task = ray.remote(num_returns="streaming")(extract)
+    task = task.options(num_gpus=1) if config.use_gpu else task.options(num_cpus=all_cpus())
     with watched_board(on_progress) as board:
-        found: Features = result_of(
+        return StoredFeatures.receive(
             task.remote(dict(sources), config.dataset, settings, config.official, cache, board)
         )
-    return found
 
 
 def _settings(config: EvaluateConfig) -> EvaluateSettings:
@@ -198,8 +199,3 @@ def _fill_cache(
         )
         for done in progress:
             on_progress(done.clips, len(chosen.rows), "")
-
-
-def _all_cpus() -> int:
-    """Returns the CPUs of the largest node: a task runs on one node."""
-    return max(1, int(max(node["Resources"].get("CPU", 1) for node in ray.nodes())))

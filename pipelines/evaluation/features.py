@@ -6,7 +6,7 @@ spaced windows; it is NaN for a modality that the clip does not have. With `per=
 is a whole source: its views are those of all its segments.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,6 +28,8 @@ from pipelines.quantities import counted
 from pipelines.storage import AnyPath
 
 Array = NDArray[Any]
+LARGE_FIELDS = ("matrices", "layers", "tokens", "views", "retrieval")
+"""Fields of `Features` that grow with the width of encoders."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,21 @@ class Features:
             if name.startswith(prefix)
         }
 
+    def large(self) -> dict[tuple[str, str], Array]:
+        """Returns the arrays that networks give, by field and path."""
+        return {
+            (name, path): array
+            for name in LARGE_FIELDS
+            for path, array in getattr(self, name).items()
+        }
+
+    def with_large(self, arrays: Mapping[tuple[str, str], Array]) -> "Features":
+        """Returns these features with other arrays of networks, or without any."""
+        fields: dict[str, dict[str, Array]] = {name: {} for name in LARGE_FIELDS}
+        for (name, path), array in arrays.items():
+            fields[name][path] = array
+        return replace(self, **fields)  # type: ignore[arg-type]  # by name
+
     def arrays(self) -> dict[str, Array]:
         """Returns everything but the head outputs, for a file that NumPy reads without pickle."""
         return {
@@ -109,8 +126,11 @@ def extract(
     official: OfficialSettings | None,
     cache: AnyPath,
     board: Any,
-) -> Features:
+) -> Iterator[Any]:
     """Computes the features of the train and test splits of a dataset in this process.
+
+    Yields them without the large arrays, then each of these, in the order of `large`. An array is
+    let go once it is yielded, so Ray's object store fills as this process empties.
 
     Args:
         sources: Where the encoders of each network are; `untrained` are those of `trained` before
@@ -124,7 +144,13 @@ def extract(
     networks = load_on_device(sources, settings)
     dataset = open_datasets(datasets)
     chosen = choose_clips(dataset, settings, official)
-    return features_of(networks, dataset, settings, poster(board), chosen=chosen, cache=cache)
+    found = features_of(networks, dataset, settings, poster(board), chosen=chosen, cache=cache)
+    large = found.large()
+    small = found.with_large({})
+    del found
+    yield small, list(large)
+    for key in list(large):
+        yield large.pop(key)
 
 
 @torch.no_grad()
@@ -156,7 +182,7 @@ def features_of(
     chosen = chosen or choose(dataset, settings, max_clips)
     embedder = ShardEmbedder(networks, dataset, chosen, settings, cache)
     first_rows, owner_of_row = _clips_of(dataset, chosen, settings)
-    gathered = Gathered(settings, owner_of_row)
+    gathered = Gathered(settings, owner_of_row, len(first_rows))
     in_retrieval = embedder.in_retrieval
     for part in shard_parts(dataset, chosen):
         wanted = np.flatnonzero(in_retrieval[part.begin : part.end])
@@ -181,7 +207,7 @@ def features_of(
         segment_owners=owner_of_row,
         segment_has=has,
         retrieval_clips=owner_of_row[np.flatnonzero(in_retrieval)],
-        **gathered.features(len(first_rows)),  # type: ignore[arg-type]  # by name
+        **gathered.features(),  # type: ignore[arg-type]  # by name
     )
     folds = tuple(
         Fold(one.name, one.is_train[first_rows], one.is_test[first_rows]) for one in chosen.folds

@@ -23,13 +23,13 @@ from pipelines.config.base import Datasets
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.dataset.clip_dataset import Clip, ClipDataset
 from pipelines.dataset.joined import open_datasets
-from pipelines.errors import UserError
 from pipelines.evaluation.embedder import Embedder, mean_by
 from pipelines.evaluation.features import Features
 from pipelines.evaluation.fits import FineTune, probabilities
 from pipelines.evaluation.networks import EncoderSource, EvaluatedEncoder
 from pipelines.evaluation.sides import Sides
 from pipelines.evaluation.solvers import UNSEEN, Fitted
+from pipelines.evaluation.tasks import result_of, within_a_node
 from pipelines.media.windows import looped, padded
 from xkd_core.encoders import Modality
 from xkd_core.finetune import (
@@ -66,34 +66,31 @@ class Labelled:
 def fine_tuner(
     sources: Sequence[EncoderSource], dataset: Datasets, settings: EvaluateSettings
 ) -> FineTune:
-    """Returns what fine-tunes the encoders of a network, each in a Ray task of its own."""
-    task = ray.remote(num_gpus=1 if settings.use_gpu else 0)(fine_tune)
+    """Returns what starts to fine-tune the encoders of a network, each in a Ray task of its own.
 
-    def fit(features: Features, subject: str, _network: str, sides: Sides) -> Fitted:
+    Tasks of all folds and modalities run at the same time, as GPUs or CPUs and memory allow.
+    """
+    task = ray.remote(num_gpus=1 if settings.use_gpu else 0)(fine_tune).options(
+        memory=within_a_node(settings.finetune.clips_gb * 1e9)
+    )
+
+    def start(features: Features, subject: str, sides: Sides) -> Callable[[], Fitted]:
         (source,) = (one for one in sources if subject in one.modalities)
         (modality,) = (one for one in source.modalities if one == subject)
         parts = [labelled(features, subject, clips) for clips in (sides.train, sides.test)]
-        every: list[Array] = result_of(task.remote(source, modality, dataset, settings, *parts))
         seen = features.targets[sides.train].any(axis=0)
-        scores = [np.where(seen, one, UNSEEN if not features.is_multilabel else 0) for one in every]
-        candidates = tuple(scores) if settings.selection == "test" else ()
-        return Fitted(scores[-1], None, False, is_probability=True, candidates=candidates)
+        unseen_score = UNSEEN if not features.is_multilabel else 0
+        running = task.remote(source, modality, dataset, settings, *parts)
 
-    return fit
+        def wait() -> Fitted:
+            every: list[Array] = result_of(running)
+            scores = [np.where(seen, one, unseen_score) for one in every]
+            candidates = tuple(scores) if settings.selection == "test" else ()
+            return Fitted(scores[-1], None, False, is_probability=True, candidates=candidates)
 
+        return wait
 
-def result_of(reference: Any) -> Any:
-    """Waits for a task.
-
-    Raises:
-        UserError: What the task raised, without Ray's traceback.
-    """
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        raise
+    return start
 
 
 def labelled(features: Features, subject: str, clips: Array) -> Labelled:

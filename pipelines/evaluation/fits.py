@@ -20,61 +20,85 @@ from pipelines.config.evaluate import EvaluateSettings
 from pipelines.evaluation.attentive import score_tokens
 from pipelines.evaluation.embedder import mean_by
 from pipelines.evaluation.features import Features
-from pipelines.evaluation.sides import MISSING, Sides, joined, joined_without
+from pipelines.evaluation.sides import MISSING, Sides, joined, joined_without, sides_of
 from pipelines.evaluation.solvers import Fitted, TrainingRows, fit_and_score
 from xkd_core.encoders import MODALITIES, Modality
 from xkd_core.probes import knn_votes
 
 Array = NDArray[Any]
-FineTune = Callable[[Features, str, str, Sides], Fitted]
-"""Fine-tunes the encoder of a subject and network, and scores the test clips of the sides."""
+FineTune = Callable[[Features, str, Sides], Callable[[], Fitted]]
+"""Starts to fine-tune the trained encoder of a subject; the result waits for its scores."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A classifier to fit."""
+
+    network: str
+    subject: str
+    measure: str
+
+
+def planned_fits(
+    features: Features, settings: EvaluateSettings, *, fine_tunes: bool
+) -> list[tuple[Fit, Sides]]:
+    """Returns the classifiers of all networks and subjects that have clips of both sides."""
+    networks = sorted({path.split("/")[1] for path in features.matrices})
+    subjects = (*MODALITIES, *(("both",) if "both" in settings.fusion else ()))
+    found = []
+    for network in networks:
+        for subject in subjects:
+            sides = sides_of(features, subject, network)
+            if sides is None:
+                continue
+            for measure in settings.measures:
+                if _is_possible(network, subject, measure, fine_tunes=fine_tunes):
+                    found.append((Fit(network, subject, measure), sides))
+    return found
+
+
+def _is_possible(network: str, subject: str, measure: str, *, fine_tunes: bool) -> bool:
+    """Tokens of two modalities have no common grid; `late` joins what they find."""
+    if measure == "retrieval":
+        return False
+    if measure == "finetune" and not (fine_tunes and network == "trained"):
+        return False
+    return subject != "both" or measure not in ("attentive", "finetune")
+
+
+def kind_of(measure: str) -> str:
+    """Returns which features a measure is of."""
+    return "layers" if measure == "layers" else "pooled"
 
 
 @dataclass(frozen=True)
 class Fitter:
-    """Fits the measures that the settings ask for to one network's features."""
+    """Fits the measures to one network's features."""
 
     features: Features
     network: str
     settings: EvaluateSettings
-    fine_tune: FineTune | None = None
 
-    def fit(self, subject: str, sides: Sides) -> dict[str, dict[str, Fitted]]:
-        """Returns the scores of the test clips by subject and measure.
+    def fit(self, subject: str, sides: Sides, measure: str) -> dict[str, Fitted]:
+        """Returns the scores of the test clips by subject.
 
         The joined classifiers also give those of clips without picture, and without sound.
         """
-        found: dict[str, dict[str, Fitted]] = {subject: {}}
-        for measure in self.settings.measures:
-            if measure == "retrieval" or not self._is_possible(subject, measure):
-                continue
-            fitted = self._fit(subject, sides, measure)
-            if subject == "both" and "missing" in self.settings.fusion:
-                fitted, *partial = _parts(fitted, 3)
-                for name, one in zip(MISSING, partial, strict=True):
-                    found.setdefault(name, {})[measure] = one
-            found[subject][measure] = fitted
-        return found
-
-    def _is_possible(self, subject: str, measure: str) -> bool:
-        """Tokens of two modalities have no common grid; `late` joins what they find."""
-        if measure == "finetune" and (self.fine_tune is None or self.network != "trained"):
-            return False
-        return subject != "both" or measure not in ("attentive", "finetune")
+        fitted = self._fit(subject, sides, measure)
+        if subject == "both" and "missing" in self.settings.fusion:
+            return dict(zip(("both", *MISSING), _parts(fitted, 3), strict=True))
+        return {subject: fitted}
 
     def _fit(self, subject: str, sides: Sides, measure: str) -> Fitted:
         settings, features = self.settings, self.features
         device = torch.device("cuda") if settings.use_gpu and torch.cuda.is_available() else None
-        if measure == "finetune":
-            assert self.fine_tune is not None
-            return self.fine_tune(features, subject, self.network, sides)
         if measure == "attentive":
             tokens = features.tokens[f"{subject}/{self.network}"]
             return score_tokens(tokens, sides, features, settings, device)
         train, owners = self._rows(subject, sides.train, measure)
         test, test_owners = self._rows(subject, sides.test, measure)
         if subject == "both" and "missing" in settings.fusion:
-            kind = "layers" if measure == "layers" else "pooled"
+            kind = kind_of(measure)
             others = [
                 joined_without(features, self.network, kind, modality, sides)
                 for modality in reversed(MODALITIES)
@@ -88,7 +112,7 @@ class Fitter:
 
     def _rows(self, subject: str, clips: Array, measure: str) -> tuple[Array, Array]:
         """Returns the rows of clips, and the clip of each row."""
-        kind = "layers" if measure == "layers" else "pooled"
+        kind = kind_of(measure)
         path = f"{subject}/{self.network}"
         if path not in self.features.view_owners:
             return joined(self.features, subject, self.network, kind)[clips], clips

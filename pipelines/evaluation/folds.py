@@ -4,7 +4,7 @@ A figure is the mean of the folds' figures. Its interval draws sources once for 
 video which is tested in two folds is drawn for both.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,28 +12,55 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.config.evaluate import EvaluateSettings
-from pipelines.evaluation.classifiers import differences, score_with_outcomes
+from pipelines.evaluation.classifiers import (
+    Results,
+    assembled,
+    differences,
+    fit_here,
+    plan_fits,
+)
 from pipelines.evaluation.features import Features
-from pipelines.evaluation.fits import FineTune
+from pipelines.evaluation.fits import FineTune, Fit
 from pipelines.evaluation.intervals import Figure
 from pipelines.evaluation.outcomes import Outcomes, score_of
 from pipelines.evaluation.scores import FeatureScores, MeasureScore, NetworkScore
+from pipelines.evaluation.sides import Sides
 
 Array = NDArray[Any]
+Planned = Sequence[tuple[Features, Sequence[tuple[Fit, Sides]]]]
+"""The features of each fold, with the classifiers to fit to them."""
+FitAll = Callable[[Planned, EvaluateSettings, FineTune | None], Sequence[Results]]
 
 
 def score_folds(
-    features: Features, settings: EvaluateSettings, fine_tune: FineTune | None = None
+    features: Features,
+    settings: EvaluateSettings,
+    fine_tune: FineTune | None = None,
+    fit_all: FitAll | None = None,
 ) -> tuple[FeatureScores, Outcomes]:
-    """Scores every fold and averages; without folds it scores the splits as they are."""
+    """Scores every fold and averages; without folds it scores the splits as they are.
+
+    Args:
+        features: Of the clips of all folds.
+        settings: What to measure.
+        fine_tune: Starts to fine-tune an encoder.
+        fit_all: Fits the classifiers of all folds. Default: one after another in this process.
+    """
+    parts = [features]
+    if features.folds:
+        parts = [
+            replace(features, is_train=fold.is_train, is_test=fold.is_test)
+            for fold in features.folds
+        ]
+    planned = [(part, plan_fits(part, settings, fine_tune)) for part in parts]
+    results: Sequence[Results]
+    if fit_all is None:
+        results = [fit_here(part, settings, fits, fine_tune) for part, fits in planned]
+    else:
+        results = fit_all(planned, settings, fine_tune)
+    found = [assembled(part, settings, one) for part, one in zip(parts, results, strict=True)]
     if not features.folds:
-        return score_with_outcomes(features, settings, fine_tune)
-    found = [
-        score_with_outcomes(
-            replace(features, is_train=fold.is_train, is_test=fold.is_test), settings, fine_tune
-        )
-        for fold in features.folds
-    ]
+        return found[0]
     scores = [one for one, _ in found]
     outcomes = _joined([one for _, one in found], [fold.name for fold in features.folds])
     averaged = _averaged(scores, outcomes)

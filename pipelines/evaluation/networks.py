@@ -69,7 +69,7 @@ class EncoderSource:
 
     given: str
     """As the user named it."""
-    kind: Literal["checkpoint", "registered", "published"]
+    kind: Literal["checkpoint", "exported", "published"]
     path: str
     modalities: tuple[Modality, ...]
     role: Role
@@ -92,7 +92,7 @@ class EncoderSource:
             model, config = load_model(path_of(self.path), trained=trained)
             both = network_of(model, config.model, self.role)
             return {modality: both[modality] for modality in self.modalities}
-        if self.kind == "registered":
+        if self.kind == "exported":
             with on_disk(path_of(self.path)) as folder:
                 encoder, info = load_encoder(folder)
             found = {info.modality: EvaluatedEncoder(encoder, info.model)}
@@ -109,7 +109,7 @@ class EncoderSource:
         if self.kind == "checkpoint":
             config = PretrainConfig.model_validate(read_info(path_of(self.path)).config)
             return config.model
-        if self.kind == "registered":
+        if self.kind == "exported":
             with on_disk(path_of(self.path)) as folder:
                 return read_encoder_info(folder).model
         return self.load()[modality].model

@@ -25,7 +25,7 @@ from pipelines.evaluation.embedder import Embedded, Embedder
 from pipelines.evaluation.networks import EncoderSource, Network, load_network
 from pipelines.evaluation.official import choose_clips
 from pipelines.files import write_failure, write_json
-from pipelines.ingest.unit_graph import UnitOutcome
+from pipelines.ingest.unit_runner import UnitOutcome
 from pipelines.storage import AnyPath, path_of
 
 Array = NDArray[Any]

@@ -28,7 +28,7 @@ UNSEEN = -1e9
 _MAX_ITERATIONS = 300
 _SVM_ITERATIONS = 1000
 _NUM_FOLDS = 5
-_BYTES_A_NUMBER = 16
+BYTES_A_NUMBER = 16
 """Of a feature in float64, twice: the solver's copy beside the standardized one."""
 
 
@@ -84,7 +84,7 @@ def fit_and_score(
         device: Where that layer trains.
         with_candidates: Whether to return the scores by every penalty too.
     """
-    exact = rows.features.size * _BYTES_A_NUMBER <= max_solver_gb * 1e9
+    exact = rows.features.size * BYTES_A_NUMBER <= max_solver_gb * 1e9
     along = (
         _exact_path(kind, rows.is_multilabel)
         if exact

@@ -6,10 +6,10 @@ Ray Data schedules, limits and retries tasks of one or more units. Each worker w
 
 import json
 import logging
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -18,6 +18,8 @@ import ray.data
 from pipelines.dataset.shards import shard_names
 from pipelines.errors import JobFailed, UserError
 from pipelines.files import replacing
+from pipelines.ingest.unit_runner import Counts, UnitRunner
+from pipelines.nodes import working_nodes
 from pipelines.quantities import counted
 from pipelines.storage import AnyPath
 
@@ -35,40 +37,6 @@ TASKS_PER_WORKER = 4
 MAX_REPORTS_PER_SECOND = 50
 """Bounds the rows that all workers together send while their tasks run."""
 UNITS_FILE = "units.jsonl"
-
-
-@dataclass(frozen=True)
-class UnitOutcome:
-    """Result of one source of a unit. Workers yield it as a dict."""
-
-    unit: str = ""
-    clips: int = 0
-    """Number of rows of the source."""
-    seconds: float = 0.0
-    """Total duration of the rows, in seconds."""
-    reason: str = ""
-    """Reason for the reject, or empty."""
-    failed: str = ""
-    """Reason why the unit cannot be written, or empty."""
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Number of finished sources, their rows and their rejects."""
-
-    sources: int = 0
-    clips: int = 0
-    rejected: int = 0
-
-    def __add__(self, other: "Counts") -> "Counts":
-        return Counts(
-            self.sources + other.sources, self.clips + other.clips, self.rejected + other.rejected
-        )
-
-    def __sub__(self, other: "Counts") -> "Counts":
-        return Counts(
-            self.sources - other.sources, self.clips - other.clips, self.rejected - other.rejected
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +81,11 @@ def run_units(
     total = Counts()
     num_fruitless = 0
     while left:
+        nodes = {node["NodeID"] for node in working_nodes()}
+        losses: list[Exception] = []
         try:
             for name, counts, failed in _reports(
-                left, file, worker, arguments, num_workers, num_gpus
+                left, file, worker, arguments, num_workers, num_gpus, losses
             ):
                 if failed:
                     raise UserError(f"output ({output}) {failed}")
@@ -125,19 +95,37 @@ def run_units(
                     of_unit[name] = counts
                     total += counts - before
                     yield total
+        except (ray.exceptions.RayError, _WorkerError) as error:
+            losses.append(error)
+        if not losses:
             return
-        except ray.exceptions.RayError as error:
-            num_before = len(left)
-            there = set(shard_names(output / rows_folder))
-            left = [unit for unit in left if f"{unit.name}.parquet" not in there]
-            num_fruitless = num_fruitless + 1 if len(left) == num_before else 0
-            is_our_bug = isinstance(error, ray.exceptions.RayTaskError)
-            units_left = counted(len(left), "unit")
-            if is_our_bug or num_fruitless >= MAX_FRUITLESS_RUNS:
-                raise _failure(error, output, units_left) from error
-            logger.warning("Ray failed (%s); continuing with %s", _cause(error), units_left)
-            # A unit that always kills its worker must not keep others from their turn.
-            left.reverse()
+        num_before = len(left)
+        left = _without_written(left, output / rows_folder)
+        is_fruitless = len(left) == num_before and not _is_one_lost(nodes)
+        num_fruitless = num_fruitless + 1 if is_fruitless else 0
+        units_left = counted(len(left), "unit")
+        if _is_our_bug(losses[-1]) or (left and num_fruitless >= MAX_FRUITLESS_RUNS):
+            raise _failure(losses[-1], output, units_left) from losses[-1]
+        logger.warning("continuing with %s", units_left)
+
+
+def _without_written(units: Sequence[_StoredUnit], folder: AnyPath) -> list[_StoredUnit]:
+    there = set(shard_names(folder))
+    # A unit that always kills its worker must not keep others from their turn.
+    return [unit for unit in reversed(units) if f"{unit.name}.parquet" not in there]
+
+
+def _is_one_lost(nodes: Set[str]) -> bool:
+    """Whether a node has gone: a unit that takes longer than machines stay is not to blame."""
+    return bool(nodes - {node["NodeID"] for node in working_nodes()})
+
+
+class _WorkerError(Exception):
+    """An exception that a worker raised, as text."""
+
+
+def _is_our_bug(error: Exception) -> bool:
+    return isinstance(error, ray.exceptions.RayTaskError | _WorkerError)
 
 
 def _write_units(units: Iterable[Mapping[str, Any]], file: AnyPath) -> list[_StoredUnit]:
@@ -170,14 +158,14 @@ def _tasks(units: Sequence[_StoredUnit], num_workers: int) -> Iterator[dict[str,
         first = stop
 
 
-def _failure(error: ray.exceptions.RayError, output: AnyPath, units_left: str) -> JobFailed:
+def _failure(error: Exception, output: AnyPath, units_left: str) -> JobFailed:
     return JobFailed(
         f"the workers that write {output} failed with {units_left} left: {_cause(error)}. "
         "What is complete stays, and the same command continues from there"
     )
 
 
-def _cause(error: ray.exceptions.RayError) -> str:
+def _cause(error: Exception) -> str:
     if isinstance(error, ray.exceptions.RayActorError) and not error.actor_init_failed:
         return "a worker process died; if memory is short, lower num_workers"
     return str(error).strip().splitlines()[-1][:300].rstrip(".")
@@ -190,11 +178,16 @@ def _reports(
     arguments: tuple[Any, ...],
     num_workers: int | None,
     num_gpus: float,
+    losses: list[Exception],
 ) -> Iterator[tuple[str, Counts, str]]:
-    """Runs the graph. Yields the name of a unit, its counts so far, and why it failed."""
+    """Runs the graph. Yields the name of a unit, its counts so far, and why it failed.
+
+    Tasks that are lost for good, for example with their node, are appended to `losses`.
+    """
     resources = ray.cluster_resources()
-    most = int(resources.get("GPU", 1) / num_gpus if num_gpus else resources.get("CPU", 1))
-    num_actors = max(1, min(num_workers or most, len(units)))
+    there = int(resources.get("GPU", 1) / num_gpus if num_gpus else resources.get("CPU", 1))
+    limit = min(num_workers or len(units), len(units))
+    num_actors = max(1, min(there, limit))
     tasks = list(_tasks(units, num_actors))
     seconds = max(1.0, num_actors / MAX_REPORTS_PER_SECOND)
     with warnings.catch_warnings():
@@ -203,11 +196,13 @@ def _reports(
         # 1:N and CPU-bound. Decoding uses one core. An actor starts its decoder or model once.
         # An actor takes one task at a time, so that no task waits behind a long one while
         # another actor is idle. The pool runs with the actors that have started, so a busy
-        # cluster slows the job but does not block it.
+        # cluster slows the job but does not block it, and it grows when nodes join.
         reports = ray.data.from_items(tasks, override_num_blocks=len(tasks)).flat_map(
             UnitRunner,
             fn_constructor_args=(worker, arguments, file, seconds),
-            compute=ray.data.ActorPoolStrategy(size=num_actors, max_tasks_in_flight_per_actor=1),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=num_actors, max_size=limit, max_tasks_in_flight_per_actor=1
+            ),
             num_cpus=1,
             num_gpus=num_gpus or None,
             max_restarts=-1,
@@ -216,50 +211,32 @@ def _reports(
     # A row leaves its worker immediately.
     reports.context.target_max_block_size = 1
     reports.context.enable_progress_bars = False
-    for row in reports.iter_rows():
-        for name, failed, *counts in json.loads(row["report"]):
-            yield name, Counts(*counts), failed
+    # A lost task must not end the others.
+    reports.context.max_errored_blocks = -1
+    with _told_in_one_line(losses):
+        for row in reports.iter_rows():
+            report = json.loads(row["report"])
+            if isinstance(report, str):
+                raise _WorkerError(report)
+            for name, failed, *counts in report:
+                yield name, Counts(*counts), failed
 
 
-class UnitRunner:
-    """The Ray actor around a worker: reads units from the file and sums up their outcomes."""
+@contextmanager
+def _told_in_one_line(losses: list[Exception]) -> Iterator[None]:
+    """Collects the lost tasks that Ray Data logs, each with a traceback of 25 lines."""
 
-    def __init__(
-        self,
-        worker: Callable[..., Any],
-        arguments: tuple[Any, ...],
-        file: AnyPath,
-        report_seconds: float,
-    ) -> None:
-        self._worker = worker(*arguments)
-        self._file = file
-        self._report_seconds = report_seconds
+    def collect(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, ray.exceptions.RayError):
+            return True
+        losses.append(error)
+        logger.warning("a task was lost (%s); its units come again", _cause(error))
+        return False
 
-    def __call__(self, task: dict[str, int]) -> Iterator[dict[str, str]]:
-        """Runs the units of a task; each row reports the units that have changed."""
-        reported_at = time.monotonic()
-        changed: dict[str, tuple[Counts, str]] = {}
-        for unit in self._units(task):
-            counts = Counts()
-            for outcome in self._worker(unit):
-                failed = outcome["failed"]
-                counts += Counts(not failed, outcome["clips"], bool(outcome["reason"]))
-                changed[unit["name"]] = counts, failed
-                if failed or time.monotonic() - reported_at >= self._report_seconds:
-                    yield _report(changed)
-                    changed.clear()
-                    reported_at = time.monotonic()
-        if changed:
-            yield _report(changed)
-
-    def _units(self, task: dict[str, int]) -> list[dict[str, Any]]:
-        with self._file.open("rb") as lines:
-            lines.seek(task["begin"])
-            return [
-                json.loads(line) for line in lines.read(task["end"] - task["begin"]).splitlines()
-            ]
-
-
-def _report(changed: Mapping[str, tuple[Counts, str]]) -> dict[str, str]:
-    rows = [[name, failed, *asdict(counts).values()] for name, (counts, failed) in changed.items()]
-    return {"report": json.dumps(rows)}
+    ray_log = logging.getLogger("ray.data._internal.execution.streaming_executor_state")
+    ray_log.addFilter(collect)
+    try:
+        yield
+    finally:
+        ray_log.removeFilter(collect)

@@ -20,7 +20,7 @@ from pipelines.dataset.schema import CLIPS, CLIPS_FOLDER, REJECTS, REJECTS_FOLDE
 from pipelines.dataset.shards import ShardWriter
 from pipelines.files import write_failure
 from pipelines.ingest.unit import Unit, UnitSource
-from pipelines.ingest.unit_graph import UnitOutcome
+from pipelines.ingest.unit_runner import UnitOutcome
 from pipelines.media.container import DecodeError
 from pipelines.media.decoder.messages import OUTSIDE_REASONS
 from pipelines.media.decoder.process import DecoderProcess

@@ -8,7 +8,13 @@ both have leapt, packets of two epochs interleave:
     epoch    0  0  0  0  0  | 1  0  1  1  1  1      A2 still belongs to the first file
 
 One offset per epoch moves picture and sound together, as the ffmpeg command does for formats with
-discontinuous clocks. If only one stream jumps, it is no leap: a jump ahead is a gap, during which
+discontinuous clocks. A file without sound, or without a picture, between others is an epoch of one
+stream: the other stream skips it, and joins the leap that is nearer in time.
+
+    file     V0 A0 V1 A1 | V0 V1 V2 V3 | A0 V0 A1 V1
+    epoch    0  0  0  0  | 1  1  1  1  | 2  2  2  2      and not epoch 1 for A0 and A1
+
+If only one stream jumps, it is no leap: a jump ahead is a gap, during which
 the other stream continues, and after a jump back the timestamps are used as they are.
 """
 
@@ -28,8 +34,9 @@ NEAR_SECONDS = 10.0
 """Packets that are neighbors in the file are this close in time."""
 LAG_SECONDS = 5.0
 """A stream follows the leap of the other one within this much of its own content."""
-MAX_OVERLAP_SECONDS = 0.1
-"""Sound may overlap this much at a leap, because codecs pad both ends of a file."""
+NEARER_SECONDS = 1.0
+"""A stream that leaps belongs to the next leap of the other one, instead of the last one, if it is
+nearer in time by more than this."""
 MAX_STRAY_PACKETS = 8
 """This many packets in a row may have wrong timestamps without a leap."""
 REORDER_PACKETS = 17
@@ -88,8 +95,12 @@ def find_leaps(clocks: Sequence[Clock], may_leap: bool) -> list[Leap]:
     for stream, clock in enumerate(clocks):
         jumps = _jumps(clock, may_leap, is_alone=len(clocks) == 1)
         events += [(int(clock.order[packet]), stream, packet) for packet in jumps]
+    are_both = len(clocks) == 2 and all(len(clock) for clock in clocks)
+    if are_both:
+        later = int(clocks[1].order[0] > clocks[0].order[0])
+        events.append((int(clocks[later].order[0]), later, 0))
     search = _Search(clocks, sorted(events))
-    if len(clocks) == 2 and all(len(clock) for clock in clocks):
+    if are_both:
         search.align_starts(AHEAD_SECONDS if may_leap else AHEAD_IN_STEADY_FORMATS_SECONDS)
     for number in range(len(search.events)):
         search.judge(number)
@@ -137,7 +148,10 @@ def _stays_back(clock: Clock, at: int) -> bool:
 
 
 class _Search:
-    """A pass over the jumps of all streams in the order of the file."""
+    """A pass over the jumps of all streams, and the beginning of the later one.
+
+    Events are in the order of the file: position, stream, and packet in the stream.
+    """
 
     def __init__(self, clocks: Sequence[Clock], events: list[tuple[int, int, int]]) -> None:
         self.clocks = clocks
@@ -150,30 +164,39 @@ class _Search:
         """Decides whether one jump is a leap, a gap or an error."""
         order, stream, packet = self.events[number]
         clock = self.clocks[stream]
-        now, before = clock.decode[packet], clock.decode[packet - 1]
+        now = clock.decode[packet]
         others = [other for other in range(len(self.clocks)) if other != stream]
         if not others or not len(self.clocks[others[0]]):
             self._leap(stream, packet, is_new=True)
             return
         other = others[0]
         distance = self._distance(other, order, now)
-        if self._epochs[stream] < self._newest and distance <= NEAR_SECONDS:
-            self._leap(stream, packet, is_new=False)
+        joins = self._epochs[stream] < self._newest and distance <= NEAR_SECONDS
+        if joins or packet == 0:
+            is_new = self._is_nearer_next(number, other, now, distance)
+            if is_new or joins:
+                self._leap(stream, packet, is_new=is_new)
         elif self._is_gap(stream, packet, distance):
             return
         elif self._other_follows(number, other, order, now):
             self._leap(stream, packet, is_new=True)
-        elif abs(now - before) > AHEAD_SECONDS:
+        elif abs(now - clock.decode[packet - 1]) > AHEAD_SECONDS:
             # Nothing relates the two clocks, so each stream continues by itself.
-            self._move(stream, packet, before + clock.step() - now)
+            self._move(stream, packet, clock.decode[packet - 1] + clock.step() - now)
 
     def align_starts(self, max_seconds: float) -> None:
         """Makes both streams begin together if their clocks are unrelated."""
         later = int(self.clocks[1].order[0] > self.clocks[0].order[0])
         now = self.clocks[later].decode[0]
         other = self.clocks[1 - later]
-        there = other.decode[other.at(int(self.clocks[later].order[0]))]
-        if abs(now - there) > max_seconds:
+        before = other.at(int(self.clocks[later].order[0]))
+        # If one stream lies behind the other in the file, their order says nothing about time. A
+        # still picture of a transport stream is such a stream: FFmpeg only finds it at the end.
+        there = other.decode[before if before < len(other) - 1 else 0]
+        begins = next(at for at, event in enumerate(self.events) if event[1:] == (later, 0))
+        following = self._next(begins, 1 - later)
+        leaps_there = following is not None and max(following[0], abs(following[1] - now)) <= 1.0
+        if abs(now - there) > max_seconds and not leaps_there:
             self._move(later, 0, there - now)
 
     def _move(self, stream: int, packet: int, seconds: float) -> None:
@@ -199,101 +222,37 @@ class _Search:
     def _other_follows(self, number: int, other: int, order: int, now: float) -> bool:
         """Returns whether the other stream soon leaps to about the same time, or ends."""
         clock = self.clocks[other]
-        last = clock.at(order)
-        if last == len(clock) - 1:
+        if clock.at(order) == len(clock) - 1:
             return True
+        following = self._next(number, other)
+        if following is None:
+            return False
+        content, then = following
+        return content <= LAG_SECONDS and (
+            abs(then - now) <= NEAR_SECONDS or self._meets(number, then)
+        )
+
+    def _meets(self, number: int, time: float) -> bool:
+        """Returns whether a stream later leaps to about a time, at which it meets the other one."""
+        stream = self.events[number][1]
+        later = (p for _, s, p in self.events[number + 1 :] if s == stream)
+        return any(abs(self.clocks[stream].decode[p] - time) <= NEAR_SECONDS for p in later)
+
+    def _is_nearer_next(self, number: int, other: int, now: float, distance: float) -> bool:
+        """Returns whether the other stream soon leaps to a time that is nearer than its own."""
+        following = self._next(number, other)
+        if following is None:
+            return False
+        content, then = following
+        return max(content, abs(then - now)) + NEARER_SECONDS < distance
+
+    def _next(self, number: int, other: int) -> tuple[float, float] | None:
+        """Returns how much of a stream remains before its next event, and the time of that."""
+        clock = self.clocks[other]
+        order = self.events[number][0]
         for later_order, stream, packet in self.events[number + 1 :]:
-            if stream != other:
-                continue
-            if later_order > order:
-                content = clock.decode[packet - 1] - clock.decode[max(0, last)]
-                is_near = abs(clock.decode[packet] - now) <= NEAR_SECONDS
-                return bool(content <= LAG_SECONDS and is_near)
-        return False
-
-
-def epoch_offsets(
-    clocks: Sequence[Clock], leaps: Sequence[Leap]
-) -> tuple[list[NDArray[np.float64]], list[float]]:
-    """Returns the offsets of the timestamps of each packet, and the resulting times of leaps.
-
-    An epoch begins where the one before it ends: its picture follows the last picture, or begins
-    later if the sound would otherwise overlap by more than codecs pad.
-
-    Args:
-        clocks: The streams, the picture first.
-        leaps: From `find_leaps`.
-    """
-    offsets = [np.zeros(len(clock)) for clock in clocks]
-    ends: list[float | None] = [None] * len(clocks)
-    times: list[float] = []
-    begins = [{0: 0} for _ in clocks]
-    for leap in leaps:
-        if leap.epoch is not None:
-            begins[leap.stream].setdefault(leap.epoch, leap.packet)
-    for epoch in range(max(max(of) for of in begins) + 1):
-        spans = [_span(clock, of, epoch) for clock, of in zip(clocks, begins, strict=True)]
-        offset = _offset(clocks, spans, ends) if epoch else 0.0
-        starts = []
-        for stream, span in enumerate(spans):
-            if span is None:
-                continue
-            first, stop = span
-            _drop_foreign(clocks[stream], first, stop)
-            offsets[stream][first:stop] = offset
-            start, end = extent(clocks[stream], first, stop)
-            starts.append(start + offset)
-            ends[stream] = max(end + offset, ends[stream] or -np.inf)
-        if epoch and starts:
-            times.append(min(starts))
-    alone = [leap for leap in leaps if leap.epoch is None]
-    times += [float((clocks[x.stream].decode + offsets[x.stream])[x.packet]) for x in alone]
-    return offsets, sorted(times)
-
-
-def _drop_foreign(clock: Clock, first: int, stop: int) -> None:
-    """Removes presentation times that do not fit their epoch, which FFmpeg guesses at leaps."""
-    slack = 1.0 + REORDER_PACKETS * clock.step()
-    starts = clock.start[first:stop]
-    is_foreign = starts > clock.decode[stop - 1] + slack
-    is_foreign |= starts < clock.decode[first] - slack
-    starts[is_foreign] = np.nan
-
-
-def _span(clock: Clock, begins: dict[int, int], epoch: int) -> tuple[int, int] | None:
-    """Returns the packets of a stream in an epoch, which may have none."""
-    if epoch not in begins:
+            if stream == other and later_order > order:
+                last = max(0, clock.at(order))
+                content = clock.decode[packet - 1] - clock.decode[last] if packet else 0.0
+                return float(content), float(clock.decode[packet])
         return None
-    first = begins[epoch]
-    later = [packet for number, packet in begins.items() if number > epoch]
-    stop = min(later, default=len(clock))
-    return (first, stop) if stop > first else None
-
-
-def _offset(
-    clocks: Sequence[Clock], spans: Sequence[tuple[int, int] | None], ends: Sequence[float | None]
-) -> float:
-    needed = []
-    for clock, span, end in zip(clocks, spans, ends, strict=True):
-        if span is not None and end is not None:
-            needed.append(end - extent(clock, *span)[0])
-    if not needed:
-        starts = [extent(c, *span)[0] for c, span in zip(clocks, spans, strict=True) if span]
-        return max((end for end in ends if end is not None), default=0.0) - min(starts)
-    first, last = needed[0], max(needed)
-    return first if last - first <= MAX_OVERLAP_SECONDS else last
-
-
-def extent(clock: Clock, first: int, stop: int) -> tuple[float, float]:
-    """Returns the first and the last time at which packets are presented."""
-    starts = clock.start[first:stop]
-    known = np.flatnonzero(np.isfinite(starts))
-    if not len(known):
-        return float(clock.decode[first]), float(clock.decode[stop - 1])
-    last = known[np.argmax(starts[known])]
-    steps = np.diff(np.sort(starts[known]))
-    usual = float(np.median(steps)) if len(steps) else 0.0
-    declared = float(clock.duration[first + last])
-    # Declared durations are less reliable than distances for pictures, and more for sound.
-    duration = declared if 0 < declared <= 2 * usual or not usual else usual
-    return float(np.min(starts[known])), float(starts[last]) + duration

@@ -27,8 +27,9 @@ PACKET_OVERHEAD_BYTES = 512
 MAX_SECONDS = 1e9
 """Timestamps further from zero than this (30 years) are damaged."""
 NO_TIME = float("nan")
-EVEN_CODECS = frozenset({"aac", "ac3", "mp2", "mp3"})
-"""Sound codecs whose packets all have the same number of samples within a stream."""
+EVEN_CODECS = {"aac": 1024, "ac3": 1536, "mp2": 1152, "mp3": 1152}
+"""Sound codecs whose packets all have the same number of samples within a stream, with the usual
+number. Streams may have half or twice as many, by their sample rate or profile."""
 WOBBLE_SECONDS, WOBBLING_FRACTION = 0.003, 0.1
 """Durations wobble if more than this fraction differs from the codec's own by more than this."""
 CANCELLING_FRACTION = 0.5
@@ -43,7 +44,9 @@ class PacketTable:
 
     time_base: float
     order: NDArray[np.int64]
-    """Positions among the packets of all scanned streams."""
+    """Positions among the packets of all scanned streams, as they are read."""
+    position: NDArray[np.int64]
+    """Positions in the file, in bytes; -1 where unknown."""
     pts: NDArray[np.float64]
     """Presentation times; NaN where the container has none."""
     dts: NDArray[np.float64]
@@ -115,6 +118,9 @@ def read_packets(
     except FFmpegError as error:
         # Packets before the damage are good.
         errors.append(error)
+    except IndexError:
+        # At the end, PyAV 18 fails to flush streams that appeared while it was reading.
+        pass
 
 
 class _Rows:
@@ -122,12 +128,12 @@ class _Rows:
 
     def __init__(self, stream: VideoStream | AudioStream) -> None:
         self._time_base = float(stream.time_base or 1)
-        self._exact_duration = 0.0
-        if isinstance(stream, AudioStream) and stream.codec_context.sample_rate:
-            samples = stream.codec_context.frame_size or 0
-            self._exact_duration = samples / stream.codec_context.sample_rate
+        self._exact_duration = self._usual_duration = 0.0
         self._is_even = stream.codec_context.name in EVEN_CODECS
-        self._order, self._size = array("q"), array("q")
+        if isinstance(stream, AudioStream) and (rate := stream.codec_context.sample_rate):
+            self._exact_duration = (stream.codec_context.frame_size or 0) / rate
+            self._usual_duration = EVEN_CODECS.get(stream.codec_context.name, 0) / rate
+        self._order, self._position, self._size = array("q"), array("q"), array("q")
         self._pts, self._dts, self._duration = array("d"), array("d"), array("d")
         self._is_key, self._is_discarded = array("b"), array("b")
         self._is_encrypted = array("b")
@@ -135,6 +141,7 @@ class _Rows:
     def add(self, order: int, packet: "Packet[Any]") -> None:
         pts, dts = packet.pts, packet.dts
         self._order.append(order)
+        self._position.append(-1 if packet.pos is None else packet.pos)
         self._pts.append(NO_TIME if pts is None else pts)
         self._dts.append(NO_TIME if dts is None else dts)
         self._duration.append(packet.duration or 0)
@@ -147,6 +154,7 @@ class _Rows:
         return PacketTable(
             time_base=self._time_base,
             order=np.array(self._order, np.int64),
+            position=np.array(self._position, np.int64),
             pts=self._seconds(self._pts),
             dts=self._seconds(self._dts),
             duration=self._durations(),
@@ -164,6 +172,11 @@ class _Rows:
         """
         declared = np.clip(np.nan_to_num(self._seconds(self._duration)), 0, None)
         known = declared[declared > 0]
+        if self._is_even and not self._exact_duration and len(known):
+            # FFmpeg does not know it if it has opened the file without decoding any sound.
+            median = float(np.median(known))
+            multiples = (self._usual_duration * factor for factor in (0.5, 1, 2))
+            self._exact_duration = min(multiples, key=lambda each: abs(each - median))
         if self._is_even and self._exact_duration and len(known):
             irregular = declared - self._exact_duration
             irregular = irregular[np.abs(irregular) > WOBBLE_SECONDS]

@@ -14,7 +14,8 @@ from av.container import InputContainer
 from av.format import Flags
 from numpy.typing import NDArray
 
-from pipelines.media.leaps import Clock, epoch_offsets, find_leaps
+from pipelines.media.epochs import epoch_offsets
+from pipelines.media.leaps import Clock, find_leaps
 from pipelines.media.packets import PacketScan, PacketTable
 from pipelines.media.sound_clock import sound_times
 
@@ -22,9 +23,11 @@ UNTIMED_FORMATS = frozenset({"avi"})
 """Formats that number packets and store no presentation times of pictures."""
 GUESSING_FORMATS = frozenset({"matroska,webm"})
 """Formats without decoding times, which FFmpeg guesses from presentation times."""
+SORTING_FORMATS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2"})
+"""Formats whose packets FFmpeg reads in the order of decoding times."""
 
 MAX_DELAY_SECONDS = 60.0
-"""If decoding and presentation are further apart, the decoding time is damaged."""
+"""If decoding and presentation are further apart, one of the two times is damaged."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ def build_timeline(
     tables = [scan.tables[index] for index in indices]
     is_exact = container.format.name not in GUESSING_FORMATS
     clocks = [_clock(table, is_exact) for table in tables]
+    if container.format.name in SORTING_FORMATS:
+        _order_as_in_file(clocks, [table.position[_kept(table)] for table in tables])
     leaps = [] if is_untimed else find_leaps(clocks, _has(container, Flags.ts_discont))
     if not clocks:
         return Timeline({})
@@ -135,19 +140,53 @@ def _has(container: InputContainer, flag: Flags) -> bool:
 
 def _clock(table: PacketTable, is_exact: bool) -> Clock:
     """Returns the packets of a stream that are presented."""
-    kept = ~table.is_discarded
-    if not kept.any():
-        kept = np.ones(len(table), np.bool_)
+    kept = _kept(table)
     decode = np.where(np.isfinite(table.dts), table.dts, np.nan if not is_exact else table.pts)
+    start = table.pts.copy()
     is_damaged = np.abs(table.dts - table.pts) > MAX_DELAY_SECONDS
-    decode = np.where(is_damaged, table.pts, decode)
+    has_right_dts = _follow(table, is_damaged)
+    start[has_right_dts] = np.nan
+    decode = np.where(is_damaged & ~has_right_dts, table.pts, decode)
     return Clock(
         order=table.order[kept],
-        start=table.pts[kept].copy(),
-        decode=_filled(decode[kept], table.pts[kept]),
+        start=start[kept],
+        decode=_filled(decode[kept], start[kept]),
         duration=table.duration[kept],
         is_exact=is_exact,
     )
+
+
+def _kept(table: PacketTable) -> NDArray[np.bool_]:
+    kept = ~table.is_discarded
+    return kept if kept.any() else np.ones(len(table), np.bool_)
+
+
+def _order_as_in_file(clocks: Sequence[Clock], positions: Sequence[NDArray[np.int64]]) -> None:
+    """Orders packets by position if a clock steps back, as where fragmented files are joined.
+
+    FFmpeg then reads several files of one stream before it continues with the other one.
+    """
+    steps_back = any((np.diff(clock.decode) < 0).any() for clock in clocks)
+    are_sorted = all((at >= 0).all() and (np.diff(at) >= 0).all() for at in positions)
+    if steps_back and are_sorted:
+        for clock, at in zip(clocks, positions, strict=True):
+            clock.order = at
+
+
+def _follow(table: PacketTable, is_damaged: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Returns which damaged packets have decoding times that follow those of their neighbors.
+
+    At the end of a joined file, FFmpeg gives the last picture the first time of the next file.
+    """
+    sound = np.flatnonzero(~is_damaged & np.isfinite(table.dts))
+    damaged = np.flatnonzero(is_damaged)
+    follows = np.zeros(len(table), np.bool_)
+    if len(sound) and len(damaged):
+        beside = np.maximum(np.searchsorted(sound, damaged) - 1, 0)
+        neighbors = table.dts[sound[beside]]
+        is_near = np.abs(table.dts[damaged] - neighbors) <= np.abs(table.pts[damaged] - neighbors)
+        follows[damaged[is_near]] = True
+    return follows
 
 
 def _filled(values: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:

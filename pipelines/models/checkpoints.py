@@ -124,7 +124,11 @@ def is_complete(folder: AnyPath) -> bool:
 
 
 def find_checkpoint(path: str) -> AnyPath:
-    """The checkpoint at `path`, or the newest complete one if it is the folder of a run.
+    """The checkpoint at `path`, or the newest complete one of the folder of a run.
+
+    That is the folder of a training, or of the main job, which holds its training:
+
+        runs/smoke/pretrain/smoke/step_000000422
 
     Raises:
         UserError: If there is none.
@@ -135,6 +139,9 @@ def find_checkpoint(path: str) -> AnyPath:
     if not folder.is_dir():
         raise UserError(f"checkpoint ({path}) does not exist")
     found = newest_checkpoint(folder)
+    inner = folder / "pretrain" / folder.name
+    if found is None and inner.is_dir():
+        found = newest_checkpoint(inner)
     if found is None:
         raise UserError(f"checkpoint ({path}) holds no complete checkpoint")
     return found

@@ -39,6 +39,8 @@ class EncoderScores:
     trained: Mapping[str, Figure]
     untrained: Mapping[str, Figure]
     """Of the same network before training; empty if it was not evaluated."""
+    marks: tuple[str, ...] = ()
+    """What sets the figures apart from those of the whole official split (`Scores.marks`)."""
 
 
 def encoder_scores(scores: Scores | None, modality: str) -> EncoderScores | None:
@@ -61,6 +63,7 @@ def encoder_scores(scores: Scores | None, modality: str) -> EncoderScores | None
         num_sources=labelled.num_sources if labelled else num_ranked,
         trained=trained,
         untrained=_scores_of(found, modality, "untrained"),
+        marks=scores.marks,
     )
 
 
@@ -119,9 +122,10 @@ def _front_matter(name: str, info: EncoderInfo, scores: EncoderScores | None) ->
 
 def _result(info: EncoderInfo, scores: EncoderScores) -> dict[str, Any]:
     """The scores as model hubs read them."""
+    marks = f" ({'; '.join(scores.marks)})" if scores.marks else ""
     return {
         "task": {"type": "feature-extraction", "name": f"frozen {info.modality} features"},
-        "dataset": {"name": scores.dataset_id, "type": "clip-dataset"},
+        "dataset": {"name": scores.dataset_id + marks, "type": "clip-dataset"},
         "metrics": [
             {
                 "type": "recall" if measure == "retrieval" else "accuracy",
@@ -235,7 +239,10 @@ def _quality(scores: EncoderScores | None, num_windows: int) -> list[str]:
         untrained = scores.untrained.get(measure)
         beside = "" if untrained is None else f"{untrained.value:.1%}"
         title = MEASURES[measure] + (" (recall@5)" if measure == "retrieval" else "")
-        rows.append(f"| {title} | {trained.value:.1%} | {interval_text(trained)} | {beside} |")
+        star = " \\*" if scores.marks else ""
+        rows.append(
+            f"| {title} | {trained.value:.1%}{star} | {interval_text(trained)} | {beside} |"
+        )
     clips, windows = counted(scores.num_test, "held-out clip"), counted(num_windows, "window")
     if scores.num_classes:
         classes = counted(scores.num_classes, "class", "classes")
@@ -258,9 +265,16 @@ def _quality(scores: EncoderScores | None, num_windows: int) -> list[str]:
         "|---|---|---|---|",
         *rows,
         "",
+        *_marks(scores.marks),
         f"Dataset `{scores.dataset_id}`, MLflow run `{scores.run_id}`.",
         "",
     ]
+
+
+def _marks(marks: tuple[str, ...]) -> list[str]:
+    if not marks:
+        return []
+    return [f"\\* Not the figure of the whole official split: {'; '.join(marks)}.", ""]
 
 
 def _origin(info: EncoderInfo) -> list[str]:

@@ -142,6 +142,8 @@ def record_scores(
         version.name, version.version, without_front_matter(card)[:_MAX_DESCRIPTION]
     )
     tags = {"dataset_id": scores.dataset_id}
+    if scores.marks:
+        tags["marks"] = "; ".join(scores.marks)
     tags |= {measure: repr(figure.value) for measure, figure in scores.trained.items()}
     for key, value in tags.items():
         client.set_model_version_tag(version.name, version.version, f"xkd.evaluation.{key}", value)

@@ -147,6 +147,9 @@ class ReportData:
     """Steps and values of each metric by its path, such as `loss/total`."""
     classes: Sequence[str] = ()
     scores: Sequence[Score] = ()
+    marks: Sequence[str] = ()
+    """What sets the scores apart from those of a whole official split, or of the dataset that was
+    expected; shown with every figure."""
     reconstructions: Sequence[Reconstruction] = ()
     attention: Sequence[Attention] = ()
     maps: Sequence[EmbeddingMap] = ()

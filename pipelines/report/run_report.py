@@ -78,6 +78,7 @@ def write_run_report(path: AnyPath, record: RunRecord) -> AnyPath:
         metrics=_curves(record.training.run),
         classes=features.classes,
         scores=_scores(scores.found),
+        marks=scores.marks,
         reconstructions=pictures.reconstructions(),
         attention=pictures.attention(),
         maps=_maps(features),

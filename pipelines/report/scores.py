@@ -31,7 +31,14 @@ def headline(data: ReportData) -> str:
             f"{counted(len(compared), 'measure')}"
             + (f", most on {score_title(most)}: {shares}." if better else ".")
         )
+        if data.marks:
+            parts.append(mark_sentence(data.marks))
     return " ".join(parts)
+
+
+def mark_sentence(marks: Sequence[str]) -> str:
+    """Says what sets figures apart from those that they may be compared with."""
+    return f"These are not the figures of the whole official split: {'; '.join(marks)}."
 
 
 def score_title(score: Score) -> str:
@@ -74,7 +81,7 @@ def head_scores(scores: Sequence[Score]) -> list[Score]:
     return list(shown.values())
 
 
-def recall_sentences(scores: Sequence[Score]) -> dict[str, str]:
+def recall_sentences(scores: Sequence[Score], marks: Sequence[str] = ()) -> dict[str, str]:
     """Says by direction how often a clip finds its own other modality, against chance."""
     sentences = {}
     for direction in ("audio_to_video", "video_to_audio"):
@@ -87,7 +94,9 @@ def recall_sentences(scores: Sequence[Score]) -> dict[str, str]:
         if parts:
             number = next(iter(found.values())).num_test
             clips = f"{number:,} clips" if number else "all clips"
-            sentences[direction] = f"Among {clips}, the own one is {', and '.join(parts)}."
+            found_text = f"Among {clips}, the own one is {', and '.join(parts)}."
+            more = [mark_sentence(marks)] if marks else []
+            sentences[direction] = " ".join([found_text, *more])
     return sentences
 
 

@@ -30,8 +30,8 @@ DATASET_IDS = "dataset_ids"
 """Key of the datasets that a sweep began with, see `dataset_ids`."""
 
 
-TRIAL_BYTES = 400_000_000
-"""Memory of a trial's driver, without its workers."""
+TRIAL_BYTES = 1_500_000_000
+"""Memory of a trial's driver and of Ray Train's actors beside it, without its workers; measured."""
 _UNKNOWN_MEMORY_TRIALS = 1_000_000
 """Trials that a node is assumed to have memory for if its memory is unknown."""
 
@@ -180,6 +180,14 @@ def scored_split(config: SweepConfig) -> str:
     """Returns the split that trials are scored on: the first that the dataset has."""
     dataset = open_datasets(config.scoring.dataset or config.dataset)
     return split_scored_on(dataset, config.scoring) or ""
+
+
+def trial_bundles(config: SweepConfig) -> list[dict[str, float]]:
+    """Returns what one trial needs, each part on one node."""
+    worker = {"CPU": config.pretrain.cpus_per_worker or 1.0}
+    if config.pretrain.use_gpu:
+        worker["GPU"] = 1.0
+    return [{"memory": float(TRIAL_BYTES)}, *[worker] * config.pretrain.worker_range[1]]
 
 
 def trials_at_once(config: SweepConfig, nodes: Iterable[Mapping[str, float]]) -> int:

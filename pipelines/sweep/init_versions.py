@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipelines.config.init import REGISTERED
 from pipelines.config.mistakes import described_mistakes
 from pipelines.config.sweep import SweepConfig
+from pipelines.config.weights import REGISTERED
 from pipelines.errors import UserError
 from pipelines.registry.uri import resolve_model
 from pipelines.storage import path_of

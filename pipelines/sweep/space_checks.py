@@ -4,10 +4,10 @@ import os
 from itertools import chain
 from typing import Any
 
-from pipelines.config.init import REGISTERED
 from pipelines.config.mistakes import mistakes_in
 from pipelines.config.pretrain import PretrainSettings
 from pipelines.config.sweep import SweepConfig
+from pipelines.config.weights import REGISTERED
 from pipelines.paths import is_uri
 from pipelines.sweep.run_trial import pretrain_values
 from pipelines.sweep.space import combinations, edge_cases, overlaps, settings_of

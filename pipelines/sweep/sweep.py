@@ -12,18 +12,23 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import ray
 from ray import tune
 from ray.exceptions import RayError, RayTaskError
 
 from pipelines.config.sweep import SweepConfig
 from pipelines.dataset.joined import open_datasets
 from pipelines.errors import JobFailed
+from pipelines.nodes import most_resources, wait_for_nodes
 from pipelines.progress import OnProgress, ignore_progress
 from pipelines.redaction import one_line, redacted
 from pipelines.shared import check_shared
 from pipelines.storage import AnyPath, ray_storage
-from pipelines.sweep.checks import TRIAL_BYTES, sweep_folder, trials_at_once
+from pipelines.sweep.checks import (
+    TRIAL_BYTES,
+    sweep_folder,
+    trial_bundles,
+    trials_at_once,
+)
 from pipelines.sweep.results import best_trial, last_objective, trials_done
 from pipelines.sweep.run_trial import FAILURE, run_trial
 from pipelines.sweep.runs import close_orphaned_runs, close_trial, send_unsent
@@ -69,8 +74,11 @@ def sweep(config: SweepConfig, run: RunRef, *, on_progress: OnProgress) -> Sweep
         JobFailed: if Ray or Tune fails, or no trial completes.
     """
     folder = sweep_folder(config)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    at_once = trials_at_once(config, nodes)
+    at_once = wait_for_nodes(
+        lambda nodes: trials_at_once(config, nodes), trial_bundles(config), config.ray.wait_seconds
+    )
+    if most_resources():  # the autoscaler adds nodes for the others
+        at_once = max(at_once, config.max_concurrent_trials or at_once)
     check_shared(str(folder))
     folder.mkdir(parents=True, exist_ok=True)
     location = config.scoring.dataset or config.dataset

@@ -10,17 +10,19 @@ from pathlib import Path
 from pipelines.paths import PACKAGES
 
 _OWN_FOLDERS = ("xkd_core", "pipelines", "ray_jobs")
+CODE_VERSION = "XKD_CODE_VERSION"
+"""Environment variable with the version of code that was uploaded without its repository."""
 _NO_CACHE = ":(exclude,glob)**/__pycache__/**"
 
 
 @cache
 def code_version() -> str:
-    """Returns the commit that holds this code, else the version of the package.
+    """Returns the commit that holds this code, else that of its upload, else the package's version.
 
     The commit ends in `-dirty` if the code differs from it. A repository that merely encloses the
     code, such as that of a project with this package in its `.venv`, says nothing about it.
     """
-    return _commit(PACKAGES) or _version(PACKAGES)
+    return _commit(PACKAGES) or os.environ.get(CODE_VERSION) or _version(PACKAGES)
 
 
 def _commit(folder: Path) -> str | None:

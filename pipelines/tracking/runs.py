@@ -5,12 +5,16 @@ The driver opens a run with `open_run` and passes the `RunRef` to the workers th
 
 import json
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import ray
 
 from pipelines.config.base import JobConfig, settings_without_password
 from pipelines.config.dotted import flat
@@ -34,6 +38,9 @@ _OPEN_PATIENCE_SECONDS = 30.0
 """How long a starting job waits for MLflow, which answered a moment ago (`check_tracking`)."""
 _WORK_PATIENCE_SECONDS = 300.0
 """How long work already under way waits, such as a sweep that starts a trial."""
+_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Environment variable that Ray sets in a submitted job."""
+_MAX_NAME = 250
 _LOCAL_PAGES = "http://127.0.0.1:5000"
 """Where `mlflow ui` serves its pages."""
 WARNING_TAG = "xkd.warning."
@@ -109,7 +116,7 @@ def open_run(
     else:
         wanted = config.tracking.experiment
         experiment_id = retry_while_away(uri, patience, lambda: _experiment(client, wanted, uri))
-    tags = {"xkd.job": job, "xkd.code_version": code_version()}
+    tags = {"xkd.job": job, "xkd.code_version": code_version(), **ray_tags()}
     if parent is not None:
         tags["mlflow.parentRunId"] = parent.run_id
     run = retry_while_away(
@@ -151,7 +158,20 @@ def _reopened(client: MlflowClient, run_id: str) -> str | None:
     if info.lifecycle_stage != "active":
         return None
     client.update_run(run_id, status="RUNNING")
+    for name, value in ray_tags().items():
+        client.set_tag(run_id, name, value)
     return str(info.experiment_id)
+
+
+def ray_tags() -> dict[str, str]:
+    """Returns tags that name the Ray job of this process, and its submission if it has one."""
+    tags = {}
+    if ray.is_initialized():
+        tags["xkd.ray.job_id"] = ray.get_runtime_context().get_job_id()
+    submitted: Any = json.loads(os.environ.get(_JOB_CONFIG, "{}"))
+    if submission := (submitted.get("metadata") or {}).get("job_submission_id"):
+        tags["xkd.ray.submission_id"] = submission
+    return tags
 
 
 def _log_settings(client: MlflowClient, run_id: str, config: JobConfig) -> None:
@@ -215,7 +235,8 @@ def log_dataset(run: RunRef, *, dataset_id: str, path: str, num_clips: int, cont
     """
     client = run.client()
     dataset = Dataset(
-        name="clips",
+        # MLflow keeps one source for each name and digest; equal clips elsewhere have another.
+        name=redacted(path)[-_MAX_NAME:],
         digest=dataset_id[:36],
         source_type="local",
         source=json.dumps({"uri": path}),

@@ -15,6 +15,7 @@ import logging
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from typing import Any
 from ray import train
 from torch import Tensor
 
+from pipelines.meters import show
 from pipelines.models.checkpoints import TrainingInfo, checkpoint_name, save_checkpoint
 from pipelines.quantities import byte_size
 from pipelines.storage import AnyPath, ray_storage
@@ -136,6 +138,8 @@ class Signals:
     stop: Stop
     has_failed: bool
     """Whether a checkpoint could not be written."""
+    is_look_due: bool = False
+    """Whether all workers look for nodes that are about to leave."""
 
 
 class Saver:
@@ -177,17 +181,18 @@ class Saver:
         if self._writer is not None:
             self._writer.before_update()
 
-    def after_step(self, stop: Stop) -> Signals:
-        """Reports checkpoints that are complete; exchanges reasons to stop."""
+    def after_step(self, stop: Stop, *, is_look_due: bool = False) -> Signals:
+        """Reports checkpoints that are complete; exchanges reasons to stop and to look."""
         if self._writer is not None:
             self._writer.poll()
-        return self._acted_on(self._agreement.exchange(self._values(stop)))
+        values = [*self._values(stop), int(is_look_due)]
+        return self._acted_on(self._agreement.exchange(values))
 
     def finish(self) -> Signals:
         """Waits until all checkpoints are written and reported."""
         if self._writer is not None:
             self._writer.wait()
-        return self._acted_on(self._agreement.settle(self._values(Stop.NO)))
+        return self._acted_on(self._agreement.settle([*self._values(Stop.NO), 0]))
 
     def close(self) -> None:
         """Waits for the checkpoint in progress."""
@@ -205,15 +210,16 @@ class Saver:
         return [stop, len(self._writer.written), bool(self._writer.failure)]
 
     def _acted_on(self, agreed: Sequence[int]) -> Signals:
-        stop, num_written, has_failed = agreed
+        stop, num_written, has_failed, is_look_due = agreed
         while self._num_reported < num_written:
             checkpoint = None
             if self._writer is not None:
                 path = self._writer.written[self._num_reported]
                 checkpoint = ray_checkpoint(path)
+                show("xkd_checkpoint_time", time.time(), path.parent.name)
             report_checkpoint(checkpoint, self._scores[self._num_reported])
             self._num_reported += 1
-        return Signals(Stop(stop), bool(has_failed))
+        return Signals(Stop(stop), bool(has_failed), bool(is_look_due))
 
 
 def ray_checkpoint(path: AnyPath) -> train.Checkpoint:

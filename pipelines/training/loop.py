@@ -7,6 +7,7 @@ Method: XKD, arXiv:2211.13929, sections 3 and 4.
 """
 
 import math
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
@@ -21,12 +22,14 @@ from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256
 from pipelines.dataset.joined import open_datasets
 from pipelines.errors import UserError
 from pipelines.evaluation.rungs import KnnScorer, RungScorer
+from pipelines.meters import show
 from pipelines.models.checkpoints import TrainingInfo, read_info, read_unsent
 from pipelines.storage import path_of
 from pipelines.tracking.runs import RunRef
 from pipelines.tracking.tracker import UNSENT_FILE, Tracker
 from pipelines.training.checkpoint_writer import Saver, Signals
 from pipelines.training.device_views import DeviceViews
+from pipelines.training.drains import DrainWatch
 from pipelines.training.feed import Feed, make_feed
 from pipelines.training.finite_watch import FiniteWatch
 from pipelines.training.gpu_metrics import GpuMetrics
@@ -81,7 +84,9 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
             )
             tracker = stack.enter_context(closing(tracker))
             collapse_watch = CollapseWatch(read_info(own).health if own else ())
-            log = StepLog(tracker, values["board"], SlowdownWatch(), collapse_watch)
+            log = StepLog(config.name, tracker, values["board"], SlowdownWatch(), collapse_watch)
+            values["board"].begin.remote(state.step)
+            show("xkd_start_time", time.time(), config.name)
         # Closed before the tracker: the last checkpoint completes before the last metrics are sent.
         saver = stack.enter_context(closing(Saver(folder, rank)))
         info = TrainingInfo(
@@ -100,7 +105,10 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
         rungs = RungScorer(values["rungs"], info.total_steps, info.steps_per_epoch)
         knn = KnnScorer(config, info.total_steps, info.steps_per_epoch)
         gpu = GpuMetrics(get_device())
-        training = _Training(config, feed, state, saver, stop_signal, rungs, knn, info, gpu, log)
+        drains = DrainWatch(rank)
+        training = _Training(
+            config, feed, state, saver, stop_signal, drains, rungs, knn, info, gpu, log
+        )
         if state.step == 0:
             training.score_knn()
             training.score()
@@ -116,6 +124,7 @@ class _Training:
     state: TrainState
     saver: Saver
     stop_signal: StopSignal
+    drains: DrainWatch
     rungs: RungScorer
     knn: KnnScorer
     info: TrainingInfo
@@ -158,6 +167,15 @@ class _Training:
         if self.log is not None and self.knn.is_due(step):
             self.log.tracker.log(self.knn.score(self.state.model), step)
 
+    def signals(self) -> tuple[Signals, tuple[str, ...]]:
+        """Returns what all workers agree on, and the nodes of theirs that are about to leave."""
+        is_look_due = self.drains.is_due()
+        signals = self.saver.after_step(self.stop_signal.now(), is_look_due=is_look_due)
+        drained = self.drains.look() if signals.is_look_due else ()
+        if drained and not signals.stop:
+            signals = replace(signals, stop=Stop.DRAINED)
+        return signals, drained
+
     def save(self, scored: Mapping[str, Any]) -> None:
         """Starts a checkpoint of the current state; it is reported to Ray Train with its scores."""
         self.saver.save(
@@ -179,14 +197,14 @@ def _train(training: _Training) -> TrainOutcome:
     first_step = state.step
     clock, watch = _clock(training.config), FiniteWatch()
     bad: tuple[int, list[str]] | None = None
-    signals = Signals(Stop.NO, has_failed=False)
+    signals, drained = Signals(Stop.NO, has_failed=False), tuple[str, ...]()
     steps = range(first_step, info.total_steps)  # first in the zip: no batch is read after the last
     for step, views in zip(steps, _all_views(training, clock), strict=False):
         with clock.stepping():
             metrics = _step(training, views, clock, has_health=training.is_due(step))
         clock.step_ends()
         watch.see(step, metrics)
-        signals = saver.after_step(training.stop_signal.now())
+        signals, drained = training.signals()
         is_saved = training.is_saved(step) or bool(signals.stop)
         if training.is_due(step) or is_saved:
             numbers, waited = reduce_metrics(metrics, clock.waited_seconds)
@@ -212,6 +230,7 @@ def _train(training: _Training) -> TrainOutcome:
         total_steps=info.total_steps,
         clips_per_second=clock.clips_per_second(),
         stop=int(signals.stop),
+        drained=drained,
         not_finite=bad,
         has_failed=end.has_failed,
         failure=saver.failure,

@@ -29,6 +29,14 @@ class TrainOutcome:
     """Whether a checkpoint could not be written."""
     failure: str
     """Why it could not be written."""
+    drained: Sequence[str] = ()
+    """IDs of the workers' nodes that are about to leave."""
+
+    @property
+    def may_move(self) -> bool:
+        """Whether the training stopped only because nodes leave, with a checkpoint."""
+        is_left = self.next_step < self.total_steps
+        return self.stop == Stop.DRAINED and is_left and self.is_interrupted_in_order
 
     @property
     def is_interrupted_in_order(self) -> bool:
@@ -63,7 +71,14 @@ def check_outcome(outcome: TrainOutcome, config: PretrainConfig, folder: AnyPath
         reason = "a worker got SIGTERM"
         if outcome.stop == Stop.TIME_IS_UP:
             reason = f"max_seconds ({config.max_seconds:g}) are over"
+        elif outcome.stop == Stop.DRAINED:
+            reason = f"a node is about to leave ({leaving_text(outcome.drained)})"
         raise Stopped(f"{reason}: {outcome.summary_text()}. The same command continues from there")
+
+
+def leaving_text(drained: Sequence[str]) -> str:
+    """Names nodes by the beginnings of their IDs, as Ray's own tools do."""
+    return ", ".join(node[:12] for node in drained)
 
 
 def _last_checkpoint(folder: AnyPath) -> str:

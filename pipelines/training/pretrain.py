@@ -9,13 +9,11 @@ Method: XKD, arXiv:2211.13929, sections 3 and 4.
 """
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import ray
 from ray import train
 from ray.train.torch import TorchTrainer
 
@@ -27,6 +25,7 @@ from pipelines.dataset.joined import open_datasets
 from pipelines.errors import JobFailed, UserError
 from pipelines.evaluation.rungs import RungPlan
 from pipelines.models.checkpoints import find_checkpoint, read_info
+from pipelines.nodes import wait_for_nodes
 from pipelines.progress import OnProgress, watched_board
 from pipelines.redaction import redacted
 from pipelines.shared import check_shared
@@ -45,9 +44,10 @@ from pipelines.training.initial_weights import (
     discard_weights,
     prepare_weights,
 )
+from pipelines.training.interrupts import fit_unless_interrupted
 from pipelines.training.loop import train_loop_per_worker
-from pipelines.training.outcome import TrainOutcome, check_outcome
-from pipelines.training.resources import worker_resources
+from pipelines.training.outcome import TrainOutcome, check_outcome, leaving_text
+from pipelines.training.resources import least_bundles, worker_resources
 from pipelines.training.stopping import StoppableTorchConfig
 
 logger = logging.getLogger(__name__)
@@ -118,8 +118,9 @@ def pretrain(
                 log_origins(run, initial.origins)
             with watched_board(on_progress) as board:
                 values = _worker_values(config, run, board, started, rungs, initial)
-                outcome = _fit_unless_interrupted(
-                    lambda: _fit(config, scaling, values, callbacks), board.ask_to_stop.remote
+                outcome = fit_unless_interrupted(
+                    lambda: _fit_where_nodes_stay(config, scaling, values, callbacks),
+                    board.ask_to_stop.remote,
                 )
             _warn_of_unsent(folder)
             check_outcome(outcome, config, folder)
@@ -187,41 +188,6 @@ def _worker_values(
     }
 
 
-def _fit_unless_interrupted(
-    fit: Callable[[], TrainOutcome], ask_to_stop: Callable[[], object]
-) -> TrainOutcome:
-    """Fits in a thread, because Ray Train replaces the handler of Ctrl-C in the main thread.
-
-    The first interrupt asks the workers to stop and waits for them. A second one does not wait.
-    """
-    outcomes: list[TrainOutcome] = []
-    errors: list[BaseException] = []
-    is_over = threading.Event()
-
-    def run() -> None:
-        try:
-            outcomes.append(fit())
-        except BaseException as error:  # re-raised in the main thread
-            errors.append(error)
-        finally:
-            is_over.set()
-
-    thread = threading.Thread(target=run, daemon=True, name="fit")
-    try:
-        thread.start()
-        # Not `Thread.join`: after an interrupt, Python 3.11 considers the thread finished.
-        is_over.wait()
-    except KeyboardInterrupt as interrupt:
-        logger.warning("stopping after this step, with a checkpoint; once more stops at once")
-        ask_to_stop()
-        is_over.wait()
-        if outcomes and outcomes[0].is_interrupted_in_order:
-            raise type(interrupt)(outcomes[0].summary_text()) from None
-    if errors:
-        raise errors[0]
-    return outcomes[0]
-
-
 def _warn_of_unsent(folder: AnyPath) -> None:
     if (file := folder / UNSENT_FILE).exists():
         logger.warning(
@@ -242,14 +208,47 @@ def _open_run(config: PretrainConfig, folder: RunFolder, parent: RunRef | None) 
     return folder.open_run(config, "pretrain", config.name, parent=parent, run_id=run_id, keep=keep)
 
 
-def _scaling(config: PretrainConfig) -> train.ScalingConfig:
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def _scaling(config: PretrainConfig, leaving: Sequence[str] = ()) -> train.ScalingConfig:
+    """Returns the workers' resources, once there are nodes for them."""
+    resources = wait_for_nodes(
+        lambda nodes: worker_resources(config, nodes),
+        least_bundles(config),
+        config.ray.wait_seconds,
+        leaving,
+    )
     num_workers: Any = config.num_workers  # Ray Train also takes a pair, but does not type it
     return train.ScalingConfig(
         num_workers=num_workers,
         use_gpu=config.use_gpu,
-        resources_per_worker=worker_resources(config, nodes),
+        resources_per_worker=resources,
     )
+
+
+def _fit_where_nodes_stay(
+    config: PretrainConfig,
+    scaling: train.ScalingConfig,
+    values: dict[str, Any],
+    callbacks: Sequence[train.UserCallback],
+) -> TrainOutcome:
+    """Fits, and continues elsewhere whenever a worker's node is about to leave.
+
+    The workers have saved the last step by then. Without other nodes, the training ends as after
+    any other stop.
+    """
+    outcome = _fit(config, scaling, values, callbacks)
+    first_step = outcome.first_step
+    while outcome.may_move:
+        where = leaving_text(outcome.drained)
+        logger.warning(
+            "a node is about to leave (%s): %s; continuing elsewhere", where, outcome.summary_text()
+        )
+        try:
+            scaling = _scaling(config, outcome.drained)
+        except UserError as error:
+            logger.warning("no other nodes: %s", error)
+            break
+        outcome = _fit(config, scaling, values, callbacks)
+    return replace(outcome, first_step=first_step)
 
 
 def _fit(

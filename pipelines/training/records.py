@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from pipelines.meters import show_record
 from pipelines.tracking.runs import WARNING_TAG
 from pipelines.tracking.tracker import Tracker
 from pipelines.training.throughput import MAX_WAIT, WAIT_REMEDY, SlowdownWatch
@@ -22,6 +23,7 @@ _COLLAPSE_CAUSES = (
 class StepLog:
     """Log of rank 0: MLflow, progress board, warnings."""
 
+    run: str
     tracker: Tracker
     board: Any
     slowdown_watch: SlowdownWatch
@@ -34,7 +36,9 @@ class StepLog:
         signs = self.collapse_watch.signs
         if begins:
             warnings["collapse"] = f"step {step}: collapse: {'; '.join(signs)}; {_COLLAPSE_CAUSES}"
-        self.tracker.log({**numbers, "health/collapsed": float(bool(signs))}, step)
+        numbers = {**numbers, "health/collapsed": float(bool(signs))}
+        self.tracker.log(numbers, step)
+        show_record(numbers, step, total_steps, self.run)
         note = _note(numbers) + ("  collapsed" if signs else "")
         self.board.post.remote(step + 1, total_steps, note)
         for kind, text in warnings.items():

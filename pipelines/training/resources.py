@@ -19,9 +19,9 @@ def worker_resources(
     cpus = config.cpus_per_worker
     if cpus is None:
         cpus = 1.0 if config.use_gpu else _cpu_share(nodes, most)
-    worker = {"CPU": cpus} | ({"GPU": 1.0} if config.use_gpu else {})
+    worker = _one_worker(config, cpus)
     largest = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
-    if config.cpus_per_worker is not None and cpus > largest:
+    if config.cpus_per_worker is not None and cpus > largest > 0:
         raise UserError(
             f"cpus_per_worker ({cpus:g}) must not be above the "
             f"{counted(largest, 'CPU')} of the largest node"
@@ -37,11 +37,22 @@ def worker_resources(
         have = "; ".join(
             ", ".join(counted(node.get(kind, 0.0), kind) for kind in worker) for node in nodes
         )
+        have = have or "none that stays"
         raise UserError(
             f"num_workers ({least}) needs {needs}, but the nodes of Ray have {have}: "
             f"room for {num_fitting}"
         )
     return worker
+
+
+def least_bundles(config: PretrainConfig) -> list[dict[str, float]]:
+    """Returns what the least number of workers needs, each on one node."""
+    worker = _one_worker(config, config.cpus_per_worker or 1.0)
+    return [worker] * config.worker_range[0]
+
+
+def _one_worker(config: PretrainConfig, cpus: float) -> dict[str, float]:
+    return {"CPU": cpus} | ({"GPU": 1.0} if config.use_gpu else {})
 
 
 def _cpu_share(nodes: Sequence[Mapping[str, float]], num_workers: int) -> float:

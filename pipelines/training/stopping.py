@@ -1,7 +1,8 @@
 """Reasons to stop a training early, and how workers learn about them.
 
 A stop leaves a checkpoint of the last completed step. It is caused by SIGTERM at a worker, by the
-driver (Ctrl-C or SIGTERM), or by `max_seconds`. `Agreement` makes all workers stop at one step.
+driver (Ctrl-C or SIGTERM), by `max_seconds`, or by a notice that a node is about to leave
+(`drains.py`). `Agreement` makes all workers stop at one step.
 """
 
 import signal
@@ -25,10 +26,12 @@ class Stop(IntEnum):
     """Reason to stop; of several reasons the largest counts."""
 
     NO = 0
-    TIME_IS_UP = 1
-    ASKED = 2
+    DRAINED = 1
+    """A worker's node is about to leave; the training may continue on others."""
+    TIME_IS_UP = 2
+    ASKED = 3
     """The driver asked for it."""
-    TERMINATED = 3
+    TERMINATED = 4
     """A worker received SIGTERM, for example because its machine is preempted."""
 
 

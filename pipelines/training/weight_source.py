@@ -12,32 +12,28 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from pipelines.config.base import TrackingSettings
-from pipelines.config.init import REGISTERED
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.errors import UserError
 from pipelines.models.checkpoints import (
     AUDIO_CENTER,
     MODEL_FILE,
     VIDEO_CENTER,
-    find_checkpoint,
     load_model,
     load_tensors,
-    newest_checkpoint,
     read_info,
 )
 from pipelines.models.encoder_files import (
-    SETTINGS_FILE,
     WEIGHTS_FILE,
     load_encoder,
     read_encoder_info,
 )
 from pipelines.redaction import one_line
-from pipelines.registry.download import RegisteredEncoder, registered_encoder
-from pipelines.storage import AnyPath, path_of
+from pipelines.registry.download import RegisteredEncoder
+from pipelines.registry.named_weights import RegisteredWeights, named_weights, reading
+from pipelines.storage import AnyPath
 from pipelines.transfers import on_disk
 from xkd_core.config import ModelConfig
 from xkd_core.encoders import MODALITIES, Encoder, Modality
@@ -84,23 +80,15 @@ def open_weights(
     Raises:
         UserError: If it does not exist or holds no networks of this project; in one line.
     """
-    try:
-        if location.startswith(REGISTERED):
-            return [_registered(registered_encoder(location, tracking))]
-        path = path_of(location)
-        if path.is_file():
-            return _published(path, model, modality)
-        for folder in (path, path / "artifacts/encoder"):  # a downloaded version
-            if (folder / SETTINGS_FILE).is_file():
-                return [_exported(folder)]
-        return _checkpoint(_checkpoint_in(path))
-    except (ValidationError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{location} was written by another release, whose settings this one does not read:"
-            f" {one_line(error)}"
-        ) from error
-    except (ValueError, OSError) as error:
-        raise UserError(one_line(error)) from error
+    with reading(location):
+        found = named_weights(location, tracking)
+        if isinstance(found, RegisteredWeights):
+            return [_registered(found.encoder)]
+        if found.kind == "published":
+            return _published(found.path, model, modality)
+        if found.kind == "exported":
+            return [_exported(found.path)]
+        return _checkpoint(found.path)
 
 
 def _registered(found: RegisteredEncoder) -> WeightSource:
@@ -145,14 +133,6 @@ def _exported(folder: AnyPath) -> WeightSource:
     )
 
 
-def _checkpoint_in(path: AnyPath) -> AnyPath:
-    """Returns a checkpoint, or the last one of a training's folder or of the main job's."""
-    inner = path / "pretrain" / path.name
-    if inner.is_dir() and newest_checkpoint(path) is None:
-        return find_checkpoint(str(inner))
-    return find_checkpoint(str(path))
-
-
 def _checkpoint(folder: AnyPath) -> list[WeightSource]:
     info = read_info(folder)
     model = PretrainConfig.model_validate(info.config).model
@@ -184,8 +164,6 @@ def _networks_of(folder: AnyPath, modality: Modality) -> Networks:
 
 
 def _published(file: AnyPath, model: ModelConfig, modality: Modality | None) -> list[WeightSource]:
-    if file.suffix == ".safetensors":
-        raise UserError(f"{file} lies in a folder that says what it holds: give {file.parent}")
     found: dict[Modality, list[PublishedEncoder]] = {}
     with on_disk(file) as copy:
         for encoder in read_published_encoders(copy, modality=modality):

@@ -1,14 +1,14 @@
 """Checks before any work starts. They report all mistakes at once."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-import ray
 import torch
 
 from pipelines.config.base import DecoderSettings, JobConfig
 from pipelines.errors import UserError
 from pipelines.media.decoder.sandbox import SandboxError, available, check_required
+from pipelines.nodes import wait_for_nodes
 from pipelines.storage import check_writable
 from pipelines.tracking.server import check_tracking
 from ray_jobs.cli.cluster import check_ray, ray_address
@@ -36,17 +36,25 @@ def gpu_mistakes(config: JobConfig, wanted: Mapping[str, bool]) -> tuple[str, ..
     )
 
 
-def check_gpus(wanted: Mapping[str, bool]) -> None:
-    """Checks that the connected Ray has a GPU if a setting needs one.
+def check_gpus(wanted: Mapping[str, bool], wait_seconds: float | None) -> None:
+    """Waits until the connected Ray has a GPU if a setting needs one.
+
+    Args:
+        wanted: Whether each of the settings needs one, by name.
+        wait_seconds: How long to wait, see `RaySettings`.
 
     Raises:
-        UserError: If no node has one; tasks would wait for it forever.
+        UserError: If no node has one by then; tasks would wait for it forever.
     """
     asking = [name for name, is_wanted in wanted.items() if is_wanted]
     if not asking:
         return
-    if not any(node["Resources"].get("GPU", 0.0) >= 1 for node in ray.nodes() if node["Alive"]):
-        raise UserError(f"{asking[0]} (True) needs a GPU, but no node of Ray has one")
+
+    def check(nodes: Sequence[Mapping[str, float]]) -> None:
+        if not any(node.get("GPU", 0.0) >= 1 for node in nodes):
+            raise UserError(f"{asking[0]} (True) needs a GPU, but no node of Ray has one")
+
+    wait_for_nodes(check, [{"GPU": 1.0}], wait_seconds)
 
 
 def messages(*checks: Callable[[], object]) -> tuple[str, ...]:

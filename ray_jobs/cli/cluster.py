@@ -8,8 +8,8 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import ray
 
 from pipelines.config.base import RaySettings
 from pipelines.errors import JobFailed, Terminated, UserError
+from pipelines.nodes import wait_for_nodes, watched_nodes
 from pipelines.paths import PACKAGES
 from pipelines.redaction import one_line
 from ray_jobs.cli.environment import WORKER_SETUP, submitted_environment, worker_environment
@@ -66,9 +67,17 @@ def connected(config: RaySettings, *, dashboard: bool = False) -> Iterator[None]
             options["runtime_env"]["py_modules"] = modules
     try:
         _start(options)
-        yield
+        if address is not None:
+            wait_for_nodes(_check_cpus, [{"CPU": 1.0}], config.wait_seconds)
+        with nullcontext() if address is None else watched_nodes():
+            yield
     finally:
         ray.shutdown()
+
+
+def _check_cpus(nodes: Sequence[Mapping[str, float]]) -> None:
+    if not any(node.get("CPU", 0.0) >= 1 for node in nodes):
+        raise UserError("the job needs a CPU, but no node of Ray has one for tasks")
 
 
 def _start(options: dict[str, Any]) -> None:

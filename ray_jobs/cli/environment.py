@@ -15,6 +15,8 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # A report of a worker waits until the controller polls, by default every 2 s.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # Spot machines leave 30 s after their notice, some after 20 s; Ray looks every 5 s.
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     # Bars of Ray Data would mix with the job's own.
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     # The job handles Ctrl-C itself.
@@ -35,7 +37,7 @@ ENVIRONMENT = {
 WORKER_SETUP = {"worker_process_setup_hook": "ray_jobs.cli.environment.set_address"}
 """Runtime environment of the workers of any Ray."""
 
-_STORES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
+STORES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 """Where buckets are, if the driver says so."""
 
 
@@ -72,5 +74,5 @@ def worker_environment(job_config: str | None) -> dict[str, str]:
             environment are left out, because Ray refuses those that both set.
     """
     theirs = submitted_environment(job_config).get("env_vars") or {}
-    names = (*ENVIRONMENT, *(name for name in _STORES if name in os.environ))
+    names = (*ENVIRONMENT, *(name for name in STORES if name in os.environ))
     return {name: os.environ[name] for name in names if name not in theirs}

@@ -12,6 +12,7 @@ from ray_jobs.cli.jobs import JOBS
 
 _HELP = ("-h", "--help", "help")
 _USER_ERROR = 2
+_SUBMIT = "submit"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,8 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(code_version())
         return 0
+    if name == _SUBMIT:
+        from ray_jobs.submit.command import main as submit
+
+        return submit(rest)
     if name not in JOBS:
-        nearest = difflib.get_close_matches(name, JOBS, n=1, cutoff=0.5)
+        nearest = difflib.get_close_matches(name, [*JOBS, _SUBMIT], n=1, cutoff=0.5)
         hint = f"did you mean {nearest[0]}? " if nearest else ""
         print(f"xkd: no job {name!r}; {hint}jobs: {', '.join(JOBS)}", file=sys.stderr)
         return _USER_ERROR
@@ -50,6 +55,7 @@ def _overview() -> str:
         "xkd JOB CONFIG [key=value ...] [--dry-run]",
         "",
         *(f"  {job.name:17} {job.about}" for job in JOBS.values()),
+        f"  {_SUBMIT:17} Runs a job on a cluster; follows, lists and stops jobs there.",
         "",
         "CONFIG is a YAML file, or the short name of one that comes with XKD: `xkd run smoke`.",
         "xkd JOB --help lists the configurations and settings of a job; xkd --version the version.",

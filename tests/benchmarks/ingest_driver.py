@@ -22,7 +22,8 @@ from pipelines.config.base import RaySettings
 from pipelines.config.ingest import IngestSettings
 from pipelines.ingest.plan import make_plan
 from pipelines.ingest.unit import Unit
-from pipelines.ingest.unit_graph import UnitOutcome, run_units
+from pipelines.ingest.unit_graph import run_units
+from pipelines.ingest.unit_runner import UnitOutcome
 from pipelines.ingest.unit_shards import StoredUnits
 from pipelines.sources.source import Fingerprint, Source, SourceList
 from ray_jobs.cli.cluster import connected

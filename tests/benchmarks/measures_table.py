@@ -1,20 +1,26 @@
 """What does every measure say of untrained, trained and unlearned features of the same clips?
 
-    python tests/benchmarks/measures_table.py clips=CLIPS made=RUN real=RUN
+    python tests/benchmarks/measures_table.py clips=CLIPS made=RUN new=RUN begun=RUN tuned=begun
     python tests/benchmarks/measures_table.py clips=CLIPS made=RUN dataset=esc50 lists=LISTS
 
-`made` and `real` are checkpoints; the untrained network is that of `made` before its first step.
-Features without learning: mean and deviation of each mel bin of the sound; mean color and change of
-the cells of a 4 x 4 grid of the picture.
+Columns are the network of `made` before its first step, and those of up to three trainings: on made
+clips, on these clips from new weights, and on these clips begun from those of the made ones.
+`tuned` names columns that are fine-tuned too. Features without learning: mean and deviation of each
+mel bin of the sound; mean color and change of the cells of a 4 x 4 grid of the picture.
 """
 
 import json
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 import torch
+from program import environment, options
 
 from pipelines.config.evaluate import EvaluateSettings, OfficialSettings
 from pipelines.dataset.clip_dataset import ClipDataset
@@ -29,14 +35,15 @@ from pipelines.evaluation.scores import FeatureScores, interval_text
 from pipelines.evaluation.solvers import UNSEEN, Fitted
 from pipelines.models.checkpoints import find_checkpoint
 from pipelines.progress import ignore_progress
-from tests.benchmarks.program import environment, options
 from xkd_core.config import AudioConfig
 from xkd_core.views.log_mel import LogMel
 
 DEFAULTS = {
     "clips": "",
     "made": "",
-    "real": "",
+    "new": "",
+    "begun": "",
+    "tuned": "made",
     "dataset": "",
     "lists": "",
     "epochs": "20",
@@ -44,6 +51,13 @@ DEFAULTS = {
     "attentive_steps": "150",
 }
 FROZEN = ("knn", "linear", "svm", "layers", "attentive", "retrieval")
+TITLES = {
+    "untrained": "untrained",
+    "made": "made clips",
+    "new": "these clips",
+    "begun": "begun from made",
+    "plain": "no learning",
+}
 RECIPE = {
     "batch_size": 32,
     "learning_rate": 2e-3,
@@ -87,12 +101,15 @@ def scored(
     networks = {"trained": load_network([source], trained=trained)}
     features = features_of(networks, dataset, settings, ignore_progress, chosen=chosen)
 
-    def tune(features, subject, _network, sides):
+    def tune(features, subject, sides):
         parts = [labelled(features, subject, clips) for clips in (sides.train, sides.test)]
-        every = fine_tune(source, subject, dataset.path, settings, *parts, trained=trained)
-        seen = features.targets[sides.train].any(axis=0)
-        scores = np.where(seen, every[-1], UNSEEN)
-        return Fitted(scores, None, False, is_probability=True)
+
+        def scores() -> Fitted:
+            every = fine_tune(source, subject, dataset.path, settings, *parts, trained=trained)
+            seen = features.targets[sides.train].any(axis=0)
+            return Fitted(np.where(seen, every[-1], UNSEEN), None, False, is_probability=True)
+
+        return scores
 
     return features, *score_folds(features, settings, tune)
 
@@ -111,54 +128,80 @@ def main() -> None:
         folds = tuple(int(fold) for fold in given["folds"].split(",") if fold)
         official = OfficialSettings(dataset=given["dataset"], lists=given["lists"], folds=folds)
     values = {
-        "measures": (*FROZEN, "finetune"),
+        "measures": FROZEN,
         "fusion": ("both", "late", "missing"),
+        "linear_l2": (1e-2, 1.0, 10.0, 100.0),
+        "svm_c": (1e-2, 1e-1, 1.0),
         "retrieval_sizes": (),
         "attentive_steps": int(given["attentive_steps"]),
         "finetune": RECIPE | {"epochs": int(given["epochs"])},
     }
     made = checkpoint_source(find_checkpoint(given["made"]), "made", "teacher")
-    networks = {"untrained": (made, False), "made clips": (made, True)}
-    if given["real"]:
-        real = checkpoint_source(find_checkpoint(given["real"]), "real", "teacher")
-        networks["these clips"] = (real, True)
+    networks = {"untrained": (made, False), "made": (made, True)}
+    for name in ("new", "begun"):
+        if given[name]:
+            found = checkpoint_source(find_checkpoint(given[name]), name, "teacher")
+            networks[name] = (found, True)
     columns: dict[str, tuple[FeatureScores, Outcomes]] = {}
     features = None
     for name, (source, trained) in networks.items():
         started = time.monotonic()
-        features, *found = scored(source, dataset, values, official, trained=trained)
+        tunes = ("finetune",) if name in given["tuned"].split(",") else ()
+        own = values | {"measures": (*FROZEN, *tunes)}
+        features, *found = scored(source, dataset, own, official, trained=trained)
         columns[name] = (found[0], found[1])
         print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
     assert features is not None
     audio = made.model_config("audio").audio
     unlearned = plain_features(dataset, features, audio)
     small = values | {"measures": ("knn", "linear", "svm")}
-    columns["no learning"] = score_folds(unlearned, EvaluateSettings.model_validate(small))
+    columns["plain"] = score_folds(unlearned, EvaluateSettings.model_validate(small))
     print_table(columns)
 
 
 def print_table(columns: dict[str, tuple[FeatureScores, Outcomes]]) -> None:
-    """Prints scores with intervals, and the gain of the made clips' encoder."""
-    paths = list(columns["made clips"][0].figures())
-    print(f"\n| measure | {' | '.join(columns)} | made minus untrained |")
-    print("|---" * (len(columns) + 2) + "|")
-    result = {}
+    """Prints scores with intervals, and paired differences of columns."""
+    pairs = [("made", "untrained"), ("begun", "new")]
+    pairs = [pair for pair in pairs if set(pair) <= columns.keys()]
+    heads = [TITLES[name] for name in columns]
+    heads += [f"{TITLES[one]} minus {TITLES[other]}" for one, other in pairs]
+    print(f"\n| measure | {' | '.join(heads)} |")
+    print("|---" * (len(heads) + 1) + "|")
+    result: dict[str, Any] = {}
+    paths = {path: None for found, _ in columns.values() for path in found.figures()}
     for path in paths:
         if path.count("/") > 2 and "recall" not in path:
             continue
         figures = {name: found.figures().get(path) for name, (found, _) in columns.items()}
-        change = None
-        ours, theirs = columns["made clips"][1], columns["untrained"][1]
-        if path in ours.values and path in theirs.values:
-            change = paired(ours, path, theirs, path)
         shown = [cell(one) for one in figures.values()]
-        print(f"| {path.replace('/trained', '')} | {' | '.join(shown)} | {cell(change)} |")
+        shown += [cell(difference(columns, one, other, path)) for one, other in pairs]
+        print(f"| {path.replace('/trained', '')} | {' | '.join(shown)} |")
         result[path] = {name: one.value for name, one in figures.items() if one}
-    for name, (found, _) in columns.items():
+    for name, (found, outcomes) in columns.items():
+        print_tuned(name, outcomes)
         counts = {s: by["trained"].num_test for s, by in found.modalities.items()}
         chance = {s: round(by["trained"].majority, 3) for s, by in found.modalities.items()}
         print(f"{name}: test clips {counts}, most frequent class {chance}; {found.notes}")
     print(json.dumps({"benchmark": "measures", **environment("torch", "scikit-learn"), **result}))
+
+
+def difference(
+    columns: dict[str, tuple[FeatureScores, Outcomes]], one: str, other: str, path: str
+) -> Figure | None:
+    """One column minus another, paired by clip; None for retrieval and what one of them lacks."""
+    ours, theirs = columns[one][1], columns[other][1]
+    if path not in ours.values or path not in theirs.values:
+        return None
+    return paired(ours, path, theirs, path)
+
+
+def print_tuned(name: str, outcomes: Outcomes) -> None:
+    """Prints fine-tuning minus the linear probe of the same encoder, paired by clip."""
+    for subject in ("video", "audio"):
+        tuned, linear = (f"{subject}/trained/{measure}" for measure in ("finetune", "linear"))
+        if {tuned, linear} <= outcomes.values.keys():
+            change = paired(outcomes, tuned, outcomes, linear)
+            print(f"{name}: {subject}, fine-tuning minus linear probe {cell(change)}")
 
 
 if __name__ == "__main__":

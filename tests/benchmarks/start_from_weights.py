@@ -25,11 +25,13 @@ from program import environment, options
 from pipelines.config.base import RaySettings
 from pipelines.config.evaluate import EvaluateConfig
 from pipelines.config.pretrain import PretrainConfig
+from pipelines.evaluation.checks import networks_to_score
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.intervals import Figure, difference_of, figure, mean_of
 from pipelines.evaluation.outcomes import OUTCOMES_FILE, RETRIEVAL_RECALL, Outcomes
 from pipelines.evaluation.retrieval import DIRECTIONS, recalled
 from pipelines.progress import ignore_progress
+from pipelines.registry.encoder_sources import encoder_sources
 from pipelines.tracking.runs import metric_histories
 from pipelines.training.pretrain import pretrain
 from ray_jobs.cli.cluster import connected
@@ -108,7 +110,7 @@ def _scored(given: dict[str, str], folder: Path, checkpoint: str, name: str) -> 
     if (output / OUTCOMES_FILE).exists():
         return Outcomes.read(output / OUTCOMES_FILE)
     config = EvaluateConfig(
-        checkpoint=_checkpoint(checkpoint),
+        checkpoint=checkpoint,
         dataset=given["clips"],
         output=str(output),
         measures=("knn", "linear", "retrieval"),
@@ -116,13 +118,15 @@ def _scored(given: dict[str, str], folder: Path, checkpoint: str, name: str) -> 
         untrained_baseline=name.startswith("new"),
         tracking={"uri": f"sqlite:///{folder}/mlflow.db"},
     )
-    return evaluate(config, on_progress=ignore_progress).outcomes
-
-
-def _checkpoint(path: str) -> str:
-    """The folder of a training; of the main job, that of its training."""
-    inner = Path(path) / "pretrain" / Path(path).name
-    return str(inner if inner.is_dir() else path)
+    sources = encoder_sources(
+        config.checkpoint,
+        setting="checkpoint",
+        role=config.role,
+        published=config.published,
+        tracking=config.tracking,
+    )
+    networks = networks_to_score(config, sources, ())
+    return evaluate(config, networks, on_progress=ignore_progress).outcomes
 
 
 def _names() -> tuple[str, ...]:

@@ -65,6 +65,7 @@ def write_dataset(
     has_audio=lambda _: True,
     has_video=lambda _: True,
     split=lambda _: "train",
+    label=lambda clip: f"class{clip % 3}",
     frames=None,
     encoding="raw",
 ) -> Path:
@@ -81,7 +82,7 @@ def write_dataset(
                 uri=name,
                 source_hash=hashlib.sha256(name.encode()).hexdigest(),
                 byte_size=1,
-                label=f"class{clip % 3}",
+                label=label(clip),
                 split=split(clip),
                 group=None,
             )

@@ -52,7 +52,8 @@ def heard(waveform: np.ndarray, rate: int = 16_000) -> list[int | None]:
         piece = waveform[start : start + step].astype(float)
         spectrum = np.abs(np.fft.rfft(piece * np.hanning(step), 16 * step))
         hertz = spectrum.argmax() * rate / (16 * step)
-        ticks.append(None if np.abs(piece).max() < 500 else round((hertz - 400) / 40))
+        # A tick that is mostly silent is silent.
+        ticks.append(None if np.median(np.abs(piece)) < 500 else round((hertz - 400) / 40))
     return ticks
 
 

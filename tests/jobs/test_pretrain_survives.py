@@ -28,6 +28,7 @@ from pipelines.training.checks import check_pretrain
 from pipelines.training.pretrain import PretrainResult, pretrain
 from ray_jobs.cli.environment import WORKER_SETUP
 from tests.helpers.clip_datasets import write_dataset
+from tests.helpers.drains import drain
 from tests.helpers.local_ray import job_environment
 from tests.helpers.training import (
     curve,
@@ -400,6 +401,45 @@ def test_a_lost_node_is_replaced_in_a_group_of_fixed_size(dataset, tmp_path):
     assert_close(result, expected)
     run = result.run.client().get_run(result.run.run_id)
     assert run.info.status == "FINISHED"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_spare", [1, 0], ids=["another node", "no other node"])
+def test_a_drained_node_costs_no_step(num_spare, dataset, tmp_path, caplog):
+    """A notice of 20 s at the node that trains, with the next checkpoint far away."""
+    far = {"checkpoint_every": 1_000_000, "epochs": 150, "log_every": 1}
+    config = tiny_config(tmp_path, dataset, **far)
+    with _cluster([0, *[1] * (1 + num_spare)]) as (cluster, nodes):
+        board = []
+
+        def drain_the_busy_node(done: float, _total: float, _note: str) -> None:
+            if done >= 20 and not board:
+                busy = next(node for node in nodes if train_workers(_raylet(node)))
+                drain(cluster, busy.node_id, seconds=20)
+                board.append(threading.Timer(20, lambda: cluster.remove_node(busy, False)))
+                board[0].start()
+
+        def train_drained() -> PretrainResult:
+            return pretrain(config, on_progress=drain_the_busy_node)
+
+        if num_spare:
+            result = train_drained()
+            assert result.first_step == 0
+            run = result.run
+        else:
+            with pytest.raises(
+                Stopped, match=r"a node is about to leave \(\w{12}\): .* saved. The"
+            ):
+                train_drained()
+            run = RunRef(
+                config.tracking.uri, "", read_info(find_checkpoint(str(folder_of(config)))).run_id
+            )
+        board[0].join()
+    last = last_step(config)
+    assert last == 900 if num_spare else 20 <= last < 900
+    history = run.client().get_metric_history(run.run_id, "loss/total")
+    assert sorted(metric.step for metric in history) == list(range(last))  # each step once
+    assert ("continuing elsewhere" in caplog.text) == bool(num_spare)
 
 
 def _raylet(node) -> int:

@@ -10,6 +10,7 @@ import gc
 import importlib
 import io
 import json
+import mmap
 import os
 import pkgutil
 import sys
@@ -75,6 +76,7 @@ class Heap:
                 start, stop = (int(end, 16) for end in line.split()[0].split("-"))
                 self._start = self._start or -(-start // _HUGE_PAGE) * _HUGE_PAGE
                 self._stop = stop // _HUGE_PAGE * _HUGE_PAGE
+        self._split_huge_pages()
 
     def make_own(self) -> None:
         """Copies the heap in pages of 2 MB, 0.4 ms each against 1.4 in small pages (measured).
@@ -87,6 +89,13 @@ class Heap:
                 ctypes.c_size_t(self._stop - self._start),
                 _MADV_COLLAPSE,
             )
+
+    def _split_huge_pages(self) -> None:
+        """Splits pages of 2 MB, which `make_own` would take for pages that are already its own."""
+        for start in range(self._start, self._stop, _HUGE_PAGE):
+            # A page with other rights than its neighbors cannot be part of a larger one.
+            for rights in (mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE):
+                _libc.mprotect(ctypes.c_size_t(start), ctypes.c_size_t(mmap.PAGESIZE), rights)
 
 
 _libc = ctypes.CDLL(None, use_errno=True)

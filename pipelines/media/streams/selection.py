@@ -168,7 +168,7 @@ def gives_something(source: MediaInput, formats: Formats, index: int) -> bool:
                     pass
                 if number >= MAX_TRIAL_PACKETS:
                     break
-        except FFmpegError:
+        except (FFmpegError, IndexError):  # see `packets.read_packets`
             pass
     return False
 

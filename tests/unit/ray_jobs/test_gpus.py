@@ -38,6 +38,6 @@ def test_the_main_job_tells_it_before_it_ingests(tmp_path, monkeypatch):
 @NO_GPU
 @pytest.mark.ray
 def test_a_gpu_that_no_node_has_is_told(local_ray):
-    check_gpus({"use_gpu": False})
+    check_gpus({"use_gpu": False}, None)
     with pytest.raises(UserError, match=r"evaluate.use_gpu \(True\) needs a GPU, but no node"):
-        check_gpus({"pretrain.use_gpu": False, "evaluate.use_gpu": True})
+        check_gpus({"pretrain.use_gpu": False, "evaluate.use_gpu": True}, 0.1)

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -598,9 +598,10 @@ def test_a_worker_that_dies_is_replaced_and_its_unit_done_again(made, videos, tm
         for process in (
             psutil.Process().children(recursive=True) if not killed and 0 < done < total else []
         ):
-            if any("UnitRunner" in word for word in process.cmdline()):
-                killed.append(process.pid)
-                process.kill()
+            with suppress(psutil.Error):  # it may have ended meanwhile
+                if any("UnitRunner" in word for word in process.cmdline()):
+                    process.kill()
+                    killed.append(process.pid)
 
     summary = run(videos, tmp_path / "clips", on_progress=kill_workers)
     assert killed

@@ -10,14 +10,12 @@ from pipelines.errors import JobFailed, UserError
 from pipelines.ingest import unit_graph
 from pipelines.ingest.unit_graph import (
     MAX_UNITS_PER_TASK,
-    Counts,
-    UnitOutcome,
-    UnitRunner,
     _StoredUnit,
     _tasks,
     _write_units,
     run_units,
 )
+from pipelines.ingest.unit_runner import Counts, UnitOutcome, UnitRunner
 
 
 class Counter:

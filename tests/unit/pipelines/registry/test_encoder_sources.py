@@ -1,5 +1,8 @@
 """An evaluation takes encoders from checkpoints, registered versions and published files."""
 
+import json
+import shutil
+
 import mlflow
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from pipelines.config.base import JobConfig, TrackingSettings
 from pipelines.config.evaluate import EvaluateConfig, EvaluateSettings
 from pipelines.config.promote import PromoteSettings
 from pipelines.config.published import PublishedSettings
+from pipelines.config.pull import PullConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
 from pipelines.evaluation.checks import check_evaluate, networks_to_score
@@ -18,9 +22,12 @@ from pipelines.models.checkpoints import load_model
 from pipelines.progress import ignore_progress
 from pipelines.registry.encoder_sources import encoder_sources
 from pipelines.registry.promote import promote
+from pipelines.registry.pull import pull
 from pipelines.tracking.runs import open_run
+from pipelines.training.weight_source import open_weights
 from tests.helpers.clip_datasets import write_dataset
 from tests.helpers.encoders import write_checkpoint
+from xkd_core.config import ModelConfig
 from xkd_core.losses import Centers
 from xkd_core.published.names import to_published
 
@@ -73,6 +80,38 @@ def test_registered_versions_are_the_checkpoints_encoders(checkpoint, tracking):
     again = load_network(sources, trained=False, seed=3)
     assert before["video"].content_hash() == again["video"].content_hash()
     assert before["video"].content_hash() != hashes["video"]
+
+
+def test_a_pulled_version_and_the_folder_of_a_main_job_are_named_as_for_init(
+    checkpoint, tracking, tmp_path
+):
+    uri = "models:/any-audio/1"
+    pull(PullConfig(model=uri, output=str(tmp_path / "pulled"), tracking=tracking))
+    for location in (uri, str(tmp_path / "pulled")):
+        (source,) = found(tracking, location)
+        assert (source.modalities, source.step, source.run_id) == (("audio",), 7, "pretrain-run")
+        (other,) = open_weights(location, ModelConfig(), tracking)
+        assert other.modality == "audio"
+        (one,) = load_network((source,)).values()
+        for name, tensor in one.encoder.state_dict().items():
+            assert tensor.equal(other.load()[f"teacher.{name}"])
+    job = tmp_path / "runs/mine"
+    shutil.copytree(checkpoint, job / "pretrain/mine" / checkpoint.name)
+    (source,) = found(tracking, str(job))
+    assert source.path == str(job / "pretrain/mine" / checkpoint.name)
+    assert {one.location for one in open_weights(str(job), ModelConfig(), tracking)} == {
+        source.path
+    }
+
+
+def test_a_checkpoint_of_another_release_is_one_line(checkpoint, tracking, tmp_path):
+    other = tmp_path / checkpoint.name
+    shutil.copytree(checkpoint, other)
+    values = json.loads((other / "training.json").read_text())
+    (other / "training.json").write_text(json.dumps(values | {"of_another_release": 1}))
+    with pytest.raises(UserError, match="was written by another release") as caught:
+        found(tracking, str(other))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])

@@ -81,6 +81,18 @@ def test_a_version_says_what_it_is(store, checkpoints):
     assert scores["evaluation/audio/trained/linear"].dataset_digest == "clips-1"
 
 
+def test_figures_of_an_incomplete_split_are_marked_on_card_and_tags(store, checkpoints):
+    scores = replace(example_scores(0.5), marks=("fold 1 of 3", "27 of 30 test sources"))
+    promote(checkpoints[0], scores, settings("marked"), store[1])
+    client = MlflowClient(store[1].uri)
+    version = client.get_model_version("marked-audio", "1")
+    assert "| linear probe | 50.0% \\* | [45.0, 55.0] | 20.0% |" in version.description
+    assert (
+        "\\* Not the figure of the whole official split: fold 1 of 3; 27 of" in version.description
+    )
+    assert version.tags["xkd.evaluation.marks"] == "fold 1 of 3; 27 of 30 test sources"
+
+
 def test_scores_that_were_recorded_in_part_are_recorded_by_the_same_command(
     store, checkpoints, monkeypatch
 ):

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -133,6 +134,10 @@ def test_front_matter_has_the_scores():
     assert result["dataset"]["name"] == "clips"
     assert result["metrics"][0]["value"] == 0.75
     assert matter["metrics"] == ["accuracy"]
+    scores = replace(scores, marks=("fold 1 of 3", "27 of 30 test sources"))
+    matter = yaml.safe_load(model_card("a", None, info, scores).split("---\n", 2)[1])
+    (result,) = matter["model-index"][0]["results"]
+    assert result["dataset"]["name"] == "clips (fold 1 of 3; 27 of 30 test sources)"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import html
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -216,3 +217,18 @@ def test_models_and_provenance_say_what_training_began_from():
     assert "video from models:/xkd-video/3, content abababababab" in text
     record.training.began_from = {}
     assert _notes(record) == {}
+
+
+def test_every_figure_of_an_incomplete_split_is_marked(data):
+    page = render(replace(data, marks=("27 of 30 test sources", "dataset <b>, not a")))
+    sentence = (
+        "not the figures of the whole official split: 27 of 30 test sources; dataset &lt;b&gt;"
+    )
+    assert sentence in text_of(section(page, "head"))
+    assert sentence in text_of(section(page, "scores"))
+    assert sentence in text_of(section(page, "neighbors"))
+    for name in ("head", "scores"):
+        figures = re.findall(r"<b>[\d.]+\xa0%</b>|<dd>[\d.]+\xa0%", section(page, name))
+        marked = re.findall(r"<b>[\d.]+\xa0%</b><abbr|<dd>[\d.]+\xa0%<abbr", section(page, name))
+        assert len(figures) == len(marked) > 0
+    assert "<abbr" not in render(data)

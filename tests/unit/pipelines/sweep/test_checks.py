@@ -31,8 +31,8 @@ def asking(tmp_path, workers, cpus, **changes):
         (2, 1, [{"CPU": 5}], 2),
         (1, 2, [{"CPU": 3}, {"CPU": 3}], 2),  # the third CPUs do not make a trial
         (3, 2, [{"CPU": 4}, {"CPU": 2}], 1),  # workers of one trial may lie on several nodes
-        (1, 1, [{"CPU": 4, "memory": 900e6}], 2),  # drivers of trials need some too
-        (1, 1, [{"CPU": 1, "memory": 700e6}, {"CPU": 3, "memory": 300e6}], 1),
+        (1, 1, [{"CPU": 4, "memory": 3.4e9}], 2),  # drivers of trials need some too
+        (1, 1, [{"CPU": 1, "memory": 2.7e9}, {"CPU": 3, "memory": 1.2e9}], 1),
         (1, 0.5, [{"CPU": 100}], 14),  # no more than there are trials
     ],
 )
@@ -56,14 +56,12 @@ def test_too_many_at_once_is_told_with_what_fits(tmp_path):
 
 
 def test_too_little_memory_is_told(tmp_path):
-    nodes = [{"CPU": 4, "memory": 0.3e9}]
-    message = r"needs 1 x 1 CPU and 400\.0 MB of memory, but Ray has 4 CPUs, 300\.0 MB of memory"
+    nodes = [{"CPU": 4, "memory": 1.2e9}]
+    message = r"needs 1 x 1 CPU and 1\.5 GB of memory, but Ray has 4 CPUs, 1\.2 GB of memory"
     with pytest.raises(UserError, match=message):
         trials_at_once(asking(tmp_path, 1, 1), nodes)
-    message = (
-        r"needs 3 x 1 CPU and 3 x 400\.0 MB of memory, has 4 CPUs, 900\.0 MB of memory: at most 2"
-    )
-    nodes = [{"CPU": 4, "memory": 0.9e9}]
+    message = r"needs 3 x 1 CPU and 3 x 1\.5 GB of memory, has 4 CPUs, 3\.4 GB of memory: at most 2"
+    nodes = [{"CPU": 4, "memory": 3.4e9}]
     with pytest.raises(UserError, match=message):
         trials_at_once(asking(tmp_path, 1, 1, max_concurrent_trials=3), nodes)
 

@@ -15,13 +15,9 @@ from pipelines.tracking.run_folder import LOCK_FILE, RUN_FILE, RunFolder
 from pipelines.tracking.runs import RunRef
 from pipelines.tracking.tracker import UNSENT_FILE
 from pipelines.training.checks import check_pretrain
+from pipelines.training.interrupts import fit_unless_interrupted
 from pipelines.training.outcome import TrainOutcome
-from pipelines.training.pretrain import (
-    _fit_unless_interrupted,
-    _open_run,
-    _warn_of_unsent,
-    pretrain,
-)
+from pipelines.training.pretrain import _open_run, _warn_of_unsent, pretrain
 from pipelines.training.stopping import Stop
 from tests.helpers.training import folder_of, leave_checkpoint, tiny_config, tiny_dataset
 
@@ -59,7 +55,7 @@ def interrupted_fit():
 def test_ctrl_c_waits_for_the_checkpoint_and_says_what_is_saved(interrupted_fit):
     fit, asked, ended = interrupted_fit
     with pytest.raises(KeyboardInterrupt, match="5 of 9 steps done and saved"):
-        _fit_unless_interrupted(fit, asked.set)
+        fit_unless_interrupted(fit, asked.set)
     assert ended == [True]
 
 
@@ -71,7 +67,7 @@ def test_a_failure_after_ctrl_c_is_told(interrupted_fit):
         raise RuntimeError("no room")
 
     with pytest.raises(RuntimeError, match="no room"):
-        _fit_unless_interrupted(fail, asked.set)
+        fit_unless_interrupted(fail, asked.set)
 
 
 def quiet(*_, **__):

@@ -273,4 +273,4 @@ def fuzz(decoder, seeds, tmp_path, edit):
     else:
         reason = None
         assert info.container
-    assert reason in {None, "not_media", "no_streams"}
+    assert reason in {None, "not_media", "no_streams", "undecodable"}

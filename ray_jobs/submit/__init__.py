@@ -1,0 +1,1 @@
+"""`xkd submit`: runs a job on a cluster by Ray's job server, after checks from there."""

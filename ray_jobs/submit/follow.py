@@ -1,0 +1,95 @@
+"""Follows submitted jobs: log, exit code, list."""
+
+import asyncio
+import os
+import time
+from datetime import UTC, datetime
+
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from pipelines.errors import UserError
+from ray_jobs.cli.console import table
+
+_FAILED = 1
+_DETACHED = 130
+_RECONNECT_SECONDS = 2.0
+_PATIENCE_SECONDS = 300.0
+"""How long a job server may be away, for example while the head restarts."""
+
+
+def follow(client: JobSubmissionClient, job: str) -> int:
+    """Prints the log of a job as it grows; returns its exit code.
+
+    Ctrl-C leaves the job running and returns 130.
+
+    Raises:
+        UserError: If there is no such job, or the server stays away.
+    """
+    try:
+        client.get_job_status(job)
+    except RuntimeError as error:
+        raise UserError(f"no job {job} at {client.get_address()}") from error
+    try:
+        asyncio.run(_print_log(client, job))
+    except KeyboardInterrupt:
+        print(f"\ndetached; {job} goes on. xkd submit logs {job} attaches again")
+        return _DETACHED
+    return _exit_code(client, job)
+
+
+async def _print_log(client: JobSubmissionClient, job: str) -> None:
+    """Prints until the job has ended; a lost connection continues where it broke off."""
+    printed, away_since = 0, None
+    while True:
+        received = 0
+        try:
+            async for text in client.tail_job_logs(job):
+                new = text[max(printed - received, 0) :]
+                received += len(text)
+                if new:
+                    print(new, end="", flush=True)
+                    printed = max(printed, received)
+            if client.get_job_status(job).is_terminal():
+                return
+            away_since = None
+        except (OSError, RuntimeError) as error:
+            away_since = away_since or time.monotonic()
+            if time.monotonic() - away_since > _PATIENCE_SECONDS:
+                raise UserError(f"the job server does not answer any more: {error}") from error
+        await asyncio.sleep(_RECONNECT_SECONDS)
+
+
+def _exit_code(client: JobSubmissionClient, job: str) -> int:
+    info = client.get_job_info(job)
+    if info.driver_exit_code is not None:
+        # A signal ends a process with a negative code.
+        return int(info.driver_exit_code) % 256
+    if info.status == JobStatus.STOPPED:
+        return os.EX_TEMPFAIL  # the same command continues
+    if info.status == JobStatus.FAILED:
+        print(f"{job} failed: {(info.message or '').strip().splitlines()[-1:]}")
+        return _FAILED
+    return 0
+
+
+def listed(client: JobSubmissionClient) -> str:
+    """Returns a table of the jobs, the newest first."""
+    jobs = sorted(client.list_jobs(), key=lambda job: -(job.start_time or 0))
+    rows = [("job", "status", "started", "command")]
+    rows += [
+        (
+            job.submission_id or job.job_id or "",
+            str(job.status.value),
+            _time(job.start_time),
+            job.entrypoint[:60],
+        )
+        for job in jobs
+        if (job.metadata or {}).get("xkd.job") != "probe"
+    ]
+    return table(rows)
+
+
+def _time(milliseconds: int | None) -> str:
+    if not milliseconds:
+        return ""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")

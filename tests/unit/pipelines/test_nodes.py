@@ -1,0 +1,134 @@
+"""Waiting for nodes that a cluster does not have yet, and nodes that are about to leave."""
+
+import logging
+import threading
+import time
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from ray.util.placement_group import placement_group_table
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipelines.errors import UserError
+from pipelines.ingest.unit_graph import run_units
+from pipelines.ingest.unit_runner import UnitOutcome
+from pipelines.nodes import draining_nodes, wait_for_nodes, working_nodes
+from tests.helpers.drains import drain
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+NODE = {"num_cpus": 1, "object_store_memory": 80_000_000}
+UNIT_SECONDS = 1.0
+
+
+class Slow:
+    """Takes a while for a unit, and writes down where each was begun."""
+
+    def __init__(self, output):
+        self._output = Path(output)
+
+    def __call__(self, unit):
+        node = ray.get_runtime_context().get_node_id()
+        with (self._output / "begun").open("a") as begun:
+            begun.write(f"{unit['name']} {node}\n")
+        time.sleep(UNIT_SECONDS)
+        (self._output / "clips" / f"{unit['name']}.parquet").touch()
+        yield asdict(UnitOutcome(unit["name"], clips=1))
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    head = {**NODE, "num_cpus": 0, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def one_cpu(nodes):
+    if not any(node.get("CPU", 0.0) >= 1 for node in nodes):
+        raise UserError("no CPU")
+    return len(nodes)
+
+
+def test_a_job_says_what_it_waits_for_and_goes_on_with_the_first_node(cluster, caplog):
+    with pytest.raises(UserError, match=r"^no CPU$"):
+        wait_for_nodes(one_cpu, [{"CPU": 1}], None)
+    with pytest.raises(UserError, match=r"no CPU; waited 1 s \(ray.wait_seconds\)"):
+        wait_for_nodes(one_cpu, [{"CPU": 1}], 1.0)
+    caplog.clear()
+    demands = []
+
+    found = []
+    thread = threading.Thread(
+        target=lambda: found.append(wait_for_nodes(one_cpu, [{"CPU": 1}], 60.0))
+    )
+    with caplog.at_level(logging.WARNING):
+        thread.start()
+        time.sleep(1.5)
+        demands.extend(placement_group_table().values())
+        cluster.add_node(**NODE)
+        thread.join()
+    assert found == [2]
+    assert "no CPU; waiting for nodes, " in caplog.text
+    # What an autoscaler sees while the job waits, and not after.
+    assert [demand["bundles"] for demand in demands if demand["state"] == "PENDING"] == [
+        {0: {"CPU": 1.0}}
+    ]
+    states = {group["state"] for group in placement_group_table().values()}
+    assert states == {"REMOVED"}
+
+
+def test_units_move_to_nodes_that_join_and_away_from_nodes_that_go(cluster, tmp_path, caplog):
+    """A node joins, then one is killed: only what it had in flight is done again."""
+    (tmp_path / "clips").mkdir()
+    units = [{"name": f"unit{number:02}", "sources": 1} for number in range(24)]
+    first = wait_for_nodes(one_cpu, [{"CPU": 1}], 60.0)
+    added = cluster.add_node(**NODE)
+    begun = tmp_path / "begun"
+    late = []
+    with closing(
+        run_units(
+            units,
+            Slow,
+            (str(tmp_path),),
+            num_workers=None,
+            output=tmp_path,
+            rows_folder="clips",
+            scratch=tmp_path,
+        )
+    ) as progress:
+        for done in progress:
+            if done.sources >= 2 and not late:
+                late.append(cluster.add_node(**NODE))
+            if done.sources >= 6 and added is not None:
+                cluster.remove_node(added, allow_graceful=False)
+                added = None
+    assert first
+    assert added is None
+    assert len(list((tmp_path / "clips").iterdir())) == len(units)
+    lines = [line.split() for line in begun.read_text().splitlines()]
+    again = len(lines) - len({name for name, _ in lines})
+    assert again <= 2  # one in flight, and one that its task had begun with it
+    assert late[0].node_id in {node for _, node in lines}
+    assert "Traceback" not in caplog.text
+
+
+def test_a_node_that_is_about_to_leave_does_not_count(cluster):
+    node = cluster.add_node(**NODE)
+    before = {node["NodeID"] for node in working_nodes()}
+    assert node.node_id in before
+    # An idle node would leave at once.
+    there = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+    working = ray.remote(time.sleep).options(scheduling_strategy=there).remote(30)
+    ray.wait([working], timeout=5)
+    drain(cluster, node.node_id, seconds=60)
+    assert draining_nodes() == [node.node_id]
+    assert {node["NodeID"] for node in working_nodes()} == before - {node.node_id}
+    ray.cancel(working, force=True)
+    assert {node["NodeID"] for node in working_nodes(list(before))} == set()
