@@ -237,7 +237,7 @@ def test_clips_of_another_shape_are_refused(folders, modality, shape, message):
 
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_arrays_of_numpy_are_named(folders, clips, modality):
-    with pytest.raises(TypeError, match="must be a torch.Tensor, not ndarray; torch.from_numpy"):
+    with pytest.raises(TypeError, match=r"must be a torch\.Tensor, not ndarray; torch\.from_numpy"):
         load_module(folders[modality])(clips[0][modality])
 
 
