@@ -18,6 +18,7 @@ from pipelines.ingest.unit_graph import run_units
 from pipelines.ingest.unit_runner import UnitOutcome
 from pipelines.nodes import draining_nodes, wait_for_nodes, working_nodes
 from tests.helpers.drains import drain
+from tests.helpers.training import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -119,14 +120,20 @@ def test_units_move_to_nodes_that_join_and_away_from_nodes_that_go(cluster, tmp_
     assert "Traceback" not in caplog.text
 
 
-def test_a_node_that_is_about_to_leave_does_not_count(cluster):
+def test_a_node_that_is_about_to_leave_does_not_count(cluster, tmp_path):
     node = cluster.add_node(**NODE)
     before = {node["NodeID"] for node in working_nodes()}
     assert node.node_id in before
     # An idle node would leave at once.
     there = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
-    working = ray.remote(time.sleep).options(scheduling_strategy=there).remote(30)
-    ray.wait([working], timeout=5)
+    started = tmp_path / "started"
+
+    def work():
+        started.touch()
+        time.sleep(60)
+
+    working = ray.remote(work).options(scheduling_strategy=there).remote()
+    wait_until(started.exists, 60)
     drain(cluster, node.node_id, seconds=60)
     assert draining_nodes() == [node.node_id]
     assert {node["NodeID"] for node in working_nodes()} == before - {node.node_id}
