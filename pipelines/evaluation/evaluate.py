@@ -21,14 +21,14 @@ from pipelines.evaluation.checks import Sources, clip_mistakes, encoders_of
 from pipelines.evaluation.choice import Chosen
 from pipelines.evaluation.features import Features, extract
 from pipelines.evaluation.finetune import fine_tuner
-from pipelines.evaluation.fit_tasks import StoredFeatures
-from pipelines.evaluation.folds import score_folds
 from pipelines.evaluation.official import (
     choose_clips,
     official_share,
     share_values,
 )
 from pipelines.evaluation.outcomes import OUTCOMES_FILE, Outcomes
+from pipelines.evaluation.probes.fit_tasks import StoredFeatures
+from pipelines.evaluation.probes.folds import score_folds
 from pipelines.evaluation.scores import FeatureScores, Scores
 from pipelines.evaluation.shard_features import DONE_FOLDER, FeatureWorker, shard_parts
 from pipelines.evaluation.tasks import all_cpus

@@ -25,10 +25,10 @@ from pipelines.dataset.clip_dataset import Clip, ClipDataset
 from pipelines.dataset.joined import open_datasets
 from pipelines.evaluation.embedder import Embedder, mean_by
 from pipelines.evaluation.features import Features
-from pipelines.evaluation.fits import FineTune, probabilities
 from pipelines.evaluation.networks import EncoderSource, EvaluatedEncoder
+from pipelines.evaluation.probes.fits import FineTune, probabilities
+from pipelines.evaluation.probes.solvers import UNSEEN, Fitted
 from pipelines.evaluation.sides import Sides
-from pipelines.evaluation.solvers import UNSEEN, Fitted
 from pipelines.evaluation.tasks import result_of, within_a_node
 from pipelines.media.windows import looped, padded
 from xkd_core.encoders import Modality

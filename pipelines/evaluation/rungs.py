@@ -14,9 +14,9 @@ from pipelines.config.base import Datasets
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.joined import open_datasets
-from pipelines.evaluation.classifiers import score, side_scores
 from pipelines.evaluation.features import features_of
 from pipelines.evaluation.networks import network_of
+from pipelines.evaluation.probes.classifiers import score, side_scores
 from pipelines.files import write_json
 from pipelines.progress import ignore_progress
 from pipelines.storage import AnyPath, path_of

@@ -23,7 +23,7 @@ from pipelines.config.promote import PromoteSettings
 from pipelines.evaluation.intervals import Figure
 from pipelines.evaluation.outcomes import OUTCOMES_FILE, Outcomes, paired, paired_retrieval
 from pipelines.evaluation.scores import MEASURES, SUBJECTS
-from pipelines.registry.card import EncoderScores
+from pipelines.registry.encoder_scores import EncoderScores
 from pipelines.registry.versions import CODE_TAG
 
 

@@ -7,7 +7,7 @@ from mlflow.tracking import MlflowClient
 from pipelines.config.promote import PromoteConfig
 from pipelines.models.checkpoints import find_checkpoint
 from pipelines.registry.alias import Candidate, verdict
-from pipelines.registry.card import encoder_scores
+from pipelines.registry.encoder_scores import encoder_scores
 from pipelines.registry.promote import (
     checkpoint_encoders,
     checkpoint_outcomes,

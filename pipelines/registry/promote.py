@@ -26,7 +26,8 @@ from pipelines.models.encoder_files import ClipSettings, EncoderInfo
 from pipelines.paths import moved_paths
 from pipelines.redaction import one_line
 from pipelines.registry.alias import Candidate, move_alias, verdict
-from pipelines.registry.card import BEGAN_FROM, EncoderScores, encoder_scores, model_card
+from pipelines.registry.card import BEGAN_FROM, model_card
+from pipelines.registry.encoder_scores import EncoderScores, encoder_scores
 from pipelines.registry.versions import (
     find_or_make_version,
     record_scores,

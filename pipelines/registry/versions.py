@@ -17,7 +17,8 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from pipelines.models.encoder_files import EncoderInfo
-from pipelines.registry.card import CODE_NAME, EncoderScores, without_front_matter
+from pipelines.registry.card import CODE_NAME, without_front_matter
+from pipelines.registry.encoder_scores import EncoderScores
 from pipelines.registry.manifest import MANIFEST_TAG, write_manifest
 from pipelines.registry.package import package_name, save_package, stage
 from pipelines.registry.signing import sign

@@ -9,8 +9,6 @@ import json
 import os
 from typing import Any
 
-import ray
-
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # A report of a worker waits until the controller polls, by default every 2 s.
@@ -65,6 +63,8 @@ def set_address() -> None:
     Ray's state API otherwise asks the cluster that started last on the machine. Ray Train asks it
     whether a training's controller is alive: a second Ray on the machine would end the training.
     """
+    import ray  # reads the variables above on import
+
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 
 

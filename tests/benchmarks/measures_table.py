@@ -26,13 +26,13 @@ from pipelines.config.evaluate import EvaluateSettings, OfficialSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.evaluation.features import Features, features_of
 from pipelines.evaluation.finetune import fine_tune, labelled
-from pipelines.evaluation.folds import score_folds
 from pipelines.evaluation.intervals import Figure
 from pipelines.evaluation.networks import EncoderSource, checkpoint_source, load_network
 from pipelines.evaluation.official import choose_clips
 from pipelines.evaluation.outcomes import Outcomes, paired
+from pipelines.evaluation.probes.folds import score_folds
+from pipelines.evaluation.probes.solvers import UNSEEN, Fitted
 from pipelines.evaluation.scores import FeatureScores, interval_text
-from pipelines.evaluation.solvers import UNSEEN, Fitted
 from pipelines.models.checkpoints import find_checkpoint
 from pipelines.progress import ignore_progress
 from xkd_core.config import AudioConfig

@@ -9,8 +9,8 @@ from sklearn.cross_decomposition import CCA
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.evaluation import alignment
 from pipelines.evaluation.alignment import aligned, canonical_maps, compared
-from pipelines.evaluation.classifiers import score, score_with_outcomes
 from pipelines.evaluation.outcomes import Outcomes, paired_retrieval
+from pipelines.evaluation.probes.classifiers import score, score_with_outcomes
 from tests.unit.pipelines.evaluation.test_classifiers import features
 
 SETTINGS = EvaluateSettings(measures=("retrieval",), retrieval_sizes=())

@@ -11,10 +11,10 @@ from pipelines.errors import UserError
 from pipelines.evaluation import checks
 from pipelines.evaluation import evaluate as job
 from pipelines.evaluation.checks import networks_to_score
-from pipelines.evaluation.classifiers import score
 from pipelines.evaluation.evaluate import log_figures
 from pipelines.evaluation.features import features_of
 from pipelines.evaluation.networks import checkpoint_source, network_of
+from pipelines.evaluation.probes.classifiers import score
 from pipelines.evaluation.retrieval import retrieval_gains, retrieval_scores
 from pipelines.evaluation.scores import FeatureScores
 from pipelines.models.checkpoints import TrainingInfo, checkpoint_name, save_checkpoint

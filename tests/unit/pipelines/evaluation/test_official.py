@@ -8,10 +8,10 @@ from pipelines.config.evaluate import EvaluateSettings, OfficialSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
 from pipelines.evaluation.features import features_of
-from pipelines.evaluation.folds import score_folds
 from pipelines.evaluation.networks import network_of
 from pipelines.evaluation.official import OfficialShare, choose_clips, official_share, share_text
 from pipelines.evaluation.outcomes import paired
+from pipelines.evaluation.probes.folds import score_folds
 from pipelines.progress import ignore_progress
 from tests.helpers.clip_datasets import MadeSegment, write_segments
 from tests.helpers.training import tiny_config

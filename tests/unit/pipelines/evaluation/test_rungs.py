@@ -9,9 +9,9 @@ import torch
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
-from pipelines.evaluation.classifiers import score
 from pipelines.evaluation.features import features_of
 from pipelines.evaluation.networks import network_of
+from pipelines.evaluation.probes.classifiers import score
 from pipelines.evaluation.rungs import (
     KNN_SETTINGS,
     KnnScorer,

@@ -6,9 +6,9 @@ import torch
 
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.dataset.clip_dataset import ClipDataset
-from pipelines.evaluation.classifiers import score
 from pipelines.evaluation.features import features_of
 from pipelines.evaluation.networks import network_of
+from pipelines.evaluation.probes.classifiers import score
 from pipelines.progress import ignore_progress
 from tests.helpers.clip_datasets import MadeSegment, write_dataset, write_segments
 from tests.helpers.training import tiny_config

@@ -23,8 +23,9 @@ from pipelines.errors import UserError
 from pipelines.evaluation.intervals import Figure
 from pipelines.models.encoder_files import load_encoder
 from pipelines.models.encoder_module import load_module
-from pipelines.registry.card import EncoderScores, model_card
+from pipelines.registry.card import model_card
 from pipelines.registry.download import registered_encoder
+from pipelines.registry.encoder_scores import EncoderScores
 from pipelines.registry.encoder_sources import encoder_sources
 from pipelines.registry.pull import pull
 from pipelines.registry.versions import find_or_make_version, registered_model

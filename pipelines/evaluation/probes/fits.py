@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
 from pipelines.config.evaluate import EvaluateSettings
-from pipelines.evaluation.attentive import score_tokens
 from pipelines.evaluation.embedder import mean_by
 from pipelines.evaluation.features import Features
+from pipelines.evaluation.probes.attentive import score_tokens
+from pipelines.evaluation.probes.solvers import Fitted, TrainingRows, fit_and_score
 from pipelines.evaluation.sides import MISSING, Sides, joined, joined_without, sides_of
-from pipelines.evaluation.solvers import Fitted, TrainingRows, fit_and_score
 from xkd_core.encoders import MODALITIES, Modality
 from xkd_core.probes import knn_votes
 

@@ -12,17 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.config.evaluate import EvaluateSettings
-from pipelines.evaluation.classifiers import (
+from pipelines.evaluation.features import Features
+from pipelines.evaluation.intervals import Figure
+from pipelines.evaluation.outcomes import Outcomes, score_of
+from pipelines.evaluation.probes.classifiers import (
     Results,
     assembled,
     differences,
     fit_here,
     plan_fits,
 )
-from pipelines.evaluation.features import Features
-from pipelines.evaluation.fits import FineTune, Fit
-from pipelines.evaluation.intervals import Figure
-from pipelines.evaluation.outcomes import Outcomes, score_of
+from pipelines.evaluation.probes.fits import FineTune, Fit
 from pipelines.evaluation.scores import FeatureScores, MeasureScore, NetworkScore
 from pipelines.evaluation.sides import Sides
 

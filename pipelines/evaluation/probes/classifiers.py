@@ -10,9 +10,10 @@ from pipelines.config.evaluate import EvaluateSettings
 from pipelines.evaluation import metrics
 from pipelines.evaluation.alignment import common_space, compared
 from pipelines.evaluation.features import Features
-from pipelines.evaluation.fits import FineTune, Fit, Fitter, late_fusion, planned_fits
 from pipelines.evaluation.intervals import Figure, Statistic, figure, mean_of
 from pipelines.evaluation.outcomes import RETRIEVAL_RECALL, Outcomes, gain
+from pipelines.evaluation.probes.fits import FineTune, Fit, Fitter, late_fusion, planned_fits
+from pipelines.evaluation.probes.solvers import Fitted
 from pipelines.evaluation.retrieval import (
     DIRECTIONS,
     retrieval_gains,
@@ -21,7 +22,6 @@ from pipelines.evaluation.retrieval import (
 )
 from pipelines.evaluation.scores import FeatureScores, MeasureScore, NetworkScore
 from pipelines.evaluation.sides import FUSED, Sides, notes_of, sides_of, why_no_scores
-from pipelines.evaluation.solvers import Fitted
 from xkd_core.encoders import MODALITIES
 
 Array = NDArray[Any]

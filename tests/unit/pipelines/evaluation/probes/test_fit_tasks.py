@@ -11,10 +11,10 @@ from pipelines.config.evaluate import EvaluateSettings
 from pipelines.errors import UserError
 from pipelines.evaluation.choice import Fold
 from pipelines.evaluation.embedder import Embedded
-from pipelines.evaluation.fit_tasks import StoredFeatures, _needs
-from pipelines.evaluation.fits import Fit
-from pipelines.evaluation.folds import score_folds
 from pipelines.evaluation.gathered import Gathered
+from pipelines.evaluation.probes.fit_tasks import StoredFeatures, _needs
+from pipelines.evaluation.probes.fits import Fit
+from pipelines.evaluation.probes.folds import score_folds
 from tests.unit.pipelines.evaluation.test_classifiers import features
 
 SETTINGS = EvaluateSettings(

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from pipelines.config.evaluate import EvaluateSettings
-from pipelines.evaluation.classifiers import score, score_with_outcomes, side_scores
 from pipelines.evaluation.features import Features
 from pipelines.evaluation.outcomes import Outcomes, paired, paired_retrieval
+from pipelines.evaluation.probes.classifiers import score, score_with_outcomes, side_scores
 
 EVERY = EvaluateSettings(
     measures=("knn", "linear", "svm", "attentive", "layers", "retrieval"),

@@ -15,12 +15,12 @@ import ray
 from numpy.typing import NDArray
 
 from pipelines.config.evaluate import EvaluateSettings
-from pipelines.evaluation.classifiers import Results
 from pipelines.evaluation.features import Features
-from pipelines.evaluation.fits import FineTune, Fit, Fitter, kind_of
-from pipelines.evaluation.folds import Planned
+from pipelines.evaluation.probes.classifiers import Results
+from pipelines.evaluation.probes.fits import FineTune, Fit, Fitter, kind_of
+from pipelines.evaluation.probes.folds import Planned
+from pipelines.evaluation.probes.solvers import BYTES_A_NUMBER, Fitted
 from pipelines.evaluation.sides import Sides
-from pipelines.evaluation.solvers import BYTES_A_NUMBER, Fitted
 from pipelines.evaluation.tasks import result_of, within_a_node
 from xkd_core.encoders import MODALITIES
 

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from pipelines.evaluation.solvers import UNSEEN, TrainingRows, fit_and_score
+from pipelines.evaluation.probes.solvers import UNSEEN, TrainingRows, fit_and_score
 
 PENALTIES = (1e-3, 1e-1, 1.0, 10.0, 100.0)
 

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.evaluation.features import Features
+from pipelines.evaluation.probes.solvers import UNSEEN, Fitted
 from pipelines.evaluation.sides import Sides
-from pipelines.evaluation.solvers import UNSEEN, Fitted
 from xkd_core.attentive import train_attentive_probe
 
 Array = NDArray[Any]
