@@ -8,6 +8,7 @@ import time
 
 from pipelines.config.serve import TOKEN, ServeConfig
 from pipelines.errors import JobFailed
+from pipelines.quantities import counted
 from pipelines.redaction import one_line
 from pipelines.registry.signing import check_keys
 from pipelines.registry.uri import resolve_model
@@ -52,11 +53,12 @@ def work(config: ServeConfig) -> None:
     from pipelines.serving.application import NAME, application
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    print(f"serve: starting {counted(config.num_replicas, 'replica')} of {config.uri}", flush=True)
     with connected(config.ray):
-        serve.start(
-            proxy_location="HeadOnly", http_options={"host": config.host, "port": config.port}
-        )
         try:
+            serve.start(
+                proxy_location="HeadOnly", http_options={"host": config.host, "port": config.port}
+            )
             serve.run(application(config), name=NAME, route_prefix="/")
             _print_address(config)
             while serve.status().applications[NAME].status == "RUNNING":
