@@ -1,6 +1,7 @@
 """Moves the epochs of a source so that each begins where the one before it ends."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +12,20 @@ MAX_OVERLAP_SECONDS = 0.1
 """Sound may overlap this much at a leap, because codecs pad both ends of a file."""
 
 
-def epoch_offsets(
-    clocks: Sequence[Clock], leaps: Sequence[Leap]
-) -> tuple[list[NDArray[np.float64]], list[float]]:
-    """Returns the offsets of the timestamps of each packet, and the resulting times of leaps.
+@dataclass
+class Epochs:
+    """The epochs of a source on one timeline."""
+
+    offsets: list[NDArray[np.float64]]
+    """Offsets of the timestamps of each packet, for each stream."""
+    leaps: list[float] = field(default_factory=list)
+    """Times of the leaps."""
+    unseen: list[tuple[float, float]] = field(default_factory=list)
+    """Begins and ends of epochs without a picture, in a source with pictures."""
+
+
+def arranged(clocks: Sequence[Clock], leaps: Sequence[Leap]) -> Epochs:
+    """Arranges the epochs of a source one after another.
 
     An epoch begins where the one before it ends: its picture follows the last picture, or begins
     later if the sound would otherwise overlap by more than codecs pad.
@@ -23,9 +34,8 @@ def epoch_offsets(
         clocks: The streams, the picture first.
         leaps: From `find_leaps`.
     """
-    offsets = [np.zeros(len(clock)) for clock in clocks]
+    epochs = Epochs([np.zeros(len(clock)) for clock in clocks])
     ends: list[float | None] = [None] * len(clocks)
-    times: list[float] = []
     begins = [{0: 0} for _ in clocks]
     for leap in leaps:
         if leap.epoch is not None:
@@ -39,15 +49,25 @@ def epoch_offsets(
                 continue
             first, stop = span
             _drop_foreign(clocks[stream], first, stop)
-            offsets[stream][first:stop] = offset
+            epochs.offsets[stream][first:stop] = offset
             start, end = extent(clocks[stream], first, stop)
             starts.append(start + offset)
             ends[stream] = max(end + offset, ends[stream] or -np.inf)
         if epoch and starts:
-            times.append(min(starts))
+            epochs.leaps.append(min(starts))
+            if spans[0] is None and ends[1] is not None:
+                epochs.unseen.append((min(starts), ends[1]))
+    epochs.leaps += _times_alone(clocks, leaps, epochs.offsets)
+    epochs.leaps.sort()
+    return epochs
+
+
+def _times_alone(
+    clocks: Sequence[Clock], leaps: Sequence[Leap], offsets: Sequence[NDArray[np.float64]]
+) -> list[float]:
+    """Returns when streams leapt alone."""
     alone = [leap for leap in leaps if leap.epoch is None]
-    times += [float((clocks[x.stream].decode + offsets[x.stream])[x.packet]) for x in alone]
-    return offsets, sorted(times)
+    return [float((clocks[x.stream].decode + offsets[x.stream])[x.packet]) for x in alone]
 
 
 def _drop_foreign(clock: Clock, first: int, stop: int) -> None:

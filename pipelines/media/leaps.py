@@ -30,6 +30,8 @@ AHEAD_SECONDS = 10.0
 """So is one that steps ahead by more, in formats with leaps (`-dts_delta_threshold`)."""
 AHEAD_IN_STEADY_FORMATS_SECONDS = 300.0
 """In other formats, which keep one clock, up to a minute without packets is a pause."""
+WRAP_SECONDS = 2**33 / 90_000
+"""The clock of transport and program streams wraps after this long."""
 NEAR_SECONDS = 10.0
 """Packets that are neighbors in the file are this close in time."""
 LAG_SECONDS = 5.0
@@ -196,14 +198,19 @@ class _Search:
         begins = next(at for at, event in enumerate(self.events) if event[1:] == (later, 0))
         following = self._next(begins, 1 - later)
         leaps_there = following is not None and max(following[0], abs(following[1] - now)) <= 1.0
-        if abs(now - there) > max_seconds and not leaps_there:
+        # FFmpeg may find that the clock of one stream has wrapped, and not that of the other.
+        wraps = round((there - now) / WRAP_SECONDS) * WRAP_SECONDS
+        if wraps and abs(now + wraps - there) <= max_seconds:
+            self._move(later, 0, wraps, is_leap=False)
+        elif abs(now - there) > max_seconds and not leaps_there:
             self._move(later, 0, there - now)
 
-    def _move(self, stream: int, packet: int, seconds: float) -> None:
+    def _move(self, stream: int, packet: int, seconds: float, *, is_leap: bool = True) -> None:
         clock = self.clocks[stream]
         clock.decode[packet:] += seconds
         clock.start[packet:] += seconds
-        self.leaps.append(Leap(stream, packet, None))
+        if is_leap:
+            self.leaps.append(Leap(stream, packet, None))
 
     def _leap(self, stream: int, packet: int, *, is_new: bool) -> None:
         self._newest += is_new
@@ -212,7 +219,8 @@ class _Search:
 
     def _distance(self, other: int, order: int, now: float) -> float:
         clock = self.clocks[other]
-        return abs(now - float(clock.decode[max(0, clock.at(order))]))
+        last = clock.at(order)
+        return abs(now - float(clock.decode[last])) if last >= 0 else np.inf
 
     def _is_gap(self, stream: int, packet: int, distance: float) -> bool:
         clock = self.clocks[stream]
@@ -222,7 +230,8 @@ class _Search:
     def _other_follows(self, number: int, other: int, order: int, now: float) -> bool:
         """Returns whether the other stream soon leaps to about the same time, or ends."""
         clock = self.clocks[other]
-        if clock.at(order) == len(clock) - 1:
+        # Parsers give the last picture only at the end of the file.
+        if clock.at(order) >= len(clock) - 2:
             return True
         following = self._next(number, other)
         if following is None:

@@ -14,7 +14,7 @@ from av.container import InputContainer
 from av.format import Flags
 from numpy.typing import NDArray
 
-from pipelines.media.epochs import epoch_offsets
+from pipelines.media.epochs import arranged
 from pipelines.media.leaps import Clock, find_leaps
 from pipelines.media.packets import PacketScan, PacketTable
 from pipelines.media.sound_clock import sound_times
@@ -28,6 +28,8 @@ SORTING_FORMATS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2"})
 
 MAX_DELAY_SECONDS = 60.0
 """If decoding and presentation are further apart, one of the two times is damaged."""
+FOLLOWING_SECONDS = 0.5
+"""The decoding time is right if it follows the one before within this much."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class StreamTimeline:
     """Whether timestamps are measured rather than counted."""
     is_followed: bool = False
     """Whether the picture follows the timestamps of the sound where they drift from its samples."""
+    unseen: list[tuple[float, float]] = field(default_factory=list)
+    """Begins and ends of joined files without a picture."""
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -93,14 +97,14 @@ def build_timeline(
     leaps = [] if is_untimed else find_leaps(clocks, _has(container, Flags.ts_discont))
     if not clocks:
         return Timeline({})
-    offsets, times = epoch_offsets(clocks, leaps)
-    timeline = Timeline({}, times, [])
+    epochs = arranged(clocks, leaps)
+    timeline = Timeline({}, epochs.leaps, [])
     for number, (index, clock) in enumerate(zip(indices, clocks, strict=True)):
         first = {leap.packet for leap in leaps if leap.stream == number}
-        moved = replace(clock, start=clock.start + offsets[number])
-        moved.decode += offsets[number]
+        moved = replace(clock, start=clock.start + epochs.offsets[number])
+        moved.decode += epochs.offsets[number]
         if index == video:
-            found = _picture(moved, is_untimed)
+            found = replace(_picture(moved, is_untimed), unseen=epochs.unseen)
         else:
             found, bridged = _sound(moved, sorted(first), not is_untimed)
             timeline.bridged.extend(bridged)
@@ -176,16 +180,16 @@ def _order_as_in_file(clocks: Sequence[Clock], positions: Sequence[NDArray[np.in
 def _follow(table: PacketTable, is_damaged: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Returns which damaged packets have decoding times that follow those of their neighbors.
 
-    At the end of a joined file, FFmpeg gives the last picture the first time of the next file.
+    At the end of a joined file, FFmpeg gives the last picture the first presentation time of the
+    next file. At the beginning, it guesses a decoding time from the file before.
     """
     sound = np.flatnonzero(~is_damaged & np.isfinite(table.dts))
     damaged = np.flatnonzero(is_damaged)
     follows = np.zeros(len(table), np.bool_)
     if len(sound) and len(damaged):
         beside = np.maximum(np.searchsorted(sound, damaged) - 1, 0)
-        neighbors = table.dts[sound[beside]]
-        is_near = np.abs(table.dts[damaged] - neighbors) <= np.abs(table.pts[damaged] - neighbors)
-        follows[damaged[is_near]] = True
+        distance = np.abs(table.dts[damaged] - table.dts[sound[beside]])
+        follows[damaged[distance <= FOLLOWING_SECONDS]] = True
     return follows
 
 

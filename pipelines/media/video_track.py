@@ -133,12 +133,15 @@ class VideoTrack:
         self._held, self.known_until = None, math.inf
 
     def take(self, first_tick: int, num_ticks: int) -> NDArray[np.uint8] | None:
-        """Returns the frames of a segment; None if the picture begins too late for it."""
+        """Returns the frames of a segment.
+
+        None if the picture begins too late for it, or is missing in one of several joined files.
+        """
         stop_tick = first_tick + num_ticks
         chosen = [entry for entry in self.pictures if entry[0] < stop_tick]
         # The last frame stays.
         self.pictures = self.pictures[max(0, len(chosen) - 1) :]
-        if not chosen:
+        if not chosen or self._is_unseen(first_tick, stop_tick):
             return None
         late_ticks = max(0, chosen[0][0] - first_tick)
         if late_ticks > MAX_EARLY_SECONDS * self._frame_rate or 2 * late_ticks > num_ticks:
@@ -152,6 +155,12 @@ class VideoTrack:
                 at += 1
             clip[tick] = pictures[at]
         return clip
+
+    def _is_unseen(self, first_tick: int, stop_tick: int) -> bool:
+        """Returns whether joined files without a picture take up more of a segment than delays."""
+        start, stop = (tick / self._frame_rate + self._origin for tick in (first_tick, stop_tick))
+        seconds = sum(max(0.0, min(stop, b) - max(start, a)) for a, b in self.times.unseen)
+        return seconds > MAX_EARLY_SECONDS
 
     def is_held_at(self, seconds: float) -> bool:
         """Returns whether the picture ended before a time, so that its last frame is repeated."""

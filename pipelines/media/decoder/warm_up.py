@@ -93,9 +93,10 @@ class Heap:
     def _split_huge_pages(self) -> None:
         """Splits pages of 2 MB, which `make_own` would take for pages that are already its own."""
         for start in range(self._start, self._stop, _HUGE_PAGE):
-            # A page with other rights than its neighbors cannot be part of a larger one.
-            for rights in (mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE):
-                _libc.mprotect(ctypes.c_size_t(start), ctypes.c_size_t(mmap.PAGESIZE), rights)
+            # A page with other flags than its neighbors cannot be part of a larger one. Its rights
+            # must stay, because it may hold what this very code writes.
+            for advice in (mmap.MADV_DONTFORK, mmap.MADV_DOFORK):
+                _libc.madvise(ctypes.c_size_t(start), ctypes.c_size_t(mmap.PAGESIZE), advice)
 
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -127,6 +127,54 @@ def test_a_joined_file_without_sound_lends_its_picture_to_no_other_sound(tmp_pat
     assert total(segments, "clock_leaps") == len(parts) - 1
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_joined_file_without_picture_meets_no_other_picture(tmp_path, place):
+    pieces = [(0, 4), (10, 15)]
+    pieces.insert(place, (20, 26))
+    parts = [
+        write_scene(
+            tmp_path / f"{number}.mpg",
+            *piece,
+            codecs=("" if number == place else MPEG2[0], MPEG2[1]),
+        )
+        for number, piece in enumerate(pieces)
+    ]
+    segments, seen, sounds = scene_of(joined(tmp_path / "all.mpg", *parts))
+    expected = ticks_of(*pieces)
+    assert sounds[: len(expected)] == pytest.approx(expected[: len(sounds)], abs=1)
+    assert len(sounds) >= len(expected)
+    assert {11, 12} & set(seen) or {0, 1, 2} <= set(seen)
+    assert total(segments, "clock_leaps") == 2
+
+
+def test_first_pictures_whose_decoding_time_is_guessed_from_the_file_before(tmp_path):
+    codecs = ("libx264", "ac3")
+    pieces = [(27, 34, 0.0, ""), (9, 11, 3.3, ""), (24, 29, 0.0, ""), (2, 9, 7000.0, "ac3")]
+    parts = [
+        write_scene(
+            tmp_path / f"{number}.m2ts",
+            first,
+            stop,
+            offset=at,
+            bframes=1,
+            codecs=(codecs[0], sound),
+        )
+        for number, (first, stop, at, sound) in enumerate(pieces)
+    ]
+    _, seen, sounds = scene_of(joined(tmp_path / "all.m2ts", *parts))
+    expected = ticks_of(*[piece[:2] for piece in pieces])
+    assert seen == pytest.approx(expected[: len(seen)], abs=1)
+    assert {None, *range(3, 8)} <= set(sounds)
+
+
+def test_a_clock_that_jumps_before_the_other_stream_begins(tmp_path):
+    mute = write_scene(tmp_path / "mute.mpg", 20, 25, codecs=(MPEG2[0], ""))
+    whole = write_scene(tmp_path / "whole.mpg", 0, 5, codecs=MPEG2, offset=9000.0)
+    _, seen, sounds = scene_of(joined(tmp_path / "all.mpg", mute, whole))
+    assert seen == ticks_of((20, 25), (0, 5))
+    assert sounds[41:] == ticks_of((0, 5))[1:]
+
+
 def test_fragmented_files_that_were_joined_keep_the_order_of_the_file(tmp_path):
     """FFmpeg reads them by decoding time, all pictures of later files first."""
     fragments = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
