@@ -63,7 +63,8 @@ def service(registry, tmp_path_factory):
             lines.append(line)
             if "Ctrl-C" in line:
                 break
-        assert lines, process.communicate()[1]
+        else:
+            pytest.fail(process.communicate()[1])
         yield f"http://127.0.0.1:{port}", folder, lines
         process.send_signal(signal.SIGTERM)
         output, errors = process.communicate(timeout=60)
