@@ -5,9 +5,12 @@ import os
 import socket
 import sys
 import time
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 
 from pipelines.config.serve import TOKEN, ServeConfig
 from pipelines.errors import JobFailed
+from pipelines.quantities import counted
 from pipelines.redaction import one_line
 from pipelines.registry.signing import check_keys
 from pipelines.registry.uri import resolve_model
@@ -17,6 +20,7 @@ from ray_jobs.cli.job import Job, JobPlan, run_job
 from ray_jobs.cli.jobs import JOBS
 
 _LOOK_SECONDS = 2.0
+_ANSWER_SECONDS = 120.0
 
 
 def plan(config: ServeConfig) -> JobPlan:
@@ -52,12 +56,14 @@ def work(config: ServeConfig) -> None:
     from pipelines.serving.application import NAME, application
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    print(f"serve: starting {counted(config.num_replicas, 'replica')} of {config.uri}", flush=True)
     with connected(config.ray):
-        serve.start(
-            proxy_location="HeadOnly", http_options={"host": config.host, "port": config.port}
-        )
         try:
-            serve.run(application(config), name=NAME, route_prefix="/")
+            app = application(config)
+            _start(config)
+            serve.run(app, name=NAME, route_prefix="/")
+            if ray_address(config.ray) is None:
+                _wait_for_answer(config)
             _print_address(config)
             while serve.status().applications[NAME].status == "RUNNING":
                 time.sleep(_LOOK_SECONDS)
@@ -73,9 +79,48 @@ def work(config: ServeConfig) -> None:
                 serve.delete(NAME)
 
 
+def _start(config: ServeConfig) -> None:
+    """Starts Ray Serve, or joins the one of the cluster."""
+    from ray import serve
+
+    options = {"host": config.host, "port": config.port}
+    try:
+        serve.start(proxy_location="HeadOnly", http_options=options)
+    except TimeoutError:
+        # Ray Serve waits 60 s for its HTTP server, which a busy machine may need. It goes on
+        # starting; the second call finds it.
+        serve.start(proxy_location="HeadOnly", http_options=options)
+
+
+def _wait_for_answer(config: ServeConfig) -> None:
+    """Waits until the HTTP server passes requests on.
+
+    Raises:
+        JobFailed: If it does not in time.
+    """
+    end = time.monotonic() + _ANSWER_SECONDS
+    while True:
+        connection = HTTPConnection(config.host, config.port, timeout=_LOOK_SECONDS)
+        try:
+            connection.request("GET", "/health")
+            if connection.getresponse().status == HTTPStatus.OK:
+                return
+            reason = "another program has its port"
+        except (OSError, HTTPException) as error:
+            reason = one_line(error)
+        finally:
+            connection.close()
+        if time.monotonic() > end:
+            raise JobFailed(f"{_address(config)} does not answer: {reason}")
+        time.sleep(_LOOK_SECONDS / 10)
+
+
+def _address(config: ServeConfig) -> str:
+    return f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{config.port}"
+
+
 def _print_address(config: ServeConfig) -> None:
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    address = f"http://{host}:{config.port}"
+    address = _address(config)
     token = f' -H "Authorization: Bearer ${TOKEN}"' if os.environ.get(TOKEN) else ""
     print(f"serve: {config.uri} at {address}; its interface: {address}/docs")
     print(f"  curl -F file=@FILM.mp4{token} {address}/v1/embeddings/file")

@@ -5,6 +5,8 @@ serve run pipelines.serving.application:application model=xkd-video@champion    
 """
 
 import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,6 +14,7 @@ from ray import serve
 from ray.serve import Application
 
 from pipelines.config.serve import TOKEN, ServeConfig
+from pipelines.registry.pull import fetch
 from pipelines.registry.uri import resolve_model
 from pipelines.serving.app import make_app
 from pipelines.serving.embedder import Embedder
@@ -28,10 +31,12 @@ def application(config: ServeConfig) -> Application:
         config: Its settings. `host` and `port` are those of Ray Serve where it runs already.
 
     Raises:
-        UserError: If the model does not exist.
+        UserError: If the model does not exist or was changed.
     """
     version = resolve_model(config.uri, config.tracking)
     server = tracking_uri(config.tracking)
+    with TemporaryDirectory(prefix="xkd-model-") as copy:  # before any replica starts
+        fetch(version, server, Path(copy))
     token = os.environ.get(TOKEN)
     token_hash = hash_of(token) if token else None
 

@@ -4,9 +4,9 @@
         [clients=16]
 
 Clients upload made films of 5 s, one segment each, to `xkd serve` with one replica and one thread
-for the encoder. The bare encoder has one thread too and takes batches of the same size, in three
-forms: views that are ready, decoded frames given to the pulled model, and files given to it. They
-take turns with the service. Decoding, HTTP and clients have the other CPUs: one is needed.
+for the encoder. The bare encoder has one thread too and takes batches of the same size, in two
+forms: views that are ready, and files given to the pulled model. They take turns with the service.
+Decoding, HTTP and clients have the other CPUs: one is needed.
 """
 
 import json
@@ -65,6 +65,7 @@ def main() -> None:
                     begun = time.perf_counter()
                     run()
                     seconds[name].append(time.perf_counter() - begun)
+                    print(f"  {name}: {seconds[name][-1]:.2f} s", flush=True)
     report(given, num_files, seconds)
 
 
@@ -174,7 +175,6 @@ def bare_forms(model: object, films: list[Path], batch: int) -> dict[str, Callab
 
     return {
         "encoder, views ready": from_views,
-        "model, frames": lambda: model.predict({"frames": arrays}, settings),
         "model, files": lambda: model.predict({"path": list(map(str, films))}, settings),
     }
 

@@ -63,7 +63,8 @@ def service(registry, tmp_path_factory):
             lines.append(line)
             if "Ctrl-C" in line:
                 break
-        assert lines, process.communicate()[1]
+        else:
+            pytest.fail(process.communicate()[1])
         yield f"http://127.0.0.1:{port}", folder, lines
         process.send_signal(signal.SIGTERM)
         output, errors = process.communicate(timeout=60)
@@ -96,7 +97,8 @@ def test_an_upload_and_a_uri_give_the_embedding_of_the_pulled_model(service, reg
         np.testing.assert_allclose(values["embedding"], expected, atol=1e-5)
         assert values["model"] == "models:/xkd-video/1"
         assert values["num_segments"] == 5
-    assert address in lines[0]
+    assert lines[0] == "serve: starting 1 replica of models:/xkd-video@champion\n"
+    assert address in lines[1]
 
 
 @pytest.mark.ray
