@@ -465,6 +465,21 @@ def check_flawed(folder, flawed):
 
 @settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(flawed=flaws())
+# The clock steps back by no more than the sound pauses, so that only the picture leaps.
+@example(
+    (
+        ".mpg",
+        [(9, 6.0, 7.86, 0.24, 0.0), (18, 3.2, 3.22, 0.24, 0.8), (15, 4.48, 4.87, 0.8, 0.24)],
+        2,
+    )
+)
+@example(
+    (
+        ".m2ts",
+        [(16, 6.0, 6.71, 0.8, 0.24), (26, 2.72, 11.56, 0.8, 0.24), (3, 3.2, 0.54, 0.24, 0.8)],
+        3,
+    )
+)
 # FFmpeg presents the last picture of one file at the first time of the next one.
 @example((".mpg", [(0, 2.0, 0, 0, 0), (0, 2.0, 0, 0, 0), (0, 3.2, 300.0, 0, 0)], 0))
 def test_what_does_not_belong_together_never_meets(tmp_path, flawed):
