@@ -43,5 +43,5 @@ clean:
 
 # Pins what is not pinned yet; lines that are taken out first, or `--upgrade`, renew pins.
 constraints:
-	uv pip compile --universal --python-version 3.11 --extra dev --extra hf --extra onnx --extra serve --extra sign --no-annotate \
+	uv pip compile --universal --python-version 3.11 --extra dev --extra hf --extra mteb --extra onnx --extra serve --extra sign --no-annotate \
 		--custom-compile-command 'make constraints' --output-file constraints.txt pyproject.toml

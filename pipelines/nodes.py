@@ -41,14 +41,14 @@ def working_nodes(leaving: Sequence[str] = ()) -> list[dict[str, Any]]:
 
 def draining_nodes() -> list[str]:
     """Returns the IDs of nodes that are about to leave; none through `ray://`."""
-    if ray.util.client.ray.is_connected():  # type: ignore[attr-defined]  # Ray's
+    if ray.util.client.ray.is_connected():
         return []
     return list(ray._private.state.state.get_draining_nodes())  # Ray has no public call
 
 
-def most_resources() -> dict[str, float] | None:
+def most_resources() -> Mapping[str, float] | None:
     """Returns what the autoscaler may grow the cluster to; None without an autoscaler."""
-    if ray.util.client.ray.is_connected():  # type: ignore[attr-defined]
+    if ray.util.client.ray.is_connected():
         return None
     return ray._private.state.state.get_max_resources_from_cluster_config()
 

@@ -67,7 +67,10 @@ def work(config: ServeConfig) -> None:
         except (RuntimeError, KeyError) as error:
             raise JobFailed(f"the service did not start: {one_line(error)}") from error
         finally:
-            serve.shutdown()
+            if ray_address(config.ray) is None:
+                serve.shutdown()
+            else:  # the applications of others stay
+                serve.delete(NAME)
 
 
 def _print_address(config: ServeConfig) -> None:

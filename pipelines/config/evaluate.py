@@ -120,6 +120,10 @@ class EvaluateSettings(Config):
     max_tokens_gb: PositiveFloat = 8.0
     """Memory in GB that the tokens of the attentive probe may take; beyond, the job refuses."""
     finetune: FineTuneSettings = FineTuneSettings()
+    retrieval_of: Literal["features", "heads"] = "features"
+    """What retrieval compares. `features`: the features of both encoders in a common space, into
+    which linear maps lead that are fitted to the pairs of the training clips, without labels.
+    `heads`: the outputs of the projection heads, which checkpoints alone have."""
     retrieval_sizes: tuple[PositiveInt, ...] = (100, 1000)
     """Sizes of galleries that retrieval is measured in besides all clips, if there are more."""
     retrieval_max_clips: PositiveInt = 4096

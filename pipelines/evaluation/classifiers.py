@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.evaluation import metrics
+from pipelines.evaluation.alignment import common_space, compared
 from pipelines.evaluation.features import Features
 from pipelines.evaluation.fits import FineTune, Fit, Fitter, late_fusion, planned_fits
 from pipelines.evaluation.intervals import Figure, Statistic, figure, mean_of
@@ -89,10 +90,12 @@ def assembled(
         for subject, by in found.items()
         if by.keys() == _having(features, subject) and "trained" in by and by["trained"].measures
     }
-    ranks = retrieval_ranks(features.retrieval) if "retrieval" in settings.measures else {}
+    ranks = {}
+    if "retrieval" in settings.measures:
+        ranks = retrieval_ranks(common_space(features, settings))
     if f"{DIRECTIONS[0]}/trained" not in ranks:
         ranks = {}
-    outcomes = _outcomes(features, values, ranks)
+    outcomes = _outcomes(features, values, ranks, settings)
     scores = FeatureScores(
         classes=features.classes,
         num_train=int(features.is_train.sum()),
@@ -236,7 +239,10 @@ def _outcome(features: Features, sides: Sides, scores: Array) -> Array:
 
 
 def _outcomes(
-    features: Features, values: Mapping[str, Array], ranks: Mapping[str, Array]
+    features: Features,
+    values: Mapping[str, Array],
+    ranks: Mapping[str, Array],
+    settings: EvaluateSettings,
 ) -> Outcomes:
     ids = np.array(features.clip_ids, dtype=np.str_)
     return Outcomes(
@@ -246,6 +252,7 @@ def _outcomes(
         targets=features.targets[features.is_test] if features.is_multilabel else None,
         retrieval_ids=ids[features.retrieval_clips],
         ranks=ranks,
+        retrieval_of=compared(features, settings),
     )
 
 

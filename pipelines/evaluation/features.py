@@ -30,6 +30,8 @@ from pipelines.storage import AnyPath
 Array = NDArray[Any]
 LARGE_FIELDS = ("matrices", "layers", "tokens", "views", "retrieval")
 """Fields of `Features` that grow with the width of encoders."""
+LEAST_PAIRS = 16
+"""Training clips with picture and sound that features are aligned with (`alignment`)."""
 
 
 @dataclass(frozen=True)
@@ -262,14 +264,23 @@ def _notes(
             f"({settings.video_size}): enlarged"
         )
     if "retrieval" in settings.measures:
+        both = (index.num_frames[rows] > 0) & index.has_audio[rows].astype(bool)
+        pairs = int((both & chosen.is_train).sum())
+        needs_heads = settings.retrieval_of == "heads" or pairs < LEAST_PAIRS
+        if settings.retrieval_of == "features" and needs_heads:
+            notes.append(
+                f"retrieval compares head outputs: {counted(pairs, 'training clip')} with picture "
+                f"and sound, and {LEAST_PAIRS} are needed to align features"
+            )
         without = [
             name
             for name, network in networks.items()
-            if any(evaluated.head is None for evaluated in network.values()) or len(network) < 2
+            if len(network) < 2
+            or (needs_heads and any(one.head is None for one in network.values()))
         ]
         if without:
+            heads = " with their projection heads" if needs_heads else ""
             notes.append(
-                f"retrieval needs both encoders with their projection heads, which {without[0]} "
-                "lacks: not measured"
+                f"retrieval needs both encoders{heads}, which {without[0]} lacks: not measured"
             )
     return tuple(notes)

@@ -96,6 +96,7 @@ def _joined(parts: Sequence[Outcomes], names: Sequence[str]) -> Outcomes:
         targets=np.concatenate(targets) if targets else None,
         retrieval_ids=parts[0].retrieval_ids,
         ranks=parts[0].ranks,
+        retrieval_of=parts[0].retrieval_of,
         folds=np.repeat(np.arange(len(parts)), [len(one.clip_ids) for one in parts]),
     )
 

@@ -1,7 +1,7 @@
 """Collects what encoders give shard by shard, by path such as `video/trained`.
 
-Every number is held once: means of clips are summed where they stay, and parts are let go as they
-are put together.
+Every number is held once: rows go where they stay, into arrays as long as they may become. The
+system gives memory to the part alone that is written.
 """
 
 from dataclasses import dataclass, field
@@ -43,6 +43,25 @@ class _Means:
 
 
 @dataclass
+class _Rows:
+    """Rows one after another, in an array of the most that there may be."""
+
+    array: Array
+    count: int = 0
+
+    @classmethod
+    def of(cls, most: int, like: Array) -> "_Rows":
+        return cls(np.empty((most, *like.shape[1:]), like.dtype))
+
+    def add(self, rows: Array) -> None:
+        self.array[self.count : self.count + len(rows)] = rows
+        self.count += len(rows)
+
+    def finished(self) -> Array:
+        return self.array[: self.count]
+
+
+@dataclass
 class Gathered:
     """What the networks gave so far, batch by batch, by path such as `video/trained`."""
 
@@ -52,11 +71,9 @@ class Gathered:
     num_clips: int
     means: dict[str, _Means] = field(default_factory=dict)
     """By kind and path, as `pooled/video/trained`."""
-    views: dict[str, list[Array]] = field(default_factory=dict)
-    """Single views, by kind and path; collected where scores are averaged."""
-    owners: dict[str, list[Array]] = field(default_factory=dict)
-    heads: dict[str, list[Array]] = field(default_factory=dict)
-    tokens: dict[str, list[Array]] = field(default_factory=dict)
+    rows: dict[str, dict[str, _Rows]] = field(default_factory=dict)
+    """By field of `Features` and path: single views where scores are averaged, and their owners;
+    head outputs and tokens."""
 
     def add(self, path: str, found: Embedded, begin: int, count: int, wanted: Array) -> None:
         """Adds a batch of `count` rows; head outputs only of the rows that retrieval wants."""
@@ -70,59 +87,47 @@ class Gathered:
                 by_row = mean_by(rows, found.owners, count)[there]
                 of = self.owner_of_row[begin + there]
             else:
-                self.views.setdefault(name, []).append(rows)
+                self._add("views", name, rows)
             if name not in self.means:
                 self.means[name] = _Means.of(self.num_clips, rows)
             self.means[name].add(by_row, of)
         if self.settings.average != "features":
-            self.owners.setdefault(path, []).append(owners)
+            self._add("view_owners", path, owners)
         if found.logits is not None:
-            self.heads.setdefault(path, []).append(found.logits[wanted])
+            self._add("retrieval", path, found.logits[wanted])
         if found.tokens is not None:
-            self.tokens.setdefault(path, []).append(found.tokens)
+            self._add("tokens", path, found.tokens)
+
+    def _add(self, name: str, path: str, rows: Array) -> None:
+        kept = self.rows.setdefault(name, {})
+        if path not in kept:
+            views = self.settings.num_windows * self.settings.num_crops
+            each = views if name in ("views", "view_owners") else 1
+            kept[path] = _Rows.of(len(self.owner_of_row) * each, rows)
+        kept[path].add(rows)
 
     def features(self) -> dict[str, dict[str, Array]]:
-        """Returns the fields of `Features` that networks give; nothing is left here."""
-        owners = _joined(self.owners)
-        order = {path: np.argsort(one, kind="stable") for path, one in owners.items()}
+        """Returns the fields of `Features` that networks give."""
         means: dict[str, dict[str, Array]] = {"pooled": {}, "layers": {}}
-        for name in list(self.means):
+        for name, one in self.means.items():
             kind, path = name.split("/", 1)
-            means[kind][path] = self.means.pop(name).finished()
-        return {
-            "matrices": means["pooled"],
-            "layers": means["layers"],
-            "retrieval": _joined(self.heads),
-            "tokens": _joined(self.tokens),
-            "views": {
-                name: _in_order(matrix, order[name.split("/", 1)[1]])
-                for name, matrix in _joined(self.views).items()
-            },
-            "view_owners": {path: one[order[path]] for path, one in owners.items()},
+            means[kind][path] = one.finished()
+        found = {
+            name: {path: rows.finished() for path, rows in self.rows.get(name, {}).items()}
+            for name in ("retrieval", "tokens", "views", "view_owners")
         }
+        order = {path: np.argsort(one, kind="stable") for path, one in found["view_owners"].items()}
+        found["view_owners"] = {
+            path: one[order[path]] for path, one in found["view_owners"].items()
+        }
+        found["views"] = {
+            name: _in_order(rows, order[name.split("/", 1)[1]])
+            for name, rows in found["views"].items()
+        }
+        return {"matrices": means["pooled"], "layers": means["layers"], **found}
 
 
 def _in_order(matrix: Array, order: Array) -> Array:
     """Returns rows in an order; no copy of those that are in it."""
     is_sorted = bool((order == np.arange(len(order))).all())
     return matrix if is_sorted else matrix[order]
-
-
-def _joined(parts: dict[str, list[Array]]) -> dict[str, Array]:
-    """Puts the parts of each array together, and lets each go once it is copied."""
-    return {name: _one(parts.pop(name)) for name in list(parts)}
-
-
-def _one(parts: list[Array]) -> Array:
-    if len(parts) == 1:
-        return parts[0]
-    total = sum(len(one) for one in parts)
-    kind = np.result_type(*parts)
-    found = np.empty((total, *parts[0].shape[1:]), kind)
-    begin = 0
-    parts.reverse()
-    while parts:
-        part = parts.pop()
-        found[begin : begin + len(part)] = part
-        begin += len(part)
-    return found

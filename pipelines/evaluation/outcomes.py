@@ -41,6 +41,8 @@ class Outcomes:
     """Ids of the clips that were searched."""
     ranks: Mapping[str, Array] = field(default_factory=dict)
     """By direction and network, as `audio_to_video/trained`."""
+    retrieval_of: str = "heads"
+    """What was compared; see `EvaluateSettings`."""
     folds: Array | None = None
     """Fold of each test clip; then scores are means over folds, and ids name the fold."""
 
@@ -48,6 +50,7 @@ class Outcomes:
         """Writes the file."""
         arrays = {"clip_ids": self.clip_ids, "sources": self.sources}
         arrays["retrieval_ids"] = self.retrieval_ids
+        arrays["retrieval_of"] = np.array(self.retrieval_of)
         if self.targets is not None:
             arrays["targets"] = self.targets
         if self.folds is not None:
@@ -75,6 +78,7 @@ class Outcomes:
                 targets=arrays.get("targets"),
                 retrieval_ids=arrays["retrieval_ids"],
                 ranks=_part(arrays, "rank:"),
+                retrieval_of=str(arrays.get("retrieval_of", "heads")),
                 folds=arrays.get("folds"),
             )
         except (KeyError, EOFError, AttributeError, ValueError, BadZipFile) as error:
@@ -131,8 +135,10 @@ def paired_retrieval(ours: Outcomes, theirs: Outcomes) -> Figure:
     """Returns our recall@5 minus theirs, the mean of both directions, paired by clip.
 
     Raises:
-        KeyError: if they searched other clips.
+        KeyError: if they searched other clips, or compared something else of them.
     """
+    if ours.retrieval_of != theirs.retrieval_of:
+        raise KeyError("retrieval_of")
     if ours.retrieval_ids.tolist() != theirs.retrieval_ids.tolist():
         raise KeyError("retrieval")
     first, second = _recall(ours), _recall(theirs)

@@ -1,8 +1,8 @@
 """Cross-modal retrieval: does a clip's sound find its own picture, and its picture its sound?
 
-The projection heads of both modalities are trained to agree on a clip. Their outputs, centered
-over the clips, are compared by cosine. The rank of a clip is 1 plus the clips of the other
-modality that are more similar than its own; of those that are as similar, half.
+Both are put into a common space (`alignment`), centered over the clips, and compared by cosine.
+The rank of a clip is 1 plus the clips of the other modality that are more similar than its own; of
+those that are as similar, half.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,13 +50,14 @@ def retrieval_ranks(heads: Mapping[str, Array]) -> dict[str, Array]:
     """Returns ranks by direction and network, as `audio_to_video/trained`.
 
     Args:
-        heads: Head outputs of the same clips by modality and network, as `video/trained`.
+        heads: Rows of the same clips in a common space by modality and network, as
+            `video/trained`.
     """
     networks = sorted({name.split("/")[1] for name in heads})
     result = {}
     for network in networks:
         if not {f"video/{network}", f"audio/{network}"} <= heads.keys():
-            continue  # without a head, or with one modality
+            continue  # with one modality, or without a common space
         if len(heads[f"video/{network}"]) < _LEAST:
             continue
         video, audio = (directions(heads[f"{side}/{network}"]) for side in ("video", "audio"))

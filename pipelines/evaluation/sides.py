@@ -94,7 +94,8 @@ def why_no_scores(features: Features) -> str:
     train = features.targets[features.is_train & labelled]
     if not len(train) or not _can_be_told_apart(train):
         num_classes = int(train.any(axis=0).sum())
-        return f"the clips trained on have {num_classes} class, and a probe needs two"
+        classes = counted(num_classes, "class", "classes")
+        return f"the clips trained on have {classes}, and a probe needs two"
     return ""
 
 

@@ -5,7 +5,7 @@ the run ends. The manifest is written last. A folder without a manifest is incom
 call completes it. If the input of a complete dataset changes, a call processes only the changes.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from pipelines.config.ingest import IngestSettings
@@ -21,7 +21,7 @@ from pipelines.dataset.schema import (
 from pipelines.dataset.shards import shard_names
 from pipelines.errors import UserError
 from pipelines.files import locked, remove_leftovers, scratch_folder, write_failure, write_json
-from pipelines.ingest.plan import make_plan
+from pipelines.ingest.plan import IngestPlan, make_plan
 from pipelines.ingest.state import (
     SETTINGS_FILE,
     check_same,
@@ -114,24 +114,44 @@ def _ingest(
     again: Set[str],
     on_progress: OnProgress,
 ) -> IngestSummary:
-    done = read_done(folder, CLIPS_FOLDER)
-    on_progress(0, len(listed.sources), "listing")
-    fingerprints = fingerprint_sources(listed, folder, settings.limits, on_progress)
-    plan = make_plan(listed, fingerprints, done, settings, again)
+    plan = _plan(listed, folder, settings, again, on_progress)
+    new_units = [unit.name for unit in plan.units]
     if plan.units or plan.revisions:
         (folder / MANIFEST).unlink(missing_ok=True)
         (folder / INDEX_FILE).unlink(missing_ok=True)
         revise(folder, CLIPS_FOLDER, plan.revisions, scratch)
         _decode(plan.units, len(listed.sources), folder, scratch, settings, on_progress)
-    summary = summarize(folder, listed, plan, settings)
+    summary = summarize(folder, listed, new_units, plan.changes, settings)
     check_outcome(summary, listed, folder, settings)
     _write_index(folder, summary)
     write_manifest(folder, listed, summary, settings)
     return summary
 
 
+def _plan(
+    listed: SourceList,
+    folder: AnyPath,
+    settings: IngestSettings,
+    again: Set[str],
+    on_progress: OnProgress,
+) -> IngestPlan:
+    """Plans the work. What it needs for that, as large as the plan itself, is freed."""
+    done = read_done(folder, CLIPS_FOLDER)
+    on_progress(0, len(listed.sources), "listing")
+    fingerprints = fingerprint_sources(listed, folder, settings.limits, on_progress)
+    return make_plan(listed, fingerprints, done, settings, again)
+
+
+def _taken(units: list[Unit]) -> Iterator[dict[str, str]]:
+    """Yields units as rows, and frees each one: the file of units holds them from then on."""
+    units.reverse()
+    while units:
+        unit = units.pop()
+        yield {"name": unit.name, "unit": unit.to_json()}
+
+
 def _decode(
-    units: Sequence[Unit],
+    units: list[Unit],
     num_sources: int,
     folder: AnyPath,
     scratch: AnyPath,
@@ -140,7 +160,7 @@ def _decode(
 ) -> None:
     num_done = num_sources - sum(len(unit.sources) for unit in units)
     progress = run_units(
-        ({"name": unit.name, "unit": unit.to_json()} for unit in units),
+        _taken(units),
         UnitIngester,
         (str(folder), settings.model_dump(mode="json"), str(scratch)),
         num_workers=settings.num_workers,

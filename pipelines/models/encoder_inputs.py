@@ -114,6 +114,8 @@ def _source(row: Mapping[str, Any], kind: str, name: str) -> str | bytes:
 
 
 def _from_base64(text: str, name: str) -> bytes:
+    if text.startswith("data:"):  # as browsers make it: data:video/mp4;base64,AAAA
+        text = text.partition(";base64,")[2]
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:

@@ -34,8 +34,10 @@ class VideoView(nn.Module):
         """Maps frames (B, T, H, W, 3), uint8 or floats from 0 to 1, to (B, 3, T, size, size).
 
         Raises:
+            TypeError: If the frames are no tensor.
             ValueError: If the frames have another shape.
         """
+        _check_tensor("frames", frames)
         if frames.ndim != 5 or frames.shape[1] != self.num_frames or frames.shape[-1] != 3:
             raise ValueError(
                 f"frames must have the shape (B, {self.num_frames}, H, W, 3), "
@@ -75,8 +77,10 @@ class AudioView(nn.Module):
         """Maps samples (B, S), int16 or floats from -1 to 1, to spectrograms (B, 1, M, T).
 
         Raises:
+            TypeError: If the waveforms are no tensor.
             ValueError: If the waveforms have another shape.
         """
+        _check_tensor("waveforms", waveforms)
         if waveforms.ndim != 2 or waveforms.shape[1] != self.num_samples:
             raise ValueError(
                 f"waveforms must have the shape (B, {self.num_samples}), "
@@ -85,6 +89,14 @@ class AudioView(nn.Module):
         scale = 1.0 if waveforms.is_floating_point() else LARGEST_SAMPLE
         spectrogram: Tensor = self.log_mel(waveforms.float() / scale)
         return spectrogram.unsqueeze(1)
+
+
+def _check_tensor(name: str, clips: Tensor) -> None:
+    if not isinstance(clips, Tensor):
+        raise TypeError(
+            f"{name} must be a torch.Tensor, not {type(clips).__name__}; "
+            "torch.from_numpy makes one of an array"
+        )
 
 
 def make_view(info: EncoderInfo) -> VideoView | AudioView:

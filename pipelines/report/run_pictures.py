@@ -7,8 +7,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipelines.config.evaluate import EvaluateSettings
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.clip_dataset import ClipDataset
+from pipelines.evaluation.alignment import common_space
 from pipelines.evaluation.embedder import padded_frames
 from pipelines.evaluation.features import Features
 from pipelines.evaluation.retrieval import directions
@@ -143,16 +145,21 @@ class Thumbnails:
 
 
 def galleries(
-    dataset: ClipDataset, config: PretrainConfig, features: Features
+    dataset: ClipDataset,
+    config: PretrainConfig,
+    features: Features,
+    settings: EvaluateSettings,
 ) -> list[run_data.Retrieval]:
-    """Finds the nearest videos of a few audio clips and the reverse, by the teachers' head outputs.
+    """Finds the nearest videos of a few audio clips and the reverse, as retrieval is measured.
 
-    Without more clips than a gallery shows there are none.
+    Without more clips than a gallery shows, or a common space, there are none.
     """
     clips = features.retrieval_clips
-    if len(clips) <= _NUM_NEIGHBORS:
+    space = common_space(features, settings)
+    paths = [f"{modality}/trained" for modality in MODALITIES]
+    if len(clips) <= _NUM_NEIGHBORS or not set(paths) <= space.keys():
         return []
-    video, audio = (directions(features.retrieval[f"{m}/trained"]) for m in MODALITIES)
+    video, audio = (directions(space[path]) for path in paths)
     queries = np.linspace(0, len(clips) - 1, _NUM_QUERIES).astype(int)
     similarity = {"audio_to_video": audio @ video.T, "video_to_audio": video @ audio.T}
     thumbnails = Thumbnails(dataset, config, features)

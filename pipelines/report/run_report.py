@@ -82,7 +82,7 @@ def write_run_report(path: AnyPath, record: RunRecord) -> AnyPath:
         reconstructions=pictures.reconstructions(),
         attention=pictures.attention(),
         maps=_maps(features),
-        retrievals=galleries(dataset, config, features),
+        retrievals=galleries(dataset, config, features, record.config.evaluate),
         registered=[
             run_data.RegisteredModel(
                 name=model.name,

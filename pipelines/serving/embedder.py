@@ -65,6 +65,8 @@ class Embedder:
     def __init__(self, config: ServeConfig, version: EncoderVersion, server: str) -> None:
         # Models of this project hold no pickles. MLflow refuses models that do.
         os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+        if not config.num_gpus:  # Ray may leave GPUs visible that it did not give
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self.version = version
         self._config = config
         self._files = TemporaryDirectory(prefix="xkd-model-")

@@ -26,7 +26,7 @@ from pipelines.models.checkpoints import (
 from pipelines.quantities import counted
 from pipelines.storage import AnyPath, path_of
 from pipelines.tracking.run_folder import RunFolder
-from pipelines.training.feed import make_feed
+from pipelines.training.feed import make_feed, trainable_rows
 from pipelines.training.initial_weights import init_mistakes
 from xkd_core.encoders import MODALITIES
 
@@ -88,10 +88,22 @@ def _dataset_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[str]
         return [problem]
     if config.exclude is not None and not _names_a_clip(config.exclude, dataset):
         return [f"exclude ({config.exclude}) names no clip of dataset ({config.dataset})"]
-    if not make_feed(config, dataset, rank=0, world_size=1).num_clips:
-        splits = ", ".join(config.splits)
-        return [f"dataset ({config.dataset}) has no clip with picture and sound in split {splits}"]
-    return []
+    return clip_mistakes(config, dataset)
+
+
+def clip_mistakes(config: PretrainConfig, dataset: ClipDataset) -> list[str]:
+    """Returns why no clip of a dataset could be trained on."""
+    exclude = read_clip_ids(config.exclude) if config.exclude else ()
+    if len(trainable_rows(dataset, config.splits, exclude)):
+        return []
+    has_picture, has_sound = dataset.index.num_frames > 0, dataset.index.has_audio
+    only_picture, only_sound = (has_picture & ~has_sound).sum(), (has_sound & ~has_picture).sum()
+    splits = " or ".join(config.splits)
+    return [
+        f"dataset ({config.dataset}) has no clip with picture and sound in split {splits}: of its "
+        f"{counted(dataset.num_clips, 'clip')}, {only_picture} have a picture alone and "
+        f"{only_sound} have sound alone; one modality teaches the other"
+    ]
 
 
 def _names_a_clip(exclude: str, dataset: ClipDataset) -> bool:

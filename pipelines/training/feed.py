@@ -80,7 +80,7 @@ class Feed:
         self._rank, self._world_size = rank, world_size
         size = WindowSize(num_frames, num_samples, frame_rate, sample_rate)
         index = dataset.index
-        rows = _eligible_rows(dataset, splits, exclude)
+        rows = trainable_rows(dataset, splits, exclude)
         source_of_row = index.source_number if epoch_unit == "source" else None
         self._windows_of = SourceWindows(index, rows, source_of_row, size)
         first_rows = self._windows_of.first_rows
@@ -244,7 +244,7 @@ def _check_rate(dataset: ClipDataset, name: str, there: float, needed: float) ->
         )
 
 
-def _eligible_rows(
+def trainable_rows(
     dataset: ClipDataset, splits: Sequence[str], exclude: Collection[str]
 ) -> NDArray[np.int32]:
     """The rows that have both streams and belong to a split, or to none."""

@@ -24,12 +24,11 @@ from pipelines.errors import UserError
 from pipelines.evaluation.rungs import KnnScorer, RungScorer
 from pipelines.meters import show
 from pipelines.models.checkpoints import TrainingInfo, read_info, read_unsent
-from pipelines.storage import path_of
+from pipelines.storage import AnyPath, path_of
 from pipelines.tracking.runs import RunRef
 from pipelines.tracking.tracker import UNSENT_FILE, Tracker
 from pipelines.training.checkpoint_writer import Saver, Signals
 from pipelines.training.device_views import DeviceViews
-from pipelines.training.drains import DrainWatch
 from pipelines.training.feed import Feed, make_feed
 from pipelines.training.finite_watch import FiniteWatch
 from pipelines.training.gpu_metrics import GpuMetrics
@@ -43,7 +42,7 @@ from pipelines.training.state import (
     load_state,
     saved_tensors,
 )
-from pipelines.training.stopping import Stop, StopSignal
+from pipelines.training.stopping import DrainWatch, Stop, StopSignal
 from pipelines.training.throughput import Clock, SlowdownWatch
 from xkd_core.flops import device_peak, step_flops
 from xkd_core.health import CollapseWatch, measure_health
@@ -73,20 +72,9 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
             load_state(state, checkpoint, config, dataset.dataset_id)
         log = None
         if rank == 0:
-            is_own = checkpoint is not None and checkpoint.parent == folder
-            own = checkpoint if is_own else None
-            tracker = Tracker(
-                run,
-                folder / UNSENT_FILE,
-                system_metrics=True,
-                resumed=state.step > 0,
-                unsent=read_unsent(own) if own else (),
-            )
-            tracker = stack.enter_context(closing(tracker))
-            collapse_watch = CollapseWatch(read_info(own).health if own else ())
-            log = StepLog(config.name, tracker, values["board"], SlowdownWatch(), collapse_watch)
-            values["board"].begin.remote(state.step)
-            show("xkd_start_time", time.time(), config.name)
+            own = checkpoint if checkpoint is not None and checkpoint.parent == folder else None
+            log = _step_log(config, run, values["board"], own, state.step)
+            stack.enter_context(closing(log.tracker))
         # Closed before the tracker: the last checkpoint completes before the last metrics are sent.
         saver = stack.enter_context(closing(Saver(folder, rank)))
         info = TrainingInfo(
@@ -113,6 +101,31 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
             training.score_knn()
             training.score()
         return asdict(_train(training))
+
+
+def _step_log(
+    config: PretrainConfig, run: RunRef, board: Any, own: AnyPath | None, step: int
+) -> StepLog:
+    """Opens the log of rank 0.
+
+    Args:
+        config: Settings of the training.
+        run: MLflow run that it logs to.
+        board: The driver's board.
+        own: Checkpoint of this training that it continues from.
+        step: First step.
+    """
+    tracker = Tracker(
+        run,
+        path_of(config.output) / config.name / UNSENT_FILE,
+        system_metrics=True,
+        resumed=step > 0,
+        unsent=read_unsent(own) if own else (),
+    )
+    collapse_watch = CollapseWatch(read_info(own).health if own else ())
+    board.begin.remote(step)
+    show("xkd_start_time", time.time(), config.name)
+    return StepLog(config.name, tracker, board, SlowdownWatch(), collapse_watch)
 
 
 @dataclass(frozen=True)

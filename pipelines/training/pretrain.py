@@ -36,6 +36,7 @@ from pipelines.tracking.runs import RunRef, log_dataset, log_origins, tracked
 from pipelines.tracking.tracker import UNSENT_FILE
 from pipelines.training.checks import (
     checkpoint_mistakes,
+    clip_mistakes,
     knn_mistakes,
     run_mistakes,
 )
@@ -158,6 +159,7 @@ def _check_again(config: PretrainConfig, dataset: ClipDataset) -> None:
     """
     if mistakes := [
         *run_mistakes(config),
+        *clip_mistakes(config, dataset),
         *checkpoint_mistakes(config, dataset),
         *knn_mistakes(config, dataset),
     ]:

@@ -2,7 +2,7 @@
 
 A stop leaves a checkpoint of the last completed step. It is caused by SIGTERM at a worker, by the
 driver (Ctrl-C or SIGTERM), by `max_seconds`, or by a notice that a node is about to leave
-(`drains.py`). `Agreement` makes all workers stop at one step.
+(`DrainWatch`). `Agreement` makes all workers stop at one step.
 """
 
 import signal
@@ -14,10 +14,14 @@ from types import FrameType
 from typing import Any
 
 import ray
+from ray import train
 from ray.train.torch import TorchConfig
 
 _ASK_SECONDS = 0.5
 """Time between two requests to the driver."""
+
+LOOK_SECONDS = 3.0
+"""Time between two looks for drained nodes, each of which takes some milliseconds."""
 
 _TERMINATED = threading.Event()
 
@@ -69,6 +73,34 @@ class StopSignal:
                 self._board = None  # lost with its node: the driver cannot be reached any more
             self._answer = None
         return self._asked
+
+
+class DrainWatch:
+    """Looks for notices that a worker's node is about to leave: `ray drain-node`, spot machines.
+
+    Ray Train learns of them within seconds. The call is collective, so all workers look at the same
+    step, which `Agreement` settles:
+
+        rank 0   | step 5, time to look | step 6 -> all look | save, stop
+        rank 1   | step 5               | step 6 -> all look | save, stop
+
+    Args:
+        rank: Rank of the worker; rank 0 keeps the time.
+    """
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+        self._look_at = time.monotonic() + LOOK_SECONDS
+
+    def is_due(self) -> bool:
+        """Whether this worker wants all of them to look."""
+        return self._rank == 0 and time.monotonic() >= self._look_at
+
+    def look(self) -> tuple[str, ...]:
+        """Returns the IDs of workers' nodes that are about to leave. All workers must call it."""
+        self._look_at = time.monotonic() + LOOK_SECONDS
+        info = train.get_preemption_info()
+        return tuple(info.preempted_node_ids) if info is not None else ()
 
 
 @dataclass

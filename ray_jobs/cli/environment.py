@@ -25,6 +25,8 @@ ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     # Scores are in MLflow and in the folders of the trials.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # A busy machine takes longer than 15 s to start the HTTP server of `xkd serve`.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # Requests to a server that is away fail in seconds and are repeated later.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",

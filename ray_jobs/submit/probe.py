@@ -5,9 +5,11 @@ It is sent as text to whatever Python the cluster has, so it imports nothing of 
 
 import importlib.util
 import json
+import logging
 import os
 import sys
 import urllib.request
+from typing import Any
 
 MARK = "XKD-PROBE "
 _SECONDS = 10.0
@@ -19,19 +21,19 @@ def main(asked: str) -> None:
     import ray
 
     questions = json.loads(asked)
-    found = {
+    found: dict[str, Any] = {
         "python": ".".join(map(str, sys.version_info[:3])),
         "ray": ray.__version__,
         "missing": [name for name in _PACKAGES if importlib.util.find_spec(name) is None],
         "places": [_problem(place, questions["marker"]) for place in questions["places"]],
     }
-    ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+    ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
     found["nodes"] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     found["most"] = ray._private.state.state.get_max_resources_from_cluster_config()
     print(MARK + json.dumps(found), flush=True)
 
 
-def _problem(asked, marker):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _problem(asked: dict[str, Any], marker: str) -> str:
     """Returns why a place cannot be used; empty if it can."""
     place = asked["place"]
     if place.startswith(marker):
@@ -52,7 +54,7 @@ def _problem(asked, marker):  # type: ignore[no-untyped-def]  # noqa: ANN001, AN
     return _problem_of_path(place, asked["is_written"])
 
 
-def _problem_of_path(path, is_written):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _problem_of_path(path: str, is_written: bool) -> str:
     if not is_written:
         return "" if os.path.exists(path) else "does not exist on the cluster"
     parent = path
@@ -61,7 +63,7 @@ def _problem_of_path(path, is_written):  # type: ignore[no-untyped-def]  # noqa:
     return "" if os.access(parent, os.W_OK) else f"cannot be written on the cluster: {parent}"
 
 
-def _problem_of_uri(uri, is_written):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _problem_of_uri(uri: str, is_written: bool) -> str:
     import fsspec
     from pyarrow import fs
 

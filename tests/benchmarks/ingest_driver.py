@@ -45,7 +45,9 @@ def main() -> None:
     """Prints a line, and one JSON line last."""
     given = options(DEFAULTS)
     num_workers = int(given["workers"])
+    begun = time.monotonic()
     units = plan(int(given["sources"]))
+    num_units, planning = len(units), time.monotonic() - begun
     with (
         tempfile.TemporaryDirectory() as temporary,
         connected(RaySettings(address="local", num_cpus=num_workers)),
@@ -53,7 +55,7 @@ def main() -> None:
         before = most_memory()
         folder = Path(temporary)
         progress = run_units(
-            ({"name": unit.name, "unit": unit.to_json()} for unit in units),
+            taken(units),
             NoDecoder,
             (),
             num_workers=num_workers,
@@ -67,7 +69,8 @@ def main() -> None:
         seconds = time.monotonic() - begun
     assert last.sources == int(given["sources"])
     results = {
-        "units": len(units),
+        "units": num_units,
+        "plan_seconds": planning,
         "sources_per_second": (last.sources - first.sources) / seconds,
         "peak_megabytes": most_memory() / 1e6,
         "megabytes_of_the_graph": (most_memory() - before) / 1e6,
@@ -75,6 +78,14 @@ def main() -> None:
     print("  ".join(f"{name} {value:,.0f}" for name, value in results.items()))
     line = {"benchmark": "ingest_driver", **environment("ray", "pyarrow")}
     print(json.dumps(line | {"settings": given, "results": results}))
+
+
+def taken(units: list[Unit]) -> Iterator[dict[str, str]]:
+    """Yields units as ingest does, and frees them."""
+    units.reverse()
+    while units:
+        unit = units.pop()
+        yield {"name": unit.name, "unit": unit.to_json()}
 
 
 def plan(num_sources: int) -> list[Unit]:

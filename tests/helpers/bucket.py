@@ -50,6 +50,10 @@ class Server:
         """Answers 503 to everything."""
         self._control.write_text("overloaded" if is_on else "")
 
+    def slow(self, is_on: bool) -> None:
+        """Takes half a second for whatever writes, so that a kill can hit an upload."""
+        self._control.write_text("slow" if is_on else "")
+
     def overloaded_for(self, seconds: float) -> None:
         """Answers 503 to everything for a while."""
         self.overloaded(True)
@@ -95,6 +99,8 @@ def main() -> None:
         if mode == "overloaded":
             start_response("503 Slow Down", [("Content-Type", "application/xml")])
             return [OVERLOADED]
+        if mode == "slow" and writes:
+            time.sleep(0.5)
         if mode == "read-only" and writes:
             start_response("403 Forbidden", [("Content-Type", "application/xml")])
             return [OVERLOADED.replace(b"SlowDown", b"AccessDenied")]

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from pipelines.storage import path_of
-from tests.helpers.bucket import BUCKET, serving
+from tests.helpers.bucket import BUCKET, serving, wait_until
 from tests.helpers.programs import REPOSITORY, TINY, run_program
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -81,6 +81,37 @@ def test_embeddings_of_a_registered_model_go_to_the_bucket(server, tracking, fin
     assert manifest["clips"] > 0
     done = run(tracking, "embed", *arguments, "input=runs/tiny/videos", "output=of-media")
     assert done.code == 0, done.out + done.err
+
+
+def test_an_embedding_that_is_killed_gives_the_same_files(server, tracking, finished):
+    """Killed as soon as the first shard is there, while the next ones are uploaded."""
+    arguments = ("conf/embed/smoke.yaml", "model=models:/xkd-video@champion")
+    media = "input=runs/tiny/videos"
+    done = run(tracking, "embed", *arguments, media, "output=whole")
+    assert done.code == 0, done.out + done.err
+    command = [sys.executable, "-m", "ray_jobs.embed", *arguments, media, "output=killed"]
+    server.slow(True)
+    driver = subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env=os.environ | {"XKD_HOME": HOME, "MLFLOW_TRACKING_URI": tracking},
+        stdout=subprocess.DEVNULL,
+    )
+    folder = "home of xkd/killed"
+    wait_until(lambda: any(name.endswith(".parquet") for name in server.names(folder)), 300)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    server.slow(False)
+    assert "manifest.json" not in server.names(folder)
+    done = run(tracking, "embed", *arguments, media, "output=killed")
+    assert done.code == 0, done.out + done.err
+    whole = [name for name in server.names("home of xkd/whole") if "lock" not in name]
+    assert [name for name in server.names(folder) if "lock" not in name] == whole
+    there, here = (
+        json.loads(path_of(f"{HOME}/{name}/manifest.json").read_text())
+        for name in ("whole", "killed")
+    )
+    assert there["clips"] == here["clips"] > 0
 
 
 def test_without_a_place_for_mlflow_one_line_says_what_to_set(server, finished):

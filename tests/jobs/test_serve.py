@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import mlflow
 import numpy as np
@@ -96,6 +97,23 @@ def test_an_upload_and_a_uri_give_the_embedding_of_the_pulled_model(service, reg
         assert values["model"] == "models:/xkd-video/1"
         assert values["num_segments"] == 5
     assert address in lines[0]
+
+
+@pytest.mark.ray
+def test_requests_at_a_time_share_batches_and_keep_their_own_embeddings(service, registry):
+    address, folder, _ = service
+    films = [
+        write_media(folder / f"{seed}.mkv", seconds=1.25 + 1.5 * (seed % 3), seed=seed)
+        for seed in range(6)
+    ]
+    mlflow.set_tracking_uri(registry.uri)
+    model = mlflow.pyfunc.load_model("models:/xkd-video@champion")
+    expected = model.predict({"path": [str(film) for film in films]})
+    with ThreadPoolExecutor(len(films)) as pool:
+        answers = list(pool.map(lambda film: upload(address, film.read_bytes()), films))
+    found = [answer.json()["embedding"] for answer in answers]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert len(np.unique(expected.round(3), axis=0)) == len(films)
 
 
 @pytest.mark.ray

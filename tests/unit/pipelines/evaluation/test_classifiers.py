@@ -11,7 +11,9 @@ from pipelines.evaluation.features import Features
 from pipelines.evaluation.outcomes import Outcomes, paired, paired_retrieval
 
 EVERY = EvaluateSettings(
-    measures=("knn", "linear", "svm", "attentive", "layers", "retrieval"), attentive_steps=60
+    measures=("knn", "linear", "svm", "attentive", "layers", "retrieval"),
+    attentive_steps=60,
+    retrieval_of="heads",
 )
 
 
@@ -124,7 +126,7 @@ def test_labels_on_one_side_or_of_one_class_give_a_reason(change, reason):
 
 
 def test_two_evaluations_are_paired_by_clip(tmp_path):
-    settings = EvaluateSettings(measures=("linear", "retrieval"))
+    settings = EvaluateSettings(measures=("linear", "retrieval"), retrieval_of="heads")
     good = features()
     bad = replace(
         good, matrices={**good.matrices, "video/trained": good.matrices["video/untrained"]}

@@ -83,7 +83,8 @@ def test_the_main_job_scores_nothing_where_no_clip_lies_in_its_splits(tmp_path):
     scores = score(features, config)
     assert scores.reason == "no clip lies in a split that is scored"
     assert scores.modalities == {}
-    assert _shown_clips(features) == _maps(features) == galleries(dataset, trained, features) == []
+    assert _shown_clips(features) == _maps(features) == []
+    assert galleries(dataset, trained, features, config) == []
 
 
 def test_tokens_that_do_not_fit_are_refused(tmp_path):

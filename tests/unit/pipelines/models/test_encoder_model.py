@@ -179,6 +179,7 @@ def test_paths_bytes_and_arrays_of_a_film_give_the_same(models, films, modality)
         pd.DataFrame({"path": [str(film)]}),
         [{"path": str(film)}],
         {"bytes": [film.read_bytes()]},
+        {"bytes": ["data:video/mp4;base64," + base64.b64encode(film.read_bytes()).decode()]},
         {column: [array], **{name: [value] for name, value in rate.items()}},
         {column: [array.tolist()]},
         pd.DataFrame({column: [array]}),

@@ -235,6 +235,12 @@ def test_clips_of_another_shape_are_refused(folders, modality, shape, message):
         load_module(folders[modality])(torch.zeros(shape, dtype=torch.uint8))
 
 
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_arrays_of_numpy_are_named(folders, clips, modality):
+    with pytest.raises(TypeError, match=r"must be a torch\.Tensor, not ndarray; torch\.from_numpy"):
+        load_module(folders[modality])(clips[0][modality])
+
+
 def test_frames_of_any_size_are_cut_as_the_service_cuts_them(folders):
     import mlflow
 

@@ -20,7 +20,7 @@ def test_galleries_show_the_nearest_clips_of_the_other_modality(tmp_path, num_cl
     config, dataset = tiny_config(tmp_path, folder), ClipDataset.open(folder)
     networks = {"trained": network_of(build_xkd(config.model).eval(), config.model, "teacher")}
     features = features_of(networks, dataset, EvaluateSettings(), ignore_progress)
-    found = galleries(dataset, config, features)
+    found = galleries(dataset, config, features, EvaluateSettings())
     assert len(found) == num_shown
     for one in found:
         pictures, sounds = (3, 2) if one.direction == "video_to_audio" else (2, 3)

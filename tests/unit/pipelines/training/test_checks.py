@@ -11,7 +11,7 @@ from pipelines.errors import UserError
 from pipelines.models.checkpoints import TRAINING_FILE
 from pipelines.tracking.run_folder import RUN_FILE, RunFolder
 from pipelines.training.checks import EARLIER_SETTINGS, check_pretrain, training_length
-from pipelines.training.pretrain import _open_run
+from pipelines.training.pretrain import _open_run, pretrain
 from pipelines.training.resources import worker_resources
 from tests.helpers.clip_datasets import source_of, write_dataset, write_segments
 from tests.helpers.training import folder_of, leave_checkpoint, tiny_config, tiny_dataset
@@ -53,6 +53,29 @@ def test_cpus_are_shared_out_node_by_node(tmp_path, workers, nodes, cpus):
 def test_workers_that_fit_on_no_node_are_refused(tmp_path, settings, nodes, message):
     with pytest.raises(UserError, match=message):
         worker_resources(tiny_config(tmp_path, tmp_path, **settings), nodes)
+
+
+@pytest.mark.parametrize(
+    ("silent", "unseen", "counts"),
+    [
+        (lambda _: True, lambda _: False, "6 have a picture alone and 0 have sound alone"),
+        (lambda clip: clip < 2, lambda clip: clip >= 2, "2 have a picture alone and 4 have sound"),
+    ],
+)
+def test_clips_that_lack_picture_or_sound_are_counted(tmp_path, silent, unseen, counts):
+    folder = write_dataset(
+        tmp_path / "clips",
+        6,
+        num_frames=10,
+        has_audio=lambda clip: not silent(clip),
+        has_video=lambda clip: not unseen(clip),
+    )
+    config = tiny_config(tmp_path, folder)
+    message = rf"has no clip with picture and sound in split train: of its 6 clips, {counts}"
+    (mistake,) = check_pretrain(config)
+    assert re.search(message, mistake)
+    with pytest.raises(UserError, match=message):
+        pretrain(config, on_progress=lambda *_: None)
 
 
 def test_a_list_of_excluded_clips_that_changed_is_refused(tmp_path):

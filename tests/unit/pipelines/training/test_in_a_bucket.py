@@ -1,5 +1,7 @@
 """A training in a bucket is to the bit the training on a disk, also when it is killed."""
 
+import threading
+
 import pytest
 import torch
 
@@ -21,9 +23,9 @@ from pipelines.storage import RemotePath, path_of
 from pipelines.tracking.run_folder import RunFolder
 from pipelines.training.checks import check_pretrain
 from pipelines.training.pretrain import pretrain
-from tests.helpers.bucket import BUCKET, serving
+from tests.helpers.bucket import BUCKET, serving, wait_until
 from tests.helpers.clip_datasets import write_dataset
-from tests.helpers.training import curve, tiny_config
+from tests.helpers.training import curve, kill_worker, tiny_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 HOME = f"s3://{BUCKET}/a home"
@@ -137,6 +139,51 @@ def test_an_overloaded_bucket_delays_a_training(server, datasets, undisturbed):
     config = remote_config(home, datasets, "delayed")
     server.overloaded_for(8.0)
     assert_equal(train(config), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_bucket_that_is_away_for_a_minute_delays_a_training(server, datasets, undisturbed):
+    home, _, expected = undisturbed
+    config = remote_config(home, datasets, "away")
+    server.overloaded_for(60.0)
+    assert_equal(train(config), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_worker_killed_while_it_uploads_a_checkpoint(server, datasets, undisturbed):
+    """The files of the checkpoint are there in part; the one that makes it whole is not."""
+    home, _, expected = undisturbed
+    config = remote_config(home, datasets, "killed")
+    folder = "a home/trainings/killed"
+    killed = []
+
+    def is_uploading() -> bool:
+        names = [name.split("/") for name in server.names(folder) if name.startswith("step_")]
+        steps = {step for step, *_ in names} - {s for s, name, *_ in names if name == TRAINING_FILE}
+        killed.extend(steps)
+        return bool(steps)
+
+    def kill_then() -> None:
+        wait_until(is_uploading, 300)
+        kill_worker()
+        server.slow(False)
+
+    server.slow(True)
+    thread = threading.Thread(target=kill_then)
+    thread.start()
+    try:
+        result = train(config)
+    finally:
+        thread.join()
+        server.slow(False)
+    assert killed
+    assert_equal(result, expected)
+    whole = [name for name in server.names(folder) if name.endswith(TRAINING_FILE)]
+    assert {name.split("/")[0] for name in server.names(folder) if name.startswith("step_")} == {
+        name.split("/")[0] for name in whole
+    }
 
 
 def test_a_read_only_bucket_fails_with_a_reason(server, datasets, undisturbed):

@@ -217,6 +217,21 @@ def test_reasons_do_not_contradict_themselves(tmp_path):
     assert "of its 2.9" in error.message
 
 
+def test_a_recording_that_begins_between_key_pictures_says_so(tmp_path):
+    path = tmp_path / "cut.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(
+            "libx264", rate=20, options={"g": "20", "bf": "0", "sc_threshold": "0"}
+        )
+        stream.width, stream.height = 128, 96
+        frames = [av.VideoFrame.from_ndarray(numbered_frame(n, (128, 96))) for n in range(60)]
+        packets = [packet for frame in [*frames, None] for packet in stream.encode(frame)]
+        container.mux(packets[1:])
+    error = reject(path, max_damaged_fraction=1.0)
+    assert error.reason == "undecodable"
+    assert error.message.startswith("its first 0.95 s give no picture, at most 0.5 s may")
+
+
 @pytest.mark.parametrize("name", ["clip.avif", "clip.gif", "clip.apng"])
 def test_image_sequences_are_read_as_such(tmp_path, name):
     codec, pixels = {"avif": ("libsvtav1", "yuv420p"), "gif": ("gif", "rgb8")}.get(
