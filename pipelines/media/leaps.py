@@ -182,7 +182,7 @@ class _Search:
             is_new = self._is_nearer_next(number, other, now, distance)
             if is_new or joins:
                 self._leap(stream, packet, is_new=is_new)
-        elif self._is_gap(stream, packet, distance):
+        elif self._epochs[stream] == self._epochs[other] and self._is_gap(stream, packet, distance):
             return
         elif self._other_follows(number, other, order, now):
             self._leap(stream, packet, is_new=True)
