@@ -36,6 +36,8 @@ class FeatureCache:
     folder: AnyPath
     encoder: str
     """Hash of the encoder's content."""
+    wants_logits: bool = False
+    """Whether outputs of the head are asked for; a file without them does not do then."""
 
     @classmethod
     def open(
@@ -75,7 +77,8 @@ class FeatureCache:
                 f"cache ({folder}) holds features of {wrong} {there.get(wrong)}, not of "
                 f"{key[wrong]}: delete that folder"
             )
-        return cls(folder, str(key["encoder"]))
+        has_head = evaluated.head is not None
+        return cls(folder, str(key["encoder"]), has_head and "retrieval" in measures)
 
     def read(self, name: str, clip_ids: tuple[str, ...], wanted: Array) -> Embedded | None:
         """Reads the clips of a shard; None if they are not all there.
@@ -103,10 +106,10 @@ class FeatureCache:
             )
         if arrays["clip_ids"].tolist() != list(clip_ids):
             return None
-        if "logits" in arrays and not np.isin(wanted, arrays["wanted"]).all():
-            return None
         logits = None
-        if "logits" in arrays:
+        if self.wants_logits:
+            if "logits" not in arrays or not np.isin(wanted, arrays["wanted"]).all():
+                return None
             logits = np.full((len(clip_ids), arrays["logits"].shape[1]), np.nan, np.float32)
             logits[arrays["wanted"]] = arrays["logits"]
         return Embedded(

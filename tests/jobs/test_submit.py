@@ -35,6 +35,7 @@ def cluster(tmp_path_factory):
     settings = {
         "port": port,
         "dashboard-port": dashboard,
+        "dashboard-agent-listen-port": unused_port(),
         "num-cpus": 2,
         "object-store-memory": 100_000_000,
     }
@@ -95,7 +96,7 @@ def test_what_the_cluster_does_not_see_is_told_before_the_upload(ready, tmp_path
 def test_a_job_runs_with_its_log_its_exit_code_and_its_lineage(ready, tmp_path):
     home = tmp_path / "home"
     home.mkdir()
-    size = ("synthetic.num_clips=6", "sources_per_shard=3", "num_workers=1")
+    size = ("synthetic.num_clips=16", "sources_per_shard=8", "num_workers=1")
     done = submit("--home", str(home), "ingest", "smoke", *size, environment=ready)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ingest " in done.stdout  # its progress

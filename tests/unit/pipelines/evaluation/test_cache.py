@@ -84,6 +84,18 @@ def test_what_decides_the_features_has_files_of_its_own(tmp_path, clips):
     assert all(len(list(folder.glob("*.npz"))) == 3 for folder in cache.iterdir())
 
 
+def test_features_without_head_outputs_do_not_hide_those_of_a_later_evaluation(tmp_path, clips):
+    networks, cache = network(tmp_path), tmp_path / "cache"
+    without = EvaluateSettings(measures=("knn",))
+    first = features_of(networks, clips, without, ignore_progress, cache=cache)
+    assert not first.retrieval
+    with_heads = EvaluateSettings(measures=("knn", "retrieval"), retrieval_of="heads")
+    found = features_of(networks, clips, with_heads, ignore_progress, cache=cache)
+    same(found, features_of(networks, clips, with_heads, ignore_progress))
+    assert set(found.retrieval) == {"video/trained", "audio/trained"}
+    same(first, features_of(networks, clips, without, ignore_progress, cache=cache))
+
+
 def test_a_shard_without_all_clips_is_embedded_again(tmp_path, clips):
     networks, cache = network(tmp_path), tmp_path / "cache"
     part = EVERY.model_copy(update={"train_splits": ("none",)})
