@@ -21,7 +21,7 @@ class Epochs:
     leaps: list[float] = field(default_factory=list)
     """Times of the leaps."""
     unseen: list[tuple[float, float]] = field(default_factory=list)
-    """Begins and ends of epochs without a picture, in a source with pictures."""
+    """Where epochs begin, and where their picture begins, or where they end without one."""
 
 
 def arranged(clocks: Sequence[Clock], leaps: Sequence[Leap]) -> Epochs:
@@ -55,8 +55,9 @@ def arranged(clocks: Sequence[Clock], leaps: Sequence[Leap]) -> Epochs:
             ends[stream] = max(end + offset, ends[stream] or -np.inf)
         if epoch and starts:
             epochs.leaps.append(min(starts))
-            if spans[0] is None and ends[1] is not None:
-                epochs.unseen.append((min(starts), ends[1]))
+            # Until its own picture begins, no other one is shown.
+            seen = starts[0] if spans[0] is not None else ends[-1]
+            epochs.unseen.append((min(starts), seen or min(starts)))
     epochs.leaps += _times_alone(clocks, leaps, epochs.offsets)
     epochs.leaps.sort()
     return epochs

@@ -14,8 +14,9 @@ stream: the other stream skips it, and joins the leap that is nearer in time.
     file     V0 A0 V1 A1 | V0 V1 V2 V3 | A0 V0 A1 V1
     epoch    0  0  0  0  | 1  1  1  1  | 2  2  2  2      and not epoch 1 for A0 and A1
 
-If only one stream jumps, it is no leap: a jump ahead is a gap, during which
-the other stream continues, and after a jump back the timestamps are used as they are.
+If only one stream jumps ahead, it is a gap, during which the other stream continues. If only one
+steps back, the other one pauses there for about as long, and both leap; in formats with one clock,
+the timestamps are then used as they are.
 """
 
 from collections.abc import Sequence
@@ -101,7 +102,7 @@ def find_leaps(clocks: Sequence[Clock], may_leap: bool) -> list[Leap]:
     if are_both:
         later = int(clocks[1].order[0] > clocks[0].order[0])
         events.append((int(clocks[later].order[0]), later, 0))
-    search = _Search(clocks, sorted(events))
+    search = _Search(clocks, sorted(events), may_leap)
     if are_both:
         search.align_starts(AHEAD_SECONDS if may_leap else AHEAD_IN_STEADY_FORMATS_SECONDS)
     for number in range(len(search.events)):
@@ -155,8 +156,11 @@ class _Search:
     Events are in the order of the file: position, stream, and packet in the stream.
     """
 
-    def __init__(self, clocks: Sequence[Clock], events: list[tuple[int, int, int]]) -> None:
+    def __init__(
+        self, clocks: Sequence[Clock], events: list[tuple[int, int, int]], may_leap: bool
+    ) -> None:
         self.clocks = clocks
+        self._may_leap = may_leap
         self.events = events
         self.leaps: list[Leap] = []
         self._newest = 0
@@ -178,13 +182,25 @@ class _Search:
             is_new = self._is_nearer_next(number, other, now, distance)
             if is_new or joins:
                 self._leap(stream, packet, is_new=is_new)
-        elif self._is_gap(stream, packet, distance):
+        elif self._epochs[stream] == self._epochs[other] and self._is_gap(stream, packet, distance):
             return
         elif self._other_follows(number, other, order, now):
             self._leap(stream, packet, is_new=True)
         elif abs(now - clock.decode[packet - 1]) > AHEAD_SECONDS:
             # Nothing relates the two clocks, so each stream continues by itself.
             self._move(stream, packet, clock.decode[packet - 1] + clock.step() - now)
+        elif self._may_leap and now < clock.decode[packet - 1]:
+            # The other stream pauses for about as long as the clock steps back.
+            self._leap(stream, packet, is_new=True)
+            self._leap(other, self._pause(other, order), is_new=False)
+
+    def _pause(self, other: int, order: int) -> int:
+        """Returns the packet of the next second whose step in time is the most unusual."""
+        clock = self.clocks[other]
+        first = max(1, clock.at(order) + 1)
+        stop = first + 1 + round(NEARER_SECONDS / (clock.step() or NEARER_SECONDS))
+        steps = np.diff(clock.decode[first - 1 : stop])
+        return first + int(np.argmax(np.abs(steps - clock.step()))) if len(steps) else 0
 
     def align_starts(self, max_seconds: float) -> None:
         """Makes both streams begin together if their clocks are unrelated."""
@@ -237,9 +253,9 @@ class _Search:
         if following is None:
             return False
         content, then = following
-        return content <= LAG_SECONDS and (
-            abs(then - now) <= NEAR_SECONDS or self._meets(number, then)
-        )
+        if abs(then - now) <= NEAR_SECONDS:
+            return content <= LAG_SECONDS
+        return content <= NEARER_SECONDS and self._meets(number, then)
 
     def _meets(self, number: int, time: float) -> bool:
         """Returns whether a stream later leaps to about a time, at which it meets the other one."""

@@ -51,7 +51,7 @@ class StreamTimeline:
     is_followed: bool = False
     """Whether the picture follows the timestamps of the sound where they drift from its samples."""
     unseen: list[tuple[float, float]] = field(default_factory=list)
-    """Begins and ends of joined files without a picture."""
+    """Where joined files begin, and where their picture begins, or where they end without one."""
 
     def __len__(self) -> int:
         return len(self.starts)

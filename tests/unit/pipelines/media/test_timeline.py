@@ -147,6 +147,16 @@ def test_a_joined_file_without_picture_meets_no_other_picture(tmp_path, place):
     assert total(segments, "clock_leaps") == 2
 
 
+def test_a_far_leap_back_to_where_the_sound_was_is_no_gap(tmp_path):
+    pieces = [(6, 13, 900.0, "mp2"), (3, 6, 0.0, ""), (26, 31, 900.0, "mp2")]
+    parts = [
+        write_scene(tmp_path / f"{n}.mpg", first, stop, offset=at, codecs=(MPEG2[0], sound))
+        for n, (first, stop, at, sound) in enumerate(pieces)
+    ]
+    _, seen, _ = scene_of(joined(tmp_path / "all.mpg", *parts))
+    assert seen == ticks_of(*[piece[:2] for piece in pieces])
+
+
 def test_first_pictures_whose_decoding_time_is_guessed_from_the_file_before(tmp_path):
     codecs = ("libx264", "ac3")
     pieces = [(27, 34, 0.0, ""), (9, 11, 3.3, ""), (24, 29, 0.0, ""), (2, 9, 7000.0, "ac3")]
@@ -465,6 +475,21 @@ def check_flawed(folder, flawed):
 
 @settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(flawed=flaws())
+# The clock steps back by no more than the sound pauses, so that only the picture leaps.
+@example(
+    (
+        ".mpg",
+        [(9, 6.0, 7.86, 0.24, 0.0), (18, 3.2, 3.22, 0.24, 0.8), (15, 4.48, 4.87, 0.8, 0.24)],
+        2,
+    )
+)
+@example(
+    (
+        ".m2ts",
+        [(16, 6.0, 6.71, 0.8, 0.24), (26, 2.72, 11.56, 0.8, 0.24), (3, 3.2, 0.54, 0.24, 0.8)],
+        3,
+    )
+)
 # FFmpeg presents the last picture of one file at the first time of the next one.
 @example((".mpg", [(0, 2.0, 0, 0, 0), (0, 2.0, 0, 0, 0), (0, 3.2, 300.0, 0, 0)], 0))
 def test_what_does_not_belong_together_never_meets(tmp_path, flawed):
