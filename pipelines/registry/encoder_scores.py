@@ -37,7 +37,7 @@ def encoder_scores(scores: Scores | None, modality: str) -> EncoderScores | None
     if not trained:
         return None
     labelled = found.modalities.get(modality, {}).get("trained")
-    ranks = found.retrieval.get(asking(modality), {}).get("trained")
+    ranks = found.retrieval.get(_asking(modality), {}).get("trained")
     num_ranked = ranks.num_clips if ranks else 0  # one clip of each source
     return EncoderScores(
         dataset_id=scores.dataset_id,
@@ -56,11 +56,11 @@ def _scores_of(found: FeatureScores, modality: str, network: str) -> dict[str, F
     """Returns the score of each measure; of retrieval the recall@5 of this modality asking."""
     labelled = found.modalities.get(modality, {}).get(network)
     result = {name: one.score for name, one in labelled.measures.items()} if labelled else {}
-    ranks = found.retrieval.get(asking(modality), {}).get(network)
+    ranks = found.retrieval.get(_asking(modality), {}).get(network)
     if ranks:
         result["retrieval"] = ranks.figures[f"recall@{RETRIEVAL_RECALL}"]
     return result
 
 
-def asking(modality: str) -> str:
+def _asking(modality: str) -> str:
     return "video_to_audio" if modality == "video" else "audio_to_video"
