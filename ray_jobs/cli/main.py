@@ -32,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return submit(rest)
     if name not in JOBS:
-        nearest = difflib.get_close_matches(name, [*JOBS, _SUBMIT], n=1, cutoff=0.5)
+        names = [*JOBS, _SUBMIT]
+        longer = [each for each in names if name and each.startswith(name)]
+        nearest = longer or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         hint = f"did you mean {nearest[0]}? " if nearest else ""
         print(f"xkd: no job {name!r}; {hint}jobs: {', '.join(JOBS)}", file=sys.stderr)
         return _USER_ERROR
