@@ -85,6 +85,7 @@ def test_a_job_says_what_it_waits_for_and_goes_on_with_the_first_node(cluster, c
     assert states == {"REMOVED"}
 
 
+@pytest.mark.slow
 def test_units_move_to_nodes_that_join_and_away_from_nodes_that_go(cluster, tmp_path, caplog):
     """A node joins, then one is killed: only what it had in flight is done again."""
     (tmp_path / "clips").mkdir()

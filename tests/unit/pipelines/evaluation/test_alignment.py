@@ -11,7 +11,7 @@ from pipelines.evaluation import alignment
 from pipelines.evaluation.alignment import aligned, canonical_maps, compared
 from pipelines.evaluation.outcomes import Outcomes, paired_retrieval
 from pipelines.evaluation.probes.classifiers import score, score_with_outcomes
-from tests.unit.pipelines.evaluation.test_classifiers import features
+from tests.unit.pipelines.evaluation.probes.test_classifiers import features
 
 SETTINGS = EvaluateSettings(measures=("retrieval",), retrieval_sizes=())
 

@@ -134,14 +134,14 @@ def test_workers_of_the_graph_find_what_one_process_finds(tmp_path, clips, local
     networks = networks_to_score(
         config, (checkpoint_source(checkpoint, "checkpoint", "teacher"),), ()
     )
-    found = _extract(networks, config, lambda *report: reports.append(report))
+    found = _extract(networks, config, lambda *report: reports.append(report)).features
     assert reports[-1][:2] == (20, 20)
     files = sorted((tmp_path / "a" / "features").rglob("*.npz"))
     # Three shards, two modalities. The checkpoint is not trained, so both networks are the same.
     assert len(files) == 6
     times = [file.stat().st_mtime_ns for file in files]
     files[0].unlink()  # as if a worker had been killed
-    again = _extract(networks, config, lambda *_: None)
+    again = _extract(networks, config, lambda *_: None).features
     same(found, again)
     assert [file.stat().st_mtime_ns for file in files][1:] == times[1:]
     loaded = {name: load_network(one, trained=name == "trained") for name, one in networks.items()}

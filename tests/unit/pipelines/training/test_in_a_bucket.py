@@ -117,6 +117,7 @@ def test_checkpoints_go_to_the_bucket_and_evaluation_reads_them(
         find_checkpoint(f"{HOME}/nowhere")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_whose_upload_was_cut_off_is_not_used(server, datasets, undisturbed):
     home, _, expected = undisturbed
     config = remote_config(home, datasets, "cut")
@@ -134,6 +135,7 @@ def test_a_checkpoint_whose_upload_was_cut_off_is_not_used(server, datasets, und
     assert all(torch.equal(torch.as_tensor(ours[n]), torch.as_tensor(theirs[n])) for n in theirs)
 
 
+@pytest.mark.slow
 def test_an_overloaded_bucket_delays_a_training(server, datasets, undisturbed):
     home, _, expected = undisturbed
     config = remote_config(home, datasets, "delayed")

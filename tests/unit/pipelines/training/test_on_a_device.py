@@ -49,7 +49,7 @@ class Recorder:
             loop, "StopSignal", lambda _, deadline: stopping.StopSignal(None, deadline)
         )
         hears = SimpleNamespace(remote=lambda *_: None)
-        self.board = SimpleNamespace(post=hears, warn=hears)
+        self.board = SimpleNamespace(begin=hears, post=hears, warn=hears)
 
     def _report(self, _, checkpoint, **__):
         self.checkpoints.append(checkpoint.path)

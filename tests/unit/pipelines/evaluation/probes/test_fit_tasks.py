@@ -15,7 +15,7 @@ from pipelines.evaluation.gathered import Gathered
 from pipelines.evaluation.probes.fit_tasks import StoredFeatures, _needs
 from pipelines.evaluation.probes.fits import Fit
 from pipelines.evaluation.probes.folds import score_folds
-from tests.unit.pipelines.evaluation.test_classifiers import features
+from tests.unit.pipelines.evaluation.probes.test_classifiers import features
 
 SETTINGS = EvaluateSettings(
     measures=("knn", "linear", "svm", "attentive", "layers", "retrieval"),
