@@ -191,6 +191,7 @@ class Cutter:
             waveform = self._audio.take(first_sample, stop_sample - first_sample)
         repairs = self._repairs(stop / self._frame_rate, frames is not None, waveform is not None)
         if frames is None and waveform is None:
+            self._num_errors += 1  # a stretch before the first picture; the next segment says so
             return
         self._seconds_out += seconds
         if self._seconds_out > self.max_seconds:

@@ -230,6 +230,8 @@ def test_a_recording_that_begins_between_key_pictures_says_so(tmp_path):
     error = reject(path, max_damaged_fraction=1.0)
     assert error.reason == "undecodable"
     assert error.message.startswith("its first 0.95 s give no picture, at most 0.5 s may")
+    first, *_ = decode(path, max_damaged_fraction=1.0, segment_seconds=1.0, min_segment_seconds=0.5)
+    assert (first.start_seconds, first.decode_errors) == (1.0, 1)
 
 
 @pytest.mark.parametrize("name", ["clip.avif", "clip.gif", "clip.apng"])
