@@ -40,6 +40,8 @@ class Recorder:
         monkeypatch.setattr("ray.train.get_context", lambda: context)
         monkeypatch.setattr("ray.train.report", self._report)
         monkeypatch.setattr("ray.train.get_all_reported_checkpoints", list)
+        monkeypatch.setattr("ray.train.get_preemption_info", lambda: None)
+        monkeypatch.setattr(stopping, "LOOK_SECONDS", 0.0)  # at every step
         monkeypatch.setattr(state, "broadcast_from_rank_zero", lambda name: name)
         monkeypatch.setattr(state, "prepare_model", lambda model, **_: model)
         monkeypatch.setattr(state, "get_device", lambda: device)
