@@ -97,10 +97,11 @@ def run_units(
                     yield total
         except (ray.exceptions.RayError, _WorkerError) as error:
             losses.append(error)
-        if not losses:
-            return
         num_before = len(left)
         left = _without_written(left, output / rows_folder)
+        if not (left or losses):
+            return
+        losses = losses or [_LostError("Ray lost tasks without a reason")]
         is_fruitless = len(left) == num_before and not _is_one_lost(nodes)
         num_fruitless = num_fruitless + 1 if is_fruitless else 0
         units_left = counted(len(left), "unit")
@@ -122,6 +123,10 @@ def _is_one_lost(nodes: Set[str]) -> bool:
 
 class _WorkerError(Exception):
     """An exception that a worker raised, as text."""
+
+
+class _LostError(Exception):
+    """Units are missing although Ray reported nothing."""
 
 
 def _is_our_bug(error: Exception) -> bool:

@@ -1,5 +1,6 @@
 """Tasks, reports and retries of units, with workers that only count."""
 
+import contextlib
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -119,6 +120,15 @@ def few_attempts(monkeypatch):
 @pytest.mark.ray
 def test_a_unit_that_always_kills_its_worker_ends_the_run(tmp_path, local_ray, few_attempts):
     with pytest.raises(JobFailed, match=r"failed with 1 unit left: a worker process died"):
+        list(run(rows(1, of_0={"dies": 1, "always": True}), tmp_path))
+
+
+@pytest.mark.ray
+def test_units_that_are_lost_without_a_word_are_missed(
+    tmp_path, local_ray, few_attempts, monkeypatch
+):
+    monkeypatch.setattr(unit_graph, "_told_in_one_line", contextlib.nullcontext)
+    with pytest.raises(JobFailed, match=r"failed with 1 unit left: Ray lost tasks"):
         list(run(rows(1, of_0={"dies": 1, "always": True}), tmp_path))
 
 
