@@ -23,6 +23,8 @@ from pipelines.serving.refusal import RefusedError
 _WEB = ("http", "https")
 _MAX_REDIRECTS = 3
 _CHUNK = 1 << 20
+_SHOWN = 200
+"""Characters of a URI that an answer repeats."""
 
 
 class Fetcher:
@@ -169,4 +171,4 @@ def _unreadable(uri: str, error: BaseException) -> RefusedError:
 
 
 def _shown(uri: str) -> str:
-    return uri if len(uri) <= 200 else f"{_shown(uri)}..."
+    return uri if len(uri) <= _SHOWN else f"{uri[:_SHOWN]}..."

@@ -163,3 +163,9 @@ def test_files_are_read_from_allowed_folders_alone(tmp_path):
     for name in ("absent", "folder"):
         assert refused(f"{media}/{name}", str(media))[0] == 422
     assert refused(f"{media}/film", str(media), max_bytes=3)[0] == 413
+
+
+def test_a_long_uri_is_refused_in_a_short_line():
+    status, message = refused("ftp://" + "x" * 4_000, "https://")
+    assert status == 403
+    assert len(message) < 300
