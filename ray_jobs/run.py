@@ -147,9 +147,8 @@ def work(config: RunConfig) -> None:
         connected(config.ray),
         tracked(run_folder.open_run(config, "run", config.name)) as parent,
     ):
-        check_gpus(
-            _wants_gpu(config), config.ray.wait_seconds
-        )  # before hours of ingest and training
+        # Before hours of ingest and training.
+        check_gpus(_wants_gpu(config), config.ray.wait_seconds)
         summary = ingest_stage(ingest_config(config), parent)
         training = pretrain_stage(pretrain_config(config), parent)
         evaluation = evaluate_stage(evaluate_config(config, training.checkpoint), parent)

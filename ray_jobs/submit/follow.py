@@ -67,7 +67,8 @@ def _exit_code(client: JobSubmissionClient, job: str) -> int:
     if info.status == JobStatus.STOPPED:
         return os.EX_TEMPFAIL  # the same command continues
     if info.status == JobStatus.FAILED:
-        print(f"{job} failed: {(info.message or '').strip().splitlines()[-1:]}")
+        reason = (info.message or "no reason given").strip().splitlines()[-1]
+        print(f"{job} failed: {reason}")
         return _FAILED
     return 0
 
