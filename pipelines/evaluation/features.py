@@ -105,7 +105,14 @@ class Features:
         fields: dict[str, dict[str, Array]] = {name: {} for name in LARGE_FIELDS}
         for (name, path), array in arrays.items():
             fields[name][path] = array
-        return replace(self, **fields)  # type: ignore[arg-type]  # by name
+        return replace(
+            self,
+            matrices=fields["matrices"],
+            layers=fields["layers"],
+            tokens=fields["tokens"],
+            views=fields["views"],
+            retrieval=fields["retrieval"],
+        )
 
     def arrays(self) -> dict[str, Array]:
         """Returns everything but the head outputs, for a file that NumPy reads without pickle."""
@@ -209,7 +216,7 @@ def features_of(
         segment_owners=owner_of_row,
         segment_has=has,
         retrieval_clips=owner_of_row[np.flatnonzero(in_retrieval)],
-        **gathered.features(),  # type: ignore[arg-type]  # by name
+        **gathered.features(),
     )
     folds = tuple(
         Fold(one.name, one.is_train[first_rows], one.is_test[first_rows]) for one in chosen.folds

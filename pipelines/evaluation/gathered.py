@@ -5,7 +5,7 @@ system gives memory to the part alone that is written.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,17 @@ from pipelines.config.evaluate import EvaluateSettings
 from pipelines.evaluation.embedder import Embedded, mean_by
 
 Array = NDArray[Any]
+
+
+class FoundFields(TypedDict):
+    """The fields of `Features` that networks give, by path."""
+
+    matrices: dict[str, Array]
+    layers: dict[str, Array]
+    retrieval: dict[str, Array]
+    tokens: dict[str, Array]
+    views: dict[str, Array]
+    view_owners: dict[str, Array]
 
 
 @dataclass
@@ -106,7 +117,7 @@ class Gathered:
             kept[path] = _Rows.of(len(self.owner_of_row) * each, rows)
         kept[path].add(rows)
 
-    def features(self) -> dict[str, dict[str, Array]]:
+    def features(self) -> FoundFields:
         """Returns the fields of `Features` that networks give."""
         means: dict[str, dict[str, Array]] = {"pooled": {}, "layers": {}}
         for name, one in self.means.items():
@@ -124,7 +135,14 @@ class Gathered:
             name: _in_order(rows, order[name.split("/", 1)[1]])
             for name, rows in found["views"].items()
         }
-        return {"matrices": means["pooled"], "layers": means["layers"], **found}
+        return FoundFields(
+            matrices=means["pooled"],
+            layers=means["layers"],
+            retrieval=found["retrieval"],
+            tokens=found["tokens"],
+            views=found["views"],
+            view_owners=found["view_owners"],
+        )
 
 
 def _in_order(matrix: Array, order: Array) -> Array:

@@ -5,6 +5,7 @@ from typing import Any
 import ray
 
 from pipelines.errors import UserError
+from pipelines.nodes import working_nodes
 
 
 def result_of(reference: Any) -> Any:
@@ -26,9 +27,9 @@ def within_a_node(size: float) -> int:
 
     A task that asks for more than any node has would never start.
     """
-    return int(min(size, max(node["Resources"].get("memory", 0) for node in ray.nodes())))
+    return int(min(size, max(node["Resources"].get("memory", 0) for node in working_nodes())))
 
 
 def all_cpus() -> int:
     """Returns the CPUs of the largest node: a task runs on one node."""
-    return max(1, int(max(node["Resources"].get("CPU", 1) for node in ray.nodes())))
+    return max(1, int(max(node["Resources"].get("CPU", 1) for node in working_nodes())))

@@ -26,7 +26,7 @@ Array = NDArray[Any]
 _LARGEST_SAMPLE = 32_767
 
 
-class MtebEncoder(AbsEncoder):  # type: ignore[misc]  # mteb is optional
+class MtebEncoder(AbsEncoder):
     """Embeds the inputs of tasks of one modality.
 
     Args:

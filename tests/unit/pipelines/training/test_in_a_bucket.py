@@ -136,19 +136,12 @@ def test_a_checkpoint_whose_upload_was_cut_off_is_not_used(server, datasets, und
 
 
 @pytest.mark.slow
-def test_an_overloaded_bucket_delays_a_training(server, datasets, undisturbed):
-    home, _, expected = undisturbed
-    config = remote_config(home, datasets, "delayed")
-    server.overloaded_for(8.0)
-    assert_equal(train(config), expected)
-
-
-@pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_bucket_that_is_away_for_a_minute_delays_a_training(server, datasets, undisturbed):
+@pytest.mark.parametrize("seconds", [8.0, 60.0])
+def test_a_bucket_that_is_away_delays_a_training(server, datasets, undisturbed, seconds):
     home, _, expected = undisturbed
-    config = remote_config(home, datasets, "away")
-    server.overloaded_for(60.0)
+    config = remote_config(home, datasets, f"away for {seconds:g} s")
+    server.overloaded_for(seconds)
     assert_equal(train(config), expected)
 
 

@@ -36,9 +36,10 @@ def streamed(found):
 
     @ray.remote(num_returns="streaming")
     def give(found):
-        yield found.with_large({}), list(found.large())
-        for array in found.large().values():  # noqa: UP028 - Ray sends into what is yielded from
-            yield array
+        large = found.large()
+        yield found.with_large({}), list(large)
+        for key in list(large):
+            yield large.pop(key)
 
     return give.remote(found)
 
