@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 from torch import Tensor
@@ -29,7 +27,7 @@ from pipelines.models.encoder_inputs import input_rows, read_segments
 from pipelines.models.encoder_module import AudioView, EncoderModule, load_module
 from pipelines.models.input_decoder import Decode, InputDecoder
 from pipelines.models.mlflow_server import answer_in_one_line, read_any_from_csv
-from pipelines.models.request_bodies import InputError
+from pipelines.models.request_bodies import InputError, failure_of
 from xkd_core.views.video import plain_video_view
 from xkd_core.views.views import plain_audio_view
 
@@ -102,12 +100,8 @@ class EncoderModel(PythonModel):
         except ValueError as error:
             raise InputError(str(error)) from error
         except Exception as error:
-            # The message goes to clients, who must not see paths of this machine.
             logger.exception("an encoder failed")
-            raise MlflowException(
-                f"the encoder failed with {type(error).__name__}; the log of its process says why",
-                error_code=INTERNAL_ERROR,
-            ) from error
+            raise failure_of("the encoder", error) from error
 
     def _predict(
         self, model_input: pd.DataFrame, params: dict[str, Any]

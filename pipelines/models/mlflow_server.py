@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, ErrorCode
+from mlflow.protos.databricks_pb2 import ErrorCode
 from mlflow.pyfunc import scoring_server
 from mlflow.types.schema import AnyType, Schema
 
-from pipelines.models.request_bodies import InputError, check_csv, read_json
+from pipelines.models.request_bodies import InputError, check_csv, failure_of, read_json
 from pipelines.redaction import one_line
 
 logger = logging.getLogger(__name__)
@@ -66,10 +66,7 @@ def answer_in_one_line() -> None:
             raise _shortened(error) from None
         except Exception as error:
             logger.exception("a request failed")
-            raise MlflowException(
-                f"the server failed with {type(error).__name__}; the log of its process says why",
-                error_code=INTERNAL_ERROR,
-            ) from None
+            raise failure_of("the server", error) from None
 
     setattr(invocations, _MARK, True)
     scoring_server.invocations = invocations

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import BAD_REQUEST
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, INTERNAL_ERROR
 
 from pipelines.redaction import one_line
 
@@ -41,6 +41,14 @@ class InputError(MlflowException, ValueError):
     def message(self, message: str) -> None:
         """Keeps the first message: MLflow's server would put the whole input before it."""
         self._message = getattr(self, "_message", message)
+
+
+def failure_of(what: str, error: Exception) -> MlflowException:
+    """Returns what clients see of a failure: no message, which may hold paths of this machine."""
+    return MlflowException(
+        f"{what} failed with {type(error).__name__}; the log of its process says why",
+        error_code=INTERNAL_ERROR,
+    )
 
 
 def read_json(body: bytes | str, columns: Collection[str], params: Mapping[str, str]) -> Any:
