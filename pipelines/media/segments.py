@@ -91,9 +91,13 @@ class Cutter:
         self._info: MediaInfo | None = None
 
     def heed(self, timeline: Timeline, origin: float) -> None:
-        """Records the errors that the packet scan found."""
+        """Records what the packet scan found to be damaged or missing."""
         for error in self._selection.scan.errors:
             self._note(error)
+        if self._video is not None and self._audio is None:
+            shown = self._video.times.shown
+            # Pictures before the first key picture, with which the clock begins.
+            self._num_errors += len(shown) > 0 and shown[0] < origin - MAX_EARLY_SECONDS
         self._leaps = [time - origin for time in timeline.leaps]
         self._bridged = [time - origin for time in timeline.bridged]
 
