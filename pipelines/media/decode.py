@@ -36,7 +36,7 @@ from pipelines.media.container import (
     start_seconds,
 )
 from pipelines.media.formats import Formats
-from pipelines.media.joined_files import decode_in_sequence, joined_parts
+from pipelines.media.joined_files import decode_in_sequence, follow_each_other, joined_parts
 from pipelines.media.packets import PacketScan, PacketTable
 from pipelines.media.picture import PictureConverter, PixelLimitError
 from pipelines.media.reader import due_packets, seekable
@@ -128,7 +128,7 @@ def decode_segments(
         cutter.min_seconds, cutter.max_seconds = min_segment_seconds, max_seconds
         cutter.min_source_seconds = min_source_seconds or min_segment_seconds
         cutter.max_damaged_fraction = max_damaged_fraction
-        cutter.heed(timeline, origin)
+        cutter.heed(timeline, origin, leaves_out=follow_each_other(container, scan))
         packets = due_packets(source, formats, scan, timeline, cleanup)
         yield from cutter.segments(packets)
 

@@ -6,6 +6,8 @@ the decoders of the first file:
     Ogg                 another codec or sample rate, or a picture beside the sound
     transport stream    other stream numbers, or numbers that are used for other codecs
     MP4, FLV, ASF, WAV  any second file, because the first header describes the first one alone
+    AVI, Matroska       other codecs or codec headers, because FFmpeg keeps the first ones
+    FLAC                another sample rate
 
 A join is only looked for where the packet scan gives a reason.
 """
@@ -23,7 +25,7 @@ import numpy as np
 
 from pipelines.media.container import DecodeError, MediaInput, open_file
 from pipelines.media.file_view import View
-from pipelines.media.leaps import BACK_SECONDS
+from pipelines.media.leaps import AHEAD_SECONDS, BACK_SECONDS
 from pipelines.media.packets import PacketScan, PacketTable
 from pipelines.media.segments import Segment
 from pipelines.media.streams.declarations import Declarations, read_declarations
@@ -36,13 +38,14 @@ LOST_REASONS = frozenset({"too_short", "undecodable", "not_media", "no_streams"}
 reject the whole source."""
 _CHUNK_BYTES = 1 << 20
 _HEADERS = {
-    "ogg": re.compile(rb"OggS\x00[\x02\x06]"),
-    "flv": re.compile(rb"FLV\x01[\x00-\x05]\x00\x00\x00\x09\x00{4}"),
     "asf": re.compile(rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\x00\xaa\x00\x62\xce\x6c"),
-    "wav": re.compile(rb"RIFF.{4}WAVE", re.DOTALL),
+    "flac": re.compile(rb"fLaC[\x00\x80]\x00\x00\x22"),
+    "flv": re.compile(rb"FLV\x01[\x00-\x05]\x00\x00\x00\x09\x00{4}"),
+    "matroska": re.compile(rb"\x1a\x45\xdf\xa3[\x01-\xff].{0,60}?\x42\x82", re.DOTALL),
+    "ogg": re.compile(rb"OggS\x00[\x02\x06]"),
 }
 """Headers of files; of Ogg, the first page of a stream."""
-_MAX_HEADER_BYTES = 16
+_MAX_HEADER_BYTES = 80
 _PAGE_HEADER_BYTES = 27
 _MAX_BOXES = 20_000
 _MIN_REST_BYTES = 64
@@ -87,7 +90,7 @@ def joined_parts(
     size = container.size or 0
     read_until = max((_end_of(table) for table in scan.tables.values()), default=0)
     has_rest = 0 < read_until < size - _MIN_REST_BYTES
-    if not _has_reason(container, scan, before, has_rest):
+    if isinstance(source, Part) or not _has_reason(container, scan, before, has_rest):
         return []
     file = source
     if isinstance(file, str):
@@ -104,27 +107,35 @@ def _has_reason(
     container: av.container.InputContainer, scan: PacketScan, before: Declarations, has_rest: bool
 ) -> bool:
     """Returns whether the packets suggest that other files follow the first one."""
-    name = container.format.name.partition(",")[0]
+    name = _name(container)
     if name == "ogg":
         return bool(scan.errors)
+    leaps = any(map(_leaps, scan.tables.values()))
     if name == "mpegts":
-        return _streams_change(container, scan, before)
-    # FFmpeg continues with fragments of a later MP4 file, but with the first one's edit list.
-    if name == "mov" and any(map(_steps_back, scan.tables.values())):
+        changes = read_declarations(container).codecs != before.codecs
+        return leaps or changes or follow_each_other(container, scan)
+    if name in {"mov", "matroska", "flac"} and leaps:
         return True
-    return has_rest and name in {"mov", "flv", "asf", "wav"}
+    return name == "avi" or (has_rest and name in {"mov", "matroska", "flv", "asf", "wav"})
 
 
 def _starts(view: View, container: av.container.InputContainer, read_until: int) -> Iterator[int]:
     """Returns where other files begin."""
-    name = container.format.name.partition(",")[0]
+    name = _name(container)
+    size = container.size or 0
     if name == "ogg":
         return _link_starts(view)
     if name == "mpegts":
         return program_changes(view, {stream.id for stream in container.streams})
     if name == "mov":
-        return _later_boxes(view, container.size or 0)
-    return _headers(view, _HEADERS[name], read_until)
+        return _later_boxes(view, size)
+    if name in {"avi", "wav"}:
+        return _later_chunks(view, size)
+    return _headers(view, _HEADERS[name], read_until if name in {"asf", "flv"} else 1)
+
+
+def _name(container: av.container.InputContainer) -> str:
+    return container.format.name.partition(",")[0]
 
 
 def decode_in_sequence(
@@ -175,19 +186,18 @@ def _end_of(table: PacketTable) -> int:
     return int((table.position + table.size)[known].max()) if known.any() else 0
 
 
-def _steps_back(table: PacketTable) -> bool:
-    return bool((np.diff(table.dts) < -BACK_SECONDS).any())
+def _leaps(table: PacketTable) -> bool:
+    """Returns whether decoding times step back or far ahead."""
+    times = np.where(np.isnan(table.dts), table.pts, table.dts)
+    steps = np.diff(times[~np.isnan(times)])
+    return bool(((steps < -BACK_SECONDS) | (steps > AHEAD_SECONDS)).any())
 
 
-def _streams_change(
-    container: av.container.InputContainer, scan: PacketScan, before: Declarations
-) -> bool:
-    """Returns whether streams of one kind follow each other, or changed during the scan."""
-    if read_declarations(container).codecs != before.codecs:
-        return True
+def follow_each_other(container: av.container.InputContainer, scan: PacketScan) -> bool:
+    """Returns whether a stream begins after another one of its kind has ended."""
     for streams in (container.streams.video, container.streams.audio):
-        ranges = [scan.tables[each.index].order for each in streams if each.index in scan.tables]
-        spans = sorted((int(order[0]), int(order[-1])) for order in ranges if len(order))
+        orders = [scan.tables[each.index].order for each in streams if each.index in scan.tables]
+        spans = sorted((int(order[0]), int(order[-1])) for order in orders if len(order))
         if any(after[0] > before[1] for before, after in pairwise(spans)):
             return True
     return False
@@ -216,6 +226,23 @@ def _link_starts(view: View) -> Iterator[int]:
         view.seek(at + _PAGE_HEADER_BYTES - 1)
         sizes = view.read(256)
         end_of_last = at + _PAGE_HEADER_BYTES + sizes[0] + sum(sizes[1 : 1 + sizes[0]])
+
+
+def _later_chunks(view: View, size: int) -> Iterator[int]:
+    """Yields where files begin among the outermost chunks of an AVI or WAV file.
+
+    Large AVI files continue in chunks of type AVIX.
+    """
+    at = 0
+    for _ in range(_MAX_BOXES):
+        view.seek(at)
+        header = view.read(12)
+        length = int.from_bytes(header[4:8], "little")
+        if header[:4] != b"RIFF" or length < 4 or at + 8 + length > size:
+            return
+        if at and header[8:] in {b"AVI ", b"WAVE"}:
+            yield at
+        at += 8 + length + length % 2
 
 
 def _later_boxes(view: View, size: int) -> Iterator[int]:

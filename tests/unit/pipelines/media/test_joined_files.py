@@ -77,22 +77,71 @@ def test_program_changes_of_whole_streams(tmp_path):
         assert list(program_changes(View(io.BytesIO(noise)), set())) == []
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".flv", ".wav", "fragmented.mp4"])
+def test_a_transport_stream_that_returns_to_its_first_codecs(tmp_path):
+    first = write_scene(tmp_path / "first.ts", 0, 5)
+    other = write_scene(tmp_path / "other.ts", 20, 25, codecs=("mpeg2video", "mp2"))
+    seen, heard, segments = seconds_of(joined(tmp_path / "all.ts", first, other, first))
+    assert seen == heard == [*range(5), *range(20, 25), *range(5)]
+    assert sum(segment.decode_errors for segment in segments) == 0
+
+
+H264, MPEG4 = ("libx264", "aac"), ("mpeg4", "mp3")
+COPIED = {
+    ".mp4": [H264, MPEG4, H264],
+    ".flv": [H264, H264, H264],
+    ".mkv": [H264, MPEG4, ("libx264", "")],
+    "2.mkv": [("libx264", ""), ("", "aac"), H264],
+    ".avi": [MPEG4, ("libx264", "pcm_s16le"), MPEG4],
+    ".wav": [("", "pcm_s16le"), ("", "pcm_u8"), ("", "pcm_s16le")],
+    ".flac": [("", "flac")] * 3,
+}
+
+
+@pytest.mark.parametrize("suffix", COPIED)
 def test_files_that_were_copied_behind_each_other(tmp_path, suffix):
-    codecs = ("", "pcm_s16le") if suffix == ".wav" else ("libx264", "aac")
-    fragments = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
-    options = fragments if suffix.startswith("frag") else {}
-    parts = [
-        write_scene(tmp_path / f"{n}{suffix}", first, first + 5, codecs=codecs, options=options)
-        for n, first in enumerate([0, 20, 10])
-    ]
+    parts = []
+    pictures, sounds = [], []
+    for first, codecs in zip([0, 20, 10], COPIED[suffix], strict=True):
+        parts.append(write_scene(tmp_path / f"{first}{suffix}", first, first + 5, codecs=codecs))
+        pictures += list(range(first, first + 5)) if codecs[0] else [None] * 5
+        sounds += list(range(first, first + 5)) if codecs[1] else [None] * 5
     path = joined(tmp_path / f"all{suffix}", *parts)
     seen, heard, segments = seconds_of(path)
-    assert heard == [*range(5), *range(20, 25), *range(10, 15)]
-    assert seen == ([None] * 15 if suffix == ".wav" else heard)
+    assert seen == pictures
+    assert heard == sounds
     assert num_leaps(segments) == 2
     again = decode(io.BytesIO(path.read_bytes()))
     assert [one.start_seconds for one in again] == [one.start_seconds for one in segments]
+
+
+def test_fragmented_files_that_were_joined(tmp_path):
+    options = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+    parts = [
+        write_scene(tmp_path / f"{first}.mp4", first, first + 5, options=options)
+        for first in (0, 20, 10)
+    ]
+    seen, heard, segments = seconds_of(joined(tmp_path / "all.mp4", *parts))
+    assert seen == heard == [*range(5), *range(20, 25), *range(10, 15)]
+    assert num_leaps(segments) == 2
+
+
+def test_sound_of_another_kind_that_follows_is_counted(tmp_path):
+    first = write_scene(tmp_path / "first.mpg", 0, 5, codecs=("mpeg2video", "mp2"))
+    other = write_scene(tmp_path / "other.mpg", 20, 25, codecs=("mpeg2video", "ac3"))
+    seen, heard, segments = seconds_of(joined(tmp_path / "all.mpg", first, other))
+    assert seen == [*range(5), *range(20, 25)]
+    assert heard == [*range(5), *[None] * 5]
+    assert sum(segment.decode_errors for segment in segments) == 1
+
+
+def test_sound_whose_rate_changes_has_no_hole(tmp_path):
+    parts = [
+        write_scene(tmp_path / f"{rate}.ts", first, first + 5, codecs=("", "mp2"), sound_rate=rate)
+        for first, rate in ((0, 48_000), (20, 44_100), (10, 32_000))
+    ]
+    _, heard, segments = seconds_of(joined(tmp_path / "all.ts", *parts))
+    assert heard == [*range(5), *range(20, 25), *range(10, 15)]
+    assert sum(segment.repairs.sound_gaps for segment in segments) == 0
 
 
 def write_vorbis(path, first, rate=48_000, layout="stereo"):
