@@ -217,8 +217,8 @@ def test_reasons_do_not_contradict_themselves(tmp_path):
     assert "of its 2.9" in error.message
 
 
-def test_a_recording_that_begins_between_key_pictures_says_so(tmp_path):
-    path = tmp_path / "cut.mkv"
+def test_a_picture_that_begins_late_although_it_declares_key_pictures_says_so(tmp_path):
+    path = tmp_path / "cut.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream(
             "libx264", rate=20, options={"g": "20", "bf": "0", "sc_threshold": "0"}
@@ -226,6 +226,7 @@ def test_a_recording_that_begins_between_key_pictures_says_so(tmp_path):
         stream.width, stream.height = 128, 96
         frames = [av.VideoFrame.from_ndarray(numbered_frame(n, (128, 96))) for n in range(60)]
         packets = [packet for frame in [*frames, None] for packet in stream.encode(frame)]
+        packets[1].is_keyframe = True
         container.mux(packets[1:])
     error = reject(path, max_damaged_fraction=1.0)
     assert error.reason == "undecodable"
