@@ -96,8 +96,8 @@ def joined_parts(
     if isinstance(file, str):
         file = open_file(file)
         cleanup.callback(os.close, file)
-    starts = _starts(View(file), container, read_until)
-    starts = [at for at in islice(starts, MAX_FILES) if 0 < at < size]
+    found = islice(_starts(View(file), container, read_until), MAX_FILES)
+    starts = [at for at in found if 0 < at < size]
     if not starts:
         return []
     return [Part(file, start, stop) for start, stop in pairwise([0, *starts, size])]
