@@ -18,6 +18,7 @@ The clock starts with the picture, or earlier by whole frames if the sound start
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -88,11 +89,10 @@ def decode_segments(
         DecodeError: If nothing decodes or a limit is exceeded. Segments that were yielded before
             must then be discarded.
     """
-    decode_part = partial(
-        decode_segments,
+    settings = _Settings(
         segment_seconds=segment_seconds,
         min_segment_seconds=min_segment_seconds,
-        min_source_seconds=min_source_seconds,
+        min_source_seconds=min_source_seconds or min_segment_seconds,
         frame_rate=frame_rate,
         short_side=short_side,
         sample_rate=sample_rate,
@@ -101,33 +101,54 @@ def decode_segments(
         max_damaged_fraction=max_damaged_fraction,
         formats=formats,
     )
+    yield from _decode(source, settings)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """Arguments of `decode_segments`."""
+
+    segment_seconds: float
+    min_segment_seconds: float
+    min_source_seconds: float
+    frame_rate: float
+    short_side: int
+    sample_rate: int
+    max_pixels: int
+    max_seconds: float
+    max_damaged_fraction: float
+    formats: Formats
+
+
+def _decode(source: MediaInput, settings: _Settings) -> Iterator[Segment]:
+    formats, frame_rate = settings.formats, settings.frame_rate
     with _with_reasons(), ExitStack() as cleanup:
         source = seekable(source, cleanup)
         container = cleanup.enter_context(open_source(source, formats))
         selection = select_streams(container, source, formats)
-        if parts := joined_parts(
-            source, container, selection.scan, selection.declarations, cleanup
-        ):
+        scan = selection.scan
+        parts = joined_parts(source, container, scan, selection.declarations, cleanup)
+        if parts:
             container.close()
-            yield from decode_in_sequence(parts, decode_part, max_seconds)
+            decode_part = partial(_decode, settings=settings)
+            yield from decode_in_sequence(parts, decode_part, settings.max_seconds)
             return
         streams = selection.streams(container)
         check_codecs(*streams, formats)
-        check_declared_limits(container, streams[0], max_pixels, max_seconds)
-        scan = selection.scan
+        check_declared_limits(container, streams[0], settings.max_pixels, settings.max_seconds)
         timeline = build_timeline(container, scan, selection.video, selection.audio)
         origin = _origin(streams, timeline, scan, frame_rate)
         converter = PictureConverter(
-            crop=selection.crop, short_side=short_side, max_pixels=max_pixels
+            crop=selection.crop, short_side=settings.short_side, max_pixels=settings.max_pixels
         )
         video = _video_track(streams[0], timeline, scan, origin, frame_rate, converter)
-        audio = _audio_track(streams[1], timeline, origin, sample_rate)
+        audio = _audio_track(streams[1], timeline, origin, settings.sample_rate)
         _check_any(video, audio, scan)
-        cutter = Cutter(container, selection, video, audio, frame_rate, sample_rate)
-        cutter.ticks_per_segment = max(1, round(segment_seconds * frame_rate))
-        cutter.min_seconds, cutter.max_seconds = min_segment_seconds, max_seconds
-        cutter.min_source_seconds = min_source_seconds or min_segment_seconds
-        cutter.max_damaged_fraction = max_damaged_fraction
+        cutter = Cutter(container, selection, video, audio, frame_rate, settings.sample_rate)
+        cutter.ticks_per_segment = max(1, round(settings.segment_seconds * frame_rate))
+        cutter.min_seconds, cutter.max_seconds = settings.min_segment_seconds, settings.max_seconds
+        cutter.min_source_seconds = settings.min_source_seconds
+        cutter.max_damaged_fraction = settings.max_damaged_fraction
         cutter.heed(timeline, origin, leaves_out=follow_each_other(container, scan))
         packets = due_packets(source, formats, scan, timeline, cleanup)
         yield from cutter.segments(packets)

@@ -14,14 +14,10 @@ stream: the other stream skips it, and joins the leap that is nearer in time.
     file     V0 A0 V1 A1 | V0 V1 V2 V3 | A0 V0 A1 V1
     epoch    0  0  0  0  | 1  1  1  1  | 2  2  2  2      and not epoch 1 for A0 and A1
 
-Two files of one stream each, side by side, are two epochs, because one file would interleave them:
-
-    file     V0 V1 V2 V3 | A0 A1 A2 A3
-    epoch    0  0  0  0  | 1  1  1  1
+Two files of one stream each, V0 V1 V2 | A0 A1 A2, are two epochs too: one file interleaves them.
 
 If only one stream jumps ahead, it is a gap, during which the other stream continues. If only one
-steps back, the other one pauses there for about as long, and both leap; in formats with one clock,
-the timestamps are then used as they are.
+steps back, the other one pauses there, and both leap; in formats with one clock, it is no leap.
 """
 
 from collections.abc import Sequence
@@ -285,10 +281,9 @@ class _Search:
         so a stream of a single picture may come at the end.
         """
         order, stream, packet = self.events[number]
-        clock = self.clocks[other]
-        first = clock.at(order) + 1
+        first = self.clocks[other].at(order) + 1
         later = (p for at, s, p in self.events[number + 1 :] if s == other and at > order)
-        num_left = next(later, len(clock)) - first
+        num_left = next(later, len(self.clocks[other])) - first
         num_own = len(self.clocks[stream]) - packet
         is_over = first > 0 and num_left <= 1 < num_own
         return self._may_leap and is_over and distance > NEARER_SECONDS
