@@ -203,14 +203,17 @@ def test_fragments_of_joined_files_keep_the_order_of_the_file(tmp_path):
     assert total(segments, "clock_leaps") == 2
 
 
-@pytest.mark.parametrize("at", [0, 500])
-def test_a_mute_file_beside_one_without_picture(tmp_path, at):
-    mute = write_scene(tmp_path / "mute.mpg", 0, 5, codecs=(MPEG2[0], ""))
-    sound = write_scene(tmp_path / "sound.mpg", 20, 25, codecs=("", MPEG2[1]), offset=at)
-    whole = write_scene(tmp_path / "whole.mpg", 10, 15, codecs=MPEG2)
+@pytest.mark.parametrize(
+    ("suffix", "at"), [(".mpg", 0), (".mpg", 500), (".m2ts", 0), (".m2ts", 300)]
+)
+def test_a_mute_file_beside_one_without_picture(tmp_path, suffix, at):
+    codecs = MPEG2 if suffix == ".mpg" else ("libx264", "mp2")
+    mute = write_scene(tmp_path / f"mute{suffix}", 0, 5, codecs=(codecs[0], ""), bframes=2)
+    sound = write_scene(tmp_path / f"sound{suffix}", 20, 25, codecs=("", codecs[1]), offset=at)
+    whole = write_scene(tmp_path / f"whole{suffix}", 10, 15, codecs=codecs)
     both = {mute: [(0, 5), None], sound: [None, (20, 25)], whole: [(10, 15), (10, 15)]}
     for parts in ([mute, sound], [sound, mute], [whole, mute, sound], [mute, sound, whole]):
-        segments, seen, heard = scene_of(joined(tmp_path / "all.mpg", *parts))
+        segments, seen, heard = scene_of(joined(tmp_path / f"all{suffix}", *parts))
         expected = [
             [second for part in parts for second in stretch_of(both[part][kind])] for kind in (0, 1)
         ]
