@@ -194,10 +194,13 @@ def _leaps(table: PacketTable) -> bool:
 
 
 def follow_each_other(container: av.container.InputContainer, scan: PacketScan) -> bool:
-    """Returns whether a stream begins after another one of its kind has ended."""
+    """Returns whether a stream begins after another one of its kind has ended.
+
+    A single picture is no stream of its own, such as the first one of an image sequence.
+    """
     for streams in (container.streams.video, container.streams.audio):
         orders = [scan.tables[each.index].order for each in streams if each.index in scan.tables]
-        spans = sorted((int(order[0]), int(order[-1])) for order in orders if len(order))
+        spans = sorted((int(order[0]), int(order[-1])) for order in orders if len(order) > 1)
         if any(after[0] > before[1] for before, after in pairwise(spans)):
             return True
     return False

@@ -159,6 +159,7 @@ def gives_something(source: MediaInput, formats: Formats, index: int) -> bool:
         if formats == "common" and not is_common(stream):
             return False  # not tried; if no other stream replaces it, `check_codecs` refuses it
         keep_only(container, {index})
+        stream.codec_context.thread_count = 1  # a confined process can start no threads
         try:
             for number, packet in enumerate(container.demux(stream)):
                 try:
