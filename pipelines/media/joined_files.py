@@ -173,6 +173,8 @@ def decode_in_sequence(
 
 
 def _moved(segment: Segment, offset: float, is_later: bool, leaps: bool) -> Segment:
+    # What one file declares is not the duration of the source.
+    segment = replace(segment, info=replace(segment.info, duration_seconds=0.0))
     repairs = segment.repairs
     if is_later:
         both = (segment.frames is not None) + (segment.waveform is not None)

@@ -110,6 +110,7 @@ def test_files_that_were_copied_behind_each_other(tmp_path, suffix):
     assert seen == pictures
     assert heard == sounds
     assert num_leaps(segments) == 2
+    assert {segment.info.duration_seconds for segment in segments} == {0.0}
     again = decode(io.BytesIO(path.read_bytes()))
     assert [one.start_seconds for one in again] == [one.start_seconds for one in segments]
 
