@@ -82,7 +82,7 @@ def listed(client: JobSubmissionClient) -> str:
             job.submission_id or job.job_id or "",
             str(job.status.value),
             _time(job.start_time),
-            job.entrypoint[:60],
+            " ".join(job.entrypoint.split())[:60],
         )
         for job in jobs
         if (job.metadata or {}).get("xkd.job") != "probe"
