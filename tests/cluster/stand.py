@@ -16,6 +16,7 @@ from pathlib import Path
 import pyarrow.fs as pafs
 
 from tests.cluster.machines import HOST_ADDRESS, REPOSITORY, Machine, make_network, wait_until
+from tests.cluster.tracking import start_mlflow
 from tests.helpers.bucket import BUCKET
 
 HOME = f"s3://{BUCKET}/home"
@@ -69,17 +70,10 @@ class Stand:
         self.store.start(
             ["sh", "-c", 'sleep inf | "$@"', "-", *server, "0.0.0.0", "9000"], self.environment
         )
-        self.start_mlflow()
+        self.environment |= start_mlflow(self.mlflow, self.environment)
+        os.environ |= self.environment
         self.head: Machine
         self.workers: list[Machine] = []
-
-    def start_mlflow(self) -> None:
-        """Starts the server of MLflow, whose database and artifacts lie on its machine."""
-        arguments = ["server", "--host", "0.0.0.0", "--port", "5000", "--workers", "1"]
-        arguments += ["--backend-store-uri", "sqlite:////tmp/mlflow.db"]
-        arguments += ["--artifacts-destination", "/tmp/artifacts", "--allowed-hosts", "*"]
-        quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        self.mlflow.start([str(_BIN / "mlflow"), *arguments], self.environment | quiet)
 
     def wait_for_servers(self) -> None:
         """Waits for the store and MLflow, and makes the bucket."""
