@@ -79,7 +79,7 @@ class Steps:
     def dataset(self) -> str:
         """The page about the clips."""
         self._need_undisturbed()
-        self._submit("dataset", f"dataset=runs/{UNDISTURBED}/clips", "output=page")
+        self._submit("dataset", f"{HOME}/runs/{UNDISTURBED}/clips", "output=page")
         sizes = {path.name: path.size() for path in path_of(f"{HOME}/page").glob("*.html")}
         assert sizes
         return f"a page in the bucket: {sizes}"
@@ -134,7 +134,7 @@ class Steps:
         for worker in list(self.stand.workers):
             self._lose(worker)
         name = "added"
-        submitted = self._begin(name, "ray.wait_seconds=300")
+        submitted = self._submitted(name, "ray.wait_seconds=300")
         self._wait_for(lambda: "waiting for nodes" in self.stand.log(name), "the line")
         self._fill_up()
         self._ended(submitted, name)
@@ -145,13 +145,16 @@ class Steps:
         self.stand.add_worker()
         self.stand.wait_for_workers()
 
-        def disturb() -> None:
-            machine = self.stand.training_machines()[0]
-            for process in machine.processes("raylet/raylet"):
-                os.kill(process, signal.SIGTERM)
-            self.stand.workers.remove(machine)
+        ended = []
 
-        return self._compared("terminated", disturb)
+        def disturb() -> None:
+            ended.append(self.stand.training_machines()[0])
+            for process in ended[0].processes("raylet/raylet"):
+                os.kill(process, signal.SIGTERM)
+
+        text = self._compared("terminated", disturb)
+        self._lose(ended[0])
+        return text
 
     def head(self) -> str:
         """The head loses its power; a new one starts, and the same command goes on."""
@@ -212,6 +215,9 @@ class Steps:
 
     def _begin(self, name: str, *settings: str) -> "subprocess.Popen[bytes]":
         self._fill_up()
+        return self._submitted(name, *settings)
+
+    def _submitted(self, name: str, *settings: str) -> "subprocess.Popen[bytes]":
         arguments = ("smoke", *TINY, *TRAINING, f"name={name}", *settings)
         return self.stand.submit("run", *arguments, log=name)
 
@@ -258,7 +264,7 @@ class Steps:
         self._wait_for(lambda: self._step(name) >= step, f"step {step} of {name}")
 
     def _wait_for(self, condition: Callable[[], object], what: str) -> None:
-        wait_until(condition, _JOB_SECONDS, what)
+        wait_until(condition, _JOB_SECONDS / 2, what)
 
     def _step(self, name: str) -> int:
         """Returns the last step of a training that MLflow knows; -1 without one."""
