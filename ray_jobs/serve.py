@@ -56,6 +56,8 @@ def work(config: ServeConfig) -> None:
     from pipelines.serving.application import NAME, application
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    # A Ray of its own gives its workers the lowest priority, and clients wait for these.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     print(f"serve: starting {counted(config.num_replicas, 'replica')} of {config.uri}", flush=True)
     with connected(config.ray):
         try:
