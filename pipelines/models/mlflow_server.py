@@ -100,7 +100,7 @@ def take_tensors() -> None:
             raise error if _is_ours(error) else _shortened(error) from None
 
     setattr(predict, _MARK, True)
-    PyFuncModel.predict = predict
+    PyFuncModel.predict = predict  # type: ignore[method-assign]  # the model of MLflow itself
 
 
 def _columns(data: Any) -> Collection[str]:

@@ -124,7 +124,7 @@ class Embedder:
             raise RefusedError(
                 422, f"the file has no {missing}, which the {modality} encoder needs"
             )
-        mean = np.mean(embeddings, axis=0, dtype=np.float64)
+        mean = np.stack(embeddings).mean(axis=0, dtype=np.float64)
         return Embedded(mean.astype(np.float32), len(embeddings))
 
     def _decode(self, media: bytes, segments: "_Segments", loop: asyncio.AbstractEventLoop) -> None:
