@@ -147,7 +147,7 @@ def test_progress_counts_every_source(made):
 def test_a_second_run_changes_nothing(made, videos):
     output, summary, _ = made
     before = {name: (output / name).stat().st_mtime_ns for name in files(output)}
-    again = run(videos, output)
+    again = run(videos, output, SEVERAL)
     assert again.new_clips == 0
     assert again.dataset_id == summary.dataset_id
     changed = {
