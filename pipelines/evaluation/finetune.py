@@ -31,8 +31,7 @@ from pipelines.evaluation.probes.solvers import UNSEEN, Fitted
 from pipelines.evaluation.sides import Sides
 from pipelines.evaluation.tasks import result_of, within_a_node
 from pipelines.media.windows import looped, padded
-from xkd_core.encoders import Modality
-from xkd_core.finetune import (
+from xkd_core.classifiers.finetune import (
     Classifier,
     classification_loss,
     erase,
@@ -41,6 +40,7 @@ from xkd_core.finetune import (
     mix,
     smooth,
 )
+from xkd_core.encoders import Modality
 from xkd_core.schedules import cosine
 from xkd_core.views.log_mel import LogMel
 from xkd_core.views.video import normalize_video
