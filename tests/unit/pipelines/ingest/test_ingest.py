@@ -18,6 +18,7 @@ from pipelines.config.base import LimitsSettings
 from pipelines.config.ingest import ClipsSettings, IngestSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
+from pipelines.ingest import unit_shards
 from pipelines.ingest.ingest import check_ingest, ingest
 from pipelines.ingest.plan import Changes
 from pipelines.ingest.unit import Unit, UnitSource
@@ -169,8 +170,9 @@ def rows_of(output):
 
 
 def test_a_changed_folder_costs_what_is_different_and_gives_what_a_new_run_gives(
-    local_ray, videos, tmp_path
+    local_ray, videos, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr(unit_shards, "_SMALL_COUNT", 0)  # workers revise shards here
     media, output = tmp_path / "media", tmp_path / "clips"
     shutil.copytree(videos, media, symlinks=True)
     run(media, output)
