@@ -101,6 +101,7 @@ def write_clips(folder: Path, num_clips: int) -> Path:
         size=lambda _: (2, 2),
         split=lambda clip: "test" if clip % 4 == 0 else "train",
         label=lambda clip: f"class{clip % NUM_CLASSES}",
+        frames=lambda _, num_frames, size: np.zeros((num_frames, *size, 3), np.uint8),
     )
 
 
