@@ -169,7 +169,7 @@ def main() -> None:
     assert features is not None
     audio = made.model_config("audio").audio
     unlearned = plain_features(dataset, features, audio)
-    small = values | {"measures": ("knn", "linear", "svm")}
+    small = values | {"measures": ("knn", "linear", "svm", "retrieval")}
     settings = EvaluateSettings.model_validate(small)
     columns["plain"] = score_folds(unlearned, settings, None, KeptFits(folder / "plain"))
     print_table(columns)
@@ -177,7 +177,7 @@ def main() -> None:
 
 def print_table(columns: dict[str, tuple[FeatureScores, Outcomes]]) -> None:
     """Prints scores with intervals, and paired differences of columns."""
-    pairs = [("made", "untrained"), ("begun", "new")]
+    pairs = [("made", "untrained"), ("begun", "new"), ("begun", "plain")]
     pairs = [pair for pair in pairs if set(pair) <= columns.keys()]
     heads = [TITLES[name] for name in columns]
     heads += [f"{TITLES[one]} minus {TITLES[other]}" for one, other in pairs]
