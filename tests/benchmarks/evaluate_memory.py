@@ -143,7 +143,7 @@ def watched(
         "tracking.uri": f"sqlite:///{folder}/mlflow.db",
         **{name: json.dumps(value) for name, value in settings.items()},
     }
-    command = [sys.executable, "-m", "ray_jobs.evaluate"]
+    command = [sys.executable, "-m", "ray_jobs.evaluate", "smoke"]
     command += [f"{name}={value}" for name, value in arguments.items()]
     started = time.monotonic()
     peaks: dict[str, float] = defaultdict(float)

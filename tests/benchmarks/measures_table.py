@@ -71,6 +71,8 @@ RECIPE = {
     "mixup": 0.3,
     "cutmix": 0.3,
     "randaugment_operations": 1,
+    "time_warp": 0,
+    "audio_crop": None,
 }
 
 
