@@ -9,12 +9,12 @@ Paper: XKD, arXiv:2211.13929; Mean Teacher, arXiv:1703.01780.
 import torch
 from torch import nn
 
-from xkd_core.shapes import Tensor
+from xkd_core.shapes import Scalar, Tensor
 from xkd_core.sharding import local_part
 from xkd_core.xkd import XKD
 
 
-def update_teachers(model: XKD, video_momentum: float, audio_momentum: float) -> None:
+def update_teachers(model: XKD, video_momentum: Scalar, audio_momentum: Scalar) -> None:
     """Moves both teachers toward their students."""
     _follow(
         [model.video_teacher, model.video_teacher_head],
@@ -28,13 +28,18 @@ def update_teachers(model: XKD, video_momentum: float, audio_momentum: float) ->
     )
 
 
-def _follow(teachers: list[nn.Module], students: list[nn.Module], momentum: float) -> None:
+def _follow(teachers: list[nn.Module], students: list[nn.Module], momentum: Scalar) -> None:
     """Updates all parameters in one multi-tensor operation."""
     with torch.no_grad():
         teacher_tensors = _tensors(teachers)
         student_tensors = _tensors(students)
         assert len(teacher_tensors) == len(student_tensors)
-        torch._foreach_lerp_(teacher_tensors, student_tensors, 1.0 - momentum)
+        weight = 1.0 - momentum
+        if isinstance(weight, Tensor):
+            weights = [weight.to(teacher_tensors[0])] * len(teacher_tensors)
+            torch._foreach_lerp_(teacher_tensors, student_tensors, weights)
+        else:
+            torch._foreach_lerp_(teacher_tensors, student_tensors, weight)
 
 
 def _tensors(modules: list[nn.Module]) -> list[Tensor]:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from xkd_core.alignment import alignment_distance, gather_rows
 from xkd_core.config import ObjectiveConfig, TemperatureConfig
 from xkd_core.schedules import linear_by_epoch
-from xkd_core.shapes import Bool, Float, Tensor
+from xkd_core.shapes import Bool, Float, Scalar, Tensor
 from xkd_core.xkd import XKDOutput
 
 
@@ -28,6 +28,13 @@ class Centers(NamedTuple):
     audio: Float[Tensor, " K"]
 
 
+class TeacherTemperatures(NamedTuple):
+    """Temperatures of the two teachers at a step; see `teacher_temperatures`."""
+
+    video: Scalar
+    audio: Scalar
+
+
 def initial_centers(output_width: int, device: torch.device | str = "cpu") -> Centers:
     """Returns the centers before the first step: zeros."""
     return Centers(
@@ -36,13 +43,16 @@ def initial_centers(output_width: int, device: torch.device | str = "cpu") -> Ce
 
 
 def losses(
-    output: XKDOutput, centers: Centers, objective: ObjectiveConfig, epoch: float
+    output: XKDOutput,
+    centers: Centers,
+    objective: ObjectiveConfig,
+    temperatures: TeacherTemperatures,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor], Centers]:
     """Returns the total, its terms by metric name, and the centers for the next step."""
     terms = {
         **_reconstruction_terms(output),
         **_alignment_terms(output, objective),
-        **_distillation_terms(output, centers, objective, epoch),
+        **_distillation_terms(output, centers, objective, temperatures),
     }
     weights = {
         "loss/alignment": objective.alignment_weight,
@@ -75,7 +85,7 @@ def distillation_loss(
     center: Float[Tensor, " K"],
     *,
     student_temperature: float,
-    teacher_temperature: float,
+    teacher_temperature: Scalar,
 ) -> Float[Tensor, ""]:
     """Computes the cross-entropy of all student views to the centered, sharpened teacher.
 
@@ -106,6 +116,14 @@ def update_centers(
             means = means / dist.get_world_size()
         moved = torch.stack([centers.video, centers.audio]).lerp(means, 1.0 - momentum)
     return Centers(moved[0], moved[1])
+
+
+def teacher_temperatures(objective: ObjectiveConfig, epoch: float) -> TeacherTemperatures:
+    """Returns the temperatures of both teachers in an epoch."""
+    return TeacherTemperatures(
+        video=teacher_temperature(objective.video_teacher_temperature, epoch),
+        audio=teacher_temperature(objective.audio_teacher_temperature, epoch),
+    )
 
 
 def teacher_temperature(temperature: TemperatureConfig, epoch: float) -> float:
@@ -149,21 +167,24 @@ def _alignment_terms(output: XKDOutput, objective: ObjectiveConfig) -> dict[str,
 
 
 def _distillation_terms(
-    output: XKDOutput, centers: Centers, objective: ObjectiveConfig, epoch: float
+    output: XKDOutput,
+    centers: Centers,
+    objective: ObjectiveConfig,
+    temperatures: TeacherTemperatures,
 ) -> dict[str, Tensor]:
     video_to_audio = distillation_loss(
         output.audio_student_logits,
         output.video_teacher_logits,
         centers.video,
         student_temperature=objective.audio_student_temperature,
-        teacher_temperature=teacher_temperature(objective.video_teacher_temperature, epoch),
+        teacher_temperature=temperatures.video,
     )
     audio_to_video = distillation_loss(
         output.video_student_logits,
         output.audio_teacher_logits,
         centers.audio,
         student_temperature=objective.video_student_temperature,
-        teacher_temperature=teacher_temperature(objective.audio_teacher_temperature, epoch),
+        teacher_temperature=temperatures.audio,
     )
     return {
         "loss/distillation": 0.5 * (video_to_audio + audio_to_video),

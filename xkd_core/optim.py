@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from xkd_core.config import OptimizerConfig
-from xkd_core.shapes import Float, Tensor
+from xkd_core.shapes import Float, Scalar, Tensor
 from xkd_core.sharding import gradient_norms, local_part
 from xkd_core.xkd import XKD
 
@@ -81,7 +81,7 @@ def _learning(model: nn.Module, layer_decay: float) -> Iterator[tuple[str, nn.Pa
             yield name, parameter, layer_decay ** (depth - block)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: Scalar) -> None:
     """Sets the learning rate of every group, times the group's own factor."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group.get(_RATE, 1.0)

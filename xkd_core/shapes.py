@@ -14,4 +14,7 @@ Annotations are jaxtyping's. They are checked in tests only, so they cost traini
 from jaxtyping import Bool, Float, Int, Int16, UInt8
 from torch import Tensor
 
-__all__ = ["Bool", "Float", "Int", "Int16", "Tensor", "UInt8"]
+Scalar = float | Tensor
+"""A number of the host, or a tensor of no dimension."""
+
+__all__ = ["Bool", "Float", "Int", "Int16", "Scalar", "Tensor", "UInt8"]

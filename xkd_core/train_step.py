@@ -22,7 +22,12 @@ import torch
 
 from xkd_core.config import MethodConfig, ObjectiveConfig
 from xkd_core.ema import update_teachers
-from xkd_core.losses import Centers, losses, teacher_temperature
+from xkd_core.losses import (
+    Centers,
+    TeacherTemperatures,
+    losses,
+    teacher_temperatures,
+)
 from xkd_core.optim import (
     clip_each_gradient,
     clipped_parameters,
@@ -31,12 +36,13 @@ from xkd_core.optim import (
     total_norm,
 )
 from xkd_core.schedules import cosine
-from xkd_core.shapes import Tensor
+from xkd_core.shapes import Scalar, Tensor
 from xkd_core.sharding import later_sync
 from xkd_core.views.views import Views, split_views
 from xkd_core.xkd import XKD, XKDOutput
 
 Measure = Callable[[XKDOutput, Centers, ObjectiveConfig, float], Mapping[str, Tensor]]
+See = Callable[[XKDOutput, Centers], Mapping[str, Tensor]]
 
 
 @dataclass
@@ -55,17 +61,22 @@ class TrainState:
 
 @dataclass(frozen=True)
 class StepSchedule:
-    """Values of all schedules at one step."""
+    """Values of all schedules at one step, as numbers; in a CUDA graph as tensors of its device."""
 
     epoch: float
-    learning_rate: float
-    video_momentum: float
-    audio_momentum: float
-    video_teacher_temperature: float
-    audio_teacher_temperature: float
+    learning_rate: Scalar
+    video_momentum: Scalar
+    audio_momentum: Scalar
+    video_teacher_temperature: Scalar
+    audio_teacher_temperature: Scalar
 
-    def metrics(self) -> dict[str, float]:
-        """Returns the values by metric name, as Python numbers."""
+    @property
+    def temperatures(self) -> TeacherTemperatures:
+        """Returns the temperatures of both teachers."""
+        return TeacherTemperatures(self.video_teacher_temperature, self.audio_teacher_temperature)
+
+    def metrics(self) -> dict[str, Scalar]:
+        """Returns the values by metric name."""
         return {f"schedule/{name}": value for name, value in vars(self).items()}
 
 
@@ -102,9 +113,57 @@ def train_step(
     Raises:
         ValueError: If `autocast_dtype` needs loss scaling, as float16 does.
     """
+    check_autocast_dtype(autocast_dtype)
+    schedule = step_schedule(state.step, config, total_steps, steps_per_epoch)
+    metrics = compute_step(
+        state,
+        views,
+        config,
+        schedule,
+        autocast_dtype=autocast_dtype,
+        see=None
+        if measure is None
+        else lambda output, centers: measure(output, centers, config.objective, schedule.epoch),
+        accumulation_steps=accumulation_steps,
+        before_update=before_update,
+    )
+    state.step += 1
+    return {**metrics, **schedule.metrics()}
+
+
+def check_autocast_dtype(autocast_dtype: torch.dtype | None) -> None:
+    """Raises ValueError if a type needs loss scaling, as float16 does."""
     if autocast_dtype not in (None, torch.bfloat16):
         raise ValueError(f"autocast_dtype ({autocast_dtype}) must be torch.bfloat16 or None")
-    schedule = step_schedule(state.step, config, total_steps, steps_per_epoch)
+
+
+def compute_step(
+    state: TrainState,
+    views: Views,
+    config: MethodConfig,
+    schedule: StepSchedule,
+    *,
+    autocast_dtype: torch.dtype | None = None,
+    see: See | None = None,
+    accumulation_steps: int = 1,
+    before_update: Callable[[], None] | None = None,
+) -> dict[str, Tensor]:
+    """Does a step's work on the device, all but the schedules and the count of steps.
+
+    Args:
+        state: Modified in place, except for `step`.
+        views: Input of students and teachers.
+        config: Settings of the method.
+        schedule: Values of the schedules at this step.
+        autocast_dtype: As in `train_step`.
+        see: Called with the output and the centers of each part before the update. The metrics that
+            it returns are added to the result.
+        accumulation_steps: As in `train_step`.
+        before_update: As in `train_step`.
+
+    Returns:
+        Measured metrics by name.
+    """
     parts = []
     new_centers = []
     for part, part_views in enumerate(split_views(views, accumulation_steps), start=1):
@@ -114,21 +173,20 @@ def train_step(
                 state,
                 part_views,
                 config.objective,
-                schedule.epoch,
+                schedule.temperatures,
                 autocast_dtype=autocast_dtype,
-                measure=measure,
+                see=see,
                 share=1.0 / accumulation_steps,
             )
         parts.append(metrics)
         new_centers.append(centers)
     if before_update is not None:
         before_update()
-    metrics = _mean_metrics(parts)
+    metrics = mean_metrics(parts)
     metrics["grad_norm/total"] = _update_weights(state, config, schedule)
     # Centers are linear in the mean logits: the mean over parts equals that of the whole batch.
     state.centers = Centers(*(torch.stack(c).mean(dim=0) for c in zip(*new_centers, strict=True)))
-    state.step += 1
-    return {**metrics, **schedule.metrics()}
+    return metrics
 
 
 def step_schedule(
@@ -137,6 +195,7 @@ def step_schedule(
     """Computes learning rate, momenta and temperatures, which depend on the step alone."""
     optimizer, objective = config.optimizer, config.objective
     epoch = step / steps_per_epoch
+    temperatures = teacher_temperatures(objective, epoch)
     is_frozen = objective.teacher == "frozen"
     return StepSchedule(
         epoch=epoch,
@@ -163,8 +222,8 @@ def step_schedule(
             end=optimizer.final_momentum,
             total_steps=total_steps,
         ),
-        video_teacher_temperature=teacher_temperature(objective.video_teacher_temperature, epoch),
-        audio_teacher_temperature=teacher_temperature(objective.audio_teacher_temperature, epoch),
+        video_teacher_temperature=temperatures.video,
+        audio_teacher_temperature=temperatures.audio,
     )
 
 
@@ -177,10 +236,10 @@ def _backward(
     state: TrainState,
     views: Views,
     objective: ObjectiveConfig,
-    epoch: float,
+    temperatures: TeacherTemperatures,
     *,
     autocast_dtype: torch.dtype | None,
-    measure: Measure | None,
+    see: See | None,
     share: float,
 ) -> tuple[dict[str, Tensor], Centers]:
     """Accumulates `share` of a part's gradients; returns its metrics and the updated centers."""
@@ -189,15 +248,16 @@ def _backward(
         output = state.forward(
             views, teacher_view=objective.teacher_view, refinement=objective.refinement
         )
-    total, terms, new_centers = losses(output, state.centers, objective, epoch)
+    total, terms, new_centers = losses(output, state.centers, objective, temperatures)
     metrics = {name: term.detach() for name, term in terms.items()}
-    if measure is not None:
-        metrics.update(measure(output, state.centers, objective, epoch))
+    if see is not None:
+        metrics.update(see(output, state.centers))
     (total * share).backward()  # type: ignore[no-untyped-call]  # torch has no types here
     return metrics, new_centers
 
 
-def _mean_metrics(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def mean_metrics(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Averages metrics over the parts of a batch."""
     if len(parts) == 1:
         return dict(parts[0])
     return {name: torch.stack([part[name] for part in parts]).mean(dim=0) for name in parts[0]}

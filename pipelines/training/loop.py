@@ -36,16 +36,17 @@ from pipelines.training.host_memory import keep_freed_memory
 from pipelines.training.outcome import TrainOutcome
 from pipelines.training.records import StepLog, reduce_metrics
 from pipelines.training.state import (
-    autocast_dtype,
     build_state,
     checkpoint_to_load,
     load_state,
     saved_tensors,
+    step_options,
 )
 from pipelines.training.stopping import DrainWatch, Stop, StopSignal
 from pipelines.training.throughput import Clock, SlowdownWatch
 from xkd_core.flops import device_peak, step_flops
 from xkd_core.health import CollapseWatch, measure_health
+from xkd_core.step_graph import StepGraph
 from xkd_core.train_step import TrainState, non_finite, train_step
 from xkd_core.views.views import Views
 
@@ -94,8 +95,9 @@ def train_loop_per_worker(values: dict[str, Any]) -> dict[str, Any]:
         knn = KnnScorer(config, info.total_steps, info.steps_per_epoch)
         gpu = GpuMetrics(get_device())
         drains = DrainWatch(rank)
+        graph = StepGraph(state, config, **step_options(config)) if config.cuda_graphs else None
         training = _Training(
-            config, feed, state, saver, stop_signal, drains, rungs, knn, info, gpu, log
+            config, feed, state, graph, saver, stop_signal, drains, rungs, knn, info, gpu, log
         )
         if state.step == 0:
             training.score_knn()
@@ -135,6 +137,8 @@ class _Training:
     config: PretrainConfig
     feed: Feed
     state: TrainState
+    graph: StepGraph | None
+    """Takes the steps if they are replayed."""
     saver: Saver
     stop_signal: StopSignal
     drains: DrainWatch
@@ -257,16 +261,16 @@ def _step(
         with clock.stalling():
             training.saver.before_update()
 
+    options: dict[str, Any] = {
+        "total_steps": training.info.total_steps,
+        "steps_per_epoch": training.info.steps_per_epoch,
+        "measure": measure_health if has_health else None,
+        "before_update": before_update,
+    }
+    if training.graph is not None:
+        return training.graph.step(views, **options)
     return train_step(
-        training.state,
-        views,
-        training.config,
-        total_steps=training.info.total_steps,
-        steps_per_epoch=training.info.steps_per_epoch,
-        autocast_dtype=autocast_dtype(training.config),
-        measure=measure_health if has_health else None,
-        accumulation_steps=training.config.accumulation_steps,
-        before_update=before_update,
+        training.state, views, training.config, **step_options(training.config), **options
     )
 
 

@@ -143,3 +143,11 @@ def autocast_dtype(config: PretrainConfig) -> torch.dtype | None:
     if config.precision == "bfloat16" or (config.precision == "auto" and on_gpu):
         return torch.bfloat16
     return None
+
+
+def step_options(config: PretrainConfig) -> dict[str, Any]:
+    """Returns the arguments by which a step follows the settings on this device."""
+    return {
+        "autocast_dtype": autocast_dtype(config),
+        "accumulation_steps": config.accumulation_steps,
+    }

@@ -97,8 +97,8 @@ def sections(options: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
     if on_gpu:
         tests = ["-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
         yield "tests", [*tests, "tests/unit/xkd_core"]
-        graphs = ["--batch", str(first), "--compile", "reduce-overhead", *quick]
-        yield "whole, CUDA graphs", [*step, *graphs, *alone]
+        graphs = ["--batch", str(first), "--compile", "blocks", "--graph", *quick]
+        yield "one CUDA graph", [*step, *graphs, *alone]
 
 
 def training(options: argparse.Namespace) -> list[str]:

@@ -20,8 +20,9 @@ from xkd_core import xkd
 from xkd_core.compilation import compile_blocks
 from xkd_core.config import MethodConfig, ModelConfig, OptimizerConfig, TransformerConfig
 from xkd_core.encoders import EncoderInput
-from xkd_core.losses import initial_centers, losses
+from xkd_core.losses import initial_centers, losses, teacher_temperatures
 from xkd_core.optim import build_optimizer
+from xkd_core.step_graph import StepGraph
 from xkd_core.train_step import TrainState, train_step
 from xkd_core.views.log_mel import LogMel
 from xkd_core.views.parameters import draw_view_parameters
@@ -93,6 +94,7 @@ class Bench:
             optimizer=build_optimizer(self.model, config.optimizer),
             centers=initial_centers(width, self.device),
         )
+        self.graph: StepGraph | None = None
         self.others = {
             name: share_parameters(self.model, config, OTHERS[name]) for name in options.against
         }
@@ -115,6 +117,10 @@ class Bench:
     def ours(self, dtype: torch.dtype | None) -> None:
         """One step as training takes it."""
         views = self.make_views() if self.options.views else self.views
+        if self.options.graph:
+            self.graph = self.graph or StepGraph(self.state, self.config, autocast_dtype=dtype)
+            self.graph.step(views, total_steps=10**6, steps_per_epoch=1e3)
+            return
         train_step(
             self.state,
             views,
@@ -138,7 +144,12 @@ class Bench:
         """In float32 the losses and gradients are those of the others; in bfloat16 nearly."""
         centers = initial_centers(self.config.model.head.output_width, self.device)
         forwards = {
-            "ours": lambda: losses(self.model(self.views), centers, self.config.objective, 0.0)[0]
+            "ours": lambda: losses(
+                self.model(self.views),
+                centers,
+                self.config.objective,
+                teacher_temperatures(self.config.objective, 0.0),
+            )[0]
         }
         for name, other in self.others.items():
             forwards[name] = lambda other=other: other.loss(self.views, list(centers))[0]

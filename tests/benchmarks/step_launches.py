@@ -7,6 +7,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 VIEWS = {"view", "detach", "t", "transpose", "expand", "unsqueeze", "squeeze", "permute", "select"}
 VIEWS |= {"slice", "split", "unbind", "_unsafe_view", "alias", "diagonal", "split_with_sizes"}
 
+STARTS = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cudaMemcpy", "cudaMemset")
+
 
 class Counter(TorchDispatchMode):
     """Counts operations that are no mere views; compiled code hides its own."""
@@ -20,15 +22,19 @@ class Counter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def launches_of(bench: Bench, dtype: torch.dtype | None) -> int:
-    """Kernels and copies that a GPU was given, or the operations of a CPU."""
+def launches_of(bench: Bench, dtype: torch.dtype | None) -> dict[str, int]:
+    """Kernels and copies that a GPU did, and what the host started; or the operations of a CPU."""
     if bench.device == "cpu":
         with Counter() as counter:
             bench.ours(dtype)
-        return counter.count
+        return {"operations": counter.count}
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profiler:
         bench.ours(dtype)
         bench.synchronize()
     on_device = torch.autograd.DeviceType.CUDA
-    return sum(event.device_type == on_device for event in profiler.events())
+    events = profiler.events()
+    return {
+        "by the device": sum(event.device_type == on_device for event in events),
+        "by the host": sum(event.name.startswith(STARTS) for event in events),
+    }

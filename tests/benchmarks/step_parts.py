@@ -9,7 +9,7 @@ from step_bench import DTYPES, MOMENTUM, Bench, timed
 
 from xkd_core.ema import update_teachers
 from xkd_core.encoders import pool_patches
-from xkd_core.losses import losses
+from xkd_core.losses import losses, teacher_temperatures
 from xkd_core.masking import random_mask
 from xkd_core.optim import clip_each_gradient, clipped_parameters
 
@@ -97,7 +97,10 @@ def closing_parts(
 
     def loss() -> None:
         total, _, _ = losses(
-            type(output)(**leaves), state.centers, bench.config.objective, epoch=0.0
+            type(output)(**leaves),
+            state.centers,
+            bench.config.objective,
+            teacher_temperatures(bench.config.objective, 0.0),
         )
         total.backward()
 

@@ -1,8 +1,9 @@
 """How fast is a training step, against plain PyTorch and the published arithmetic, and where is it?
 
     python tests/benchmarks/train_step.py [--preset base] [--batch 2] [--device cpu] [--dtypes
-        float32 bfloat16] [--against plain published published-bfloat16] [--compile off] [--views]
-        [--repeats 5] [--threads 1] [--no-parts] [--no-packed] [--keep-memory] [--profile FILE]
+        float32 bfloat16] [--against plain published published-bfloat16] [--compile off] [--graph]
+        [--views] [--repeats 5] [--threads 1] [--no-parts] [--no-packed] [--keep-memory]
+        [--profile FILE]
 
 First both are shown to be the same: at the smallest size over three steps, and at the size that is
 measured by their losses and the norms of their gradients. Then steps are taken in turns on the same
@@ -47,6 +48,7 @@ from step_parts import measure_parts
 from pipelines.training.host_memory import keep_freed_memory
 from xkd_core.config import MethodConfig
 from xkd_core.flops import device_peak, step_flops
+from xkd_core.step_graph import EAGER_STEPS
 
 
 def main() -> None:
@@ -68,7 +70,7 @@ def main() -> None:
     peaks |= bench.peaks
     report_steps(seconds, peaks, config, options)
     launches = launches_of(bench, DTYPES[options.dtypes[-1]])
-    print(f"launches of a step of ours: {launches}")
+    print(f"operations of a step of ours: {launches}")
     parts = measure_parts(bench, options) if options.parts else {}
     if options.profile:
         profile(bench, options)
@@ -85,6 +87,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     modes = ("off", "blocks", "default", "reduce-overhead", "max-autotune-no-cudagraphs")
     parser.add_argument("--compile", choices=modes, default="off", help="mode of torch.compile")
+    parser.add_argument("--graph", action="store_true", help="replay ours as one CUDA graph")
     parser.add_argument("--views", action="store_true", help="make the views in the step")
     parser.add_argument("--against", nargs="*", choices=OTHERS, default=list(OTHERS))
     parser.add_argument("--no-parts", dest="parts", action="store_false")
@@ -106,7 +109,7 @@ def measure_steps(bench: Bench, options: argparse.Namespace) -> dict[str, list[f
         kinds[f"ours {name}"] = lambda dtype=DTYPES[name]: bench.ours(dtype)
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
     for name, step in kinds.items():
-        for _ in range(2):
+        for _ in range(EAGER_STEPS + 1 if options.graph else 2):
             timed(bench, step)
         if bench.device != "cpu":
             torch.cuda.reset_peak_memory_stats()
@@ -196,6 +199,7 @@ def machine(options: argparse.Namespace) -> dict[str, object]:
         "compile": options.compile,
         "views": options.views,
         "packed": options.packed,
+        "graph": options.graph,
         "keep_memory": options.keep_memory,
         "device": device,
         "capability": torch.backends.cpu.get_cpu_capability(),

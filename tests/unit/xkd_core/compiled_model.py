@@ -9,7 +9,7 @@ import torch
 
 from tests.helpers.networks import micro_config, micro_model, micro_views
 from xkd_core.compilation import compile_blocks
-from xkd_core.losses import initial_centers, losses
+from xkd_core.losses import initial_centers, losses, teacher_temperatures
 
 
 def main() -> None:
@@ -21,7 +21,9 @@ def main() -> None:
     gradients = []
     for own, forward in ((model, model), (model, compiled), (in_blocks, in_blocks)):
         own.zero_grad()
-        losses(forward(views), initial_centers(96), objective, 0.0)[0].backward()
+        losses(
+            forward(views), initial_centers(96), objective, teacher_temperatures(objective, 0.0)
+        )[0].backward()
         gradients.append([p.grad.clone() for p in own.parameters() if p.grad is not None])
     for plain, *ours in zip(*gradients, strict=True):
         for gradient in ours:

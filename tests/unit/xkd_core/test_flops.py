@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.helpers.networks import micro_config, micro_model, micro_views
 from xkd_core.config import MethodConfig
 from xkd_core.flops import device_peak, peak_by_name, step_flops
-from xkd_core.losses import initial_centers, losses
+from xkd_core.losses import initial_centers, losses, teacher_temperatures
 
 
 def test_a_clip_of_the_paper_takes_442_gflop():
@@ -28,7 +28,12 @@ def test_pytorch_counts_the_same():
     # In bfloat16 a CPU computes attention by products, which PyTorch counts.
     with FlopCounterMode(display=False) as counter, torch.autocast("cpu", dtype=torch.bfloat16):
         output = model(views)
-        losses(output, initial_centers(96), config.objective, 0.0)[0].backward()
+        losses(
+            output,
+            initial_centers(96),
+            config.objective,
+            teacher_temperatures(config.objective, 0.0),
+        )[0].backward()
     counted = counter.get_total_flops() / views.video_locals.shape[1]
     # It leaves out what is not computed: the gradient by the clips.
     for section in (config.model.video, config.model.audio):

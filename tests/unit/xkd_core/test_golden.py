@@ -20,6 +20,7 @@ from xkd_core.losses import (
     distillation_loss,
     initial_centers,
     losses,
+    teacher_temperatures,
     update_centers,
 )
 from xkd_core.masking import random_mask
@@ -167,7 +168,7 @@ def test_gradient_norms_before_and_after_clipping_are_published(golden, teacher_
     model, outputs = golden["model"], golden["outputs"]
     objective = ObjectiveConfig(teacher_view=teacher_view)
     result = model(views_of(golden["inputs"]), teacher_view=teacher_view)
-    losses(result, golden["centers"], objective, 0.0)[0].backward()
+    losses(result, golden["centers"], objective, teacher_temperatures(objective, 0.0))[0].backward()
 
     def compare(kind):
         published = {

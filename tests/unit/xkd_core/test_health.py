@@ -23,7 +23,7 @@ from xkd_core.health import (
     target_information,
     target_kl,
 )
-from xkd_core.losses import Centers, distillation_loss, losses
+from xkd_core.losses import Centers, distillation_loss, losses, teacher_temperatures
 from xkd_core.xkd import XKDOutput
 
 OBJECTIVE = ObjectiveConfig(
@@ -64,7 +64,7 @@ CENTERS = Centers(0.1 * torch.ones(16), torch.zeros(16))
 def test_measures_and_losses_agree():
     output = make_output(8)
     health = measure_health(output, CENTERS, OBJECTIVE, epoch=5.0)
-    _, terms, _ = losses(output, CENTERS, OBJECTIVE, 5.0)
+    _, terms, _ = losses(output, CENTERS, OBJECTIVE, teacher_temperatures(OBJECTIVE, 5.0))
     for modality, direction in (("video", "video_to_audio"), ("audio", "audio_to_video")):
         cross_entropy = (
             health[f"health/{modality}/target_entropy"] + health[f"health/{modality}/target_kl"]

@@ -13,6 +13,7 @@ from xkd_core.losses import (
     losses,
     reconstruction_loss,
     teacher_temperature,
+    teacher_temperatures,
     update_centers,
 )
 
@@ -66,7 +67,9 @@ def test_a_teacher_temperature_follows_its_epoch():
 
 def test_the_total_is_the_weighted_mean_of_three_half_sums():
     output = micro_model()(micro_views())
-    total, terms, _ = losses(output, initial_centers(96), ObjectiveConfig(), 0.0)
+    total, terms, _ = losses(
+        output, initial_centers(96), ObjectiveConfig(), teacher_temperatures(ObjectiveConfig(), 0.0)
+    )
     for name, first, second in (
         ("reconstruction", "video", "audio"),
         ("alignment", "student", "teacher"),
@@ -79,8 +82,9 @@ def test_the_total_is_the_weighted_mean_of_three_half_sums():
     ) / 7
     torch.testing.assert_close(total, expected)
     assert terms["loss/total"] is total
+    objective = ObjectiveConfig(divide_by_weights=False)
     undivided, _, _ = losses(
-        output, initial_centers(96), ObjectiveConfig(divide_by_weights=False), 0.0
+        output, initial_centers(96), objective, teacher_temperatures(objective, 0.0)
     )
     torch.testing.assert_close(undivided, 7.0 * expected)
 
@@ -97,7 +101,9 @@ def test_autocast_changes_no_loss_no_center_and_no_gradient(dtype, settings):
     )
 
     def everything():
-        total, terms, centers = losses(output, initial_centers(96), objective, 0.0)
+        total, terms, centers = losses(
+            output, initial_centers(96), objective, teacher_temperatures(objective, 0.0)
+        )
         gradients = torch.autograd.grad(total, learned, retain_graph=True)
         return [*terms.values(), *centers, *gradients]
 
@@ -125,7 +131,9 @@ def test_distillation_of_far_logits_is_exact():
 
 def test_alignment_of_the_teachers_is_a_constant():
     output = micro_model()(micro_views())
-    _, terms, _ = losses(output, initial_centers(96), ObjectiveConfig(), 0.0)
+    _, terms, _ = losses(
+        output, initial_centers(96), ObjectiveConfig(), teacher_temperatures(ObjectiveConfig(), 0.0)
+    )
     assert not terms["loss/alignment/teacher"].requires_grad
     assert terms["loss/alignment/student"].requires_grad
 
@@ -137,7 +145,7 @@ def test_distillation_from_video_uses_the_video_center_and_temperature():
         audio_student_temperature=0.3,
     )
     centers = initial_centers(96)._replace(video=torch.randn(96))
-    _, terms, _ = losses(output, centers, objective, 0.0)
+    _, terms, _ = losses(output, centers, objective, teacher_temperatures(objective, 0.0))
     expected = distillation_loss(
         output.audio_student_logits,
         output.video_teacher_logits,

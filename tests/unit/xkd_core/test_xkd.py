@@ -5,7 +5,7 @@ import torch
 
 from tests.helpers.networks import VARIANTS, micro_config, micro_model, micro_views
 from xkd_core.config import ModelConfig, TransformerConfig
-from xkd_core.losses import initial_centers, losses
+from xkd_core.losses import initial_centers, losses, teacher_temperatures
 from xkd_core.refinement import agreement, refine_and_pool
 from xkd_core.xkd import build_xkd, load_model_tensors, model_tensors
 
@@ -107,7 +107,9 @@ def test_teachers_begin_as_copies_of_the_students(variant):
 def test_every_trainable_parameter_gets_a_gradient_and_no_teacher_does(variant):
     model, config = micro_model(variant), micro_config(variant)
     output = model(micro_views())
-    losses(output, initial_centers(96), config.objective, 0.0)[0].backward()
+    losses(
+        output, initial_centers(96), config.objective, teacher_temperatures(config.objective, 0.0)
+    )[0].backward()
     for name, parameter in model.named_parameters():
         if name.split(".")[0] in TEACHERS:
             assert parameter.grad is None, name
