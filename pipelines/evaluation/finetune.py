@@ -27,14 +27,14 @@ from pipelines.evaluation.probes.fits import FineTune, probabilities
 from pipelines.evaluation.probes.solvers import UNSEEN, Fitted
 from pipelines.evaluation.sides import Sides
 from pipelines.evaluation.tasks import result_of, within_a_node
-from xkd_core.encoders import Modality
-from xkd_core.finetune import (
+from xkd_core.classifiers.finetune import (
     Classifier,
     classification_loss,
     layer_groups,
     mix,
     smooth,
 )
+from xkd_core.encoders import Modality
 from xkd_core.schedules import cosine
 
 Array = NDArray[Any]

@@ -17,9 +17,9 @@ from pipelines.config.evaluate import EvaluateSettings
 from pipelines.dataset.clip_dataset import Clip, ClipDataset
 from pipelines.evaluation.networks import EvaluatedEncoder
 from pipelines.media.windows import looped, padded
+from xkd_core.classifiers.finetune import erase
+from xkd_core.classifiers.spectrograms import mask_spectrogram, random_crops, warp_time
 from xkd_core.encoders import Modality
-from xkd_core.finetune import erase
-from xkd_core.spectrograms import mask_spectrogram, random_crops, warp_time
 from xkd_core.views.log_mel import LogMel
 from xkd_core.views.video import normalize_video
 from xkd_core.views.views import plain_audio_view

@@ -20,6 +20,7 @@ from pipelines.evaluation.probes.classifiers import score, side_scores
 from pipelines.files import write_json
 from pipelines.progress import ignore_progress
 from pipelines.storage import AnyPath, path_of
+from xkd_core.compilation import uncompiled
 from xkd_core.encoders import MODALITIES
 from xkd_core.xkd import XKD
 
@@ -72,7 +73,8 @@ class RungScorer:
         settings = EvaluateSettings.model_validate(self._plan.settings)
         dataset = open_datasets(self._plan.dataset)
         networks = {"trained": network_of(model, config.model, settings.role)}
-        features = features_of(networks, dataset, settings, ignore_progress)
+        with uncompiled():
+            features = features_of(networks, dataset, settings, ignore_progress)
         found = score(features, settings)
         sizes = [
             found.modalities[side]["trained"] for side in MODALITIES if side in found.modalities
@@ -127,13 +129,14 @@ class KnnScorer:
         assert self._knn is not None
         dataset = open_datasets(self._knn.dataset or self._config.dataset)
         settings = knn_settings(self._config)
-        features = features_of(
-            {"trained": network_of(model, self._config.model, settings.role)},
-            dataset,
-            settings,
-            ignore_progress,
-            max_clips=self._knn.max_clips,
-        )
+        with uncompiled():
+            features = features_of(
+                {"trained": network_of(model, self._config.model, settings.role)},
+                dataset,
+                settings,
+                ignore_progress,
+                max_clips=self._knn.max_clips,
+            )
         scores = side_scores(score(features, settings))
         return {f"health/{path}": value for path, value in scores.items()}
 

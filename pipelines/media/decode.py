@@ -18,6 +18,8 @@ The clock starts with the picture, or earlier by whole frames if the sound start
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from av.audio.stream import AudioStream
@@ -35,7 +37,8 @@ from pipelines.media.container import (
     start_seconds,
 )
 from pipelines.media.formats import Formats
-from pipelines.media.packets import PacketScan
+from pipelines.media.joined_files import decode_in_sequence, follow_each_other, joined_parts
+from pipelines.media.packets import PacketScan, PacketTable
 from pipelines.media.picture import PictureConverter, PixelLimitError
 from pipelines.media.reader import due_packets, seekable
 from pipelines.media.segments import ClockRepairs, Cutter, Segment
@@ -86,28 +89,67 @@ def decode_segments(
         DecodeError: If nothing decodes or a limit is exceeded. Segments that were yielded before
             must then be discarded.
     """
+    settings = _Settings(
+        segment_seconds=segment_seconds,
+        min_segment_seconds=min_segment_seconds,
+        min_source_seconds=min_source_seconds or min_segment_seconds,
+        frame_rate=frame_rate,
+        short_side=short_side,
+        sample_rate=sample_rate,
+        max_pixels=max_pixels,
+        max_seconds=max_seconds,
+        max_damaged_fraction=max_damaged_fraction,
+        formats=formats,
+    )
+    yield from _decode(source, settings)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """Arguments of `decode_segments`."""
+
+    segment_seconds: float
+    min_segment_seconds: float
+    min_source_seconds: float
+    frame_rate: float
+    short_side: int
+    sample_rate: int
+    max_pixels: int
+    max_seconds: float
+    max_damaged_fraction: float
+    formats: Formats
+
+
+def _decode(source: MediaInput, settings: _Settings) -> Iterator[Segment]:
+    formats, frame_rate = settings.formats, settings.frame_rate
     with _with_reasons(), ExitStack() as cleanup:
         source = seekable(source, cleanup)
         container = cleanup.enter_context(open_source(source, formats))
         selection = select_streams(container, source, formats)
+        scan = selection.scan
+        parts = joined_parts(source, container, scan, selection.declarations, cleanup)
+        if parts:
+            container.close()
+            decode_part = partial(_decode, settings=settings)
+            yield from decode_in_sequence(parts, decode_part, settings.max_seconds)
+            return
         streams = selection.streams(container)
         check_codecs(*streams, formats)
-        check_declared_limits(container, streams[0], max_pixels, max_seconds)
-        scan = selection.scan
+        check_declared_limits(container, streams[0], settings.max_pixels, settings.max_seconds)
         timeline = build_timeline(container, scan, selection.video, selection.audio)
-        origin = _origin(streams, timeline, frame_rate)
+        origin = _origin(streams, timeline, scan, frame_rate)
         converter = PictureConverter(
-            crop=selection.crop, short_side=short_side, max_pixels=max_pixels
+            crop=selection.crop, short_side=settings.short_side, max_pixels=settings.max_pixels
         )
-        video = _video_track(streams[0], timeline, origin, frame_rate, converter)
-        audio = _audio_track(streams[1], timeline, origin, sample_rate)
+        video = _video_track(streams[0], timeline, scan, origin, frame_rate, converter)
+        audio = _audio_track(streams[1], timeline, origin, settings.sample_rate)
         _check_any(video, audio, scan)
-        cutter = Cutter(container, selection, video, audio, frame_rate, sample_rate)
-        cutter.ticks_per_segment = max(1, round(segment_seconds * frame_rate))
-        cutter.min_seconds, cutter.max_seconds = min_segment_seconds, max_seconds
-        cutter.min_source_seconds = min_source_seconds or min_segment_seconds
-        cutter.max_damaged_fraction = max_damaged_fraction
-        cutter.heed(timeline, origin)
+        cutter = Cutter(container, selection, video, audio, frame_rate, settings.sample_rate)
+        cutter.ticks_per_segment = max(1, round(settings.segment_seconds * frame_rate))
+        cutter.min_seconds, cutter.max_seconds = settings.min_segment_seconds, settings.max_seconds
+        cutter.min_source_seconds = settings.min_source_seconds
+        cutter.max_damaged_fraction = settings.max_damaged_fraction
+        cutter.heed(timeline, origin, leaves_out=follow_each_other(container, scan))
         packets = due_packets(source, formats, scan, timeline, cleanup)
         yield from cutter.segments(packets)
 
@@ -131,13 +173,15 @@ def _check_any(video: VideoTrack | None, audio: AudioTrack | None, scan: PacketS
 def _video_track(
     stream: VideoStream | None,
     timeline: Timeline,
+    scan: PacketScan,
     origin: float,
     frame_rate: float,
     converter: PictureConverter,
 ) -> VideoTrack | None:
     if stream is None or (times := timeline.streams.get(stream.index)) is None:
         return None
-    return VideoTrack(stream, times, origin, frame_rate, converter)
+    has_key = bool(scan.tables[stream.index].is_key.any())
+    return VideoTrack(stream, times, origin, frame_rate, converter, waits_for_key=has_key)
 
 
 def _audio_track(
@@ -151,7 +195,7 @@ def _audio_track(
 _Streams = tuple[VideoStream | None, AudioStream | None]
 
 
-def _origin(streams: _Streams, timeline: Timeline, frame_rate: float) -> float:
+def _origin(streams: _Streams, timeline: Timeline, scan: PacketScan, frame_rate: float) -> float:
     starts: list[float | None] = []
     for stream in streams:
         start = start_seconds(stream)
@@ -163,7 +207,19 @@ def _origin(streams: _Streams, timeline: Timeline, frame_rate: float) -> float:
         starts.append(start)
     if starts == [None, None]:
         return 0.0
+    if starts[0] is not None and starts[1] is None and streams[0] is not None:
+        # Without sound, a source that was cut begins with the first picture that decodes.
+        index = streams[0].index
+        if index in timeline.streams:
+            start = _first_key_start(timeline.streams[index], scan.tables[index])
+            starts[0] = max(starts[0], start)
     return clock_origin(starts[0], starts[1], frame_rate)
+
+
+def _first_key_start(times: StreamTimeline, table: PacketTable) -> float:
+    """Returns the start of the first key picture; minus infinity if nothing precedes it."""
+    keys = np.flatnonzero(table.is_key & np.isfinite(times.starts))
+    return float(times.starts[keys[0]]) if len(keys) and keys[0] > 0 else -np.inf
 
 
 def _true_start(declared: float, times: StreamTimeline) -> float:

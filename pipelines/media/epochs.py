@@ -100,6 +100,10 @@ def _offset(
     if not needed:
         starts = [extent(c, *span)[0] for c, span in zip(clocks, spans, strict=True) if span]
         return max((end for end in ends if end is not None), default=0.0) - min(starts)
+    # A file of one stream follows the other stream too.
+    start = min(extent(clock, *span)[0] for clock, span in zip(clocks, spans, strict=True) if span)
+    absent = [end for span, end in zip(spans, ends, strict=True) if span is None]
+    needed += [end - start for end in absent if end is not None]
     first, last = needed[0], max(needed)
     return first if last - first <= MAX_OVERLAP_SECONDS else last
 

@@ -14,9 +14,10 @@ stream: the other stream skips it, and joins the leap that is nearer in time.
     file     V0 A0 V1 A1 | V0 V1 V2 V3 | A0 V0 A1 V1
     epoch    0  0  0  0  | 1  1  1  1  | 2  2  2  2      and not epoch 1 for A0 and A1
 
+Two files of one stream each, V0 V1 V2 | A0 A1 A2, are two epochs too: one file interleaves them.
+
 If only one stream jumps ahead, it is a gap, during which the other stream continues. If only one
-steps back, the other one pauses there for about as long, and both leap; in formats with one clock,
-the timestamps are then used as they are.
+steps back, the other one pauses there, and both leap; in formats with one clock, it is no leap.
 """
 
 from collections.abc import Sequence
@@ -180,6 +181,7 @@ class _Search:
         joins = self._epochs[stream] < self._newest and distance <= NEAR_SECONDS
         if joins or packet == 0:
             is_new = self._is_nearer_next(number, other, now, distance)
+            is_new |= self._is_apart(number, other, distance)
             if is_new or joins:
                 self._leap(stream, packet, is_new=is_new)
         elif self._epochs[stream] == self._epochs[other] and self._is_gap(stream, packet, distance):
@@ -214,11 +216,12 @@ class _Search:
         begins = next(at for at, event in enumerate(self.events) if event[1:] == (later, 0))
         following = self._next(begins, 1 - later)
         leaps_there = following is not None and max(following[0], abs(following[1] - now)) <= 1.0
+        is_apart = self._is_apart(begins, 1 - later, abs(now - float(other.decode[before])))
         # FFmpeg may find that the clock of one stream has wrapped, and not that of the other.
         wraps = round((there - now) / WRAP_SECONDS) * WRAP_SECONDS
         if wraps and abs(now + wraps - there) <= max_seconds:
             self._move(later, 0, wraps, is_leap=False)
-        elif abs(now - there) > max_seconds and not leaps_there:
+        elif abs(now - there) > max_seconds and not (leaps_there or is_apart):
             self._move(later, 0, there - now)
 
     def _move(self, stream: int, packet: int, seconds: float, *, is_leap: bool = True) -> None:
@@ -270,6 +273,20 @@ class _Search:
             return False
         content, then = following
         return max(content, abs(then - now)) + NEARER_SECONDS < distance
+
+    def _is_apart(self, number: int, other: int, distance: float) -> bool:
+        """Returns whether the other stream is over before a stream enters its epoch.
+
+        Formats with leaps store both streams of a file side by side. Parsers hold back one packet,
+        so a stream of a single picture may come at the end.
+        """
+        order, stream, packet = self.events[number]
+        first = self.clocks[other].at(order) + 1
+        later = (p for at, s, p in self.events[number + 1 :] if s == other and at > order)
+        num_left = next(later, len(self.clocks[other])) - first
+        num_own = len(self.clocks[stream]) - packet
+        is_over = first > 0 and num_left <= 1 < num_own
+        return self._may_leap and is_over and distance > NEARER_SECONDS
 
     def _next(self, number: int, other: int) -> tuple[float, float] | None:
         """Returns how much of a stream remains before its next event, and the time of that."""

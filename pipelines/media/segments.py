@@ -90,10 +90,21 @@ class Cutter:
         self._has_leapt = False
         self._info: MediaInfo | None = None
 
-    def heed(self, timeline: Timeline, origin: float) -> None:
-        """Records the errors that the packet scan found."""
+    def heed(self, timeline: Timeline, origin: float, *, leaves_out: bool = False) -> None:
+        """Records what the packet scan found to be damaged or missing.
+
+        Args:
+            timeline: The timeline of the source.
+            origin: Its time at which the first segment begins.
+            leaves_out: Whether a stream follows another one of its kind, of which one is decoded.
+        """
+        self._num_errors += leaves_out
         for error in self._selection.scan.errors:
             self._note(error)
+        if self._video is not None and self._audio is None:
+            shown = self._video.times.shown
+            # Pictures before the first key picture, with which the clock begins.
+            self._num_errors += bool(len(shown) and shown[0] < origin - MAX_EARLY_SECONDS)
         self._leaps = [time - origin for time in timeline.leaps]
         self._bridged = [time - origin for time in timeline.bridged]
 

@@ -27,9 +27,15 @@ ROUNDING_TICKS = 0.02
 SAME_SECONDS = 1e-6
 """Timestamps closer than this are equal."""
 SKIPPABLE_CODECS = frozenset({"h264", "hevc"})
+INVENTING_CODECS = frozenset(
+    {"mpeg4", "h263", "h263p", "flv", "msmpeg4v1", "msmpeg4v2", "msmpeg4", "wmv1", "wmv2"}
+)
+"""Decoders that begin before the first key picture and change a gray one instead."""
 MAX_EARLY_SECONDS = 0.5
 """A picture that begins up to this long after its clip is shown from the beginning of the clip,
 because codecs delay streams that start together. A later picture is not paired with the sound."""
+MAX_REORDERED = 16
+"""Pictures that a decoder holds at most to reorder them."""
 DECODER_DELAY_PACKETS = 64
 """Packets that a decoder holds at most: 16 pictures to reorder, and some to spare."""
 
@@ -58,6 +64,7 @@ class VideoTrack:
         origin: float,
         frame_rate: float,
         converter: PictureConverter,
+        waits_for_key: bool = False,
     ) -> None:
         # One decoder per core without threads takes the fewest CPU seconds (measured).
         stream.thread_type = "NONE"
@@ -82,8 +89,11 @@ class VideoTrack:
         self._next_tick = 0
         self._begins = array("d", times.shown - origin)
         self._number = -1
+        self._latest = 0
+        """Number of the last packet."""
         self._recent: list[int] = []
         self._still_due = suffix_minima(times.starts) - origin
+        self._waits_for_key = waits_for_key and stream.codec_context.name in INVENTING_CODECS
         self._may_skip = stream.codec_context.name in SKIPPABLE_CODECS and not times.is_by_order
         self._skip: Literal["DEFAULT", "NONREF"] = "DEFAULT"
 
@@ -98,7 +108,8 @@ class VideoTrack:
             self._stamp(packet, number)
         num_corrupt = 0
         for frame in self.stream.decode(packet):
-            num_corrupt += frame.is_corrupt
+            self._waits_for_key &= not frame.key_frame
+            num_corrupt += frame.is_corrupt or self._waits_for_key
             self.add(frame)
         # The decoder holds recent packets only.
         passed = number - DECODER_DELAY_PACKETS
@@ -109,6 +120,8 @@ class VideoTrack:
     def add(self, frame: VideoFrame) -> None:
         """Adds the next frame, which is shown until the one after it begins."""
         seconds = self._start_of(frame)
+        if self._waits_for_key:
+            return
         if self._held is not None:
             # Some streams step back. Where frames are lost, the previous frame stays.
             seconds = max(seconds, self._held_since)
@@ -168,6 +181,7 @@ class VideoTrack:
 
     def _stamp(self, packet: "Packet[Any]", number: int) -> None:
         """Sets the time of a packet, and so of its frame, from the timeline."""
+        self._latest = number
         start = self.times.starts[number]
         packet.dts = None  # otherwise FFmpeg may prefer it as the time of the frame
         if self.times.is_by_order:
@@ -182,6 +196,8 @@ class VideoTrack:
     def _start_of(self, frame: VideoFrame) -> float:
         self._number += 1
         if self.times.is_by_order:
+            if not self._number and frame.pts == 0:
+                self._begins = _delayed(self._begins, self._latest)
             self._resume_order(frame)
             if self._number < len(self._begins):
                 return float(self._begins[self._number])
@@ -244,6 +260,23 @@ class VideoTrack:
         # But some containers only copy what the codec declared at first, which can change.
         says_codec = self._declared_aspects[0] == self._declared_aspects[1]
         return float((codec if says_codec else container) or max(now) or 1)
+
+
+def _delayed(slots: "array[float]", num_packets: int) -> "array[float]":
+    """Returns when frames begin that come from the decoder some packets late, to be reordered.
+
+    Only decoding times are known. A frame is decoded as many frames before it is shown as the
+    decoder delays it, which matters where a recorder left out pictures. With a delay of 1:
+
+        slots     0 1 2 . . . 6 7 8         packets are decoded
+        begins    0 1 . . . 5 6 7 8         frames are shown, moved to begin at the first slot
+    """
+    steps = np.diff(slots)
+    usual = float(np.median(steps)) if len(steps) else 0.0
+    if not 0 < num_packets <= min(MAX_REORDERED, len(steps)) or steps.max() < 1.5 * usual:
+        return slots
+    after = slots[-1] + usual * np.arange(1, num_packets + 1)
+    return array("d", np.concatenate([slots[num_packets:], after]) - num_packets * usual)
 
 
 def _pixel_aspects(stream: VideoStream) -> tuple[Fraction, Fraction]:

@@ -133,8 +133,8 @@ def split_level(folders: Sequence[tuple[str, ...]]) -> tuple[int | None, list[st
 
     Splits lie above the labels or below them, and on one level only:
 
-        train/dog/a.mp4   level 0          dog/train/a.mp4   level -1
-        test/dog/b.mp4                     dog/test/b.mp4
+        train/dog/a.mp4   level 0    dog/train/a.mp4   level -1    corpus/train/dog/a.mp4   level -2
+        test/dog/b.mp4               dog/test/b.mp4                corpus/test/dog/b.mp4
 
     A level counts if each of its folders names a split. Elsewhere a folder named `test` is an
     ordinary folder, because `test` may be a class.
@@ -143,12 +143,14 @@ def split_level(folders: Sequence[tuple[str, ...]]) -> tuple[int | None, list[st
         folders: The folders between the root and each file.
 
     Returns:
-        0, -1 or None, and notes on which folders were taken as splits.
+        0, -1, -2 or None, and notes on which folders were taken as splits.
     """
     inner = [parts for parts in folders if parts]
-    for level in (0, -1):
+    for level in (0, -1, -2):
+        if not inner or min(map(len, inner)) < -level:
+            break
         names = Counter(parts[level] for parts in inner)
-        if inner and all(name.lower() in SPLITS for name in names):
+        if all(name.lower() in SPLITS for name in names):
             return level, _split_notes(names, num_outside=len(folders) - len(inner))
     found = sorted({part for parts in inner for part in parts if part.lower() in SPLITS})
     if not found:
@@ -180,7 +182,7 @@ def _text(name: str | None) -> str | None:
 
 
 def _folder_label(parts: tuple[str, ...], level: int | None) -> str | None:
-    rest = parts if level is None else parts[1:] if level == 0 else parts[:-1]
+    rest = parts[:-1] if level == -1 else parts[1:] if level == 0 else parts
     return rest[-1] if rest else None
 
 

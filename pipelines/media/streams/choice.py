@@ -14,6 +14,7 @@ from typing import Any, Literal
 import av.stream
 import numpy as np
 from av.stream import Disposition
+from av.video.stream import VideoStream
 
 from pipelines.media.packets import PacketTable
 from pipelines.media.streams.encryption import declares_encryption
@@ -74,18 +75,20 @@ def candidate(stream: av.stream.Stream, packets: PacketTable | None) -> Candidat
     """Describes a picture or sound stream by its declarations and its packets."""
     # Without a decoder there is no codec context; the type stubs are wrong.
     codec: Any = stream.codec_context
+    # Not by its `type`, which changes if a joined transport stream uses a number for both kinds.
+    is_video = isinstance(stream, VideoStream)
     num_packets = len(packets) if packets else 0
     is_encrypted = declares_encryption(stream) or bool(packets and packets.is_encrypted.any())
     return Candidate(
         index=stream.index,
-        kind="video" if stream.type == "video" else "audio",
+        kind="video" if is_video else "audio",
         codec=codec.name if codec else "",
         has_decoder=bool(codec),
         is_encrypted=is_encrypted,
         is_attached=bool(stream.disposition & _ATTACHED),
         is_secondary=bool(stream.disposition & _SECONDARY),
         is_default=bool(stream.disposition & Disposition.default),
-        num_pixels=codec.width * codec.height if codec and stream.type == "video" else 0,
+        num_pixels=codec.width * codec.height if codec and is_video else 0,
         num_packets=num_packets,
         num_bytes=int(packets.size.sum()) if packets else 0,
         seconds=_seconds(packets) if packets else 0.0,

@@ -24,16 +24,20 @@ from pipelines.media.picture import Crop
 _PROGRAM = re.compile(r"  Program \d+\b")
 _NO_PROGRAM = re.compile(r"  No Program")
 _STREAM = re.compile(r"\s+Stream #\d+:(\d+)")
+_CODEC = re.compile(r"\s+Stream #\d+:(\d+).*?: ((?:Video|Audio): \w+)")
 _CROP = re.compile(r"\s+Frame Cropping: (\d{1,9})/(\d{1,9})/(\d{1,9})/(\d{1,9})$")
 
 
 @dataclass(frozen=True)
 class Declarations:
-    """Programs, and crop borders by index of the stream."""
+    """Programs, and properties by index of the stream."""
 
     programs: tuple[frozenset[int], ...] = ()
     """The streams of each program; empty for a file without programs."""
     crops: Mapping[int, Crop] = field(default_factory=dict)
+    codecs: Mapping[int, str] = field(default_factory=dict)
+    """Kinds and codecs, such as "Video: h264", by index of the stream. They change while FFmpeg
+    reads a transport stream that declares others, which PyAV does not show."""
 
 
 def read_declarations(container: av.container.InputContainer) -> Declarations:
@@ -53,6 +57,7 @@ def parse_dump(text: str) -> Declarations:
     """Parses the programs and crop borders of a dump."""
     programs: list[set[int]] = []
     crops: dict[int, Crop] = {}
+    codecs: dict[int, str] = {}
     stream: int | None = None
     is_in_program = False
     for line in text.splitlines():
@@ -63,9 +68,12 @@ def parse_dump(text: str) -> Declarations:
             is_in_program = False
         elif found := _STREAM.match(line):
             stream = int(found[1])
+            if codec := _CODEC.match(line):
+                codecs[stream] = codec[2]
             if is_in_program:
                 programs[-1].add(stream)
         elif stream is not None and (found := _CROP.match(line)):
             left, right, top, bottom = map(int, found.groups())
             crops[stream] = Crop(left, right, top, bottom)
-    return Declarations(tuple(frozenset(program) for program in programs if program), crops)
+    sets = tuple(frozenset(program) for program in programs if program)
+    return Declarations(sets, crops, codecs)

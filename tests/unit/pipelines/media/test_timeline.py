@@ -3,6 +3,7 @@
 import io
 import os
 import threading
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -185,13 +186,16 @@ def test_a_clock_that_jumps_before_the_other_stream_begins(tmp_path):
     assert sounds[41:] == ticks_of((0, 5))[1:]
 
 
-def test_fragmented_files_that_were_joined_keep_the_order_of_the_file(tmp_path):
+def test_fragments_of_joined_files_keep_the_order_of_the_file(tmp_path):
     """FFmpeg reads them by decoding time, all pictures of later files first."""
     fragments = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
-    parts = [
-        write_scene(tmp_path / f"{number}.mp4", first, stop, options=fragments)
-        for number, (first, stop) in enumerate([(0, 5), (20, 24), (8, 12)])
-    ]
+    parts = []
+    for number, (first, stop) in enumerate([(0, 5), (20, 24), (8, 12)]):
+        part = write_scene(tmp_path / f"{number}.mp4", first, stop, options=fragments)
+        data = part.read_bytes()
+        # The later ones without a header of their own.
+        part.write_bytes(data[data.index(b"moof") - 4 :] if number else data)
+        parts.append(part)
     segments, seen, sounds = scene_of(joined(tmp_path / "all.mp4", *parts))
     # The edit list of the first file, which FFmpeg keeps, hides the beginnings of the others.
     for first, stop in [(0, 5), (20, 24), (8, 12)]:
@@ -199,12 +203,24 @@ def test_fragmented_files_that_were_joined_keep_the_order_of_the_file(tmp_path):
     assert total(segments, "clock_leaps") == 2
 
 
-def test_streams_that_appear_in_mid_file_end_nothing(tmp_path):
-    first = write_scene(tmp_path / "first.ts", 0, 6)
-    other = {"mpegts_start_pid": "0x300"}
-    second = write_scene(tmp_path / "second.ts", 20, 28, options=other)
-    _, seen, _ = scene_of(joined(tmp_path / "all.ts", first, second))
-    assert seen[:40] == ticks_of((0, 5))
+@pytest.mark.parametrize("at", [0, 500])
+def test_a_mute_file_beside_one_without_picture(tmp_path, at):
+    mute = write_scene(tmp_path / "mute.mpg", 0, 5, codecs=(MPEG2[0], ""))
+    sound = write_scene(tmp_path / "sound.mpg", 20, 25, codecs=("", MPEG2[1]), offset=at)
+    whole = write_scene(tmp_path / "whole.mpg", 10, 15, codecs=MPEG2)
+    both = {mute: [(0, 5), None], sound: [None, (20, 25)], whole: [(10, 15), (10, 15)]}
+    for parts in ([mute, sound], [sound, mute], [whole, mute, sound], [mute, sound, whole]):
+        segments, seen, heard = scene_of(joined(tmp_path / "all.mpg", *parts))
+        expected = [
+            [second for part in parts for second in stretch_of(both[part][kind])] for kind in (0, 1)
+        ]
+        assert seen[4::8] == expected[0][4::8]
+        assert heard[4::8] == expected[1][4::8]
+        assert total(segments, "clock_leaps") == len(parts) - 1
+
+
+def stretch_of(piece):
+    return ticks_of(piece) if piece else [None] * 40
 
 
 @pytest.mark.parametrize(("suffix", "seconds"), [(".mkv", 1000.0), (".mp4", 2000.0)])
@@ -380,6 +396,43 @@ def test_times_are_made_from_the_order_where_there_are_none(tmp_path, video, aud
     there = [read_bars(frame) for segment in segments for frame in segment.frames]
     assert there == [int((tick + 0.5) * 25 / 8) for tick in range(96)]
     assert [segment.repairs.rebased_clocks for segment in segments] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("codec", "bframes"), [("libx264", 3), ("mpeg4", 2), ("mpeg4", 0)])
+def test_pictures_that_an_avi_leaves_out_are_held(tmp_path, codec, bframes):
+    with av.open(str(tmp_path / "gap.avi"), "w") as out:
+        stream = out.add_stream(codec, rate=25, options={"bf": str(bframes), "g": "25"})
+        stream.width, stream.height, stream.pix_fmt = 80, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 25)
+        for number in [*range(50), *range(171, 300)]:
+            frame = av.VideoFrame.from_ndarray(bars(number), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    seen, _ = seen_and_heard(decode(tmp_path / "gap.avi"))
+    right = [int((tick + 0.5) * 25 / 8) for tick in range(96)]
+    assert seen == [49 if 50 <= number <= 170 else number for number in right]
+
+
+CUT = [("libx264", ".mkv"), ("mpeg2video", ".ts"), ("mpeg4", ".mkv"), ("mpeg4", ".avi")]
+
+
+@pytest.mark.parametrize(("codec", "suffix"), CUT)
+@pytest.mark.parametrize("sound", ["", "mp3"])
+def test_a_source_cut_between_key_pictures_invents_no_picture(tmp_path, codec, suffix, sound):
+    how = {"codec_options": {"g": "75", "sc_threshold": "0" if "264" in codec else "1000000000"}}
+    made = write_scene(tmp_path / f"made{suffix}", 0, 14, codecs=(codec, sound), **how)
+    path = tmp_path / f"cut{suffix}"
+    remux(made, path, lambda _, now, __: now - 1 if now >= 1 else None)
+    segments, seen, _ = scene_of(path)
+    if sound:
+        # The clip begins with the sound, and the picture more than half a second later.
+        assert (seen[:40], seen[40:44]) == ([None] * 40, [6] * 4)
+        assert len(seen) == 13 * 8
+    else:
+        # Without sound, the first clip begins with the first picture that decodes, at 3 s.
+        assert seen[:80] == ticks_of((3, 13))
+        assert sum(segment.decode_errors for segment in segments) > 0
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".ts", ".mpg", ".flv", ".avi"])

@@ -60,6 +60,7 @@ def test_folders_name_labels_and_splits(tmp_path):
         ("train/deep/dog/a.mp4", {"train/deep/dog/a.mp4": ("dog", "train")}),
         ("dog/train/a.mp4", {"dog/train/a.mp4": ("dog", "train")}),
         ("training/dog/a.mp4", {"training/dog/a.mp4": ("dog", "train")}),
+        ("corpus/train/dog/a.mp4", {"corpus/train/dog/a.mp4": ("dog", "train")}),
     ],
 )
 def test_splits_lie_above_or_below_the_labels(tmp_path, name, expected):
@@ -78,6 +79,7 @@ def test_splits_lie_above_or_below_the_labels(tmp_path, name, expected):
         ("archive/2021/test/a.mp4", "archive/2022/b.mp4", "other/c.mp4"),
         ("train/dog/a.mp4", "dog/test/b.mp4"),
         ("Kyoto/train/a.mp4", "Kyoto/bus/b.mp4"),
+        ("corpus/train/dog/a.mp4", "corpus/train/b.mp4", "corpus/cat/c.mp4"),
     ],
 )
 def test_a_folder_called_test_among_others_is_a_folder_like_any_other(tmp_path, names):

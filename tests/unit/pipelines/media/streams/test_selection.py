@@ -217,21 +217,23 @@ def test_reasons_do_not_contradict_themselves(tmp_path):
     assert "of its 2.9" in error.message
 
 
-def test_a_recording_that_begins_between_key_pictures_says_so(tmp_path):
+def test_a_picture_that_begins_late_although_it_declares_key_pictures_says_so(tmp_path):
     path = tmp_path / "cut.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream(
-            "libx264", rate=20, options={"g": "20", "bf": "0", "sc_threshold": "0"}
+            "msmpeg4", rate=20, options={"g": "20", "sc_threshold": "1000000000"}
         )
-        stream.width, stream.height = 128, 96
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
         frames = [av.VideoFrame.from_ndarray(numbered_frame(n, (128, 96))) for n in range(60)]
         packets = [packet for frame in [*frames, None] for packet in stream.encode(frame)]
+        packets[1].is_keyframe = True
         container.mux(packets[1:])
     error = reject(path, max_damaged_fraction=1.0)
     assert error.reason == "undecodable"
     assert error.message.startswith("its first 0.95 s give no picture, at most 0.5 s may")
     first, *_ = decode(path, max_damaged_fraction=1.0, segment_seconds=1.0, min_segment_seconds=0.5)
-    assert (first.start_seconds, first.decode_errors) == (1.0, 1)
+    # 19 pictures without a key picture, and the clip that they would have been
+    assert (first.start_seconds, first.decode_errors) == (1.0, 20)
 
 
 @pytest.mark.parametrize("name", ["clip.avif", "clip.gif", "clip.apng"])

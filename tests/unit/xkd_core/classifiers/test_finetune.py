@@ -3,9 +3,7 @@
 import pytest
 import torch
 
-from xkd_core.config import ModelConfig, TransformerConfig
-from xkd_core.encoders import build_encoder
-from xkd_core.finetune import (
+from xkd_core.classifiers.finetune import (
     Classifier,
     classification_loss,
     erase,
@@ -13,6 +11,8 @@ from xkd_core.finetune import (
     mix,
     smooth,
 )
+from xkd_core.config import ModelConfig, TransformerConfig
+from xkd_core.encoders import build_encoder
 
 
 def generator(seed=0):

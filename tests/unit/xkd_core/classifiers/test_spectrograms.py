@@ -2,7 +2,7 @@
 
 import torch
 
-from xkd_core.spectrograms import mask_spectrogram, random_crops, warp_time
+from xkd_core.classifiers.spectrograms import mask_spectrogram, random_crops, warp_time
 
 
 def generator(seed=0):

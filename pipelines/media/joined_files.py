@@ -1,0 +1,264 @@
+"""Finds files that were joined in ways that FFmpeg cannot read as one, and decodes each by itself.
+
+FFmpeg reads past a join if the streams stay the same. Otherwise, it ends there, or continues with
+the decoders of the first file:
+
+    Ogg                 another codec or sample rate, or a picture beside the sound
+    transport stream    other stream numbers, or numbers that are used for other codecs
+    MP4, FLV, ASF, WAV  any second file, because the first header describes the first one alone
+    AVI, Matroska       other codecs or codec headers, because FFmpeg keeps the first ones
+    FLAC                another sample rate
+
+A join is only looked for where the packet scan gives a reason.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import islice, pairwise
+from typing import BinaryIO
+
+import av.container
+import numpy as np
+
+from pipelines.media.container import DecodeError, MediaInput, open_file
+from pipelines.media.file_view import View
+from pipelines.media.leaps import AHEAD_SECONDS, BACK_SECONDS
+from pipelines.media.packets import PacketScan, PacketTable
+from pipelines.media.segments import Segment
+from pipelines.media.streams.declarations import Declarations, read_declarations
+from pipelines.media.transport_stream import program_changes
+
+MAX_FILES = 1000
+"""Limit of joined files, because a hostile file could hold any number of headers."""
+LOST_REASONS = frozenset({"too_short", "undecodable", "not_media", "no_streams"})
+"""Reasons for which one of several joined files is left out and counted as a decode error. Others
+reject the whole source."""
+_CHUNK_BYTES = 1 << 20
+_HEADERS = {
+    "asf": re.compile(rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\x00\xaa\x00\x62\xce\x6c"),
+    "flac": re.compile(rb"fLaC[\x00\x80]\x00\x00\x22"),
+    "flv": re.compile(rb"FLV\x01[\x00-\x05]\x00\x00\x00\x09\x00{4}"),
+    "matroska": re.compile(rb"\x1a\x45\xdf\xa3[\x01-\xff].{0,60}?\x42\x82", re.DOTALL),
+    "ogg": re.compile(rb"OggS\x00[\x02\x06]"),
+}
+"""Headers of files; of Ogg, the first page of a stream."""
+_MAX_HEADER_BYTES = 80
+_PAGE_HEADER_BYTES = 27
+_MAX_BOXES = 20_000
+_MIN_REST_BYTES = 64
+
+
+class Part(View):
+    """A range of bytes of an open file, as a file of its own."""
+
+    def __init__(self, file: int | BinaryIO, start: int, stop: int) -> None:
+        super().__init__(file)
+        self._start, self._stop = start, stop
+
+    def read(self, size: int = -1) -> bytes:
+        """Reads from its position."""
+        position = self.tell()
+        left = max(0, self._stop - self._start - position)
+        self.seek(self._start + position)
+        data = super().read(left if size < 0 else min(size, left))
+        self.seek(position + len(data))
+        return data
+
+    def _size(self) -> int:
+        return self._stop - self._start
+
+
+def joined_parts(
+    source: MediaInput,
+    container: av.container.InputContainer,
+    scan: PacketScan,
+    before: Declarations,
+    cleanup: ExitStack,
+) -> list[Part]:
+    """Returns the files of which a source consists; none if FFmpeg reads it as one.
+
+    Args:
+        source: The source. A path is opened again if there is a reason to look into it.
+        container: The source as FFmpeg sees it, at its end.
+        scan: All packets of the container.
+        before: What the container declared before the scan.
+        cleanup: Closes the file that this opens.
+    """
+    size = container.size or 0
+    read_until = max((_end_of(table) for table in scan.tables.values()), default=0)
+    has_rest = 0 < read_until < size - _MIN_REST_BYTES
+    if isinstance(source, Part) or not _has_reason(container, scan, before, has_rest):
+        return []
+    file = source
+    if isinstance(file, str):
+        file = open_file(file)
+        cleanup.callback(os.close, file)
+    found = islice(_starts(View(file), container, read_until), MAX_FILES)
+    starts = [at for at in found if 0 < at < size]
+    if not starts:
+        return []
+    return [Part(file, start, stop) for start, stop in pairwise([0, *starts, size])]
+
+
+def _has_reason(
+    container: av.container.InputContainer, scan: PacketScan, before: Declarations, has_rest: bool
+) -> bool:
+    """Returns whether the packets suggest that other files follow the first one."""
+    name = _name(container)
+    if name == "ogg":
+        return bool(scan.errors)
+    leaps = any(map(_leaps, scan.tables.values()))
+    if name == "mpegts":
+        changes = read_declarations(container).codecs != before.codecs
+        return leaps or changes or follow_each_other(container, scan)
+    if name in {"mov", "matroska", "flac"} and leaps:
+        return True
+    return name == "avi" or (has_rest and name in {"mov", "matroska", "flv", "asf", "wav"})
+
+
+def _starts(view: View, container: av.container.InputContainer, read_until: int) -> Iterator[int]:
+    """Returns where other files begin."""
+    name = _name(container)
+    size = container.size or 0
+    if name == "ogg":
+        return _link_starts(view)
+    if name == "mpegts":
+        return program_changes(view, {stream.id for stream in container.streams})
+    if name == "mov":
+        return _later_boxes(view, size)
+    if name in {"avi", "wav"}:
+        return _later_chunks(view, size)
+    return _headers(view, _HEADERS[name], read_until if name in {"asf", "flv"} else 1)
+
+
+def _name(container: av.container.InputContainer) -> str:
+    return container.format.name.partition(",")[0]
+
+
+def decode_in_sequence(
+    parts: Sequence[Part], decode: Callable[[Part], Iterator[Segment]], max_seconds: float
+) -> Iterator[Segment]:
+    """Decodes joined files one after another, on one clock.
+
+    Raises:
+        DecodeError: If one is not allowed, or if none gives a segment.
+    """
+    waiting: Segment | None = None
+    lost: list[DecodeError] = []
+    seconds = offset = 0.0
+    for number, part in enumerate(parts):
+        end = offset
+        try:
+            for index, segment in enumerate(decode(part)):
+                if waiting is not None:
+                    yield waiting
+                waiting = _moved(segment, offset, number > 0, leaps=number > 0 and index == 0)
+                end = waiting.start_seconds + waiting.duration_seconds
+                seconds += waiting.duration_seconds
+                if seconds > max_seconds:
+                    raise DecodeError(
+                        "too_long", f"longer than limits.max_seconds ({max_seconds:g})"
+                    )
+        except DecodeError as error:
+            if error.reason not in LOST_REASONS:
+                raise
+            lost.append(error)
+        offset = end
+    if waiting is None:
+        raise lost[0]
+    yield replace(waiting, decode_errors=waiting.decode_errors + len(lost))
+
+
+def _moved(segment: Segment, offset: float, is_later: bool, leaps: bool) -> Segment:
+    repairs = segment.repairs
+    if is_later:
+        both = (segment.frames is not None) + (segment.waveform is not None)
+        num_leaps = repairs.clock_leaps + leaps
+        repairs = replace(repairs, clock_leaps=num_leaps, rebased_clocks=both)
+    return replace(segment, start_seconds=segment.start_seconds + offset, repairs=repairs)
+
+
+def _end_of(table: PacketTable) -> int:
+    known = table.position >= 0
+    return int((table.position + table.size)[known].max()) if known.any() else 0
+
+
+def _leaps(table: PacketTable) -> bool:
+    """Returns whether decoding times step back or far ahead."""
+    times = np.where(np.isnan(table.dts), table.pts, table.dts)
+    steps = np.diff(times[~np.isnan(times)])
+    return bool(((steps < -BACK_SECONDS) | (steps > AHEAD_SECONDS)).any())
+
+
+def follow_each_other(container: av.container.InputContainer, scan: PacketScan) -> bool:
+    """Returns whether a stream begins after another one of its kind has ended."""
+    for streams in (container.streams.video, container.streams.audio):
+        orders = [scan.tables[each.index].order for each in streams if each.index in scan.tables]
+        spans = sorted((int(order[0]), int(order[-1])) for order in orders if len(order))
+        if any(after[0] > before[1] for before, after in pairwise(spans)):
+            return True
+    return False
+
+
+def _headers(view: View, pattern: re.Pattern[bytes], start: int) -> Iterator[int]:
+    """Yields the positions of headers from a position on."""
+    data = b""
+    view.seek(start)
+    while more := view.read(_CHUNK_BYTES):
+        data += more
+        at = view.tell() - len(data)
+        found = [match.start() for match in pattern.finditer(data)]
+        yield from (at + each for each in found)
+        # A header may lie across the border.
+        after = found[-1] + 1 if found else 0
+        data = data[max(after, len(data) - _MAX_HEADER_BYTES) :]
+
+
+def _link_starts(view: View) -> Iterator[int]:
+    """Yields where links of chained Ogg begin: a first page that follows no other first page."""
+    end_of_last = 0
+    for at in _headers(view, _HEADERS["ogg"], 0):
+        if at != end_of_last:
+            yield at
+        view.seek(at + _PAGE_HEADER_BYTES - 1)
+        sizes = view.read(256)
+        end_of_last = at + _PAGE_HEADER_BYTES + sizes[0] + sum(sizes[1 : 1 + sizes[0]])
+
+
+def _later_chunks(view: View, size: int) -> Iterator[int]:
+    """Yields where files begin among the outermost chunks of an AVI or WAV file.
+
+    Large AVI files continue in chunks of type AVIX.
+    """
+    at = 0
+    for _ in range(_MAX_BOXES):
+        view.seek(at)
+        header = view.read(12)
+        length = int.from_bytes(header[4:8], "little")
+        if header[:4] != b"RIFF" or length < 4 or at + 8 + length > size:
+            return
+        if at and header[8:] in {b"AVI ", b"WAVE"}:
+            yield at
+        at += 8 + length + length % 2
+
+
+def _later_boxes(view: View, size: int) -> Iterator[int]:
+    """Yields where files begin among the outermost boxes of an MP4 file."""
+    at = 0
+    seen: set[bytes] = set()
+    for _ in range(_MAX_BOXES):
+        view.seek(at)
+        header = view.read(16)
+        length = int.from_bytes(header[:4], "big")
+        if length == 1:
+            length = int.from_bytes(header[8:16], "big")
+        if length < 8 or at + length > size:
+            return
+        if header[4:8] == b"ftyp" and {b"moov", b"mdat"} <= seen:
+            yield at
+            seen.clear()
+        seen.add(header[4:8])
+        at += length
