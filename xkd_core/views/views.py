@@ -38,6 +38,7 @@ __all__ = [
     "ViewParameters",
     "Views",
     "clip_generator",
+    "crop_spectrogram",
     "denormalize_video",
     "draw_view_parameters",
     "make_views",
@@ -142,7 +143,9 @@ def make_views(
             ).unsqueeze(1),
             audio_locals=torch.stack(
                 [
-                    _crop(log_mel(_window(waveform, view, audio.local_num_samples)), view)
+                    crop_spectrogram(
+                        log_mel(_window(waveform, view, audio.local_num_samples)), view
+                    )
                     for view in parameters.audio_locals
                 ]
             ).unsqueeze(2),
@@ -178,7 +181,9 @@ def _window(
     return waveform * view.volume.float().unsqueeze(1)
 
 
-def _crop(spectrogram: Float[Tensor, "B M T"], view: AudioViewParameters) -> Float[Tensor, "B M T"]:
+def crop_spectrogram(
+    spectrogram: Float[Tensor, "B M T"], view: AudioViewParameters
+) -> Float[Tensor, "B M T"]:
     """Crops a spectrogram on a wider canvas of zeros and resizes the crop to the original size.
 
     |000| spectrogram |000|     canvas, 1.5 times as wide
