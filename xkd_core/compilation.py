@@ -4,6 +4,9 @@ Blocks of one width share their code, so that two dozen blocks are compiled once
 a sequence. Each must be one graph; anything else is an error.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from xkd_core.xkd import XKD
@@ -17,3 +20,10 @@ def compile_blocks(model: XKD, backend: str = "inductor") -> None:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _SHAPES)
     for block in (*model.learning_blocks(), *model.teaching_blocks()):
         block.compile(backend=backend, fullgraph=True, dynamic=False)
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Runs compiled blocks as they are written: for few batches of other sizes than in training."""
+    with torch.compiler.set_stance("force_eager"):
+        yield

@@ -190,7 +190,8 @@ class _Recorded:
 def record(work: Callable[[], None]) -> Any:
     """Records what some work does to the current GPU, without doing it."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Other threads, such as that of the checkpoints, may use the GPU meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         work()
     return graph
 

@@ -20,18 +20,9 @@ from pipelines.evaluation.probes.classifiers import score, side_scores
 from pipelines.files import write_json
 from pipelines.progress import ignore_progress
 from pipelines.storage import AnyPath, path_of
+from xkd_core.compilation import uncompiled
 from xkd_core.encoders import MODALITIES
 from xkd_core.xkd import XKD
-
-KNN_SETTINGS = EvaluateSettings(
-    test_splits=("val", "test"),
-    num_windows=1,
-    untrained_baseline=False,
-    measures=("knn", "retrieval"),
-    fusion=(),
-    retrieval_sizes=(),
-)
-"""The settings of `KnnScorer`."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +73,8 @@ class RungScorer:
         settings = EvaluateSettings.model_validate(self._plan.settings)
         dataset = open_datasets(self._plan.dataset)
         networks = {"trained": network_of(model, config.model, settings.role)}
-        features = features_of(networks, dataset, settings, ignore_progress)
+        with uncompiled():
+            features = features_of(networks, dataset, settings, ignore_progress)
         found = score(features, settings)
         sizes = [
             found.modalities[side]["trained"] for side in MODALITIES if side in found.modalities
@@ -99,8 +91,26 @@ class RungScorer:
         return asdict(rung)
 
 
+def knn_settings(config: PretrainConfig) -> EvaluateSettings:
+    """Returns how `health.knn` scores a training.
+
+    Raises:
+        AssertionError: If it is not set.
+    """
+    assert config.health.knn is not None
+    return EvaluateSettings(
+        test_splits=("val", "test"),
+        num_windows=1,
+        untrained_baseline=False,
+        measures=config.health.knn.measures,
+        fusion=(),
+        retrieval_sizes=(),
+        role="student" if config.objective.teacher == "frozen" else "teacher",
+    )
+
+
 class KnnScorer:
-    """Scores the teachers by nearest neighbors at the interval of `health.knn`."""
+    """Scores the features of a training at the interval of `health.knn`."""
 
     def __init__(self, config: PretrainConfig, total_steps: int, steps_per_epoch: float) -> None:
         self._config, self._knn = config, config.health.knn
@@ -118,14 +128,16 @@ class KnnScorer:
         """Returns accuracies as `health/` metrics, for the modalities of the labelled clips."""
         assert self._knn is not None
         dataset = open_datasets(self._knn.dataset or self._config.dataset)
-        features = features_of(
-            {"trained": network_of(model, self._config.model, KNN_SETTINGS.role)},
-            dataset,
-            KNN_SETTINGS,
-            ignore_progress,
-            max_clips=self._knn.max_clips,
-        )
-        scores = side_scores(score(features, KNN_SETTINGS))
+        settings = knn_settings(self._config)
+        with uncompiled():
+            features = features_of(
+                {"trained": network_of(model, self._config.model, settings.role)},
+                dataset,
+                settings,
+                ignore_progress,
+                max_clips=self._knn.max_clips,
+            )
+        scores = side_scores(score(features, settings))
         return {f"health/{path}": value for path, value in scores.items()}
 
 

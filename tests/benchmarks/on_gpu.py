@@ -8,16 +8,16 @@ process of its own with a time limit; what it printed is kept if it fails, and b
 written after each section. `--list` prints what it would do and does nothing.
 `--device cpu --preset micro --batches 2 --train-seconds 2` rehearses it.
 
-    ladder     the step: eager with each view by itself, eager, compiled in blocks, larger batches,
-               whole with CUDA graphs; against plain PyTorch and the published composition in the
-               same process. With clips/s, share of peak, memory, parts, launches; a step of ours
-               that waits for the device fails its section
-    views      the step with its views
-    training   90 s of a ViT-S on clips that it draws, k-NN before and after
-    inference  clips that an encoder embeds in a second
-    profile    a table of operations and a trace
-    products   bfloat16 and FP8 matrix products at the widths of a ViT-B
     tests      tests of xkd_core that need a GPU
+    ladder     the step: eager, each view by itself, compiled in blocks, larger batches, one CUDA
+               graph; against plain PyTorch and the published composition in the same process. With
+               clips/s, share of peak, memory, parts, operations; a step of ours that waits for the
+               device fails its section
+    views      the step with its views; a table of operations and a trace
+    inference  clips that an encoder embeds in a second
+    products   bfloat16 and FP8 matrix products at the widths of a ViT-B
+    attention  each kernel for each sequence of a step
+    training   90 s of a ViT-S on clips that it draws, k-NN before and after
 """
 
 import argparse
@@ -77,28 +77,30 @@ def sections(options: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
     """Names and commands, the most important first."""
     step = [str(HERE / "train_step.py"), "--device", options.device, "--preset", options.preset]
     step += ["--dtypes", "bfloat16", "--no-memory"]
-    first, on_gpu = options.batches[0], options.device != "cpu"
+    first, last, on_gpu = options.batches[0], options.batches[-1], options.device != "cpu"
     others = ["--against", "plain", "published-bfloat16"]
     alone, quick = ["--against"], ["--repeats", "5", "--no-parts"]
+    if on_gpu:
+        tests = ["-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
+        yield "tests", [*tests, "tests/unit/xkd_core"]
     yield "eager", [*step, "--batch", str(first), *others, "--repeats", "5"]
     apart = ["--batch", str(first), "--no-packed", *quick]
     yield "eager, each view by itself", [*step, *apart, *alone]
     if on_gpu:
         for batch in options.batches:
             compiled = ["--batch", str(batch), "--compile", "blocks", *quick]
-            yield f"blocks compiled, {batch} clips", [*step, *compiled, *others]
-    views = ["--batch", str(first), "--views", *quick]
-    yield "with views", [*step, *views, *alone]
-    yield "training", training(options)
+            against = others if batch == last else alone
+            yield f"blocks compiled, {batch} clips", [*step, *compiled, *against]
+        graph = ["--batch", str(first), "--compile", "blocks", "--graph", *quick]
+        yield f"one CUDA graph, {first} clips", [*step, *graph, *alone]
+    table = ["--profile", str(options.out / "profile.txt")]
+    views = ["--batch", str(first), "--views", *quick, *table]
+    yield "with views, and a profile", [*step, *views, *alone]
     yield "inference", inference(options)
-    table = str(options.out / "profile.txt")
-    yield "profile", [*step, "--batch", str(first), *quick, *alone, "--profile", table]
     yield "products", [str(HERE / "on_gpu.py"), "--products", "--device", options.device]
-    if on_gpu:
-        tests = ["-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
-        yield "tests", [*tests, "tests/unit/xkd_core"]
-        graphs = ["--batch", str(first), "--compile", "blocks", "--graph", *quick]
-        yield "one CUDA graph", [*step, *graphs, *alone]
+    attention = ["--device", options.device, "--batch", str(first)]
+    yield "attention", [str(HERE / "attention.py"), *attention]
+    yield "training", training(options)
 
 
 def training(options: argparse.Namespace) -> list[str]:

@@ -41,7 +41,7 @@ def test_the_script_for_a_gpu_lists_what_it_would_do(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "on_gpu.py"), "--list", "--out", str(out)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     names = [line.partition(":")[0] for line in done.stdout.splitlines()]
-    assert names[:2] == ["eager", "eager, each view by itself"]
+    assert names[:3] == ["tests", "eager", "eager, each view by itself"]
     assert {"blocks compiled, 128 clips", "training", "inference", "tests"} <= set(names)
     assert not out.exists()
 
@@ -58,11 +58,11 @@ def test_the_script_for_a_gpu_is_rehearsed_on_a_cpu(tmp_path):
     assert set(results) == {
         "eager",
         "eager, each view by itself",
-        "with views",
-        "training",
+        "with views, and a profile",
         "inference",
-        "profile",
         "products",
+        "attention",
+        "training",
     }
     packed = results["eager"]["result"]["results"]["launches"]
     apart = results["eager, each view by itself"]["result"]["results"]["launches"]

@@ -10,7 +10,7 @@ from pipelines.config.evaluate import EvaluateSettings
 from pipelines.evaluation.features import Features
 from pipelines.evaluation.probes.solvers import UNSEEN, Fitted
 from pipelines.evaluation.sides import Sides
-from xkd_core.attentive import train_attentive_probe
+from xkd_core.classifiers.attentive import train_attentive_probe
 
 Array = NDArray[Any]
 

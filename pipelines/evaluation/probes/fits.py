@@ -22,8 +22,8 @@ from pipelines.evaluation.features import Features
 from pipelines.evaluation.probes.attentive import score_tokens
 from pipelines.evaluation.probes.solvers import Fitted, TrainingRows, fit_and_score
 from pipelines.evaluation.sides import MISSING, Sides, joined, joined_without, sides_of
+from xkd_core.classifiers.probes import knn_votes
 from xkd_core.encoders import MODALITIES, Modality
-from xkd_core.probes import knn_votes
 
 Array = NDArray[Any]
 FineTune = Callable[[Features, str, Sides], Callable[[], Fitted]]

@@ -19,7 +19,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from xkd_core.probes import Loss, fit_linear_layers, source_folds
+from xkd_core.classifiers.probes import Loss, fit_linear_layers, source_folds
 
 Array = NDArray[Any]
 Kind = Literal["linear", "svm"]

@@ -6,10 +6,12 @@ Tracing fails unless everything is one graph; no code is generated.
 import copy
 
 import torch
+from torch._dynamo.utils import counters
 
 from tests.helpers.networks import micro_config, micro_model, micro_views
-from xkd_core.compilation import compile_blocks
+from xkd_core.compilation import compile_blocks, uncompiled
 from xkd_core.losses import initial_centers, losses, teacher_temperatures
+from xkd_core.xkd import XKD
 
 
 def main() -> None:
@@ -28,6 +30,23 @@ def main() -> None:
     for plain, *ours in zip(*gradients, strict=True):
         for gradient in ours:
             torch.testing.assert_close(gradient, plain, rtol=1e-4, atol=1e-5)
+    check_scoring_compiles_nothing(in_blocks)
+
+
+def check_scoring_compiles_nothing(in_blocks: XKD) -> None:
+    """Batches of other sizes, as a scoring has them; outside of it they are compiled."""
+
+    def compiled_graphs() -> int:
+        return counters["stats"]["unique_graphs"]
+
+    clips = micro_views(num_clips=7).video_global
+    before = compiled_graphs()
+    with torch.no_grad(), uncompiled():
+        embeddings = in_blocks.video_teacher.embed(clips)
+    assert compiled_graphs() == before
+    with torch.no_grad():
+        torch.testing.assert_close(in_blocks.video_teacher.embed(clips), embeddings)
+    assert compiled_graphs() > before
 
 
 if __name__ == "__main__":

@@ -56,6 +56,21 @@ def test_workers_that_fit_on_no_node_are_refused(tmp_path, settings, nodes, mess
 
 
 @pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, r"cuda_graphs \(true\) must be false with use_gpu \(false\)"),
+        (
+            {"use_gpu": True, "num_workers": [1, 2]},
+            r"cuda_graphs \(true\) must be false with num_workers \(2\): only the steps of",
+        ),
+    ],
+)
+def test_steps_are_recorded_on_a_single_gpu_alone(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(tmp_path, tmp_path, cuda_graphs=True, **settings)
+
+
+@pytest.mark.parametrize(
     ("silent", "unseen", "counts"),
     [
         (lambda _: True, lambda _: False, "6 have a picture alone and 0 have sound alone"),

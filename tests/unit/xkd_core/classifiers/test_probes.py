@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xkd_core.probes import (
+from xkd_core.classifiers.probes import (
     accuracy,
     fit_linear_layers,
     knn_predict,

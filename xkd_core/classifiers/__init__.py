@@ -1,0 +1,1 @@
+"""What learns on top of an encoder: probes of frozen features, and fine-tuning."""
