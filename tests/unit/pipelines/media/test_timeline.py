@@ -11,6 +11,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from pipelines.media.leaps import Clock
+from pipelines.media.timeline import correct_ends
 from tests.helpers.timed_scenes import (
     bars,
     decode,
@@ -415,6 +417,21 @@ def test_pictures_that_an_avi_leaves_out_are_held(tmp_path, codec, bframes):
     seen, _ = seen_and_heard(decode(tmp_path / "gap.avi"))
     right = [int((tick + 0.5) * 25 / 8) for tick in range(96)]
     assert seen == [49 if 50 <= number <= 170 else number for number in right]
+
+
+def clock_of(*times):
+    order, values = np.arange(len(times)), np.array(times)
+    return Clock(order, values.copy(), values.copy(), np.full(len(times), 0.04), is_exact=True)
+
+
+def test_a_last_packet_that_is_hours_away_makes_no_hours():
+    sound = clock_of(0.0, 0.04, 0.08, 17_000.0)
+    still = clock_of(0.0, 400.0)
+    correct_ends([sound, clock_of(0.0, 0.04)])
+    correct_ends([still, clock_of(0.0, 200.0, 395.0)])
+    assert sound.decode.tolist() == pytest.approx([0.0, 0.04, 0.08, 0.12])
+    assert sound.start.tolist() == sound.decode.tolist()
+    assert still.decode.tolist() == [0.0, 400.0]
 
 
 CUT = [("libx264", ".mkv"), ("mpeg2video", ".ts"), ("mpeg4", ".mkv"), ("mpeg4", ".avi")]
