@@ -122,6 +122,9 @@ def make_views(
             for view, view_chunks in zip(views, chunks, strict=True)
         ]
 
+    def audio_local_of(view: AudioViewParameters) -> Tensor:
+        return crop_spectrogram(log_mel(_window(waveform, view, audio.local_num_samples)), view)
+
     waveform = batch.waveform.float() / LARGEST_SAMPLE
     with torch.autocast(device.type, enabled=False):
         return Views(
@@ -142,12 +145,7 @@ def make_views(
                 ]
             ).unsqueeze(1),
             audio_locals=torch.stack(
-                [
-                    crop_spectrogram(
-                        log_mel(_window(waveform, view, audio.local_num_samples)), view
-                    )
-                    for view in parameters.audio_locals
-                ]
+                [audio_local_of(view) for view in parameters.audio_locals]
             ).unsqueeze(2),
             video_mask_noise=parameters.video_mask_noise,
             audio_mask_noise=parameters.audio_mask_noise,

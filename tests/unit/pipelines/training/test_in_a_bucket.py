@@ -49,7 +49,7 @@ def datasets(server, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(server, datasets, local_ray, tmp_path_factory):
+def undisturbed(server, datasets, ray_of_this_environment, tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     config = tiny_config(home, datasets[0], epochs=3, checkpoint_every=4)
     return home, config, train(config)
@@ -140,7 +140,7 @@ def test_a_checkpoint_whose_upload_was_cut_off_is_not_used(server, datasets, und
 @pytest.mark.parametrize("seconds", [8.0, 60.0])
 def test_a_bucket_that_is_away_delays_a_training(server, datasets, undisturbed, seconds):
     home, _, expected = undisturbed
-    config = remote_config(home, datasets, f"away for {seconds:g} s")
+    config = remote_config(home, datasets, f"away-for-{seconds:g}-s")
     server.overloaded_for(seconds)
     assert_equal(train(config), expected)
 
