@@ -3,6 +3,7 @@
 The driver opens a run with `open_run` and passes the `RunRef` to the workers that log to it.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -236,7 +237,7 @@ def log_dataset(run: RunRef, *, dataset_id: str, path: str, num_clips: int, cont
     client = run.client()
     dataset = Dataset(
         # MLflow keeps one source for each name and digest; equal clips elsewhere have another.
-        name=redacted(path)[-_MAX_NAME:],
+        name=_dataset_name(redacted(path)),
         digest=dataset_id[:36],
         source_type="local",
         source=json.dumps({"uri": path}),
@@ -249,6 +250,14 @@ def log_dataset(run: RunRef, *, dataset_id: str, path: str, num_clips: int, cont
         client.log_inputs(run.run_id, [DatasetInput(dataset, [tag])])
 
     retry_while_away(run.uri, _WORK_PATIENCE_SECONDS, log)
+
+
+def _dataset_name(path: str) -> str:
+    """Returns a path as a name; a hash replaces the beginning of one that is too long."""
+    if len(path) <= _MAX_NAME:
+        return path
+    start = f"{hashlib.sha256(path.encode()).hexdigest()[:16]}..."
+    return start + path[len(start) - _MAX_NAME :]
 
 
 def log_origins(run: RunRef, origins: Mapping[str, Mapping[str, str]]) -> None:

@@ -3,8 +3,10 @@
 import asyncio
 import os
 import time
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
+import aiohttp
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from pipelines.errors import UserError
@@ -15,6 +17,10 @@ _DETACHED = 130
 _RECONNECT_SECONDS = 2.0
 _PATIENCE_SECONDS = 300.0
 """How long a job server may be away, for example while the head restarts."""
+_SILENCE_SECONDS = 15.0
+"""Time without output after which the job server is asked whether it is still there. A connection
+to a machine that has lost its power stays open for hours."""
+_NOT_FOUND = "status code 404"
 
 
 def follow(client: JobSubmissionClient, job: str) -> int:
@@ -30,33 +36,80 @@ def follow(client: JobSubmissionClient, job: str) -> int:
     except RuntimeError as error:
         raise UserError(f"no job {job} at {client.get_address()}") from error
     try:
-        asyncio.run(_print_log(client, job))
+        if not asyncio.run(_print_log(client, job)):
+            print(
+                f"the cluster does not know {job} any more, for its head is another one now; the "
+                "same command continues"
+            )
+            return _FAILED
     except KeyboardInterrupt:
         print(f"\ndetached; {job} goes on. xkd submit logs {job} attaches again")
         return _DETACHED
     return _exit_code(client, job)
 
 
-async def _print_log(client: JobSubmissionClient, job: str) -> None:
-    """Prints until the job has ended; a lost connection continues where it broke off."""
+async def _print_log(client: JobSubmissionClient, job: str) -> bool:
+    """Prints until the job has ended; a lost connection continues where it broke off.
+
+    Returns:
+        False if the job server does not know the job any more.
+    """
     printed, away_since = 0, None
     while True:
         received = 0
         try:
-            async for text in client.tail_job_logs(job):
+            async for text in _texts(client, job):
                 new = text[max(printed - received, 0) :]
                 received += len(text)
                 if new:
                     print(new, end="", flush=True)
                     printed = max(printed, received)
             if client.get_job_status(job).is_terminal():
-                return
+                return True
             away_since = None
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, aiohttp.ClientError) as error:
+            if _is_unknown(client, job):
+                return False
             away_since = away_since or time.monotonic()
             if time.monotonic() - away_since > _PATIENCE_SECONDS:
                 raise UserError(f"the job server does not answer any more: {error}") from error
         await asyncio.sleep(_RECONNECT_SECONDS)
+
+
+async def _texts(client: JobSubmissionClient, job: str) -> AsyncIterator[str]:
+    """Yields the log from its beginning as it grows, while the job server answers.
+
+    Raises:
+        OSError: If the server does not answer.
+        RuntimeError: If it does not know the job, or the connection breaks off.
+        aiohttp.ClientError: If it refuses the connection.
+    """
+    texts = client.tail_job_logs(job)
+    following = asyncio.ensure_future(anext(texts, None))
+    try:
+        while True:
+            done, _ = await asyncio.wait({following}, timeout=_SILENCE_SECONDS)
+            if not done:
+                client.get_job_status(job)
+                continue
+            text = following.result()
+            if text is None:
+                return
+            yield text
+            following = asyncio.ensure_future(anext(texts, None))
+    finally:
+        following.cancel()
+
+
+def _is_unknown(client: JobSubmissionClient, job: str) -> bool:
+    """Whether the job server answers that there is no such job."""
+    try:
+        client.get_job_status(job)
+    except OSError:
+        return False
+    except RuntimeError as error:
+        return _NOT_FOUND in str(error)
+    return False
 
 
 def _exit_code(client: JobSubmissionClient, job: str) -> int:
@@ -82,7 +135,7 @@ def listed(client: JobSubmissionClient) -> str:
             job.submission_id or job.job_id or "",
             str(job.status.value),
             _time(job.start_time),
-            job.entrypoint[:60],
+            " ".join(job.entrypoint.split())[:60],
         )
         for job in jobs
         if (job.metadata or {}).get("xkd.job") != "probe"

@@ -87,10 +87,10 @@ def serving(folder: Path) -> Iterator[Server]:
     process.communicate()
 
 
-def main() -> None:
+def main(control_file: str, host: str = "127.0.0.1", port: str = "0") -> None:
     """Serves until nobody holds its input open any more."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    control = Path(sys.argv[1])
+    control = Path(control_file)
     application = DomainDispatcherApplication(create_backend_app)
 
     def controlled(environ, start_response):
@@ -106,7 +106,7 @@ def main() -> None:
             return [OVERLOADED.replace(b"SlowDown", b"AccessDenied")]
         return application(environ, start_response)
 
-    server = make_server("127.0.0.1", 0, controlled, threaded=True)
+    server = make_server(host, int(port), controlled, threaded=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     sys.stdout.write(f"{server.server_port}\n")
     sys.stdout.flush()
@@ -123,4 +123,4 @@ def wait_until(condition, seconds: float = 60.0) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

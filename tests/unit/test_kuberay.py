@@ -118,3 +118,16 @@ def test_the_image_has_what_kuberay_calls():
     runtime = (REPOSITORY / "docker" / "Dockerfile").read_text().split(" AS runtime")[1]
     assert '"wget=' in runtime
     assert "> /etc/profile.d/xkd.sh" in runtime
+
+
+def test_mlflow_asks_for_the_password_that_jobs_have_and_migrates_its_own_database():
+    values = load("mlflow-values")
+    secret = values["auth"]["existingAdminSecret"]
+    assert values["auth"]["enabled"]
+    for kind in KINDS:
+        (container,) = pods(cluster_spec(kind))[0]["containers"]
+        asked = {one["name"]: one.get("valueFrom") for one in container["env"]}
+        for variable, key in (("USERNAME", "usernameKey"), ("PASSWORD", "passwordKey")):
+            reference = asked[f"MLFLOW_TRACKING_{variable}"]["secretKeyRef"]
+            assert reference == {"name": secret["name"], "key": secret[key]}
+    assert values["initImages"]["mlflowDbMigration"] == values["image"]

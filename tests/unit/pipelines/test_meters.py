@@ -3,8 +3,11 @@
 import ast
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
+import pytest
 import yaml
 
 from pipelines.meters import METERS
@@ -35,6 +38,15 @@ def test_alerts_ask_for_measures_that_exist():
     assert {"XkdCollapse", "XkdStarvation", "XkdRejects", "XkdNoProgress"} <= alerts.keys()
     assert set(NAME.findall(" ".join(alerts.values()))) <= EXPORTED
     assert all(NAME.search(expression) for expression in alerts.values())
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
+def test_alerts_fire_when_they_should_and_no_earlier():
+    for command in (("check", "rules", "alerts.yaml"), ("test", "rules", "alerts_test.yaml")):
+        done = subprocess.run(
+            ["promtool", *command], cwd=MONITORING, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_expressions_are_balanced_and_group_by_tags_that_measures_have():

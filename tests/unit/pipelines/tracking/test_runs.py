@@ -1,5 +1,6 @@
 """A run is opened, continued and read back, also while MLflow answers badly."""
 
+import json
 import time
 
 import pytest
@@ -76,6 +77,19 @@ def test_the_start_of_a_part_waits_for_mlflow(tmp_path, monkeypatch, method):
     assert found.data.params["labels"] == "auto"
     assert found.data.tags["xkd.dataset.training"] == "made12"
     assert len(found.inputs.dataset_inputs) == 1
+
+
+@pytest.mark.parametrize("folder", ["clips", "/".join(["a" * 100] * 8)])
+def test_equal_clips_at_two_places_keep_their_own_sources(tmp_path, folder):
+    sources = []
+    for place in ("s3://one/home", "s3://two/home", "s3://one/home"):
+        run = run_at(tmp_path)
+        path = f"{place}/{folder}"
+        log_dataset(run, dataset_id="made12", path=path, num_clips=12, context="training")
+        (logged,) = run.client().get_run(run.run_id).inputs.dataset_inputs
+        assert json.loads(logged.dataset.source) == {"uri": path}
+        sources.append(logged.dataset.name)
+    assert sources[0] == sources[2] != sources[1]
 
 
 def test_mlflow_that_stays_away_is_one_line(tmp_path, monkeypatch):

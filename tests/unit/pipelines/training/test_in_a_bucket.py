@@ -140,7 +140,7 @@ def test_a_checkpoint_whose_upload_was_cut_off_is_not_used(server, datasets, und
 @pytest.mark.parametrize("seconds", [8.0, 60.0])
 def test_a_bucket_that_is_away_delays_a_training(server, datasets, undisturbed, seconds):
     home, _, expected = undisturbed
-    config = remote_config(home, datasets, f"away for {seconds:g} s")
+    config = remote_config(home, datasets, f"away-for-{seconds:g}-s")
     server.overloaded_for(seconds)
     assert_equal(train(config), expected)
 

@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from ray.job_submission import JobDetails, JobStatus, JobType
 
 from pipelines.config.embed import EmbedConfig
 from pipelines.config.pretrain import PretrainConfig
@@ -16,6 +18,7 @@ from pipelines.tracking.code_version import CODE_VERSION, code_version
 from ray_jobs.cli.main import main
 from ray_jobs.submit import probe
 from ray_jobs.submit.checks import resource_mistakes
+from ray_jobs.submit.follow import listed
 from ray_jobs.submit.package import staged
 from ray_jobs.submit.places import HOME_OF_CLUSTER, places
 from ray_jobs.submit.server import connected_client
@@ -117,6 +120,25 @@ def test_an_address_without_a_job_server_is_named():
     for address in ("auto", "ray://host:10001", "http://", "http://host:port"):
         with pytest.raises(UserError, match="must be http://HOST:PORT of Ray's dashboard"):
             connected_client(address)
+
+
+def test_each_job_of_the_cluster_is_one_line():
+    jobs = [
+        JobDetails(
+            type=JobType.DRIVER,
+            job_id=f"0{number}000000",
+            status=JobStatus.RUNNING,
+            entrypoint=command,
+            start_time=number,
+        )
+        for number, command in enumerate(
+            ["python -c '\nimport ray\n\nray.init()'", "xkd run smoke"]
+        )
+    ]
+    client = SimpleNamespace(list_jobs=lambda: jobs)
+    _, first, second = listed(client).splitlines()
+    assert first.endswith("xkd run smoke")
+    assert second.endswith("python -c ' import ray ray.init()'")
 
 
 def test_a_password_does_not_travel(monkeypatch):
