@@ -166,6 +166,8 @@ class Machine:
             self.cut()
             os.kill(self._init, signal.SIGKILL)
             self._outer.wait()
+            # The kernel takes a moment to end a network, and another machine may want the name.
+            subprocess.run(["ip", "link", "delete", self._link], stderr=subprocess.DEVNULL)
         if self.slow_link is not None:
             self.slow_link.close()
 
