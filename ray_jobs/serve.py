@@ -8,19 +8,26 @@ import time
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 
+import torch
+
 from pipelines.config.serve import TOKEN, ServeConfig
 from pipelines.errors import JobFailed
+from pipelines.nodes import wait_for_nodes
 from pipelines.quantities import counted
 from pipelines.redaction import one_line
 from pipelines.registry.signing import check_keys
 from pipelines.registry.uri import resolve_model
-from ray_jobs.cli.checks import messages
+from pipelines.serving.room import check_room
+from ray_jobs.cli.checks import decoder_mistakes, messages
 from ray_jobs.cli.cluster import check_ray, connected, ray_address
 from ray_jobs.cli.job import Job, JobPlan, run_job
 from ray_jobs.cli.jobs import JOBS
 
 _LOOK_SECONDS = 2.0
 _ANSWER_SECONDS = 120.0
+_ENDED = ("NOT_STARTED", "DEPLOY_FAILED", "DELETING")
+"""States of an application that is not coming back. A replica that dies makes it unhealthy until
+Ray Serve has started another one."""
 
 
 def plan(config: ServeConfig) -> JobPlan:
@@ -30,8 +37,10 @@ def plan(config: ServeConfig) -> JobPlan:
         check_keys,
         lambda: check_ray(config.ray),
     )
-    if ray_address(config.ray) is None and not mistakes:
-        mistakes = _port_mistakes(config)
+    mistakes += decoder_mistakes(config, config.decoder)
+    if ray_address(config.ray) is None:
+        here = {"CPU": config.ray.num_cpus or os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
+        mistakes += messages(lambda: check_room(config, [here])) + _port_mistakes(config)
     return JobPlan(reads=(config.uri,), writes=(), mistakes=mistakes)
 
 
@@ -56,8 +65,18 @@ def work(config: ServeConfig) -> None:
     from pipelines.serving.application import NAME, application
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    # A Ray of its own gives its workers the lowest priority, and clients wait for these.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     print(f"serve: starting {counted(config.num_replicas, 'replica')} of {config.uri}", flush=True)
     with connected(config.ray):
+        if ray_address(config.ray) is not None:
+            asked = {"CPU": config.num_cpus, "GPU": config.num_gpus}
+            replica = {name: number for name, number in asked.items() if number}
+            wait_for_nodes(
+                lambda nodes: check_room(config, nodes),
+                [replica] * config.num_replicas,
+                config.ray.wait_seconds,
+            )
         try:
             app = application(config)
             _start(config)
@@ -65,7 +84,7 @@ def work(config: ServeConfig) -> None:
             if ray_address(config.ray) is None:
                 _wait_for_answer(config)
             _print_address(config)
-            while serve.status().applications[NAME].status == "RUNNING":
+            while serve.status().applications[NAME].status not in _ENDED:
                 time.sleep(_LOOK_SECONDS)
             raise JobFailed("the service does not run any more; --verbose shows its log")
         except KeyboardInterrupt:

@@ -49,9 +49,10 @@ class FineTuneSettings(Config):
     cutmix: NonNegativeFloat = 0.5
     """The same of cutmix, of videos alone; half of the batches have one, half the other."""
     randaugment_operations: NonNegativeInt = 4
-    """Operations of RandAugment on each clip, the same for all its frames; 0 for none."""
-    randaugment_magnitude: Annotated[int, Field(ge=0, le=30)] = 7
-    """Their strength, 0 to 30."""
+    """Operations of RandAugment on a clip, the same for all its frames; each is applied to half of
+    the clips, as in timm. 0 for none."""
+    randaugment_magnitude: Annotated[int, Field(ge=0, le=10)] = 7
+    """Mean of their strength, 0 to 10 as in timm."""
     erasing: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25
     """Share of the clips of which a box is filled with noise."""
     crop_area: tuple[PositiveFloat, PositiveFloat] = (0.2, 0.766)
@@ -60,6 +61,11 @@ class FineTuneSettings(Config):
     """Mirrors half of the videos."""
     volume: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     """Largest change of a sound's volume, as a share."""
+    time_warp: NonNegativeInt = 20
+    """Frames of a spectrogram by which a random one moves at most; 0 for none."""
+    audio_crop: tuple[PositiveFloat, PositiveFloat] | None = (0.6, 1.5)
+    """Range of height and width of a random crop of a spectrogram, as shares of it; None for
+    none."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """Dropout before the head."""
     score_every: PositiveInt = 10

@@ -1,16 +1,23 @@
 """Settings of pretraining: the method, and how it is trained."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from pipelines.config.base import Datasets, JobConfig, Location, Name
+from pipelines.config.evaluate import CheapMeasure
 from pipelines.config.init import InitSettings
 from xkd_core.config import Config, MethodConfig
 
 
 class KnnSettings(Config):
-    """How often the teachers are scored during training, and on what."""
+    """How often the teachers are scored during training, by what, and on what.
+
+    Frozen teachers do not change, so their students are scored.
+    """
+
+    measures: Annotated[tuple[CheapMeasure, ...], Field(min_length=1)] = ("knn", "retrieval")
+    """What is measured, as in `evaluate`: each gives a curve, such as `health/video/linear`."""
 
     dataset: Datasets | None = None
     """Clip dataset with labels: its split `train` gives the neighbors, and its split `val`, or else
@@ -25,8 +32,9 @@ class HealthSettings(Config):
     """What to measure of a training's health beyond what each step computes."""
 
     knn: KnnSettings | None = None
-    """Scores the frozen teachers by nearest neighbors during training (`health/video/knn`,
-    `health/audio/knn`). Training does not depend on it; rank 0 scores while the others wait."""
+    """Scores the teachers' features during training, by nearest neighbors and retrieval unless
+    `measures` names others (`health/video/knn`, `health/audio/retrieval`). Training does not depend
+    on it; rank 0 scores while the others wait."""
 
 
 class PretrainSettings(MethodConfig):

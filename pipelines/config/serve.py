@@ -3,7 +3,14 @@
 import os
 from importlib.util import find_spec
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from pipelines.config.base import DecoderSettings, JobConfig, LimitsSettings
 from pipelines.config.pull import model_uri
@@ -49,6 +56,13 @@ class ServeConfig(JobConfig):
     addresses; a host that is named here may have any. `[]` takes uploads alone."""
     limits: LimitsSettings = LimitsSettings()
     decoder: DecoderSettings = DecoderSettings()
+
+    @field_validator("num_gpus")
+    @classmethod
+    def _are_whole(cls, num_gpus: float) -> float:
+        if num_gpus > 1 and num_gpus != int(num_gpus):
+            raise ValueError(f"({num_gpus:g}) must be at most 1 or an integer")
+        return num_gpus
 
     @model_validator(mode="after")
     def _can_serve(self) -> "ServeConfig":

@@ -31,9 +31,12 @@ _ROWS_AT_ONCE = 4096
 
 
 def compared(features: Features, settings: EvaluateSettings) -> Literal["features", "heads"]:
-    """Returns what retrieval compares: head outputs also if there are too few training pairs."""
+    """Returns what retrieval compares.
+
+    Head outputs also if there are too few training pairs, or no others to score the maps on.
+    """
     has_both = features.has["video"] & features.has["audio"]
-    enough = int((has_both & features.is_train).sum()) >= LEAST_PAIRS
+    enough = int((has_both & features.is_train).sum()) >= LEAST_PAIRS and features.is_test.any()
     return "features" if settings.retrieval_of == "features" and enough else "heads"
 
 

@@ -89,7 +89,8 @@ def _token_mistakes(config: EvaluateConfig, models: _Models, dataset: ClipDatase
     """Returns why the tokens of an attentive probe would not fit into memory."""
     if "attentive" not in config.measures:
         return []
-    clips = int(np.isin(dataset.index.split, (*config.train_splits, *config.test_splits)).sum())
+    wanted = np.isin(dataset.index.split, (*config.train_splits, *config.test_splits))
+    clips = dataset.num_clips if _lists(config) else int(wanted.sum())
     numbers = 0
     for (name, modality), (_, model) in models.items():
         side = config.video_size // model.video.patch_size if config.video_size else 0

@@ -273,12 +273,17 @@ def _notes(
     if "retrieval" in settings.measures:
         both = (index.num_frames[rows] > 0) & index.has_audio[rows].astype(bool)
         pairs = int((both & chosen.is_train).sum())
-        needs_heads = settings.retrieval_of == "heads" or pairs < LEAST_PAIRS
-        if settings.retrieval_of == "features" and needs_heads:
-            notes.append(
-                f"retrieval compares head outputs: {counted(pairs, 'training clip')} with picture "
-                f"and sound, and {LEAST_PAIRS} are needed to align features"
+        lacks = ""
+        if pairs < LEAST_PAIRS:
+            clips = counted(pairs, "training clip")
+            lacks = (
+                f"{clips} with picture and sound, and {LEAST_PAIRS} are needed to align features"
             )
+        elif not chosen.is_test.any():
+            lacks = "no clip is held out, and aligned features know the clips that align them"
+        needs_heads = settings.retrieval_of == "heads" or bool(lacks)
+        if settings.retrieval_of == "features" and lacks:
+            notes.append(f"retrieval compares head outputs: {lacks}")
         without = [
             name
             for name, network in networks.items()

@@ -4,50 +4,40 @@ Runs as a Ray task, on a GPU if there is one. Views of an epoch follow from (see
 a run repeats to the bit on one machine. The last epoch is scored; `selection=test` scores others as
 well and reports the best.
 
-Paper: XKD, arXiv:2211.13929, fine-tuning protocol. Differences: without time warping and random
-crops of spectrograms, and batches as they fit one device.
+Paper: XKD, arXiv:2211.13929, fine-tuning protocol; batches here are as they fit one device.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
-from torchvision.transforms import v2
 
 from pipelines.config.base import Datasets
 from pipelines.config.evaluate import EvaluateSettings
-from pipelines.dataset.clip_dataset import Clip, ClipDataset
 from pipelines.dataset.joined import open_datasets
 from pipelines.evaluation.embedder import Embedder, mean_by
 from pipelines.evaluation.features import Features
+from pipelines.evaluation.finetune_views import FineTuneViews, seeded
 from pipelines.evaluation.networks import EncoderSource, EvaluatedEncoder
 from pipelines.evaluation.probes.fits import FineTune, probabilities
 from pipelines.evaluation.probes.solvers import UNSEEN, Fitted
 from pipelines.evaluation.sides import Sides
 from pipelines.evaluation.tasks import result_of, within_a_node
-from pipelines.media.windows import looped, padded
 from xkd_core.classifiers.finetune import (
     Classifier,
     classification_loss,
-    erase,
     layer_groups,
-    mask_spectrogram,
     mix,
     smooth,
 )
 from xkd_core.encoders import Modality
 from xkd_core.schedules import cosine
-from xkd_core.views.log_mel import LogMel
-from xkd_core.views.video import normalize_video
-from xkd_core.views.views import plain_audio_view
 
 Array = NDArray[Any]
-_LARGEST_PIXEL = 255.0
 
 
 @dataclass(frozen=True)
@@ -118,14 +108,14 @@ def fine_tune(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     evaluated = source.load(trained=trained, seed=settings.seed)[modality]
-    with _seeded(settings.seed):
+    with seeded(settings.seed):
         model = Classifier(
             evaluated.encoder.requires_grad_(True),
             evaluated.model.encoder.width,
             train.targets.shape[1],
             settings.finetune.dropout,
         ).to(device)
-    views = _Views(modality, evaluated, open_datasets(dataset), settings)
+    views = FineTuneViews(modality, evaluated, open_datasets(dataset), settings)
     recipe = settings.finetune
     groups = layer_groups(
         model,
@@ -146,7 +136,7 @@ def fine_tune(
 def _train_epoch(
     model: Classifier,
     optimizer: torch.optim.Optimizer,
-    views: "_Views",
+    views: FineTuneViews,
     train: Labelled,
     epoch: int,
     settings: EvaluateSettings,
@@ -174,7 +164,7 @@ def _train_epoch(
         clips, targets = mix(
             clips, targets, mixup=recipe.mixup, cutmix=views.cutmix, generator=generator
         )
-        with _seeded(settings.seed * 7_919 + step):  # dropout
+        with seeded(settings.seed * 7_919 + step):  # dropout
             logits = model(clips.to(device))
         loss = classification_loss(logits, targets.to(device), is_multilabel=train.is_multilabel)
         optimizer.zero_grad()
@@ -185,7 +175,7 @@ def _train_epoch(
 @torch.no_grad()
 def _score(
     model: Classifier,
-    views: "_Views",
+    views: FineTuneViews,
     test: Labelled,
     evaluated: EvaluatedEncoder,
     settings: EvaluateSettings,
@@ -202,90 +192,3 @@ def _score(
         owners.append(test.owners[part][found.owners])
     shares = probabilities(np.concatenate(sums), test.is_multilabel)
     return mean_by(shares, np.concatenate(owners), len(test.targets))
-
-
-class _Views:
-    """Clips of the dataset, plain or augmented; kept in memory while there is room."""
-
-    def __init__(
-        self,
-        modality: Modality,
-        evaluated: EvaluatedEncoder,
-        dataset: ClipDataset,
-        settings: EvaluateSettings,
-    ) -> None:
-        self.modality, self._model, self._dataset = modality, evaluated.model, dataset
-        self._recipe, self._seed = settings.finetune, settings.seed
-        self._size = settings.video_size or evaluated.model.video.size
-        self._log_mel = LogMel(evaluated.model.audio)
-        self._room = int(self._recipe.clips_gb * 1e9)
-        self._kept: dict[int, Clip] = {}
-        # A box cut out of a spectrogram is another sound's pitch at another time.
-        self.cutmix = self._recipe.cutmix if modality == "video" else 0.0
-
-    def clips(self, rows: Array) -> list[Clip]:
-        """Returns clips in the order of the rows, with the stream of the modality alone."""
-        missing = sorted(row for row in set(rows.tolist()) if row not in self._kept)
-        here: dict[int, Clip] = {}
-        for row, clip in zip(missing, self._dataset.clips(missing), strict=True):
-            if self.modality == "video":
-                here[row] = replace(clip, waveform=None)
-            else:
-                here[row] = replace(clip, frames=None)
-            size = sum(a.nbytes for a in (here[row].frames, here[row].waveform) if a is not None)
-            if size <= self._room:
-                self._room -= size
-                self._kept[row] = here[row]
-        return [here.get(row) or self._kept[row] for row in rows.tolist()]
-
-    def augmented(self, rows: Array, epoch: int, generator: torch.Generator) -> torch.Tensor:
-        """Computes one random view of each clip."""
-        view = self._video if self.modality == "video" else self._audio
-        seeds = [(self._seed * 1_000_003 + epoch) * 1_000_003 + int(row) for row in rows]
-        views = []
-        for clip, seed in zip(self.clips(rows), seeds, strict=True):
-            with _seeded(seed % (1 << 63)):
-                views.append(view(clip))
-        batch = torch.stack(views)
-        if self.modality == "video":
-            return erase(batch, self._recipe.erasing, generator)
-        return mask_spectrogram(batch, num_masks=2, max_bins=10, max_frames=20, generator=generator)
-
-    def _video(self, clip: Clip) -> torch.Tensor:
-        """RandAugment on the stored frames, then a random crop and a flip; (3, T, H, W)."""
-        assert clip.frames is not None
-        frames, recipe = _window(clip.frames, self._model.video.num_frames, looped), self._recipe
-        pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
-        steps: list[Callable[[torch.Tensor], torch.Tensor]] = [
-            v2.RandomResizedCrop(self._size, scale=recipe.crop_area, antialias=True),
-            v2.RandomHorizontalFlip(0.5 if recipe.flip else 0.0),
-        ]
-        if recipe.randaugment_operations:
-            operations, magnitude = recipe.randaugment_operations, recipe.randaugment_magnitude
-            steps.insert(0, v2.RandAugment(num_ops=operations, magnitude=magnitude))
-        for step in steps:
-            pixels = step(pixels)
-        return normalize_video(pixels.permute(1, 0, 2, 3).float() / _LARGEST_PIXEL)
-
-    def _audio(self, clip: Clip) -> torch.Tensor:
-        """A random window at random volume, as a spectrogram; (1, M, T)."""
-        assert clip.waveform is not None
-        samples = _window(clip.waveform, self._model.audio.num_samples, padded)
-        volume = 1 + self._recipe.volume * (2 * float(torch.rand(1)) - 1)
-        louder = np.clip(samples * volume, -32768, 32767).astype(np.int16)
-        return plain_audio_view(torch.from_numpy(louder)[None], self._log_mel)[0]
-
-
-def _window(array: Array, length: int, extend: Callable[[Array, int], Array]) -> Array:
-    if len(array) <= length:
-        return extend(array, length)
-    start = int(torch.randint(0, len(array) - length + 1, (1,)))
-    return array[start : start + length]
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Lets a library draw from PyTorch's global generator without leaving a trace."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield

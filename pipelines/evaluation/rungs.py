@@ -24,16 +24,6 @@ from xkd_core.compilation import uncompiled
 from xkd_core.encoders import MODALITIES
 from xkd_core.xkd import XKD
 
-KNN_SETTINGS = EvaluateSettings(
-    test_splits=("val", "test"),
-    num_windows=1,
-    untrained_baseline=False,
-    measures=("knn", "retrieval"),
-    fusion=(),
-    retrieval_sizes=(),
-)
-"""The settings of `KnnScorer`."""
-
 
 @dataclass(frozen=True)
 class RungPlan:
@@ -101,8 +91,26 @@ class RungScorer:
         return asdict(rung)
 
 
+def knn_settings(config: PretrainConfig) -> EvaluateSettings:
+    """Returns how `health.knn` scores a training.
+
+    Raises:
+        AssertionError: If it is not set.
+    """
+    assert config.health.knn is not None
+    return EvaluateSettings(
+        test_splits=("val", "test"),
+        num_windows=1,
+        untrained_baseline=False,
+        measures=config.health.knn.measures,
+        fusion=(),
+        retrieval_sizes=(),
+        role="student" if config.objective.teacher == "frozen" else "teacher",
+    )
+
+
 class KnnScorer:
-    """Scores the teachers by nearest neighbors at the interval of `health.knn`."""
+    """Scores the features of a training at the interval of `health.knn`."""
 
     def __init__(self, config: PretrainConfig, total_steps: int, steps_per_epoch: float) -> None:
         self._config, self._knn = config, config.health.knn
@@ -120,15 +128,16 @@ class KnnScorer:
         """Returns accuracies as `health/` metrics, for the modalities of the labelled clips."""
         assert self._knn is not None
         dataset = open_datasets(self._knn.dataset or self._config.dataset)
+        settings = knn_settings(self._config)
         with uncompiled():
             features = features_of(
-                {"trained": network_of(model, self._config.model, KNN_SETTINGS.role)},
+                {"trained": network_of(model, self._config.model, settings.role)},
                 dataset,
-                KNN_SETTINGS,
+                settings,
                 ignore_progress,
                 max_clips=self._knn.max_clips,
             )
-        scores = side_scores(score(features, KNN_SETTINGS))
+        scores = side_scores(score(features, settings))
         return {f"health/{path}": value for path, value in scores.items()}
 
 

@@ -27,20 +27,40 @@ class Sides:
 
 def sides_of(features: Features, subject: str, network: str) -> Sides | None:
     """Returns the clips of a subject; None if a side has none, or training has one class."""
-    modalities = MODALITIES if subject in FUSED else (subject,)
-    there = features.targets.any(axis=1)
-    for modality in modalities:
-        matrix = features.matrices.get(f"{modality}/{network}")
-        if matrix is None:
-            return None
-        there &= np.isfinite(matrix).all(axis=1)
-    train, test = (
-        np.flatnonzero(there & features.is_train),
-        np.flatnonzero(there & features.is_test),
-    )
+    if not _has_encoders(features, subject, network):
+        return None
+    train, test = _labelled_sides(features, subject, network)
     if not len(train) or not len(test) or not _can_be_told_apart(features.targets[train]):
         return None
     return Sides(train, test)
+
+
+def _modalities(subject: str) -> tuple[str, ...]:
+    return MODALITIES if subject in FUSED else (subject,)
+
+
+def _has_encoders(features: Features, subject: str, network: str) -> bool:
+    return all(f"{one}/{network}" in features.matrices for one in _modalities(subject))
+
+
+def _labelled_sides(features: Features, subject: str, network: str) -> tuple[Array, Array]:
+    """Returns the labelled training and test clips with finite features of a subject."""
+    there = features.targets.any(axis=1)
+    for modality in _modalities(subject):
+        there &= np.isfinite(features.matrices[f"{modality}/{network}"]).all(axis=1)
+    return np.flatnonzero(there & features.is_train), np.flatnonzero(there & features.is_test)
+
+
+def _why_not(features: Features, subject: str) -> str:
+    """Returns why a subject of the trained network has no score; empty if it has one."""
+    train, test = _labelled_sides(features, subject, "trained")
+    for side, clips in (("training", train), ("test", test)):
+        if not len(clips):
+            return f"no labelled {side} clip has features of it"
+    if not _can_be_told_apart(features.targets[train]):
+        count = counted(int(features.targets[train].any(axis=0).sum()), "class", "classes")
+        return f"its labelled training clips have {count}, and a probe needs two"
+    return ""
 
 
 def _can_be_told_apart(targets: Array) -> bool:
@@ -113,6 +133,7 @@ def notes_of(features: Features) -> tuple[str, ...]:
             notes.append(
                 f"{path}: {counted(broken, 'clip')} with features that are not finite: left out"
             )
+    notes += _unscored(features)
     seen = features.targets[features.is_train].any(axis=0)
     unseen = features.targets[features.is_test].any(axis=0) & ~seen
     if labelled.any() and unseen.any():
@@ -124,3 +145,15 @@ def notes_of(features: Features) -> tuple[str, ...]:
             "counted as wrong"
         )
     return tuple(notes)
+
+
+def _unscored(features: Features) -> list[str]:
+    """Returns a sentence for each modality that clips have and that cannot be scored."""
+    if why_no_scores(features):
+        return []  # which says it of all of them
+    return [
+        f"{modality} is not scored: {reason}"
+        for modality in MODALITIES
+        if _has_encoders(features, modality, "trained") and features.has[modality].any()
+        if (reason := _why_not(features, modality))
+    ]

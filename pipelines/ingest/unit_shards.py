@@ -31,12 +31,14 @@ from pipelines.dataset.shards import (
     shard_names,
 )
 from pipelines.errors import UserError
-from pipelines.storage import AnyPath
+from pipelines.storage import AnyPath, size_of
 
 TAGS = ("label", "labels", "split", "group")
 """Columns from the list of sources rather than from their bytes."""
 
 _HELD = ("source", "source_hash", *TAGS, "reason", "message", *(field.name for field in STRETCH))
+_SMALL_COUNT, _SMALL_BYTES = 16, 50_000_000
+"""Shards and their bytes that the driver revises by itself."""
 _FILES_AT_A_TIME = 256
 """Number of shards whose columns are in memory at a time."""
 
@@ -118,11 +120,20 @@ def revise(
         for name, revision in revisions.items()
     ]
     reviser = partial(_revise_shard, output, rows_folder, scratch)
+    if _are_small([output / rows_folder / name for name in revisions]):
+        for row in rows:
+            reviser(row)
+        return
     # 1:1. Each task reads and writes one whole shard.
     revised = ray.data.from_items(rows, override_num_blocks=len(rows)).map(reviser)
     revised.context.enable_progress_bars = False
     for _ in revised.iter_rows():
         pass
+
+
+def _are_small(shards: Sequence[AnyPath]) -> bool:
+    """Whether the driver revises shards in less time than a graph takes to start."""
+    return len(shards) <= _SMALL_COUNT and sum(map(size_of, shards)) <= _SMALL_BYTES
 
 
 def _revise_shard(

@@ -26,7 +26,7 @@ from pipelines.media.windows import audio_windows, video_windows
 from pipelines.models.encoder_inputs import input_rows, read_segments
 from pipelines.models.encoder_module import AudioView, EncoderModule, load_module
 from pipelines.models.input_decoder import Decode, InputDecoder
-from pipelines.models.mlflow_server import answer_in_one_line, read_any_from_csv
+from pipelines.models.mlflow_server import answer_in_one_line, read_any_from_csv, take_tensors
 from pipelines.models.request_bodies import InputError, failure_of
 from xkd_core.views.video import plain_video_view
 from xkd_core.views.views import plain_audio_view
@@ -72,6 +72,7 @@ class EncoderModel(PythonModel):
         self._decoder = InputDecoder()
         read_any_from_csv()
         answer_in_one_line()
+        take_tensors()
 
     @property
     def _device(self) -> torch.device:

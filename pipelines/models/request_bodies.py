@@ -23,6 +23,8 @@ from pipelines.redaction import one_line
 
 _FORMS = ("dataframe_records", "dataframe_split", "inputs", "instances")
 _TYPES: Mapping[str, type] = {"long": int, "string": str}
+_SHOWN = 10
+"""Names of unknown columns that a message repeats."""
 _EXAMPLE = '{"path": "FILE"}'
 
 
@@ -101,6 +103,16 @@ def check_csv(body: bytes | str, columns: Collection[str]) -> None:
         raise InputError(_unknown(names, columns))
     if len(set(names)) < len(names):
         raise InputError(f"the request names a column twice: {', '.join(names)}")
+
+
+def check_columns(names: Collection[str], columns: Collection[str]) -> None:
+    """Makes sure that inputs have a column that the model knows.
+
+    Raises:
+        InputError: If they have not.
+    """
+    if not set(names) & set(columns):
+        raise InputError(f'{_unknown(names, columns)}; an example: {{"path": ["FILE"]}}')
 
 
 def _rows(form: str, value: Any) -> list[Any]:
@@ -188,7 +200,9 @@ def _checked_params(params: Any, types: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _unknown(names: Collection[str], columns: Collection[str]) -> str:
-    shown = ", ".join(names) or "none"
+    shown = ", ".join(list(names)[:_SHOWN]) or "none"
+    if len(names) > _SHOWN:
+        shown += f" and {len(names) - _SHOWN} more"
     return f"inputs have no column that the model knows: {shown}; known: {', '.join(columns)}"
 
 

@@ -14,6 +14,7 @@ from pipelines.redaction import redacted
 from pipelines.registry.manifest import MANIFEST_TAG
 from pipelines.registry.versions import CODE_TAG
 from pipelines.tracking.server import check_tracking, tracking_uri
+from pipelines.tracking.sqlite import sqlite_file
 from xkd_core.encoders import Modality
 
 _MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
@@ -50,8 +51,11 @@ def resolve_model(uri: str, tracking: TrackingSettings) -> EncoderVersion:
         raise UserError(f"model ({uri}) must be models:/NAME@ALIAS or models:/NAME/VERSION")
     check_tracking(tracking)
     address = tracking_uri(tracking)
-    client = MlflowClient(address)
     server = redacted(address)
+    database = sqlite_file(address)
+    if database is not None and not database.exists():  # MLflow would make one
+        raise UserError(f"model ({uri}): no model is registered at {server}: no such file exists")
+    client = MlflowClient(address)
     try:
         registered = client.get_registered_model(match["name"])
     except MlflowException as error:

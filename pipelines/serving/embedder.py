@@ -5,14 +5,18 @@
     request 2  --[confined decoder]--> segments --+
 
 Each file is decoded by a thread that drives a confined process. Its segments go to the encoder as
-they come, in batches with those of other requests.
+they come, in batches with those of other requests. The thread takes the next file while they wait,
+so that the encoder finds full batches:
+
+    decoders    [file 1][file 2][file 3][file 4]...
+    encoder             [1 and 2       ][3 and 4       ]...
 """
 
 import asyncio
 import logging
 import os
+import threading
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -42,7 +46,7 @@ Array = NDArray[Any]
 _SHORTEST_SECONDS = 1e-6
 """A file of any length has an embedding, as for the pulled model."""
 _BATCHES_AHEAD = 2
-"""Segments of one request that wait for the encoder, in batches."""
+"""Segments of all requests that are decoded ahead of the encoder, in batches. They bound memory."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class Embedder:
         for _ in range(config.num_decoders):
             self._decoders.put(self._new_decoder())
         self._batched = self._make_batched()
+        self._room = threading.Semaphore((1 + _BATCHES_AHEAD) * config.max_batch_size)
 
     def _new_decoder(self) -> DecoderProcess:
         limits = self._config.limits
@@ -107,32 +112,32 @@ class Embedder:
             RefusedError: If it cannot be embedded; the message names the reason.
         """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._embed, media, loop)
-
-    def _embed(self, media: bytes, loop: asyncio.AbstractEventLoop) -> Embedded:
-        """Decodes a file and waits for the embeddings of its segments, in a thread."""
-        deadline = time.monotonic() + self._config.max_request_seconds
-        waiting: deque[Future[NDArray[np.float32]]] = deque()
-        total = np.zeros(1)
-        num_segments = 0
+        segments = _Segments(time.monotonic() + self._config.max_request_seconds)
         try:
-            for array in self._arrays(media, deadline):
-                waiting.append(asyncio.run_coroutine_threadsafe(_of(self._batched, array), loop))
-                num_segments += 1
-                if len(waiting) > _BATCHES_AHEAD * self._config.max_batch_size:
-                    total = total + waiting.popleft().result()
-            while waiting:
-                total = total + waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-        if not num_segments:
+            await loop.run_in_executor(self._threads, self._decode, media, segments, loop)
+            embeddings = await asyncio.gather(*map(asyncio.wrap_future, segments.waiting))
+        finally:  # also if the client has gone
+            segments.end()
+        if not embeddings:
             modality = self.version.modality
             missing = "picture" if modality == "video" else "sound"
             raise RefusedError(
                 422, f"the file has no {missing}, which the {modality} encoder needs"
             )
-        return Embedded((total / num_segments).astype(np.float32), num_segments)
+        mean = np.stack(embeddings).mean(axis=0, dtype=np.float64)
+        return Embedded(mean.astype(np.float32), len(embeddings))
+
+    def _decode(self, media: bytes, segments: "_Segments", loop: asyncio.AbstractEventLoop) -> None:
+        """Decodes a file in a thread, and hands its segments to the encoder."""
+        if segments.is_ended:
+            return
+        for array in self._arrays(media, segments.deadline):
+            if not self._room.acquire(timeout=max(0.0, segments.deadline - time.monotonic())):
+                raise _too_long()
+            future = asyncio.run_coroutine_threadsafe(_of(self._batched, array), loop)
+            future.add_done_callback(lambda _: self._room.release())
+            if not segments.add(future):
+                return
 
     def _arrays(self, media: bytes, deadline: float) -> Iterator[Array]:
         """Yields the frames or the waveform of each segment."""
@@ -140,7 +145,7 @@ class Embedder:
         try:
             for segment in decoder.segments(media, **self._decode_settings()):
                 if time.monotonic() > deadline:
-                    raise RefusedError(422, "the file takes longer than max_request_seconds")
+                    raise _too_long()
                 is_video = self.version.modality == "video"
                 array = segment.frames if is_video else segment.waveform
                 if array is not None:
@@ -184,6 +189,46 @@ class Embedder:
         )
         windows = self._config.max_batch_size * self.version.clips.num_windows
         return list(self._model.predict(inputs, {"batch_size": windows}))
+
+
+class _Segments:
+    """The segments of a request, in their order.
+
+    Args:
+        deadline: When decoding ends, on the monotonic clock.
+    """
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self.waiting: list[Future[NDArray[np.float32]]] = []
+        self._ended = threading.Event()
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether nobody waits for them."""
+        return self._ended.is_set()
+
+    def add(self, future: "Future[NDArray[np.float32]]") -> bool:
+        """Adds one. Returns whether the next one is wanted."""
+        self.waiting.append(future)
+        future.add_done_callback(self._end_if_failed)
+        if self.is_ended:
+            future.cancel()
+        return not self.is_ended
+
+    def end(self) -> None:
+        """Ends decoding, and drops what the encoder has not begun."""
+        self._ended.set()
+        for future in list(self.waiting):
+            future.cancel()
+
+    def _end_if_failed(self, future: "Future[NDArray[np.float32]]") -> None:
+        if not future.cancelled() and future.exception() is not None:
+            self._ended.set()
+
+
+def _too_long() -> RefusedError:
+    return RefusedError(422, "the file takes longer than max_request_seconds")
 
 
 async def _of(

@@ -1,8 +1,9 @@
 """Content hashes of sources, computed on Ray Data and cached between runs.
 
 Threads of the driver read the size and time of local files. Files that are empty, too large or
-unchanged since an earlier run are not read. Ray workers read the rest. For a remote object larger
-than `limits.max_hashed_remote_bytes`, the store's version tag replaces the hash of its bytes.
+unchanged since an earlier run are not read. Ray workers read the rest, or the driver if it is
+little. For a remote object larger than `limits.max_hashed_remote_bytes`, the store's version tag
+replaces the hash of its bytes.
 """
 
 import hashlib
@@ -39,6 +40,8 @@ CACHE_FILE = "fingerprints.parquet"
 CACHE_SECONDS = 60.0
 """Interval between cache writes, from which a killed run resumes, in seconds."""
 SOURCES_PER_TASK = 64
+SMALL_BYTES = 100_000_000
+"""Size of local files, of one task, that the driver reads: a graph takes a second to start."""
 MAX_TASKS = 4096
 STAT_THREADS = 16
 STAT_BATCH = 512
@@ -142,14 +145,8 @@ def _hash_all(
             ),
         }
     )
-    rows = max(SOURCES_PER_TASK, -(-len(todo) // MAX_TASKS))
-    blocks = [table.slice(first, rows) for first in range(0, len(table), rows)]
-    # Ray types the function as if it took no further arguments.
-    hash_row: Any = _hash_row
-    dataset = ray.data.from_arrow(blocks).map(
-        hash_row, fn_args=(limits.max_bytes, limits.max_hashed_remote_bytes, limits.max_spool_bytes)
-    )  # one row in, one row out; limited by reading, as hashing runs at 1 GB/s
-    for row in dataset.iter_rows():
+    limit = (limits.max_bytes, limits.max_hashed_remote_bytes, limits.max_spool_bytes)
+    for row in _hashed(table, limit, is_small=_is_small(sources, found, todo)):
         looked = found[row["number"]]
         size = row["byte_size"]
         yield (
@@ -163,6 +160,28 @@ def _hash_all(
                 version=row["version"] or None,
             ),
         )
+
+
+def _is_small(sources: Sequence[Source], found: Sequence[Fingerprint], todo: Sequence[int]) -> bool:
+    """Whether the driver hashes sources in less time than a graph takes to start."""
+    if len(todo) > SOURCES_PER_TASK or any(is_uri(sources[number].path) for number in todo):
+        return False
+    return sum(found[number].byte_size or 0 for number in todo) <= SMALL_BYTES
+
+
+def _hashed(
+    table: pa.Table, limits: tuple[int, int, int], *, is_small: bool
+) -> Iterator[dict[str, Any]]:
+    """Yields the answer of `_hash_row` to each row, in any order."""
+    if is_small:
+        yield from (_hash_row(row, *limits) for row in table.to_pylist())
+        return
+    rows = max(SOURCES_PER_TASK, -(-len(table) // MAX_TASKS))
+    blocks = [table.slice(first, rows) for first in range(0, len(table), rows)]
+    # Ray types the function as if it took no further arguments.
+    hash_row: Any = _hash_row
+    # One row in, one row out; limited by reading, as hashing runs at 1 GB/s.
+    yield from ray.data.from_arrow(blocks).map(hash_row, fn_args=limits).iter_rows()
 
 
 def _hash_row(

@@ -15,7 +15,7 @@ from pipelines.dataset.clip_ids import EXCLUDE_SHA256, clip_ids_sha256, read_cli
 from pipelines.dataset.joined import open_datasets
 from pipelines.errors import UserError
 from pipelines.evaluation.choice import unscorable
-from pipelines.evaluation.rungs import KNN_SETTINGS
+from pipelines.evaluation.rungs import knn_settings
 from pipelines.models.checkpoints import (
     TrainingInfo,
     check_dataset,
@@ -125,7 +125,7 @@ def knn_mistakes(config: PretrainConfig, trained_on: ClipDataset) -> list[str]:
     problem = clip_mismatch(config, frame_rate=dataset.frame_rate, sample_rate=dataset.sample_rate)
     if problem:  # reported with the training clips if these are the same
         return [f"{what}: {problem}"] if knn.dataset else []
-    problems = [unscorable(dataset, KNN_SETTINGS, modality) for modality in MODALITIES]
+    problems = [unscorable(dataset, knn_settings(config), modality) for modality in MODALITIES]
     return [f"health.knn: {what} gives no score: {problems[0]}"] if all(problems) else []
 
 

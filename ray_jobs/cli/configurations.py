@@ -92,8 +92,10 @@ def _with_target(job: JobSummary, argument: str, overrides: Sequence[str]) -> li
     """The settings that `xkd JOB ARGUMENT TARGET [key=value ...]` means."""
     settings = [f"{job.media}={argument}"]
     if overrides and "=" not in overrides[0]:
-        # A path on the command line starts where the user is, not at XKD_HOME.
-        target = os.path.abspath(os.path.expanduser(overrides[0]))
+        target = overrides[0]
+        if not is_uri(target):
+            # A path on the command line starts where the user is, not at XKD_HOME.
+            target = os.path.abspath(os.path.expanduser(target))
         settings.append(f"{job.target}={target}")
         overrides = overrides[1:]
     return [*settings, *overrides]

@@ -1,12 +1,14 @@
 """What does every measure say of untrained, trained and unlearned features of the same clips?
 
-    python tests/benchmarks/measures_table.py clips=CLIPS made=RUN new=RUN begun=RUN tuned=begun
-    python tests/benchmarks/measures_table.py clips=CLIPS made=RUN dataset=esc50 lists=LISTS
+    python tests/benchmarks/measures_table.py folder=OUT clips=CLIPS made=RUN new=RUN begun=RUN
+    python tests/benchmarks/measures_table.py folder=OUT clips=CLIPS made=RUN dataset=esc50 \\
+        lists=LISTS
 
 Columns are the network of `made` before its first step, and those of up to three trainings: on made
 clips, on these clips from new weights, and on these clips begun from those of the made ones.
 `tuned` names columns that are fine-tuned too. Features without learning: mean and deviation of each
 mel bin of the sound; mean color and change of the cells of a 4 x 4 grid of the picture.
+`folder` keeps features and what every classifier gave: the same command goes on where it stopped.
 """
 
 import json
@@ -20,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 import torch
+from kept_fits import KeptFits
 from program import environment, options
 
 from pipelines.config.evaluate import EvaluateSettings, OfficialSettings
@@ -44,6 +47,7 @@ DEFAULTS = {
     "new": "",
     "begun": "",
     "tuned": "made",
+    "folder": "",
     "dataset": "",
     "lists": "",
     "epochs": "20",
@@ -67,6 +71,8 @@ RECIPE = {
     "mixup": 0.3,
     "cutmix": 0.3,
     "randaugment_operations": 1,
+    "time_warp": 0,
+    "audio_crop": None,
 }
 
 
@@ -93,13 +99,21 @@ def plain_features(dataset: ClipDataset, like: Features, audio: AudioConfig) -> 
 
 
 def scored(
-    source: EncoderSource, dataset: ClipDataset, values: dict[str, Any], official: Any, *, trained
+    source: EncoderSource,
+    dataset: ClipDataset,
+    values: dict[str, Any],
+    official: Any,
+    folder: Path,
+    *,
+    trained: bool,
 ) -> tuple[Features, FeatureScores, Outcomes]:
     """Scores one network by every measure."""
     settings = EvaluateSettings.model_validate(values)
     chosen = choose_clips(dataset, settings, official)
     networks = {"trained": load_network([source], trained=trained)}
-    features = features_of(networks, dataset, settings, ignore_progress, chosen=chosen)
+    cache = folder.parent / "features"
+    cache.mkdir(parents=True, exist_ok=True)
+    features = features_of(networks, dataset, settings, ignore_progress, chosen=chosen, cache=cache)
 
     def tune(features, subject, sides):
         parts = [labelled(features, subject, clips) for clips in (sides.train, sides.test)]
@@ -111,7 +125,7 @@ def scored(
 
         return scores
 
-    return features, *score_folds(features, settings, tune)
+    return features, *score_folds(features, settings, tune, KeptFits(folder))
 
 
 def cell(figure: Figure | None) -> str:
@@ -122,6 +136,9 @@ def cell(figure: Figure | None) -> str:
 def main() -> None:
     """Prints the table."""
     given = options(DEFAULTS)
+    folder = Path(given["folder"]).absolute()
+    if not (given["clips"] and given["made"] and given["folder"]):
+        raise SystemExit(__doc__)
     dataset = ClipDataset.open(given["clips"])
     official = None
     if given["lists"]:
@@ -148,20 +165,21 @@ def main() -> None:
         started = time.monotonic()
         tunes = ("finetune",) if name in given["tuned"].split(",") else ()
         own = values | {"measures": (*FROZEN, *tunes)}
-        features, *found = scored(source, dataset, own, official, trained=trained)
+        features, *found = scored(source, dataset, own, official, folder / name, trained=trained)
         columns[name] = (found[0], found[1])
         print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
     assert features is not None
     audio = made.model_config("audio").audio
     unlearned = plain_features(dataset, features, audio)
-    small = values | {"measures": ("knn", "linear", "svm")}
-    columns["plain"] = score_folds(unlearned, EvaluateSettings.model_validate(small))
+    small = values | {"measures": ("knn", "linear", "svm", "retrieval")}
+    settings = EvaluateSettings.model_validate(small)
+    columns["plain"] = score_folds(unlearned, settings, None, KeptFits(folder / "plain"))
     print_table(columns)
 
 
 def print_table(columns: dict[str, tuple[FeatureScores, Outcomes]]) -> None:
     """Prints scores with intervals, and paired differences of columns."""
-    pairs = [("made", "untrained"), ("begun", "new")]
+    pairs = [("made", "untrained"), ("begun", "new"), ("begun", "plain")]
     pairs = [pair for pair in pairs if set(pair) <= columns.keys()]
     heads = [TITLES[name] for name in columns]
     heads += [f"{TITLES[one]} minus {TITLES[other]}" for one, other in pairs]

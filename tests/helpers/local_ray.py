@@ -23,6 +23,26 @@ def job_environment() -> Iterator[None]:
 @contextmanager
 def own_ray(object_store_memory: int = 200_000_000) -> Iterator[None]:
     """A Ray of this process with two CPUs; its workers have the environment of this moment."""
+    end_shared_ray()
+    _start(object_store_memory)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def start_shared_ray() -> None:
+    """Starts the Ray that modules of this process share, unless it runs."""
+    if not ray.is_initialized():
+        _start(200_000_000)
+
+
+def end_shared_ray() -> None:
+    """Ends it, for tests that start another one or need another environment in its workers."""
+    ray.shutdown()
+
+
+def _start(object_store_memory: int) -> None:
     ray.init(
         address="local",
         num_cpus=2,
@@ -31,7 +51,3 @@ def own_ray(object_store_memory: int = 200_000_000) -> Iterator[None]:
         log_to_driver=False,
         runtime_env=dict(WORKER_SETUP),
     )
-    try:
-        yield
-    finally:
-        ray.shutdown()

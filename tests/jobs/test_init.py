@@ -84,6 +84,8 @@ def _check_lineage(result: PretrainResult, home: Path) -> None:
     assert "xkd.began_from" not in audio.tags
 
 
+# `test_pretrain_survives.py` resumes to the bit, and `test_initial_weights.py` without the source.
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_resumed_run_equals_one_that_was_not_stopped_without_its_source(tmp_path):
     dataset = write_dataset(tmp_path / "clips", 24, num_frames=10)

@@ -1,13 +1,14 @@
-"""A user's mistake is one line on stderr and exit code 2, before any work starts."""
+"""A user's mistake is one line on stderr and exit code 2, before any work starts.
+
+One test starts a program; the others call what it calls, which spares them the imports.
+"""
 
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.programs import run_program
+from tests.helpers.programs import run_here, run_program
 from tests.helpers.training import unused_port
-
-pytestmark = pytest.mark.ray
 
 SMOKE = "conf/run/smoke.yaml"
 
@@ -48,14 +49,14 @@ def test_every_kind_of_bad_input_is_told_at_once(tmp_path: Path):
         ("evaluate", ["conf/evaluate/smoke.yaml"], "does not exist"),
         ("embed", ["conf/embed/smoke.yaml"], "xkd-video"),
         (
-            "import_checkpoint",
+            "import-checkpoint",
             ["README.md", "alias=a"],
             "README.md is truncated, damaged, or not written by torch.save",
         ),
     ],
 )
 def test_mistake_of_one_job(tmp_path: Path, job: str, arguments: list[str], message: str):
-    done = run_program(job, *arguments, home=tmp_path)
+    done = run_here(job, *arguments, home=tmp_path)
     assert done.code == 2, done.err
     assert message in done.err
     assert "Traceback" not in done.err
@@ -64,7 +65,7 @@ def test_mistake_of_one_job(tmp_path: Path, job: str, arguments: list[str], mess
 def test_folder_without_media_is_refused(tmp_path: Path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "notes.txt").write_text("nothing to see")
-    done = run_program(
+    done = run_here(
         "ingest", "conf/ingest/smoke.yaml", f"input={tmp_path}/in", home=tmp_path / "home"
     )
     assert done.code == 2
@@ -74,7 +75,7 @@ def test_folder_without_media_is_refused(tmp_path: Path):
 
 def test_dry_run_prints_and_writes_nothing(tmp_path: Path):
     home = tmp_path / "home"
-    done = run_program("run", SMOKE, "--dry-run", home=home)
+    done = run_here("run", SMOKE, "--dry-run", home=home)
     assert done.code == 0, done.err
     assert "learning_rate" in done.out
     assert f"would write  {home}/runs/smoke" in done.out
@@ -82,6 +83,6 @@ def test_dry_run_prints_and_writes_nothing(tmp_path: Path):
 
 
 def test_help_explains_every_setting(tmp_path: Path):
-    done = run_program("pretrain", "--help", home=tmp_path)
+    done = run_here("pretrain", "--help", home=tmp_path)
     assert done.code == 0
     assert "model.video.tubelet_size (4) Frames covered by one token." in done.out

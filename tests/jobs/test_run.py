@@ -10,7 +10,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from pipelines.models.checkpoints import find_checkpoint, read_info
-from tests.helpers.programs import REPOSITORY, TINY, TinyRun, run_program
+from tests.helpers.programs import REPOSITORY, TINY, TinyRun, run_here, run_program
 from tests.unit.test_layout import READMES
 
 pytestmark = pytest.mark.ray
@@ -121,7 +121,7 @@ def test_same_command_again_does_nothing_twice(tiny_run: TinyRun):
 
 
 def test_run_of_that_name_with_other_settings_is_refused(tiny_run: TinyRun):
-    other = run_program(
+    other = run_here(
         "run", "conf/run/smoke.yaml", *TINY, "pretrain.seed=1", "--dry-run", home=tiny_run.home
     )
     assert other.code == 2

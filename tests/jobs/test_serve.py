@@ -184,3 +184,6 @@ def test_a_mistake_is_said_before_anything_starts(registry, capsys):
         port = taken.getsockname()[1]
         assert main(["serve", "xkd-video@champion", uri, f"port={port}"]) == 2
     assert f"port ({port}) cannot be used" in capsys.readouterr().err
+    settings = ["num_gpus=1000", "ray.num_cpus=2", "port=8765"]
+    assert main(["serve", "xkd-video@champion", uri, *settings]) == 2
+    assert "room for 0 replicas on 2 CPUs" in capsys.readouterr().err

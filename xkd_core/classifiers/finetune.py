@@ -165,30 +165,6 @@ def _erase_(clip: Float[Tensor, " C *size"], generator: torch.Generator) -> None
             return
 
 
-def mask_spectrogram(
-    spectrogram: Float[Tensor, "B 1 M T"],
-    *,
-    num_masks: int,
-    max_bins: int,
-    max_frames: int,
-    generator: torch.Generator,
-) -> Float[Tensor, "B 1 M T"]:
-    """Fills bands of mel bins and of frames with the mean of each spectrogram.
-
-    Source: SpecAugment, arXiv:1904.08779, without time warping.
-    """
-    masked = spectrogram.clone()
-    means = spectrogram.mean(dim=(1, 2, 3))
-    for clip, mean in enumerate(means):
-        for axis, most in ((1, max_bins), (2, max_frames)):
-            size = masked.shape[axis + 1]
-            for _ in range(num_masks):
-                length = int(torch.randint(0, min(most, size), (1,), generator=generator))
-                start = int(torch.randint(0, size - length + 1, (1,), generator=generator))
-                masked[clip].narrow(axis, start, length).fill_(mean)
-    return masked
-
-
 def classification_loss(
     logits: Float[Tensor, "B num_classes"],
     targets: Float[Tensor, "B num_classes"],

@@ -38,6 +38,7 @@ __all__ = [
     "ViewParameters",
     "Views",
     "clip_generator",
+    "crop_spectrogram",
     "denormalize_video",
     "draw_view_parameters",
     "make_views",
@@ -121,6 +122,9 @@ def make_views(
             for view, view_chunks in zip(views, chunks, strict=True)
         ]
 
+    def audio_local_of(view: AudioViewParameters) -> Tensor:
+        return crop_spectrogram(log_mel(_window(waveform, view, audio.local_num_samples)), view)
+
     waveform = batch.waveform.float() / LARGEST_SAMPLE
     with torch.autocast(device.type, enabled=False):
         return Views(
@@ -141,10 +145,7 @@ def make_views(
                 ]
             ).unsqueeze(1),
             audio_locals=torch.stack(
-                [
-                    _crop(log_mel(_window(waveform, view, audio.local_num_samples)), view)
-                    for view in parameters.audio_locals
-                ]
+                [audio_local_of(view) for view in parameters.audio_locals]
             ).unsqueeze(2),
             video_mask_noise=parameters.video_mask_noise,
             audio_mask_noise=parameters.audio_mask_noise,
@@ -178,7 +179,9 @@ def _window(
     return waveform * view.volume.float().unsqueeze(1)
 
 
-def _crop(spectrogram: Float[Tensor, "B M T"], view: AudioViewParameters) -> Float[Tensor, "B M T"]:
+def crop_spectrogram(
+    spectrogram: Float[Tensor, "B M T"], view: AudioViewParameters
+) -> Float[Tensor, "B M T"]:
     """Crops a spectrogram on a wider canvas of zeros and resizes the crop to the original size.
 
     |000| spectrogram |000|     canvas, 1.5 times as wide

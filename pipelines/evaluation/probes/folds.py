@@ -71,16 +71,21 @@ def score_folds(
         for fold, one in zip(features.folds, scores, strict=True)
         for note in one.notes
     ]
+    if first.retrieval:
+        notes.append(f"retrieval is measured on fold {features.folds[0].name} alone")
+    of_retrieval = [path for path in first.gains if path.split("/")[0] in first.retrieval]
     return FeatureScores(
         classes=first.classes,
         num_train=sum(one.num_train for one in scores),
         num_test=sum(one.num_test for one in scores),
         reason=reason,
         modalities=averaged,
-        gains=differences(averaged, outcomes, "untrained"),
+        gains=differences(averaged, outcomes, "untrained")
+        | {path: first.gains[path] for path in of_retrieval},
         retrieval=first.retrieval,
         notes=tuple(dict.fromkeys(notes)),
-        over_reference=differences(averaged, outcomes, "reference"),
+        over_reference=differences(averaged, outcomes, "reference")
+        | {path: one for path, one in first.over_reference.items() if path in of_retrieval},
     ), outcomes
 
 

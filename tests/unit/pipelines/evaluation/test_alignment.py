@@ -89,6 +89,13 @@ def test_few_pairs_leave_the_outputs_of_heads():
     assert compared(with_sides(*pairs(60), train=30), SETTINGS) == "features"
 
 
+def test_clips_that_align_the_features_do_not_score_them():
+    together = with_sides(*pairs(60), train=30)
+    alone = replace(together, is_test=np.zeros(60, bool), is_train=np.ones(60, bool))
+    assert compared(alone, SETTINGS) == "heads"
+    assert score(alone, SETTINGS).retrieval == {}
+
+
 def test_features_and_heads_are_not_compared_with_each_other(tmp_path):
     ours, theirs = (
         score_with_outcomes(features(), SETTINGS.model_copy(update={"retrieval_of": of}))[1]

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from pipelines.config.evaluate import EvaluateSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.evaluation.features import features_of
 from pipelines.evaluation.finetune import Labelled, fine_tune, labelled
+from pipelines.evaluation.finetune_views import _rand_augment, seeded
 from pipelines.evaluation.networks import checkpoint_source, load_network
 from pipelines.progress import ignore_progress
 from tests.helpers.clip_datasets import write_dataset
@@ -96,3 +98,23 @@ def test_sound_and_several_labels(setup):
     ]
     (found,) = fine_tune(source, "audio", clips, settings, *several)
     assert ((found >= 0) & (found <= 1)).all()
+
+
+def augmented(magnitude, operations=1):
+    pixels = torch.randint(0, 256, (3, 16, 16), generator=torch.Generator().manual_seed(0))
+    frames = pixels.to(torch.uint8).expand(4, -1, -1, -1)
+    found = []
+    for seed in range(120):
+        with seeded(seed):
+            found.append(_rand_augment(frames, operations, magnitude))
+    return frames.float(), torch.stack(found).float()
+
+
+def test_operations_of_randaugment_are_those_of_timm():
+    frames, strong = augmented(9)
+    assert (strong == strong[:, :1]).all()  # all frames of a clip alike
+    unchanged = (strong == frames).flatten(1).all(dim=1).float().mean()
+    assert 0.45 < unchanged < 0.7  # half of the clips, and 2 of 14 operations change nothing here
+    _, weak = augmented(1)
+    assert (strong - frames).abs().mean() > 2 * (weak - frames).abs().mean()
+    assert augmented(9, operations=0)[1].equal(frames.expand(120, -1, -1, -1, -1))

@@ -13,12 +13,12 @@ from pipelines.evaluation.features import features_of
 from pipelines.evaluation.networks import network_of
 from pipelines.evaluation.probes.classifiers import score
 from pipelines.evaluation.rungs import (
-    KNN_SETTINGS,
     KnnScorer,
     Rung,
     RungPlan,
     RungScorer,
     add_rung,
+    knn_settings,
     read_rungs,
     rung_steps,
 )
@@ -130,8 +130,9 @@ def test_nearest_neighbors_say_what_an_evaluation_says_and_touch_nothing(tmp_pat
     assert model.training == is_training
     assert all(torch.equal(before[name], t) for name, t in model_tensors(model).items())
     networks = {"trained": network_of(model, config.model, "teacher")}
-    features = features_of(networks, ClipDataset.open(clips), KNN_SETTINGS, lambda *_: None)
-    expected = score(features, KNN_SETTINGS).modalities
+    settings = knn_settings(config)
+    features = features_of(networks, ClipDataset.open(clips), settings, lambda *_: None)
+    expected = score(features, settings).modalities
     assert found == {
         f"health/{side}/knn": expected[side]["trained"].accuracy["knn"] for side in expected
     } | {f"health/{side}/retrieval": found[f"health/{side}/retrieval"] for side in expected}
@@ -140,15 +141,15 @@ def test_nearest_neighbors_say_what_an_evaluation_says_and_touch_nothing(tmp_pat
 
 def test_nearest_neighbors_look_at_so_many_labelled_clips_of_each_side(tmp_path):
     clips = write_dataset(tmp_path / "clips", 24, split=every_fourth_is_held_out)
-    config = config_for(clips)
+    config = config_for(clips, health={"knn": {}})
     networks = {"trained": network_of(build_xkd(config.model), config.model, "teacher")}
-    dataset = ClipDataset.open(clips)
+    settings, dataset = knn_settings(config), ClipDataset.open(clips)
     dataset.index.label[dataset.index.split == "train"][:3] = ""
-    some = features_of(networks, dataset, KNN_SETTINGS, lambda *_: None, max_clips=4)
+    some = features_of(networks, dataset, settings, lambda *_: None, max_clips=4)
     assert (some.is_train.sum(), some.is_test.sum()) == (4, 4)
     assert (some.labels >= 0).all()
     assert some.rows[some.is_test].tolist() == [0, 4, 12, 20]  # evenly spread, both ends included
-    few = features_of(networks, dataset, KNN_SETTINGS, lambda *_: None, max_clips=100)
+    few = features_of(networks, dataset, settings, lambda *_: None, max_clips=100)
     assert len(few.rows) == (dataset.index.label != "").sum()
 
 
@@ -158,3 +159,19 @@ def test_sound_alone_gives_a_score_of_sound(tmp_path):
     )
     config = config_for(tmp_path, health={"knn": {"dataset": str(clips)}})
     assert set(KnnScorer(config, 8, 4.0).score(build_xkd(config.model))) == {"health/audio/knn"}
+
+
+def test_health_takes_any_cheap_measure_and_scores_students_of_frozen_teachers(tmp_path):
+    clips = write_dataset(tmp_path / "clips", 24, split=every_fourth_is_held_out)
+    health = {"knn": {"measures": ["linear", "svm"]}}
+    config = config_for(clips, health=health, objective={"teacher": "frozen"})
+    assert knn_settings(config).role == "student"
+    model = build_xkd(config.model)
+    found = KnnScorer(config, 8, 4.0).score(model)
+    assert set(found) == {f"health/{s}/{m}" for s in ("video", "audio") for m in ("linear", "svm")}
+    with torch.no_grad():
+        for parameter in model.video_teacher.parameters():
+            parameter.zero_()
+    assert KnnScorer(config, 8, 4.0).score(model) == found
+    with pytest.raises(ValueError, match="finetune"):
+        config_for(clips, health={"knn": {"measures": ["finetune"]}})

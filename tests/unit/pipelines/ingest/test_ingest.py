@@ -18,6 +18,7 @@ from pipelines.config.base import LimitsSettings
 from pipelines.config.ingest import ClipsSettings, IngestSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
+from pipelines.ingest import unit_shards
 from pipelines.ingest.ingest import check_ingest, ingest
 from pipelines.ingest.plan import Changes
 from pipelines.ingest.unit import Unit, UnitSource
@@ -28,7 +29,9 @@ from tests.helpers.clip_datasets import FEED, index_of
 from tests.helpers.media import frame_number, tone, write_growing, write_media, write_numbered
 
 pytestmark = pytest.mark.ray
-SETTINGS = IngestSettings(short_side=32, segment_seconds=2.0, sources_per_shard=2)
+SETTINGS = IngestSettings(short_side=32, segment_seconds=2.0, sources_per_shard=2, num_workers=1)
+SEVERAL = SETTINGS.model_copy(update={"num_workers": None})
+"""A worker for each CPU, for what several workers could do otherwise than one."""
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +89,7 @@ def made(videos, tmp_path_factory, local_ray):
     """A complete dataset, its summary and the news on the way."""
     output = tmp_path_factory.mktemp("made") / "clips"
     news = []
-    summary = run(videos, output, on_progress=lambda *what: news.append(what))
+    summary = run(videos, output, SEVERAL, on_progress=lambda *what: news.append(what))
     return output, summary, news
 
 
@@ -145,7 +148,7 @@ def test_progress_counts_every_source(made):
 def test_a_second_run_changes_nothing(made, videos):
     output, summary, _ = made
     before = {name: (output / name).stat().st_mtime_ns for name in files(output)}
-    again = run(videos, output)
+    again = run(videos, output, SEVERAL)
     assert again.new_clips == 0
     assert again.dataset_id == summary.dataset_id
     changed = {
@@ -167,8 +170,9 @@ def rows_of(output):
 
 
 def test_a_changed_folder_costs_what_is_different_and_gives_what_a_new_run_gives(
-    local_ray, videos, tmp_path
+    local_ray, videos, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr(unit_shards, "_SMALL_COUNT", 0)  # workers revise shards here
     media, output = tmp_path / "media", tmp_path / "clips"
     shutil.copytree(videos, media, symlinks=True)
     run(media, output)
@@ -242,7 +246,7 @@ def test_two_runs_into_one_dataset_at_the_same_time_are_refused(local_ray, video
                 run(videos, output)
             refused.append(True)
 
-    summary = run(videos, output, on_progress=begin_another)
+    summary = run(videos, output, SEVERAL, on_progress=begin_another)
     assert refused
     assert run(videos, output).dataset_id == summary.dataset_id
 
@@ -259,7 +263,7 @@ def test_a_damaged_shard_is_named_and_made_anew_when_it_is_deleted(made, videos,
     assert rows_of(output) == rows_of(made[0])
 
 
-def test_a_limit_that_is_raised_lets_pass_what_it_rejected(local_ray, videos, tmp_path):
+def test_a_limit_that_is_raised_lets_pass_what_it_rejected(made, videos, tmp_path):
     output = tmp_path / "clips"
     tight = SETTINGS.model_copy(update={"limits": LimitsSettings(max_seconds=3.5)})
     first = run(videos, output, tight)
@@ -267,8 +271,7 @@ def test_a_limit_that_is_raised_lets_pass_what_it_rejected(local_ray, videos, tm
     summary = run(videos, output, SETTINGS)
     assert "too_long" not in summary.rejects_by_reason
     assert summary.accepted == first.accepted + first.rejects_by_reason["too_long"]
-    run(videos, tmp_path / "anew", SETTINGS)
-    assert rows_of(output) == rows_of(tmp_path / "anew")
+    assert rows_of(output) == rows_of(made[0])
     assert run(videos, output, SETTINGS).new_clips == 0
     with pytest.raises(UserError, match=r"limits\.max_seconds is 21600\.0 there and 3\.5 here"):
         run(videos, output, tight)
@@ -358,7 +361,7 @@ def test_memory_does_not_grow_with_the_length_of_a_source(tmp_path):
     assert growth(800) < 80_000_000
 
 
-def test_what_cannot_be_written_ends_the_run(local_ray, videos, tmp_path):
+def test_what_cannot_be_written_ends_the_run(tmp_path):
     unit = UnitIngester(str(tmp_path / "gone"), SETTINGS.model_dump(mode="json"))
     (row,) = unit({"unit": '{"name": "u", "sources": []}'})
     assert row["failed"].startswith("cannot be written: No such file or directory")
@@ -423,7 +426,9 @@ def test_odd_names_and_things_that_are_no_files_end_in_clips_or_rejects(local_ra
     assert listed.rejects_by_reason == {"empty_file": 1, "unreadable": 3}
 
 
-def test_only_the_stretch_that_a_list_names_is_kept(local_ray, tmp_path):
+def test_only_the_stretch_that_a_list_names_is_kept_and_another_is_decoded_again(
+    local_ray, tmp_path
+):
     write_numbered(tmp_path / "a.mp4", 250)
     write_numbered(tmp_path / "b.mp4", 252)
     write_numbered(tmp_path / "cut.mp4", 101)
@@ -443,23 +448,16 @@ def test_only_the_stretch_that_a_list_names_is_kept(local_ray, tmp_path):
     assert found["/a.mp4", 4.0]["labels"] == ["x", "y"]
     assert found["/cut.mp4", 2.0]["label"] == "z"
     assert found["/cut.mp4", 2.0]["labels"] == ["z"]
-
-
-def test_another_stretch_in_a_list_is_decoded_again(local_ray, tmp_path):
-    write_numbered(tmp_path / "a.mp4", 250)
-    write_numbered(tmp_path / "b.mp4", 252)
-    table = tmp_path / "list.csv"
-    table.write_text("path,start,end\na.mp4,4,8\nb.mp4,20,24\n")
-    first = run(table, tmp_path / "clips")
-    assert (first.accepted, first.rejects_by_reason) == (1, {"too_short": 1})
-    table.write_text("path,start,end\na.mp4,0,2\nb.mp4,2,4\n")
-    second = run(table, tmp_path / "clips")
-    assert (second.changes, second.rejected) == (Changes(changed=2), 0)
+    table.write_text(
+        '{"path": "a.mp4", "start": 0, "end": 2}\n{"path": "b.mp4", "start": 2, "end": 4}\n'
+    )
+    again = run(table, tmp_path / "clips")
+    assert (again.changes, again.rejected) == (Changes(changed=2, removed=1), 0)
     columns = ["source", "start_seconds", "stretch_start_seconds", "stretch_end_seconds"]
     rows = pq.read_table(tmp_path / "clips/clips", columns=columns).to_pylist()
-    found = {tuple(row.values()) for row in rows}
-    assert found == {(f"{tmp_path}/a.mp4", 0.0, 0.0, 2.0), (f"{tmp_path}/b.mp4", 2.0, 2.0, 4.0)}
-    assert second.dataset_id == run(table, tmp_path / "anew").dataset_id
+    stretches = {tuple(row.values()) for row in rows}
+    assert stretches == {(f"{tmp_path}/a.mp4", 0.0, 0.0, 2.0), (f"{tmp_path}/b.mp4", 2.0, 2.0, 4.0)}
+    assert again.dataset_id == run(table, tmp_path / "anew").dataset_id
     assert run(table, tmp_path / "clips").changes == Changes()
 
 
@@ -507,32 +505,23 @@ def test_a_dataset_from_before_encodings_takes_no_encoded_clips(made, videos, tm
         run(videos, output, settings)
 
 
-def test_a_short_source_is_kept_where_it_is_asked_for(local_ray, tmp_path):
-    (tmp_path / "in").mkdir()
-    write_numbered(tmp_path / "in/short.mp4", 10)
-    write_numbered(tmp_path / "in/long.mp4", 60)
-    settings = SETTINGS.model_copy(update={"min_source_seconds": 0.25})
-    summary = run(tmp_path / "in", tmp_path / "clips", settings)
-    assert (summary.rejected, summary.clips) == (0, 2)
-    index = ClipDataset.open(tmp_path / "clips").index
-    assert sorted(index.num_frames.tolist()) == [3, 16]
-    with pytest.raises(UserError, match=r"min_source_seconds is 0\.25 there and None here"):
-        run(tmp_path / "in", tmp_path / "clips")
-    assert run(tmp_path / "in", tmp_path / "other").rejects_by_reason == {"too_short": 1}
-
-
-def test_sound_alone_and_picture_alone_are_accepted(local_ray, tmp_path):
+def test_a_short_source_sound_alone_and_picture_alone_are_accepted(local_ray, tmp_path):
     media = tmp_path / "media"
     media.mkdir()
+    write_numbered(media / "short.mp4", 10)
     write_media(media / "sound.wav", waveform=tone(2.0), codecs=("", "pcm_s16le"))
     write_numbered(media / "picture.mp4", 50, waveform=None)
-    summary = run(media, tmp_path / "clips")
-    assert (summary.accepted, summary.clips) == (2, 2)
+    settings = SETTINGS.model_copy(update={"min_source_seconds": 0.25})
+    summary = run(media, tmp_path / "clips", settings)
+    assert (summary.accepted, summary.clips) == (3, 3)
     index = ClipDataset.open(tmp_path / "clips").index
     assert sorted(zip(index.num_frames.tolist(), index.has_audio.tolist(), strict=True)) == [
         (0, True),
+        (3, True),
         (16, False),
     ]
+    with pytest.raises(UserError, match=r"min_source_seconds is 0\.25 there and None here"):
+        run(media, tmp_path / "clips")
 
 
 @pytest.mark.slow
@@ -582,7 +571,7 @@ def test_ctrl_c_leaves_a_dataset_that_the_next_run_completes(made, videos, tmp_p
 
     output = tmp_path / "clips"
     with pytest.raises(KeyboardInterrupt):
-        run(videos, output, on_progress=interrupt)
+        run(videos, output, SEVERAL, on_progress=interrupt)
     with pytest.raises(UserError, match="did not finish"):
         ClipDataset.open(output)
     summary = run(videos, output)
@@ -603,7 +592,7 @@ def test_a_worker_that_dies_is_replaced_and_its_unit_done_again(made, videos, tm
                     process.kill()
                     killed.append(process.pid)
 
-    summary = run(videos, tmp_path / "clips", on_progress=kill_workers)
+    summary = run(videos, tmp_path / "clips", SEVERAL, on_progress=kill_workers)
     assert killed
     assert summary.dataset_id == made[1].dataset_id
     assert clip_ids(tmp_path / "clips") == clip_ids(made[0])

@@ -247,7 +247,11 @@ def test_a_package_holds_nothing_that_is_pickled_and_only_the_code_it_needs(pack
     [
         ("video", {"path": ["absent.mkv"]}, r"input 0 \(absent.mkv\) cannot be decoded: unreada"),
         ("video", {"bytes": [b"no media"]}, r"input 0 cannot be decoded: not_media"),
-        ("video", {"sound": ["x"]}, r"inputs must have a column that the model knows"),
+        (
+            "video",
+            {"sound": ["x"]},
+            r"inputs have no column that the model knows: sound; known: path",
+        ),
         ("video", {"frame_rate": [8.0]}, r"input 0 must have exactly one of the columns path"),
         ("video", {"frames": [np.zeros((4, 8, 8, 3))]}, r"frames must be .* type uint8 .* float64"),
         ("video", {"frames": [[[1], [2]]]}, r"frames must be .* shape \(T, H, W, 3\), .* \(2, 1\)"),

@@ -7,6 +7,8 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.pyfunc import scoring_server
 from starlette.testclient import TestClient
@@ -190,3 +192,52 @@ def test_other_models_are_served_as_before(models, tmp_path):
     server = TestClient(scoring_server.init(mlflow.pyfunc.load_model(str(tmp_path / "model"))))
     assert post(server, {"dataframe_records": [{"a": 1}]}).json() == {"predictions": [1]}
     assert "Received a list" in post(server, []).json()["message"]
+
+
+FRAMES = np.random.default_rng(0).integers(0, 255, (2, 8, 24, 32, 3)).astype(np.uint8)
+SOUNDS = np.random.default_rng(0).integers(-99, 99, (2, 4_000)).astype(np.int16)
+
+
+@pytest.mark.parametrize("rate", [8, 8.0, np.array([8.0, 8.0]), torch.tensor([8, 8]), [8, 8]])
+def test_a_tensor_is_a_column_of_its_parts(models, rate):
+    tensor = torch.from_numpy(FRAMES)
+    expected = models["video"].predict({"frames": list(FRAMES), "frame_rate": [8.0, 8.0]})
+    found = models["video"].predict({"frames": tensor, "frame_rate": rate})
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    records = models["video"].predict([{"frames": one, "frame_rate": 8.0} for one in tensor])
+    np.testing.assert_allclose(records, expected, atol=1e-6)
+    waves = torch.from_numpy(SOUNDS).requires_grad_(False)
+    one = models["audio"].predict({"waveform": waves})
+    np.testing.assert_allclose(one, models["audio"].predict({"waveform": list(SOUNDS)}), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"frames": torch.zeros(8, 24, 32, 3, dtype=torch.uint8)}, "input 0: frames must be a li"),
+        ({"frames": torch.zeros(2, 8, 24, 32, 3)}, "this one is float32 of shape"),
+        ({"frames": torch.zeros(2, 8, 24, 32, 3, dtype=torch.bfloat16)}, "this one is float32"),
+        ({"frames": torch.tensor(3)}, "input 0: frames must be a list of arrays"),
+        (FRAMES, "no column that the model knows: none; known: path, bytes, frames, frame_rate"),
+        (torch.from_numpy(FRAMES), "no column that the model knows: none"),
+        (list(FRAMES), "no column that the model knows: none"),
+        (SOUNDS, "no column that the model knows: none"),
+        (pd.DataFrame(SOUNDS), "no column that the model knows: none"),
+        (pd.DataFrame(SOUNDS).add_prefix("s"), "knows: s0, s1, .*, s9 and 3990 more; known: path"),
+        ({"picture": FRAMES}, "no column that the model knows: picture"),
+        ([{"picture": FRAMES}], "no column that the model knows: picture"),
+        ("film.mp4", 'no column .*; an example: {"path": \\["FILE"\\]}'),
+        (["film.mp4"], "no column that the model knows: none"),
+        (None, "no column that the model knows: none"),
+        (3, "no column that the model knows: none"),
+        ((row for row in FRAMES), "no column that the model knows: none"),
+        ({"path": {"film.mp4"}}, "suggests a DataFrame input"),
+        ({"path": ["a", "b"], "frame_rate": [1]}, "."),
+        ({"frames": {"a": FRAMES}}, "input 0: frames must be"),
+    ],
+)
+def test_what_cannot_be_a_table_is_refused_in_one_short_line(models, data, message):
+    with pytest.raises(MlflowException, match=message) as caught:
+        models["video"].predict(data)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500

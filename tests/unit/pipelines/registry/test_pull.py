@@ -241,6 +241,12 @@ def test_the_command_takes_a_name_and_a_folder(store, tmp_path, monkeypatch, cap
     assert "must be a new or empty folder" in capsys.readouterr().err
     assert main(["pull", "xkd-audio@champion", uri]) == 2
     assert "output" in capsys.readouterr().err
+    assert main(["pull", "xkd-audio@champion", "s3://bucket/folder", uri]) == 2
+    assert "output (s3://bucket/folder) must be a path, not a URI" in capsys.readouterr().err
+    nowhere = f"tracking.uri=sqlite:///{tmp_path}/nowhere.db"
+    assert main(["pull", "xkd-audio@champion", "other", nowhere]) == 2
+    assert "nowhere.db: no such file exists" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
     assert main(["pull"]) == 2
     assert "xkd pull NAME@ALIAS FOLDER" in capsys.readouterr().err
 

@@ -82,7 +82,7 @@ def rows(output):
 
 
 @pytest.fixture(scope="module")
-def made(bucket, videos, local_ray, tmp_path_factory):
+def made(bucket, videos, ray_of_this_environment, tmp_path_factory):
     """The same files from the local disk."""
     output = tmp_path_factory.mktemp("made") / "clips"
     return output, run(videos, output)

@@ -49,7 +49,7 @@ def datasets(server, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(server, datasets, local_ray, tmp_path_factory):
+def undisturbed(server, datasets, ray_of_this_environment, tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     config = tiny_config(home, datasets[0], epochs=3, checkpoint_every=4)
     return home, config, train(config)

@@ -1,4 +1,4 @@
-"""Layer-wise rates, mixing of clips in the right axes, erased boxes and masks."""
+"""Layer-wise rates, mixing of clips in the right axes, and erased boxes."""
 
 import pytest
 import torch
@@ -8,7 +8,6 @@ from xkd_core.classifiers.finetune import (
     classification_loss,
     erase,
     layer_groups,
-    mask_spectrogram,
     mix,
     smooth,
 )
@@ -88,21 +87,6 @@ def test_an_erased_box_is_the_same_in_all_frames():
     assert (changed == changed[:, :1]).all()
     assert not clips.any()
     assert erase(clips, 0.0, generator()).equal(clips)
-
-
-def test_masks_are_bands_of_the_mean():
-    spectrogram = torch.rand((8, 1, 20, 40), generator=generator())
-    masked = mask_spectrogram(
-        spectrogram, num_masks=2, max_bins=5, max_frames=9, generator=generator()
-    )
-    means = spectrogram.mean(dim=(1, 2, 3))
-    for clip in range(8):
-        there = masked[clip, 0] != spectrogram[clip, 0]
-        assert torch.allclose(masked[clip, 0][there], means[clip])
-        bins, frames = there.all(dim=1).sum(), there.all(dim=0).sum()
-        assert bins <= 8
-        assert frames <= 16
-        assert there.sum() == bins * 40 + frames * 20 - bins * frames
 
 
 def test_smoothed_labels_and_both_losses():

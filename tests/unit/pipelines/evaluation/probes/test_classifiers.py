@@ -125,6 +125,28 @@ def test_labels_on_one_side_or_of_one_class_give_a_reason(change, reason):
     assert found.retrieval  # needs no labels
 
 
+@pytest.mark.parametrize(
+    ("without", "reason"),
+    [
+        (lambda f: f.is_test, "no labelled test clip has features of it"),
+        (lambda f: f.is_train, "no labelled training clip has features of it"),
+        (
+            lambda f: f.is_train & ~f.targets[:, 0],
+            "its labelled training clips have 1 class, and a probe needs two",
+        ),
+    ],
+)
+def test_a_modality_that_cannot_be_scored_is_named(without, reason):
+    one = features()
+    sound = np.where(without(one)[:, None], np.nan, one.matrices["audio/trained"])
+    has = one.has | {"audio": one.has["audio"] & ~without(one)}
+    found = score(
+        replace(one, matrices=one.matrices | {"audio/trained": sound}, has=has), EvaluateSettings()
+    )
+    assert set(found.modalities) == {"video"}
+    assert found.notes == (f"audio is not scored: {reason}",)
+
+
 def test_two_evaluations_are_paired_by_clip(tmp_path):
     settings = EvaluateSettings(measures=("linear", "retrieval"), retrieval_of="heads")
     good = features()
