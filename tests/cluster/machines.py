@@ -40,9 +40,14 @@ def in_namespaces(arguments: Sequence[str]) -> int:
     """Runs this program again where it may make bridges and mounts; all ends with it."""
     kinds = ("--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child")
     command = ["unshare", *kinds, "--mount-proc", sys.executable, "-m", "tests.cluster"]
-    return subprocess.run(
-        [*command, *arguments], env=os.environ | {"XKD_CLUSTER_INSIDE": "1"}, check=False
-    ).returncode
+    environment = os.environ | {"XKD_CLUSTER_INSIDE": "1"}
+    inside = subprocess.Popen([*command, *arguments], env=environment)
+    # A first process of a namespace ignores SIGTERM; it ends with the one that made it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(os.EX_TEMPFAIL))
+    try:
+        return inside.wait()
+    finally:
+        inside.kill()
 
 
 def make_network() -> None:
@@ -161,6 +166,8 @@ class Machine:
             self.cut()
             os.kill(self._init, signal.SIGKILL)
             self._outer.wait()
+            # The kernel takes a moment to end a network, and another machine may want the name.
+            subprocess.run(["ip", "link", "delete", self._link], stderr=subprocess.DEVNULL)
         if self.slow_link is not None:
             self.slow_link.close()
 
@@ -178,7 +185,7 @@ def wait_until(condition: Callable[[], object], seconds: float, what: str) -> No
     while not condition():
         if time.monotonic() > until:
             raise AssertionError(f"waited {seconds:g} s in vain: {what}")
-        time.sleep(0.2)
+        time.sleep(1.0)
 
 
 def _ip(line: str) -> None:
