@@ -69,14 +69,13 @@ def work(config: ServeConfig) -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     print(f"serve: starting {counted(config.num_replicas, 'replica')} of {config.uri}", flush=True)
     with connected(config.ray):
-        if ray_address(config.ray) is not None:
-            asked = {"CPU": config.num_cpus, "GPU": config.num_gpus}
-            replica = {name: number for name, number in asked.items() if number}
-            wait_for_nodes(
-                lambda nodes: check_room(config, nodes),
-                [replica] * config.num_replicas,
-                config.ray.wait_seconds,
-            )
+        asked = {"CPU": config.num_cpus, "GPU": config.num_gpus}
+        replica = {name: number for name, number in asked.items() if number}
+        wait_for_nodes(
+            lambda nodes: check_room(config, nodes),
+            [replica] * config.num_replicas,
+            config.ray.wait_seconds,
+        )
         try:
             app = application(config)
             _start(config)

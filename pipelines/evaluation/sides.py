@@ -68,15 +68,17 @@ def _can_be_told_apart(targets: Array) -> bool:
     return bool((targets.any(axis=0) & ~targets.all(axis=0)).any())
 
 
-def joined(features: Features, subject: str, network: str, kind: str = "pooled") -> Array:
-    """Returns the features of a modality, or of both: each scaled to length 1, then concatenated.
+def joined(
+    features: Features, subject: str, network: str, clips: Array, kind: str = "pooled"
+) -> Array:
+    """Returns features of clips, of a modality or of both: each of length 1, then concatenated.
 
     Source: XKD, arXiv:2211.13929, section 5 (Kinetics-Sound).
     """
     matrices = features.layers if kind == "layers" else features.matrices
     if subject != "both":
-        return matrices[f"{subject}/{network}"]
-    parts = [matrices[f"{modality}/{network}"] for modality in MODALITIES]
+        return matrices[f"{subject}/{network}"][clips]
+    parts = [matrices[f"{modality}/{network}"][clips] for modality in MODALITIES]
     with np.errstate(invalid="ignore"):  # features that are not finite are left out by `sides_of`
         return np.concatenate([part / _length(part) for part in parts], axis=1)
 
@@ -88,12 +90,11 @@ def joined_without(
 
     In its part stands the mean of the training clips, which tells no class from another.
     """
-    matrix = joined(features, "both", network, kind)
+    rows = joined(features, "both", network, sides.test, kind)
     width = features.layers if kind == "layers" else features.matrices
     first = width[f"{MODALITIES[0]}/{network}"].shape[1]
     part = slice(0, first) if missing == MODALITIES[0] else slice(first, None)
-    rows = matrix[sides.test]
-    rows[:, part] = matrix[sides.train, part].mean(axis=0)
+    rows[:, part] = joined(features, "both", network, sides.train, kind)[:, part].mean(axis=0)
     return rows
 
 

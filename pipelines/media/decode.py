@@ -42,6 +42,7 @@ from pipelines.media.packets import PacketScan, PacketTable
 from pipelines.media.picture import PictureConverter, PixelLimitError
 from pipelines.media.reader import due_packets, seekable
 from pipelines.media.segments import ClockRepairs, Cutter, Segment
+from pipelines.media.streams.declarations import late_kinds
 from pipelines.media.streams.selection import select_streams
 from pipelines.media.timeline import StreamTimeline, Timeline, build_timeline
 from pipelines.media.video_track import VideoTrack
@@ -133,6 +134,7 @@ def _decode(source: MediaInput, settings: _Settings) -> Iterator[Segment]:
             decode_part = partial(_decode, settings=settings)
             yield from decode_in_sequence(parts, decode_part, settings.max_seconds)
             return
+        late = late_kinds(container)
         streams = selection.streams(container)
         check_codecs(*streams, formats)
         check_declared_limits(container, streams[0], settings.max_pixels, settings.max_seconds)
@@ -144,12 +146,14 @@ def _decode(source: MediaInput, settings: _Settings) -> Iterator[Segment]:
         video = _video_track(streams[0], timeline, scan, origin, frame_rate, converter)
         audio = _audio_track(streams[1], timeline, origin, settings.sample_rate)
         _check_any(video, audio, scan)
+        selection = selection.declaring(late)
         cutter = Cutter(container, selection, video, audio, frame_rate, settings.sample_rate)
         cutter.ticks_per_segment = max(1, round(settings.segment_seconds * frame_rate))
         cutter.min_seconds, cutter.max_seconds = settings.min_segment_seconds, settings.max_seconds
         cutter.min_source_seconds = settings.min_source_seconds
         cutter.max_damaged_fraction = settings.max_damaged_fraction
-        cutter.heed(timeline, origin, leaves_out=follow_each_other(container, scan))
+        leaves_out = bool(late) or follow_each_other(container, scan)
+        cutter.heed(timeline, origin, leaves_out=leaves_out)
         packets = due_packets(source, formats, scan, timeline, cleanup)
         yield from cutter.segments(packets)
 

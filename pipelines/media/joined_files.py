@@ -173,6 +173,8 @@ def decode_in_sequence(
 
 
 def _moved(segment: Segment, offset: float, is_later: bool, leaps: bool) -> Segment:
+    # What one file declares is not the duration of the source.
+    segment = replace(segment, info=replace(segment.info, duration_seconds=0.0))
     repairs = segment.repairs
     if is_later:
         both = (segment.frames is not None) + (segment.waveform is not None)
@@ -194,10 +196,13 @@ def _leaps(table: PacketTable) -> bool:
 
 
 def follow_each_other(container: av.container.InputContainer, scan: PacketScan) -> bool:
-    """Returns whether a stream begins after another one of its kind has ended."""
+    """Returns whether a stream begins after another one of its kind has ended.
+
+    A single picture is no stream of its own, such as the first one of an image sequence.
+    """
     for streams in (container.streams.video, container.streams.audio):
         orders = [scan.tables[each.index].order for each in streams if each.index in scan.tables]
-        spans = sorted((int(order[0]), int(order[-1])) for order in orders if len(order))
+        spans = sorted((int(order[0]), int(order[-1])) for order in orders if len(order) > 1)
         if any(after[0] > before[1] for before, after in pairwise(spans)):
             return True
     return False

@@ -43,6 +43,8 @@ NEARER_SECONDS = 1.0
 nearer in time by more than this."""
 MAX_STRAY_PACKETS = 8
 """This many packets in a row may have wrong timestamps without a leap."""
+MAX_HELD_PACKETS = 3
+"""FFmpeg holds back this many packets of a stream until the end of the file."""
 REORDER_PACKETS = 17
 """A picture is presented at most this many packets after it is decoded (H.264 allows 16)."""
 
@@ -249,8 +251,7 @@ class _Search:
     def _other_follows(self, number: int, other: int, order: int, now: float) -> bool:
         """Returns whether the other stream soon leaps to about the same time, or ends."""
         clock = self.clocks[other]
-        # Parsers give the last picture only at the end of the file.
-        if clock.at(order) >= len(clock) - 2:
+        if clock.at(order) >= len(clock) - 1 - MAX_HELD_PACKETS:
             return True
         following = self._next(number, other)
         if following is None:
@@ -275,17 +276,13 @@ class _Search:
         return max(content, abs(then - now)) + NEARER_SECONDS < distance
 
     def _is_apart(self, number: int, other: int, distance: float) -> bool:
-        """Returns whether the other stream is over before a stream enters its epoch.
-
-        Formats with leaps store both streams of a file side by side. Parsers hold back one packet,
-        so a stream of a single picture may come at the end.
-        """
+        """Returns whether the other stream is over, but for last packets, where a stream begins."""
         order, stream, packet = self.events[number]
         first = self.clocks[other].at(order) + 1
         later = (p for at, s, p in self.events[number + 1 :] if s == other and at > order)
         num_left = next(later, len(self.clocks[other])) - first
         num_own = len(self.clocks[stream]) - packet
-        is_over = first > 0 and num_left <= 1 < num_own
+        is_over = first > 0 and num_left <= MAX_HELD_PACKETS < num_own
         return self._may_leap and is_over and distance > NEARER_SECONDS
 
     def _next(self, number: int, other: int) -> tuple[float, float] | None:

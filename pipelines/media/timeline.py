@@ -15,7 +15,13 @@ from av.format import Flags
 from numpy.typing import NDArray
 
 from pipelines.media.epochs import arranged
-from pipelines.media.leaps import Clock, find_leaps
+from pipelines.media.leaps import (
+    AHEAD_IN_STEADY_FORMATS_SECONDS,
+    AHEAD_SECONDS,
+    MAX_STRAY_PACKETS,
+    Clock,
+    find_leaps,
+)
 from pipelines.media.packets import PacketScan, PacketTable
 from pipelines.media.sound_clock import sound_times
 
@@ -94,6 +100,8 @@ def build_timeline(
     clocks = [_clock(table, is_exact) for table in tables]
     if container.format.name in SORTING_FORMATS:
         _order_as_in_file(clocks, [table.position[_kept(table)] for table in tables])
+    if is_untimed:
+        correct_ends(clocks)
     leaps = [] if is_untimed else find_leaps(clocks, _has(container, Flags.ts_discont))
     if not clocks:
         return Timeline({})
@@ -114,6 +122,17 @@ def build_timeline(
         is_followed = _is_followed(picture, sound, scan.tables[audio].duration)
         timeline.streams[audio] = replace(sound, is_followed=is_followed)
     return timeline
+
+
+def correct_ends(clocks: Sequence[Clock]) -> None:
+    """Moves last packets that lie minutes after all others, as in a damaged index of an AVI."""
+    for clock in clocks:
+        first = max(1, len(clock) - MAX_STRAY_PACKETS)
+        jumps = np.flatnonzero(np.diff(clock.decode[first - 1 :]) > AHEAD_IN_STEADY_FORMATS_SECONDS)
+        others = [each.decode.max() for each in clocks if each is not clock and len(each)]
+        if len(jumps) and max(others, default=-np.inf) < clock.decode[-1] - AHEAD_SECONDS:
+            at = first + int(jumps[0])
+            clock.decode[at:] = clock.start[at:] = clock.decode[at - 1] + clock.step()
 
 
 def _is_followed(

@@ -12,6 +12,7 @@ from ray_jobs.cli.jobs import JOBS
 
 _HELP = ("-h", "--help", "help")
 _USER_ERROR = 2
+_INTERRUPTED = 130
 _SUBMIT = "submit"
 
 
@@ -46,9 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         make_parser(summary, summary.schema()).print_help()
         return 0
-    from ray_jobs.cli.job import run_job
+    try:
+        from ray_jobs.cli.job import run_job
 
-    return run_job(importlib.import_module(f"ray_jobs.{summary.module}").JOB, rest)
+        job = importlib.import_module(f"ray_jobs.{summary.module}").JOB
+    except KeyboardInterrupt:  # importing takes seconds; later a job says it by itself
+        print(f"\n{name}: interrupted before it began", file=sys.stderr)
+        return _INTERRUPTED
+    return run_job(job, rest)
 
 
 def _overview() -> str:

@@ -22,6 +22,7 @@ from pipelines.evaluation.retrieval import (
 )
 from pipelines.evaluation.scores import FeatureScores, MeasureScore, NetworkScore
 from pipelines.evaluation.sides import FUSED, Sides, notes_of, sides_of, why_no_scores
+from pipelines.quantities import counted
 from xkd_core.encoders import MODALITIES
 
 Array = NDArray[Any]
@@ -104,11 +105,25 @@ def assembled(
         modalities=complete,
         gains=differences(complete, outcomes, "untrained") | retrieval_gains(ranks),
         retrieval=retrieval_scores(ranks, settings.retrieval_sizes),
-        notes=notes_of(features),
+        notes=(*notes_of(features), *_unretrieved(features, settings, ranks)),
         over_reference=differences(complete, outcomes, "reference")
         | retrieval_gains(ranks, "reference"),
     )
     return scores, outcomes
+
+
+def _unretrieved(
+    features: Features, settings: EvaluateSettings, ranks: Mapping[str, Array]
+) -> list[str]:
+    """Returns why retrieval has no score, unless a note of the features says it."""
+    is_told = any("not measured" in note for note in features.notes)
+    if "retrieval" not in settings.measures or ranks or is_told or not _having(features, "both"):
+        return []
+    count = len(features.retrieval_clips)
+    if count < 2:
+        clips = counted(count, "clip")
+        return [f"retrieval is not measured: {clips} to search with picture and sound"]
+    return ["retrieval is not measured: features or head outputs are missing or not finite"]
 
 
 def _having(features: Features, subject: str) -> set[str]:

@@ -115,7 +115,7 @@ class Fitter:
         kind = kind_of(measure)
         path = f"{subject}/{self.network}"
         if path not in self.features.view_owners:
-            return joined(self.features, subject, self.network, kind)[clips], clips
+            return joined(self.features, subject, self.network, clips, kind), clips
         owners = self.features.view_owners[path]
         mine = np.isin(owners, clips)
         return self.features.views[f"{kind}/{path}"][mine], owners[mine]

@@ -28,6 +28,7 @@ UNSEEN = -1e9
 _MAX_ITERATIONS = 300
 _SVM_ITERATIONS = 1000
 _NUM_FOLDS = 5
+_ROWS_AT_ONCE = 8192
 BYTES_A_NUMBER = 16
 """Of a feature in float64, twice: the solver's copy beside the standardized one."""
 
@@ -145,7 +146,9 @@ def _exact_path(kind: Kind, is_multilabel: bool) -> _Path:
     def along(rows: TrainingRows, test: Array, penalties: Sequence[float]) -> Iterator[Array]:
         train, asked = rows.features.astype(np.float64), test.astype(np.float64)
         if kind == "linear":
-            scaler = StandardScaler().fit(train)
+            scaler = StandardScaler(copy=False)
+            for begin in range(0, len(train), _ROWS_AT_ONCE):  # it copies what it fits, twice
+                scaler.partial_fit(train[begin : begin + _ROWS_AT_ONCE])
             train, asked = scaler.transform(train), scaler.transform(asked)
         seen = np.flatnonzero(rows.targets.any(axis=0) & ~(rows.targets.all(axis=0)))
         classifier: Any = None

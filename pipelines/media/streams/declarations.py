@@ -28,6 +28,10 @@ _CODEC = re.compile(r"\s+Stream #\d+:(\d+).*?: ((?:Video|Audio): \w+)")
 _CROP = re.compile(r"\s+Frame Cropping: (\d{1,9})/(\d{1,9})/(\d{1,9})/(\d{1,9})$")
 
 
+LATE_FORMATS = frozenset({"mpeg", "mpegts", "flv"})
+"""Formats in which streams need not be declared at the beginning."""
+
+
 @dataclass(frozen=True)
 class Declarations:
     """Programs, and properties by index of the stream."""
@@ -51,6 +55,19 @@ def read_declarations(container: av.container.InputContainer) -> Declarations:
     finally:
         av.logging.set_skip_repeated(skips)
         av.logging.set_level(level)
+
+
+def late_kinds(container: av.container.InputContainer) -> set[str]:
+    """Returns the kinds (video, audio) of streams that FFmpeg found after the file was opened.
+
+    They begin further into a program stream, or an FLV file, than FFmpeg probes, so that PyAV does
+    not give their packets.
+    """
+    if container.format.name not in LATE_FORMATS:
+        return set()
+    found = read_declarations(container).codecs
+    late = [codec for index, codec in found.items() if index >= len(container.streams)]
+    return {codec.partition(":")[0].lower() for codec in late}
 
 
 def parse_dump(text: str) -> Declarations:

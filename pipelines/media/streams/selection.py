@@ -1,7 +1,7 @@
 """Selects the two streams of an open container to decode, and scans their packets."""
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import av.container
 from av.audio.stream import AudioStream
@@ -53,6 +53,14 @@ class Selection:
     def crop(self) -> Crop:
         """The borders that the container crops from the picture."""
         return WHOLE if self.video is None else self.declarations.crops.get(self.video, WHOLE)
+
+    def declaring(self, kinds: Set[str]) -> "Selection":
+        """Returns the selection of a container that declares streams of other kinds as well."""
+        return replace(
+            self,
+            declares_picture=self.declares_picture or "video" in kinds,
+            declares_sound=self.declares_sound or "audio" in kinds,
+        )
 
     def streams(
         self, container: av.container.InputContainer
@@ -159,6 +167,7 @@ def gives_something(source: MediaInput, formats: Formats, index: int) -> bool:
         if formats == "common" and not is_common(stream):
             return False  # not tried; if no other stream replaces it, `check_codecs` refuses it
         keep_only(container, {index})
+        stream.codec_context.thread_count = 1  # a confined process can start no threads
         try:
             for number, packet in enumerate(container.demux(stream)):
                 try:

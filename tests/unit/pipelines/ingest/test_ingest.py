@@ -284,7 +284,7 @@ def test_damaged_files_of_the_state_are_named_or_made_anew(made, videos, tmp_pat
     (output / "manifest.json").write_text('{"format_ver')
     (output / ".ingest/fingerprints.parquet").write_bytes(b"PAR1")
     (output / "index.arrow").write_bytes(b"")
-    assert run(videos, output).new_clips == 0
+    assert run(videos, output, SEVERAL).new_clips == 0
     check_index(output)
     assert json.loads((output / "manifest.json").read_text()) == whole
     for damaged in ("", "[]"):

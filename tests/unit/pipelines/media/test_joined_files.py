@@ -110,6 +110,7 @@ def test_files_that_were_copied_behind_each_other(tmp_path, suffix):
     assert seen == pictures
     assert heard == sounds
     assert num_leaps(segments) == 2
+    assert {segment.info.duration_seconds for segment in segments} == {0.0}
     again = decode(io.BytesIO(path.read_bytes()))
     assert [one.start_seconds for one in again] == [one.start_seconds for one in segments]
 
@@ -132,6 +133,20 @@ def test_sound_of_another_kind_that_follows_is_counted(tmp_path):
     assert seen == [*range(5), *range(20, 25)]
     assert heard == [*range(5), *[None] * 5]
     assert sum(segment.decode_errors for segment in segments) == 1
+
+
+def test_a_picture_that_begins_after_what_is_probed_is_counted(tmp_path):
+    sound = write_scene(tmp_path / "sound.mpg", 0, 10, codecs=("", "mp2"))
+    whole = write_scene(tmp_path / "whole.mpg", 20, 25, codecs=("mpeg2video", "mp2"))
+    # FFmpeg probes 5 MB at the beginning, and less at the end. Each pack gets some padding.
+    padding = b"\x00\x00\x01\xbe" + (60_000).to_bytes(2, "big") + bytes(60_000)
+    pack = b"\x00\x00\x01\xba"
+    sound.write_bytes(pack.join(part + padding for part in sound.read_bytes().split(pack)))
+    assert sound.stat().st_size > 5_000_000
+    _, heard, segments = seconds_of(joined(tmp_path / "all.mpg", sound, whole, sound))
+    assert heard == [*range(10), *range(20, 25), *range(10)]
+    assert all(segment.info.declares_picture for segment in segments)
+    assert [segment.decode_errors for segment in segments] == [1, 0, 0, 0, 0]
 
 
 def test_sound_whose_rate_changes_has_no_hole(tmp_path):

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from pipelines.media.leaps import Clock
+from pipelines.media.timeline import correct_ends
 from tests.helpers.timed_scenes import (
     bars,
     decode,
@@ -203,14 +205,17 @@ def test_fragments_of_joined_files_keep_the_order_of_the_file(tmp_path):
     assert total(segments, "clock_leaps") == 2
 
 
-@pytest.mark.parametrize("at", [0, 500])
-def test_a_mute_file_beside_one_without_picture(tmp_path, at):
-    mute = write_scene(tmp_path / "mute.mpg", 0, 5, codecs=(MPEG2[0], ""))
-    sound = write_scene(tmp_path / "sound.mpg", 20, 25, codecs=("", MPEG2[1]), offset=at)
-    whole = write_scene(tmp_path / "whole.mpg", 10, 15, codecs=MPEG2)
+@pytest.mark.parametrize(
+    ("suffix", "at"), [(".mpg", 0), (".mpg", 500), (".m2ts", 0), (".m2ts", 300)]
+)
+def test_a_mute_file_beside_one_without_picture(tmp_path, suffix, at):
+    codecs = MPEG2 if suffix == ".mpg" else ("libx264", "mp2")
+    mute = write_scene(tmp_path / f"mute{suffix}", 0, 5, codecs=(codecs[0], ""), bframes=2)
+    sound = write_scene(tmp_path / f"sound{suffix}", 20, 25, codecs=("", codecs[1]), offset=at)
+    whole = write_scene(tmp_path / f"whole{suffix}", 10, 15, codecs=codecs)
     both = {mute: [(0, 5), None], sound: [None, (20, 25)], whole: [(10, 15), (10, 15)]}
     for parts in ([mute, sound], [sound, mute], [whole, mute, sound], [mute, sound, whole]):
-        segments, seen, heard = scene_of(joined(tmp_path / "all.mpg", *parts))
+        segments, seen, heard = scene_of(joined(tmp_path / f"all{suffix}", *parts))
         expected = [
             [second for part in parts for second in stretch_of(both[part][kind])] for kind in (0, 1)
         ]
@@ -412,6 +417,21 @@ def test_pictures_that_an_avi_leaves_out_are_held(tmp_path, codec, bframes):
     seen, _ = seen_and_heard(decode(tmp_path / "gap.avi"))
     right = [int((tick + 0.5) * 25 / 8) for tick in range(96)]
     assert seen == [49 if 50 <= number <= 170 else number for number in right]
+
+
+def clock_of(*times):
+    order, values = np.arange(len(times)), np.array(times)
+    return Clock(order, values.copy(), values.copy(), np.full(len(times), 0.04), is_exact=True)
+
+
+def test_a_last_packet_that_is_hours_away_makes_no_hours():
+    sound = clock_of(0.0, 0.04, 0.08, 17_000.0)
+    still = clock_of(0.0, 400.0)
+    correct_ends([sound, clock_of(0.0, 0.04)])
+    correct_ends([still, clock_of(0.0, 200.0, 395.0)])
+    assert sound.decode.tolist() == pytest.approx([0.0, 0.04, 0.08, 0.12])
+    assert sound.start.tolist() == sound.decode.tolist()
+    assert still.decode.tolist() == [0.0, 400.0]
 
 
 CUT = [("libx264", ".mkv"), ("mpeg2video", ".ts"), ("mpeg4", ".mkv"), ("mpeg4", ".avi")]

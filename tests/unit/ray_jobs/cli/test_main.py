@@ -78,3 +78,16 @@ def test_help_lists_each_setting_once_with_its_section(capsys):
 def test_help_marks_no_setting_of_a_job_that_does_not_go_on(capsys):
     assert main(["evaluate", "--help"]) == 0
     assert "may change" not in capsys.readouterr().out
+
+
+def test_ctrl_c_while_a_job_is_imported_is_one_line(monkeypatch, capsys):
+    imported = importlib.import_module
+
+    def interrupted(name, *rest):
+        if name == "ray_jobs.serve":
+            raise KeyboardInterrupt
+        return imported(name, *rest)
+
+    monkeypatch.setattr(importlib, "import_module", interrupted)
+    assert main(["serve", "xkd-video@champion"]) == 130
+    assert capsys.readouterr().err == "\nserve: interrupted before it began\n"

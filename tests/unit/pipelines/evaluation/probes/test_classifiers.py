@@ -144,7 +144,21 @@ def test_a_modality_that_cannot_be_scored_is_named(without, reason):
         replace(one, matrices=one.matrices | {"audio/trained": sound}, has=has), EvaluateSettings()
     )
     assert set(found.modalities) == {"video"}
-    assert found.notes == (f"audio is not scored: {reason}",)
+    assert found.notes[0] == f"audio is not scored: {reason}"
+
+
+def test_retrieval_without_a_score_says_why():
+    one = features()
+    nowhere = np.full_like(one.matrices["audio/trained"], np.nan)
+    broken = replace(one, matrices=one.matrices | {"audio/trained": nowhere})
+    assert score(broken, EvaluateSettings()).notes[-1] == (
+        "retrieval is not measured: features or head outputs are missing or not finite"
+    )
+    assert not score(broken, EvaluateSettings(measures=("knn",))).notes[2:]
+    none = replace(one, retrieval_clips=one.retrieval_clips[:0], retrieval={})
+    assert score(none, EvaluateSettings()).notes == (
+        "retrieval is not measured: 0 clips to search with picture and sound",
+    )
 
 
 def test_two_evaluations_are_paired_by_clip(tmp_path):
