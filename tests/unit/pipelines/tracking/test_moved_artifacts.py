@@ -2,6 +2,8 @@
 
 import logging
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
@@ -88,3 +90,20 @@ def test_a_database_of_something_else_stays(tmp_path):
         connection.commit()
         mend_moved_artifacts(tmp_path / "mlflow.db")
         assert connection.execute("SELECT * FROM runs").fetchall() == [("/gone/mlartifacts/1",)]
+
+
+def test_a_program_with_mlflow_alone_finds_a_renamed_home(tmp_path):
+    old, new = tmp_path / "a", tmp_path / "b"
+    old.mkdir()
+    run = run_at(old)
+    before = artifact_of(run)
+    old.rename(new)
+    program = (
+        "import mlflow, sys; mlflow.set_tracking_uri(sys.argv[1]);"
+        "run = {'run_id': sys.argv[2]}; (file,) = mlflow.artifacts.list_artifacts(**run);"
+        "print(open(mlflow.artifacts.download_artifacts(**run, artifact_path=file.path)).read())"
+    )
+    command = [sys.executable, "-P", "-c", program, f"sqlite:///{new}/mlflow.db", run.run_id]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.strip() == before.strip(), done.stderr
+    assert f"in {old}/mlartifacts, which is gone" in done.stderr
