@@ -13,6 +13,8 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Threads of Ray Data may outlive the job's Ray, and would start another one.
     "RAY_ENABLE_AUTO_CONNECT": "0",
+    # Under `uv run`, each worker would install everything into an environment of its own.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     # A report of a worker waits until the controller polls, by default every 2 s.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # Spot machines leave 30 s after their notice, some after 20 s; Ray looks every 5 s.
