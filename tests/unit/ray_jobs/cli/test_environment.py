@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+from ray._private import ray_constants
+
 from ray_jobs.cli.environment import ENVIRONMENT, set_environment, worker_environment
 
 
@@ -36,3 +38,8 @@ def test_every_program_has_them_before_it_imports_mlflow():
         [sys.executable, "-c", program, *ENVIRONMENT], env=bare, capture_output=True, text=True
     )
     assert done.stdout.split() == [f"{name}={value}" for name, value in ENVIRONMENT.items()]
+
+
+def test_workers_under_uv_run_install_nothing():
+    """The hook of Ray is on by default, and looks at the parents of the driver."""
+    assert not ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV
