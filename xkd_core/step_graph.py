@@ -202,6 +202,8 @@ def _recordable(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     before = [dict(group) for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["capturable"] = True
-    yield
-    for group, settings in zip(optimizer.param_groups, before, strict=True):
-        group.update(settings)
+    try:
+        yield
+    finally:
+        for group, settings in zip(optimizer.param_groups, before, strict=True):
+            group.update(settings)

@@ -6,6 +6,7 @@ import av
 import numpy as np
 import torch
 
+from pipelines.config.base import JobConfig, TrackingSettings
 from pipelines.config.ingest import IngestSettings
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.dataset.schema import FORMAT_VERSION, MANIFEST
@@ -14,6 +15,8 @@ from pipelines.evaluation.scores import FeatureScores, MeasureScore, NetworkScor
 from pipelines.files import write_json
 from pipelines.models.checkpoints import AUDIO_CENTER, VIDEO_CENTER, TrainingInfo, save_checkpoint
 from pipelines.models.encoder_files import ClipSettings, EncoderInfo
+from pipelines.registry.versions import find_or_make_version, registered_model
+from pipelines.tracking.runs import open_run
 from xkd_core.config import (
     AudioConfig,
     HeadConfig,
@@ -163,3 +166,14 @@ def write_media(path: Path, *, seconds=3.0, picture=True, sound=True, seed=0) ->
             container.mux(audio.encode(frame))
             container.mux(audio.encode(None))
     return path
+
+
+def registered_encoder(home):
+    """Tracking of a new home where `xkd-video@champion` is a video encoder."""
+    tracking = TrackingSettings(uri=f"sqlite:///{home}/mlflow.db")
+    encoder, info = example_encoder("video")
+    run = open_run(JobConfig(tracking=tracking), "promote", "test")
+    registered_model(run.client(), "xkd-video", info)
+    version = find_or_make_version(encoder, info, "xkd-video", "# card\n", run)
+    run.client().set_registered_model_alias("xkd-video", "champion", version.version)
+    return tracking

@@ -13,13 +13,10 @@ import numpy as np
 import pytest
 import requests
 
-from pipelines.config.base import JobConfig, TrackingSettings
 from pipelines.config.serve import ServeConfig
 from pipelines.paths import PACKAGES
-from pipelines.registry.versions import find_or_make_version, registered_model
-from pipelines.tracking.runs import open_run
 from ray_jobs.cli.main import main
-from tests.helpers.encoders import example_encoder, write_media
+from tests.helpers.encoders import registered_encoder, write_media
 
 TOKEN = {"Authorization": "Bearer open sesame"}
 
@@ -27,14 +24,7 @@ TOKEN = {"Authorization": "Bearer open sesame"}
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory):
     """A registry with a video encoder."""
-    home = tmp_path_factory.mktemp("home")
-    tracking = TrackingSettings(uri=f"sqlite:///{home}/mlflow.db")
-    encoder, info = example_encoder("video")
-    run = open_run(JobConfig(tracking=tracking), "promote", "test")
-    registered_model(run.client(), "xkd-video", info)
-    version = find_or_make_version(encoder, info, "xkd-video", "# card\n", run)
-    run.client().set_registered_model_alias("xkd-video", "champion", version.version)
-    yield tracking
+    yield registered_encoder(tmp_path_factory.mktemp("home"))
     mlflow.set_tracking_uri(None)
 
 

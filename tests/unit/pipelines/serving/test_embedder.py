@@ -9,28 +9,19 @@ import mlflow
 import numpy as np
 import pytest
 
-from pipelines.config.base import JobConfig, TrackingSettings
 from pipelines.config.serve import ServeConfig
 from pipelines.registry.uri import resolve_model
-from pipelines.registry.versions import find_or_make_version, registered_model
 from pipelines.serving.embedder import Embedder
 from pipelines.serving.refusal import RefusedError
-from pipelines.tracking.runs import open_run
 from pipelines.tracking.server import tracking_uri
-from tests.helpers.encoders import example_encoder, write_media
+from tests.helpers.encoders import registered_encoder, write_media
 
 MAX_BATCH_SIZE = 2
 
 
 @pytest.fixture(scope="module")
 def tracking(tmp_path_factory):
-    found = TrackingSettings(uri=f"sqlite:///{tmp_path_factory.mktemp('home')}/mlflow.db")
-    encoder, info = example_encoder("video")
-    run = open_run(JobConfig(tracking=found), "promote", "test")
-    registered_model(run.client(), "xkd-video", info)
-    version = find_or_make_version(encoder, info, "xkd-video", "# card\n", run)
-    run.client().set_registered_model_alias("xkd-video", "champion", version.version)
-    yield found
+    yield registered_encoder(tmp_path_factory.mktemp("home"))
     mlflow.set_tracking_uri(None)
 
 
