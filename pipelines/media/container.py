@@ -27,6 +27,7 @@ from pipelines.media.formats import (
     is_common,
 )
 from pipelines.media.orientation import Orientation
+from pipelines.media.streams.encryption import PROBED_BYTES, is_scrambled
 from pipelines.media.video_track import ROUNDING_TICKS, native_rate
 from pipelines.redaction import one_line
 
@@ -117,7 +118,18 @@ def open_source(source: MediaInput, formats: Formats = "common") -> av.container
     except ArgumentError as error:  # FFmpeg's error for a format that is not on the list
         raise _refusal(file, formats, error) from error
     except (FFmpegError, ValueError, OSError) as error:
+        check_scrambled(source)
         raise DecodeError("not_media", one_line(error)) from error
+
+
+def check_scrambled(source: MediaInput) -> None:
+    """Refuses a transport stream of which FFmpeg cannot read anything because it is scrambled.
+
+    Raises:
+        DecodeError: If it is.
+    """
+    if is_scrambled(read_beginning(source, PROBED_BYTES)):
+        raise DecodeError("encrypted", "its transport stream is scrambled")
 
 
 def _opened(source: BinaryIO | io.RawIOBase, formats: Formats) -> av.container.InputContainer:

@@ -36,6 +36,7 @@ from pipelines.media.container import (
     open_source,
     start_seconds,
 )
+from pipelines.media.damage import DamageLimit, check_sums
 from pipelines.media.formats import Formats
 from pipelines.media.joined_files import decode_in_sequence, follow_each_other, joined_parts
 from pipelines.media.packets import PacketScan, PacketTable
@@ -44,7 +45,7 @@ from pipelines.media.reader import due_packets, seekable
 from pipelines.media.segments import ClockRepairs, Cutter, Segment
 from pipelines.media.streams.declarations import late_kinds
 from pipelines.media.streams.selection import select_streams
-from pipelines.media.timeline import StreamTimeline, Timeline, build_timeline
+from pipelines.media.timeline import StreamTimeline, Timeline, build_timeline, kept_packets
 from pipelines.media.video_track import VideoTrack
 from pipelines.redaction import one_line
 
@@ -151,7 +152,7 @@ def _decode(source: MediaInput, settings: _Settings) -> Iterator[Segment]:
         cutter.ticks_per_segment = max(1, round(settings.segment_seconds * frame_rate))
         cutter.min_seconds, cutter.max_seconds = settings.min_segment_seconds, settings.max_seconds
         cutter.min_source_seconds = settings.min_source_seconds
-        cutter.max_damaged_fraction = settings.max_damaged_fraction
+        cutter.damage = DamageLimit(settings.max_damaged_fraction)
         leaves_out = bool(late) or follow_each_other(container, scan)
         cutter.heed(timeline, origin, leaves_out=leaves_out)
         packets = due_packets(source, formats, scan, timeline, cleanup)
@@ -193,6 +194,7 @@ def _audio_track(
 ) -> AudioTrack | None:
     if stream is None or (times := timeline.streams.get(stream.index)) is None:
         return None
+    check_sums(stream)
     return AudioTrack(stream, times, origin, sample_rate)
 
 
@@ -205,7 +207,7 @@ def _origin(streams: _Streams, timeline: Timeline, scan: PacketScan, frame_rate:
         start = start_seconds(stream)
         times = timeline.streams.get(stream.index) if stream else None
         if times is not None:
-            start = _true_start(start or 0.0, times)
+            start = _true_start(start or 0.0, times, scan.tables[stream.index])
         elif start is not None:
             start = None  # it declares a start, but has no packets
         starts.append(start)
@@ -226,8 +228,10 @@ def _first_key_start(times: StreamTimeline, table: PacketTable) -> float:
     return float(times.starts[keys[0]]) if len(keys) and keys[0] > 0 else -np.inf
 
 
-def _true_start(declared: float, times: StreamTimeline) -> float:
-    first = times.shown[0] if len(times.shown) else float(np.nanmin([*times.starts[:64], np.inf]))
+def _true_start(declared: float, times: StreamTimeline, table: PacketTable) -> float:
+    """Returns when a stream begins, without packets that an edit list hides."""
+    starts = times.starts[kept_packets(table)][:64]
+    first = times.shown[0] if len(times.shown) else float(np.nanmin([*starts, np.inf]))
     if not np.isfinite(first) or abs(first - declared) <= MAX_START_ERROR_SECONDS:
         return declared
     return float(first)

@@ -25,7 +25,7 @@ import numpy as np
 
 from pipelines.media.container import DecodeError, MediaInput, open_file
 from pipelines.media.file_view import View
-from pipelines.media.leaps import AHEAD_SECONDS, BACK_SECONDS
+from pipelines.media.jumps import AHEAD_SECONDS, BACK_SECONDS
 from pipelines.media.packets import PacketScan, PacketTable
 from pipelines.media.segments import Segment
 from pipelines.media.streams.declarations import Declarations, read_declarations

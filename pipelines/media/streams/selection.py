@@ -14,9 +14,9 @@ from pipelines.media.container import (
     MediaInfo,
     MediaInput,
     check_codecs,
+    check_scrambled,
     describe,
     open_source,
-    read_beginning,
 )
 from pipelines.media.formats import Formats, is_common
 from pipelines.media.orientation import UPRIGHT
@@ -24,7 +24,6 @@ from pipelines.media.packets import PacketScan, scan_packets
 from pipelines.media.picture import WHOLE, Crop
 from pipelines.media.streams.choice import Candidate, Choice, candidate, choose
 from pipelines.media.streams.declarations import Declarations, read_declarations
-from pipelines.media.streams.encryption import PROBED_BYTES, is_scrambled
 from pipelines.redaction import one_line
 
 MAX_TRIAL_PACKETS = 1000
@@ -194,8 +193,8 @@ def _nothing_usable(
         names = {"video": "picture", "audio": "sound"}
         kinds = " and ".join(dict.fromkeys(names[each.kind] for each in encrypted))
         return DecodeError("encrypted", f"its {kinds} can only be read with a key")
-    if container.format.name == "mpegts" and is_scrambled(read_beginning(source, PROBED_BYTES)):
-        return DecodeError("encrypted", "its transport stream is scrambled")
+    if container.format.name == "mpegts":
+        check_scrambled(source)
     if not decodable:
         types = sorted({stream.type for stream in container.streams})
         covers = " (a cover alone)" if len(shown) < len(candidates) else ""
