@@ -428,7 +428,7 @@ def test_last_pictures_that_are_reordered_are_no_leap(tmp_path):
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=RATE)
         video.width, video.height, video.pix_fmt = *SIZE, "yuv420p"
-        video.options = {"x264-params": "bframes=1:b-adapt=0:scenecut=0"}
+        video.options = {"x264-params": "bframes=3:b-adapt=0:scenecut=0"}
         video.codec_context.time_base = Fraction(1, RATE)
         audio = container.add_stream("aac", rate=SOUND_RATE, layout="mono")
         packets = []
