@@ -16,7 +16,7 @@ The clock starts with the picture, or earlier by whole frames if the sound start
                                                              frames of equal rate are each met once
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -38,7 +38,8 @@ from pipelines.media.container import (
 )
 from pipelines.media.damage import DamageLimit, check_sums
 from pipelines.media.formats import Formats
-from pipelines.media.joined_files import decode_in_sequence, follow_each_other, joined_parts
+from pipelines.media.in_sequence import decode_in_sequence
+from pipelines.media.joined_files import breaks_off, follow_each_other, joined_parts
 from pipelines.media.packets import PacketScan, PacketTable
 from pipelines.media.picture import PictureConverter, PixelLimitError
 from pipelines.media.reader import due_packets, seekable
@@ -122,7 +123,8 @@ class _Settings:
     formats: Formats
 
 
-def _decode(source: MediaInput, settings: _Settings) -> Iterator[Segment]:
+def _decode(source: MediaInput, settings: _Settings) -> Generator[Segment, None, float]:
+    """Yields the segments of a source; returns the seconds at its end that are dropped."""
     formats, frame_rate = settings.formats, settings.frame_rate
     with _with_reasons(), ExitStack() as cleanup:
         source = seekable(source, cleanup)
@@ -133,8 +135,7 @@ def _decode(source: MediaInput, settings: _Settings) -> Iterator[Segment]:
         if parts:
             container.close()
             decode_part = partial(_decode, settings=settings)
-            yield from decode_in_sequence(parts, decode_part, settings.max_seconds)
-            return
+            return (yield from decode_in_sequence(parts, decode_part, settings.max_seconds))
         late = late_kinds(container)
         streams = selection.streams(container)
         check_codecs(*streams, formats)
@@ -153,10 +154,10 @@ def _decode(source: MediaInput, settings: _Settings) -> Iterator[Segment]:
         cutter.min_seconds, cutter.max_seconds = settings.min_segment_seconds, settings.max_seconds
         cutter.min_source_seconds = settings.min_source_seconds
         cutter.damage = DamageLimit(settings.max_damaged_fraction)
-        leaves_out = bool(late) or follow_each_other(container, scan)
+        leaves_out = bool(late) or follow_each_other(container, scan) or breaks_off(container, scan)
         cutter.heed(timeline, origin, leaves_out=leaves_out)
         packets = due_packets(source, formats, scan, timeline, cleanup)
-        yield from cutter.segments(packets)
+        return (yield from cutter.segments(packets))
 
 
 @contextmanager
@@ -206,7 +207,7 @@ def _origin(streams: _Streams, timeline: Timeline, scan: PacketScan, frame_rate:
     for stream in streams:
         start = start_seconds(stream)
         times = timeline.streams.get(stream.index) if stream else None
-        if times is not None:
+        if stream is not None and times is not None:
             start = _true_start(start or 0.0, times, scan.tables[stream.index])
         elif start is not None:
             start = None  # it declares a start, but has no packets

@@ -1,7 +1,7 @@
 """Cuts decoded frames and samples into segments, and rejects sources that hold too little."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,6 +87,7 @@ class Cutter:
         self._sample_rate = sample_rate
         self._first_tick = 0
         self._seconds_out = 0.0
+        self._rest_seconds = 0.0
         self._num_errors = 0
         self._first_error = ""
         self._leaps: list[float] = []
@@ -116,8 +117,8 @@ class Cutter:
         self._picture_gaps = [time - origin for time in timeline.picture_gaps]
         self._joints = timeline.leaps
 
-    def segments(self, packets: Iterator[DuePacket]) -> Iterator[Segment]:
-        """Yields the segments in order of time."""
+    def segments(self, packets: Iterator[DuePacket]) -> Generator[Segment, None, float]:
+        """Yields the segments in order of time; returns the seconds at the end that are dropped."""
         tracks = {track.stream.index: track for track in self._tracks}
         for _, index, number, packet in packets:
             track = tracks[index]
@@ -135,6 +136,7 @@ class Cutter:
             yield from self._cut(min(self.ticks_per_segment, last_tick - self._first_tick))
         if not self._seconds_out:
             raise self._nothing()
+        return self._rest_seconds
 
     def _decode(
         self, track: VideoTrack | AudioTrack, packet: "av.packet.Packet[Any] | None", number: int
@@ -198,6 +200,7 @@ class Cutter:
         if stop / self._frame_rate > self.max_seconds + self.ticks_per_segment / self._frame_rate:
             raise self._too_long()
         if seconds < (self.min_seconds if self._seconds_out else self.min_source_seconds):
+            self._rest_seconds = seconds
             return
         frames = self._video.take(first, num_ticks) if self._video else None
         waveform = None

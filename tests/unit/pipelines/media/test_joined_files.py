@@ -196,6 +196,29 @@ def test_a_joined_file_without_a_segment_is_counted(tmp_path):
     assert caught.value.reason == "too_short"
 
 
+def test_a_rest_that_another_file_follows_is_counted(tmp_path):
+    parts = [write_scene(tmp_path / f"{first}.mp4", first, first + 5.8) for first in (0, 20)]
+    seen, heard, segments = seconds_of(joined(tmp_path / "all.mp4", *parts))
+    assert seen == heard == [*range(5), *range(20, 25)]
+    # As everywhere, the rest at the end of the source is not counted.
+    assert [segment.decode_errors for segment in segments] == [0, 1]
+
+
+def test_a_transport_stream_that_is_scrambled_from_its_middle_is_counted(tmp_path):
+    path = write_scene(tmp_path / "clip.ts", 0, 10)
+    assert sum(segment.decode_errors for segment in decode(path)) == 0
+    packets = [path.read_bytes()[at : at + 188] for at in range(0, path.stat().st_size, 188)]
+    rng = np.random.default_rng(0)
+    half = len(packets) // 2
+    packets[half:] = [
+        packet[:3] + bytes([packet[3] | 0x80]) + rng.bytes(184) for packet in packets[half:]
+    ]
+    path.write_bytes(b"".join(packets))
+    segments = decode(path)
+    assert 4 < sum(segment.duration_seconds for segment in segments) < 7
+    assert sum(segment.decode_errors for segment in segments) >= 1
+
+
 def test_limits_hold_for_all_joined_files_together(tmp_path):
     part = write_scene(tmp_path / "part.mp4", 0, 5)
     path = joined(tmp_path / "all.mp4", part, part, part)
