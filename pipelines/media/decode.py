@@ -136,7 +136,13 @@ def _decode(source: MediaInput, settings: _Settings) -> Generator[Segment, None,
             container.close()
             decode_part = partial(_decode, settings=settings)
             return (yield from decode_in_sequence(parts, decode_part, settings.max_seconds))
-        late = late_kinds(container)
+        late = late_kinds(container, selection.declarations)
+        probes_all = bool(late)
+        if late:
+            container.close()
+            container = cleanup.enter_context(open_source(source, formats, probes_all=True))
+            selection = select_streams(container, source, formats, probes_all=True)
+            scan, late = selection.scan, late_kinds(container, selection.declarations)
         streams = selection.streams(container)
         check_codecs(*streams, formats)
         check_declared_limits(container, streams[0], settings.max_pixels, settings.max_seconds)
@@ -156,7 +162,7 @@ def _decode(source: MediaInput, settings: _Settings) -> Generator[Segment, None,
         cutter.damage = DamageLimit(settings.max_damaged_fraction)
         leaves_out = bool(late) or follow_each_other(container, scan) or breaks_off(container, scan)
         cutter.heed(timeline, origin, leaves_out=leaves_out)
-        packets = due_packets(source, formats, scan, timeline, cleanup)
+        packets = due_packets(source, formats, scan, timeline, cleanup, probes_all=probes_all)
         return (yield from cutter.segments(packets))
 
 

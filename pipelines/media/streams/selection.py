@@ -1,7 +1,8 @@
 """Selects the two streams of an open container to decode, and scans their packets."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import partial
 
 import av.container
 from av.audio.stream import AudioStream
@@ -83,7 +84,11 @@ def probe(source: MediaInput, formats: Formats = "common") -> MediaInfo:
 
 
 def select_streams(
-    container: av.container.InputContainer, source: MediaInput, formats: Formats
+    container: av.container.InputContainer,
+    source: MediaInput,
+    formats: Formats,
+    *,
+    probes_all: bool = False,
 ) -> Selection:
     """Chooses the streams of a newly opened container, which is then at its end.
 
@@ -91,6 +96,7 @@ def select_streams(
         container: The opened source.
         source: Opened again if streams must be tried.
         formats: Which containers and codecs are allowed.
+        probes_all: As the container was opened.
 
     Raises:
         DecodeError: If no stream can be decoded.
@@ -108,7 +114,8 @@ def select_streams(
     candidates.sort(key=lambda each: each.index)
     if not any(each.is_usable for each in candidates):
         raise _nothing_usable(container, source, candidates, scan)
-    choice = _tried(source, formats, candidates, declarations.programs)
+    gives = partial(gives_something, source, formats, probes_all=probes_all)
+    choice = _tried(gives, candidates, declarations.programs)
     chosen = [each for each in candidates if each.index in (choice.video, choice.audio)]
     shown = [each for each in candidates if not each.is_attached]
     return Selection(
@@ -130,8 +137,7 @@ def keep_only(container: av.container.InputContainer, indices: Set[int]) -> None
 
 
 def _tried(
-    source: MediaInput,
-    formats: Formats,
+    gives: Callable[[int], bool],
     candidates: Sequence[Candidate],
     programs: Sequence[Set[int]],
 ) -> Choice:
@@ -150,7 +156,7 @@ def _tried(
         if not doubtful or len(good) + len(failed) >= MAX_TRIALS:
             return choice
         for each in doubtful:
-            (good if gives_something(source, formats, each.index) else failed).add(each.index)
+            (good if gives(each.index) else failed).add(each.index)
 
 
 def _can_replace(other: Candidate, chosen: Candidate, failed: Set[int]) -> bool:
@@ -158,9 +164,11 @@ def _can_replace(other: Candidate, chosen: Candidate, failed: Set[int]) -> bool:
     return is_another and other.kind == chosen.kind and other.is_usable
 
 
-def gives_something(source: MediaInput, formats: Formats, index: int) -> bool:
+def gives_something(
+    source: MediaInput, formats: Formats, index: int, *, probes_all: bool = False
+) -> bool:
     """Returns whether a stream gives an undamaged frame within its first packets."""
-    with open_source(source, formats) as container:
+    with open_source(source, formats, probes_all=probes_all) as container:
         stream = container.streams[index]
         assert isinstance(stream, VideoStream | AudioStream)
         if formats == "common" and not is_common(stream):
