@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 
@@ -42,3 +44,13 @@ def test_a_file_that_breaks_off_gives_what_was_there(tmp_path):
     path = write_numbered(tmp_path / "clip.ts", 50)
     path.write_bytes(path.read_bytes()[:20_000])
     assert 0 < len(scan(path).tables[0]) < 50
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".flv"])
+def test_an_end_that_the_header_promises_is_missed(tmp_path, suffix):
+    path = write_numbered(tmp_path / f"clip{suffix}", 250)
+    assert scan(path).errors == []
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 6 // 10])
+    (error,) = scan(path).errors
+    assert re.fullmatch(r"it declares 10\.\d\d s and ends after [5-7]\.\d\d s", str(error))
