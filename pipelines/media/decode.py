@@ -45,6 +45,7 @@ from pipelines.media.picture import PictureConverter, PixelLimitError
 from pipelines.media.reader import due_packets, seekable
 from pipelines.media.segments import ClockRepairs, Cutter, Segment
 from pipelines.media.streams.declarations import late_kinds
+from pipelines.media.streams.reordering import lacks_presentation_times
 from pipelines.media.streams.selection import select_streams
 from pipelines.media.timeline import StreamTimeline, Timeline, build_timeline, kept_packets
 from pipelines.media.video_track import VideoTrack
@@ -146,7 +147,16 @@ def _decode(source: MediaInput, settings: _Settings) -> Generator[Segment, None,
         streams = selection.streams(container)
         check_codecs(*streams, formats)
         check_declared_limits(container, streams[0], settings.max_pixels, settings.max_seconds)
-        timeline = build_timeline(container, scan, selection.video, selection.audio)
+        timeline = build_timeline(
+            container,
+            scan,
+            selection.video,
+            selection.audio,
+            pictures_by_order=streams[0] is not None
+            and lacks_presentation_times(
+                source, formats, streams[0], scan.tables[streams[0].index], probes_all=probes_all
+            ),
+        )
         origin = _origin(streams, timeline, scan, frame_rate)
         converter = PictureConverter(
             crop=selection.crop, short_side=settings.short_side, max_pixels=settings.max_pixels

@@ -86,7 +86,12 @@ class Timeline:
 
 
 def build_timeline(
-    container: InputContainer, scan: PacketScan, video: int | None, audio: int | None
+    container: InputContainer,
+    scan: PacketScan,
+    video: int | None,
+    audio: int | None,
+    *,
+    pictures_by_order: bool = False,
 ) -> Timeline:
     """Computes when the packets of a picture and a sound stream are presented.
 
@@ -95,6 +100,7 @@ def build_timeline(
         scan: Its packets.
         video: Index of the picture's stream.
         audio: Index of the sound's stream.
+        pictures_by_order: Whether the times of the pictures are decoding times.
     """
     is_untimed = container.format.name in UNTIMED_FORMATS or _has(container, Flags.no_timestamps)
     indices = [index for index in (video, audio) if index is not None and len(scan.tables[index])]
@@ -115,7 +121,7 @@ def build_timeline(
         moved = replace(clock, start=clock.start + epochs.offsets[number])
         moved.decode += epochs.offsets[number]
         if index == video:
-            found = replace(_picture(moved, is_untimed), unseen=epochs.unseen)
+            found = replace(_picture(moved, is_untimed or pictures_by_order), unseen=epochs.unseen)
             timeline.picture_gaps.extend(picture_gaps(found.shown, epochs.leaps))
         else:
             found, bridged = _sound(moved, sorted(first), not is_untimed)

@@ -422,6 +422,26 @@ def test_pictures_that_an_avi_leaves_out_are_held(tmp_path, codec, bframes):
     assert seen == [49 if 50 <= number <= 170 else number for number in right]
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".flv", ".ts"])
+def test_decoding_times_in_place_of_presentation_times(tmp_path, suffix):
+    source = write_scene(tmp_path / "source.mp4", 0, 10, bframes=3)
+    path = tmp_path / f"copied{suffix}"
+    with av.open(str(source)) as read, av.open(str(path), "w") as out:
+        streams = {s.index: out.add_stream_from_template(s) for s in read.streams}
+        for packet in read.demux():
+            if packet.size:
+                packet.dts += round(0.2 / packet.time_base)
+                packet.pts, packet.stream = packet.dts, streams[packet.stream_index]
+                out.mux(packet)
+    segments = decode(path, frame_rate=25.0)
+    seen = [read_bars(frame) for segment in segments for frame in segment.frames]
+    begin = seen.index(3)
+    assert seen[begin : begin + 200] == list(range(3, 203))
+    assert [segment.repairs.rebased_clocks for segment in segments] == [1, 1]
+    even = decode(source, frame_rate=25.0)
+    assert [segment.repairs.rebased_clocks for segment in even] == [0, 0]
+
+
 def test_last_pictures_that_are_reordered_are_no_leap(tmp_path):
     numbers = [0, 125, 250]
     path = tmp_path / "slides.mkv"
