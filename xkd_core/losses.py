@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from xkd_core.alignment import alignment_distance, gather_rows
 from xkd_core.config import ObjectiveConfig, TemperatureConfig
 from xkd_core.schedules import linear_by_epoch
-from xkd_core.shapes import Bool, Float, Scalar, Tensor
+from xkd_core.shapes import Float, Scalar, Tensor
 from xkd_core.xkd import XKDOutput
 
 
@@ -70,13 +70,10 @@ def losses(
 
 
 def reconstruction_loss(
-    reconstruction: Float[Tensor, "B N P"],
-    target: Float[Tensor, "B N P"],
-    hidden: Bool[Tensor, "B N"],
+    reconstruction: Float[Tensor, "B N_hidden P"], target: Float[Tensor, "B N_hidden P"]
 ) -> Float[Tensor, ""]:
     """Computes the mean squared error of the hidden patches."""
-    error = (reconstruction.float() - target.float()).square().mean(dim=-1)
-    return (error * hidden).sum() / hidden.sum()
+    return F.mse_loss(reconstruction.float(), target.float())
 
 
 def distillation_loss(
@@ -137,8 +134,8 @@ def teacher_temperature(temperature: TemperatureConfig, epoch: float) -> float:
 
 
 def _reconstruction_terms(output: XKDOutput) -> dict[str, Tensor]:
-    video = reconstruction_loss(output.video_reconstruction, output.video_target, output.video_mask)
-    audio = reconstruction_loss(output.audio_reconstruction, output.audio_target, output.audio_mask)
+    video = reconstruction_loss(output.video_reconstruction, output.video_target)
+    audio = reconstruction_loss(output.audio_reconstruction, output.audio_target)
     return {
         "loss/reconstruction": 0.5 * (video + audio),
         "loss/reconstruction/video": video,

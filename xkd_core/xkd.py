@@ -23,7 +23,7 @@ from xkd_core.encoders import (
     pool_patches,
 )
 from xkd_core.heads import ProjectionHead
-from xkd_core.masking import TokenMask, random_mask
+from xkd_core.masking import TokenMask, random_mask, take_tokens
 from xkd_core.patches import normalize_patches, to_patches
 from xkd_core.refinement import Refinement, agreement, refine_and_pool
 from xkd_core.shapes import Bool, Float, Tensor
@@ -36,8 +36,8 @@ TeacherView = Literal["global", "first_local"]
 class _StudentOutput(NamedTuple):
     """Output of one modality's student for all its views."""
 
-    reconstruction: Float[Tensor, "GB N P"]
-    target: Float[Tensor, "GB N P"]
+    reconstruction: Float[Tensor, "GB N_hidden P"]
+    target: Float[Tensor, "GB N_hidden P"]
     mask: Bool[Tensor, "GB N"]
     logits: Float[Tensor, "J B K"]
     features: Float[Tensor, "B D"]
@@ -46,11 +46,12 @@ class _StudentOutput(NamedTuple):
 class XKDOutput(NamedTuple):
     """Output of one forward pass, from which losses and health measures are computed."""
 
-    video_reconstruction: Float[Tensor, "GB N P"]
-    audio_reconstruction: Float[Tensor, "GB_audio N_audio P_audio"]
-    video_target: Float[Tensor, "GB N P"]
-    """Normalized patches of the global views."""
-    audio_target: Float[Tensor, "GB_audio N_audio P_audio"]
+    video_reconstruction: Float[Tensor, "GB N_hidden P"]
+    """The patches that the student did not see, in the order of `TokenMask.masked`."""
+    audio_reconstruction: Float[Tensor, "GB_audio N_hidden_audio P_audio"]
+    video_target: Float[Tensor, "GB N_hidden P"]
+    """The same patches of the global views, normalized."""
+    audio_target: Float[Tensor, "GB_audio N_hidden_audio P_audio"]
     video_mask: Bool[Tensor, "GB N"]
     """True for patches that the student did not see."""
     audio_mask: Bool[Tensor, "GB_audio N_audio"]
@@ -144,27 +145,30 @@ class XKD(nn.Module):
         """Runs students, decoders and teachers on one batch of views."""
         video_mask = random_mask(views.video_mask_noise, self.num_visible_video)
         audio_mask = random_mask(views.audio_mask_noise, self.num_visible_audio)
-        video_tokens, audio_tokens = self._student_tokens(views, video_mask, audio_mask)
+        video_patches = to_patches(views.video_global, self.video_student.patch_size)
+        audio_patches = to_patches(views.audio_global, self.audio_student.patch_size)
+        patches = (video_patches, audio_patches)
+        video_tokens, audio_tokens = self._student_tokens(views, patches, video_mask, audio_mask)
         video = _student_output(
-            self.video_student,
             self.video_student_head,
             self.video_decoder,
-            views.video_global,
+            video_patches,
             video_mask,
             video_tokens,
             views.video_locals.shape[1],
         )
         audio = _student_output(
-            self.audio_student,
             self.audio_student_head,
             self.audio_decoder,
-            views.audio_global,
+            audio_patches,
             audio_mask,
             audio_tokens,
             views.audio_locals.shape[1],
         )
         with torch.no_grad():
-            video_features, audio_features = self._teacher_features(views, teacher_view, refinement)
+            video_features, audio_features = self._teacher_features(
+                views, patches, teacher_view, refinement
+            )
             video_teacher_logits = self.video_teacher_head(video_features)
             audio_teacher_logits = self.audio_teacher_head(audio_features)
         return XKDOutput(
@@ -185,15 +189,19 @@ class XKD(nn.Module):
         )
 
     def _student_tokens(
-        self, views: Views, video_mask: TokenMask, audio_mask: TokenMask
+        self,
+        views: Views,
+        patches: tuple[Tensor, Tensor],
+        video_mask: TokenMask,
+        audio_mask: TokenMask,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Encodes masked global and local views; those that share blocks pass them at once."""
         video = [
-            EncoderInput(self.video_student, views.video_global, video_mask.keep),
+            EncoderInput(self.video_student, views.video_global, video_mask.keep, patches[0]),
             EncoderInput(self.video_student, views.video_locals.flatten(0, 1)),
         ]
         audio = [
-            EncoderInput(self.audio_student, views.audio_global, audio_mask.keep),
+            EncoderInput(self.audio_student, views.audio_global, audio_mask.keep, patches[1]),
             EncoderInput(self.audio_student, views.audio_locals.flatten(0, 1)),
         ]
         if self.video_student.blocks is self.audio_student.blocks:
@@ -202,13 +210,24 @@ class XKD(nn.Module):
         return encode_together(video), encode_together(audio)
 
     def _teacher_features(
-        self, views: Views, teacher_view: TeacherView, refinement: Refinement
+        self,
+        views: Views,
+        patches: tuple[Tensor, Tensor],
+        teacher_view: TeacherView,
+        refinement: Refinement,
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
         video, audio = views.video_locals[0], views.audio_locals[0]
+        video_patches = audio_patches = None
         if teacher_view == "global":
-            video, audio = views.video_global[: len(video)], views.audio_global[: len(audio)]
-        video_tokens, video_attention = self.video_teacher.tokens_and_attention(video)
-        audio_tokens, audio_attention = self.audio_teacher.tokens_and_attention(audio)
+            num_clips = len(video)
+            video, audio = views.video_global[:num_clips], views.audio_global[:num_clips]
+            video_patches, audio_patches = (one[:num_clips] for one in patches)
+        video_tokens, video_attention = self.video_teacher.tokens_and_attention(
+            video, video_patches
+        )
+        audio_tokens, audio_attention = self.audio_teacher.tokens_and_attention(
+            audio, audio_patches
+        )
         video_agreement = audio_agreement = None
         if refinement == "cross":
             video_logits = self.video_teacher_head(pool_patches(video_tokens))
@@ -226,24 +245,23 @@ class XKD(nn.Module):
 
 
 def _student_output(
-    encoder: Encoder,
     head: ProjectionHead,
     decoder: Decoder,
-    global_views: Float[Tensor, "GB C *size"],
+    patches: Float[Tensor, "GB N P"],
     mask: TokenMask,
     tokens: list[Tensor],
     num_clips: int,
 ) -> _StudentOutput:
     """Reconstructs one modality's masked global views and projects all views.
 
-    `tokens` are those of the masked global views, which serve both the decoder and the head, and
-    those of the local views.
+    `patches` are those of the global views before masking. `tokens` are those of the masked global
+    views, which serve both the decoder and the head, and those of the local views.
     """
     global_tokens, local_tokens = tokens
-    reconstruction = decoder(global_tokens, mask.restore)
+    reconstruction = decoder(global_tokens, mask.restore, mask.masked)
     features = pool_patches(global_tokens)
     logits = head(torch.cat([features, pool_patches(local_tokens)]))
-    target = normalize_patches(to_patches(global_views, encoder.patch_size))
+    target = normalize_patches(take_tokens(patches, mask.masked))
     return _StudentOutput(
         reconstruction,
         target,
