@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from xkd_core.masking import restore_tokens
+from xkd_core.regions import region
 from xkd_core.shapes import Float, Int, Tensor
 from xkd_core.transformer import init_transformer, transformer_blocks
 
@@ -60,15 +61,22 @@ class Decoder(nn.Module):
         With `wanted` it predicts only those. The last block then computes only their tokens, which
         changes nothing: no later block reads the others.
         """
-        tokens = self.input_projection(tokens)
-        patch_tokens = restore_tokens(tokens[:, 1:], self.mask_token, restore)
-        tokens = torch.cat([tokens[:, :1], patch_tokens], dim=1) + self.position_table
+        tokens = self._embed(tokens, restore)
         *blocks, last = self.blocks
         for block in blocks:
             tokens = block(tokens)
         if wanted is None:
             return self.output_projection(last(tokens)[:, 1:])
         return self.output_projection(last(tokens, only=1 + wanted))  # CLS is before the patches
+
+    @region
+    def _embed(
+        self, tokens: Float[Tensor, "B N_visible D"], restore: Int[Tensor, "B N"]
+    ) -> Float[Tensor, "B N_all D_decoder"]:
+        """Computes the input of the first block: CLS and all positions."""
+        tokens = self.input_projection(tokens)
+        patch_tokens = restore_tokens(tokens[:, 1:], self.mask_token, restore)
+        return torch.cat([tokens[:, :1], patch_tokens], dim=1) + self.position_table
 
 
 def _projection(width_in: int, width_out: int) -> nn.Module:

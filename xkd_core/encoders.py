@@ -17,6 +17,7 @@ from xkd_core.config import ModelConfig
 from xkd_core.masking import take_tokens
 from xkd_core.patches import patch_grid, to_patches
 from xkd_core.positions import PositionInterpolation, resize_positions
+from xkd_core.regions import region
 from xkd_core.shapes import Float, Int, Tensor
 from xkd_core.transformer import (
     block_with_attention,
@@ -81,17 +82,20 @@ class Encoder(nn.Module):
         return self.norm(tokens)
 
     def embed_patches(
+        self, clip: Float[Tensor, "B C *size"], keep: Int[Tensor, "B N_keep"] | None
+    ) -> Float[Tensor, "B N_out D"]:
+        """Computes the input of the first block: CLS and the patches, with their positions."""
+        positions = self._patch_positions(patch_grid(tuple(clip.shape[2:]), self.patch_size))
+        return self._embed(clip, positions, keep)
+
+    @region
+    def _embed(
         self,
         clip: Float[Tensor, "B C *size"],
+        positions: Float[Tensor, "1 N D"],
         keep: Int[Tensor, "B N_keep"] | None,
-        patches: Float[Tensor, "B N P"] | None = None,
     ) -> Float[Tensor, "B N_out D"]:
-        """Computes the input of the first block: CLS and the patches, with their positions.
-
-        `patches` are those of the clip, if they are known.
-        """
-        positions = self._patch_positions(patch_grid(tuple(clip.shape[2:]), self.patch_size))
-        patches = to_patches(clip, self.patch_size) if patches is None else patches
+        patches = to_patches(clip, self.patch_size)
         if keep is not None:
             patches = take_tokens(patches, keep)
             positions = take_tokens(positions.expand(clip.shape[0], -1, -1), keep)
@@ -112,12 +116,18 @@ class Encoder(nn.Module):
         return [self.norm(one) for one in found[-count:]]
 
     def tokens_and_attention(
-        self, clip: Float[Tensor, "B C *size"], patches: Float[Tensor, "B N P"] | None = None
+        self, clip: Float[Tensor, "B C *size"]
     ) -> tuple[Float[Tensor, "B N_out D"], Float[Tensor, "B A N"]]:
         """Also returns the last block's attention of CLS to each patch token."""
-        tokens = self.embed_patches(clip, None, patches)
+        tokens = self.embed_patches(clip, None)
         for block in self.blocks[:-1]:
             tokens = block(tokens)
+        return self._finish(tokens)
+
+    @region
+    def _finish(
+        self, tokens: Float[Tensor, "B N_out D"]
+    ) -> tuple[Float[Tensor, "B N_out D"], Float[Tensor, "B A N"]]:
         tokens, attention = block_with_attention(self.blocks[-1], tokens)
         return self.norm(tokens), attention
 
@@ -139,8 +149,6 @@ class EncoderInput(NamedTuple):
     clip: Float[Tensor, "B C *size"]
     keep: Int[Tensor, "B N_keep"] | None = None
     """Patches to encode; all of them if None."""
-    patches: Float[Tensor, "B N P"] | None = None
-    """The patches of the clip, if they are known."""
 
 
 def encode_together(inputs: Sequence[EncoderInput]) -> list[Float[Tensor, "B N_out D"]]:
@@ -151,7 +159,7 @@ def encode_together(inputs: Sequence[EncoderInput]) -> list[Float[Tensor, "B N_o
     """
     blocks = inputs[0].encoder.blocks
     assert all(one.encoder.blocks is blocks for one in inputs)
-    sequences = [one.encoder.embed_patches(one.clip, one.keep, one.patches) for one in inputs]
+    sequences = [one.encoder.embed_patches(one.clip, one.keep) for one in inputs]
     groups = tuple((tokens.shape[0], tokens.shape[1]) for tokens in sequences)
     packed = pack(sequences)
     for block in blocks:

@@ -2,7 +2,7 @@
 
 Model FLOPs count two for each multiplication of linear layers and attention, and twice the forward
 pass for the backward one. Work that is repeated to save memory does not count. A ViT-B of the paper
-takes 442 GFLOP a clip, so that 1,000 clips/s are 44.7 % of an H100.
+takes 435 GFLOP a clip, so that 1,000 clips/s are 44.0 % of an H100.
 
 Source: model FLOPs utilization, PaLM, arXiv:2204.02311, appendix B; peaks, NVIDIA's data sheets.
 """

@@ -69,13 +69,6 @@ def losses(
     return total, {"loss/total": total, **terms}, new_centers
 
 
-def reconstruction_loss(
-    reconstruction: Float[Tensor, "B N_hidden P"], target: Float[Tensor, "B N_hidden P"]
-) -> Float[Tensor, ""]:
-    """Computes the mean squared error of the hidden patches."""
-    return F.mse_loss(reconstruction.float(), target.float())
-
-
 def distillation_loss(
     student_logits: Float[Tensor, "J B K"],
     teacher_logits: Float[Tensor, "B K"],
@@ -134,8 +127,7 @@ def teacher_temperature(temperature: TemperatureConfig, epoch: float) -> float:
 
 
 def _reconstruction_terms(output: XKDOutput) -> dict[str, Tensor]:
-    video = reconstruction_loss(output.video_reconstruction, output.video_target)
-    audio = reconstruction_loss(output.audio_reconstruction, output.audio_target)
+    video, audio = output.video_errors.mean(), output.audio_errors.mean()
     return {
         "loss/reconstruction": 0.5 * (video + audio),
         "loss/reconstruction/video": video,

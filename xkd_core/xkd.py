@@ -23,10 +23,11 @@ from xkd_core.encoders import (
     pool_patches,
 )
 from xkd_core.heads import ProjectionHead
-from xkd_core.masking import TokenMask, random_mask, take_tokens
-from xkd_core.patches import normalize_patches, to_patches
+from xkd_core.masking import TokenMask, random_mask
+from xkd_core.patches import patch_errors
 from xkd_core.refinement import Refinement, agreement, refine_and_pool
-from xkd_core.shapes import Bool, Float, Tensor
+from xkd_core.regions import region
+from xkd_core.shapes import Bool, Float, Int, Tensor
 from xkd_core.sharding import cut_like, local_part
 from xkd_core.views.views import Views
 
@@ -36,8 +37,7 @@ TeacherView = Literal["global", "first_local"]
 class _StudentOutput(NamedTuple):
     """Output of one modality's student for all its views."""
 
-    reconstruction: Float[Tensor, "GB N_hidden P"]
-    target: Float[Tensor, "GB N_hidden P"]
+    errors: Float[Tensor, "GB N_hidden"]
     mask: Bool[Tensor, "GB N"]
     logits: Float[Tensor, "J B K"]
     features: Float[Tensor, "B D"]
@@ -46,12 +46,9 @@ class _StudentOutput(NamedTuple):
 class XKDOutput(NamedTuple):
     """Output of one forward pass, from which losses and health measures are computed."""
 
-    video_reconstruction: Float[Tensor, "GB N_hidden P"]
-    """The patches that the student did not see, in the order of `TokenMask.masked`."""
-    audio_reconstruction: Float[Tensor, "GB_audio N_hidden_audio P_audio"]
-    video_target: Float[Tensor, "GB N_hidden P"]
-    """The same patches of the global views, normalized."""
-    audio_target: Float[Tensor, "GB_audio N_hidden_audio P_audio"]
+    video_errors: Float[Tensor, "GB N_hidden"]
+    """Mean squared error of each patch of the global views that the student did not see."""
+    audio_errors: Float[Tensor, "GB_audio N_hidden_audio"]
     video_mask: Bool[Tensor, "GB N"]
     """True for patches that the student did not see."""
     audio_mask: Bool[Tensor, "GB_audio N_audio"]
@@ -145,37 +142,32 @@ class XKD(nn.Module):
         """Runs students, decoders and teachers on one batch of views."""
         video_mask = random_mask(views.video_mask_noise, self.num_visible_video)
         audio_mask = random_mask(views.audio_mask_noise, self.num_visible_audio)
-        video_patches = to_patches(views.video_global, self.video_student.patch_size)
-        audio_patches = to_patches(views.audio_global, self.audio_student.patch_size)
-        patches = (video_patches, audio_patches)
-        video_tokens, audio_tokens = self._student_tokens(views, patches, video_mask, audio_mask)
-        video = _student_output(
+        video_tokens, audio_tokens = self._student_tokens(views, video_mask, audio_mask)
+        video = self._student_output(
+            self.video_student,
             self.video_student_head,
             self.video_decoder,
-            video_patches,
+            views.video_global,
             video_mask,
             video_tokens,
             views.video_locals.shape[1],
         )
-        audio = _student_output(
+        audio = self._student_output(
+            self.audio_student,
             self.audio_student_head,
             self.audio_decoder,
-            audio_patches,
+            views.audio_global,
             audio_mask,
             audio_tokens,
             views.audio_locals.shape[1],
         )
         with torch.no_grad():
-            video_features, audio_features = self._teacher_features(
-                views, patches, teacher_view, refinement
-            )
+            video_features, audio_features = self._teacher_features(views, teacher_view, refinement)
             video_teacher_logits = self.video_teacher_head(video_features)
             audio_teacher_logits = self.audio_teacher_head(audio_features)
         return XKDOutput(
-            video_reconstruction=video.reconstruction,
-            audio_reconstruction=audio.reconstruction,
-            video_target=video.target,
-            audio_target=audio.target,
+            video_errors=video.errors,
+            audio_errors=audio.errors,
             video_mask=video.mask,
             audio_mask=audio.mask,
             video_student_logits=video.logits,
@@ -189,19 +181,15 @@ class XKD(nn.Module):
         )
 
     def _student_tokens(
-        self,
-        views: Views,
-        patches: tuple[Tensor, Tensor],
-        video_mask: TokenMask,
-        audio_mask: TokenMask,
+        self, views: Views, video_mask: TokenMask, audio_mask: TokenMask
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Encodes masked global and local views; those that share blocks pass them at once."""
         video = [
-            EncoderInput(self.video_student, views.video_global, video_mask.keep, patches[0]),
+            EncoderInput(self.video_student, views.video_global, video_mask.keep),
             EncoderInput(self.video_student, views.video_locals.flatten(0, 1)),
         ]
         audio = [
-            EncoderInput(self.audio_student, views.audio_global, audio_mask.keep, patches[1]),
+            EncoderInput(self.audio_student, views.audio_global, audio_mask.keep),
             EncoderInput(self.audio_student, views.audio_locals.flatten(0, 1)),
         ]
         if self.video_student.blocks is self.audio_student.blocks:
@@ -210,24 +198,13 @@ class XKD(nn.Module):
         return encode_together(video), encode_together(audio)
 
     def _teacher_features(
-        self,
-        views: Views,
-        patches: tuple[Tensor, Tensor],
-        teacher_view: TeacherView,
-        refinement: Refinement,
+        self, views: Views, teacher_view: TeacherView, refinement: Refinement
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
         video, audio = views.video_locals[0], views.audio_locals[0]
-        video_patches = audio_patches = None
         if teacher_view == "global":
-            num_clips = len(video)
-            video, audio = views.video_global[:num_clips], views.audio_global[:num_clips]
-            video_patches, audio_patches = (one[:num_clips] for one in patches)
-        video_tokens, video_attention = self.video_teacher.tokens_and_attention(
-            video, video_patches
-        )
-        audio_tokens, audio_attention = self.audio_teacher.tokens_and_attention(
-            audio, audio_patches
-        )
+            video, audio = views.video_global[: len(video)], views.audio_global[: len(audio)]
+        video_tokens, video_attention = self.video_teacher.tokens_and_attention(video)
+        audio_tokens, audio_attention = self.audio_teacher.tokens_and_attention(audio)
         video_agreement = audio_agreement = None
         if refinement == "cross":
             video_logits = self.video_teacher_head(pool_patches(video_tokens))
@@ -235,40 +212,60 @@ class XKD(nn.Module):
             video_agreement = agreement(self.video_teacher_head(video_tokens[:, 1:]), audio_logits)
             audio_agreement = agreement(self.audio_teacher_head(audio_tokens[:, 1:]), video_logits)
         return (
-            refine_and_pool(
-                video_tokens[:, 1:], video_attention, audio_attention, refinement, video_agreement
+            self._refine_and_pool(
+                video_tokens, video_attention, audio_attention, refinement, video_agreement
             ),
-            refine_and_pool(
-                audio_tokens[:, 1:], audio_attention, video_attention, refinement, audio_agreement
+            self._refine_and_pool(
+                audio_tokens, audio_attention, video_attention, refinement, audio_agreement
             ),
         )
 
+    def _student_output(
+        self,
+        encoder: Encoder,
+        head: ProjectionHead,
+        decoder: Decoder,
+        global_views: Float[Tensor, "GB C *size"],
+        mask: TokenMask,
+        tokens: list[Tensor],
+        num_clips: int,
+    ) -> _StudentOutput:
+        """Reconstructs one modality's masked global views and projects all views.
 
-def _student_output(
-    head: ProjectionHead,
-    decoder: Decoder,
-    patches: Float[Tensor, "GB N P"],
-    mask: TokenMask,
-    tokens: list[Tensor],
-    num_clips: int,
-) -> _StudentOutput:
-    """Reconstructs one modality's masked global views and projects all views.
+        `tokens` are those of the masked global views, which serve both the decoder and the head,
+        and those of the local views.
+        """
+        global_tokens, local_tokens = tokens
+        predicted = decoder(global_tokens, mask.restore, mask.masked)
+        features = pool_patches(global_tokens)
+        logits = head(torch.cat([features, pool_patches(local_tokens)]))
+        return _StudentOutput(
+            self._patch_errors(predicted, mask.masked, global_views, encoder.patch_size),
+            mask.hidden,
+            logits.unflatten(0, (-1, num_clips)),
+            features[:num_clips].detach(),
+        )
 
-    `patches` are those of the global views before masking. `tokens` are those of the masked global
-    views, which serve both the decoder and the head, and those of the local views.
-    """
-    global_tokens, local_tokens = tokens
-    reconstruction = decoder(global_tokens, mask.restore, mask.masked)
-    features = pool_patches(global_tokens)
-    logits = head(torch.cat([features, pool_patches(local_tokens)]))
-    target = normalize_patches(take_tokens(patches, mask.masked))
-    return _StudentOutput(
-        reconstruction,
-        target,
-        mask.hidden,
-        logits.unflatten(0, (-1, num_clips)),
-        features[:num_clips].detach(),
-    )
+    @region
+    def _patch_errors(
+        self,
+        predicted: Float[Tensor, "GB N_hidden P"],
+        positions: Int[Tensor, "GB N_hidden"],
+        global_views: Float[Tensor, "GB C *size"],
+        patch_size: tuple[int, ...],
+    ) -> Float[Tensor, "GB N_hidden"]:
+        return patch_errors(predicted, positions, global_views, patch_size)
+
+    @region
+    def _refine_and_pool(
+        self,
+        tokens: Float[Tensor, "B N_all D"],
+        attention: Float[Tensor, "B A N"],
+        other_attention: Float[Tensor, "B A N_other"],
+        mode: Refinement,
+        token_agreement: Float[Tensor, "B N"] | None,
+    ) -> Float[Tensor, "B D"]:
+        return refine_and_pool(tokens[:, 1:], attention, other_attention, mode, token_agreement)
 
 
 def build_xkd(model: ModelConfig) -> XKD:

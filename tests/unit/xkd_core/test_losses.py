@@ -11,7 +11,6 @@ from xkd_core.losses import (
     distillation_loss,
     initial_centers,
     losses,
-    reconstruction_loss,
     teacher_temperature,
     teacher_temperatures,
     update_centers,
@@ -42,12 +41,6 @@ def test_no_gradient_reaches_the_teacher():
     loss.backward()
     assert teacher.grad is None
     assert student.grad.abs().sum() > 0
-
-
-def test_reconstruction_is_the_mean_over_hidden_patches_of_their_squared_errors():
-    reconstruction, target = torch.randn(3, 6, 4).bfloat16(), torch.randn(3, 6, 4)
-    expected = ((reconstruction.float() - target) ** 2).mean(dim=2).mean()
-    torch.testing.assert_close(reconstruction_loss(reconstruction, target), expected)
 
 
 def test_centers_move_a_tenth_of_the_way_to_the_batch():
@@ -93,8 +86,8 @@ def test_the_total_is_the_weighted_mean_of_three_half_sums():
 def test_autocast_changes_no_loss_no_center_and_no_gradient(dtype, settings):
     output, objective = micro_model()(micro_views()), ObjectiveConfig(**settings)
     learned = (
-        output.video_reconstruction,
-        output.audio_reconstruction,
+        output.video_errors,
+        output.audio_errors,
         output.video_student_logits,
         output.audio_student_logits,
     )
