@@ -14,6 +14,9 @@ ESC50 = {"dataset": "esc50", "lists": "/lists"}
     ("settings", "mistake"),
     [
         ({"measures": ["knn", "linear", "knn"]}, "measures (knn) must be named once"),
+        ({"measures": []}, "measures ([]) must have at least 1 value"),
+        ({"measures": "knn"}, "measures ('knn') must be a list, such as [knn]"),
+        ({"linear_l2": [-1]}, "linear_l2.0 (-1): input should be greater than 0"),
         ({"fusion": ["both", "both"]}, "fusion (both) must be named once"),
         ({"train_splits": ["fit", "fit"]}, "train_splits (fit) must be named once"),
         ({"retrieval_sizes": [100, 100]}, "retrieval_sizes (100) must be named once"),
