@@ -11,7 +11,7 @@ from xkd_core.config import Config
 
 def _not_a_version(alias: str) -> str:
     if alias == "latest" or (alias[0] == "v" and alias[1:].isdigit()) or alias.isdigit():
-        raise ValueError(f"alias ({alias}) must not be 'latest' or a version number")
+        raise ValueError(f"({alias}) must not be 'latest' or a version number")
     return alias
 
 
