@@ -6,7 +6,6 @@ import secrets
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -52,6 +51,8 @@ class Stand:
         self.environment = {
             "PATH": f"{_BIN}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "OMP_NUM_THREADS": "1",
+            # Ray's own 15 would starve beside other programs of this machine.
+            "RAY_worker_niceness": "0",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "MLFLOW_TRACKING_URI": f"http://{self.mlflow.address}:5000",
@@ -178,22 +179,21 @@ class Stand:
 
 
 @contextmanager
-def running(num_workers: int) -> Iterator[Stand]:
+def running(folder: Path, num_workers: int) -> Iterator[Stand]:
     """Yields a stand with so many workers of one CPU; all of it ends with the block."""
     make_network()
-    with tempfile.TemporaryDirectory(prefix="xkd-cluster-") as name:
-        stand = Stand(Path(name))
-        try:
-            stand.wait_for_servers()
-            begun = time.monotonic()
-            stand.start_head()
-            for _ in range(num_workers):
-                stand.add_worker()
-            stand.wait_for_workers()
-            print(f"a head and {num_workers} workers after {time.monotonic() - begun:.0f} s")
-            yield stand
-        finally:
-            stand.close()
+    stand = Stand(folder)
+    try:
+        stand.wait_for_servers()
+        begun = time.monotonic()
+        stand.start_head()
+        for _ in range(num_workers):
+            stand.add_worker()
+        stand.wait_for_workers()
+        print(f"a head and {num_workers} workers after {time.monotonic() - begun:.0f} s")
+        yield stand
+    finally:
+        stand.close()
 
 
 def _answers(address: str) -> bool:

@@ -46,6 +46,10 @@ class Server:
         """Refuses whatever would write."""
         self._control.write_text("read-only" if is_on else "")
 
+    def refusing(self, code: str) -> None:
+        """Refuses everything with a code of S3; with an empty one, nothing."""
+        self._control.write_text(f"refuse {code}" if code else "")
+
     def overloaded(self, is_on: bool) -> None:
         """Answers 503 to everything."""
         self._control.write_text("overloaded" if is_on else "")
@@ -99,6 +103,10 @@ def main(control_file: str, host: str = "127.0.0.1", port: str = "0") -> None:
         if mode == "overloaded":
             start_response("503 Slow Down", [("Content-Type", "application/xml")])
             return [OVERLOADED]
+        if mode.startswith("refuse "):
+            start_response("403 Forbidden", [("Content-Type", "application/xml")])
+            head = environ["REQUEST_METHOD"] == "HEAD"
+            return [] if head else [OVERLOADED.replace(b"SlowDown", mode.split()[1].encode())]
         if mode == "slow" and writes:
             time.sleep(0.5)
         if mode == "read-only" and writes:

@@ -176,7 +176,7 @@ def test_the_probe_tells_why_a_place_is_out_of_reach(tmp_path, monkeypatch):
     marker = HOME_OF_CLUSTER
 
     def problem(place, is_written=False):
-        return probe._problem({"place": str(place), "is_written": is_written}, marker)
+        return probe._problem({"place": str(place), "is_written": is_written}, marker)[0]
 
     assert problem(tmp_path) == ""
     assert problem(tmp_path / "none") == "does not exist on the cluster"
