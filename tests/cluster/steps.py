@@ -47,8 +47,8 @@ class Steps:
         self._main_job(UNDISTURBED)
         found = outcome_of(self.stand, UNDISTURBED)
         before, self.reference = self.reference, found
-        text = f"{found.rows} rows, {len(found.losses)} losses"
-        return f"{text}; as before: {difference(found, before)}" if before else text
+        again = f"; as before: {difference(found, before)}" if before else ""
+        return f"{found.rows} rows, {len(found.losses)} losses{again}"
 
     def evaluate(self) -> str:
         """Scores the undisturbed job's checkpoint once more, by a job of its own."""
@@ -107,7 +107,7 @@ class Steps:
 
         def disturb() -> None:
             self._wait_for(lambda: self._has("killed-in-ingest/clips/clips"), "a shard")
-            self._lose(self.stand.workers[0])
+            self.stand.remove(self.stand.workers[0])
 
         return self._compared("killed-in-ingest", disturb, at=None)
 
@@ -132,7 +132,7 @@ class Steps:
     def added(self) -> str:
         """A job that finds no machine waits; two machines join later."""
         for worker in list(self.stand.workers):
-            self._lose(worker)
+            self.stand.remove(worker)
         name = "added"
         submitted = self._submitted(name, "ray.wait_seconds=300")
         self._wait_for(lambda: "waiting for nodes" in self.stand.log(name), "the line")
@@ -144,7 +144,6 @@ class Steps:
         """SIGTERM to the raylet of a machine that trains."""
         self.stand.add_worker()
         self.stand.wait_for_workers()
-
         ended = []
 
         def disturb() -> None:
@@ -153,7 +152,7 @@ class Steps:
                 os.kill(process, signal.SIGTERM)
 
         text = self._compared("terminated", disturb)
-        self._lose(ended[0])
+        self.stand.remove(ended[0])
         return text
 
     def head(self) -> str:
@@ -170,17 +169,40 @@ class Steps:
         self._main_job(name)
         return f"the first submission ended with {code}; then {self._difference(name)}"
 
+    def stopped(self) -> str:
+        """`xkd submit stop` while it trains, far from a checkpoint; the same command goes on."""
+        name = "stopped"
+        submitted = self._begin(name, *NEVER)
+        self._wait_for_step(name, _DISTURBED_AT)
+        lines = self.stand.log(name).splitlines()
+        job = next(line.split()[1] for line in lines if line.startswith("submitted "))
+        assert self.stand.submit("stop", job, log="stop").wait(_JOB_SECONDS) == 0
+        code = submitted.wait(_JOB_SECONDS)
+        assert code == STOPPED, f"exit code {code}: {self._tail(name)}"
+        self._main_job(name, *NEVER)
+        return f"exit code 75; later {self._difference(name)}"
+
+    def twice(self) -> str:
+        """The same job is submitted twice at once."""
+        name = "twice"
+        both = [self._submitted(name), self.stand.submit("run", *self._job(name), log="second")]
+        codes = [one.wait(_JOB_SECONDS) for one in both]
+        assert sorted(codes) == [0, 2], codes
+        loser = self.stand.log((name, "second")[codes.index(2)])
+        line = next(line for line in loser.splitlines() if "is being written by" in line)
+        return f"{self._difference(name)}; the other ended with 2: {line[:160]}"
+
     def slow(self) -> str:
         """One of two machines is behind a link of 50 ms that loses one packet in a hundred."""
         for worker in list(self.stand.workers):
-            self._lose(worker)
+            self.stand.remove(worker)
         self.stand.add_worker()
         far = self.stand.add_worker(slow=True)
         self.stand.wait_for_workers()
         text = self._compared("slow", None)
         assert far.slow_link is not None
         passed, lost = far.slow_link.passed, far.slow_link.lost
-        self._lose(far)
+        self.stand.remove(far)
         return f"{text}; {passed:,} packets passed, {lost:,} lost"
 
     def mlflow_away(self) -> str:
@@ -218,8 +240,10 @@ class Steps:
         return self._submitted(name, *settings)
 
     def _submitted(self, name: str, *settings: str) -> "subprocess.Popen[bytes]":
-        arguments = ("smoke", *TINY, *TRAINING, f"name={name}", *settings)
-        return self.stand.submit("run", *arguments, log=name)
+        return self.stand.submit("run", *self._job(name, *settings), log=name)
+
+    def _job(self, name: str, *settings: str) -> tuple[str, ...]:
+        return ("smoke", *TINY, *TRAINING, f"name={name}", *settings)
 
     def _submit(self, job: str, *arguments: str) -> None:
         self._fill_up()
@@ -241,15 +265,12 @@ class Steps:
         self.stand.wait_for_workers()
 
     def _power_off(self) -> None:
-        self._lose(self.stand.training_machines()[0])
+        self.stand.remove(self.stand.training_machines()[0])
 
     def _drain(self) -> None:
         machine = self.stand.training_machines()[0]
         self.stand.drain(machine, _GRACE_SECONDS)
         time.sleep(_GRACE_SECONDS)
-        self._lose(machine)
-
-    def _lose(self, machine: Machine) -> None:
         self.stand.remove(machine)
 
     def _away(self, machine: Machine) -> None:
