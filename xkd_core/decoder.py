@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from xkd_core.masking import restore_tokens
+from xkd_core.regions import region
 from xkd_core.shapes import Float, Int, Tensor
 from xkd_core.transformer import init_transformer, transformer_blocks
 
@@ -53,12 +54,19 @@ class Decoder(nn.Module):
         self, tokens: Float[Tensor, "B N_visible D"], restore: Int[Tensor, "B N"]
     ) -> Float[Tensor, "B N P"]:
         """Predicts the patches of all positions from CLS and the visible tokens of the encoder."""
-        tokens = self.input_projection(tokens)
-        patch_tokens = restore_tokens(tokens[:, 1:], self.mask_token, restore)
-        tokens = torch.cat([tokens[:, :1], patch_tokens], dim=1) + self.position_table
+        tokens = self._embed(tokens, restore)
         for block in self.blocks:
             tokens = block(tokens)
         return self.output_projection(tokens[:, 1:])
+
+    @region
+    def _embed(
+        self, tokens: Float[Tensor, "B N_visible D"], restore: Int[Tensor, "B N"]
+    ) -> Float[Tensor, "B N_all D_decoder"]:
+        """Computes the input of the first block: CLS and all positions."""
+        tokens = self.input_projection(tokens)
+        patch_tokens = restore_tokens(tokens[:, 1:], self.mask_token, restore)
+        return torch.cat([tokens[:, :1], patch_tokens], dim=1) + self.position_table
 
 
 def _projection(width_in: int, width_out: int) -> nn.Module:

@@ -17,6 +17,7 @@ from xkd_core.config import ModelConfig
 from xkd_core.masking import take_tokens
 from xkd_core.patches import patch_grid, to_patches
 from xkd_core.positions import PositionInterpolation, resize_positions
+from xkd_core.regions import region
 from xkd_core.shapes import Float, Int, Tensor
 from xkd_core.transformer import (
     block_with_attention,
@@ -85,6 +86,15 @@ class Encoder(nn.Module):
     ) -> Float[Tensor, "B N_out D"]:
         """Computes the input of the first block: CLS and the patches, with their positions."""
         positions = self._patch_positions(patch_grid(tuple(clip.shape[2:]), self.patch_size))
+        return self._embed(clip, positions, keep)
+
+    @region
+    def _embed(
+        self,
+        clip: Float[Tensor, "B C *size"],
+        positions: Float[Tensor, "1 N D"],
+        keep: Int[Tensor, "B N_keep"] | None,
+    ) -> Float[Tensor, "B N_out D"]:
         patches = to_patches(clip, self.patch_size)
         if keep is not None:
             patches = take_tokens(patches, keep)
@@ -112,6 +122,12 @@ class Encoder(nn.Module):
         tokens = self.embed_patches(clip, None)
         for block in self.blocks[:-1]:
             tokens = block(tokens)
+        return self._finish(tokens)
+
+    @region
+    def _finish(
+        self, tokens: Float[Tensor, "B N_out D"]
+    ) -> tuple[Float[Tensor, "B N_out D"], Float[Tensor, "B A N"]]:
         tokens, attention = block_with_attention(self.blocks[-1], tokens)
         return self.norm(tokens), attention
 

@@ -70,13 +70,10 @@ def losses(
 
 
 def reconstruction_loss(
-    reconstruction: Float[Tensor, "B N P"],
-    target: Float[Tensor, "B N P"],
-    hidden: Bool[Tensor, "B N"],
+    errors: Float[Tensor, "B N"], hidden: Bool[Tensor, "B N"]
 ) -> Float[Tensor, ""]:
-    """Computes the mean squared error of the hidden patches."""
-    error = (reconstruction.float() - target.float()).square().mean(dim=-1)
-    return (error * hidden).sum() / hidden.sum()
+    """Averages the errors of the hidden patches."""
+    return (errors * hidden).sum() / hidden.sum()
 
 
 def distillation_loss(
@@ -137,8 +134,8 @@ def teacher_temperature(temperature: TemperatureConfig, epoch: float) -> float:
 
 
 def _reconstruction_terms(output: XKDOutput) -> dict[str, Tensor]:
-    video = reconstruction_loss(output.video_reconstruction, output.video_target, output.video_mask)
-    audio = reconstruction_loss(output.audio_reconstruction, output.audio_target, output.audio_mask)
+    video = reconstruction_loss(output.video_errors, output.video_mask)
+    audio = reconstruction_loss(output.audio_errors, output.audio_mask)
     return {
         "loss/reconstruction": 0.5 * (video + audio),
         "loss/reconstruction/video": video,

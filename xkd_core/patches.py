@@ -117,6 +117,14 @@ def normalize_patches(patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N P"]
     return (patches.float() - statistics.mean) / statistics.std
 
 
+def patch_errors(
+    predicted: Float[Tensor, "B N P"], clip: Float[Tensor, "B C *size"], patch_size: tuple[int, ...]
+) -> Float[Tensor, "B N"]:
+    """Computes the mean squared error of predicted normalized patches, patch by patch."""
+    target = normalize_patches(to_patches(clip, patch_size))
+    return (predicted.float() - target).square().mean(dim=-1)
+
+
 def denormalize_patches(
     patches: Float[Tensor, "B N P"], statistics: PatchStatistics
 ) -> Float[Tensor, "B N P"]:

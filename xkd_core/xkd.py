@@ -24,8 +24,9 @@ from xkd_core.encoders import (
 )
 from xkd_core.heads import ProjectionHead
 from xkd_core.masking import TokenMask, random_mask
-from xkd_core.patches import normalize_patches, to_patches
+from xkd_core.patches import patch_errors
 from xkd_core.refinement import Refinement, agreement, refine_and_pool
+from xkd_core.regions import region
 from xkd_core.shapes import Bool, Float, Tensor
 from xkd_core.sharding import cut_like, local_part
 from xkd_core.views.views import Views
@@ -36,8 +37,7 @@ TeacherView = Literal["global", "first_local"]
 class _StudentOutput(NamedTuple):
     """Output of one modality's student for all its views."""
 
-    reconstruction: Float[Tensor, "GB N P"]
-    target: Float[Tensor, "GB N P"]
+    errors: Float[Tensor, "GB N"]
     mask: Bool[Tensor, "GB N"]
     logits: Float[Tensor, "J B K"]
     features: Float[Tensor, "B D"]
@@ -46,11 +46,9 @@ class _StudentOutput(NamedTuple):
 class XKDOutput(NamedTuple):
     """Output of one forward pass, from which losses and health measures are computed."""
 
-    video_reconstruction: Float[Tensor, "GB N P"]
-    audio_reconstruction: Float[Tensor, "GB_audio N_audio P_audio"]
-    video_target: Float[Tensor, "GB N P"]
-    """Normalized patches of the global views."""
-    audio_target: Float[Tensor, "GB_audio N_audio P_audio"]
+    video_errors: Float[Tensor, "GB N"]
+    """Mean squared error of each reconstructed patch of the global views, normalized."""
+    audio_errors: Float[Tensor, "GB_audio N_audio"]
     video_mask: Bool[Tensor, "GB N"]
     """True for patches that the student did not see."""
     audio_mask: Bool[Tensor, "GB_audio N_audio"]
@@ -145,7 +143,7 @@ class XKD(nn.Module):
         video_mask = random_mask(views.video_mask_noise, self.num_visible_video)
         audio_mask = random_mask(views.audio_mask_noise, self.num_visible_audio)
         video_tokens, audio_tokens = self._student_tokens(views, video_mask, audio_mask)
-        video = _student_output(
+        video = self._student_output(
             self.video_student,
             self.video_student_head,
             self.video_decoder,
@@ -154,7 +152,7 @@ class XKD(nn.Module):
             video_tokens,
             views.video_locals.shape[1],
         )
-        audio = _student_output(
+        audio = self._student_output(
             self.audio_student,
             self.audio_student_head,
             self.audio_decoder,
@@ -168,10 +166,8 @@ class XKD(nn.Module):
             video_teacher_logits = self.video_teacher_head(video_features)
             audio_teacher_logits = self.audio_teacher_head(audio_features)
         return XKDOutput(
-            video_reconstruction=video.reconstruction,
-            audio_reconstruction=audio.reconstruction,
-            video_target=video.target,
-            audio_target=audio.target,
+            video_errors=video.errors,
+            audio_errors=audio.errors,
             video_mask=video.mask,
             audio_mask=audio.mask,
             video_student_logits=video.logits,
@@ -216,41 +212,59 @@ class XKD(nn.Module):
             video_agreement = agreement(self.video_teacher_head(video_tokens[:, 1:]), audio_logits)
             audio_agreement = agreement(self.audio_teacher_head(audio_tokens[:, 1:]), video_logits)
         return (
-            refine_and_pool(
-                video_tokens[:, 1:], video_attention, audio_attention, refinement, video_agreement
+            self._refine_and_pool(
+                video_tokens, video_attention, audio_attention, refinement, video_agreement
             ),
-            refine_and_pool(
-                audio_tokens[:, 1:], audio_attention, video_attention, refinement, audio_agreement
+            self._refine_and_pool(
+                audio_tokens, audio_attention, video_attention, refinement, audio_agreement
             ),
         )
 
+    def _student_output(
+        self,
+        encoder: Encoder,
+        head: ProjectionHead,
+        decoder: Decoder,
+        global_views: Float[Tensor, "GB C *size"],
+        mask: TokenMask,
+        tokens: list[Tensor],
+        num_clips: int,
+    ) -> _StudentOutput:
+        """Reconstructs one modality's masked global views and projects all views.
 
-def _student_output(
-    encoder: Encoder,
-    head: ProjectionHead,
-    decoder: Decoder,
-    global_views: Float[Tensor, "GB C *size"],
-    mask: TokenMask,
-    tokens: list[Tensor],
-    num_clips: int,
-) -> _StudentOutput:
-    """Reconstructs one modality's masked global views and projects all views.
+        `tokens` are those of the masked global views, which serve both the decoder and the head,
+        and those of the local views.
+        """
+        global_tokens, local_tokens = tokens
+        predicted = decoder(global_tokens, mask.restore)
+        features = pool_patches(global_tokens)
+        logits = head(torch.cat([features, pool_patches(local_tokens)]))
+        return _StudentOutput(
+            self._patch_errors(predicted, global_views, encoder.patch_size),
+            mask.hidden,
+            logits.unflatten(0, (-1, num_clips)),
+            features[:num_clips].detach(),
+        )
 
-    `tokens` are those of the masked global views, which serve both the decoder and the head, and
-    those of the local views.
-    """
-    global_tokens, local_tokens = tokens
-    reconstruction = decoder(global_tokens, mask.restore)
-    features = pool_patches(global_tokens)
-    logits = head(torch.cat([features, pool_patches(local_tokens)]))
-    target = normalize_patches(to_patches(global_views, encoder.patch_size))
-    return _StudentOutput(
-        reconstruction,
-        target,
-        mask.hidden,
-        logits.unflatten(0, (-1, num_clips)),
-        features[:num_clips].detach(),
-    )
+    @region
+    def _patch_errors(
+        self,
+        predicted: Float[Tensor, "GB N P"],
+        global_views: Float[Tensor, "GB C *size"],
+        patch_size: tuple[int, ...],
+    ) -> Float[Tensor, "GB N"]:
+        return patch_errors(predicted, global_views, patch_size)
+
+    @region
+    def _refine_and_pool(
+        self,
+        tokens: Float[Tensor, "B N_all D"],
+        attention: Float[Tensor, "B A N"],
+        other_attention: Float[Tensor, "B A N_other"],
+        mode: Refinement,
+        token_agreement: Float[Tensor, "B N"] | None,
+    ) -> Float[Tensor, "B D"]:
+        return refine_and_pool(tokens[:, 1:], attention, other_attention, mode, token_agreement)
 
 
 def build_xkd(model: ModelConfig) -> XKD:

@@ -41,10 +41,8 @@ def make_output(num_clips, *, alike=False):
 
     features = torch.randn(4, num_clips, 12)
     return XKDOutput(
-        video_reconstruction=torch.randn(num_clips, 6, 5),
-        audio_reconstruction=torch.randn(num_clips, 8, 3),
-        video_target=torch.randn(num_clips, 6, 5),
-        audio_target=torch.randn(num_clips, 8, 3),
+        video_errors=torch.rand(num_clips, 6),
+        audio_errors=torch.rand(num_clips, 8),
         video_mask=torch.ones(num_clips, 6, dtype=torch.bool),
         audio_mask=torch.ones(num_clips, 8, dtype=torch.bool),
         video_student_logits=logits(2, num_clips).requires_grad_(),

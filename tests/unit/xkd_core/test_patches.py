@@ -7,6 +7,7 @@ import torch
 from xkd_core.patches import (
     denormalize_patches,
     normalize_patches,
+    patch_errors,
     patch_grid,
     patch_statistics,
     patches_to_spectrogram,
@@ -71,3 +72,12 @@ def test_denormalising_undoes_normalising():
 def test_a_clip_that_is_not_a_multiple_of_the_patch_is_refused():
     with pytest.raises(ValueError, match=r"clip size \(9, 8\) must be a multiple of patch size"):
         patch_grid((9, 8), (2, 2))
+
+
+def test_errors_of_predicted_patches_are_those_of_normalized_pixels():
+    clip = 2.0 + 3.0 * torch.randn(2, 3, 4, 16, 16)
+    patches = video_to_patches(clip, 2, 8)
+    normalized = (patches - patches.mean(-1, keepdim=True)) / patches.std(-1, keepdim=True)
+    predicted = torch.randn_like(patches)
+    errors = patch_errors(predicted, clip, (2, 8, 8))
+    torch.testing.assert_close(errors, (predicted - normalized).square().mean(dim=-1))

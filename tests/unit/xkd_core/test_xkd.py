@@ -139,8 +139,8 @@ def test_the_output_has_a_row_of_logits_for_each_view_and_clip():
     assert output.video_student_logits.shape == (4, 4, 96)
     assert output.audio_student_logits.shape == (3, 4, 96)
     assert output.video_teacher_logits.shape == (4, 96)
-    assert output.video_reconstruction.shape == output.video_target.shape == (4, 64, 384)
-    assert output.audio_reconstruction.shape == output.audio_target.shape == (4, 32, 32)
+    assert output.video_errors.shape == output.video_mask.shape == (4, 64)
+    assert output.audio_errors.shape == output.audio_mask.shape == (4, 32)
 
 
 def test_logits_of_a_clip_do_not_depend_on_its_batch():
@@ -169,7 +169,9 @@ def test_the_student_does_not_see_hidden_patches():
     hidden = before.video_mask.reshape(-1, 1, 4, 4, 4)
     pixels = hidden.repeat_interleave(2, 2).repeat_interleave(8, 3).repeat_interleave(8, 4)
     after = model(views._replace(video_global=views.video_global.masked_fill(pixels, 9.0)))
-    assert torch.equal(after.video_reconstruction, before.video_reconstruction)
+    visible = ~before.video_mask
+    assert torch.equal(after.video_errors[visible], before.video_errors[visible])
+    assert not torch.equal(after.video_errors, before.video_errors)
     assert torch.equal(after.video_student_logits, before.video_student_logits)
     assert not torch.equal(after.video_teacher_logits, before.video_teacher_logits)
 
@@ -228,7 +230,7 @@ def test_further_global_views_are_reconstructed_and_projected_but_the_teacher_se
     close = {"atol": 1e-4, "rtol": 1e-4}
     rows = [one.video_student_logits[0], other.video_student_logits[0], one.video_student_logits[1]]
     torch.testing.assert_close(together.video_student_logits, torch.stack(rows), **close)
-    for name in ("video_reconstruction", "video_target", "video_mask"):
+    for name in ("video_errors", "video_mask"):
         expected = torch.cat([getattr(one, name), getattr(other, name)])
         torch.testing.assert_close(getattr(together, name), expected, **close)
     for name in ("video_teacher_logits", "video_student_features", "audio_student_logits"):
