@@ -13,10 +13,11 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from tests.cluster.board import UNDISTURBED
 from tests.cluster.machines import FOLDER, in_namespaces
 from tests.cluster.outcome import Outcome
 from tests.cluster.stand import running
-from tests.cluster.steps import UNDISTURBED, Steps
+from tests.cluster.steps import Steps
 
 NAMES = [name for name in vars(Steps) if not name.startswith("_")]
 

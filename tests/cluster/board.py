@@ -81,10 +81,6 @@ class Board:
         assert code == 0, f"exit code {code}: {self._tail(name)}"
         assert "Traceback" not in self.stand.log(name), self._tail(name)
 
-    def _need_undisturbed(self) -> None:
-        if not self._has(f"{UNDISTURBED}/report.html"):
-            self.undisturbed()
-
     def _fill_up(self) -> None:
         """Makes sure of two workers."""
         while len(self.stand.workers) < 2:

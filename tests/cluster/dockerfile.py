@@ -80,9 +80,9 @@ class Builder:
         lower = before.layers if before else [self._debian]
         options = f"lowerdir={':'.join(map(str, lower))},upperdir={upper},workdir={scratch}"
         subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", root], check=True)
-        for one in self._bound:
-            Path(f"{root}{one}").mkdir(parents=True, exist_ok=True)
-            subprocess.run(["mount", "--rbind", one, f"{root}{one}"], check=True)
+        for bound in self._bound:
+            Path(f"{root}{bound}").mkdir(parents=True, exist_ok=True)
+            subprocess.run(["mount", "--rbind", bound, f"{root}{bound}"], check=True)
         stage = Stage(root, [upper, *lower])
         if before:
             stage.environment = dict(before.environment)

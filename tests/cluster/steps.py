@@ -4,7 +4,7 @@ import json
 import os
 import signal
 
-from pipelines.storage import path_of
+from pipelines.storage import path_of, size_of
 from tests.cluster.board import DISTURBED_AT, JOB_SECONDS, NEVER, STOPPED, UNDISTURBED, Board
 from tests.cluster.outcome import difference, outcome_of
 from tests.cluster.stand import HOME
@@ -52,7 +52,7 @@ class Steps(Board):
         """The page about the clips."""
         self._need_undisturbed()
         self._submit("dataset", f"{HOME}/runs/{UNDISTURBED}/clips", "output=page")
-        sizes = {path.name: path.size() for path in path_of(f"{HOME}/page").glob("*.html")}
+        sizes = {path.name: size_of(path) for path in path_of(f"{HOME}/page").glob("*.html")}
         assert sizes
         return f"a page in the bucket: {sizes}"
 
@@ -66,7 +66,7 @@ class Steps(Board):
         where = (f"dataset=runs/{UNDISTURBED}/clips", "output=sweeps")
         self._submit("sweep", "smoke", *where, *settings)
         report = path_of(f"{HOME}/sweeps/sweep/report.html")
-        return f"four trials, a report of {report.size():,} bytes"
+        return f"four trials, a report of {size_of(report):,} bytes"
 
     def killed(self) -> str:
         """A machine that trains loses its power."""
@@ -204,3 +204,7 @@ class Steps(Board):
     def bucket_away(self) -> str:
         """The bucket is off the network for a minute."""
         return self._compared("bucket-away", lambda: self._away(self.stand.store))
+
+    def _need_undisturbed(self) -> None:
+        if not self._has(f"{UNDISTURBED}/report.html"):
+            self.undisturbed()
