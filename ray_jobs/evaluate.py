@@ -109,6 +109,8 @@ def score_table(scores: FeatureScores) -> str:
             name = f"{SUBJECTS[subject]}, {MEASURES[measure]} {METRICS[metric]}"
             gain = scores.gains.get(f"{subject}/{measure}")
             rows.append(_row(name, one.score, before, gain, f"{trained.majority:.1%}"))
+            if (best := one.figures.get(f"{metric}_chosen_on_test")) is not None:
+                rows.append(_row(f"{name}, chosen on the test clips", best, None, None, ""))
     rows += _retrieval_rows(scores)
     texts = [table(rows), *_reference_table(scores)]
     counts = next(iter(scores.modalities.values()), {}).get("trained")

@@ -8,6 +8,7 @@ from pipelines.models.checkpoints import find_checkpoint
 from pipelines.registry.preview import preview
 from pipelines.registry.promote import (
     Registered,
+    check_metric,
     checkpoint_outcomes,
     checkpoint_scores,
     promote,
@@ -28,7 +29,7 @@ def plan(config: PromoteConfig) -> JobPlan:
         lambda: checkpoint_scores(config),
         lambda: checkpoint_outcomes(config),
         check_keys,
-    )
+    ) or messages(lambda: check_metric(config))
     mistakes = (*mistakes, *environment_mistakes(config))
     return JobPlan(
         reads=tuple(location for location in (config.checkpoint, config.scores) if location),

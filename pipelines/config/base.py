@@ -31,7 +31,17 @@ def _valid_name(name: str) -> str:
     return name
 
 
+def _named_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A list whose values count once each; a repeated one would count twice in what is averaged."""
+    repeated = next((value for value in values if values.count(value) > 1), None)
+    if repeated is not None:
+        raise ValueError(f"({repeated}) must be named once")
+    return values
+
+
 Name = Annotated[str, AfterValidator(_valid_name)]
+NamedOnce = AfterValidator(_named_once)
+"""Of a list in which no value may stand twice."""
 Location = Annotated[str, Field(min_length=1), AfterValidator(absolute_location)]
 """A path, made absolute when the settings are read, or a URI that pyarrow or fsspec opens."""
 

@@ -8,10 +8,11 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
-from pipelines.config.base import Datasets, JobConfig, Location, Name
+from pipelines.config.base import Datasets, JobConfig, Location, Name, NamedOnce
 from pipelines.config.ingest import PublishedDataset
 from pipelines.config.published import PublishedSettings
 from pipelines.config.weights import WeightsList
@@ -23,6 +24,7 @@ NUM_FOLDS = {"ucf101": 3, "hmdb51": 3, "esc50": 5}
 CheapMeasure = Literal["knn", "linear", "svm", "attentive", "layers", "retrieval"]
 """Measures of frozen features."""
 Measure = Literal[CheapMeasure, "finetune"]
+_AtLeastTwo = Annotated[int, Field(ge=2)]
 
 
 class FineTuneSettings(Config):
@@ -73,13 +75,37 @@ class FineTuneSettings(Config):
     clips_gb: NonNegativeFloat = 4.0
     """Memory in GB for clips that are kept between epochs; others are read again."""
 
+    @field_validator("crop_area")
+    @classmethod
+    def _is_a_share(cls, area: tuple[float, float]) -> tuple[float, float]:
+        if not area[0] <= area[1] <= 1.0:
+            raise ValueError(
+                f"({area[0]:g}, {area[1]:g}) must be two shares of the frame, the smaller one first"
+            )
+        return area
+
+    @field_validator("audio_crop")
+    @classmethod
+    def _is_ordered(cls, crop: tuple[float, float] | None) -> tuple[float, float] | None:
+        if crop is not None and crop[0] > crop[1]:
+            raise ValueError(f"({crop[0]:g}, {crop[1]:g}) must begin with the smaller number")
+        return crop
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> "FineTuneSettings":
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"warmup_epochs ({self.warmup_epochs:g}) must not be above epochs ({self.epochs})"
+            )
+        return self
+
 
 class EvaluateSettings(Config):
     """How frozen features are scored."""
 
-    train_splits: tuple[str, ...] = ("train",)
+    train_splits: Annotated[tuple[str, ...], NamedOnce] = ("train",)
     """Splits that give the neighbors and train the linear probe."""
-    test_splits: tuple[str, ...] = ("test", "val")
+    test_splits: Annotated[tuple[str, ...], NamedOnce] = ("test", "val")
     """Splits to score: the first of these that the dataset has."""
     num_windows: PositiveInt = 2
     """Windows of a segment, evenly spaced."""
@@ -99,11 +125,15 @@ class EvaluateSettings(Config):
     selection: Literal["validation", "test"] = "validation"
     """Clips that choose a penalty, or the epoch of fine-tuning. `test` reports what the best choice
     on the test clips scores beside the honest score, as the published figures were chosen."""
-    measures: Annotated[tuple[Measure, ...], Field(min_length=1)] = ("knn", "linear", "retrieval")
+    measures: Annotated[tuple[Measure, ...], Field(min_length=1), NamedOnce] = (
+        "knn",
+        "linear",
+        "retrieval",
+    )
     """What is measured: votes of neighbors, a linear probe, a linear SVM, an attentive probe, a
     linear probe of several layers, fine-tuning (all of labels), and retrieval between sound and
     picture."""
-    fusion: tuple[Literal["both", "late", "missing"], ...] = ("both", "late")
+    fusion: Annotated[tuple[Literal["both", "late", "missing"], ...], NamedOnce] = ("both", "late")
     """How clips with picture and sound are scored by both: `both` concatenates the features, `late`
     averages the scores of the two modalities, `missing` takes the classifier of `both` where the
     picture or the sound of the test clips is missing. Empty for none."""
@@ -130,9 +160,9 @@ class EvaluateSettings(Config):
     """What retrieval compares. `features`: the features of both encoders in a common space, into
     which linear maps lead that are fitted to the pairs of the training clips, without labels.
     `heads`: the outputs of the projection heads, which checkpoints alone have."""
-    retrieval_sizes: tuple[PositiveInt, ...] = (100, 1000)
+    retrieval_sizes: Annotated[tuple[_AtLeastTwo, ...], NamedOnce] = (100, 1000)
     """Sizes of galleries that retrieval is measured in besides all clips, if there are more."""
-    retrieval_max_clips: PositiveInt = 4096
+    retrieval_max_clips: _AtLeastTwo = 4096
     """Clips that retrieval uses at most, one of each source and evenly spaced."""
     batch_size: PositiveInt = 32
     """Clips that go through the encoder at once."""
@@ -151,6 +181,13 @@ class EvaluateSettings(Config):
             raise ValueError("fusion (missing) must come with both, whose classifier it takes")
         if self.per == "source" and "attentive" in self.measures:
             raise ValueError("measures (attentive) must come with per=segment: its tokens are kept")
+        both = next((name for name in self.test_splits if name in self.train_splits), None)
+        if both is not None:
+            raise ValueError(
+                f"test_splits ({both}) must not be in train_splits "
+                f"({', '.join(self.train_splits)}): clips that a classifier learns from say "
+                "nothing of others"
+            )
         return self
 
 
@@ -163,7 +200,7 @@ class OfficialSettings(Config):
     """Folder with the official lists of a dataset of several folds (UCF101, HMDB51, ESC-50). They
     give splits and labels of the clips by file name, whatever the ingest was told, so one clip
     dataset serves all folds. Default: the splits of the clip dataset."""
-    folds: tuple[PositiveInt, ...] = ()
+    folds: Annotated[tuple[PositiveInt, ...], NamedOnce] = ()
     """Folds whose figures are averaged. Default: all."""
 
     @model_validator(mode="after")

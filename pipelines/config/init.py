@@ -40,7 +40,7 @@ class InitSettings(Config):
     @model_validator(mode="after")
     def _names_weights(self) -> "InitSettings":
         if not (self.source or self.video or self.audio):
-            raise ValueError("init must name weights: init.source, init.video or init.audio")
+            raise ValueError("source, video or audio must name weights")
         if self.source and self.video and self.audio:
             raise ValueError(
                 f"init.source ({self.source}) must not be set with both init.video and init.audio, "

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ValidationError
 
 from pipelines.config.describe import annotation_of, section_of, setting_descriptions
+from pipelines.quantities import counted
 
 _UNKNOWN = "extra_forbidden"
 _RENAMED = {"made": "synthetic"}
@@ -32,14 +33,24 @@ def mistakes_in(values: Mapping[str, Any], schema: type[BaseModel]) -> list[str]
 
 def described_mistakes(error: ValidationError, schema: type[BaseModel]) -> list[Mistake]:
     """Returns the mistakes that a validation found."""
+    found = error.errors(include_url=False)
     return [
         Mistake(
             tuple(str(part) for part in mistake["loc"]),
             _mistake(mistake, schema),
             mistake["type"] == _UNKNOWN,
         )
-        for mistake in error.errors(include_url=False)
+        for mistake in found
+        if not _is_consequence(mistake, found)
     ]
+
+
+def _is_consequence(mistake: Any, found: Sequence[Any]) -> bool:
+    """Whether a list is too short only because pydantic dropped its wrong values."""
+    depth = len(mistake["loc"])
+    return mistake["type"] == "too_short" and any(
+        len(other["loc"]) > depth and other["loc"][:depth] == mistake["loc"] for other in found
+    )
 
 
 def _mistake(mistake: Any, schema: type[BaseModel]) -> str:
@@ -49,6 +60,11 @@ def _mistake(mistake: Any, schema: type[BaseModel]) -> str:
         return f"{name} is not a setting{_nearest(path, schema)}"
     if mistake["type"] == "missing":
         return f"{name} is missing"
+    if mistake["type"] == "tuple_type":
+        return f"{name} ({mistake['input']!r}) must be a list, such as [{mistake['input']}]"
+    if mistake["type"] == "too_short":
+        values = counted(mistake["ctx"]["min_length"], "value")
+        return f"{name} ({mistake['input']!r}) must have at least {values}"
     message = mistake["msg"].removeprefix("Value error, ")
     if mistake["type"] == "value_error":
         # Rules over several settings name them; a rule over one has only its value.

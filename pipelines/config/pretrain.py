@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from pipelines.config.base import Datasets, JobConfig, Location, Name
+from pipelines.config.base import Datasets, JobConfig, Location, Name, NamedOnce
 from pipelines.config.evaluate import CheapMeasure
 from pipelines.config.init import InitSettings
 from xkd_core.config import Config, MethodConfig
@@ -16,7 +16,10 @@ class KnnSettings(Config):
     Frozen teachers do not change, so their students are scored.
     """
 
-    measures: Annotated[tuple[CheapMeasure, ...], Field(min_length=1)] = ("knn", "retrieval")
+    measures: Annotated[tuple[CheapMeasure, ...], Field(min_length=1), NamedOnce] = (
+        "knn",
+        "retrieval",
+    )
     """What is measured, as in `evaluate`: each gives a curve, such as `health/video/linear`."""
 
     dataset: Datasets | None = None

@@ -4,14 +4,14 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
-from pipelines.config.base import JobConfig, Location, Name
+from pipelines.config.base import JobConfig, Location, Name, NamedOnce
 from pipelines.config.evaluate import Measure
 from xkd_core.config import Config
 
 
 def _not_a_version(alias: str) -> str:
     if alias == "latest" or (alias[0] == "v" and alias[1:].isdigit()) or alias.isdigit():
-        raise ValueError(f"alias ({alias}) must not be 'latest' or a version number")
+        raise ValueError(f"({alias}) must not be 'latest' or a version number")
     return alias
 
 
@@ -31,7 +31,7 @@ class PromoteSettings(Config):
     compared_on: Literal["own", "both", "late"] = "own"
     """Features that `metric` is of: `own` of each encoder's modality, or of both encoders together,
     joined or as the mean of their scores."""
-    modalities: Annotated[tuple[Literal["video", "audio"], ...], Field(min_length=1)] = (
+    modalities: Annotated[tuple[Literal["video", "audio"], ...], Field(min_length=1), NamedOnce] = (
         "video",
         "audio",
     )
@@ -43,7 +43,12 @@ class PromoteSettings(Config):
     """Which network to register."""
 
     @model_validator(mode="after")
-    def _retrieval_is_of_both(self) -> "PromoteSettings":
+    def _is_measured(self) -> "PromoteSettings":
+        if self.metric in ("attentive", "finetune") and self.compared_on == "both":
+            raise ValueError(
+                f"compared_on (both) must be own or late with metric={self.metric}, which is not "
+                "measured on joined features"
+            )
         if self.metric == "retrieval" and self.compared_on != "own":
             raise ValueError(
                 f"compared_on ({self.compared_on}) must be own with metric=retrieval, which takes "

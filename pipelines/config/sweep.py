@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 from pydantic import model_validator as checked
 
-from pipelines.config.base import Datasets, JobConfig, Location, Name
+from pipelines.config.base import Datasets, JobConfig, Location, Name, NamedOnce
 from pipelines.config.evaluate import CheapMeasure, EvaluateSettings
 from pipelines.config.pretrain import PretrainSettings
 from pipelines.config.promote import PromoteSettings
@@ -64,12 +64,12 @@ class RungSettings(EvaluateSettings):
 
     dataset: Datasets | None = None
     """Labelled clip dataset. Default: the dataset of the training."""
-    test_splits: tuple[str, ...] = ("val", "test")
+    test_splits: Annotated[tuple[str, ...], NamedOnce] = ("val", "test")
     """Splits to score: the first of these that the dataset has. A choice made on `test` leaves no
     clips for an unbiased report."""
     num_windows: PositiveInt = 1
     """Windows of a segment whose features are averaged; fewer than in `evaluate`, to save time."""
-    fusion: tuple[Literal["both", "late"], ...] = ()
+    fusion: Annotated[tuple[Literal["both", "late"], ...], NamedOnce] = ()
     """Scores of both modalities together, which no objective uses."""
     untrained_baseline: bool = False
     """Scores the network before training too."""

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.config.evaluate import EvaluateSettings
-from pipelines.evaluation.features import LEAST_PAIRS, Features
+from pipelines.evaluation.features import Features
+from pipelines.evaluation.notes import LEAST_PAIRS
 from xkd_core.encoders import MODALITIES
 
 Array = NDArray[Any]

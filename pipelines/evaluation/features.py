@@ -21,17 +21,15 @@ from pipelines.dataset.joined import open_datasets
 from pipelines.evaluation.choice import Chosen, Fold, choose
 from pipelines.evaluation.gathered import Gathered
 from pipelines.evaluation.networks import EncoderSource, Network
+from pipelines.evaluation.notes import extraction_notes
 from pipelines.evaluation.official import choose_clips
 from pipelines.evaluation.shard_features import ShardEmbedder, load_on_device, shard_parts
 from pipelines.progress import OnProgress, poster
-from pipelines.quantities import counted
 from pipelines.storage import AnyPath
 
 Array = NDArray[Any]
 LARGE_FIELDS = ("matrices", "layers", "tokens", "views", "retrieval")
 """Fields of `Features` that grow with the width of encoders."""
-LEAST_PAIRS = 16
-"""Training clips with picture and sound that features are aligned with (`alignment`)."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +219,7 @@ def features_of(
     folds = tuple(
         Fold(one.name, one.is_train[first_rows], one.is_test[first_rows]) for one in chosen.folds
     )
-    return replace(found, folds=folds, notes=_notes(dataset, chosen, networks, settings))
+    return replace(found, folds=folds, notes=extraction_notes(dataset, chosen, networks, settings))
 
 
 def _clips_of(
@@ -246,53 +244,3 @@ def _single_labels(targets: Array) -> Array:
 def _any_by(marks: Array, owners: Array) -> Array:
     counts: Array = np.bincount(owners, weights=marks)
     return counts > 0
-
-
-def _notes(
-    dataset: ClipDataset,
-    chosen: Chosen,
-    networks: Mapping[str, Network],
-    settings: EvaluateSettings,
-) -> tuple[str, ...]:
-    """Says where clips or encoders do not allow what was asked for."""
-    notes = []
-    index, rows = dataset.index, chosen.rows
-    pictures = rows[index.num_frames[rows] > 0]
-    squares = int((index.height[pictures] == index.width[pictures]).sum())
-    if settings.num_crops > 1 and squares:
-        notes.append(
-            f"{squares:,} of {counted(len(pictures), 'clip')} are square: one crop instead of "
-            f"{settings.num_crops}"
-        )
-    shorter = np.minimum(index.height[pictures], index.width[pictures])
-    if settings.video_size and (small := int((shorter < settings.video_size).sum())):
-        notes.append(
-            f"{small:,} of {counted(len(pictures), 'clip')} have a shorter side below video_size "
-            f"({settings.video_size}): enlarged"
-        )
-    if "retrieval" in settings.measures:
-        both = (index.num_frames[rows] > 0) & index.has_audio[rows].astype(bool)
-        pairs = int((both & chosen.is_train).sum())
-        lacks = ""
-        if pairs < LEAST_PAIRS:
-            clips = counted(pairs, "training clip")
-            lacks = (
-                f"{clips} with picture and sound, and {LEAST_PAIRS} are needed to align features"
-            )
-        elif not chosen.is_test.any():
-            lacks = "no clip is held out, and aligned features know the clips that align them"
-        needs_heads = settings.retrieval_of == "heads" or bool(lacks)
-        if settings.retrieval_of == "features" and lacks:
-            notes.append(f"retrieval compares head outputs: {lacks}")
-        without = [
-            name
-            for name, network in networks.items()
-            if len(network) < 2
-            or (needs_heads and any(one.head is None for one in network.values()))
-        ]
-        if without:
-            heads = " with their projection heads" if needs_heads else ""
-            notes.append(
-                f"retrieval needs both encoders{heads}, which {without[0]} lacks: not measured"
-            )
-    return tuple(notes)

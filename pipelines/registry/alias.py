@@ -125,8 +125,12 @@ def _joined_rule(
     )
 
 
-def move_alias(client: MlflowClient, name: str, alias: str, number: str, why: str) -> str | None:
+def move_alias(
+    client: MlflowClient, name: str, alias: str, number: str, why: str, *, is_way_back: bool = False
+) -> str | None:
     """Gives an alias to a version, and records on its tags who had it before and why it moved.
+
+    A way back records no predecessor: the next one leads further back, not forth again.
 
     Returns:
         The version that had it; None if it is new.
@@ -135,7 +139,8 @@ def move_alias(client: MlflowClient, name: str, alias: str, number: str, why: st
     now = datetime.now(UTC).isoformat(timespec="seconds")
     # The tags come first: a move that is cut off leaves a tag, never an unexplained alias.
     if before is not None and str(before) != number:
-        client.set_model_version_tag(name, number, f"xkd.alias.{alias}.before", str(before))
+        if not is_way_back:
+            client.set_model_version_tag(name, number, f"xkd.alias.{alias}.before", str(before))
         client.set_model_version_tag(name, str(before), f"xkd.alias.{alias}.lost", f"{now} {why}")
     client.set_model_version_tag(name, number, f"xkd.alias.{alias}.got", f"{now} {why}")
     client.set_registered_model_alias(name, alias, number)

@@ -81,7 +81,7 @@ def demote(config: DemoteConfig) -> Demotion:
     plan = plan_demotion(config)
     why = f"demoted version {plan.old}" + (f": {config.reason}" if config.reason else "")
     try:
-        move_alias(_client(config), plan.model, plan.alias, plan.new, why)
+        move_alias(_client(config), plan.model, plan.alias, plan.new, why, is_way_back=True)
     except MlflowException as error:
         raise JobFailed(
             f"MLflow did not move the alias {plan.alias}: {one_line(error)}. The same command "

@@ -92,6 +92,26 @@ def checkpoint_outcomes(config: PromoteConfig) -> Outcomes | None:
         ) from None
 
 
+def check_metric(config: PromoteConfig) -> None:
+    """Makes sure that an evaluation of labels measured what versions are compared by.
+
+    Without labels nothing can be compared, and the alias stays.
+
+    Raises:
+        UserError: If it measured others.
+    """
+    scores = checkpoint_scores(config)
+    if scores is None:
+        return
+    found = [encoder_scores(scores, modality) for modality in config.modalities]
+    measured = {name for one in found if one is not None for name in one.trained}
+    if measured - {"retrieval"} and config.metric not in measured:
+        raise UserError(
+            f"metric ({config.metric}) must be one that scores ({config.scores}) have: "
+            f"{', '.join(sorted(measured))}; or evaluate with it among measures"
+        )
+
+
 def _check_scores(scores: Scores, info: TrainingInfo, settings: PromoteSettings) -> None:
     """Makes sure that scores are those of a checkpoint, wherever both are now.
 

@@ -1,11 +1,14 @@
 """How much memory does an evaluation of many clips take, process by process?
 
     python tests/benchmarks/evaluate_memory.py [clips=100000] [width=768] [average=features]
+    python tests/benchmarks/evaluate_memory.py features=embedded width=192
 
 Writes a clip dataset of tiny clips and a cache with made features of that width: trained and
 untrained, video and audio, as a ViT-B gives them. Then `ray_jobs.evaluate` runs on them as a user's
-would, without decoding a clip. Memory of a process is what it has of its own (RssAnon); pages of
-Ray's object store (RssShmem) are shared by all, and count once, by the process that maps the most.
+would, without decoding a clip. With `features=embedded` the cache is empty, and workers read and
+embed every clip with an encoder of one block of that width. Memory of a process is what it has of
+its own (RssAnon); pages of Ray's object store (RssShmem) are shared by all, and count once, by the
+process that maps the most.
 """
 
 import json
@@ -43,11 +46,15 @@ from tests.helpers.clip_datasets import write_dataset
 from tests.helpers.training import MODEL, tiny_config
 from xkd_core.xkd import build_xkd, model_tensors
 
-DEFAULTS = {"clips": "100000", "width": "768", "average": "features"}
+DEFAULTS = {"clips": "100000", "width": "768", "average": "features", "features": "made"}
 NUM_CLASSES = 10
 CLIPS_PER_SHARD = 1000
-SHOWN = ("extract", "_fit", "FeatureWorker")
-"""Tasks and actors by a part of the names that Ray gives their processes."""
+SHOWN = {
+    "extract": "task that gathers",
+    "_fit": "task of a classifier",
+    "Map": "worker that embeds",
+}
+"""What processes do, by the beginning of the names that Ray gives them."""
 
 
 def main() -> None:
@@ -63,9 +70,12 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        checkpoint = write_checkpoint(folder)
+        embedded = given["features"] == "embedded"
+        checkpoint = write_checkpoint(folder, width if embedded else None)
         dataset = ClipDataset.open(str(write_clips(folder / "clips", num_clips)))
-        stored = write_features(folder / "cache", checkpoint, dataset, width, settings)
+        stored = 4 * num_clips * width * 4
+        if not embedded:
+            stored = write_features(folder / "cache", checkpoint, dataset, width, settings)
         peaks, seconds = watched(folder, checkpoint, settings)
     for name, peak in sorted(peaks.items()):
         print(f"{name:24} {peak / 1e9:6.2f} GB")
@@ -74,9 +84,13 @@ def main() -> None:
     print(json.dumps(line | {"settings": given, "peaks": peaks, "features": stored}))
 
 
-def write_checkpoint(folder: Path) -> Path:
-    """A tiny network; the cache names its content, so that its own features are never computed."""
-    trained = tiny_config(folder, folder, model=MODEL)
+def write_checkpoint(folder: Path, width: int | None) -> Path:
+    """A tiny network, or one block of a width.
+
+    A cache of made features names the content of the tiny one, which computes none of its own.
+    """
+    block = {"encoder": {"width": width, "depth": 1, "num_heads": 4}} if width else {}
+    trained = tiny_config(folder, folder, model=MODEL | block)
     torch.manual_seed(0)
     model = build_xkd(trained.model)
     width = trained.model.head.output_width
@@ -168,7 +182,7 @@ def sample(driver: psutil.Process, peaks: dict[str, float]) -> None:
             title = " ".join(process.cmdline())
         except (OSError, psutil.Error):
             continue
-        name = next((one for one in SHOWN if f"ray::{one}" in title), "")
+        name = next((what for one, what in SHOWN.items() if f"ray::{one}" in title), "")
         name = "driver" if process.pid == driver.pid else name
         if name:
             peaks[name] = max(peaks[name], own)

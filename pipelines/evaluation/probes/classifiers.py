@@ -11,6 +11,7 @@ from pipelines.evaluation import metrics
 from pipelines.evaluation.alignment import common_space, compared
 from pipelines.evaluation.features import Features
 from pipelines.evaluation.intervals import Figure, Statistic, figure, mean_of
+from pipelines.evaluation.notes import few_neighbors
 from pipelines.evaluation.outcomes import RETRIEVAL_RECALL, Outcomes, gain
 from pipelines.evaluation.probes.fits import FineTune, Fit, Fitter, late_fusion, planned_fits
 from pipelines.evaluation.probes.solvers import Fitted
@@ -105,7 +106,11 @@ def assembled(
         modalities=complete,
         gains=differences(complete, outcomes, "untrained") | retrieval_gains(ranks),
         retrieval=retrieval_scores(ranks, settings.retrieval_sizes),
-        notes=(*notes_of(features), *_unretrieved(features, settings, ranks)),
+        notes=(
+            *notes_of(features),
+            *few_neighbors(complete, settings),
+            *_unretrieved(features, settings, ranks),
+        ),
         over_reference=differences(complete, outcomes, "reference")
         | retrieval_gains(ranks, "reference"),
     )

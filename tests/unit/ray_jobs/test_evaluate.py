@@ -35,3 +35,15 @@ def test_a_measure_is_one_row_of_its_main_figure():
         "all figures, such as top-5 and median rank: scores.json",
         "40 test clips of 40 sources",
     ]
+
+
+def test_the_choice_on_the_test_clips_has_a_row_beside_the_honest_one():
+    found = example_scores(0.88).found
+    figures = found.modalities["video"]["trained"].measures["linear"].figures
+    assert isinstance(figures, dict)
+    figures["top1_chosen_on_test"] = Figure(0.92, 0.85, 0.97)
+    rows = [" ".join(row.split()) for row in score_table(found).splitlines()]
+    honest = next(i for i, row in enumerate(rows) if row.startswith("video, linear probe top-1 88"))
+    assert rows[honest + 1] == (
+        "video, linear probe top-1, chosen on the test clips 92.0% 85.0% to 97.0%"
+    )

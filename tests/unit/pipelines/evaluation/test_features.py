@@ -21,3 +21,18 @@ def test_clips_far_shorter_than_a_window_have_features(tmp_path):
     assert features.is_test.sum() == 2
     for matrix in features.matrices.values():
         assert np.isfinite(matrix).all()
+
+
+def test_a_split_that_the_dataset_lacks_is_named(tmp_path):
+    write_dataset(tmp_path / "clips", 4, split=lambda clip: "test" if clip else "train")
+    model = tiny_config(tmp_path, tmp_path).model
+    settings = EvaluateSettings(train_splits=("train", "trian"), measures=("knn",), num_windows=1)
+    found = features_of(
+        {"trained": network_of(build_xkd(model), model, "teacher")},
+        ClipDataset.open(str(tmp_path / "clips")),
+        settings,
+        ignore_progress,
+    )
+    assert found.notes == (
+        "train_splits: no clip lies in trian; splits of the dataset: test, train",
+    )

@@ -60,7 +60,8 @@ def test_a_small_tree_is_scored_and_a_missing_file_is_marked(file, tmp_path, loc
         "output": str(tmp_path / "out"),
         "use_gpu": False,
         "attentive_steps": 5,
-        "finetune": config.finetune.model_dump() | {"epochs": 1, "batch_size": 4},
+        "finetune": config.finetune.model_dump()
+        | {"epochs": 1, "warmup_epochs": 0, "batch_size": 4},
         "tracking": {"uri": f"sqlite:///{tmp_path / 'mlflow.db'}"},
     }
     if config.official.lists:

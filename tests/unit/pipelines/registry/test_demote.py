@@ -1,18 +1,24 @@
 """An alias goes back to an earlier version, and both versions say so."""
 
+from dataclasses import replace
+
 import mlflow
 import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
 from pipelines.config.base import JobConfig, TrackingSettings
-from pipelines.config.promote import DemoteConfig, PromoteSettings
+from pipelines.config.promote import DemoteConfig, PromoteConfig, PromoteSettings
 from pipelines.errors import UserError
 from pipelines.evaluation.outcomes import Outcomes
+from pipelines.files import write_json
+from pipelines.models.checkpoints import read_info
+from pipelines.registry.alias import move_alias
 from pipelines.registry.demote import demote, plan_demotion
 from pipelines.registry.promote import promote
 from pipelines.tracking.runs import open_run
 from ray_jobs.demote import plan
+from ray_jobs.promote import plan as plan_promotion
 from tests.helpers.encoders import example_scores, write_checkpoint
 
 
@@ -48,12 +54,26 @@ def test_an_alias_goes_to_the_version_asked_for_and_back(store):
     assert demote(config).new == "1"
     assert str(client.get_registered_model("there-video").aliases["champion"]) == "1"
     new, old = (client.get_model_version("there-video", number).tags for number in "12")
-    assert new["xkd.alias.champion.before"] == "2"
     assert new["xkd.alias.champion.got"].endswith("it mistakes rain for applause")
     assert old["xkd.alias.champion.lost"].endswith(
         "demoted version 2: it mistakes rain for applause"
     )
-    assert demote(config_of()).new == "2"  # the one that had it before
+    assert demote(config_of(to=2)).new == "2"
+
+
+def test_a_demotion_leads_further_back_each_time(store):
+    run, tracking, checkpoints = store
+    settings = PromoteSettings(model_prefix="chain", modalities=("video",))
+    promote(checkpoints[0], None, settings, run)
+    client = MlflowClient(run.uri)
+    client.delete_registered_model_alias("chain-video", "champion")
+    promote(checkpoints[1], None, settings, run)
+    client.set_registered_model_alias("chain-video", "champion", "1")
+    move_alias(client, "chain-video", "champion", "2", "better")
+    config = DemoteConfig(model="chain-video", tracking=tracking)
+    assert demote(config).new == "1"
+    with pytest.raises(UserError, match="nothing is recorded of who had the alias champion before"):
+        plan_demotion(config)
 
 
 @pytest.mark.parametrize(
@@ -103,3 +123,16 @@ def test_an_alias_may_depend_on_both_encoders_together(store, tmp_path, share, m
         (registered,) = promote(checkpoint, scores, settings, run, outcomes)
     assert registered.alias_moved == moves
     assert "linear probe score of video and audio, mean of scores" in registered.reason
+
+
+def test_a_metric_that_was_not_measured_is_named(store, tmp_path):
+    _, tracking, checkpoints = store
+    info = read_info(checkpoints[0])
+    known = {"pretrain_run_id": info.run_id, "step": info.next_step}
+    write_json(tmp_path / "scores.json", replace(example_scores(0.5), **known).to_json())
+    values = {"checkpoint": str(checkpoints[0]), "scores": str(tmp_path / "scores.json")}
+    config = PromoteConfig.model_validate(values | {"tracking": tracking, "metric": "svm"})
+    (mistake,) = plan_promotion(config).mistakes
+    assert mistake.startswith("metric (svm) must be one that scores (")
+    assert mistake.endswith("have: knn, linear; or evaluate with it among measures")
+    assert not plan_promotion(config.model_copy(update={"metric": "knn"})).mistakes

@@ -326,7 +326,7 @@ def test_what_cannot_be_begun_from_is_one_line(home, tmp_path, init, settings, m
         ("models:/xkd-video/latest", "must be models:/NAME@ALIAS or models:/NAME/VERSION"),
         ("https://host/one", r"\(https://host/one\) must be .* on a disk or in a bucket"),
         ("runs:/abc/model", r"\(runs:/abc/model\) must be models:/NAME@ALIAS"),
-        ({"networks": "both"}, "init must name weights: init.source, init.video or init.audio"),
+        ({"networks": "both"}, "source, video or audio must name weights"),
         ({"source": "a", "video": "b", "audio": "c"}, r"init.source \(.*/a\) must not be set with"),
         ({"vidoe": "a"}, "vidoe"),
     ],

@@ -250,3 +250,11 @@ def test_another_encoder_is_compared_clip_by_clip():
     assert set(found.modalities["audio"]) == {"trained"}
     assert "video/over_reference/linear" in found.gain_figures()
     assert "audio/linear" not in found.over_reference
+
+
+def test_fewer_clips_than_neighbors_are_named():
+    found = score(features(), EvaluateSettings(measures=("knn",), fusion=(), neighbors=500))
+    assert found.notes == tuple(
+        f"{side}: neighbors (500) is more than the 106 training clips, all of which vote"
+        for side in ("video", "audio")
+    )
