@@ -27,9 +27,9 @@ from pipelines.media.container import MediaInput, open_file
 from pipelines.media.file_view import View
 from pipelines.media.jumps import AHEAD_SECONDS, BACK_SECONDS
 from pipelines.media.packets import PacketScan, PacketTable
-from pipelines.media.program_stream import clock_changes
 from pipelines.media.streams.declarations import Declarations, late_kinds, read_declarations
-from pipelines.media.transport_stream import program_changes
+from pipelines.media.streams.program_stream import clock_changes
+from pipelines.media.streams.transport_stream import program_changes
 
 MAX_FILES = 1000
 """Limit of joined files, because a hostile file could hold any number of headers."""

@@ -11,8 +11,8 @@ from pipelines.media.container import DecodeError
 from pipelines.media.decode import decode_segments
 from pipelines.media.file_view import View
 from pipelines.media.joined_files import Part
-from pipelines.media.program_stream import clock_changes
-from pipelines.media.transport_stream import program_changes
+from pipelines.media.streams.program_stream import clock_changes
+from pipelines.media.streams.transport_stream import program_changes
 from tests.helpers.media import DECODE
 from tests.helpers.timed_scenes import (
     decode,
