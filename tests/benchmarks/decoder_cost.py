@@ -34,6 +34,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.error import FFmpegError
 from av.video.reformatter import Interpolation
 
 from pipelines.config.ingest import IngestSettings
@@ -67,7 +68,7 @@ INGEST = IngestSettings(
 def main() -> None:
     """Prints a table, and one JSON line last."""
     given = options(DEFAULTS)
-    limits: dict[str, Any] = {"max_memory_bytes": 2_000_000_000, "timeout_seconds": 60.0}
+    limits: dict[str, Any] = {"max_memory_bytes": 2_000_000_000, "timeout_seconds": 3600.0}
     decoder, reused = DecoderProcess(**limits), ReusedDecoder(**limits)
     sides = range(int(given["min_side"]), int(given["max_side"]) + 1)
     first = int(given["skip"])
@@ -163,13 +164,15 @@ def output_size(decoder: DecoderProcess, path: str) -> tuple[int, int]:
 
 
 def compare(decoder: DecoderProcess, sizes: dict[str, tuple[int, int]]) -> dict[str, float]:
-    """How far our frames are from those of ffmpeg, without the files of which it decodes others."""
+    """How far our frames are from those of ffmpeg, without the files that others decode otherwise."""
     found = {}
     for path, size in sizes.items():
         try:
+            by_script(path, None)
             found[path] = difference(decoder, path, size)
-        except AssertionError as error:  # the command takes the first stream, ours the best one
-            print(f"left out, because ffmpeg gives something else: {error}")
+        # The command takes the first stream, ours the best one; the script ends at damage.
+        except (AssertionError, FFmpegError, subprocess.CalledProcessError) as error:
+            print(f"left out, because others decode something else: {path}: {error}")
     return found
 
 
