@@ -164,7 +164,7 @@ def output_size(decoder: DecoderProcess, path: str) -> tuple[int, int]:
 
 
 def compare(decoder: DecoderProcess, sizes: dict[str, tuple[int, int]]) -> dict[str, float]:
-    """How far our frames are from those of ffmpeg, without the files that others decode otherwise."""
+    """How far our frames are from those of ffmpeg; leaves out what others decode otherwise."""
     found = {}
     for path, size in sizes.items():
         try:
