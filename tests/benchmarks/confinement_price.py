@@ -35,7 +35,7 @@ SECONDS_A_TURN = 60
 def main() -> None:
     """Prints a table, and one JSON line last."""
     given = options(DEFAULTS)
-    limits: dict[str, Any] = {"max_memory_bytes": 2_000_000_000, "timeout_seconds": 60.0}
+    limits: dict[str, Any] = {"max_memory_bytes": 2_000_000_000, "timeout_seconds": 3600.0}
     confined, reused = DecoderProcess(**limits), ReusedDecoder(**limits)
     results = []
     print("| source | ms a file, confined | one process | price in ms | share of the CPU |")
