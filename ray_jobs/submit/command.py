@@ -41,7 +41,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"submit: {error}", file=sys.stderr)
         return _USER_ERROR
     except KeyboardInterrupt as interrupt:
-        print(f"\nsubmit: interrupted{str(interrupt) or ', nothing was submitted'}", file=sys.stderr)
+        what = str(interrupt) or ", nothing was submitted"
+        print(f"\nsubmit: interrupted{what}", file=sys.stderr)
         return _INTERRUPTED
 
 
