@@ -32,8 +32,8 @@ _INTERRUPTED = 130
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code of the job, or 2 for a mistake."""
-    # Ray's client would say how its connections end.
-    logging.getLogger("ray").setLevel(logging.WARNING)
+    for module in ("dashboard_sdk", "job.sdk"):  # tell of packages and connections
+        logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
     arguments = _parser().parse_intermixed_args(argv)
     try:
         return _run(arguments)

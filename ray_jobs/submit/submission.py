@@ -26,6 +26,9 @@ _STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 """How long Ray waits from the SIGTERM of a stopped job to its end. Ray's 3 s are less than a
 checkpoint takes to save."""
 _STOP_SECONDS = 600
+_SETUP_SECONDS = 1800
+"""How long a node may take for packages. Ray's 600 s are short where it first copies a virtual
+environment of 7 GB."""
 _PASSED_ON = (*STORES, "MLFLOW_TRACKING_URI")
 """Addresses that the job needs and that hold no credentials."""
 
@@ -69,6 +72,7 @@ class Submission:
         values: dict[str, Any] = {"working_dir": folder, "env_vars": self.variables()}
         if self.environment != "image":
             values[self.environment] = pinned_packages()
+            values["config"] = {"setup_timeout_seconds": _SETUP_SECONDS}
         return values
 
 

@@ -165,6 +165,7 @@ def test_packages_are_pinned_for_pip_and_uv():
     assert all("==" in package for package in packages), packages
     made = submission("smoke", environment="uv")
     assert made.runtime_env("/folder")["uv"] == packages
+    assert made.runtime_env("/folder")["config"]["setup_timeout_seconds"] > 600
     assert "uv" not in submission("smoke").runtime_env("/folder")
     assert next(name for name in packages if name.startswith("ray[")).startswith("ray[data,")
 
