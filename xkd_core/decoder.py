@@ -51,13 +51,23 @@ class Decoder(nn.Module):
         nn.init.trunc_normal_(self.position_table, std=0.02)
 
     def forward(
-        self, tokens: Float[Tensor, "B N_visible D"], restore: Int[Tensor, "B N"]
-    ) -> Float[Tensor, "B N P"]:
-        """Predicts the patches of all positions from CLS and the visible tokens of the encoder."""
+        self,
+        tokens: Float[Tensor, "B N_visible D"],
+        restore: Int[Tensor, "B N"],
+        wanted: Int[Tensor, "B N_wanted"] | None = None,
+    ) -> Float[Tensor, "B N_out P"]:
+        """Predicts the patches of all positions from CLS and the visible tokens of the encoder.
+
+        With `wanted` it predicts only those. The last block then computes only their tokens, which
+        changes nothing: no later block reads the others.
+        """
         tokens = self._embed(tokens, restore)
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             tokens = block(tokens)
-        return self.output_projection(tokens[:, 1:])
+        if wanted is None:
+            return self.output_projection(last(tokens)[:, 1:])
+        return self.output_projection(last(tokens, only=1 + wanted))  # CLS is before the patches
 
     @region
     def _embed(

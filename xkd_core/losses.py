@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from xkd_core.alignment import alignment_distance, gather_rows
 from xkd_core.config import ObjectiveConfig, TemperatureConfig
 from xkd_core.schedules import linear_by_epoch
-from xkd_core.shapes import Bool, Float, Scalar, Tensor
+from xkd_core.shapes import Float, Scalar, Tensor
 from xkd_core.xkd import XKDOutput
 
 
@@ -67,13 +67,6 @@ def losses(
         centers, output.video_teacher_logits, output.audio_teacher_logits, objective.center_momentum
     )
     return total, {"loss/total": total, **terms}, new_centers
-
-
-def reconstruction_loss(
-    errors: Float[Tensor, "B N"], hidden: Bool[Tensor, "B N"]
-) -> Float[Tensor, ""]:
-    """Averages the errors of the hidden patches."""
-    return (errors * hidden).sum() / hidden.sum()
 
 
 def distillation_loss(
@@ -134,8 +127,7 @@ def teacher_temperature(temperature: TemperatureConfig, epoch: float) -> float:
 
 
 def _reconstruction_terms(output: XKDOutput) -> dict[str, Tensor]:
-    video = reconstruction_loss(output.video_errors, output.video_mask)
-    audio = reconstruction_loss(output.audio_errors, output.audio_mask)
+    video, audio = output.video_errors.mean(), output.audio_errors.mean()
     return {
         "loss/reconstruction": 0.5 * (video + audio),
         "loss/reconstruction/video": video,

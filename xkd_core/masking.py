@@ -6,6 +6,7 @@ the random numbers, one a token, so a clip's mask does not depend on its batch.
     noise     .7  .1  .9  .4       num_visible = 2
     order      1   3   0   2       positions by noise
     keep       1   3               visible tokens, as encoded
+    masked     0   2               hidden tokens
     restore    2   0   3   1       where token i is in [visible, hidden]
     hidden     T   F   T   F
 
@@ -25,6 +26,8 @@ class TokenMask(NamedTuple):
 
     keep: Int[Tensor, "B N_keep"]
     """Positions of the visible tokens, in the order in which they are encoded."""
+    masked: Int[Tensor, "B N_hidden"]
+    """Positions of the hidden tokens."""
     hidden: Bool[Tensor, "B N"]
     """True where the student does not see the token."""
     restore: Int[Tensor, "B N"]
@@ -42,7 +45,8 @@ def random_mask(noise: Float[Tensor, "B N"], num_visible: int) -> TokenMask:
         raise ValueError(f"num_visible ({num_visible}) must be 1 to {num_tokens - 1}")
     order = noise.argsort(dim=1, stable=True)
     restore = order.argsort(dim=1, stable=True)
-    return TokenMask(order[:, :num_visible], restore >= num_visible, restore)
+    keep, masked = order[:, :num_visible], order[:, num_visible:]
+    return TokenMask(keep, masked, restore >= num_visible, restore)
 
 
 def video_mask_noise(noise: Float[Tensor, "B N"], video: VideoConfig) -> Float[Tensor, "B N"]:

@@ -19,7 +19,8 @@ from typing import NamedTuple
 import torch
 from einops import rearrange
 
-from xkd_core.shapes import Float, Tensor
+from xkd_core.masking import take_tokens
+from xkd_core.shapes import Float, Int, Tensor
 
 _VARIANCE_EPS = 1e-6
 
@@ -118,10 +119,13 @@ def normalize_patches(patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N P"]
 
 
 def patch_errors(
-    predicted: Float[Tensor, "B N P"], clip: Float[Tensor, "B C *size"], patch_size: tuple[int, ...]
-) -> Float[Tensor, "B N"]:
+    predicted: Float[Tensor, "B N_predicted P"],
+    positions: Int[Tensor, "B N_predicted"],
+    clip: Float[Tensor, "B C *size"],
+    patch_size: tuple[int, ...],
+) -> Float[Tensor, "B N_predicted"]:
     """Computes the mean squared error of predicted normalized patches, patch by patch."""
-    target = normalize_patches(to_patches(clip, patch_size))
+    target = normalize_patches(take_tokens(to_patches(clip, patch_size), positions))
     return (predicted.float() - target).square().mean(dim=-1)
 
 

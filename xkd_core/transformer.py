@@ -24,7 +24,8 @@ from timm.models.vision_transformer import Block
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from xkd_core.shapes import Float, Tensor
+from xkd_core.masking import take_tokens
+from xkd_core.shapes import Float, Int, Tensor
 
 Groups = tuple[tuple[int, int], ...]
 """Clips and tokens a clip of each group of packed sequences."""
@@ -46,13 +47,18 @@ class SelfAttention(Attention):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
         groups: Groups | None = None,
-    ) -> Float[Tensor, "B N_all D"]:
-        """Applies self-attention to the tokens of each clip; with `groups` to packed clips."""
+        only: Int[Tensor, "B N_only"] | None = None,
+    ) -> Float[Tensor, "B N_out D"]:
+        """Applies self-attention to the tokens of each clip; with `groups` to packed clips.
+
+        With `only`, the tokens at these positions attend to all tokens, and only they are returned.
+        """
         assert attn_mask is None
         assert not is_causal
         projected = self.qkv(tokens)
         if groups is None:
-            return self.proj(_mixed(projected, self.num_heads))
+            return self.proj(_mixed(projected, self.num_heads, only))
+        assert only is None
         parts = unpack(projected, groups)
         return self.proj(pack([_mixed(part, self.num_heads) for part in parts]))
 
@@ -66,11 +72,16 @@ class TransformerBlock(Block):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
         groups: Groups | None = None,
-    ) -> Float[Tensor, "B N_all D"]:
-        """Applies attention and the MLP; `groups` says how packed tokens belong to clips."""
+        only: Int[Tensor, "B N_only"] | None = None,
+    ) -> Float[Tensor, "B N_out D"]:
+        """Applies attention and the MLP; `groups` says how packed tokens belong to clips.
+
+        With `only`, it computes only the tokens at these positions.
+        """
         assert attn_mask is None
         assert not is_causal
-        tokens = tokens + self.attn(self.norm1(tokens), groups=groups)
+        mixed = self.attn(self.norm1(tokens), groups=groups, only=only)
+        tokens = (tokens if only is None else take_tokens(tokens, only)) + mixed
         return tokens + self.mlp(self.norm2(tokens))
 
 
@@ -86,20 +97,20 @@ def unpack(packed: Float[Tensor, "1 N_packed D"], groups: Groups) -> list[Float[
 
 
 def attend(
-    query: Float[Tensor, "B A N_all d"],
+    query: Float[Tensor, "B A N_out d"],
     key: Float[Tensor, "B A N_all d"],
     value: Float[Tensor, "B A N_all d"],
-) -> Float[Tensor, "B A N_all d"]:
+) -> Float[Tensor, "B A N_out d"]:
     """Computes attention, without storing the attention map except in bfloat16 on a CPU.
 
     There two matrix products and a softmax take about half the time of PyTorch's fused attention,
     forward and backward. Long sequences stay with the fused one, whose memory is linear.
     """
-    B, A, N = query.shape[:3]
+    B, A, N = key.shape[:3]
     if query.device.type != "cpu" or query.dtype != torch.bfloat16 or N > _LONGEST_MAP:
         return F.scaled_dot_product_attention(query, key, value)
     with torch.autocast("cpu", enabled=False):  # it would compute the softmax in float32
-        if B * A * N * N <= _LARGEST_MAP:
+        if B * A * query.shape[2] * N <= _LARGEST_MAP:
             return _attend_by_products(query, key, value)
         # unbind, whose gradient is one stack; the gradients of indices would be summed.
         clips = zip(query.unbind(), key.unbind(), value.unbind(), strict=True)
@@ -165,16 +176,23 @@ def init_transformer(module: nn.Module) -> None:
 
 
 def _attend_by_products(
-    query: Float[Tensor, "*B N_all d"],
+    query: Float[Tensor, "*B N_out d"],
     key: Float[Tensor, "*B N_all d"],
     value: Float[Tensor, "*B N_all d"],
-) -> Float[Tensor, "*B N_all d"]:
+) -> Float[Tensor, "*B N_out d"]:
     scores = query * query.shape[-1] ** -0.5 @ key.mT
     return scores.softmax(dim=-1) @ value
 
 
-def _mixed(projected: Float[Tensor, "B N_all D_qkv"], num_heads: int) -> Float[Tensor, "B N_all D"]:
-    mixed = attend(*_queries_keys_values(projected, num_heads))
+def _mixed(
+    projected: Float[Tensor, "B N_all D_qkv"],
+    num_heads: int,
+    only: Int[Tensor, "B N_only"] | None = None,
+) -> Float[Tensor, "B N_out D"]:
+    query, key, value = _queries_keys_values(projected, num_heads)
+    if only is not None:
+        query = query.gather(2, only[:, None, :, None].expand(-1, num_heads, -1, query.shape[-1]))
+    mixed = attend(query, key, value)
     return rearrange(mixed, "b a n d -> b n (a d)")
 
 

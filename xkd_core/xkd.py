@@ -27,7 +27,7 @@ from xkd_core.masking import TokenMask, random_mask
 from xkd_core.patches import patch_errors
 from xkd_core.refinement import Refinement, agreement, refine_and_pool
 from xkd_core.regions import region
-from xkd_core.shapes import Bool, Float, Tensor
+from xkd_core.shapes import Bool, Float, Int, Tensor
 from xkd_core.sharding import cut_like, local_part
 from xkd_core.views.views import Views
 
@@ -37,7 +37,7 @@ TeacherView = Literal["global", "first_local"]
 class _StudentOutput(NamedTuple):
     """Output of one modality's student for all its views."""
 
-    errors: Float[Tensor, "GB N"]
+    errors: Float[Tensor, "GB N_hidden"]
     mask: Bool[Tensor, "GB N"]
     logits: Float[Tensor, "J B K"]
     features: Float[Tensor, "B D"]
@@ -46,9 +46,9 @@ class _StudentOutput(NamedTuple):
 class XKDOutput(NamedTuple):
     """Output of one forward pass, from which losses and health measures are computed."""
 
-    video_errors: Float[Tensor, "GB N"]
-    """Mean squared error of each reconstructed patch of the global views, normalized."""
-    audio_errors: Float[Tensor, "GB_audio N_audio"]
+    video_errors: Float[Tensor, "GB N_hidden"]
+    """Mean squared error of each patch of the global views that the student did not see."""
+    audio_errors: Float[Tensor, "GB_audio N_hidden_audio"]
     video_mask: Bool[Tensor, "GB N"]
     """True for patches that the student did not see."""
     audio_mask: Bool[Tensor, "GB_audio N_audio"]
@@ -236,11 +236,11 @@ class XKD(nn.Module):
         and those of the local views.
         """
         global_tokens, local_tokens = tokens
-        predicted = decoder(global_tokens, mask.restore)
+        predicted = decoder(global_tokens, mask.restore, mask.masked)
         features = pool_patches(global_tokens)
         logits = head(torch.cat([features, pool_patches(local_tokens)]))
         return _StudentOutput(
-            self._patch_errors(predicted, global_views, encoder.patch_size),
+            self._patch_errors(predicted, mask.masked, global_views, encoder.patch_size),
             mask.hidden,
             logits.unflatten(0, (-1, num_clips)),
             features[:num_clips].detach(),
@@ -249,11 +249,12 @@ class XKD(nn.Module):
     @region
     def _patch_errors(
         self,
-        predicted: Float[Tensor, "GB N P"],
+        predicted: Float[Tensor, "GB N_hidden P"],
+        positions: Int[Tensor, "GB N_hidden"],
         global_views: Float[Tensor, "GB C *size"],
         patch_size: tuple[int, ...],
-    ) -> Float[Tensor, "GB N"]:
-        return patch_errors(predicted, global_views, patch_size)
+    ) -> Float[Tensor, "GB N_hidden"]:
+        return patch_errors(predicted, positions, global_views, patch_size)
 
     @region
     def _refine_and_pool(

@@ -92,6 +92,7 @@ def count_tables(table: pa.Table) -> dict[str, dict[str, int]]:
         "Holes in the sound of a clip": _repairs(columns["sound_gaps"]),
         "Holes in the sound's timestamps alone": _repairs(columns["bridged_gaps"]),
         "Last picture held while the sound goes on": _repairs(columns["held_picture"]),
+        "Gaps between the pictures of a clip": _repairs(columns["picture_gaps"]),
     }
 
 
@@ -155,4 +156,5 @@ COLUMNS = (
     "bridged_gaps",
     "rebased_clocks",
     "held_picture",
+    "picture_gaps",
 )

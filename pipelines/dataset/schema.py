@@ -42,6 +42,7 @@ ADDED = (
     pa.field("bridged_gaps", pa.int32()),
     pa.field("rebased_clocks", pa.int32()),
     pa.field("held_picture", pa.int32()),
+    pa.field("picture_gaps", pa.int32()),
 )
 """Columns that older shards lack; they read as null."""
 

@@ -20,6 +20,7 @@ COLUMNS = (
     "sound_gaps",
     "rebased_clocks",
     "held_picture",
+    "picture_gaps",
 )
 """Columns that `count_flaws` reads."""
 
@@ -36,6 +37,8 @@ class SourceFlaws:
     """Number of sources with a picture that some of their clips lack, because it begins later."""
     with_held_picture: int = 0
     """Number of sources whose picture ends before their sound, so that its last frame stays on."""
+    with_picture_gaps: int = 0
+    """Number of sources with gaps between pictures of a constant rate, as where some were lost."""
     with_partial_sound: int = 0
     """Number of sources with sound that some of their clips lack."""
     damaged: int = 0
@@ -56,6 +59,9 @@ class SourceFlaws:
             "sources whose picture begins late, so that clips lack it": self.with_late_picture,
             "sources whose picture ends early, so that its last frame stays on": (
                 self.with_held_picture
+            ),
+            "sources with gaps between pictures, where the one before stays on": (
+                self.with_picture_gaps
             ),
             "sources whose sound is missing in part of their clips": self.with_partial_sound,
             "sources that are damaged in part": self.damaged,
@@ -88,6 +94,7 @@ def count_flaws(table: pa.Table) -> SourceFlaws:
         "sound_gaps": pc.greater(table["sound_gaps"], 0),
         "rebased": pc.greater(table["rebased_clocks"], 0),
         "held": pc.greater(table["held_picture"], 0),
+        "picture_gaps": pc.greater(table["picture_gaps"], 0),
     }
     flags = pa.table({"source": table["source"]} | has_flaw)
     for name in has_flaw:
@@ -113,6 +120,7 @@ def count_flaws(table: pa.Table) -> SourceFlaws:
         without_sound=missing("sound"),
         with_late_picture=partial("picture"),
         with_held_picture=number("held"),
+        with_picture_gaps=number("picture_gaps"),
         with_partial_sound=partial("sound"),
         damaged=number("damaged"),
         leaping=number("leaping"),

@@ -7,6 +7,7 @@ decoding verifies.
 import io
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -27,6 +28,7 @@ from pipelines.media.formats import (
     is_common,
 )
 from pipelines.media.orientation import Orientation
+from pipelines.media.streams.encryption import PROBED_BYTES, is_scrambled
 from pipelines.media.video_track import ROUNDING_TICKS, native_rate
 from pipelines.redaction import one_line
 
@@ -67,6 +69,10 @@ class MediaInfo:
     """Declared; 0 if unknown."""
 
 
+PROBED_ALL_BYTES = 64_000_000
+"""Bytes to search for streams that begin late; FFmpeg holds the packets in memory meanwhile."""
+_PROBES_ALL = {"probesize": str(PROBED_ALL_BYTES), "analyzeduration": str(3600 * av.time_base)}
+
 # Metadata that is not UTF-8 must not fail a file; PyAV 19 handles it by itself.
 _METADATA: dict[str, Any] = (
     {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
@@ -91,7 +97,9 @@ def open_file(path: str) -> int:
     raise DecodeError("unreadable", "not a regular file")
 
 
-def open_source(source: MediaInput, formats: Formats = "common") -> av.container.InputContainer:
+def open_source(
+    source: MediaInput, formats: Formats = "common", *, probes_all: bool = False
+) -> av.container.InputContainer:
     """Opens a source, but no other file that it refers to.
 
     FFmpeg gets bytes without a name, so that the format follows from the content alone. It does
@@ -100,6 +108,7 @@ def open_source(source: MediaInput, formats: Formats = "common") -> av.container
     Args:
         source: A path, a file object, or a descriptor, which stays open.
         formats: Which containers and codecs are allowed.
+        probes_all: Whether to look for streams in the first `PROBED_ALL_BYTES`, instead of 5 MB.
 
     Raises:
         DecodeError: If it cannot be opened, or is in a container that is not allowed.
@@ -111,17 +120,34 @@ def open_source(source: MediaInput, formats: Formats = "common") -> av.container
         file = View(source) if isinstance(source, int) else source
     av.logging.set_level(av.logging.PANIC)
     try:
-        return _opened(file, formats)
+        return _opened(file, formats, _PROBES_ALL if probes_all else {})
     except MemoryError:
         raise
     except ArgumentError as error:  # FFmpeg's error for a format that is not on the list
         raise _refusal(file, formats, error) from error
     except (FFmpegError, ValueError, OSError) as error:
+        check_scrambled(source)
         raise DecodeError("not_media", one_line(error)) from error
 
 
-def _opened(source: BinaryIO | io.RawIOBase, formats: Formats) -> av.container.InputContainer:
-    options = {"format_whitelist": container_whitelist(formats), "protocol_whitelist": "none"}
+def check_scrambled(source: MediaInput) -> None:
+    """Refuses a transport stream of which FFmpeg cannot read anything because it is scrambled.
+
+    Raises:
+        DecodeError: If it is.
+    """
+    if is_scrambled(read_beginning(source, PROBED_BYTES)):
+        raise DecodeError("encrypted", "its transport stream is scrambled")
+
+
+def _opened(
+    source: BinaryIO | io.RawIOBase, formats: Formats, options: Mapping[str, str]
+) -> av.container.InputContainer:
+    options = {
+        **options,
+        "format_whitelist": container_whitelist(formats),
+        "protocol_whitelist": "none",
+    }
     if formats == "common":
         options["codec_whitelist"] = decoder_whitelist()
     source.seek(0)
@@ -136,7 +162,7 @@ def _refusal(
     av.logging.set_level(av.logging.ERROR)
     try:
         with av.logging.Capture() as log:
-            _opened(source, formats).close()
+            _opened(source, formats, {}).close()
     except (FFmpegError, ValueError, OSError):
         pass
     finally:

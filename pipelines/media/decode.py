@@ -16,7 +16,7 @@ The clock starts with the picture, or earlier by whole frames if the sound start
                                                              frames of equal rate are each met once
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -36,15 +36,18 @@ from pipelines.media.container import (
     open_source,
     start_seconds,
 )
+from pipelines.media.damage import DamageLimit, check_sums
 from pipelines.media.formats import Formats
-from pipelines.media.joined_files import decode_in_sequence, follow_each_other, joined_parts
+from pipelines.media.in_sequence import decode_in_sequence
+from pipelines.media.joined_files import breaks_off, follow_each_other, joined_parts
 from pipelines.media.packets import PacketScan, PacketTable
 from pipelines.media.picture import PictureConverter, PixelLimitError
 from pipelines.media.reader import due_packets, seekable
 from pipelines.media.segments import ClockRepairs, Cutter, Segment
 from pipelines.media.streams.declarations import late_kinds
+from pipelines.media.streams.reordering import lacks_presentation_times
 from pipelines.media.streams.selection import select_streams
-from pipelines.media.timeline import StreamTimeline, Timeline, build_timeline
+from pipelines.media.timeline import StreamTimeline, Timeline, build_timeline, kept_packets
 from pipelines.media.video_track import VideoTrack
 from pipelines.redaction import one_line
 
@@ -121,7 +124,8 @@ class _Settings:
     formats: Formats
 
 
-def _decode(source: MediaInput, settings: _Settings) -> Iterator[Segment]:
+def _decode(source: MediaInput, settings: _Settings) -> Generator[Segment, None, float]:
+    """Yields the segments of a source; returns the seconds at its end that are dropped."""
     formats, frame_rate = settings.formats, settings.frame_rate
     with _with_reasons(), ExitStack() as cleanup:
         source = seekable(source, cleanup)
@@ -132,13 +136,27 @@ def _decode(source: MediaInput, settings: _Settings) -> Iterator[Segment]:
         if parts:
             container.close()
             decode_part = partial(_decode, settings=settings)
-            yield from decode_in_sequence(parts, decode_part, settings.max_seconds)
-            return
-        late = late_kinds(container)
+            return (yield from decode_in_sequence(parts, decode_part, settings.max_seconds))
+        late = late_kinds(container, selection.declarations)
+        probes_all = bool(late)
+        if late:
+            container.close()
+            container = cleanup.enter_context(open_source(source, formats, probes_all=True))
+            selection = select_streams(container, source, formats, probes_all=True)
+            scan, late = selection.scan, late_kinds(container, selection.declarations)
         streams = selection.streams(container)
         check_codecs(*streams, formats)
         check_declared_limits(container, streams[0], settings.max_pixels, settings.max_seconds)
-        timeline = build_timeline(container, scan, selection.video, selection.audio)
+        timeline = build_timeline(
+            container,
+            scan,
+            selection.video,
+            selection.audio,
+            pictures_by_order=streams[0] is not None
+            and lacks_presentation_times(
+                source, formats, streams[0], scan.tables[streams[0].index], probes_all=probes_all
+            ),
+        )
         origin = _origin(streams, timeline, scan, frame_rate)
         converter = PictureConverter(
             crop=selection.crop, short_side=settings.short_side, max_pixels=settings.max_pixels
@@ -151,11 +169,11 @@ def _decode(source: MediaInput, settings: _Settings) -> Iterator[Segment]:
         cutter.ticks_per_segment = max(1, round(settings.segment_seconds * frame_rate))
         cutter.min_seconds, cutter.max_seconds = settings.min_segment_seconds, settings.max_seconds
         cutter.min_source_seconds = settings.min_source_seconds
-        cutter.max_damaged_fraction = settings.max_damaged_fraction
-        leaves_out = bool(late) or follow_each_other(container, scan)
+        cutter.damage = DamageLimit(settings.max_damaged_fraction)
+        leaves_out = bool(late) or follow_each_other(container, scan) or breaks_off(container, scan)
         cutter.heed(timeline, origin, leaves_out=leaves_out)
-        packets = due_packets(source, formats, scan, timeline, cleanup)
-        yield from cutter.segments(packets)
+        packets = due_packets(source, formats, scan, timeline, cleanup, probes_all=probes_all)
+        return (yield from cutter.segments(packets))
 
 
 @contextmanager
@@ -193,6 +211,7 @@ def _audio_track(
 ) -> AudioTrack | None:
     if stream is None or (times := timeline.streams.get(stream.index)) is None:
         return None
+    check_sums(stream)
     return AudioTrack(stream, times, origin, sample_rate)
 
 
@@ -204,8 +223,8 @@ def _origin(streams: _Streams, timeline: Timeline, scan: PacketScan, frame_rate:
     for stream in streams:
         start = start_seconds(stream)
         times = timeline.streams.get(stream.index) if stream else None
-        if times is not None:
-            start = _true_start(start or 0.0, times)
+        if stream is not None and times is not None:
+            start = _true_start(start or 0.0, times, scan.tables[stream.index])
         elif start is not None:
             start = None  # it declares a start, but has no packets
         starts.append(start)
@@ -226,8 +245,10 @@ def _first_key_start(times: StreamTimeline, table: PacketTable) -> float:
     return float(times.starts[keys[0]]) if len(keys) and keys[0] > 0 else -np.inf
 
 
-def _true_start(declared: float, times: StreamTimeline) -> float:
-    first = times.shown[0] if len(times.shown) else float(np.nanmin([*times.starts[:64], np.inf]))
+def _true_start(declared: float, times: StreamTimeline, table: PacketTable) -> float:
+    """Returns when a stream begins, without packets that an edit list hides."""
+    starts = times.starts[kept_packets(table)][:64]
+    first = times.shown[0] if len(times.shown) else float(np.nanmin([*starts, np.inf]))
     if not np.isfinite(first) or abs(first - declared) <= MAX_START_ERROR_SECONDS:
         return declared
     return float(first)

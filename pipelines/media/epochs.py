@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.media.leaps import REORDER_PACKETS, Clock, Leap
+from pipelines.media.jumps import REORDER_PACKETS, Clock
+from pipelines.media.leaps import Leap
 
 MAX_OVERLAP_SECONDS = 0.1
 """Sound may overlap this much at a leap, because codecs pad both ends of a file."""

@@ -14,28 +14,25 @@ A join is only looked for where the packet scan gives a reason.
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from itertools import islice, pairwise
 from typing import BinaryIO
 
 import av.container
 import numpy as np
 
-from pipelines.media.container import DecodeError, MediaInput, open_file
+from pipelines.media.container import MediaInput, open_file
 from pipelines.media.file_view import View
-from pipelines.media.leaps import AHEAD_SECONDS, BACK_SECONDS
+from pipelines.media.jumps import AHEAD_SECONDS, BACK_SECONDS
 from pipelines.media.packets import PacketScan, PacketTable
-from pipelines.media.segments import Segment
 from pipelines.media.streams.declarations import Declarations, read_declarations
 from pipelines.media.transport_stream import program_changes
 
 MAX_FILES = 1000
 """Limit of joined files, because a hostile file could hold any number of headers."""
-LOST_REASONS = frozenset({"too_short", "undecodable", "not_media", "no_streams"})
-"""Reasons for which one of several joined files is left out and counted as a decode error. Others
-reject the whole source."""
+MAX_UNREAD_FRACTION = 0.1
+"""Tables and other streams take up less of the end of a transport stream."""
 _CHUNK_BYTES = 1 << 20
 _HEADERS = {
     "asf": re.compile(rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\x00\xaa\x00\x62\xce\x6c"),
@@ -88,7 +85,7 @@ def joined_parts(
         cleanup: Closes the file that this opens.
     """
     size = container.size or 0
-    read_until = max((_end_of(table) for table in scan.tables.values()), default=0)
+    read_until = _last_byte(scan)
     has_rest = 0 < read_until < size - _MIN_REST_BYTES
     if isinstance(source, Part) or not _has_reason(container, scan, before, has_rest):
         return []
@@ -138,51 +135,6 @@ def _name(container: av.container.InputContainer) -> str:
     return container.format.name.partition(",")[0]
 
 
-def decode_in_sequence(
-    parts: Sequence[Part], decode: Callable[[Part], Iterator[Segment]], max_seconds: float
-) -> Iterator[Segment]:
-    """Decodes joined files one after another, on one clock.
-
-    Raises:
-        DecodeError: If one is not allowed, or if none gives a segment.
-    """
-    waiting: Segment | None = None
-    lost: list[DecodeError] = []
-    seconds = offset = 0.0
-    for number, part in enumerate(parts):
-        end = offset
-        try:
-            for index, segment in enumerate(decode(part)):
-                if waiting is not None:
-                    yield waiting
-                waiting = _moved(segment, offset, number > 0, leaps=number > 0 and index == 0)
-                end = waiting.start_seconds + waiting.duration_seconds
-                seconds += waiting.duration_seconds
-                if seconds > max_seconds:
-                    raise DecodeError(
-                        "too_long", f"longer than limits.max_seconds ({max_seconds:g})"
-                    )
-        except DecodeError as error:
-            if error.reason not in LOST_REASONS:
-                raise
-            lost.append(error)
-        offset = end
-    if waiting is None:
-        raise lost[0]
-    yield replace(waiting, decode_errors=waiting.decode_errors + len(lost))
-
-
-def _moved(segment: Segment, offset: float, is_later: bool, leaps: bool) -> Segment:
-    # What one file declares is not the duration of the source.
-    segment = replace(segment, info=replace(segment.info, duration_seconds=0.0))
-    repairs = segment.repairs
-    if is_later:
-        both = (segment.frames is not None) + (segment.waveform is not None)
-        num_leaps = repairs.clock_leaps + leaps
-        repairs = replace(repairs, clock_leaps=num_leaps, rebased_clocks=both)
-    return replace(segment, start_seconds=segment.start_seconds + offset, repairs=repairs)
-
-
 def _end_of(table: PacketTable) -> int:
     known = table.position >= 0
     return int((table.position + table.size)[known].max()) if known.any() else 0
@@ -206,6 +158,17 @@ def follow_each_other(container: av.container.InputContainer, scan: PacketScan) 
         if any(after[0] > before[1] for before, after in pairwise(spans)):
             return True
     return False
+
+
+def breaks_off(container: av.container.InputContainer, scan: PacketScan) -> bool:
+    """Returns whether a transport stream goes on after its last packet, as if scrambled."""
+    size = container.size or 0
+    last = _last_byte(scan)
+    return _name(container) == "mpegts" and 0 < last < (1 - MAX_UNREAD_FRACTION) * size
+
+
+def _last_byte(scan: PacketScan) -> int:
+    return max((_end_of(table) for table in scan.tables.values()), default=0)
 
 
 def _headers(view: View, pattern: re.Pattern[bytes], start: int) -> Iterator[int]:

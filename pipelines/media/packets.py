@@ -6,7 +6,7 @@ Packets of a short source stay in memory for decoding; a longer source is read a
 """
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,11 @@ PACKET_OVERHEAD_BYTES = 512
 MAX_SECONDS = 1e9
 """Timestamps further from zero than this (30 years) are damaged."""
 NO_TIME = float("nan")
+READ_TYPES = frozenset({"video", "audio"})
+STATING_FORMATS = frozenset({"asf", "flv", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"})
+"""Formats whose headers state a duration, which FFmpeg estimates for others."""
+MIN_MISSING_SECONDS, MIN_MISSING_FRACTION = 1.0, 0.05
+"""A file that ends earlier than it declares by more than both was cut."""
 EVEN_CODECS = {"aac": 1024, "ac3": 1536, "mp2": 1152, "mp3": 1152}
 """Sound codecs whose packets all have the same number of samples within a stream, with the usual
 number. Streams may have half or twice as many, by their sample rate or profile."""
@@ -74,7 +79,7 @@ class PacketScan:
     """The packets themselves in the order of the file; None if they are too large. Decoding
     removes them."""
     errors: list[Exception] = field(default_factory=list)
-    """The error that ended reading before the end of the source, if any."""
+    """The error that ended reading before the end of the source, if any, or a missing end."""
 
 
 def scan_packets(
@@ -101,7 +106,30 @@ def scan_packets(
             if num_bytes > most:
                 held = None
     tables = {index: of_stream.table() for index, of_stream in rows.items()}
+    if not errors:
+        errors += _missing_end(container, tables.values())
     return PacketScan(tables, held, errors)
+
+
+def _missing_end(
+    container: av.container.InputContainer, tables: Iterable[PacketTable]
+) -> list[EOFError]:
+    """Returns an error if a file states a duration and ends long before, as where it was cut.
+
+    Subtitles and streams without a decoder may last longer, and are not read.
+    """
+    are_read = all(
+        stream.type != "subtitle" and bool(stream.codec_context or stream.type not in READ_TYPES)
+        for stream in container.streams
+    )
+    declared = (container.duration or 0) / av.time_base
+    if container.format.name not in STATING_FORMATS or not are_read:
+        return []
+    ends = [np.fmax(table.pts, table.dts) + table.duration for table in tables]
+    end = max((float(np.nanmax([*each, 0.0])) for each in ends), default=0.0)
+    if declared - end <= max(MIN_MISSING_SECONDS, MIN_MISSING_FRACTION * declared):
+        return []
+    return [EOFError(f"it declares {declared:.2f} s and ends after {end:.2f} s")]
 
 
 def read_packets(

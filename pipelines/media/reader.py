@@ -31,6 +31,8 @@ def due_packets(
     scan: PacketScan,
     timeline: Timeline,
     cleanup: ExitStack,
+    *,
+    probes_all: bool = False,
 ) -> Iterator[DuePacket]:
     """Yields the packets of both streams so that neither runs ahead of the other.
 
@@ -40,18 +42,19 @@ def due_packets(
         scan: The packets of the source.
         timeline: The timeline of these packets.
         cleanup: Closes the files that this opens.
+        probes_all: As the source was opened.
     """
     if scan.held is not None:
         return _held(scan, timeline)
     indices = list(timeline.streams)
     if timeline.skew(scan) <= MAX_SKEW_SECONDS:
-        container = cleanup.enter_context(open_source(source, formats))
+        container = cleanup.enter_context(open_source(source, formats, probes_all=probes_all))
         return _read_again(container, indices, timeline)
     # A file with all sound behind all pictures would fill the memory.
     streams = []
     for index in indices:
         view: Any = source if isinstance(source, str) else View(source)
-        container = cleanup.enter_context(open_source(view, formats))
+        container = cleanup.enter_context(open_source(view, formats, probes_all=probes_all))
         streams.append(_read_again(container, [index], timeline))
     return heapq.merge(*streams, key=lambda due: due[:3])
 

@@ -1,8 +1,7 @@
 """Cuts decoded frames and samples into segments, and rejects sources that hold too little."""
 
 import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,12 +13,16 @@ from numpy.typing import NDArray
 
 from pipelines.media.audio_track import AudioTrack
 from pipelines.media.container import DecodeError, MediaInfo, describe
+from pipelines.media.damage import DamageLimit, logged
 from pipelines.media.orientation import UPRIGHT
 from pipelines.media.reader import DuePacket
 from pipelines.media.streams.selection import Selection
 from pipelines.media.timeline import Timeline
 from pipelines.media.video_track import MAX_EARLY_SECONDS, VideoTrack
 from pipelines.redaction import one_line
+
+MAX_JOINT_SECONDS = 1.0
+"""Packets that the container marks as damaged so close to a leap belong to it."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class ClockRepairs:
     held_picture: int = 0
     """1 if the picture ends more than 0.5 s before the segment, which repeats the last frame, else
     0."""
+    picture_gaps: int = 0
+    """Gaps between pictures of a constant rate, during which the one before stays on."""
 
 
 @dataclass
@@ -62,7 +67,7 @@ class Cutter:
     min_seconds: float
     min_source_seconds: float
     max_seconds: float
-    max_damaged_fraction: float
+    damage: DamageLimit
 
     def __init__(
         self,
@@ -82,11 +87,13 @@ class Cutter:
         self._sample_rate = sample_rate
         self._first_tick = 0
         self._seconds_out = 0.0
+        self._rest_seconds = 0.0
         self._num_errors = 0
-        self._num_damaged: Counter[int] = Counter()
         self._first_error = ""
         self._leaps: list[float] = []
         self._bridged: list[float] = []
+        self._picture_gaps: list[float] = []
+        self._joints: list[float] = []
         self._has_leapt = False
         self._info: MediaInfo | None = None
 
@@ -107,9 +114,11 @@ class Cutter:
             self._num_errors += bool(len(shown) and shown[0] < origin - MAX_EARLY_SECONDS)
         self._leaps = [time - origin for time in timeline.leaps]
         self._bridged = [time - origin for time in timeline.bridged]
+        self._picture_gaps = [time - origin for time in timeline.picture_gaps]
+        self._joints = timeline.leaps
 
-    def segments(self, packets: Iterator[DuePacket]) -> Iterator[Segment]:
-        """Yields the segments in order of time."""
+    def segments(self, packets: Iterator[DuePacket]) -> Generator[Segment, None, float]:
+        """Yields the segments in order of time; returns the seconds at the end that are dropped."""
         tracks = {track.stream.index: track for track in self._tracks}
         for _, index, number, packet in packets:
             track = tracks[index]
@@ -127,21 +136,28 @@ class Cutter:
             yield from self._cut(min(self.ticks_per_segment, last_tick - self._first_tick))
         if not self._seconds_out:
             raise self._nothing()
+        return self._rest_seconds
 
     def _decode(
         self, track: VideoTrack | AudioTrack, packet: "av.packet.Packet[Any] | None", number: int
     ) -> None:
         try:
-            num_damaged = track.decode(packet, number)
+            with logged(track.stream) as messages:
+                num_damaged = track.decode(packet, number)
         except MemoryError:
             raise
         except (FFmpegError, ValueError) as error:
             self._note(error)
             self._count_damaged(track)
-        else:
-            self._num_errors += num_damaged
-            if num_damaged:
-                self._count_damaged(track)
+            return
+        num_damaged = num_damaged or bool(messages)
+        if num_damaged:
+            self._count_damaged(track)
+        elif packet is not None and packet.is_corrupt:
+            # The container lost a part of it. Where files were joined, the first one ends so.
+            due = track.times.due[number]
+            num_damaged = all(abs(due - joint) > MAX_JOINT_SECONDS for joint in self._joints)
+        self._num_errors += num_damaged
 
     def _count_damaged(self, track: VideoTrack | AudioTrack) -> None:
         """Counts damage, and rejects a source whose picture or sound is damaged too much.
@@ -149,18 +165,9 @@ class Cutter:
         Packets before the first frame do not count. A stream that was cut begins with packets that
         depend on earlier ones, and a stream without any frame puts no damage into a clip.
         """
-        if track.start is None:
-            return
-        index = track.stream.index
-        self._num_damaged[index] += 1
-        num_damaged, num_packets = self._num_damaged[index], len(self._selection.scan.tables[index])
-        if num_damaged > self.max_damaged_fraction * num_packets:
-            what = "picture" if track is self._video else "sound"
-            raise DecodeError(
-                "damaged",
-                f"{num_damaged} or more of {num_packets} packets of the {what}, "
-                f"limits.max_damaged_fraction ({self.max_damaged_fraction:g})",
-            )
+        if track.start is not None:
+            num_packets = len(self._selection.scan.tables[track.stream.index])
+            self.damage.add(track.stream, num_packets)
 
     def _finish(self, track: VideoTrack | AudioTrack) -> None:
         if track.known_until == math.inf:
@@ -193,6 +200,7 @@ class Cutter:
         if stop / self._frame_rate > self.max_seconds + self.ticks_per_segment / self._frame_rate:
             raise self._too_long()
         if seconds < (self.min_seconds if self._seconds_out else self.min_source_seconds):
+            self._rest_seconds = seconds
             return
         frames = self._video.take(first, num_ticks) if self._video else None
         waveform = None
@@ -226,7 +234,14 @@ class Cutter:
         both = has_picture + has_sound
         rebased = both if self._has_leapt else int(is_made)
         is_held = has_picture and self._video is not None and self._video.is_held_at(end)
-        return ClockRepairs(leaps, _passed(gaps, end), _passed(bridged, end), rebased, int(is_held))
+        return ClockRepairs(
+            clock_leaps=leaps,
+            sound_gaps=_passed(gaps, end),
+            bridged_gaps=_passed(bridged, end),
+            rebased_clocks=rebased,
+            held_picture=int(is_held),
+            picture_gaps=_passed([self._picture_gaps], end),
+        )
 
     def _describe(self) -> MediaInfo:
         if self._info is None:

@@ -15,14 +15,15 @@ from av.format import Flags
 from numpy.typing import NDArray
 
 from pipelines.media.epochs import arranged
-from pipelines.media.leaps import (
+from pipelines.media.jumps import (
     AHEAD_IN_STEADY_FORMATS_SECONDS,
     AHEAD_SECONDS,
     MAX_STRAY_PACKETS,
     Clock,
-    find_leaps,
 )
+from pipelines.media.leaps import find_leaps
 from pipelines.media.packets import PacketScan, PacketTable
+from pipelines.media.picture_gaps import picture_gaps
 from pipelines.media.sound_clock import sound_times
 
 UNTIMED_FORMATS = frozenset({"avi"})
@@ -73,6 +74,8 @@ class Timeline:
     """Times when the clock leapt, for both streams together."""
     bridged: list[float] = field(default_factory=list)
     """Times when timestamps of the sound were off without a hole."""
+    picture_gaps: list[float] = field(default_factory=list)
+    """Times when pictures begin that stay on during a gap between pictures of a constant rate."""
 
     def skew(self, scan: PacketScan) -> float:
         """Returns the time between streams at the same position in the file, in seconds."""
@@ -83,7 +86,12 @@ class Timeline:
 
 
 def build_timeline(
-    container: InputContainer, scan: PacketScan, video: int | None, audio: int | None
+    container: InputContainer,
+    scan: PacketScan,
+    video: int | None,
+    audio: int | None,
+    *,
+    pictures_by_order: bool = False,
 ) -> Timeline:
     """Computes when the packets of a picture and a sound stream are presented.
 
@@ -92,6 +100,7 @@ def build_timeline(
         scan: Its packets.
         video: Index of the picture's stream.
         audio: Index of the sound's stream.
+        pictures_by_order: Whether the times of the pictures are decoding times.
     """
     is_untimed = container.format.name in UNTIMED_FORMATS or _has(container, Flags.no_timestamps)
     indices = [index for index in (video, audio) if index is not None and len(scan.tables[index])]
@@ -99,7 +108,7 @@ def build_timeline(
     is_exact = container.format.name not in GUESSING_FORMATS
     clocks = [_clock(table, is_exact) for table in tables]
     if container.format.name in SORTING_FORMATS:
-        _order_as_in_file(clocks, [table.position[_kept(table)] for table in tables])
+        _order_as_in_file(clocks, [table.position[kept_packets(table)] for table in tables])
     if is_untimed:
         correct_ends(clocks)
     leaps = [] if is_untimed else find_leaps(clocks, _has(container, Flags.ts_discont))
@@ -112,7 +121,8 @@ def build_timeline(
         moved = replace(clock, start=clock.start + epochs.offsets[number])
         moved.decode += epochs.offsets[number]
         if index == video:
-            found = replace(_picture(moved, is_untimed), unseen=epochs.unseen)
+            found = replace(_picture(moved, is_untimed or pictures_by_order), unseen=epochs.unseen)
+            timeline.picture_gaps.extend(picture_gaps(found.shown, epochs.leaps))
         else:
             found, bridged = _sound(moved, sorted(first), not is_untimed)
             timeline.bridged.extend(bridged)
@@ -163,7 +173,7 @@ def _has(container: InputContainer, flag: Flags) -> bool:
 
 def _clock(table: PacketTable, is_exact: bool) -> Clock:
     """Returns the packets of a stream that are presented."""
-    kept = _kept(table)
+    kept = kept_packets(table)
     decode = np.where(np.isfinite(table.dts), table.dts, np.nan if not is_exact else table.pts)
     start = table.pts.copy()
     is_damaged = np.abs(table.dts - table.pts) > MAX_DELAY_SECONDS
@@ -179,7 +189,8 @@ def _clock(table: PacketTable, is_exact: bool) -> Clock:
     )
 
 
-def _kept(table: PacketTable) -> NDArray[np.bool_]:
+def kept_packets(table: PacketTable) -> NDArray[np.bool_]:
+    """Returns which packets are presented, which is all of them if an edit list hides all."""
     kept = ~table.is_discarded
     return kept if kept.any() else np.ones(len(table), np.bool_)
 

@@ -57,16 +57,24 @@ def read_declarations(container: av.container.InputContainer) -> Declarations:
         av.logging.set_level(level)
 
 
-def late_kinds(container: av.container.InputContainer) -> set[str]:
+def late_kinds(container: av.container.InputContainer, before: Declarations) -> set[str]:
     """Returns the kinds (video, audio) of streams that FFmpeg found after the file was opened.
 
     They begin further into a program stream, or an FLV file, than FFmpeg probes, so that PyAV does
     not give their packets.
+
+    Args:
+        container: The source, at its end.
+        before: What it declared when it was opened.
     """
     if container.format.name not in LATE_FORMATS:
         return set()
-    found = read_declarations(container).codecs
-    late = [codec for index, codec in found.items() if index >= len(container.streams)]
+    is_late = [not stream.codec_context for stream in container.streams]
+    late = [
+        codec
+        for index, codec in read_declarations(container).codecs.items()
+        if index >= len(is_late) or (is_late[index] and codec != before.codecs.get(index))
+    ]
     return {codec.partition(":")[0].lower() for codec in late}
 
 

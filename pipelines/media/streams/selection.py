@@ -1,7 +1,8 @@
 """Selects the two streams of an open container to decode, and scans their packets."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import partial
 
 import av.container
 from av.audio.stream import AudioStream
@@ -14,9 +15,9 @@ from pipelines.media.container import (
     MediaInfo,
     MediaInput,
     check_codecs,
+    check_scrambled,
     describe,
     open_source,
-    read_beginning,
 )
 from pipelines.media.formats import Formats, is_common
 from pipelines.media.orientation import UPRIGHT
@@ -24,7 +25,6 @@ from pipelines.media.packets import PacketScan, scan_packets
 from pipelines.media.picture import WHOLE, Crop
 from pipelines.media.streams.choice import Candidate, Choice, candidate, choose
 from pipelines.media.streams.declarations import Declarations, read_declarations
-from pipelines.media.streams.encryption import PROBED_BYTES, is_scrambled
 from pipelines.redaction import one_line
 
 MAX_TRIAL_PACKETS = 1000
@@ -84,7 +84,11 @@ def probe(source: MediaInput, formats: Formats = "common") -> MediaInfo:
 
 
 def select_streams(
-    container: av.container.InputContainer, source: MediaInput, formats: Formats
+    container: av.container.InputContainer,
+    source: MediaInput,
+    formats: Formats,
+    *,
+    probes_all: bool = False,
 ) -> Selection:
     """Chooses the streams of a newly opened container, which is then at its end.
 
@@ -92,6 +96,7 @@ def select_streams(
         container: The opened source.
         source: Opened again if streams must be tried.
         formats: Which containers and codecs are allowed.
+        probes_all: As the container was opened.
 
     Raises:
         DecodeError: If no stream can be decoded.
@@ -109,7 +114,8 @@ def select_streams(
     candidates.sort(key=lambda each: each.index)
     if not any(each.is_usable for each in candidates):
         raise _nothing_usable(container, source, candidates, scan)
-    choice = _tried(source, formats, candidates, declarations.programs)
+    gives = partial(gives_something, source, formats, probes_all=probes_all)
+    choice = _tried(gives, candidates, declarations.programs)
     chosen = [each for each in candidates if each.index in (choice.video, choice.audio)]
     shown = [each for each in candidates if not each.is_attached]
     return Selection(
@@ -131,8 +137,7 @@ def keep_only(container: av.container.InputContainer, indices: Set[int]) -> None
 
 
 def _tried(
-    source: MediaInput,
-    formats: Formats,
+    gives: Callable[[int], bool],
     candidates: Sequence[Candidate],
     programs: Sequence[Set[int]],
 ) -> Choice:
@@ -151,7 +156,7 @@ def _tried(
         if not doubtful or len(good) + len(failed) >= MAX_TRIALS:
             return choice
         for each in doubtful:
-            (good if gives_something(source, formats, each.index) else failed).add(each.index)
+            (good if gives(each.index) else failed).add(each.index)
 
 
 def _can_replace(other: Candidate, chosen: Candidate, failed: Set[int]) -> bool:
@@ -159,9 +164,11 @@ def _can_replace(other: Candidate, chosen: Candidate, failed: Set[int]) -> bool:
     return is_another and other.kind == chosen.kind and other.is_usable
 
 
-def gives_something(source: MediaInput, formats: Formats, index: int) -> bool:
+def gives_something(
+    source: MediaInput, formats: Formats, index: int, *, probes_all: bool = False
+) -> bool:
     """Returns whether a stream gives an undamaged frame within its first packets."""
-    with open_source(source, formats) as container:
+    with open_source(source, formats, probes_all=probes_all) as container:
         stream = container.streams[index]
         assert isinstance(stream, VideoStream | AudioStream)
         if formats == "common" and not is_common(stream):
@@ -194,8 +201,8 @@ def _nothing_usable(
         names = {"video": "picture", "audio": "sound"}
         kinds = " and ".join(dict.fromkeys(names[each.kind] for each in encrypted))
         return DecodeError("encrypted", f"its {kinds} can only be read with a key")
-    if container.format.name == "mpegts" and is_scrambled(read_beginning(source, PROBED_BYTES)):
-        return DecodeError("encrypted", "its transport stream is scrambled")
+    if container.format.name == "mpegts":
+        check_scrambled(source)
     if not decodable:
         types = sorted({stream.type for stream in container.streams})
         covers = " (a cover alone)" if len(shown) < len(candidates) else ""

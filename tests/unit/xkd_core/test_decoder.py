@@ -3,7 +3,7 @@
 import torch
 
 from xkd_core.decoder import Decoder
-from xkd_core.masking import random_mask
+from xkd_core.masking import random_mask, take_tokens
 
 
 def small_decoder(**sizes):
@@ -21,6 +21,19 @@ def small_decoder(**sizes):
 def test_every_patch_is_predicted():
     mask = random_mask(torch.rand(3, 10), 4)
     assert small_decoder()(torch.randn(3, 5, 24), mask.restore).shape == (3, 10, 12)
+
+
+def test_wanted_patches_and_their_gradients_are_those_of_a_whole_prediction():
+    decoder, tokens = small_decoder().double(), torch.randn(3, 5, 24, dtype=torch.float64)
+    mask = random_mask(torch.rand(3, 10), 4)
+    predictions = [
+        decoder(tokens, mask.restore, mask.masked),
+        take_tokens(decoder(tokens, mask.restore), mask.masked),
+    ]
+    torch.testing.assert_close(*predictions)
+    parameters = list(decoder.parameters())
+    gradients = [torch.autograd.grad(p.square().sum(), parameters) for p in predictions]
+    torch.testing.assert_close(*gradients)
 
 
 def test_hidden_patches_differ_only_by_their_positions():

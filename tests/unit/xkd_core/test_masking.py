@@ -18,12 +18,15 @@ def test_visible_and_hidden_tokens_partition_the_clip(num_tokens, share, seed):
     mask = random_mask(noise, num_kept)
     visible = torch.zeros(3, num_tokens, dtype=torch.bool).scatter(1, mask.keep, True)
     assert torch.equal(visible, ~mask.hidden)
+    masked = torch.zeros(3, num_tokens, dtype=torch.bool).scatter(1, mask.masked, True)
+    assert torch.equal(masked, mask.hidden)
     assert mask.hidden.sum(dim=1).tolist() == [num_tokens - num_kept] * 3
 
 
 def test_the_lowest_noise_stays_visible():
     mask = random_mask(torch.tensor([[0.9, 0.1, 0.5, 0.3]]), 2)
     assert mask.keep.tolist() == [[1, 3]]
+    assert mask.masked.tolist() == [[2, 0]]
     assert mask.hidden.tolist() == [[True, False, True, False]]
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from xkd_core.masking import take_tokens
 from xkd_core.patches import (
     denormalize_patches,
     normalize_patches,
@@ -78,6 +79,7 @@ def test_errors_of_predicted_patches_are_those_of_normalized_pixels():
     clip = 2.0 + 3.0 * torch.randn(2, 3, 4, 16, 16)
     patches = video_to_patches(clip, 2, 8)
     normalized = (patches - patches.mean(-1, keepdim=True)) / patches.std(-1, keepdim=True)
-    predicted = torch.randn_like(patches)
-    errors = patch_errors(predicted, clip, (2, 8, 8))
-    torch.testing.assert_close(errors, (predicted - normalized).square().mean(dim=-1))
+    predicted, positions = torch.randn_like(patches), torch.tensor([[5, 0, 3], [1, 2, 7]])
+    expected = (predicted - normalized).square().mean(dim=-1).gather(1, positions)
+    errors = patch_errors(take_tokens(predicted, positions), positions, clip, (2, 8, 8))
+    torch.testing.assert_close(errors, expected)

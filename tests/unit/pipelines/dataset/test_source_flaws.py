@@ -5,7 +5,7 @@ from pipelines.dataset.schema import ADDED, CLIPS, check_columns, with_added
 from pipelines.dataset.source_flaws import COLUMNS, SourceFlaws, count_flaws
 from pipelines.errors import UserError
 
-CLOCK = ("clock_leaps", "sound_gaps", "rebased_clocks", "held_picture")
+CLOCK = ("clock_leaps", "sound_gaps", "rebased_clocks", "held_picture", "picture_gaps")
 
 
 def table(*rows):
@@ -19,6 +19,7 @@ def table(*rows):
         "sound_gaps": 0,
         "rebased_clocks": 0,
         "held_picture": 0,
+        "picture_gaps": 0,
     }
     schema = pa.schema([CLIPS.field(name) for name in COLUMNS])
     return pa.Table.from_pylist([whole | row for row in rows], schema=schema)
@@ -47,6 +48,7 @@ def test_each_source_counts_once_whatever_its_clips():
             {"source": "late"},
             {"source": "music", "held_picture": 1},
             {"source": "music", "held_picture": 1},
+            {"source": "lossy", "picture_gaps": 3},
             # What it does not declare is not missing.
             {"source": "song", "num_frames": 0, "declares_picture": False},
         )
@@ -56,6 +58,7 @@ def test_each_source_counts_once_whatever_its_clips():
         without_sound=1,
         with_late_picture=1,
         with_held_picture=1,
+        with_picture_gaps=1,
         with_partial_sound=1,
         damaged=2,
         leaping=2,
@@ -67,6 +70,7 @@ def test_each_source_counts_once_whatever_its_clips():
         "sources that declare sound and gave none: 1",
         "sources whose picture begins late, so that clips lack it: 1",
         "sources whose picture ends early, so that its last frame stays on: 1",
+        "sources with gaps between pictures, where the one before stays on: 1",
         "sources whose sound is missing in part of their clips: 1",
         "sources that are damaged in part: 2",
         "sources whose clock leaps, so that later times are counted on: 2",

@@ -6,6 +6,7 @@ import av
 import numpy as np
 import pytest
 
+from pipelines.media import container, packets
 from pipelines.media.container import DecodeError
 from pipelines.media.decode import decode_segments
 from pipelines.media.file_view import View
@@ -135,7 +136,7 @@ def test_sound_of_another_kind_that_follows_is_counted(tmp_path):
     assert sum(segment.decode_errors for segment in segments) == 1
 
 
-def test_a_picture_that_begins_after_what_is_probed_is_counted(tmp_path):
+def test_a_picture_that_begins_after_what_is_probed(tmp_path, monkeypatch):
     sound = write_scene(tmp_path / "sound.mpg", 0, 10, codecs=("", "mp2"))
     whole = write_scene(tmp_path / "whole.mpg", 20, 25, codecs=("mpeg2video", "mp2"))
     # FFmpeg probes 5 MB at the beginning, and less at the end. Each pack gets some padding.
@@ -143,7 +144,18 @@ def test_a_picture_that_begins_after_what_is_probed_is_counted(tmp_path):
     pack = b"\x00\x00\x01\xba"
     sound.write_bytes(pack.join(part + padding for part in sound.read_bytes().split(pack)))
     assert sound.stat().st_size > 5_000_000
-    _, heard, segments = seconds_of(joined(tmp_path / "all.mpg", sound, whole, sound))
+    path = joined(tmp_path / "all.mpg", sound, whole, sound)
+    seen, heard, segments = seconds_of(path)
+    assert seen == [*[None] * 10, *range(20, 25), *[None] * 10]
+    assert heard == [*range(10), *range(20, 25), *range(10)]
+    assert all(segment.info.declares_picture for segment in segments)
+    assert [segment.decode_errors for segment in segments] == [0, 0, 0, 0, 0]
+    # Packets that do not fit into memory are read again, of the same streams.
+    monkeypatch.setattr(packets, "MAX_HELD_BYTES", 1000)
+    assert seconds_of(path)[:2] == (seen, heard)
+    # Beyond what is probed at most, it is counted as lost.
+    monkeypatch.setattr(container, "_PROBES_ALL", {})
+    _, heard, segments = seconds_of(path)
     assert heard == [*range(10), *range(20, 25), *range(10)]
     assert all(segment.info.declares_picture for segment in segments)
     assert [segment.decode_errors for segment in segments] == [1, 0, 0, 0, 0]
@@ -194,6 +206,29 @@ def test_a_joined_file_without_a_segment_is_counted(tmp_path):
     with pytest.raises(DecodeError, match=r"0\.4. s") as caught:
         decode(joined(tmp_path / "all.mp4", short, short))
     assert caught.value.reason == "too_short"
+
+
+def test_a_rest_that_another_file_follows_is_counted(tmp_path):
+    parts = [write_scene(tmp_path / f"{first}.mp4", first, first + 5.8) for first in (0, 20)]
+    seen, heard, segments = seconds_of(joined(tmp_path / "all.mp4", *parts))
+    assert seen == heard == [*range(5), *range(20, 25)]
+    # As everywhere, the rest at the end of the source is not counted.
+    assert [segment.decode_errors for segment in segments] == [0, 1]
+
+
+def test_a_transport_stream_that_is_scrambled_from_its_middle_is_counted(tmp_path):
+    path = write_scene(tmp_path / "clip.ts", 0, 10)
+    assert sum(segment.decode_errors for segment in decode(path)) == 0
+    packets = [path.read_bytes()[at : at + 188] for at in range(0, path.stat().st_size, 188)]
+    rng = np.random.default_rng(0)
+    half = len(packets) // 2
+    packets[half:] = [
+        packet[:3] + bytes([packet[3] | 0x80]) + rng.bytes(184) for packet in packets[half:]
+    ]
+    path.write_bytes(b"".join(packets))
+    segments = decode(path)
+    assert 4 < sum(segment.duration_seconds for segment in segments) < 7
+    assert sum(segment.decode_errors for segment in segments) >= 1
 
 
 def test_limits_hold_for_all_joined_files_together(tmp_path):

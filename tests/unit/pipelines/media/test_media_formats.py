@@ -21,6 +21,8 @@ from tests.helpers.media import (
     write_numbered,
     write_timed,
 )
+from tests.helpers.timed_scenes import RATE, seen_and_heard, write_scene
+from tests.helpers.timed_scenes import decode as scene
 
 TIMES = [0.48, 1.44, 2.6, 3.32]
 """The first is not close to where a tick ends: AVI moves the picture by up to a frame there."""
@@ -145,6 +147,16 @@ def test_an_edit_list_that_hides_the_beginning_is_honoured(tmp_path):
     there = numbers(segment)
     assert there == [25 + number for number in shown(25, len(there))]
     assert beeps(segment) == pytest.approx([0.44, 1.6, 2.32], abs=HALF_FRAME / 2)
+
+
+def test_sound_that_an_edit_list_hides_for_seconds_is_no_beginning(tmp_path):
+    whole = write_scene(tmp_path / "whole.mp4", 0, 8, options={"movflags": "faststart"})
+    path = remux(whole, tmp_path / "cut.mp4", -1.5, avoid_negative_ts="disabled")
+    seen, heard = seen_and_heard(scene(path))
+    assert [number // RATE for number in seen[4:]] == [2] * 8 + [3] * 8 + [4] * 8 + [5] * 8 + [
+        6
+    ] * 8 + [7] * 8
+    assert heard[8::8] == [2, 3, 4, 5, 6, 7]
 
 
 def test_an_edit_list_that_delays_is_honoured(tmp_path):

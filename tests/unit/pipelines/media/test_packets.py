@@ -1,9 +1,12 @@
+import re
+
 import numpy as np
 import pytest
 
 from pipelines.media.container import open_source
 from pipelines.media.packets import scan_packets
 from tests.helpers.media import write_numbered
+from tests.helpers.timed_scenes import write_scene
 
 
 def scan(path, **how):
@@ -42,3 +45,13 @@ def test_a_file_that_breaks_off_gives_what_was_there(tmp_path):
     path = write_numbered(tmp_path / "clip.ts", 50)
     path.write_bytes(path.read_bytes()[:20_000])
     assert 0 < len(scan(path).tables[0]) < 50
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".flv"])
+def test_an_end_that_the_header_promises_is_missed(tmp_path, suffix):
+    path = write_scene(tmp_path / f"clip{suffix}", 0, 10)
+    assert scan(path).errors == []
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 6 // 10])
+    (error,) = scan(path).errors
+    assert re.fullmatch(r"it declares 10\.\d\d s and ends after [5-7]\.\d\d s", str(error))

@@ -11,9 +11,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pipelines.media.leaps import Clock
+from pipelines.media.jumps import Clock
 from pipelines.media.timeline import correct_ends
 from tests.helpers.timed_scenes import (
+    RATE,
+    SIZE,
+    SOUND_RATE,
     bars,
     decode,
     joined,
@@ -417,6 +420,61 @@ def test_pictures_that_an_avi_leaves_out_are_held(tmp_path, codec, bframes):
     seen, _ = seen_and_heard(decode(tmp_path / "gap.avi"))
     right = [int((tick + 0.5) * 25 / 8) for tick in range(96)]
     assert seen == [49 if 50 <= number <= 170 else number for number in right]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".flv", ".ts"])
+def test_decoding_times_in_place_of_presentation_times(tmp_path, suffix):
+    source = write_scene(tmp_path / "source.mp4", 0, 10, bframes=3)
+    path = tmp_path / f"copied{suffix}"
+    with av.open(str(source)) as read, av.open(str(path), "w") as out:
+        streams = {s.index: out.add_stream_from_template(s) for s in read.streams}
+        for packet in read.demux():
+            if packet.size:
+                packet.dts += round(0.2 / packet.time_base)
+                packet.pts, packet.stream = packet.dts, streams[packet.stream_index]
+                out.mux(packet)
+    segments = decode(path, frame_rate=25.0)
+    seen = [read_bars(frame) for segment in segments for frame in segment.frames]
+    begin = seen.index(3)
+    assert seen[begin : begin + 200] == list(range(3, 203))
+    assert [segment.repairs.rebased_clocks for segment in segments] == [1, 1]
+    even = decode(source, frame_rate=25.0)
+    assert [segment.repairs.rebased_clocks for segment in even] == [0, 0]
+
+
+def test_last_pictures_that_are_reordered_are_no_leap(tmp_path):
+    numbers = [0, 125, 250]
+    path = tmp_path / "slides.mkv"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=RATE)
+        video.width, video.height, video.pix_fmt = *SIZE, "yuv420p"
+        video.options = {"x264-params": "bframes=3:b-adapt=0:scenecut=0"}
+        video.codec_context.time_base = Fraction(1, RATE)
+        audio = container.add_stream("aac", rate=SOUND_RATE, layout="mono")
+        packets = []
+        for number in numbers:
+            frame = av.VideoFrame.from_ndarray(bars(number), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, RATE)
+            packets += video.encode(frame)
+        packets += video.encode(None)
+        assert [packet.pts for packet in packets] == [0, 250, 125]
+        for start in range(0, 15 * SOUND_RATE, 1024):
+            piece = tones(start / SOUND_RATE, (start + 1024) / SOUND_RATE)
+            sound = av.AudioFrame.from_ndarray(
+                piece[None].astype(np.float32) / 32_768, format="fltp", layout="mono"
+            )
+            sound.sample_rate, sound.pts = SOUND_RATE, start
+            packets += audio.encode(sound)
+        packets += audio.encode(None)
+        # The container stores no decoding times; all pictures are written at the beginning.
+        packets[0].dts, packets[1].dts, packets[2].dts = -2, -1, 1
+        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+            container.mux(packet)
+    segments = decode(path)
+    seen, heard = seen_and_heard(segments)
+    assert seen == [number for number in numbers for _ in range(40)]
+    assert [heard[8 * second + 4] for second in range(15)] == list(range(15))
+    assert total(segments, "clock_leaps") == 0
 
 
 def clock_of(*times):

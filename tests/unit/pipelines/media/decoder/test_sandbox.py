@@ -281,7 +281,7 @@ def test_a_file_that_hangs_dies_or_swells_costs_itself(owned, tmp_path, clip, pr
 
 
 REPAIRS = {"clock_leaps": 0, "sound_gaps": 0, "bridged_gaps": 0, "rebased_clocks": 0}
-REPAIRS |= {"held_picture": 0}
+REPAIRS |= {"held_picture": 0, "picture_gaps": 0}
 HONEST = {
     "start_seconds": 0.0,
     "duration_seconds": 1.0,

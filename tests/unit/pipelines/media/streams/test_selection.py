@@ -163,6 +163,12 @@ def test_scrambled_transport_streams_are_seen(tmp_path, length):
             return packet
         return packet[:3] + bytes([packet[3] | 0x80]) + bytes(byte ^ 0x5A for byte in packet[4:])
 
+    def encrypt(packet):
+        payload = 5 + packet[4] if packet[3] & 0x20 else 4
+        header = packet[:3] + bytes([packet[3] | 0x80]) + packet[4:payload]
+        return header + rng.bytes(188 - payload)
+
+    rng = np.random.default_rng(0)
     scrambled = [scramble(packet) for packet in packets]
     padding = bytes(length - 188)
     assert is_scrambled(b"".join(packet + padding for packet in scrambled))
@@ -170,6 +176,9 @@ def test_scrambled_transport_streams_are_seen(tmp_path, length):
     assert not is_scrambled(b"")
     if length == 188:
         path.write_bytes(b"".join(scrambled))
+        assert reject(path).reason == "encrypted"
+        # Without a table of streams, FFmpeg finds nothing to open.
+        path.write_bytes(b"".join(map(encrypt, packets)))
         assert reject(path).reason == "encrypted"
 
 
