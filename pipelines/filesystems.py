@@ -132,20 +132,32 @@ def _make_contact(bucket: str, region: str, endpoint: str | None) -> None:
     if before is not None and time.monotonic() - moment < _AWAY_SECONDS:
         raise before
     try:
-        _s3_with(region, endpoint, _FIRST_ATTEMPTS).get_file_info(bucket)
+        # Unlike a question for the bucket itself, a listing is refused with a reason.
+        nothing = pafs.FileSelector(f"{bucket}/.xkd-contact", allow_not_found=True)
+        _s3_with(region, endpoint, _FIRST_ATTEMPTS).get_file_info(nothing)
     except OSError as error:
-        if any(sign in str(error) for sign in _AWAY):
+        if any(sign in str(error) for sign in (*_AWAY, *_OTHER_CLOCK)):
             _away[bucket, endpoint] = time.monotonic(), error
             raise
 
 
 _AWAY = ("NETWORK_CONNECTION", "SERVICE_UNAVAILABLE", "SLOW_DOWN", "INTERNAL_FAILURE")
+_OTHER_CLOCK = ("REQUEST_TIME_TOO_SKEWED", "REQUEST_EXPIRED")
+"""The client repeats these, too."""
 _REMEDIES = {
     "NO_SUCH_BUCKET": "the bucket does not exist",
     "ACCESS_DENIED": "the store does not allow it; clients take credentials from the environment, "
     "such as AWS_ACCESS_KEY_ID",
     "INVALID_ACCESS_KEY_ID": "the store does not know these credentials",
     "SIGNATURE_DOES_NOT_MATCH": "the store does not accept these credentials",
+    **dict.fromkeys(
+        _OTHER_CLOCK,
+        "the clock of this machine and that of the store differ by more than 15 minutes",
+    ),
+    **dict.fromkeys(
+        ("ExpiredToken", "InvalidToken"), "the store does not accept AWS_SESSION_TOKEN any more"
+    ),
+    "HTTP status 403": "the store does not allow it",
     **dict.fromkeys(_AWAY, "the store does not answer; AWS_ENDPOINT_URL and AWS_REGION say where"),
 }
 """What to look at, by a sign in the text of an error."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
@@ -60,7 +61,10 @@ class PictureConverter:
 
         A container declares it for each frame, a codec only at key frames.
         """
-        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+        # `frame.side_data` would refer to the frame and the frame to it, which keeps the frame in
+        # memory until the garbage collector runs.
+        side_data = SideDataContainer(frame)  # type: ignore[call-arg]
+        matrix: Any = side_data.get("DISPLAYMATRIX")
         if matrix is not None:
             self.orientation = read_orientation(bytes(matrix))
         elif frame.key_frame:

@@ -5,6 +5,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.run import RunConfig
 from pipelines.config.sweep import SweepConfig
 from pipelines.errors import UserError
+from pipelines.filesystems import store_failure
 from ray_jobs.submit import probe
 from ray_jobs.submit.places import HOME_OF_CLUSTER, places
-from ray_jobs.submit.server import submit
+from ray_jobs.submit.server import answering, submit
 from ray_jobs.submit.submission import Submission
 
 _PROBE_SECONDS = 180.0
@@ -54,20 +56,31 @@ def _probed(
         runtime_env={"env_vars": dict(variables)},
         metadata={"xkd.job": "probe"},
     )
-    until = time.monotonic() + _PROBE_SECONDS
-    while not (status := client.get_job_status(job)).is_terminal():
-        if time.monotonic() > until:
-            client.stop_job(job)
-            raise UserError(f"the cluster has not run a small job in {_PROBE_SECONDS:g} s")
-        time.sleep(_POLL_SECONDS)
-    log = client.get_job_logs(job)
-    answers = [line for line in log.splitlines() if line.startswith(probe.MARK)]
-    if status != JobStatus.SUCCEEDED or not answers:
-        last = next((line for line in reversed(log.splitlines()) if line.strip()), "no output")
-        raise UserError(f"a small job fails on the cluster: {last[:300]}")
-    client.delete_job(job)
+    with answering(client, job):
+        status = _ended(client, job)
+        log = client.get_job_logs(job)
+        answers = [line for line in log.splitlines() if line.startswith(probe.MARK)]
+        if status != JobStatus.SUCCEEDED or not answers:
+            last = next((line for line in reversed(log.splitlines()) if line.strip()), "no output")
+            raise UserError(f"a small job fails on the cluster: {last[:300]}")
+        client.delete_job(job)
     found: dict[str, Any] = json.loads(answers[-1].removeprefix(probe.MARK))
     return found
+
+
+def _ended(client: JobSubmissionClient, job: str) -> JobStatus:
+    """Waits for a small job; one that is not waited for is stopped."""
+    until = time.monotonic() + _PROBE_SECONDS
+    try:
+        while not (status := client.get_job_status(job)).is_terminal():
+            if time.monotonic() > until:
+                raise UserError(f"the cluster has not run a small job in {_PROBE_SECONDS:g} s")
+            time.sleep(_POLL_SECONDS)
+    except (KeyboardInterrupt, UserError):
+        with suppress(RuntimeError, OSError):
+            client.stop_job(job)
+        raise
+    return status
 
 
 def _version_mistakes(found: Mapping[str, Any], submission: Submission) -> list[str]:
@@ -84,10 +97,13 @@ def _version_mistakes(found: Mapping[str, Any], submission: Submission) -> list[
     return mistakes
 
 
-def _place_mistakes(asked: Sequence[Mapping[str, Any]], problems: Sequence[str]) -> list[str]:
+def _place_mistakes(
+    asked: Sequence[Mapping[str, Any]], problems: Sequence[tuple[str, str]]
+) -> list[str]:
     return [
         f"{one['setting']} ({one['place'].replace(HOME_OF_CLUSTER + '/', '')}) {problem}"
-        for one, problem in zip(asked, problems, strict=True)
+        + (f": {store_failure(OSError(said))}" if said else "")
+        for one, (problem, said) in zip(asked, problems, strict=True)
         if problem
     ]
 

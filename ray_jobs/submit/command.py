@@ -1,16 +1,20 @@
 """The command line of `xkd submit`."""
 
 import argparse
+import logging
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from ray.job_submission import JobSubmissionClient
 
 from pipelines.errors import UserError
 from pipelines.quantities import byte_size
 from ray_jobs.submit.checks import check_on_cluster
 from ray_jobs.submit.follow import follow, listed
 from ray_jobs.submit.package import Package, staged
-from ray_jobs.submit.server import connected_client, submit
+from ray_jobs.submit.server import answering, connected_client, submit
 from ray_jobs.submit.submission import ENVIRONMENTS, Submission, submission_of
 
 _ABOUT = """Runs a job on a cluster.
@@ -23,35 +27,49 @@ _ABOUT = """Runs a job on a cluster.
 _SHOWN_FILES = 3
 _ACTIONS = ("list", "logs", "stop")
 _USER_ERROR = 2
+_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code of the job, or 2 for a mistake."""
-    arguments = _parser().parse_args(argv)
+    # Ray's client would say how its connections end.
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    arguments = _parser().parse_intermixed_args(argv)
     try:
         return _run(arguments)
     except UserError as error:
         print(f"submit: {error}", file=sys.stderr)
         return _USER_ERROR
+    except KeyboardInterrupt as interrupt:
+        what = str(interrupt) or ", nothing was submitted"
+        print(f"\nsubmit: interrupted{what}", file=sys.stderr)
+        return _INTERRUPTED
 
 
 def _run(arguments: argparse.Namespace) -> int:
     action, rest = arguments.job, arguments.arguments
     if action not in _ACTIONS:
         return _submit(arguments)
+    if action == "list" and rest:
+        raise UserError(f"xkd submit list takes nothing after it, and there is {rest[0]!r}")
+    if action != "list" and (len(rest) != 1 or not rest[0]):
+        raise UserError(f"xkd submit {action} needs the ID of one job; xkd submit list shows them")
     client = connected_client(arguments.address)
     if action == "list":
         print(listed(client))
         return 0
-    if len(rest) != 1:
-        raise UserError(f"xkd submit {action} needs the ID of one job; xkd submit list shows them")
-    if action == "logs":
-        return follow(client, rest[0])
-    try:
-        client.stop_job(rest[0])
-    except RuntimeError as error:
-        raise UserError(f"no job {rest[0]} at {client.get_address()}") from error
-    print(f"{rest[0]} was asked to stop; it saves a checkpoint first")
+    return follow(client, rest[0]) if action == "logs" else _stop(client, rest[0])
+
+
+def _stop(client: JobSubmissionClient, job: str) -> int:
+    with answering(client, job):
+        if client.stop_job(job):
+            print(
+                f"{job} was asked to stop and saves a checkpoint first; xkd submit logs {job} "
+                "shows how it ends"
+            )
+        else:
+            print(f"{job} has ended before: {client.get_job_status(job).value}")
     return 0
 
 
@@ -69,19 +87,31 @@ def _submit(arguments: argparse.Namespace) -> int:
         if arguments.dry_run:
             print(f"would run {shlex.join(submission.command(package.config))}")
             return 0
-        submit(
-            client,
-            entrypoint=shlex.join(submission.command(package.config)),
-            submission_id=submission.id,
-            runtime_env=submission.runtime_env(str(package.folder)),
-            metadata={"xkd.job": submission.job, "xkd.code_version": submission.code_version},
-            entrypoint_num_cpus=arguments.driver_cpus,
-        )
+        with _interruptible(submission):
+            submit(
+                client,
+                entrypoint=shlex.join(submission.command(package.config)),
+                submission_id=submission.id,
+                runtime_env=submission.runtime_env(str(package.folder)),
+                metadata={"xkd.job": submission.job, "xkd.code_version": submission.code_version},
+                entrypoint_num_cpus=arguments.driver_cpus,
+            )
     print(f"submitted {submission.id}", flush=True)
     if arguments.detach:
         print(_how_to_attach(submission))
         return 0
     return follow(client, submission.id)
+
+
+@contextmanager
+def _interruptible(submission: Submission) -> Iterator[None]:
+    """Says at Ctrl-C during the upload what nobody knows here."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f" during the upload; if the job server got all of it, {_how_to_attach(submission)}"
+        ) from None
 
 
 def _how_to_attach(submission: Submission) -> str:
@@ -97,7 +127,10 @@ def _package_text(package: Package) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="xkd submit", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="xkd submit",
+        description=_ABOUT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--address",
@@ -121,5 +154,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--detach", action="store_true", help="does not follow the log")
     parser.add_argument("--dry-run", action="store_true", help="checks, but submits nothing")
     parser.add_argument("job", metavar="JOB", help="a job of `xkd --help`, or list, logs, stop")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="CONFIG [key=value ...]")
+    parser.add_argument("arguments", nargs="*", metavar="CONFIG [key=value ...]")
     return parser

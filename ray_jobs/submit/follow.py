@@ -11,6 +11,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from pipelines.errors import UserError
 from ray_jobs.cli.console import table
+from ray_jobs.submit.server import answering, is_unknown
 
 _FAILED = 1
 _DETACHED = 130
@@ -20,7 +21,6 @@ _PATIENCE_SECONDS = 300.0
 _SILENCE_SECONDS = 15.0
 """Time without output after which the job server is asked whether it is still there. A connection
 to a machine that has lost its power stays open for hours."""
-_NOT_FOUND = "status code 404"
 
 
 def follow(client: JobSubmissionClient, job: str) -> int:
@@ -31,10 +31,8 @@ def follow(client: JobSubmissionClient, job: str) -> int:
     Raises:
         UserError: If there is no such job, or the server stays away.
     """
-    try:
+    with answering(client, job):
         client.get_job_status(job)
-    except RuntimeError as error:
-        raise UserError(f"no job {job} at {client.get_address()}") from error
     try:
         if not asyncio.run(_print_log(client, job)):
             print(
@@ -45,7 +43,8 @@ def follow(client: JobSubmissionClient, job: str) -> int:
     except KeyboardInterrupt:
         print(f"\ndetached; {job} goes on. xkd submit logs {job} attaches again")
         return _DETACHED
-    return _exit_code(client, job)
+    with answering(client, job):
+        return _exit_code(client, job)
 
 
 async def _print_log(client: JobSubmissionClient, job: str) -> bool:
@@ -105,10 +104,8 @@ def _is_unknown(client: JobSubmissionClient, job: str) -> bool:
     """Whether the job server answers that there is no such job."""
     try:
         client.get_job_status(job)
-    except OSError:
-        return False
-    except RuntimeError as error:
-        return _NOT_FOUND in str(error)
+    except (OSError, RuntimeError) as error:
+        return is_unknown(error)
     return False
 
 
@@ -128,7 +125,9 @@ def _exit_code(client: JobSubmissionClient, job: str) -> int:
 
 def listed(client: JobSubmissionClient) -> str:
     """Returns a table of the jobs, the newest first."""
-    jobs = sorted(client.list_jobs(), key=lambda job: -(job.start_time or 0))
+    with answering(client):
+        found = client.list_jobs()
+    jobs = sorted(found, key=lambda job: -(job.start_time or 0))
     rows = [("job", "status", "started", "command")]
     rows += [
         (

@@ -9,10 +9,13 @@ import logging
 import os
 import sys
 import urllib.request
+import uuid
 from typing import Any
 
 MARK = "XKD-PROBE "
 _SECONDS = 10.0
+_ATTEMPTS = 9
+_LONGEST = 300
 _PACKAGES = ("torch", "mlflow", "av", "pyarrow", "omegaconf", "pydantic", "optuna")
 
 
@@ -33,25 +36,26 @@ def main(asked: str) -> None:
     print(MARK + json.dumps(found), flush=True)
 
 
-def _problem(asked: dict[str, Any], marker: str) -> str:
-    """Returns why a place cannot be used; empty if it can."""
-    place = asked["place"]
+def _problem(asked: dict[str, Any], marker: str) -> tuple[str, str]:
+    """Returns why a place cannot be used, and what its server says; empty if it can."""
+    place, is_written = asked["place"], asked["is_written"]
     if place.startswith(marker):
         home = os.environ.get("XKD_HOME")
         if not home:
-            return "is relative, and XKD_HOME is set neither here nor on the cluster"
+            return "is relative, and XKD_HOME is set neither here nor on the cluster", ""
         place = home.rstrip("/") + place[len(marker) :]
     try:
         if place.startswith(("http://", "https://")):
             urllib.request.urlopen(place, timeout=_SECONDS).close()
-            return ""
+            return "", ""
         if "://" in place:
-            return _problem_of_uri(place, asked["is_written"])
+            return _problem_of_uri(place, is_written), ""
     except urllib.error.HTTPError:
-        return ""  # it answers
+        return "", ""  # it answers
     except Exception as error:
-        return f"cannot be reached from the cluster: {str(error)[:200]}"
-    return _problem_of_path(place, asked["is_written"])
+        what = "written" if is_written else "reached"
+        return f"cannot be {what} from the cluster", " ".join(str(error).split())[:_LONGEST]
+    return _problem_of_path(place, is_written), ""
 
 
 def _problem_of_path(path: str, is_written: bool) -> str:
@@ -64,19 +68,49 @@ def _problem_of_path(path: str, is_written: bool) -> str:
 
 
 def _problem_of_uri(uri: str, is_written: bool) -> str:
+    from pyarrow import fs
+
+    filesystem, path = _filesystem(uri.rstrip("/"))
+    if isinstance(filesystem, fs.LocalFileSystem):
+        return _problem_of_path(path, is_written)
+    if is_written:
+        file = f"{path}/.{uuid.uuid4().hex[:12]}.tmp"
+        with filesystem.open_output_stream(file, compression=None) as stream:
+            stream.write(b"may be removed\n")
+        filesystem.delete_file(file)
+        return ""
+    info = filesystem.get_file_info(path)
+    return "" if info.type != fs.FileType.NotFound else f"does not exist: {path}"
+
+
+def _filesystem(uri: str) -> tuple[Any, str]:
+    """Opens a store as a job does: the text after the bucket is the key, without escapes."""
     import fsspec
     from pyarrow import fs
 
-    try:
-        # A key is taken as it is: pyarrow would decode %XX.
-        filesystem, path = fs.FileSystem.from_uri(uri)
-    except Exception:
-        filesystem, path = fsspec.core.url_to_fs(uri)
-        return "" if is_written or filesystem.exists(path) else "does not exist"
-    if is_written:  # the bucket
-        path = path.split("/")[0]
-    info = filesystem.get_file_info(path)
-    return "" if info.type != fs.FileType.NotFound else f"does not exist: {path}"
+    scheme, _, rest = uri.partition("://")
+    variable = os.environ.get
+    if scheme in ("s3", "s3a"):
+        endpoint = variable("AWS_ENDPOINT_URL_S3") or variable("AWS_ENDPOINT_URL")
+        region = variable("AWS_REGION") or variable("AWS_DEFAULT_REGION")
+        if region is None:
+            bucket = rest.partition("/")[0]
+            region = "us-east-1" if endpoint else fs.resolve_s3_region(bucket)
+        retries = fs.AwsDefaultS3RetryStrategy(max_attempts=_ATTEMPTS)
+        store = fs.S3FileSystem(
+            region=region, endpoint_override=endpoint, connect_timeout=10, retry_strategy=retries
+        )
+        return store, rest
+    if scheme in ("gs", "gcs"):
+        return fs.GcsFileSystem(), rest
+    if scheme in ("abfs", "abfss", "az"):
+        account = variable("AZURE_STORAGE_ACCOUNT_NAME", "")
+        return fs.AzureFileSystem(account, account_key=variable("AZURE_STORAGE_KEY")), rest
+    if scheme in ("hdfs", "viewfs", "file"):
+        store, path = fs.FileSystem.from_uri(uri)
+        return store, path
+    store, path = fsspec.core.url_to_fs(uri)
+    return fs.PyFileSystem(fs.FSSpecHandler(store)), path
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,7 +17,33 @@ from pipelines.redaction import one_line, redacted
 _CONNECT_SECONDS = 5.0
 _AGENT_SECONDS = 60.0
 _NO_AGENT = "No available agent"
+_NOT_FOUND = "status code 404"
 _ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
+
+
+def is_unknown(error: Exception) -> bool:
+    """Whether an error of a client says that there is no such job."""
+    return isinstance(error, RuntimeError) and _NOT_FOUND in str(error)
+
+
+@contextmanager
+def answering(client: JobSubmissionClient, job: str = "") -> Iterator[None]:
+    """Turns what a client raises in the block into one line.
+
+    Args:
+        client: The client.
+        job: The job that the block asks for.
+
+    Raises:
+        UserError: If the server does not know the job, fails, or does not answer any more.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError) as error:  # those of `requests` are OSErrors
+        where = redacted(client.get_address())
+        if is_unknown(error):
+            raise UserError(f"no job {job!r} at {where}; xkd submit list shows all") from error
+        raise UserError(f"the job server at {where} fails: {one_line(error)}") from error
 
 
 def submit(client: JobSubmissionClient, **request: Any) -> str:

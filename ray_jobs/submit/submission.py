@@ -22,6 +22,10 @@ from ray_jobs.cli.settings import load_settings
 from ray_jobs.submit.places import HOME_OF_CLUSTER
 
 ENVIRONMENTS = ("image", "pip", "uv")
+_STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
+"""How long Ray waits from the SIGTERM of a stopped job to its end. Ray's 3 s are less than a
+checkpoint takes to save."""
+_STOP_SECONDS = 600
 _PASSED_ON = (*STORES, "MLFLOW_TRACKING_URI")
 """Addresses that the job needs and that hold no credentials."""
 
@@ -57,6 +61,7 @@ class Submission:
         values = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         if self.home:
             values["XKD_HOME"] = self.home
+        values[_STOP_WAIT] = os.environ.get(_STOP_WAIT, str(_STOP_SECONDS))
         return {**values, CODE_VERSION: self.code_version}
 
     def runtime_env(self, folder: str) -> dict[str, Any]:

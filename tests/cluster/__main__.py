@@ -13,10 +13,11 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.cluster.machines import in_namespaces
+from tests.cluster.board import UNDISTURBED
+from tests.cluster.machines import FOLDER, in_namespaces
 from tests.cluster.outcome import Outcome
 from tests.cluster.stand import running
-from tests.cluster.steps import UNDISTURBED, Steps
+from tests.cluster.steps import Steps
 
 NAMES = [name for name in vars(Steps) if not name.startswith("_")]
 
@@ -31,7 +32,7 @@ def main(arguments: list[str]) -> int:
         print(f"no step {unknown[0]}; there are {', '.join(NAMES)}", file=sys.stderr)
         return 2
     steps = steps or [name for name in NAMES if not results.get(name, {}).get("passed")]
-    with running(num_workers=2) as stand:
+    with running(Path(os.environ[FOLDER]), num_workers=2) as stand:
         before = results.get(UNDISTURBED, {}).get("outcome")
         board = Steps(stand, Outcome(**before) if before else None)
         for step in steps:
@@ -53,7 +54,7 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    if os.environ.get("XKD_CLUSTER_INSIDE"):
+    if FOLDER in os.environ:
         sys.exit(main(sys.argv[1:]))
     if os.geteuid() != 0 or not shutil.which("unshare"):
         sys.exit("tests.cluster needs root and unshare, to make namespaces")

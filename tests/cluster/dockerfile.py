@@ -1,12 +1,15 @@
 """Runs the steps of `docker/Dockerfile` in a Debian root, where there is no Docker.
 
-    debootstrap --variant=minbase bookworm ROOT       # and python3.11, its venv and pip in it
-    sudo python -m tests.cluster.dockerfile root=ROOT work=FOLDER [STAGE ...]
+    debootstrap --variant=minbase --include=python3.11,python3-venv,python3-pip,ca-certificates \\
+        bookworm ROOT
+    sudo python -m tests.cluster.dockerfile root=ROOT work=FOLDER [bind=FOLDER] [try=FOLDER] \\
+        [STAGE ...]
 
 Each stage is an overlay over its base; FROM, ENV, WORKDIR, COPY, RUN and USER are carried out as
 written. What differs from Docker: the base is Debian's own Python instead of the Python image, and
-.dockerignore does not apply. Prints each step, and what a container of the stage would print for
-the commands given with `try=`.
+.dockerignore does not apply. Folders of `bind=`, such as a local index of packages, are seen in
+every stage, and variables of pip pass through. Prints each step, and then what the scripts of
+`try=` print, `STAGE.sh` in a folder: each runs as the stage's user in a network of its own.
 """
 
 import os
@@ -16,12 +19,24 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _BOUND = ("/proc", "/dev", "/sys")
 _COPIED = ("/etc/resolv.conf", "/etc/ssl/certs/ca-certificates.crt", "/etc/pip.conf")
+
+
+_AS_THE_PYTHON_IMAGE = """
+ln -sf /usr/bin/python3.11 /usr/local/bin/python
+ln -sf /usr/bin/pip3 /usr/local/bin/pip
+rm -f /usr/lib/python3.11/EXTERNALLY-MANAGED
+"""
+_ALONE = """
+ip link set lo up
+exec "$@"
+"""
 
 
 @dataclass
@@ -48,10 +63,11 @@ class Builder:
     Args:
         debian: The root that stands for the base image.
         work: Gets the overlays.
+        bound: Folders of this machine that stages see.
     """
 
-    def __init__(self, debian: Path, work: Path) -> None:
-        self._debian, self._work = debian, work
+    def __init__(self, debian: Path, work: Path, bound: Sequence[str]) -> None:
+        self._debian, self._work, self._bound = debian, work, (*_BOUND, *bound)
         self.stages: dict[str, Stage] = {}
 
     def begin(self, base: str, name: str) -> Stage:
@@ -64,8 +80,9 @@ class Builder:
         lower = before.layers if before else [self._debian]
         options = f"lowerdir={':'.join(map(str, lower))},upperdir={upper},workdir={scratch}"
         subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", root], check=True)
-        for one in _BOUND:
-            subprocess.run(["mount", "--rbind", one, f"{root}{one}"], check=True)
+        for bound in self._bound:
+            Path(f"{root}{bound}").mkdir(parents=True, exist_ok=True)
+            subprocess.run(["mount", "--rbind", bound, f"{root}{bound}"], check=True)
         stage = Stage(root, [upper, *lower])
         if before:
             stage.environment = dict(before.environment)
@@ -74,7 +91,9 @@ class Builder:
             stage.environment["PATH"] = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
             for file in _COPIED:
                 if Path(file).exists():
+                    Path(f"{root}{file}").parent.mkdir(parents=True, exist_ok=True)
                     subprocess.run(["cp", "-L", file, f"{root}{file}"], check=True)
+            subprocess.run(["chroot", root, "sh", "-euc", _AS_THE_PYTHON_IMAGE], check=True)
         self.stages[name] = stage
         return stage
 
@@ -93,18 +112,24 @@ class Builder:
             self._copy(stage, rest)
         elif kind == "RUN":
             done = self.run(stage, rest)
-            assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+            assert done.returncode == 0, done.stdout[-6000:]
 
-    def run(self, stage: Stage, command: str) -> "subprocess.CompletedProcess[str]":
-        """Runs a command in a stage, as its user."""
-        kept = {"PIP_CERT": "/etc/ssl/certs/ca-certificates.crt", "HOME": "/tmp"}
+    def run(
+        self, stage: Stage, command: str, *, is_alone: bool = False
+    ) -> "subprocess.CompletedProcess[str]":
+        """Runs a command in a stage, as its user; alone, in a network of its own."""
+        kept = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+        kept["HOME"] = "/tmp"
+        around = ("unshare", "--net", "sh", "-euc", _ALONE, "-") if is_alone else ()
         return subprocess.run(
             [
+                *around,
                 *("chroot", f"--userspec={stage.user}", str(stage.root)),
                 *("sh", "-c", f"cd {shlex.quote(stage.folder)} && {command}"),
             ],
             env=stage.environment | kept,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             check=False,
         )
@@ -130,11 +155,11 @@ class Builder:
 def main(arguments: list[str]) -> int:
     """Builds all stages, or those up to the last one named."""
     options = [one.split("=", 1) for one in arguments if "=" in one]
-    tried = [value for name, value in options if name == "try"]
     given = dict(options)
     wanted = [one for one in arguments if "=" not in one]
     work = Path(given.get("work") or tempfile.mkdtemp(prefix="xkd-images-"))
-    builder = Builder(Path(given["root"]).resolve(), work.resolve())
+    bound = [value for name, value in options if name == "bind"]
+    builder = Builder(Path(given["root"]).resolve(), work.resolve(), bound)
     stage = None
     for kind, rest in instructions((REPOSITORY / "docker/Dockerfile").read_text()):
         if kind == "FROM":
@@ -145,10 +170,11 @@ def main(arguments: list[str]) -> int:
             begun = time.monotonic()
             builder.step(stage, kind, rest)
             print(f"{time.monotonic() - begun:5.0f} s  {kind} {rest[:90]}", flush=True)
-    for command in tried:
-        for name in builder.stages:
-            done = builder.run(builder.stages[name], command)
-            print(f"{name}$ {command}\n{done.returncode}: {done.stdout}{done.stderr}".rstrip())
+    for name, built in builder.stages.items():
+        script = Path(given.get("try", os.devnull)) / f"{name}.sh"
+        if script.is_file():
+            done = builder.run(built, script.read_text(), is_alone=True)
+            print(f"--- {script}: {done.returncode}\n{done.stdout}".rstrip())
     return 0
 
 

@@ -15,6 +15,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from tests.cluster.slow_link import SlowLink
 NETWORK = "10.77.0"
 HOST_ADDRESS = f"{NETWORK}.1"
 REPOSITORY = Path(__file__).resolve().parents[2]
+FOLDER = "XKD_CLUSTER_FOLDER"
+"""Environment variable with the folder of disks and logs, inside of the namespaces."""
 _HIDDEN = ("xkd_core", "pipelines", "ray_jobs", "conf")
 _INIT = """
 import os, time
@@ -40,14 +43,16 @@ def in_namespaces(arguments: Sequence[str]) -> int:
     """Runs this program again where it may make bridges and mounts; all ends with it."""
     kinds = ("--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child")
     command = ["unshare", *kinds, "--mount-proc", sys.executable, "-m", "tests.cluster"]
-    environment = os.environ | {"XKD_CLUSTER_INSIDE": "1"}
-    inside = subprocess.Popen([*command, *arguments], env=environment)
     # A first process of a namespace ignores SIGTERM; it ends with the one that made it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(os.EX_TEMPFAIL))
-    try:
-        return inside.wait()
-    finally:
-        inside.kill()
+    with tempfile.TemporaryDirectory(prefix="xkd-cluster-") as folder:
+        environment = os.environ | {FOLDER: folder}
+        inside = subprocess.Popen([*command, *arguments], env=environment)
+        try:
+            return inside.wait()
+        finally:
+            inside.kill()
+            inside.wait()
 
 
 def make_network() -> None:

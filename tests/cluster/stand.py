@@ -6,7 +6,6 @@ import secrets
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
+from tests.cluster.autoscaler import AUTOSCALER
 from tests.cluster.machines import HOST_ADDRESS, REPOSITORY, Machine, make_network, wait_until
 from tests.cluster.tracking import start_mlflow
 from tests.helpers.bucket import BUCKET
@@ -52,6 +52,8 @@ class Stand:
         self.environment = {
             "PATH": f"{_BIN}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "OMP_NUM_THREADS": "1",
+            # Ray's own 15 would starve beside other programs of this machine.
+            "RAY_worker_niceness": "0",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "MLFLOW_TRACKING_URI": f"http://{self.mlflow.address}:5000",
@@ -87,10 +89,19 @@ class Stand:
             allow_bucket_creation=True,
         ).create_dir(BUCKET)
 
-    def start_head(self) -> None:
-        """Starts the machine of the head, which takes no tasks."""
+    def start_head(self, *, is_autoscaled: bool = False) -> None:
+        """Starts the machine of the head, which takes no tasks.
+
+        Args:
+            is_autoscaled: Whether an autoscaler starts nodes, as processes of this machine.
+        """
         self.head = self._machine("head", 10)
-        self._ray(self.head, "--head", "--port=6379", "--dashboard-host=0.0.0.0", cpus=0)
+        arguments = ["--head", "--port=6379", "--dashboard-host=0.0.0.0"]
+        if is_autoscaled:
+            config = self._folder / "head" / "tmp" / "autoscaler.json"
+            config.write_text(json.dumps(AUTOSCALER))
+            arguments.append("--autoscaling-config=/tmp/autoscaler.json")
+        self._ray(self.head, *arguments, cpus=0)
         address = f"http://{self.head.address}:8265"
         wait_until(lambda: _answers(f"{address}/api/gcs_healthz"), 180, "the head")
         os.environ["RAY_API_SERVER_ADDRESS"] = address
@@ -107,7 +118,7 @@ class Stand:
         command = [str(_BIN / "ray"), "start", "--block", *arguments, f"--num-cpus={cpus}"]
         command += [f"--node-ip-address={machine.address}"]
         command += [f"--object-store-memory={_OBJECT_STORE}"]
-        machine.start(command, self.environment | {"PYTHONPATH": ""})
+        machine.start(command, self.environment | {"PYTHONPATH": "", "RAY_FAKE_CLUSTER": "1"})
 
     def wait_for_workers(self) -> None:
         """Waits until all workers have joined."""
@@ -116,12 +127,19 @@ class Stand:
 
     def node_ids(self) -> dict[str, str]:
         """Returns the IDs of the nodes that are alive, by their addresses."""
+        return dict(self._nodes())
+
+    def num_nodes(self) -> int:
+        """Returns the number of nodes that are alive."""
+        return len(self._nodes())
+
+    def _nodes(self) -> list[tuple[str, str]]:
         try:
             out = self.head.run([sys.executable, "-c", _NODES], self.environment)
         except subprocess.CalledProcessError:
-            return {}
+            return []
         line = next(line for line in out.splitlines() if line.startswith("NODES "))
-        return {address: node for address, node, alive in json.loads(line[6:]) if alive}
+        return [(address, node) for address, node, alive in json.loads(line[6:]) if alive]
 
     def drain(self, machine: Machine, seconds: int) -> None:
         """Tells Ray that a machine is about to leave, as the hook of `docker/kuberay/` does."""
@@ -178,22 +196,21 @@ class Stand:
 
 
 @contextmanager
-def running(num_workers: int) -> Iterator[Stand]:
+def running(folder: Path, num_workers: int) -> Iterator[Stand]:
     """Yields a stand with so many workers of one CPU; all of it ends with the block."""
     make_network()
-    with tempfile.TemporaryDirectory(prefix="xkd-cluster-") as name:
-        stand = Stand(Path(name))
-        try:
-            stand.wait_for_servers()
-            begun = time.monotonic()
-            stand.start_head()
-            for _ in range(num_workers):
-                stand.add_worker()
-            stand.wait_for_workers()
-            print(f"a head and {num_workers} workers after {time.monotonic() - begun:.0f} s")
-            yield stand
-        finally:
-            stand.close()
+    stand = Stand(folder)
+    try:
+        stand.wait_for_servers()
+        begun = time.monotonic()
+        stand.start_head()
+        for _ in range(num_workers):
+            stand.add_worker()
+        stand.wait_for_workers()
+        print(f"a head and {num_workers} workers after {time.monotonic() - begun:.0f} s")
+        yield stand
+    finally:
+        stand.close()
 
 
 def _answers(address: str) -> bool:

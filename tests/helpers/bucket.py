@@ -6,9 +6,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import formatdate
 from pathlib import Path
+from typing import Any
 
 import pyarrow.fs as pafs
 import pytest
@@ -45,6 +48,14 @@ class Server:
     def read_only(self, is_on: bool) -> None:
         """Refuses whatever would write."""
         self._control.write_text("read-only" if is_on else "")
+
+    def refusing(self, code: str) -> None:
+        """Refuses everything with a code of S3; with an empty one, nothing."""
+        self._control.write_text(f"refuse {code}" if code else "")
+
+    def clock(self, seconds: float) -> None:
+        """Has a clock that is ahead, and as S3 refuses requests of 15 minutes ago."""
+        self._control.write_text(f"clock {seconds}" if seconds else "")
 
     def overloaded(self, is_on: bool) -> None:
         """Answers 503 to everything."""
@@ -99,6 +110,14 @@ def main(control_file: str, host: str = "127.0.0.1", port: str = "0") -> None:
         if mode == "overloaded":
             start_response("503 Slow Down", [("Content-Type", "application/xml")])
             return [OVERLOADED]
+        kind, _, value = mode.partition(" ")
+        if kind == "refuse" or (kind == "clock" and _is_old(environ, time.time() + float(value))):
+            now = time.time() + (float(value) if kind == "clock" else 0)
+            headers = [("Content-Type", "application/xml"), ("Date", formatdate(now, usegmt=True))]
+            start_response("403 Forbidden", headers)
+            code = value if kind == "refuse" else "RequestTimeTooSkewed"
+            head = environ["REQUEST_METHOD"] == "HEAD"
+            return [] if head else [OVERLOADED.replace(b"SlowDown", code.encode())]
         if mode == "slow" and writes:
             time.sleep(0.5)
         if mode == "read-only" and writes:
@@ -112,6 +131,11 @@ def main(control_file: str, host: str = "127.0.0.1", port: str = "0") -> None:
     sys.stdout.flush()
     sys.stdin.read()
     os._exit(0)
+
+
+def _is_old(environ: Mapping[str, Any], now: float) -> bool:
+    signed = datetime.strptime(environ["HTTP_X_AMZ_DATE"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    return abs(now - signed.timestamp()) > 15 * 60
 
 
 def wait_until(condition, seconds: float = 60.0) -> None:

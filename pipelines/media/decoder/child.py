@@ -22,9 +22,10 @@ from typing import Any
 from pipelines.media.container import DecodeError
 from pipelines.media.decode import decode_segments
 from pipelines.media.decoder import sandbox
+from pipelines.media.decoder.huge_pages import Heap
 from pipelines.media.decoder.messages import LENGTH_BYTES, TAKEN, segment_header, send
 from pipelines.media.decoder.shared_memory import SharedMemory
-from pipelines.media.decoder.warm_up import Heap, warm_up
+from pipelines.media.decoder.warm_up import warm_up
 from pipelines.media.segments import Segment
 from pipelines.redaction import one_line
 

@@ -5,16 +5,12 @@ page, 4 KB in 3 us (measured). What it computes is lost when it ends. So the par
 tries out all libraries first, on media that it makes itself.
 """
 
-import ctypes
 import gc
 import importlib
 import io
 import json
-import mmap
 import os
 import pkgutil
-import sys
-from pathlib import Path
 from typing import Any
 
 import av
@@ -24,6 +20,7 @@ from av.error import FFmpegError
 
 from pipelines.media.container import DecodeError
 from pipelines.media.decode import decode_segments
+from pipelines.media.decoder.huge_pages import enlarge_code_pages
 from pipelines.media.decoder.messages import segment_header
 from pipelines.media.formats import COMMON_CODECS
 from pipelines.media.mixing import mixing_weights
@@ -41,8 +38,6 @@ ENVIRONMENT = {
     ":glibc.malloc.trim_threshold=1073741824:glibc.malloc.top_pad=16777216",
 }
 """Environment variables of the process."""
-_HUGE_PAGE = 2 << 20
-_MADV_COLLAPSE = 25
 _TRIAL: dict[str, Any] = {
     "segment_seconds": 1.0,
     "min_segment_seconds": 0.1,
@@ -59,47 +54,9 @@ def warm_up() -> None:
     _try_out()
     for name in USUAL_LAYOUTS:
         mixing_weights(AudioLayout(name))
+    enlarge_code_pages()
     gc.collect()
     gc.freeze()  # the collector would write to all objects, so that their pages are copied
-
-
-class Heap:
-    """The heap of the C library in this process, most of whose pages every decoder writes to."""
-
-    def __init__(self) -> None:
-        self._start = self._stop = 0
-        maps = Path("/proc/self/maps")
-        if not sys.platform.startswith("linux") or not maps.exists():
-            return
-        for line in maps.read_text().splitlines():
-            if line.endswith("[heap]"):
-                start, stop = (int(end, 16) for end in line.split()[0].split("-"))
-                self._start = self._start or -(-start // _HUGE_PAGE) * _HUGE_PAGE
-                self._stop = stop // _HUGE_PAGE * _HUGE_PAGE
-        self._split_huge_pages()
-
-    def make_own(self) -> None:
-        """Copies the heap in pages of 2 MB, 0.4 ms each against 1.4 in small pages (measured).
-
-        Kernels before 6.1 do not support this. There, pages are copied when they are written to.
-        """
-        if self._stop > self._start:
-            _libc.madvise(
-                ctypes.c_size_t(self._start),
-                ctypes.c_size_t(self._stop - self._start),
-                _MADV_COLLAPSE,
-            )
-
-    def _split_huge_pages(self) -> None:
-        """Splits pages of 2 MB, which `make_own` would take for pages that are already its own."""
-        for start in range(self._start, self._stop, _HUGE_PAGE):
-            # A page with other flags than its neighbors cannot be part of a larger one. Its rights
-            # must stay, because it may hold what this very code writes.
-            for advice in (mmap.MADV_DONTFORK, mmap.MADV_DOFORK):
-                _libc.madvise(ctypes.c_size_t(start), ctypes.c_size_t(mmap.PAGESIZE), advice)
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _load_all() -> None:

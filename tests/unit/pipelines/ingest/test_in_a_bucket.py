@@ -15,7 +15,7 @@ from pipelines.config.ingest import IngestSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
 from pipelines.files import locked
-from pipelines.filesystems import filesystem_of, list_files
+from pipelines.filesystems import _away, _s3, filesystem_of, list_files
 from pipelines.ingest.ingest import check_ingest, ingest
 from pipelines.storage import check_writable, path_of
 from tests.helpers.bucket import BUCKET, serving
@@ -145,6 +145,34 @@ def test_whatever_cannot_be_written_to_is_refused_in_a_line(server, videos, monk
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="the store does not answer; AWS_ENDPOINT_URL"):
         check_writable("s3://other/clips")
+
+
+def test_why_a_store_refuses_is_said_in_a_line(server):
+    for code, words in (
+        ("InvalidAccessKeyId", "the store does not know these credentials"),
+        ("SignatureDoesNotMatch", "the store does not accept these credentials"),
+        ("ExpiredToken", "the store does not accept AWS_SESSION_TOKEN any more"),
+        ("AllAccessDisabled", "the store does not allow it"),
+    ):
+        server.refusing(code)
+        try:
+            with pytest.raises(UserError, match=rf"^output \(.*\) is not writable: {words} \(.*$"):
+                check_writable(f"{OUTPUT}/refused")
+        finally:
+            server.refusing("")
+
+
+def test_a_clock_that_is_off_by_20_minutes_is_named_soon(server, monkeypatch):
+    monkeypatch.setattr("pipelines.filesystems._FIRST_ATTEMPTS", 2)
+    _s3.cache_clear()
+    server.clock(1200.0)
+    try:
+        with pytest.raises(UserError, match=r"the clock of this machine and that of the store"):
+            check_writable(f"{OUTPUT}/other clock")
+    finally:
+        server.clock(0.0)
+        _away.clear()
+    check_writable(f"{OUTPUT}/other clock")
 
 
 def test_an_overloaded_bucket_is_waited_for(server, videos, local):

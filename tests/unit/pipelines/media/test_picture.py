@@ -1,13 +1,15 @@
+import gc
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from av.video.frame import VideoFrame
 
 from pipelines.media.decode import decode_segments
 from pipelines.media.picture import Crop, fitted, same_shape
 from pipelines.media.streams.declarations import parse_dump, read_declarations
-from tests.helpers.media import DECODE, write_media
+from tests.helpers.media import DECODE, write_media, write_numbered
 from tests.helpers.mp4_boxes import add_clean_aperture
 
 CROP = Crop(left=8, right=16, top=12, bottom=6)
@@ -165,3 +167,16 @@ def test_a_pixel_aspect_that_the_codec_changes_is_followed(tmp_path):
     first, second = decode_segments(str(path), **DECODE)
     assert first.frames.shape[1:3] == (48, 64)
     assert second.frames.shape[1:3] == (48, 128)
+
+
+def test_a_decoded_frame_lives_no_longer_than_its_picture_takes(tmp_path):
+    """Frames that wait for the garbage collector hold 14 MB a segment at 360p, and 100 at 1080p."""
+    path = write_numbered(tmp_path / "clip.mp4", 100)
+    gc.collect()
+    gc.disable()
+    try:
+        for number, segment in enumerate(decode_segments(str(path), **DECODE)):
+            alive = sum(type(kept) is VideoFrame for kept in gc.get_objects())
+            assert alive <= 4, f"segment {number} of {len(segment.frames)} frames"
+    finally:
+        gc.enable()

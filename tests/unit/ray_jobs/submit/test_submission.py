@@ -17,12 +17,13 @@ from pipelines.paths import PACKAGES
 from pipelines.tracking.code_version import CODE_VERSION, code_version
 from ray_jobs.cli.main import main
 from ray_jobs.submit import probe
-from ray_jobs.submit.checks import resource_mistakes
+from ray_jobs.submit.checks import _place_mistakes, resource_mistakes
 from ray_jobs.submit.follow import listed
 from ray_jobs.submit.package import staged
 from ray_jobs.submit.places import HOME_OF_CLUSTER, places
 from ray_jobs.submit.server import connected_client
 from ray_jobs.submit.submission import pinned_packages, submission_of
+from tests.helpers.bucket import BUCKET, serving
 from tests.helpers.training import tiny_config, unused_port
 
 
@@ -107,7 +108,11 @@ def test_mistakes_in_settings_end_it_before_the_cluster_is_asked(capsys):
         (["pretrain"], "xkd submit pretrain needs a configuration"),
         (["pretrain", "smoke", "epoch=3"], "did you mean epochs?"),
         (["pretrain", "smoke"], "--address http://HOST:8265 or RAY_API_SERVER_ADDRESS must name"),
-        (["stop"], "--address http://HOST:8265"),
+        (["pretrain", "smoke", "--dry-run"], "--address http://HOST:8265"),
+        (["stop", "a"], "--address http://HOST:8265"),
+        (["stop"], "xkd submit stop needs the ID of one job"),
+        (["logs", ""], "xkd submit logs needs the ID of one job"),
+        (["list", "a"], "xkd submit list takes nothing after it"),
     ):
         assert main(["submit", *arguments]) == 2
         assert message in capsys.readouterr().err
@@ -120,6 +125,13 @@ def test_an_address_without_a_job_server_is_named():
     for address in ("auto", "ray://host:10001", "http://", "http://host:port"):
         with pytest.raises(UserError, match="must be http://HOST:PORT of Ray's dashboard"):
             connected_client(address)
+
+
+def test_a_stopped_job_has_time_for_a_checkpoint(monkeypatch):
+    """Ray kills after 3 s what has not ended; it reads this variable in the job's environment."""
+    assert int(submission("smoke").variables()["RAY_JOB_STOP_WAIT_TIME_S"]) >= 300
+    monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "7")
+    assert submission("smoke").variables()["RAY_JOB_STOP_WAIT_TIME_S"] == "7"
 
 
 def test_each_job_of_the_cluster_is_one_line():
@@ -176,7 +188,7 @@ def test_the_probe_tells_why_a_place_is_out_of_reach(tmp_path, monkeypatch):
     marker = HOME_OF_CLUSTER
 
     def problem(place, is_written=False):
-        return probe._problem({"place": str(place), "is_written": is_written}, marker)
+        return probe._problem({"place": str(place), "is_written": is_written}, marker)[0]
 
     assert problem(tmp_path) == ""
     assert problem(tmp_path / "none") == "does not exist on the cluster"
@@ -188,7 +200,32 @@ def test_the_probe_tells_why_a_place_is_out_of_reach(tmp_path, monkeypatch):
     port = unused_port()
     assert "cannot be reached from the cluster" in problem(f"http://127.0.0.1:{port}")
     assert problem(f"file://{tmp_path}/runs") == ""
+    assert problem(f"file://{tmp_path}/new", is_written=True) == ""
+    assert list(tmp_path.iterdir()) == [tmp_path / "runs"]
     assert problem(f"file://{tmp_path}/gone").startswith("does not exist")
+
+
+def test_the_probe_writes_as_a_job_does(tmp_path):
+    """Keys with spaces, umlauts and escapes are literal."""
+    with serving(tmp_path) as server:
+
+        def problem(place, is_written=False):
+            asked = {"place": place, "is_written": is_written}
+            return probe._problem(asked, HOME_OF_CLUSTER)
+
+        uri = f"s3://{BUCKET}/my runs/100% \N{LATIN SMALL LETTER U WITH DIAERESIS}%20/"
+        assert problem(uri, is_written=True) == ("", "")
+        assert problem(f"{uri}none")[0].startswith("does not exist")
+        assert server.names("my runs") == []
+        checked = {"setting": "output", "place": "s3://gone/a", "is_written": True}
+        (line,) = _place_mistakes([checked], [problem("s3://gone/a", is_written=True)])
+        assert line.startswith(
+            "output (s3://gone/a) cannot be written from the cluster: the bucket does not exist ("
+        )
+        server.read_only(True)
+        (line,) = _place_mistakes([{**checked, "place": uri}], [problem(uri, is_written=True)])
+        assert "from the cluster: the store does not allow it" in line
+        assert "\n" not in line
 
 
 def test_the_probe_needs_nothing_of_xkd():
