@@ -142,11 +142,12 @@ class AudioTrack:
             self._break_at = None
             return True
         step = abs(error - self._pace.error)
-        self._pace.error = error
-        if abs(error) <= HOLE_SECONDS or (error < 0 and not self.times.is_trusted):
-            return False
+        is_off = abs(error) > HOLE_SECONDS and (error > 0 or self.times.is_trusted)
         is_lost = self.times.is_followed and abs(error) > MAX_ERROR_SECONDS
-        return step > STEP_SECONDS or is_lost
+        if is_off and (step > STEP_SECONDS or is_lost):
+            return True
+        self._pace.error = error  # the samples before a hole do not follow it
+        return False
 
     def _look_ahead(self, number: int) -> None:
         """Ends a run before a hole, so that the silence is known before the hole is over."""

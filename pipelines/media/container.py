@@ -159,6 +159,7 @@ def _refusal(
     source: BinaryIO | io.RawIOBase, formats: Formats, error: ArgumentError
 ) -> DecodeError:
     """Names the format of a refused source, which only FFmpeg's log tells."""
+    before = av.logging.get_level()
     av.logging.set_level(av.logging.ERROR)
     try:
         with av.logging.Capture() as log:
@@ -166,7 +167,7 @@ def _refusal(
     except (FFmpegError, ValueError, OSError):
         pass
     finally:
-        av.logging.set_level(av.logging.PANIC)
+        av.logging.set_level(before)
     for _, name, message in log:
         if message.startswith("Format not on whitelist"):
             if formats == "all" or not NEVER.isdisjoint(name.split(",")):

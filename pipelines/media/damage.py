@@ -34,13 +34,14 @@ def logged(stream: VideoStream | AudioStream) -> Iterator[list[tuple[int, str, s
     if stream.codec_context.name not in LOGGING_CODECS:
         yield []
         return
+    before = av.logging.get_level()
     av.logging.set_level(av.logging.ERROR)
     av.logging.set_skip_repeated(False)
     try:
         with av.logging.Capture() as messages:
             yield messages
     finally:
-        av.logging.set_level(av.logging.PANIC)
+        av.logging.set_level(before)
 
 
 class DamageLimit:

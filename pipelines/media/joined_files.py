@@ -5,6 +5,7 @@ the decoders of the first file:
 
     Ogg                 another codec or sample rate, or a picture beside the sound
     transport stream    other stream numbers, or numbers that are used for other codecs
+    program stream      sound in another codec, or a stream that the first file lacks
     MP4, FLV, ASF, WAV  any second file, because the first header describes the first one alone
     AVI, Matroska       other codecs or codec headers, because FFmpeg keeps the first ones
     FLAC                another sample rate
@@ -26,8 +27,9 @@ from pipelines.media.container import MediaInput, open_file
 from pipelines.media.file_view import View
 from pipelines.media.jumps import AHEAD_SECONDS, BACK_SECONDS
 from pipelines.media.packets import PacketScan, PacketTable
-from pipelines.media.streams.declarations import Declarations, read_declarations
-from pipelines.media.transport_stream import program_changes
+from pipelines.media.streams.declarations import Declarations, late_kinds, read_declarations
+from pipelines.media.streams.program_stream import clock_changes
+from pipelines.media.streams.transport_stream import program_changes
 
 MAX_FILES = 1000
 """Limit of joined files, because a hostile file could hold any number of headers."""
@@ -111,6 +113,8 @@ def _has_reason(
     if name == "mpegts":
         changes = read_declarations(container).codecs != before.codecs
         return leaps or changes or follow_each_other(container, scan)
+    if name == "mpeg":
+        return leaps and (follow_each_other(container, scan) or bool(late_kinds(container, before)))
     if name in {"mov", "matroska", "flac"} and leaps:
         return True
     return name == "avi" or (has_rest and name in {"mov", "matroska", "flv", "asf", "wav"})
@@ -124,6 +128,8 @@ def _starts(view: View, container: av.container.InputContainer, read_until: int)
         return _link_starts(view)
     if name == "mpegts":
         return program_changes(view, {stream.id for stream in container.streams})
+    if name == "mpeg":
+        return clock_changes(view)
     if name == "mov":
         return _later_boxes(view, size)
     if name in {"avi", "wav"}:

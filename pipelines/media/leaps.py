@@ -122,12 +122,24 @@ class _Search:
             self._leap(other, self._pause(other, order), is_new=False)
 
     def _pause(self, other: int, order: int) -> int:
-        """Returns the packet of the next second whose step in time is the most unusual."""
+        """Returns the packet of the next second whose step in time is the most unusual.
+
+        It is the first one if the other stream has only just begun, with the file that follows.
+        """
         clock = self.clocks[other]
+        if self._has_just_begun(other, order):
+            return 0
         first = max(1, clock.at(order) + 1)
         stop = first + 1 + round(NEARER_SECONDS / (clock.step() or NEARER_SECONDS))
         steps = np.diff(clock.decode[first - 1 : stop])
         return first + int(np.argmax(np.abs(steps - clock.step()))) if len(steps) else 0
+
+    def _has_just_begun(self, other: int, order: int) -> bool:
+        """Returns whether a stream began after the last packet of the one that leaps."""
+        leaping = self.clocks[1 - other]
+        last = leaping.at(order)
+        alone = leaping.decode[last] - leaping.decode[0]
+        return bool(leaping.order[last] < self.clocks[other].order[0] and alone > NEARER_SECONDS)
 
     def align_starts(self, max_seconds: float) -> None:
         """Makes both streams begin together if their clocks are unrelated."""

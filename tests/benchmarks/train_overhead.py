@@ -7,12 +7,17 @@ training by Ray Train with one worker; and with two workers and twice the batch,
 worker has the same. Clips a second over all steps but the first; saving and logging are in Ray
 Train's figures and not in the loop's. The network is that of the smoke run.
 
+Beside clips a second stand CPU milliseconds a step, between two progress reports: of the bare
+loop's process, of the workers, and of all other processes of Ray and of this driver. They mean
+something where the machine does other work; what the others take, two workers on two CPUs lack.
+
 The wait for data is what training says of itself in MLflow: the shares of its laps, each weighed
 with the lap's seconds, over all steps but the first. It is that of the first worker; a second one
 that waits shows in the first one's steps, which then take longer. Clips are smaller than those of
 ingest, whose short side is 128; the wait and the views' part of a step depend on it.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -24,6 +29,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
+import psutil
 import ray
 import torch
 import yaml
@@ -50,7 +56,8 @@ NUM_CLIPS = 64
 DEFAULTS = {"steps": "40", "repeats": "3", "short_side": "48"}
 WAYS = ("bare", "ray_1", "ray_2")
 Turn = dict[str, float]
-"""Clips a second by way, and the share of waiting by `WAY wait`."""
+"""Clips a second by way, the share of waiting by `WAY wait`, and CPU times by `WAY worker ms` and
+`WAY others ms`."""
 
 
 def main() -> None:
@@ -84,14 +91,45 @@ def measure(home: Path, num_steps: int, repeats: int) -> list[Turn]:
             num_workers = 2 if way == "ray_2" else 1
             config = settings(home, f"{way}.{repeat}", num_workers, num_steps)
             if way == "bare":
-                turn[way] = in_a_process(config, home, num_steps)
+                turn[way], turn["bare worker ms"] = in_a_process(config, home, num_steps)
             else:
-                result = pretrain(config, on_progress=lambda *_: None)
+                use = CpuUse()
+                result = pretrain(config, on_progress=use.see)
                 turn[way], turn[f"{way} wait"] = result.clips_per_second, data_wait(result.run)
+                turn[f"{way} worker ms"], turn[f"{way} others ms"] = use.milliseconds_a_step()
         turns.append(turn)
         print("  ".join(f"{name} {value:.4g}" for name, value in turn.items()), flush=True)
     ray.shutdown()
     return turns
+
+
+class CpuUse:
+    """CPU seconds of the workers and of all other processes, at each progress report."""
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[int, float, float]] = []
+
+    def see(self, step: int, *_: object) -> None:
+        """Takes the times after a number of steps; the first of them starts the count."""
+        workers = others = 0.0
+        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                seconds = sum(process.cpu_times()[:2])
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    workers += seconds
+                else:
+                    others += seconds
+        # After the last step the workers may have ended, with their times.
+        if step and (not self._seen or (step > self._seen[-1][0] and workers > self._seen[-1][1])):
+            self._seen.append((step, workers, others))
+
+    def milliseconds_a_step(self) -> tuple[float, float]:
+        """Of all workers together, and of the other processes."""
+        (first, *before), (last, *after) = self._seen[0], self._seen[-1]
+        workers, others = (
+            (end - begin) / (last - first) * 1e3 for begin, end in zip(before, after, strict=True)
+        )
+        return workers, others
 
 
 def data_wait(run: RunRef) -> float:
@@ -136,8 +174,8 @@ def settings(home: Path, name: str, num_workers: int, num_steps: int) -> Pretrai
     return PretrainConfig.model_validate(smoke | changes)
 
 
-def in_a_process(config: PretrainConfig, home: Path, num_steps: int) -> float:
-    """The bare loop, on one thread as a worker with one CPU is."""
+def in_a_process(config: PretrainConfig, home: Path, num_steps: int) -> tuple[float, float]:
+    """The bare loop, on one thread as a worker with one CPU is: clips/s, CPU ms a step."""
     file = home / "bare.json"
     file.write_text(config.model_dump_json())
     program = "import sys, train_overhead; train_overhead.bare(sys.argv[1], int(sys.argv[2]))"
@@ -149,7 +187,8 @@ def in_a_process(config: PretrainConfig, home: Path, num_steps: int) -> float:
         text=True,
         check=True,
     )
-    return float(done.stdout.strip().splitlines()[-1])
+    rate, milliseconds = done.stdout.split()[-2:]
+    return float(rate), float(milliseconds)
 
 
 def bare(file: str, num_steps: int) -> None:
@@ -175,8 +214,9 @@ def bare(file: str, num_steps: int) -> None:
             steps_per_epoch=feed.steps_per_epoch,
         )
         if step == 0:
-            begun = time.monotonic()
+            begun, cpu = time.monotonic(), time.process_time()
     print((num_steps - 1) * config.batch_size / (time.monotonic() - begun))
+    print((time.process_time() - cpu) / (num_steps - 1) * 1e3)
     feed.close()
 
 
@@ -184,6 +224,13 @@ def report(turns: list[Turn]) -> None:
     """Ratios within each turn."""
     for way in WAYS:
         print(f"{way:6} {median_and_range([turn[way] for turn in turns])} clips/s")
+    for way in WAYS:
+        own = median_and_range([turn[f"{way} worker ms"] for turn in turns], 1)
+        line = f"{way:6} {own} CPU ms a step of the workers"
+        if way != "bare":
+            others = median_and_range([turn[f"{way} others ms"] for turn in turns], 1)
+            line += f", {others} of other processes"
+        print(line)
     cost = median_and_range([turn["bare"] / turn["ray_1"] for turn in turns], 3)
     print(f"Ray Train with one worker takes {cost} times the bare loop")
     gain = median_and_range([turn["ray_2"] / turn["ray_1"] for turn in turns], 3)

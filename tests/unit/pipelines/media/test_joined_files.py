@@ -11,9 +11,17 @@ from pipelines.media.container import DecodeError
 from pipelines.media.decode import decode_segments
 from pipelines.media.file_view import View
 from pipelines.media.joined_files import Part
-from pipelines.media.transport_stream import program_changes
+from pipelines.media.streams.program_stream import clock_changes
+from pipelines.media.streams.transport_stream import program_changes
 from tests.helpers.media import DECODE
-from tests.helpers.timed_scenes import decode, joined, mismatches, seen_and_heard, write_scene
+from tests.helpers.timed_scenes import (
+    decode,
+    joined,
+    mismatches,
+    seen_and_heard,
+    tones,
+    write_scene,
+)
 
 
 def seconds_of(path, **changes):
@@ -127,36 +135,77 @@ def test_fragmented_files_that_were_joined(tmp_path):
     assert num_leaps(segments) == 2
 
 
-def test_sound_of_another_kind_that_follows_is_counted(tmp_path):
-    first = write_scene(tmp_path / "first.mpg", 0, 5, codecs=("mpeg2video", "mp2"))
-    other = write_scene(tmp_path / "other.mpg", 20, 25, codecs=("mpeg2video", "ac3"))
-    seen, heard, segments = seconds_of(joined(tmp_path / "all.mpg", first, other))
-    assert seen == [*range(5), *range(20, 25)]
-    assert heard == [*range(5), *[None] * 5]
-    assert sum(segment.decode_errors for segment in segments) == 1
+@pytest.mark.parametrize(
+    "others", [[("mpeg2video", "ac3")], [("mpeg2video", ""), ("mpeg2video", "ac3")]]
+)
+@pytest.mark.parametrize("suffix", [".mpg", ".vob"])
+def test_program_streams_with_sound_of_another_kind(tmp_path, suffix, others):
+    kinds = [("mpeg2video", "mp2"), *others, ("mpeg2video", "mp2")]
+    parts = [
+        write_scene(tmp_path / f"{number}{suffix}", 15 * number, 15 * number + 5, codecs=kind)
+        for number, kind in enumerate(kinds[:3])
+    ]
+    seen, heard, segments = seconds_of(joined(tmp_path / f"all{suffix}", *parts))
+    pieces = [range(15 * number, 15 * number + 5) for number in range(3)]
+    assert seen == [second for piece in pieces for second in piece]
+    assert heard == [
+        second if kind[1] else None
+        for piece, kind in zip(pieces, kinds, strict=False)
+        for second in piece
+    ]
+    assert sum(segment.decode_errors for segment in segments) == 0
+    assert num_leaps(segments) == 2
+
+
+def test_the_clock_of_program_streams_is_read(tmp_path):
+    parts = [
+        write_scene(tmp_path / f"{number}.mpg", 0, 5, codecs=codecs, options={"muxrate": "2000000"})
+        for number, codecs in enumerate([("mpeg2video", "mp2"), ("mpeg1video", "mp2")])
+    ]
+    sizes = [part.stat().st_size for part in parts]
+    path = joined(tmp_path / "all.mpg", *parts, *parts)
+    expected = [sizes[0], sum(sizes), sum(sizes) + sizes[0]]
+    assert list(clock_changes(View(io.BytesIO(path.read_bytes())))) == expected
+    for noise in (b"", b"\x00\x00\x01\xba", np.random.default_rng(0).bytes(100_000)):
+        assert list(clock_changes(View(io.BytesIO(noise)))) == []
+
+
+def test_a_picture_that_begins_where_the_sound_steps_back(tmp_path):
+    mpeg2 = ("mpeg2video", "mp2")
+    sound = write_scene(tmp_path / "sound.mpg", 0, 10, codecs=("", "mp2"))
+    # The sound before ends at 10.5 s of this clock, because the container begins at 0.5 s.
+    both = write_scene(tmp_path / "both.mpg", 20, 25, codecs=mpeg2, offset=10.0)
+    seen, heard, _ = seconds_of(joined(tmp_path / "all.mpg", sound, both))
+    assert seen == [*[None] * 10, *range(20, 25)]
+    assert heard == [*range(10), *range(20, 25)]
 
 
 def test_a_picture_that_begins_after_what_is_probed(tmp_path, monkeypatch):
     sound = write_scene(tmp_path / "sound.mpg", 0, 10, codecs=("", "mp2"))
-    whole = write_scene(tmp_path / "whole.mpg", 20, 25, codecs=("mpeg2video", "mp2"))
+    whole = write_scene(tmp_path / "both.mpg", 20, 25, codecs=("mpeg2video", "mp2"), offset=10.5)
     # FFmpeg probes 5 MB at the beginning, and less at the end. Each pack gets some padding.
     padding = b"\x00\x00\x01\xbe" + (60_000).to_bytes(2, "big") + bytes(60_000)
     pack = b"\x00\x00\x01\xba"
-    sound.write_bytes(pack.join(part + padding for part in sound.read_bytes().split(pack)))
-    assert sound.stat().st_size > 5_000_000
-    path = joined(tmp_path / "all.mpg", sound, whole, sound)
+    last_tone = np.tile(tones(24, 25), 10)  # the last picture is held
+    last = write_scene(
+        tmp_path / "last.mpg", 24, 34, codecs=("", "mp2"), waveform=last_tone, offset=15.5
+    )
+    for part in (sound, last):
+        part.write_bytes(pack.join(each + padding for each in part.read_bytes().split(pack)))
+        assert part.stat().st_size > 5_000_000
+    path = joined(tmp_path / "all.mpg", sound, whole, last)
     seen, heard, segments = seconds_of(path)
-    assert seen == [*[None] * 10, *range(20, 25), *[None] * 10]
-    assert heard == [*range(10), *range(20, 25), *range(10)]
+    assert seen == [*[None] * 10, *range(20, 25), *[24] * 10]
+    assert heard == [*range(10), *range(20, 25), *[24] * 10]
     assert all(segment.info.declares_picture for segment in segments)
-    assert [segment.decode_errors for segment in segments] == [0, 0, 0, 0, 0]
+    assert [segment.decode_errors for segment in segments] == [0] * 5
     # Packets that do not fit into memory are read again, of the same streams.
     monkeypatch.setattr(packets, "MAX_HELD_BYTES", 1000)
     assert seconds_of(path)[:2] == (seen, heard)
     # Beyond what is probed at most, it is counted as lost.
     monkeypatch.setattr(container, "_PROBES_ALL", {})
     _, heard, segments = seconds_of(path)
-    assert heard == [*range(10), *range(20, 25), *range(10)]
+    assert heard == [*range(10), *range(20, 25), *[24] * 10]
     assert all(segment.info.declares_picture for segment in segments)
     assert [segment.decode_errors for segment in segments] == [1, 0, 0, 0, 0]
 

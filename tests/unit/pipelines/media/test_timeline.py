@@ -254,7 +254,7 @@ def test_a_minute_without_packets_is_a_minute_where_clocks_are_steady(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["audio", "video"])
-@pytest.mark.parametrize("suffix", [".mkv", ".ts"])
+@pytest.mark.parametrize("suffix", [".mkv", ".ts", ".mp4"])
 def test_a_gap_in_one_stream_leaves_the_other_alone(tmp_path, kind, suffix):
     made = write_scene(tmp_path / "made.mp4", 0, 27)
     path = tmp_path / f"gap{suffix}"
@@ -270,7 +270,8 @@ def test_a_gap_in_one_stream_leaves_the_other_alone(tmp_path, kind, suffix):
         assert sounds == whole
         assert set(seconds_seen(seen[41:158])) == {4}
     assert (seen[-1] // 25, sounds[-1]) == (26, 26)
-    assert total(segments, "clock_leaps") == 0
+    assert total(segments, "picture_gaps") == int(kind == "video")
+    assert total(segments, "clock_leaps") == total(segments, "bridged_gaps") == 0
 
 
 @pytest.mark.parametrize("before_wrap", [1.4, 5.3, 70.0])
