@@ -37,7 +37,11 @@ def evaluations(config: SuiteConfig) -> dict[str, EvaluateConfig]:
 
 def _evaluation(config: SuiteConfig, entry: SuiteEntry) -> EvaluateConfig:
     name = Path(entry.name or entry.config).stem
-    found = find_configuration(JOBS["evaluate"], entry.config, [])
+    try:
+        found = find_configuration(JOBS["evaluate"], entry.config, [])
+    except UserError as error:
+        text = str(error).replace("argument (", "config (", 1)
+        raise UserError(f"suite ({name}): {text}") from None
     values: dict[str, Any] = load_settings(EvaluateConfig, found.file, []).model_dump(mode="json")
     values |= entry.settings
     values |= {

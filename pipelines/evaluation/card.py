@@ -16,6 +16,7 @@ from pipelines.evaluation.scores import (
     MEASURES,
     METRICS,
     SUBJECTS,
+    FeatureScores,
     MeasureScore,
     Scores,
     interval_text,
@@ -52,7 +53,8 @@ def card_rows(entries: Sequence[CardEntry]) -> list[tuple[str, ...]]:
         for direction, ranks in found.retrieval.items():
             for name in ("recall@1", "recall@5"):
                 figure, count = ranks["trained"].figures[name], ranks["trained"].num_clips
-                rows.append(_row(entry, direction, name, figure, ("", "", f"{count:,}")))
+                beside = ("", _minus_reference(found, f"{direction}/{name}"), f"{count:,}")
+                rows.append(_row(entry, direction, name, figure, beside))
         if not found.modalities and not found.retrieval:
             rows.append((entry.name, *[""] * 7, entry.scores.dataset_id[:12], found.reason))
     return rows
@@ -62,14 +64,18 @@ def _measure_rows(
     entry: CardEntry, subject: str, measure: str, one: MeasureScore, count: int
 ) -> list[tuple[str, ...]]:
     """Returns a row for each figure; the published one and the difference stand by the first."""
-    change = entry.scores.found.over_reference.get(f"{subject}/{measure}")
-    difference = f"{100 * change.value:+.1f} {interval_text(change)}" if change else ""
-    beside = (_published(entry.config, subject, measure), difference.rstrip(), f"{count:,}")
+    difference = _minus_reference(entry.scores.found, f"{subject}/{measure}")
+    beside = (_published(entry.config, subject, measure), difference, f"{count:,}")
     rows: list[tuple[str, ...]] = []
     for name, figure in one.figures.items():
         title = f"{MEASURES[measure]} {METRICS[name]}"
         rows.append(_row(entry, subject, title, figure, beside if not rows else ("", "", "")))
     return rows
+
+
+def _minus_reference(found: FeatureScores, path: str) -> str:
+    change = found.over_reference.get(path)
+    return f"{100 * change.value:+.1f} {interval_text(change)}".rstrip() if change else ""
 
 
 def _row(

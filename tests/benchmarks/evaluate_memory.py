@@ -1,14 +1,15 @@
 """How much memory does an evaluation of many clips take, process by process?
 
     python tests/benchmarks/evaluate_memory.py [clips=100000] [width=768] [average=features]
-    python tests/benchmarks/evaluate_memory.py features=embedded width=192
+    python tests/benchmarks/evaluate_memory.py worker_shards=5 width=192
 
 Writes a clip dataset of tiny clips and a cache with made features of that width: trained and
 untrained, video and audio, as a ViT-B gives them. Then `ray_jobs.evaluate` runs on them as a user's
-would, without decoding a clip. With `features=embedded` the cache is empty, and workers read and
-embed every clip with an encoder of one block of that width. Memory of a process is what it has of
-its own (RssAnon); pages of Ray's object store (RssShmem) are shared by all, and count once, by the
-process that maps the most.
+would, without decoding a clip. Memory of a process is what it has of its own (RssAnon); pages of
+Ray's object store (RssShmem) are shared by all, and count once, by the process that maps the most.
+
+With `worker_shards` it measures instead what a worker that embeds takes: this process is one, with
+encoders of one block of that width, and embeds so many shards of 1,000 clips into an empty cache.
 """
 
 import json
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ from pipelines.evaluation.cache import FeatureCache
 from pipelines.evaluation.choice import choose, retrieval_clips
 from pipelines.evaluation.embedder import Embedded
 from pipelines.evaluation.networks import checkpoint_source, load_network
-from pipelines.evaluation.shard_features import shard_parts
+from pipelines.evaluation.shard_features import DONE_FOLDER, FeatureWorker, shard_parts
 from pipelines.models.checkpoints import (
     AUDIO_CENTER,
     VIDEO_CENTER,
@@ -46,7 +48,7 @@ from tests.helpers.clip_datasets import write_dataset
 from tests.helpers.training import MODEL, tiny_config
 from xkd_core.xkd import build_xkd, model_tensors
 
-DEFAULTS = {"clips": "100000", "width": "768", "average": "features", "features": "made"}
+DEFAULTS = {"clips": "100000", "width": "768", "average": "features", "worker_shards": "0"}
 NUM_CLASSES = 10
 CLIPS_PER_SHARD = 1000
 SHOWN = {
@@ -70,12 +72,12 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        embedded = given["features"] == "embedded"
-        checkpoint = write_checkpoint(folder, width if embedded else None)
+        if num_shards := int(given["worker_shards"]):
+            watch_worker(folder, num_clips, width, num_shards, settings)
+            return
+        checkpoint = write_checkpoint(folder, None)
         dataset = ClipDataset.open(str(write_clips(folder / "clips", num_clips)))
-        stored = 4 * num_clips * width * 4
-        if not embedded:
-            stored = write_features(folder / "cache", checkpoint, dataset, width, settings)
+        stored = write_features(folder / "cache", checkpoint, dataset, width, settings)
         peaks, seconds = watched(folder, checkpoint, settings)
     for name, peak in sorted(peaks.items()):
         print(f"{name:24} {peak / 1e9:6.2f} GB")
@@ -102,6 +104,37 @@ def write_checkpoint(folder: Path, width: int | None) -> Path:
     checkpoint = folder / "run" / checkpoint_name(1)
     save_checkpoint(checkpoint, tensors, {}, info)
     return checkpoint
+
+
+def watch_worker(
+    folder: Path, num_clips: int, width: int, num_shards: int, values: dict[str, Any]
+) -> None:
+    """Prints what this process takes before, as a worker, and after each shard."""
+    checkpoint = write_checkpoint(folder, width)
+    clips = write_clips(folder / "clips", num_clips)
+    dataset, settings = ClipDataset.open(str(clips)), EvaluateSettings.model_validate(values)
+    parts = list(shard_parts(dataset, choose(dataset, settings, None)))[:num_shards]
+    for name in ("cache", f"scratch/{DONE_FOLDER}"):
+        (folder / name).mkdir(parents=True)
+    source = checkpoint_source(checkpoint, str(checkpoint), "teacher")
+    own = {"before": memory_of(os.getpid())[0]}
+    worker = FeatureWorker(
+        {"trained": (source,), "untrained": (source,)},
+        str(clips),
+        settings.model_dump(mode="json"),
+        None,
+        str(folder / "cache"),
+        str(folder / "scratch"),
+    )
+    own["as a worker"] = memory_of(os.getpid())[0]
+    for number, part in enumerate(parts, 1):
+        (row,) = worker(asdict(part))
+        assert not row["failed"], row["failed"]
+        own[f"after {number} shards"] = memory_of(os.getpid())[0]
+    for name, size in own.items():
+        print(f"{name:24} {size / 1e9:6.3f} GB")
+    line = {"benchmark": "evaluate_memory", **environment("torch"), "clips": num_clips}
+    print(json.dumps(line | {"width": width, "own": own}))
 
 
 def write_clips(folder: Path, num_clips: int) -> Path:

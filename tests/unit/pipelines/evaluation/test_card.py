@@ -9,10 +9,12 @@ from pipelines.config.evaluate import EvaluateConfig
 from pipelines.evaluation.card import CardEntry, card_rows, write_card
 from pipelines.evaluation.intervals import Figure
 from pipelines.evaluation.official import OfficialShare, share_values
-from pipelines.evaluation.scores import MeasureScore
+from pipelines.evaluation.scores import MeasureScore, RetrievalScore
 from pipelines.evaluation.scores_file import read_scores
 from pipelines.files import write_json
 from tests.helpers.encoders import example_scores
+
+RECALLS = {f"recall@{k}": Figure(0.1 * k, 0.0, 0.2 * k) for k in (1, 5)}
 
 
 def entry(name, *, missing=0, marks=(), paper=()):
@@ -24,7 +26,11 @@ def entry(name, *, missing=0, marks=(), paper=()):
     found = replace(
         scores.found,
         modalities={"video": networks},
-        over_reference={"video/linear": Figure(0.02, -0.01, 0.05)},
+        over_reference={
+            "video/linear": Figure(0.02, -0.01, 0.05),
+            "audio_to_video/recall@5": Figure(0.04, 0.01, 0.09),
+        },
+        retrieval={"audio_to_video": {"trained": RetrievalScore(RECALLS, {"recall@5": 0.067}, 75)}},
         notes=("1 of 2 test clips without a label: left out",),
     )
     scores = replace(
@@ -51,6 +57,8 @@ def test_a_card_shows_intervals_published_figures_and_remarks(tmp_path):
     assert "27 of 30 test sources; dataset b, not a" in text
     assert "ucf101, 27 of 30 official test sources" in text
     assert "+2.0 [-1.0, 5.0]" in text
+    recall = "| whole | audio to video | recall@5 | 50.0 % | [0.0, 100.0] |"
+    assert f"{recall}  | +4.0 [1.0, 9.0] | 75 |" in text
     assert "compared with `models:/xkd-video/3`" in text
     assert "- whole: 1 of 2 test clips without a label: left out" in text
     values = json.loads((tmp_path / "card.json").read_text())

@@ -167,7 +167,7 @@ def test_bad_file_or_argument_is_one_clear_error(tmp_path, content, override, me
 def test_a_job_without_a_file_takes_overrides_alone():
     config = load_settings(ImportConfig, None, ["file=/a.pth.tar", "video.size=224"])
     assert (config.file, config.video.size) == ("/a.pth.tar", 224)
-    with pytest.raises(UserError, match=r"^settings: alias: alias \(v3\) must not be"):
+    with pytest.raises(UserError, match=r"^settings: alias \(v3\) must not be"):
         load_settings(ImportConfig, None, ["file=/a.pth.tar", "alias=v3"])
 
 
