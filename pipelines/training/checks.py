@@ -65,7 +65,7 @@ def check_pretrain(config: PretrainConfig) -> list[str]:
         mistakes += checkpoint_mistakes(config, dataset)
     except UserError as error:
         mistakes.append(str(error))
-    mistakes += run_mistakes(config) + init_mistakes(config)
+    mistakes += _teacher_mistakes(config) + run_mistakes(config) + init_mistakes(config)
     return list(dict.fromkeys(mistakes))
 
 
@@ -79,6 +79,15 @@ def training_length(config: PretrainConfig) -> list[str]:
     return [
         f"would train  {counted(total_steps, 'step')}, {feed.steps_per_epoch:,.10g} an epoch: "
         f"one clip of each of {counted(feed.num_clips, config.epoch_unit)}"
+    ]
+
+
+def _teacher_mistakes(config: PretrainConfig) -> list[str]:
+    if config.objective.teacher == "moving" or config.init is not None or config.resume is not None:
+        return []
+    return [
+        "objective.teacher (frozen) needs init: a frozen teacher keeps the weights that it begins "
+        "with, and without init these are random"
     ]
 
 

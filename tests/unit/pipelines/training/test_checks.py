@@ -93,6 +93,12 @@ def test_clips_that_lack_picture_or_sound_are_counted(tmp_path, silent, unseen, 
         pretrain(config, on_progress=lambda *_: None)
 
 
+def test_a_frozen_teacher_needs_weights(tmp_path):
+    dataset = tiny_dataset(tmp_path / "clips")
+    (mistake,) = check_pretrain(tiny_config(tmp_path, dataset, objective={"teacher": "frozen"}))
+    assert mistake.startswith("objective.teacher (frozen) needs init")
+
+
 def test_a_list_of_excluded_clips_that_changed_is_refused(tmp_path):
     dataset = tiny_dataset(tmp_path / "clips")
     ids = ClipDataset.open(dataset).index.clip_id.tolist()
