@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager
 
 import pytest
@@ -27,6 +26,7 @@ class Head:
     def __init__(self):
         self.status, self.exit_code, self.log = "RUNNING", None, ["step 1\n"]
         self.is_silent, self.is_failing, self.stopped = False, False, []
+        self.was_asked = threading.Event()
         self.ends = asyncio.Event()
 
     async def version(self, _):
@@ -43,6 +43,7 @@ class Head:
         return web.json_response({"stopped": self.status == "RUNNING"})
 
     async def job(self, _):
+        self.was_asked.set()
         if self.is_failing:
             return web.Response(text="Traceback (most recent call last):\nValueError", status=500)
         if self.status is None:
@@ -163,13 +164,16 @@ def test_ctrl_c_before_the_upload_submits_nothing(head, tmp_path):
     head.status = "PENDING"
     command = [sys.executable, "-m", "ray_jobs.cli.main", "submit", "--address", head.address]
     command += ["--home", str(tmp_path), "ingest", "smoke"]
-    submitted = subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert submitted.stdout is not None
-    assert submitted.stdout.readline().startswith("package: ")
-    time.sleep(1.0)  # the small job is waited for
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored here
+    try:
+        submitted = subprocess.Popen(
+            command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert head.was_asked.wait(120)  # the small job is waited for
     submitted.send_signal(signal.SIGINT)
-    _, err = submitted.communicate(timeout=60)
+    out, err = submitted.communicate(timeout=60)
+    assert out.startswith("package: ")
     assert (submitted.returncode, err) == (130, "\nsubmit: interrupted, nothing was submitted\n")
     assert head.stopped == ["a"]
