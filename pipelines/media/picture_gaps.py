@@ -24,6 +24,9 @@ MAX_OTHER_FRACTION = 0.02
 """Largest share of the steps that are neither a period nor a gap."""
 JOINT_SECONDS = 0.5
 """A distance between pictures so close to a leap of the clock belongs to it."""
+START_PERIODS = 4.5
+"""The first picture of an AVI may stay on for so long: FFmpeg writes empty chunks after it for the
+delay of the encoder."""
 MIN_PICTURES = 10
 """Fewer pictures do not show whether their rate is constant."""
 
@@ -45,6 +48,7 @@ def picture_gaps(shown: NDArray[np.float64], leaps: Sequence[float]) -> list[flo
     num_other = len(steps) - int(is_regular.sum()) - int(is_gap.sum())
     if is_regular.mean() < MIN_REGULAR_FRACTION or num_other > MAX_OTHER_FRACTION * len(steps):
         return []
+    is_gap[0] &= steps[0] > START_PERIODS * period
     for leap in leaps:
         is_gap &= (shown[:-1] > leap + JOINT_SECONDS) | (shown[1:] < leap - JOINT_SECONDS)
     return [float(at) for at in shown[:-1][is_gap]]

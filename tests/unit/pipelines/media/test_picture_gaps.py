@@ -50,3 +50,12 @@ def test_pictures_that_the_container_lost_are_counted(tmp_path, suffix, codecs):
     )
     assert [segment.repairs.picture_gaps for segment in decode(path)] == [2, 1]
     assert [segment.repairs.picture_gaps for segment in decode(whole)] == [0, 0]
+
+
+@pytest.mark.parametrize("bframes", [0, 1, 2])
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_the_delay_of_an_encoder_is_no_gap(tmp_path, codec, bframes):
+    codecs = (codec, "libmp3lame")
+    path = write_scene(tmp_path / "delayed.avi", 0, 3, codecs=codecs, bframes=bframes)
+    assert [segment.repairs.picture_gaps for segment in decode(path)] == [0]
+    assert picture_gaps(np.delete(EVEN, [1, 2, 3, 4]), []) == [0.0]
