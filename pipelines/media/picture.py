@@ -63,8 +63,8 @@ class PictureConverter:
         """
         # `frame.side_data` would refer to the frame and the frame to it, which keeps the frame in
         # memory until the garbage collector runs.
-        side_data = SideDataContainer(frame)  # type: ignore[call-arg]
-        matrix: Any = side_data.get("DISPLAYMATRIX")
+        side_data_of: Any = SideDataContainer  # its argument is missing in the type stubs
+        matrix: Any = side_data_of(frame).get("DISPLAYMATRIX")
         if matrix is not None:
             self.orientation = read_orientation(bytes(matrix))
         elif frame.key_frame:
