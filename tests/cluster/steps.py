@@ -75,13 +75,20 @@ class Steps(Board):
         return self._compared("killed", self._power_off)
 
     def killed_in_ingest(self) -> str:
-        """A machine loses its power while it decodes."""
+        """One of three machines loses its power while it decodes."""
+        self.stand.add_worker()
+        self.stand.wait_for_workers()
+        removed = []
 
         def disturb() -> None:
-            self._wait_for(lambda: self._has("killed-in-ingest/clips/clips"), "a shard")
-            self.stand.remove(self.stand.workers[0])
+            self._wait_for(self.stand.decoding_machines, "a machine that decodes")
+            removed.append(self.stand.decoding_machines()[0])
+            self.stand.remove(removed[0])
 
-        return self._compared("killed-in-ingest", disturb, at=None)
+        text = self._compared("killed-in-ingest", disturb, at=None)
+        log = self.stand.log("killed-in-ingest")
+        gone = [line for line in log.splitlines() if "is gone" in line or "was lost" in line]
+        return f"{removed[0].name} gone, {text}; lines: {'; '.join(gone)[:300]}"
 
     def drained(self) -> str:
         """A machine that trains is drained with 20 s left and then loses its power."""
@@ -103,14 +110,26 @@ class Steps(Board):
 
     def added(self) -> str:
         """A job that finds no machine waits; two machines join later."""
-        for worker in list(self.stand.workers):
-            self.stand.remove(worker)
-        name = "added"
-        submitted = self._submitted(name, "ray.wait_seconds=300")
+        self._remove_workers()
+        self._wait_for(lambda: self.stand.num_nodes() == 1, "a cluster of the head alone")
+        return self._goes_on_with_nodes("added", "ray.wait_seconds=300")
+
+    def emptied(self) -> str:
+        """All machines lose their power and a job begins before Ray knows; two join later."""
+        self._remove_workers()
+        return self._goes_on_with_nodes("emptied")
+
+    def _goes_on_with_nodes(self, name: str, *settings: str) -> str:
+        submitted = self._submitted(name, *settings)
         self._wait_for(lambda: "waiting for nodes" in self.stand.log(name), "the line")
         self._fill_up()
         self._ended(submitted, name)
-        return f"waited for nodes, then {self._difference(name)}"
+        line = next(x for x in self.stand.log(name).splitlines() if "waiting for nodes" in x)
+        return f"{line[:120]!r}, then {self._difference(name)}"
+
+    def _remove_workers(self) -> None:
+        for worker in list(self.stand.workers):
+            self.stand.remove(worker)
 
     def terminated(self) -> str:
         """SIGTERM to the raylet of a machine that trains."""
@@ -186,8 +205,7 @@ class Steps(Board):
 
     def slow(self) -> str:
         """One of two machines is behind a link of 50 ms that loses one packet in a hundred."""
-        for worker in list(self.stand.workers):
-            self.stand.remove(worker)
+        self._remove_workers()
         self.stand.add_worker()
         far = self.stand.add_worker(slow=True)
         self.stand.wait_for_workers()
