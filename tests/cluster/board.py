@@ -21,6 +21,7 @@ TRAINING = (
 )
 NEVER = ("pretrain.checkpoint_every=1000000",)
 STOPPED = os.EX_TEMPFAIL
+USER_ERROR = 2
 UNDISTURBED = "undisturbed"
 JOB_SECONDS = 900.0
 OUTAGE_SECONDS = 60.0
@@ -39,6 +40,15 @@ class Board:
 
     def __init__(self, stand: Stand, reference: Outcome | None) -> None:
         self.stand, self.reference = stand, reference
+        self._complete = ""
+        """Name of a main job that has ended on this stand as it should."""
+
+    def _complete_job(self) -> str:
+        """Returns the name of a complete main job, which is run if there is none."""
+        if not self._complete:
+            self._main_job(UNDISTURBED)
+            self._difference(UNDISTURBED)
+        return self._complete
 
     def _compared(
         self,
@@ -57,7 +67,9 @@ class Board:
 
     def _difference(self, name: str) -> str:
         assert self.reference is not None, f"run the step {UNDISTURBED} first"
-        return difference(outcome_of(self.stand, name), self.reference)
+        text = difference(outcome_of(self.stand, name), self.reference)
+        self._complete = name
+        return text
 
     def _main_job(self, name: str, *settings: str) -> None:
         self._ended(self._begin(name, *settings), name)
