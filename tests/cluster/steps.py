@@ -101,7 +101,7 @@ class Steps(Board):
         return f"{removed[0].name} gone, {text}; lines: {'; '.join(gone)[:300]}"
 
     def storm(self) -> str:
-        """In one job: a machine goes in ingest, the bucket is away, a machine goes in training."""
+        """In one job: a machine goes in ingest, then one in training and the bucket with it."""
         name = "storm"
         for _ in range(2):
             self.stand.add_worker()
@@ -109,9 +109,8 @@ class Steps(Board):
         self._wait_for(self.stand.decoding_machines, "a machine that decodes")
         self.stand.remove(self.stand.decoding_machines()[0])
         self._wait_for_step(name, DISTURBED_AT)
-        self._away(self.stand.store)
-        self._wait_for_step(name, 2 * DISTURBED_AT)
         self._power_off()
+        self._away(self.stand.store)
         self._ended(submitted, name)
         return self._difference(name)
 

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from pipelines.errors import UserError
 from pipelines.ingest.unit_graph import run_units
 from pipelines.ingest.unit_runner import UnitOutcome
 from pipelines.nodes import draining_nodes, wait_for_nodes, watched_nodes, working_nodes
+from pipelines.progress import watched_board
 from tests.helpers.drains import drain
 from tests.helpers.training import wait_until
 
@@ -91,7 +92,13 @@ def test_a_job_without_any_node_left_says_so_until_one_joins(cluster, caplog, mo
     monkeypatch.setattr(nodes, "_REMIND_SECONDS", 0.5)
     line = "no node of Ray has a CPU for tasks; waiting for nodes"
     wait_for_nodes(one_cpu, [{"CPU": 1}], 60.0)
-    with caplog.at_level(logging.WARNING), watched_nodes():
+    seen = []
+    with ExitStack() as stack:
+        stack.enter_context(caplog.at_level(logging.WARNING))
+        stack.enter_context(watched_nodes())
+        boards = [
+            stack.enter_context(watched_board(lambda *post: seen.append(post))) for _ in "12345"
+        ]
         for node in cluster.worker_nodes.copy():
             cluster.remove_node(node, allow_graceful=True)
         wait_until(lambda: caplog.text.count(line) >= 2, 60)
@@ -102,6 +109,10 @@ def test_a_job_without_any_node_left_says_so_until_one_joins(cluster, caplog, mo
         told = caplog.text.count(line)
         time.sleep(1.0)
         assert caplog.text.count(line) == told
+        # Boards are on the node of their reader, and others of its job may go.
+        for number, board in enumerate(boards):
+            board.post.remote(number, 5, "")
+        wait_until(lambda: len(seen) == len(boards), 30)
 
 
 @pytest.mark.slow
