@@ -18,7 +18,7 @@ from pipelines.errors import UserError
 from pipelines.ingest.unit_graph import run_units
 from pipelines.ingest.unit_runner import UnitOutcome
 from pipelines.nodes import draining_nodes, wait_for_nodes, watched_nodes, working_nodes
-from pipelines.progress import watched_board
+from pipelines.progress import ignore_progress, watched_board
 from tests.helpers.drains import drain
 from tests.helpers.training import wait_until
 
@@ -51,6 +51,10 @@ def cluster():
     yield cluster
     ray.shutdown()
     cluster.shutdown()
+
+
+def _node(*_):
+    return ray.get_runtime_context().get_node_id()
 
 
 def one_cpu(there):
@@ -92,13 +96,7 @@ def test_a_job_without_any_node_left_says_so_until_one_joins(cluster, caplog, mo
     monkeypatch.setattr(nodes, "_REMIND_SECONDS", 0.5)
     line = "no node of Ray has a CPU for tasks; waiting for nodes"
     wait_for_nodes(one_cpu, [{"CPU": 1}], 60.0)
-    seen = []
-    with ExitStack() as stack:
-        stack.enter_context(caplog.at_level(logging.WARNING))
-        stack.enter_context(watched_nodes())
-        boards = [
-            stack.enter_context(watched_board(lambda *post: seen.append(post))) for _ in "12345"
-        ]
+    with caplog.at_level(logging.WARNING), watched_nodes():
         for node in cluster.worker_nodes.copy():
             cluster.remove_node(node, allow_graceful=True)
         wait_until(lambda: caplog.text.count(line) >= 2, 60)
@@ -109,10 +107,15 @@ def test_a_job_without_any_node_left_says_so_until_one_joins(cluster, caplog, mo
         told = caplog.text.count(line)
         time.sleep(1.0)
         assert caplog.text.count(line) == told
-        # Boards are on the node of their reader, and others of its job may go.
-        for number, board in enumerate(boards):
-            board.post.remote(number, 5, "")
-        wait_until(lambda: len(seen) == len(boards), 30)
+
+
+def test_boards_are_on_the_node_of_their_reader(cluster):
+    """Other nodes of the job may go, and would take progress and warnings with them."""
+    wait_for_nodes(one_cpu, [{"CPU": 1}], 60.0)
+    with ExitStack() as stack:
+        boards = [stack.enter_context(watched_board(ignore_progress)) for _ in range(5)]
+        nodes_of_boards = ray.get([board.__ray_call__.remote(_node) for board in boards])
+    assert set(nodes_of_boards) == {_node()}
 
 
 @pytest.mark.slow
