@@ -224,7 +224,9 @@ def _origin(streams: _Streams, timeline: Timeline, scan: PacketScan, frame_rate:
         start = start_seconds(stream)
         times = timeline.streams.get(stream.index) if stream else None
         if stream is not None and times is not None:
-            start = _true_start(start or 0.0, times, scan.tables[stream.index])
+            is_declared = stream.start_time is not None and stream.index not in scan.restored
+            declared = start if is_declared else None
+            start = _true_start(declared, times, scan.tables[stream.index])
         elif start is not None:
             start = None  # it declares a start, but has no packets
         starts.append(start)
@@ -245,10 +247,12 @@ def _first_key_start(times: StreamTimeline, table: PacketTable) -> float:
     return float(times.starts[keys[0]]) if len(keys) and keys[0] > 0 else -np.inf
 
 
-def _true_start(declared: float, times: StreamTimeline, table: PacketTable) -> float:
+def _true_start(declared: float | None, times: StreamTimeline, table: PacketTable) -> float:
     """Returns when a stream begins, without packets that an edit list hides."""
     starts = times.starts[kept_packets(table)][:64]
     first = times.shown[0] if len(times.shown) else float(np.nanmin([*starts, np.inf]))
-    if not np.isfinite(first) or abs(first - declared) <= MAX_START_ERROR_SECONDS:
+    if not np.isfinite(first):
+        return declared or 0.0
+    if declared is not None and abs(first - declared) <= MAX_START_ERROR_SECONDS:
         return declared
     return float(first)

@@ -80,6 +80,8 @@ class PacketScan:
     removes them."""
     errors: list[Exception] = field(default_factory=list)
     """The error that ended reading before the end of the source, if any, or a missing end."""
+    restored: frozenset[int] = frozenset()
+    """Streams whose times FFmpeg did not give, so that the start that it declares is wrong."""
 
 
 def scan_packets(

@@ -59,10 +59,11 @@ def with_times_before_zero(
         if not any(_may_begin_before_zero(view, table) for table in scan.tables.values()):
             return scan
         clusters = np.array(list(_clusters(view)), np.int64).reshape(-1, 2)
-        tables = {
+        restored = {
             index: _with_stored_times(view, table, clusters) for index, table in scan.tables.items()
         }
-    return replace(scan, tables=tables)
+    changed = frozenset(index for index in restored if restored[index] is not scan.tables[index])
+    return replace(scan, tables=restored, restored=changed)
 
 
 def _may_begin_before_zero(view: View, table: PacketTable) -> bool:
