@@ -5,11 +5,14 @@ timestamp can: whether a clock leaps, when the next picture begins, and how much
 Packets of a short source stay in memory for decoding; a longer source is read a second time.
 """
 
+import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import av
 import av.container
 import numpy as np
 from av.audio.stream import AudioStream
@@ -27,6 +30,12 @@ PACKET_OVERHEAD_BYTES = 512
 MAX_SECONDS = 1e9
 """Timestamps further from zero than this (30 years) are damaged."""
 NO_TIME = float("nan")
+_DAMAGE = re.compile(
+    r"CRC mismatch|invalid as first byte of an EBML number|exceeds containing master element"
+    r"|Sample size \d+ is too large"
+)
+"""What demuxers log of damage at which they go on, and of no intact file of real corpora: a page of
+Ogg whose checksum differs, elements of Matroska and samples of MP4 whose sizes are impossible."""
 READ_TYPES = frozenset({"video", "audio"})
 STATING_FORMATS = frozenset({"asf", "flv", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"})
 """Formats whose headers state a duration, which FFmpeg estimates for others."""
@@ -80,6 +89,8 @@ class PacketScan:
     removes them."""
     errors: list[Exception] = field(default_factory=list)
     """The error that ended reading before the end of the source, if any, or a missing end."""
+    num_damaged: int = 0
+    """Number of damaged parts of the file that the demuxer noticed and skipped."""
     restored: frozenset[int] = frozenset()
     """Streams whose times FFmpeg did not give, so that the start that it declares is wrong."""
 
@@ -100,17 +111,48 @@ def scan_packets(
     held: list[Packet[Any] | None] | None = []
     num_bytes = 0
     most = MAX_HELD_BYTES if max_held_bytes is None else max_held_bytes
-    for order, packet in enumerate(read_packets(container, streams, errors)):
-        rows[packet.stream_index].add(order, packet)
-        if held is not None:
-            held.append(packet)
-            num_bytes += packet.size + PACKET_OVERHEAD_BYTES
-            if num_bytes > most:
-                held = None
+    with _logged_damage() as damage:
+        for order, packet in enumerate(read_packets(container, streams, errors)):
+            rows[packet.stream_index].add(order, packet)
+            if damage.messages:
+                damage.count()
+            if held is not None:
+                held.append(packet)
+                num_bytes += packet.size + PACKET_OVERHEAD_BYTES
+                if num_bytes > most:
+                    held = None
     tables = {index: of_stream.table() for index, of_stream in rows.items()}
     if not errors:
         errors += _missing_end(container, tables.values())
-    return PacketScan(tables, held, errors)
+    return PacketScan(tables, held, errors, damage.number)
+
+
+class _LoggedDamage:
+    """Counts messages of a demuxer about damage."""
+
+    def __init__(self, messages: list[tuple[int, str, str]]) -> None:
+        self.messages = messages
+        self.number = 0
+
+    def count(self) -> None:
+        """Counts the messages and forgets them: a damaged file can give any number."""
+        self.number += sum(_DAMAGE.search(text) is not None for _, _, text in self.messages)
+        self.messages.clear()
+
+
+@contextmanager
+def _logged_damage() -> Iterator[_LoggedDamage]:
+    before, skips = av.logging.get_level(), av.logging.get_skip_repeated()
+    av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)
+    try:
+        with av.logging.Capture() as messages:
+            damage = _LoggedDamage(messages)
+            yield damage
+            damage.count()
+    finally:
+        av.logging.set_skip_repeated(skips)
+        av.logging.set_level(before)
 
 
 def _missing_end(

@@ -105,7 +105,7 @@ class Cutter:
             origin: Its time at which the first segment begins.
             leaves_out: Whether a stream follows another one of its kind, of which one is decoded.
         """
-        self._num_errors += leaves_out
+        self._num_errors += leaves_out + self._selection.scan.num_damaged
         for error in self._selection.scan.errors:
             self._note(error)
         if self._video is not None and self._audio is None:

@@ -23,9 +23,9 @@ from pipelines.media.formats import Formats, is_common
 from pipelines.media.orientation import UPRIGHT
 from pipelines.media.packets import PacketScan, scan_packets
 from pipelines.media.picture import WHOLE, Crop
+from pipelines.media.streams import matroska
 from pipelines.media.streams.choice import Candidate, Choice, candidate, choose
 from pipelines.media.streams.declarations import Declarations, read_declarations
-from pipelines.media.streams.matroska import with_times_before_zero
 from pipelines.redaction import one_line
 
 MAX_TRIAL_PACKETS = 1000
@@ -110,8 +110,7 @@ def select_streams(
     scannable = [stream for stream in declared if stream.codec_context]
     keep_only(container, {stream.index for stream in scannable})
     declarations = read_declarations(container)
-    scan = scan_packets(container, scannable)
-    scan = with_times_before_zero(source, container, scan)
+    scan = matroska.checked(source, container, scan_packets(container, scannable))
     candidates = [candidate(stream, scan.tables.get(stream.index)) for stream in declared]
     candidates.sort(key=lambda each: each.index)
     if not any(each.is_usable for each in candidates):

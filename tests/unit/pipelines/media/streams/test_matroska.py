@@ -55,4 +55,8 @@ def test_clusters_are_found_whatever_their_size_looks_like():
         header + b"\x41\x00\xbf\x84abcd\xe7\x88" + b"\xff" * 8,  # with a checksum; minus one
     ]
     file = io.BytesIO(b"junk" + b"..".join(stored))
-    assert list(_clusters(file)) == [(4, 5), (14, 256), (32, -1)]
+    assert [(each.position, each.time) for each in _clusters(file)] == [
+        (4, 5),
+        (14, 256),
+        (32, -1),
+    ]
