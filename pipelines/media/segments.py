@@ -16,6 +16,7 @@ from pipelines.media.container import DecodeError, MediaInfo, describe
 from pipelines.media.damage import DamageLimit, logged
 from pipelines.media.orientation import UPRIGHT
 from pipelines.media.reader import DuePacket
+from pipelines.media.reasons import ENCRYPTED
 from pipelines.media.streams.selection import Selection
 from pipelines.media.timeline import Timeline
 from pipelines.media.video_track import MAX_EARLY_SECONDS, VideoTrack
@@ -253,6 +254,8 @@ class Cutter:
                 info,
                 declares_picture=self._selection.declares_picture,
                 declares_sound=self._selection.declares_sound,
+                video_codec=self._codec("video", info.video_codec),
+                audio_codec=self._codec("audio", info.audio_codec),
             )
             if self._video and self._audio:
                 starts = self._video.start, self._audio.start
@@ -262,6 +265,10 @@ class Cutter:
                     info = replace(info, stream_offset_seconds=offset)
             self._info = info
         return self._info
+
+    def _codec(self, kind: str, decoded: str | None) -> str | None:
+        """Returns the codec that is decoded, or that the stream is encrypted."""
+        return decoded or (ENCRYPTED if kind in self._selection.encrypted else None)
 
     def _nothing(self) -> DecodeError:
         if not any(track.start is not None for track in self._tracks):

@@ -12,7 +12,6 @@ It is compared if a codec has no checksum of its own and decodes whatever it get
 RFC 9559, sections 5.1.3 (Cluster) and 10 (Block Structure); RFC 8794, section 11.3.1 (CRC-32).
 """
 
-import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ import av.stream
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.media.container import MediaInput, open_file
+from pipelines.media.container import MediaInput, view_of
 from pipelines.media.file_view import View
 from pipelines.media.packets import PacketScan, PacketTable
 
@@ -74,11 +73,7 @@ def checked(
     if container.format.name != _FORMAT:
         return scan
     with ExitStack() as cleanup:
-        file = source
-        if isinstance(file, str):
-            file = open_file(file)
-            cleanup.callback(os.close, file)
-        view = View(file)
+        view = view_of(source, cleanup)
         begins_before = any(_may_begin_before_zero(view, each) for each in scan.tables.values())
         is_silent = any(map(_is_silent, container.streams))
         if not begins_before and not is_silent:

@@ -148,6 +148,7 @@ def test_a_clear_picture_with_encrypted_sound_is_a_picture(tmp_path):
     assert segment.frames is not None
     assert segment.waveform is None
     assert segment.info.declares_sound
+    assert segment.info.audio_codec == "encrypted"
     declare_sample_aes(path, {b"\x1b": b"\xdb"})
     assert reject(path).reason == "encrypted"
 
@@ -180,6 +181,40 @@ def test_scrambled_transport_streams_are_seen(tmp_path, length):
         # Without a table of streams, FFmpeg finds nothing to open.
         path.write_bytes(b"".join(map(encrypt, packets)))
         assert reject(path).reason == "encrypted"
+
+
+def scrambled(source, target, numbers, first=0.0):
+    """Scrambles the packets of some streams from a share of a transport stream on."""
+    rng = np.random.default_rng(0)
+    packets = [source.read_bytes()[at : at + 188] for at in range(0, source.stat().st_size, 188)]
+    for at in range(round(first * len(packets)), len(packets)):
+        packet = packets[at]
+        if struct.unpack(">H", packet[1:3])[0] & 0x1FFF in numbers:
+            payload = 5 + packet[4] if packet[3] & 0x20 else 4
+            header = packet[:3] + bytes([packet[3] | 0x80]) + packet[4:payload]
+            packets[at] = header + rng.bytes(188 - payload)
+    target.write_bytes(b"".join(packets))
+    return target
+
+
+@pytest.mark.parametrize("codecs", [("libx264", "aac"), ("mpeg2video", "mp2")])
+def test_one_scrambled_stream_is_called_encrypted(tmp_path, codecs):
+    clear = write_numbered(tmp_path / "clear.ts", 150, codecs=codecs)
+    for number, (stream, other) in enumerate([("frames", "waveform"), ("waveform", "frames")]):
+        path = scrambled(clear, tmp_path / "one.ts", {0x100 + number})
+        for segment in decode(path):
+            assert getattr(segment, stream) is None
+            assert getattr(segment, other) is not None
+            assert segment.info.declares_picture
+            assert segment.info.declares_sound
+            found = segment.info.video_codec, segment.info.audio_codec
+            assert found[number] == "encrypted"
+            assert found[1 - number] not in (None, "encrypted")
+            assert segment.decode_errors == 0
+        later = decode(scrambled(clear, tmp_path / "later.ts", {0x100 + number}, first=0.4))
+        assert sum(segment.decode_errors for segment in later) == 1
+    assert reject(scrambled(clear, tmp_path / "both.ts", {0x100, 0x101})).reason == "encrypted"
+    assert sum(segment.decode_errors for segment in decode(clear)) == 0
 
 
 def damage(path, share, start=0.2):
