@@ -86,7 +86,8 @@ class Cutter:
         self._tracks = [track for track in (video, audio) if track is not None]
         self._frame_rate = frame_rate
         self._sample_rate = sample_rate
-        self._first_tick = 0
+        self._first_tick = self._origin_tick = 0
+        self._has_begun = audio is not None
         self._seconds_out = 0.0
         self._rest_seconds = 0.0
         self._num_errors = 0
@@ -126,18 +127,32 @@ class Cutter:
             self._decode(track, packet, number)
             if number == len(track.times) - 1:
                 self._finish(track)
-            while min(track.known_until for track in self._tracks) >= self._next_end:
+            self._begin()
+            while self._has_begun and self._known_until >= self._next_end:
                 if self._next_end > self._last_end:
                     break
                 yield from self._cut(self.ticks_per_segment)
         for track in self._tracks:
             self._finish(track)  # if packets could not be read a second time
+        self._begin()
         last_tick = round(self._last_end * self._frame_rate)
         while self._first_tick < last_tick:
             yield from self._cut(min(self.ticks_per_segment, last_tick - self._first_tick))
         if not self._seconds_out:
             raise self._nothing()
         return self._rest_seconds
+
+    def _begin(self) -> None:
+        """Without sound, lets the first segment begin with the first picture that decodes.
+
+        A source that was cut holds pictures before it that depend on others.
+        """
+        if self._has_begun or self._video is None or self._video.start is None:
+            return
+        self._has_begun = True
+        if self._video.start > MAX_EARLY_SECONDS:
+            self._num_errors += 1
+            self._first_tick = self._origin_tick = self._video.first_tick
 
     def _decode(
         self, track: VideoTrack | AudioTrack, packet: "av.packet.Packet[Any] | None", number: int
@@ -185,6 +200,10 @@ class Cutter:
         self._first_error = self._first_error or one_line(error)
 
     @property
+    def _known_until(self) -> float:
+        return min(track.known_until for track in self._tracks)
+
+    @property
     def _next_end(self) -> float:
         return (self._first_tick + self.ticks_per_segment) / self._frame_rate
 
@@ -217,7 +236,7 @@ class Cutter:
         if self._seconds_out > self.max_seconds:
             raise self._too_long()
         errors, self._num_errors = self._num_errors, 0
-        start = first / self._frame_rate
+        start = (first - self._origin_tick) / self._frame_rate
         yield Segment(start, seconds, frames, waveform, errors, self._describe(), repairs)
 
     def _too_long(self) -> DecodeError:
@@ -273,7 +292,7 @@ class Cutter:
     def _nothing(self) -> DecodeError:
         if not any(track.start is not None for track in self._tracks):
             return DecodeError("undecodable", self._first_error or "the streams hold no frame")
-        seconds = max(0.0, self._last_end)
+        seconds = max(0.0, self._last_end - self._origin_tick / self._frame_rate)
         held = self._selection.seconds
         why = f": {self._first_error}" if self._first_error else ""
         late = (self._video.start or 0.0) if self._video else 0.0

@@ -514,6 +514,20 @@ def test_a_source_cut_between_key_pictures_invents_no_picture(tmp_path, codec, s
         assert sum(segment.decode_errors for segment in segments) > 0
 
 
+@pytest.mark.parametrize("seconds", [4, 9])
+def test_pictures_that_are_wrongly_marked_as_key_pictures_cost_no_clip(tmp_path, seconds):
+    x265 = "log-level=error:pools=none:keyint=50:min-keyint=50:scenecut=0:bframes=0"
+    how = {"codec_options": {"preset": "ultrafast", "x265-params": x265}}
+    made = write_scene(tmp_path / "made.mp4", 0, seconds, codecs=("libx265", ""), **how)
+    path = tmp_path / "cut.mkv"
+    remux(made, path, lambda _, now, __: now - 1 if now >= 1 else None, all_key=True)
+    segments, seen, _ = scene_of(path, min_segment_seconds=2.0)
+    # The first picture that decodes is that of second 2.
+    assert seen == ticks_of((2, seconds))
+    assert [segment.start_seconds for segment in segments] == [0, 5][: len(segments)]
+    assert segments[0].decode_errors > 0
+
+
 @pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".ts", ".mpg", ".flv", ".avi"])
 def test_one_picture_is_on_as_long_as_the_sound(tmp_path, suffix):
     codecs = MPEG2 if suffix in {".ts", ".mpg"} else ("mpeg4", "mp3") if suffix == ".avi" else H264
