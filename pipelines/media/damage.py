@@ -3,8 +3,8 @@
 A decoder reports damage by an exception, by a flag of a frame, or only in FFmpeg's log. The log is
 read for codecs whose decoders show a damaged picture or play damaged sound without more.
 
-Other codecs decode most damage to some picture or sound. It is known only where the container tells,
-which is counted but does not reject a source, because it does not tell how many frames are damaged:
+Other codecs decode most damage to some picture or sound. It is known only where the container
+tells. That is counted, but rejects no source, because the number of damaged frames is unknown:
 
     codec                               Ogg    Matroska by FFmpeg   MPEG-TS      others
     VP8, VP9 (half of it), Vorbis,      page   cluster              lost or      unknown

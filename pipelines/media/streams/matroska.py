@@ -6,8 +6,8 @@ whose zero is not its beginning. FFmpeg then gives no time, and counts those of 
     stored           -2.00  -1.98  ...  -0.02   0.00   0.02
     FFmpeg, sound     0.00   0.02  ...   1.98   0.00   0.02      beside pictures without a time
 
-Some muxers, FFmpeg's among them, store a checksum for each cluster, a second or more of all streams.
-It is compared if a codec has no checksum of its own and decodes whatever it gets.
+Some muxers, FFmpeg's among them, store a checksum for each cluster, a second or more of all
+streams. It is compared if a codec has no checksum of its own and decodes whatever it gets.
 
 RFC 9559, sections 5.1.3 (Cluster) and 10 (Block Structure); RFC 8794, section 11.3.1 (CRC-32).
 """
