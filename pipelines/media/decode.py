@@ -36,6 +36,7 @@ from pipelines.media.container import (
     open_source,
     start_seconds,
 )
+from pipelines.media.cutter import Cutter
 from pipelines.media.damage import DamageLimit, check_sums
 from pipelines.media.formats import Formats
 from pipelines.media.in_sequence import decode_in_sequence
@@ -43,7 +44,7 @@ from pipelines.media.joined_files import breaks_off, follow_each_other, joined_p
 from pipelines.media.packets import PacketScan, PacketTable
 from pipelines.media.picture import PictureConverter, PixelLimitError
 from pipelines.media.reader import due_packets, seekable
-from pipelines.media.segments import ClockRepairs, Cutter, Segment
+from pipelines.media.segments import ClockRepairs, Segment
 from pipelines.media.streams.declarations import late_kinds
 from pipelines.media.streams.reordering import lacks_presentation_times
 from pipelines.media.streams.selection import select_streams
@@ -74,7 +75,8 @@ def decode_segments(
     """Decodes a source from front to back and yields its segments.
 
     Damaged packets are skipped. Segments begin at multiples of their length, rounded to whole
-    frames; the last one ends with the source.
+    frames; the last one ends with the source. If the picture begins late, one ends there, and the
+    others begin at multiples from there on.
 
     Args:
         source: A path, the descriptor of an open file, or a file object.
