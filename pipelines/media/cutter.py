@@ -277,10 +277,6 @@ class Cutter:
         seconds = max(0.0, self._last_end - self._origin_tick / self._frame_rate)
         held = self._selection.seconds
         why = f": {self._first_error}" if self._first_error else ""
-        late = (self._video.start or 0.0) if self._video else 0.0
-        if late > MAX_EARLY_SECONDS and seconds >= self.min_source_seconds:
-            begins = f"its first {late:.2f} s give no picture, at most {MAX_EARLY_SECONDS:g} s may"
-            return DecodeError("undecodable", begins + why)
         if seconds >= self.min_source_seconds:
             return DecodeError("undecodable", f"less than half of its {seconds:.2f} s decodes{why}")
         if self._first_error and held >= self.min_source_seconds:

@@ -145,7 +145,8 @@ def test_a_joined_file_without_picture_meets_no_other_picture(tmp_path, place):
         )
         for number, piece in enumerate(pieces)
     ]
-    segments, seen, sounds = scene_of(joined(tmp_path / "all.mpg", *parts))
+    path = joined(tmp_path / "all.mpg", *parts)
+    segments, seen, sounds = scene_of(path, min_segment_seconds=0.9)
     expected = ticks_of(*pieces)
     assert sounds[: len(expected)] == pytest.approx(expected[: len(sounds)], abs=1)
     assert len(sounds) >= len(expected)
