@@ -13,6 +13,7 @@ RFC 9559, sections 5.1.3 (Cluster) and 10 (Block Structure); RFC 8794, section 1
 """
 
 import re
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -82,7 +83,9 @@ def checked(
         if not begins_before and clusters and clusters[0].checksum is not None:
             clusters = list(_clusters(view))
         if is_silent:
-            num_damaged = sum(_is_damaged(view, cluster) for cluster in clusters)
+            following = [*(cluster.position for cluster in clusters[1:]), sys.maxsize]
+            pairs = zip(clusters, following, strict=True)
+            num_damaged = sum(_is_damaged(view, cluster, limit) for cluster, limit in pairs)
             scan = replace(scan, num_damaged=scan.num_damaged + num_damaged)
         return _with_stored_times(view, scan, clusters) if begins_before else scan
 
@@ -93,9 +96,12 @@ def _is_silent(stream: av.stream.Stream) -> bool:
     return bool(codec) and (codec.name in SILENT_CODECS or codec.name.startswith("pcm_"))
 
 
-def _is_damaged(view: View, cluster: Cluster) -> bool:
+def _is_damaged(view: View, cluster: Cluster, limit: int) -> bool:
+    """Returns whether a cluster differs from its checksum, or reaches into the next one."""
     if cluster.checksum is None or cluster.stop is None:
         return False
+    if cluster.stop > limit:
+        return True
     view.seek(cluster.start)
     checksum, left = 0, cluster.stop - cluster.start
     while left > 0 and (data := view.read(min(left, _CHUNK_BYTES))):
