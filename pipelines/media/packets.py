@@ -21,6 +21,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from pipelines.media.formats import codec_of
 from pipelines.media.streams.encryption import is_encrypted
 
 MAX_HELD_BYTES = 32_000_000
@@ -201,10 +202,11 @@ class _Rows:
     def __init__(self, stream: VideoStream | AudioStream) -> None:
         self._time_base = float(stream.time_base or 1)
         self._exact_duration = self._usual_duration = 0.0
-        self._is_even = stream.codec_context.name in EVEN_CODECS
+        codec = codec_of(stream)
+        self._is_even = codec in EVEN_CODECS
         if isinstance(stream, AudioStream) and (rate := stream.codec_context.sample_rate):
             self._exact_duration = (stream.codec_context.frame_size or 0) / rate
-            self._usual_duration = EVEN_CODECS.get(stream.codec_context.name, 0) / rate
+            self._usual_duration = EVEN_CODECS.get(codec, 0) / rate
         self._order, self._position, self._size = array("q"), array("q"), array("q")
         self._pts, self._dts, self._duration = array("d"), array("d"), array("d")
         self._is_key, self._is_discarded = array("b"), array("b")

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from pipelines.media.container import MediaInput, view_of
 from pipelines.media.file_view import View
+from pipelines.media.formats import codec_of
 from pipelines.media.packets import PacketScan, PacketTable
 
 _FORMAT = "matroska,webm"
@@ -83,8 +84,8 @@ def checked(
         if not begins_before and clusters and clusters[0].checksum is not None:
             clusters = list(_clusters(view))
         if is_silent:
-            following = [*(cluster.position for cluster in clusters[1:]), sys.maxsize]
-            pairs = zip(clusters, following, strict=True)
+            limits = [*(cluster.position for cluster in clusters), sys.maxsize][1:]
+            pairs = zip(clusters, limits, strict=True)
             num_damaged = sum(_is_damaged(view, cluster, limit) for cluster, limit in pairs)
             scan = replace(scan, num_damaged=scan.num_damaged + num_damaged)
         return _with_stored_times(view, scan, clusters) if begins_before else scan
@@ -93,7 +94,9 @@ def checked(
 def _is_silent(stream: av.stream.Stream) -> bool:
     # Without a decoder there is no codec context; the type stubs are wrong.
     codec: Any = stream.codec_context
-    return bool(codec) and (codec.name in SILENT_CODECS or codec.name.startswith("pcm_"))
+    return bool(codec) and (
+        codec_of(stream) in SILENT_CODECS or codec_of(stream).startswith("pcm_")
+    )
 
 
 def _is_damaged(view: View, cluster: Cluster, limit: int) -> bool:
