@@ -66,7 +66,7 @@ def lacks_packets(scan: PacketScan) -> bool:
 def scrambled_streams(view: View) -> set[int]:
     """Returns the numbers of the streams of which at least a part is scrambled.
 
-    FFmpeg skips scrambled packets without a word.
+    FFmpeg finds no beginning of a picture or of sound in them, and says nothing.
     """
     numbers, flags = np.zeros(1 << 13, np.int64), np.zeros(1 << 13, np.int64)
     for _, packets in _packets(view):
