@@ -33,6 +33,7 @@ JOB = Job(
     schema=DemoteConfig,
     plan=plan,
     work=work,
+    uses_ray=False,
 )
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ JOB = Job(
     plan=plan,
     work=work,
     how_to_go_on="Empty the output and run the same command again.",
+    uses_ray=False,
 )
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ JOB = Job(
     schema=ImportConfig,
     plan=plan,
     work=work,
+    uses_ray=False,
 )
 
 if __name__ == "__main__":

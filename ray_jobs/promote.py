@@ -68,6 +68,7 @@ JOB = Job(
     schema=PromoteConfig,
     plan=plan,
     work=work,
+    uses_ray=False,
 )
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ JOB = Job(
     schema=PullConfig,
     plan=plan,
     work=work,
+    uses_ray=False,
 )
 
 if __name__ == "__main__":

@@ -18,10 +18,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.dataset.frame_encoding import WHOLE
 from pipelines.dataset.index import ClipIndex, read_index, read_shards
+from pipelines.dataset.mapped_values import mapped_column
 from pipelines.dataset.row_tensors import read_frames, read_waveform
 from pipelines.dataset.schema import (
     CLIPS_FOLDER,
@@ -34,8 +36,11 @@ from pipelines.dataset.schema import (
 from pipelines.dataset.shards import AGAIN, READ_THREADS, open_parquet, read_columns
 from pipelines.errors import UserError
 from pipelines.filesystems import filesystem_of, is_folder, list_files
+from pipelines.paths import is_uri
 from pipelines.quantities import counted
 from pipelines.redaction import one_line
+
+_TENSORS = ("frames", "waveform")
 
 
 @dataclass(frozen=True)
@@ -154,15 +159,36 @@ class ClipDataset:
         first, stop = self.index.rows_of_group(group)
         # Each call opens the file again, because two threads must not share an open file.
         with open_parquet(shard) as file:
-            columns = ["clip_id", "frames", "waveform"]
             is_there = number < file.num_row_groups
+            mapped = self._mapped(shard, file, number, slice(first, stop)) if is_there else {}
+            columns = ["clip_id", *(name for name in _TENSORS if name not in mapped)]
             table = file.read_row_group(number, columns, use_threads=False) if is_there else None
+        if table is not None and len(table) == stop - first:
+            for name, values in mapped.items():
+                table = table.append_column(name, values)
         ids = self.index.clip_id[first:stop].tolist()
         if table is None or table["clip_id"].to_pylist() != ids:
             raise UserError(
                 f"shard ({shard}) is not as {INDEX_FILE} says; delete {INDEX_FILE} and {AGAIN}"
             )
         return ClipGroup(table, self.index, first, shard)
+
+    def _mapped(
+        self, shard: str, file: pq.ParquetFile, number: int, rows: slice
+    ) -> dict[str, pa.ChunkedArray]:
+        """Returns the columns of raw tensors that a local file holds as they are in memory."""
+        if is_uri(shard):
+            return {}
+        index = self.index
+        pixels = index.height[rows].astype(np.int64) * index.width[rows] * index.num_frames[rows]
+        sizes = {"waveform": 2 * index.num_samples[rows].astype(np.int64)}
+        if self.frames_encoding == "raw":
+            sizes["frames"] = 3 * pixels
+        columns = {
+            name: mapped_column(shard, file, number, name, num_bytes.tolist())
+            for name, num_bytes in sizes.items()
+        }
+        return {name: values for name, values in columns.items() if values is not None}
 
     def clips(self, rows: Iterable[int]) -> Iterator[Clip]:
         """Yields rows in the given order; consecutive rows of a row group share one read."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.media.reasons import ENCRYPTED
+
 COLUMNS = (
     "source",
     "num_frames",
@@ -21,6 +23,8 @@ COLUMNS = (
     "rebased_clocks",
     "held_picture",
     "picture_gaps",
+    "video_codec",
+    "audio_codec",
 )
 """Columns that `count_flaws` reads."""
 
@@ -33,6 +37,8 @@ class SourceFlaws:
     """Number of sources that declare a picture and gave none."""
     without_sound: int = 0
     """Number of sources that declare sound and gave none."""
+    encrypted: int = 0
+    """Number of sources whose picture or sound is encrypted, which are among those above."""
     with_late_picture: int = 0
     """Number of sources with a picture that some of their clips lack, because it begins later."""
     with_held_picture: int = 0
@@ -56,6 +62,7 @@ class SourceFlaws:
         counts = {
             "sources that declare a picture and gave none": self.without_picture,
             "sources that declare sound and gave none": self.without_sound,
+            "sources whose picture or sound is encrypted": self.encrypted,
             "sources whose picture begins late, so that clips lack it": self.with_late_picture,
             "sources whose picture ends early, so that its last frame stays on": (
                 self.with_held_picture
@@ -95,6 +102,9 @@ def count_flaws(table: pa.Table) -> SourceFlaws:
         "rebased": pc.greater(table["rebased_clocks"], 0),
         "held": pc.greater(table["held_picture"], 0),
         "picture_gaps": pc.greater(table["picture_gaps"], 0),
+        "encrypted": pc.or_kleene(
+            pc.equal(table["video_codec"], ENCRYPTED), pc.equal(table["audio_codec"], ENCRYPTED)
+        ),
     }
     flags = pa.table({"source": table["source"]} | has_flaw)
     for name in has_flaw:
@@ -118,6 +128,7 @@ def count_flaws(table: pa.Table) -> SourceFlaws:
     return SourceFlaws(
         without_picture=missing("picture"),
         without_sound=missing("sound"),
+        encrypted=number("encrypted"),
         with_late_picture=partial("picture"),
         with_held_picture=number("held"),
         with_picture_gaps=number("picture_gaps"),

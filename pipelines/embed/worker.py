@@ -30,6 +30,7 @@ from pipelines.media.decoder.messages import OUTSIDE_REASONS
 from pipelines.media.decoder.process import DecoderProcess
 from pipelines.media.decoder.sandbox import SandboxError
 from pipelines.media.decoder.template import DecoderStartError
+from pipelines.media.reasons import ENCRYPTED
 from pipelines.media.segments import Segment
 from pipelines.models.encoder_inputs import ARRAY_COLUMN, RATE_COLUMN
 from pipelines.registry.pull import fetch
@@ -134,10 +135,12 @@ class UnitEmbedder:
         if source.reason is not None:
             return self._reject(work, source, source.reason, source.message)
         assert source.source_hash is not None
-        num_rows, num_clips = len(work.rows), 0
+        num_rows, num_clips, is_encrypted = len(work.rows), 0, False
         try:
             for segment in self._segments(source):
                 array = segment.frames if self._version.modality == "video" else segment.waveform
+                codecs = segment.info.video_codec, segment.info.audio_codec
+                is_encrypted = codecs[self._version.modality != "video"] == ENCRYPTED
                 if array is None:
                     continue
                 num_clips += 1
@@ -157,7 +160,8 @@ class UnitEmbedder:
                 return self._source(source, work, is_again=True)
             return self._reject(work, source, error.reason, error.message)
         if not num_clips:
-            return self._reject(work, source, *self._missing())
+            reason, message = self._missing()
+            return self._reject(work, source, ENCRYPTED if is_encrypted else reason, message)
         return UnitOutcome(clips=num_clips)
 
     def _segments(self, source: UnitSource) -> Iterator[Segment]:

@@ -8,6 +8,7 @@ import io
 import os
 import stat
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -188,6 +189,13 @@ def read_beginning(source: MediaInput, num_bytes: int) -> bytes:
             os.close(file)
     source.seek(0)
     return source.read(num_bytes)
+
+
+def view_of(source: MediaInput, cleanup: ExitStack) -> View:
+    """Returns a source as a file with a position of its own; `cleanup` closes what this opens."""
+    if not isinstance(source, str):
+        return View(source)
+    return cleanup.enter_context(OwnedFile(open_file(source)))
 
 
 def not_allowed(what: str) -> DecodeError:

@@ -1,8 +1,17 @@
 """Detects damaged packets, and rejects a source with too many of them.
 
 A decoder reports damage by an exception, by a flag of a frame, or only in FFmpeg's log. The log is
-read for codecs whose decoders show a damaged picture or play damaged sound without more. VP8, old
-FFV1, Vorbis, Opus and MPEG audio have no checksums, so that most of their damage shows nowhere.
+read for codecs whose decoders show a damaged picture or play damaged sound without more.
+
+Other codecs decode most damage to some picture or sound. It is known only where the container
+tells. That is counted, but rejects no source, because the number of damaged frames is unknown:
+
+    codec                               Ogg    Matroska by FFmpeg   MPEG-TS      others
+    VP8, VP9 (half of it), Vorbis,      page   cluster              lost or      unknown
+    Opus, MPEG audio, PCM, Theora,      sum    sum                  marked
+    FFV1 without checksums                                          packets
+
+The optional checksums of MPEG audio are not compared.
 """
 
 from collections import Counter

@@ -36,6 +36,7 @@ from pipelines.media.container import (
     open_source,
     start_seconds,
 )
+from pipelines.media.cutter import Cutter
 from pipelines.media.damage import DamageLimit, check_sums
 from pipelines.media.formats import Formats
 from pipelines.media.in_sequence import decode_in_sequence
@@ -43,7 +44,7 @@ from pipelines.media.joined_files import breaks_off, follow_each_other, joined_p
 from pipelines.media.packets import PacketScan, PacketTable
 from pipelines.media.picture import PictureConverter, PixelLimitError
 from pipelines.media.reader import due_packets, seekable
-from pipelines.media.segments import ClockRepairs, Cutter, Segment
+from pipelines.media.segments import ClockRepairs, Segment
 from pipelines.media.streams.declarations import late_kinds
 from pipelines.media.streams.reordering import lacks_presentation_times
 from pipelines.media.streams.selection import select_streams
@@ -74,7 +75,8 @@ def decode_segments(
     """Decodes a source from front to back and yields its segments.
 
     Damaged packets are skipped. Segments begin at multiples of their length, rounded to whole
-    frames; the last one ends with the source.
+    frames; the last one ends with the source. If the picture begins late, one ends there, and the
+    others begin at multiples from there on.
 
     Args:
         source: A path, the descriptor of an open file, or a file object.
@@ -224,7 +226,9 @@ def _origin(streams: _Streams, timeline: Timeline, scan: PacketScan, frame_rate:
         start = start_seconds(stream)
         times = timeline.streams.get(stream.index) if stream else None
         if stream is not None and times is not None:
-            start = _true_start(start or 0.0, times, scan.tables[stream.index])
+            is_declared = stream.start_time is not None and stream.index not in scan.restored
+            declared = start if is_declared else None
+            start = _true_start(declared, times, scan.tables[stream.index])
         elif start is not None:
             start = None  # it declares a start, but has no packets
         starts.append(start)
@@ -245,10 +249,12 @@ def _first_key_start(times: StreamTimeline, table: PacketTable) -> float:
     return float(times.starts[keys[0]]) if len(keys) and keys[0] > 0 else -np.inf
 
 
-def _true_start(declared: float, times: StreamTimeline, table: PacketTable) -> float:
+def _true_start(declared: float | None, times: StreamTimeline, table: PacketTable) -> float:
     """Returns when a stream begins, without packets that an edit list hides."""
     starts = times.starts[kept_packets(table)][:64]
     first = times.shown[0] if len(times.shown) else float(np.nanmin([*starts, np.inf]))
-    if not np.isfinite(first) or abs(first - declared) <= MAX_START_ERROR_SECONDS:
+    if not np.isfinite(first):
+        return declared or 0.0
+    if declared is not None and abs(first - declared) <= MAX_START_ERROR_SECONDS:
         return declared
     return float(first)

@@ -5,11 +5,14 @@ timestamp can: whether a clock leaps, when the next picture begins, and how much
 Packets of a short source stay in memory for decoding; a longer source is read a second time.
 """
 
+import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import av
 import av.container
 import numpy as np
 from av.audio.stream import AudioStream
@@ -18,6 +21,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from pipelines.media.formats import codec_of
 from pipelines.media.streams.encryption import is_encrypted
 
 MAX_HELD_BYTES = 32_000_000
@@ -27,6 +31,12 @@ PACKET_OVERHEAD_BYTES = 512
 MAX_SECONDS = 1e9
 """Timestamps further from zero than this (30 years) are damaged."""
 NO_TIME = float("nan")
+_DAMAGE = re.compile(
+    r"CRC mismatch|invalid as first byte of an EBML number|exceeds containing master element"
+    r"|Sample size \d+ is too large"
+)
+"""What demuxers log of damage at which they go on, and of no intact file of real corpora: a page of
+Ogg whose checksum differs, elements of Matroska and samples of MP4 whose sizes are impossible."""
 READ_TYPES = frozenset({"video", "audio"})
 STATING_FORMATS = frozenset({"asf", "flv", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"})
 """Formats whose headers state a duration, which FFmpeg estimates for others."""
@@ -80,6 +90,10 @@ class PacketScan:
     removes them."""
     errors: list[Exception] = field(default_factory=list)
     """The error that ended reading before the end of the source, if any, or a missing end."""
+    num_damaged: int = 0
+    """Number of damaged parts of the file that the demuxer noticed and skipped."""
+    restored: frozenset[int] = frozenset()
+    """Streams whose times FFmpeg did not give, so that the start that it declares is wrong."""
 
 
 def scan_packets(
@@ -98,17 +112,48 @@ def scan_packets(
     held: list[Packet[Any] | None] | None = []
     num_bytes = 0
     most = MAX_HELD_BYTES if max_held_bytes is None else max_held_bytes
-    for order, packet in enumerate(read_packets(container, streams, errors)):
-        rows[packet.stream_index].add(order, packet)
-        if held is not None:
-            held.append(packet)
-            num_bytes += packet.size + PACKET_OVERHEAD_BYTES
-            if num_bytes > most:
-                held = None
+    with _logged_damage() as damage:
+        for order, packet in enumerate(read_packets(container, streams, errors)):
+            rows[packet.stream_index].add(order, packet)
+            if damage.messages:
+                damage.count()
+            if held is not None:
+                held.append(packet)
+                num_bytes += packet.size + PACKET_OVERHEAD_BYTES
+                if num_bytes > most:
+                    held = None
     tables = {index: of_stream.table() for index, of_stream in rows.items()}
     if not errors:
         errors += _missing_end(container, tables.values())
-    return PacketScan(tables, held, errors)
+    return PacketScan(tables, held, errors, damage.number)
+
+
+class _LoggedDamage:
+    """Counts messages of a demuxer about damage."""
+
+    def __init__(self, messages: list[tuple[int, str, str]]) -> None:
+        self.messages = messages
+        self.number = 0
+
+    def count(self) -> None:
+        """Counts the messages and forgets them: a damaged file can give any number."""
+        self.number += sum(_DAMAGE.search(text) is not None for _, _, text in self.messages)
+        self.messages.clear()
+
+
+@contextmanager
+def _logged_damage() -> Iterator[_LoggedDamage]:
+    before, skips = av.logging.get_level(), av.logging.get_skip_repeated()
+    av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)
+    try:
+        with av.logging.Capture() as messages:
+            damage = _LoggedDamage(messages)
+            yield damage
+            damage.count()
+    finally:
+        av.logging.set_skip_repeated(skips)
+        av.logging.set_level(before)
 
 
 def _missing_end(
@@ -157,10 +202,11 @@ class _Rows:
     def __init__(self, stream: VideoStream | AudioStream) -> None:
         self._time_base = float(stream.time_base or 1)
         self._exact_duration = self._usual_duration = 0.0
-        self._is_even = stream.codec_context.name in EVEN_CODECS
+        codec = codec_of(stream)
+        self._is_even = codec in EVEN_CODECS
         if isinstance(stream, AudioStream) and (rate := stream.codec_context.sample_rate):
             self._exact_duration = (stream.codec_context.frame_size or 0) / rate
-            self._usual_duration = EVEN_CODECS.get(stream.codec_context.name, 0) / rate
+            self._usual_duration = EVEN_CODECS.get(codec, 0) / rate
         self._order, self._position, self._size = array("q"), array("q"), array("q")
         self._pts, self._dts, self._duration = array("d"), array("d"), array("d")
         self._is_key, self._is_discarded = array("b"), array("b")

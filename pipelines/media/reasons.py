@@ -8,7 +8,7 @@ REASONS = {
     "not_media": "no demuxer of FFmpeg opens it",
     "format_not_allowed": "its container or a codec is not among those of limits.formats (common)",
     "no_streams": "no picture or sound stream has a known decoder",
-    "encrypted": "its picture and sound are encrypted",
+    "encrypted": "all of its picture and sound are encrypted",
     "undecodable": "no frame or sound could be decoded, or too little for any clip",
     "damaged": "a larger share of its frames is damaged than limits.max_damaged_fraction",
     "too_short": "it is shorter than min_segment_seconds (min_source_seconds if that is given)",
@@ -21,3 +21,5 @@ REASONS = {
     "no_sound": "it has no sound for an audio encoder to embed",
 }
 """Meanings of the reasons."""
+ENCRYPTED = "encrypted"
+"""A reason, which also stands for the codec of an encrypted stream beside a clear one."""

@@ -102,6 +102,11 @@ class VideoTrack:
         """The orientation of the last stored picture."""
         return self._converter.orientation
 
+    @property
+    def first_tick(self) -> int:
+        """The first tick whose middle shows a picture."""
+        return self._tick_from(self.start or 0.0)
+
     def decode(self, packet: "Packet[Any] | None", number: int) -> int:
         """Decodes a packet, or flushes the decoder; returns the number of damaged frames."""
         if packet is not None:

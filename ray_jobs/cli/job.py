@@ -56,6 +56,8 @@ class Job:
     plan: Callable[[Any], JobPlan]
     work: Callable[[Any], None]
     how_to_go_on: str = "The same command continues from there."
+    uses_ray: bool = True
+    """Whether it runs on a cluster; otherwise in this process alone."""
     for_media: Callable[[JobSummary, str, Sequence[str]], Arguments] | None = None
     """Chooses the configuration for media as first argument; None if no file is needed."""
 
@@ -125,7 +127,7 @@ def _plan_and_work(job: Job, arguments: argparse.Namespace) -> None:
     config = _settings(job, arguments)
     plan = job.plan(config)
     if arguments.dry_run:
-        print(_dry_run(config, plan))
+        print(_dry_run(config, plan, uses_ray=job.uses_ray))
     if plan.mistakes:
         mistakes = (*plan.mistakes, *misplaced(arguments.overrides))
         raise UserError("\n  ".join(_counted(mistakes)))
@@ -174,7 +176,7 @@ def _counted(mistakes: Sequence[str]) -> list[str]:
     return list(mistakes) if len(mistakes) == 1 else [f"{len(mistakes)} mistakes", *mistakes]
 
 
-def _dry_run(config: JobConfig, plan: JobPlan) -> str:
+def _dry_run(config: JobConfig, plan: JobPlan, *, uses_ray: bool) -> str:
     from pipelines.config.base import settings_without_password
     from pipelines.tracking.server import tracking_uri
     from ray_jobs.cli.cluster import ray_address
@@ -184,5 +186,6 @@ def _dry_run(config: JobConfig, plan: JobPlan) -> str:
     lines += [f"would write  {location}" for location in plan.writes]
     lines += plan.notes()
     lines.append(f"would log to {redacted(tracking_uri(config.tracking))}")
-    lines.append(f"would run on {ray_address(config.ray) or 'a Ray of its own'}")
+    if uses_ray:
+        lines.append(f"would run on {ray_address(config.ray) or 'a Ray of its own'}")
     return "\n".join(lines)

@@ -5,8 +5,9 @@
 
 The dataset has clips of `frames` frames of 128 x 170 pixels (2.8 MB with 43) in row groups of 16,
 as many of them as each number of workers needs; all its shards are links to one file, so that disk
-and page cache hold one. One worker of each number reads alone: from its start until it has given a
-quarter of `clips`, which is not counted, and then `clips` more. Batches are of 256 clips, or 4 for
+and page cache hold one. One worker of each number reads alone: from its start until it has given
+12 batches, in which it takes the memory that it uses from then on, which is not counted, and then
+`clips` more. Batches are of 256 clips, or 4 for
 each worker. Beside the order with lanes stands the same with one lane, which is how the feed read
 before it had lanes, and a bare pyarrow read of the tensors of the shard by one thread.
 
@@ -45,6 +46,7 @@ DEFAULTS = {
     "encoding": "raw",
 }
 ROWS_PER_SHARD, ROWS_PER_GROUP = 64, 16
+WARM_UP_BATCHES = 12
 
 
 class CountingDataset(ClipDataset):
@@ -166,7 +168,7 @@ def read(
     )
     share = batch_size // num_workers
     batches = feed.batches(0)
-    for _ in islice(batches, -(-num_clips // 4 // share)):
+    for _ in islice(batches, WARM_UP_BATCHES):
         pass
     rows, begin, num_batches = CountingDataset.num_rows, time.perf_counter(), num_clips // share
     for _ in islice(batches, num_batches):

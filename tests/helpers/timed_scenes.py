@@ -174,8 +174,18 @@ def _encoded_sound(stream, waveform, start, rate) -> list:
     return packets + stream.encode(None)
 
 
-def remux(source: Path, target: Path, move, options: dict[str, str] | None = None) -> Path:
-    """Copies packets; `move(kind, seconds, number)` gives the time of each, None to drop it."""
+def remux(
+    source: Path,
+    target: Path,
+    move,
+    options: dict[str, str] | None = None,
+    *,
+    all_key: bool = False,
+) -> Path:
+    """Copies packets; `move(kind, seconds, number)` gives the time of each, None to drop it.
+
+    `all_key` marks all pictures as key pictures.
+    """
     with av.open(str(source)) as read, av.open(str(target), "w", options=options or {}) as out:
         streams = {s.index: out.add_stream_from_template(s) for s in read.streams}
         counts = dict.fromkeys(streams, 0)
@@ -194,6 +204,7 @@ def remux(source: Path, target: Path, move, options: dict[str, str] | None = Non
             pts, index = packet.pts + shift, packet.stream_index
             packet.stream = streams[index]
             packet.pts, packet.dts = pts, dts + shift
+            packet.is_keyframe |= all_key
             packets.append(packet)
         for packet in packets:
             out.mux(packet)

@@ -1,6 +1,7 @@
 """Selects the two streams of an open container to decode, and scans their packets."""
 
 from collections.abc import Callable, Sequence, Set
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,13 +19,16 @@ from pipelines.media.container import (
     check_scrambled,
     describe,
     open_source,
+    view_of,
 )
 from pipelines.media.formats import Formats, is_common
 from pipelines.media.orientation import UPRIGHT
 from pipelines.media.packets import PacketScan, scan_packets
 from pipelines.media.picture import WHOLE, Crop
+from pipelines.media.streams import matroska
 from pipelines.media.streams.choice import Candidate, Choice, candidate, choose
 from pipelines.media.streams.declarations import Declarations, read_declarations
+from pipelines.media.streams.transport_stream import lacks_packets, scrambled_streams
 from pipelines.redaction import one_line
 
 MAX_TRIAL_PACKETS = 1000
@@ -44,6 +48,8 @@ class Selection:
     declares_picture: bool
     """Whether there is a picture stream besides cover art."""
     declares_sound: bool
+    encrypted: frozenset[str]
+    """Kinds (video, audio) of which all streams are encrypted."""
     seconds: float
     """Time from the first to the last packet of the longer stream; 0 without timestamps."""
     scan: PacketScan
@@ -109,9 +115,10 @@ def select_streams(
     scannable = [stream for stream in declared if stream.codec_context]
     keep_only(container, {stream.index for stream in scannable})
     declarations = read_declarations(container)
-    scan = scan_packets(container, scannable)
+    scan = matroska.checked(source, container, scan_packets(container, scannable))
     candidates = [candidate(stream, scan.tables.get(stream.index)) for stream in declared]
     candidates.sort(key=lambda each: each.index)
+    candidates, scan = _with_scrambled(container, source, candidates, scan)
     if not any(each.is_usable for each in candidates):
         raise _nothing_usable(container, source, candidates, scan)
     gives = partial(gives_something, source, formats, probes_all=probes_all)
@@ -123,10 +130,42 @@ def select_streams(
         audio=choice.audio,
         declares_picture=any(each.kind == "video" for each in shown),
         declares_sound=any(each.kind == "audio" for each in shown),
+        encrypted=_encrypted(shown),
         seconds=max(each.seconds for each in chosen),
         scan=scan,
         declarations=declarations,
     )
+
+
+def _with_scrambled(
+    container: av.container.InputContainer,
+    source: MediaInput,
+    candidates: list[Candidate],
+    scan: PacketScan,
+) -> tuple[list[Candidate], PacketScan]:
+    """Marks streams of a transport stream that are scrambled; counts those that are so in part."""
+    if container.format.name != "mpegts" or not lacks_packets(scan):
+        return candidates, scan
+    with ExitStack() as cleanup:
+        scrambled = scrambled_streams(view_of(source, cleanup))
+    are_hidden = [container.streams[each.index].id in scrambled for each in candidates]
+    num_in_part = sum(
+        is_hidden and each.num_packets > 0
+        for each, is_hidden in zip(candidates, are_hidden, strict=True)
+    )
+    marked = [
+        replace(each, is_encrypted=each.is_encrypted or (is_hidden and not each.num_packets))
+        for each, is_hidden in zip(candidates, are_hidden, strict=True)
+    ]
+    return marked, replace(scan, num_damaged=scan.num_damaged + num_in_part)
+
+
+def _encrypted(candidates: Sequence[Candidate]) -> frozenset[str]:
+    of_kind = {
+        kind: [each.is_encrypted for each in candidates if each.kind == kind]
+        for kind in ("video", "audio")
+    }
+    return frozenset(kind for kind, are in of_kind.items() if are and all(are))
 
 
 def keep_only(container: av.container.InputContainer, indices: Set[int]) -> None:
@@ -197,7 +236,7 @@ def _nothing_usable(
 ) -> DecodeError:
     shown = [each for each in candidates if not each.is_attached]
     decodable = [each for each in shown if each.has_decoder]
-    if encrypted := [each for each in decodable if each.is_encrypted]:
+    if encrypted := [each for each in shown if each.is_encrypted]:
         names = {"video": "picture", "audio": "sound"}
         kinds = " and ".join(dict.fromkeys(names[each.kind] for each in encrypted))
         return DecodeError("encrypted", f"its {kinds} can only be read with a key")

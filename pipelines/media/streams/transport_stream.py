@@ -10,10 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.media.file_view import View
+from pipelines.media.packets import PacketScan
 
 _PACKET_BYTES = (188, 192, 204)
 _SYNC = 0x47
 _CHUNK_PACKETS = 5_000
+MAX_PAUSE_SECONDS = 0.5
+"""Streams of transport streams begin and end together, and have no longer pauses."""
+_SCRAMBLED = 0x80
+_MIN_SCRAMBLED_PACKETS, _MIN_SCRAMBLED_FRACTION = 8, 0.01
+"""Fewer packets are damaged rather than scrambled."""
 _PROGRAM_TABLE = 0
 _TABLE_OF_PROGRAMS, _TABLE_OF_STREAMS = 0, 2
 _VIDEO = frozenset({0x01, 0x02, 0x10, 0x1B, 0x24, 0x33, 0xEA})
@@ -47,6 +53,31 @@ def program_changes(view: View, known: Set[int]) -> Iterator[int]:
             current[program] = streams or before or {}
 
 
+def lacks_packets(scan: PacketScan) -> bool:
+    """Returns whether a stream has no packets, or none during a part of the file."""
+    known = [table.dts[np.isfinite(table.dts)] for table in scan.tables.values()]
+    if not all(map(len, known)):
+        return True
+    bounds = np.array([(times.min(), times.max()) for times in known]).reshape(-1, 2)
+    is_apart = bool((np.ptp(bounds, axis=0) > MAX_PAUSE_SECONDS).any()) if len(bounds) else False
+    return is_apart or any((np.abs(np.diff(times)) > MAX_PAUSE_SECONDS).any() for times in known)
+
+
+def scrambled_streams(view: View) -> set[int]:
+    """Returns the numbers of the streams of which at least a part is scrambled.
+
+    FFmpeg finds no beginning of a picture or of sound in them, and says nothing.
+    """
+    numbers, flags = np.zeros(1 << 13, np.int64), np.zeros(1 << 13, np.int64)
+    for _, packets in _packets(view):
+        packets = packets[packets[:, 0] == _SYNC]
+        of = _numbers(packets)
+        numbers += np.bincount(of, minlength=len(numbers))
+        flags += np.bincount(of[packets[:, 3] & _SCRAMBLED > 0], minlength=len(flags))
+    least = np.maximum(_MIN_SCRAMBLED_PACKETS, _MIN_SCRAMBLED_FRACTION * numbers)
+    return {int(number) for number in np.flatnonzero(flags >= least)}
+
+
 def _is_another(before: Streams, after: Streams, known: Set[int]) -> bool:
     """Returns whether streams of a program are not those that it had before."""
     if any(before.get(number, kind) != kind for number, kind in after.items()):
@@ -62,23 +93,33 @@ def _is_another(before: Streams, after: Streams, known: Set[int]) -> bool:
 
 def _sections(view: View) -> Iterator[tuple[int, int, bytes]]:
     """Yields position, number and content of the tables of programs and of their streams."""
+    programs: set[int] = set()
+    for start, packets in _packets(view):
+        numbers = _numbers(packets)
+        begins = (packets[:, 0] == _SYNC) & (packets[:, 1] & 0x40 > 0)
+        for at in np.flatnonzero(begins & (numbers == _PROGRAM_TABLE)):
+            programs |= _programs(_section(packets[at]))
+        for at in np.flatnonzero(begins & np.isin(numbers, [_PROGRAM_TABLE, *programs])):
+            yield start + int(at) * packets.shape[1], int(numbers[at]), _section(packets[at])
+
+
+def _packets(view: View) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Yields positions, and the packets that follow there as rows of bytes."""
     view.seek(0)
     length, start = _grid(view.read(8 * max(_PACKET_BYTES)))
-    programs: set[int] = set()
     while length:
         view.seek(start)
         data = view.read(_CHUNK_PACKETS * length)
         count = len(data) // length
         if not count:
             return
-        packets = np.frombuffer(data, np.uint8, count * length).reshape(count, length)
-        numbers = (packets[:, 1] & 0x1F).astype(np.int32) << 8 | packets[:, 2]
-        begins = (packets[:, 0] == _SYNC) & (packets[:, 1] & 0x40 > 0)
-        for at in np.flatnonzero(begins & (numbers == _PROGRAM_TABLE)):
-            programs |= _programs(_section(packets[at]))
-        for at in np.flatnonzero(begins & np.isin(numbers, [_PROGRAM_TABLE, *programs])):
-            yield start + int(at) * length, int(numbers[at]), _section(packets[at])
+        yield start, np.frombuffer(data, np.uint8, count * length).reshape(count, length)
         start += count * length
+
+
+def _numbers(packets: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """Returns the number of the stream (PID) of each packet."""
+    return (packets[:, 1] & 0x1F).astype(np.int32) << 8 | packets[:, 2]
 
 
 def _grid(data: bytes) -> tuple[int, int]:

@@ -20,6 +20,8 @@ def table(*rows):
         "rebased_clocks": 0,
         "held_picture": 0,
         "picture_gaps": 0,
+        "video_codec": "h264",
+        "audio_codec": "aac",
     }
     schema = pa.schema([CLIPS.field(name) for name in COLUMNS])
     return pa.Table.from_pylist([whole | row for row in rows], schema=schema)
@@ -49,13 +51,16 @@ def test_each_source_counts_once_whatever_its_clips():
             {"source": "music", "held_picture": 1},
             {"source": "music", "held_picture": 1},
             {"source": "lossy", "picture_gaps": 3},
+            {"source": "pay", "num_frames": 0, "video_codec": "encrypted"},
+            {"source": "pay", "num_frames": 0, "video_codec": "encrypted", "audio_codec": None},
             # What it does not declare is not missing.
             {"source": "song", "num_frames": 0, "declares_picture": False},
         )
     )
     assert found == SourceFlaws(
-        without_picture=1,
+        without_picture=2,
         without_sound=1,
+        encrypted=1,
         with_late_picture=1,
         with_held_picture=1,
         with_picture_gaps=1,
@@ -66,8 +71,9 @@ def test_each_source_counts_once_whatever_its_clips():
         timed_by_order=1,
     )
     assert found.sentences() == [
-        "sources that declare a picture and gave none: 1",
+        "sources that declare a picture and gave none: 2",
         "sources that declare sound and gave none: 1",
+        "sources whose picture or sound is encrypted: 1",
         "sources whose picture begins late, so that clips lack it: 1",
         "sources whose picture ends early, so that its last frame stays on: 1",
         "sources with gaps between pictures, where the one before stays on: 1",

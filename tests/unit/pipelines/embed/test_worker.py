@@ -17,6 +17,18 @@ from pipelines.registry.uri import resolve_model
 from pipelines.tracking.runs import open_run
 from tests.helpers.encoders import write_checkpoint, write_media
 from tests.helpers.registered_code import copy_code
+from tests.helpers.timed_scenes import write_scene
+
+
+def with_scrambled_sound(path):
+    """Scrambles the packets of the second stream of a transport stream."""
+    data = bytearray(path.read_bytes())
+    for at in range(0, len(data), 188):
+        if (data[at + 1] & 0x1F, data[at + 2]) == (1, 1):
+            data[at + 3] |= 0x80
+            data[at + 4 : at + 188] = bytes(byte ^ 0x5A for byte in data[at + 4 : at + 188])
+    path.write_bytes(data)
+    return path
 
 
 def test_each_version_embeds_with_its_own_code(tmp_path, monkeypatch):
@@ -29,8 +41,12 @@ def test_each_version_embeds_with_its_own_code(tmp_path, monkeypatch):
     promote(checkpoint, None, PromoteSettings(), run)
 
     film = write_media(tmp_path / "film.mkv", seconds=3.0)
-    source = UnitSource(str(film), str(film), "hash", film.stat().st_size, None, None, None)
-    row = {"name": "unit", "shard": "", "unit": Unit("unit", (source,)).to_json()}
+    locked = with_scrambled_sound(write_scene(tmp_path / "locked.ts", 0, 3))
+    sources = tuple(
+        UnitSource(str(path), str(path), path.name, path.stat().st_size, None, None, None)
+        for path in (film, locked)
+    )
+    row = {"name": "unit", "shard": "", "unit": Unit("unit", sources).to_json()}
     embeddings = []
     try:
         workers = [
@@ -47,7 +63,8 @@ def test_each_version_embeds_with_its_own_code(tmp_path, monkeypatch):
         ]
         for number, worker in enumerate(workers, start=1):
             (tmp_path / str(number) / "embeddings").mkdir(parents=True)
-            assert [outcome["clips"] for outcome in worker(row)] == [2]
+            outcomes = [(outcome["clips"], outcome["reason"]) for outcome in worker(row)]
+            assert outcomes == [(2, ""), (0, "encrypted")]
             table = pq.read_table(tmp_path / str(number) / "embeddings" / "unit.parquet")
             embeddings.append(np.stack(table["embedding"].to_numpy()))
     finally:

@@ -55,6 +55,26 @@ def test_damage_that_only_the_decoder_notices_is_counted(tmp_path, kind):
     assert caught.value.reason in {"damaged", "undecodable"}
 
 
+@pytest.mark.parametrize(
+    ("suffix", "codecs"),
+    [
+        (".ogg", ("", "libopus")),
+        (".mkv", ("libvpx", "libopus")),
+        (".mkv", ("ffv1", "mp2")),
+    ],
+)
+def test_damage_of_a_file_with_checksums_is_counted_whatever_the_codec(tmp_path, suffix, codecs):
+    path = write_scene(tmp_path / f"whole{suffix}", 0, 10, codecs=codecs)
+    assert sum(segment.decode_errors for segment in decode(path)) == 0
+    whole = path.read_bytes()
+    rng = random.Random(0)
+    for _ in range(6):
+        data = bytearray(whole)
+        data[rng.randrange(len(data) // 4, len(data) * 3 // 4)] ^= rng.randrange(1, 256)
+        path.write_bytes(data)
+        assert sum(segment.decode_errors for segment in decode(path)) > 0
+
+
 def without_packets(path, share):
     """Removes packets of a transport stream, but none of its tables."""
     rng = random.Random(1)

@@ -158,10 +158,21 @@ def test_picture_that_starts_a_little_late_holds_its_first_frame(tmp_path):
 
 @pytest.mark.parametrize("late", [0.7, 1.0, 2.4])
 def test_sound_before_a_late_picture_is_not_paired_with_it(tmp_path, late):
-    first, second, *_ = decode(late_picture(tmp_path / "clip.mkv", late), segment_seconds=2.5)
+    path = late_picture(tmp_path / "clip.mkv", late)
+    first, second, *_ = decode(path, segment_seconds=2.5, min_segment_seconds=0.5)
     assert first.frames is None
     assert np.abs(first.waveform).max() > 1000
-    assert numbers(second)[0] == pytest.approx(25 * (2.5 - late) + 2, abs=1)
+    # The clip ends where the picture begins, unless the other part would be too short.
+    end = 2.5 if late > 2 else late
+    assert first.duration_seconds == second.start_seconds == pytest.approx(end, abs=0.13)
+    assert numbers(second)[0] == pytest.approx(25 * (end - late) + 2, abs=2)
+
+
+def test_sound_before_a_late_picture_that_is_too_short_for_a_clip_is_counted(tmp_path):
+    first, *_ = decode(late_picture(tmp_path / "clip.mkv", 0.7), segment_seconds=2.5)
+    assert first.start_seconds == pytest.approx(0.7, abs=0.13)
+    assert first.decode_errors == 1
+    assert numbers(first)[0] == pytest.approx(2, abs=2)
 
 
 def test_rotated_video_comes_out_upright(tmp_path):

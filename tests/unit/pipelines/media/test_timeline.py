@@ -145,7 +145,8 @@ def test_a_joined_file_without_picture_meets_no_other_picture(tmp_path, place):
         )
         for number, piece in enumerate(pieces)
     ]
-    segments, seen, sounds = scene_of(joined(tmp_path / "all.mpg", *parts))
+    path = joined(tmp_path / "all.mpg", *parts)
+    segments, seen, sounds = scene_of(path, min_segment_seconds=0.9)
     expected = ticks_of(*pieces)
     assert sounds[: len(expected)] == pytest.approx(expected[: len(sounds)], abs=1)
     assert len(sounds) >= len(expected)
@@ -503,15 +504,29 @@ def test_a_source_cut_between_key_pictures_invents_no_picture(tmp_path, codec, s
     made = write_scene(tmp_path / f"made{suffix}", 0, 14, codecs=(codec, sound), **how)
     path = tmp_path / f"cut{suffix}"
     remux(made, path, lambda _, now, __: now - 1 if now >= 1 else None)
-    segments, seen, _ = scene_of(path)
+    segments, seen, _ = scene_of(path, min_segment_seconds=0.9)
     if sound:
-        # The clip begins with the sound, and the picture more than half a second later.
-        assert (seen[:40], seen[40:44]) == ([None] * 40, [6] * 4)
-        assert len(seen) == 13 * 8
+        # The first clip ends where the picture begins.
+        assert seen == [None] * 16 + ticks_of((3, 14))
+        assert [segment.start_seconds for segment in segments] == [0, 2, 7, 12]
     else:
         # Without sound, the first clip begins with the first picture that decodes, at 3 s.
         assert seen[:80] == ticks_of((3, 13))
         assert sum(segment.decode_errors for segment in segments) > 0
+
+
+@pytest.mark.parametrize("seconds", [4, 9])
+def test_pictures_that_are_wrongly_marked_as_key_pictures_cost_no_clip(tmp_path, seconds):
+    x265 = "log-level=error:pools=none:keyint=50:min-keyint=50:scenecut=0:bframes=0"
+    how = {"codec_options": {"preset": "ultrafast", "x265-params": x265}}
+    made = write_scene(tmp_path / "made.mp4", 0, seconds, codecs=("libx265", ""), **how)
+    path = tmp_path / "cut.mkv"
+    remux(made, path, lambda _, now, __: now - 1 if now >= 1 else None, all_key=True)
+    segments, seen, _ = scene_of(path, min_segment_seconds=2.0)
+    # The first picture that decodes is that of second 2.
+    assert seen == ticks_of((2, seconds))
+    assert [segment.start_seconds for segment in segments] == [0, 5][: len(segments)]
+    assert segments[0].decode_errors > 0
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".ts", ".mpg", ".flv", ".avi"])
@@ -638,30 +653,32 @@ def test_what_does_not_belong_together_never_meets_in_many_files(tmp_path, flawe
 
 @st.composite
 def moved_packets(draw):
-    """A container that keeps times, and a gap, noise and a jump in it."""
+    """A container that keeps times, and a gap, noise, a jump and a zero that is not its start."""
     suffix = draw(st.sampled_from([".mkv", ".ts", ".mp4", ".flv"]))
     gap_of = draw(st.sampled_from(["audio", "video", "none"]))
     gap = draw(st.tuples(st.floats(1, 8), st.floats(0.3, 6)))
     wobble = draw(st.sampled_from([0.0, 0.01, 0.042]))
     drift = draw(st.sampled_from([1.0, 1.01, 0.99]))
     jump_at, jump = draw(st.floats(2, 10)), draw(st.sampled_from([0.0, 1000.0]))
-    return suffix, gap_of, gap, wobble, drift, jump_at, jump
+    # MP4 hides what lies before zero.
+    zero = 0.0 if suffix == ".mp4" else draw(st.sampled_from([0.0, 0.3, 4.0, 20.0]))
+    return suffix, gap_of, gap, wobble, drift, jump_at, jump, zero
 
 
 def check_moved(folder, moved):
-    suffix, gap_of, (gap_at, gap_seconds), wobble, drift, jump_at, jump = moved
+    suffix, gap_of, (gap_at, gap_seconds), wobble, drift, jump_at, jump, zero = moved
     made = write_scene(folder / "made.mp4", 0, 14, bframes=2)
-    latest = {"audio": -1.0, "video": -1.0}
+    latest = {"audio": -100.0, "video": -100.0}
 
     def move(kind, now, number):
         if kind == gap_of and gap_at <= now < gap_at + gap_seconds:
             return None
         then = now + (RANDOM[number] * wobble / 0.042 if kind == "audio" else 0.0)
-        then = then * (drift if kind == "audio" else 1.0) + jump * (now >= jump_at)
+        then = then * (drift if kind == "audio" else 1.0) + jump * (now >= jump_at) - zero
         latest[kind] = max(latest[kind] + 0.001, then)
         return latest[kind]
 
-    path = remux(made, folder / f"moved{suffix}", move)
+    path = remux(made, folder / f"moved{suffix}", move, {"avoid_negative_ts": "disabled"})
     segments = decode(path)
     # What was there before a gap in the picture is held, and after it, pictures depend on lost
     # ones until the next key picture, 0.64 s later at most. Only the rest can be compared.
@@ -677,9 +694,10 @@ def check_moved(folder, moved):
 @settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(moved=moved_packets())
 # FFmpeg opens the file without decoding sound, so it does not know the length of its packets.
-@example((".mp4", "audio", (1.0, 1.0), 0.042, 1.0, 2.0, 1000.0))
+@example((".mp4", "audio", (1.0, 1.0), 0.042, 1.0, 2.0, 1000.0, 0.0))
 # The key picture at 2.56 s is lost, so that the next 15 pictures say something else.
-@example((".mkv", "video", (1.25, 1.25), 0.0, 1.0, 2.0, 0.0))
+@example((".mkv", "video", (1.25, 1.25), 0.0, 1.0, 2.0, 0.0, 0.0))
+@example((".mkv", "none", (1.0, 1.0), 0.0, 1.0, 2.0, 0.0, 4.0))
 def test_gaps_noise_and_jumps_never_pair_what_does_not_belong(tmp_path, moved):
     check_moved(tmp_path, moved)
 

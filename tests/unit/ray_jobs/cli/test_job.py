@@ -1,5 +1,7 @@
 """How a program ends: its exit code and the one line that it says."""
 
+import importlib
+import inspect
 import logging
 import os
 import signal
@@ -13,7 +15,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from pipelines.config.base import JobConfig
 from pipelines.errors import JobFailed, Stopped, UserError
 from ray_jobs.cli.job import Job, JobPlan, _dry_run, _Redacting, run_job
-from ray_jobs.cli.jobs import JobSummary
+from ray_jobs.cli.jobs import JOBS, JobSummary
 
 TEST = JobSummary("test", "A test.", "pipelines.config.base:JobConfig", ())
 
@@ -112,6 +114,19 @@ def test_a_job_that_ends_well(tmp_path):
 
 def test_a_dry_run_shows_no_password():
     server = {"uri": "http://me:my secret@mlflow.example:5000"}
-    printed = _dry_run(JobConfig.model_validate({"tracking": server}), JobPlan((), ()))
+    config = JobConfig.model_validate({"tracking": server})
+    printed = _dry_run(config, JobPlan((), ()), uses_ray=True)
     assert "uri: http://***@mlflow.example:5000" in printed
     assert "secret" not in printed
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_dry_run_names_ray_where_the_job_starts_one(name):
+    module = importlib.import_module(f"ray_jobs.{JOBS[name].module}")
+    assert module.JOB.uses_ray == ("connected(" in inspect.getsource(module))
+
+
+def test_a_dry_run_of_a_job_without_ray_names_none():
+    config = JobConfig.model_validate({})
+    assert "would run on a Ray of its own" in _dry_run(config, JobPlan((), ()), uses_ray=True)
+    assert "would run" not in _dry_run(config, JobPlan((), ()), uses_ray=False)

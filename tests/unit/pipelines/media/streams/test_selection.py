@@ -148,6 +148,7 @@ def test_a_clear_picture_with_encrypted_sound_is_a_picture(tmp_path):
     assert segment.frames is not None
     assert segment.waveform is None
     assert segment.info.declares_sound
+    assert segment.info.audio_codec == "encrypted"
     declare_sample_aes(path, {b"\x1b": b"\xdb"})
     assert reject(path).reason == "encrypted"
 
@@ -180,6 +181,40 @@ def test_scrambled_transport_streams_are_seen(tmp_path, length):
         # Without a table of streams, FFmpeg finds nothing to open.
         path.write_bytes(b"".join(map(encrypt, packets)))
         assert reject(path).reason == "encrypted"
+
+
+def scrambled(source, target, numbers, first=0.0):
+    """Scrambles the packets of some streams from a share of a transport stream on."""
+    rng = np.random.default_rng(0)
+    packets = [source.read_bytes()[at : at + 188] for at in range(0, source.stat().st_size, 188)]
+    for at in range(round(first * len(packets)), len(packets)):
+        packet = packets[at]
+        if struct.unpack(">H", packet[1:3])[0] & 0x1FFF in numbers:
+            payload = 5 + packet[4] if packet[3] & 0x20 else 4
+            header = packet[:3] + bytes([packet[3] | 0x80]) + packet[4:payload]
+            packets[at] = header + rng.bytes(188 - payload)
+    target.write_bytes(b"".join(packets))
+    return target
+
+
+@pytest.mark.parametrize("codecs", [("libx264", "aac"), ("mpeg2video", "mp2")])
+def test_one_scrambled_stream_is_called_encrypted(tmp_path, codecs):
+    clear = write_numbered(tmp_path / "clear.ts", 150, codecs=codecs)
+    for number, (stream, other) in enumerate([("frames", "waveform"), ("waveform", "frames")]):
+        path = scrambled(clear, tmp_path / "one.ts", {0x100 + number})
+        for segment in decode(path):
+            assert getattr(segment, stream) is None
+            assert getattr(segment, other) is not None
+            assert segment.info.declares_picture
+            assert segment.info.declares_sound
+            found = segment.info.video_codec, segment.info.audio_codec
+            assert found[number] == "encrypted"
+            assert found[1 - number] not in (None, "encrypted")
+            assert segment.decode_errors == 0
+        later = decode(scrambled(clear, tmp_path / "later.ts", {0x100 + number}, first=0.4))
+        assert sum(segment.decode_errors for segment in later) == 1
+    assert reject(scrambled(clear, tmp_path / "both.ts", {0x100, 0x101})).reason == "encrypted"
+    assert sum(segment.decode_errors for segment in decode(clear)) == 0
 
 
 def damage(path, share, start=0.2):
@@ -226,7 +261,7 @@ def test_reasons_do_not_contradict_themselves(tmp_path):
     assert "of its 2.9" in error.message
 
 
-def test_a_picture_that_begins_late_although_it_declares_key_pictures_says_so(tmp_path):
+def test_a_picture_that_begins_late_although_it_declares_key_pictures_begins_the_clip(tmp_path):
     path = tmp_path / "cut.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream(
@@ -237,12 +272,10 @@ def test_a_picture_that_begins_late_although_it_declares_key_pictures_says_so(tm
         packets = [packet for frame in [*frames, None] for packet in stream.encode(frame)]
         packets[1].is_keyframe = True
         container.mux(packets[1:])
-    error = reject(path, max_damaged_fraction=1.0)
-    assert error.reason == "undecodable"
-    assert error.message.startswith("its first 0.95 s give no picture, at most 0.5 s may")
-    first, *_ = decode(path, max_damaged_fraction=1.0, segment_seconds=1.0, min_segment_seconds=0.5)
-    # 19 pictures without a key picture, and the clip that they would have been
-    assert (first.start_seconds, first.decode_errors) == (1.0, 20)
+    (segment,) = decode(path, max_damaged_fraction=1.0)
+    # 19 pictures without a key picture, and the stretch that they would have been
+    assert (segment.start_seconds, segment.decode_errors) == (0.0, 20)
+    assert segment.duration_seconds == pytest.approx(2.0, abs=0.13)
 
 
 @pytest.mark.parametrize("name", ["clip.avif", "clip.gif", "clip.apng"])
