@@ -1,6 +1,7 @@
 """What steps do in common: jobs are submitted, waited for, and compared."""
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -106,6 +107,20 @@ class Board:
 
     def _power_off(self) -> None:
         self.stand.remove(self.stand.training_machines()[0])
+
+    def _power_off_decoding(self, *logs: str) -> Machine:
+        """Ends a machine while units are in flight on it; returns which.
+
+        Args:
+            logs: Of which one says that a source was decoded.
+        """
+        begun = re.compile(r"^ingest +[1-9]\d*/\d+ sources", re.MULTILINE)
+        self._wait_for(
+            lambda: any(begun.search(self.stand.log(log)) for log in logs), "a decoded source"
+        )
+        machine = self.stand.decoding_machines()[0]
+        self.stand.remove(machine)
+        return machine
 
     def _drain(self) -> None:
         machine = self.stand.training_machines()[0]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
+from pipelines.media.decoder.template import MODULE as DECODER
 from tests.cluster.autoscaler import AUTOSCALER
 from tests.cluster.machines import HOST_ADDRESS, REPOSITORY, Machine, make_network, wait_until
 from tests.cluster.tracking import start_mlflow
@@ -154,8 +155,8 @@ class Stand:
         return [worker for worker in self.workers if worker.processes("RayTrainWorker")]
 
     def decoding_machines(self) -> list[Machine]:
-        """Returns the workers on which units of an ingest run."""
-        return [worker for worker in self.workers if worker.processes("MapWorker(FlatMap")]
+        """Returns the workers on which media are decoded."""
+        return [worker for worker in self.workers if worker.processes(DECODER)]
 
     def remove(self, machine: Machine) -> None:
         """Powers a machine off."""

@@ -88,15 +88,13 @@ class Steps(Board):
         """One of three machines loses its power while it decodes."""
         self.stand.add_worker()
         self.stand.wait_for_workers()
-        removed = []
+        name, removed = "killed-in-ingest", []
 
         def disturb() -> None:
-            self._wait_for(self.stand.decoding_machines, "a machine that decodes")
-            removed.append(self.stand.decoding_machines()[0])
-            self.stand.remove(removed[0])
+            removed.append(self._power_off_decoding(name))
 
-        text = self._compared("killed-in-ingest", disturb, at=None)
-        log = self.stand.log("killed-in-ingest")
+        text = self._compared(name, disturb, at=None)
+        log = self.stand.log(name)
         gone = [line for line in log.splitlines() if "is gone" in line or "was lost" in line]
         return f"{removed[0].name} gone, {text}; lines: {'; '.join(gone)[:300]}"
 
@@ -106,8 +104,7 @@ class Steps(Board):
         for _ in range(2):
             self.stand.add_worker()
         submitted = self._begin(name)
-        self._wait_for(self.stand.decoding_machines, "a machine that decodes")
-        self.stand.remove(self.stand.decoding_machines()[0])
+        self._power_off_decoding(name)
         self._wait_for_step(name, DISTURBED_AT)
         self._power_off()
         self._away(self.stand.store)
@@ -200,10 +197,14 @@ class Steps(Board):
         return f"exit code 75; later {self._difference(name)}"
 
     def twice(self) -> str:
-        """The same job is submitted twice at once; the one that runs is stopped and goes on."""
+        """One job is submitted twice at once, loses a machine in ingest, is stopped, and goes on."""
+        for _ in range(2):
+            self.stand.add_worker()
+        self.stand.wait_for_workers()
         names = ("twice", "second")
         job = self._job("twice", *NEVER)
         both = {name: self.stand.submit("run", *job, log=name) for name in names}
+        self._power_off_decoding(*names)
         self._wait_for(lambda: any(one.poll() is not None for one in both.values()), "one to end")
         loser, winner = sorted(names, key=lambda name: both[name].poll() is None)
         assert both[loser].returncode == USER_ERROR, self._tail(loser)
