@@ -197,7 +197,7 @@ class Steps(Board):
         return f"exit code 75; later {self._difference(name)}"
 
     def twice(self) -> str:
-        """One job is submitted twice at once, loses a machine in ingest, is stopped, and goes on."""
+        """A job is submitted twice at once, loses a machine in ingest, is stopped and goes on."""
         for _ in range(2):
             self.stand.add_worker()
         self.stand.wait_for_workers()
