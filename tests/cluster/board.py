@@ -1,7 +1,6 @@
 """What steps do in common: jobs are submitted, waited for, and compared."""
 
 import os
-import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -27,6 +26,8 @@ UNDISTURBED = "undisturbed"
 JOB_SECONDS = 900.0
 OUTAGE_SECONDS = 60.0
 GRACE_SECONDS = 20
+DECODING_SECONDS = 2.0
+"""From the start of a decoder to the middle of its first unit."""
 DISTURBED_AT = 15
 """Step from which on a training is disturbed."""
 
@@ -108,16 +109,10 @@ class Board:
     def _power_off(self) -> None:
         self.stand.remove(self.stand.training_machines()[0])
 
-    def _power_off_decoding(self, *logs: str) -> Machine:
-        """Ends a machine while units are in flight on it; returns which.
-
-        Args:
-            logs: Of which one says that a source was decoded.
-        """
-        begun = re.compile(r"^ingest +[1-9]\d*/\d+ sources", re.MULTILINE)
-        self._wait_for(
-            lambda: any(begun.search(self.stand.log(log)) for log in logs), "a decoded source"
-        )
+    def _power_off_decoding(self) -> Machine:
+        """Ends a machine while a unit is in flight on it; returns which."""
+        self._wait_for(self.stand.decoding_machines, "a machine that decodes")
+        time.sleep(DECODING_SECONDS)
         machine = self.stand.decoding_machines()[0]
         self.stand.remove(machine)
         return machine

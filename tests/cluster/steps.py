@@ -91,7 +91,7 @@ class Steps(Board):
         name, removed = "killed-in-ingest", []
 
         def disturb() -> None:
-            removed.append(self._power_off_decoding(name))
+            removed.append(self._power_off_decoding())
 
         text = self._compared(name, disturb, at=None)
         log = self.stand.log(name)
@@ -104,7 +104,7 @@ class Steps(Board):
         for _ in range(2):
             self.stand.add_worker()
         submitted = self._begin(name)
-        self._power_off_decoding(name)
+        self._power_off_decoding()
         self._wait_for_step(name, DISTURBED_AT)
         self._power_off()
         self._away(self.stand.store)
@@ -197,14 +197,10 @@ class Steps(Board):
         return f"exit code 75; later {self._difference(name)}"
 
     def twice(self) -> str:
-        """A job is submitted twice at once, loses a machine in ingest, is stopped and goes on."""
-        for _ in range(2):
-            self.stand.add_worker()
-        self.stand.wait_for_workers()
+        """The same job is submitted twice at once; the one that runs is stopped and goes on."""
         names = ("twice", "second")
         job = self._job("twice", *NEVER)
         both = {name: self.stand.submit("run", *job, log=name) for name in names}
-        self._power_off_decoding(*names)
         self._wait_for(lambda: any(one.poll() is not None for one in both.values()), "one to end")
         loser, winner = sorted(names, key=lambda name: both[name].poll() is None)
         assert both[loser].returncode == USER_ERROR, self._tail(loser)
