@@ -95,17 +95,26 @@ def wait_for_nodes(
 
 @contextmanager
 def watched_nodes() -> Iterator[None]:
-    """Logs each node that joins, leaves or is about to, in one line, while the block runs."""
+    """Logs each node that joins, leaves or is about to, in one line, while the block runs.
+
+    A job goes on with nodes that join later, so one without any node for tasks says each minute
+    what it waits for.
+    """
     finished = threading.Event()
 
     def watch() -> None:
-        before = _states()
+        before, remind_at = _states(), 0.0
         while not finished.wait(_WATCH_SECONDS):
             with suppress(Exception):  # a cluster that restarts answers again later
                 now = _states()
                 for text in _changes(before, now):
                     logger.warning("%s", text)
                 before = now
+                if _has_cpu():
+                    remind_at = 0.0
+                elif time.monotonic() >= remind_at:
+                    logger.warning("no node of Ray has a CPU for tasks; waiting for nodes")
+                    remind_at = time.monotonic() + _REMIND_SECONDS
 
     thread = threading.Thread(target=watch, daemon=True, name="nodes")
     thread.start()
@@ -114,6 +123,10 @@ def watched_nodes() -> Iterator[None]:
     finally:
         finished.set()
         thread.join(timeout=5)
+
+
+def _has_cpu() -> bool:
+    return any(node["Resources"].get("CPU", 0.0) >= 1 for node in working_nodes())
 
 
 def _states() -> dict[str, tuple[str, str]]:

@@ -60,8 +60,9 @@ def poster(board: Any) -> OnProgress:
 @contextmanager
 def watched_board(on_progress: OnProgress) -> Iterator[Any]:
     """Yields a board whose posts reach `on_progress` in this process while the block runs."""
-    # The board runs on the driver's node, so that it lives as long as its reader.
-    node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # The board runs on the driver's node, so that it lives as long as its reader. Not softly:
+    # Ray then puts an actor without CPUs on any node.
+    node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = _Board.options(scheduling_strategy=node).remote()  # type: ignore[attr-defined]  # Ray's
     finished = threading.Event()
 

@@ -1,10 +1,11 @@
 """How many sources does the driver of an ingest handle a second, and how much memory do they take?
 
-    python tests/benchmarks/ingest_driver.py [sources=100000] [workers=2]
+    python tests/benchmarks/ingest_driver.py [sources=100000] [workers=2] [nodes=0]
 
 Logical sources: no file is there. Their units go through the real Ray Data graph to actors that
 decode nothing and write nothing, and only yield the outcome of each source. So what is measured is
-the graph, the reports and the progress. Planning is measured by `plan_list.py`.
+the graph, the reports and the progress. Planning is measured by `plan_list.py`. The workers are
+processes of one Ray, or of so many nodes of a cluster, each a raylet on this machine.
 """
 
 import hashlib
@@ -12,11 +13,13 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from program import environment, most_memory, options
+from ray.cluster_utils import Cluster
 
 from pipelines.config.base import RaySettings
 from pipelines.config.ingest import IngestSettings
@@ -28,7 +31,7 @@ from pipelines.ingest.unit_shards import StoredUnits
 from pipelines.sources.source import Fingerprint, Source, SourceList
 from ray_jobs.cli.cluster import connected
 
-DEFAULTS = {"sources": "100000", "workers": "2"}
+DEFAULTS = {"sources": "100000", "workers": "2", "nodes": "0"}
 
 
 class NoDecoder:
@@ -50,7 +53,8 @@ def main() -> None:
     num_units, planning = len(units), time.monotonic() - begun
     with (
         tempfile.TemporaryDirectory() as temporary,
-        connected(RaySettings(address="local", num_cpus=num_workers)),
+        ray_of(int(given["nodes"]), num_workers) as settings,
+        connected(settings),
     ):
         before = most_memory()
         folder = Path(temporary)
@@ -78,6 +82,24 @@ def main() -> None:
     print("  ".join(f"{name} {value:,.0f}" for name, value in results.items()))
     line = {"benchmark": "ingest_driver", **environment("ray", "pyarrow")}
     print(json.dumps(line | {"settings": given, "results": results}))
+
+
+@contextmanager
+def ray_of(num_nodes: int, num_workers: int) -> Iterator[RaySettings]:
+    """Yields settings of a Ray of its own, or of a cluster of so many nodes besides a head."""
+    if not num_nodes:
+        yield RaySettings(address="local", num_cpus=num_workers)
+        return
+    assert num_workers % num_nodes == 0, "workers must be a multiple of nodes"
+    node = {"object_store_memory": 80_000_000}
+    head = {**node, "num_cpus": 0, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for _ in range(num_nodes):
+            cluster.add_node(**node, num_cpus=num_workers // num_nodes)
+        yield RaySettings(address=cluster.address)
+    finally:
+        cluster.shutdown()
 
 
 def taken(units: list[Unit]) -> Iterator[dict[str, str]]:

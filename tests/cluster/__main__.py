@@ -1,8 +1,10 @@
 """Runs jobs on a cluster of machines that share nothing, and disturbs them.
 
-    sudo python -m tests.cluster [results=FILE] [keep=FOLDER] [STEP ...]
+    sudo python -m tests.cluster [results=FILE] [keep=FOLDER] [limit=SECONDS] [STEP ...]
 
-Without steps, those that FILE has no result of yet. Needs root, `unshare`, `nsenter` and `ip`.
+Without steps, those that FILE has no result of yet. A step that is not done after `limit` seconds
+fails with the logs of its jobs, and the next begins on a new cluster. Needs root, `unshare`,
+`nsenter` and `ip`.
 """
 
 import json
@@ -12,14 +14,18 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from tests.cluster.board import UNDISTURBED
+from tests.cluster.board import JOB_SECONDS, UNDISTURBED
+from tests.cluster.limits import account, limited
 from tests.cluster.machines import FOLDER, in_namespaces
 from tests.cluster.outcome import Outcome
 from tests.cluster.stand import running
 from tests.cluster.steps import Steps
 
 NAMES = [name for name in vars(Steps) if not name.startswith("_")]
+
+NUM_WORKERS = 2
 
 
 def main(arguments: list[str]) -> int:
@@ -32,25 +38,40 @@ def main(arguments: list[str]) -> int:
         print(f"no step {unknown[0]}; there are {', '.join(NAMES)}", file=sys.stderr)
         return 2
     steps = steps or [name for name in NAMES if not results.get(name, {}).get("passed")]
-    with running(Path(os.environ[FOLDER]), num_workers=2) as stand:
+    limit = float(options.get("limit", JOB_SECONDS))
+    with running(Path(os.environ[FOLDER]), NUM_WORKERS) as stand:
         before = results.get(UNDISTURBED, {}).get("outcome")
         board = Steps(stand, Outcome(**before) if before else None)
         for step in steps:
-            begun = time.monotonic()
-            try:
-                found = {"passed": True, "seen": getattr(board, step)()}
-            except Exception as error:  # the next step still says something
-                found = {"passed": False, "seen": f"{type(error).__name__}: {error}"}
-            found["seconds"] = round(time.monotonic() - begun)
-            if step == UNDISTURBED and board.reference is not None:
-                found["outcome"] = asdict(board.reference)
+            found = _result(board, step, limit)
             results[step] = found
             results_file.write_text(json.dumps(results, indent=1))
-            shown = "passed" if found["passed"] else "FAILED"
-            print(f"{step}: {shown} after {found['seconds']} s: {found['seen']}", flush=True)
             if "keep" in options:
                 stand.keep(Path(options["keep"]))
+            if not found["passed"] and step != steps[-1]:
+                stand.restart(NUM_WORKERS)
     return 0 if all(results[step]["passed"] for step in steps) else 1
+
+
+def _result(board: Steps, step: str, limit: float) -> dict[str, Any]:
+    """Runs a step; one that fails does not keep the next from saying something."""
+    board.stand.submissions.clear()
+    begun = time.monotonic()
+    told = ""
+    try:
+        with limited(limit):
+            found: dict[str, Any] = {"passed": True, "seen": getattr(board, step)()}
+    except Exception as error:
+        found = {"passed": False, "seen": f"{type(error).__name__}: {error}"}
+        told = account(board.stand, error)
+    found["seconds"] = round(time.monotonic() - begun)
+    found["load"] = [round(load, 1) for load in os.getloadavg()]
+    if step == UNDISTURBED and board.reference is not None:
+        found["outcome"] = asdict(board.reference)
+    shown = "passed" if found["passed"] else "FAILED"
+    text = f"{step}: {shown} after {found['seconds']} s, load {found['load']}: {found['seen']}"
+    print(text, told, sep="\n" if told else "", flush=True)
+    return found
 
 
 if __name__ == "__main__":

@@ -21,10 +21,13 @@ TRAINING = (
 )
 NEVER = ("pretrain.checkpoint_every=1000000",)
 STOPPED = os.EX_TEMPFAIL
+USER_ERROR = 2
 UNDISTURBED = "undisturbed"
 JOB_SECONDS = 900.0
 OUTAGE_SECONDS = 60.0
 GRACE_SECONDS = 20
+DECODING_SECONDS = 2.0
+"""From the start of a decoder to the middle of its first unit."""
 DISTURBED_AT = 15
 """Step from which on a training is disturbed."""
 
@@ -39,6 +42,15 @@ class Board:
 
     def __init__(self, stand: Stand, reference: Outcome | None) -> None:
         self.stand, self.reference = stand, reference
+        self._complete = ""
+        """Name of a main job that has ended on this stand as it should."""
+
+    def _complete_job(self) -> str:
+        """Returns the name of a complete main job, which is run if there is none."""
+        if not self._complete:
+            self._main_job(UNDISTURBED)
+            self._difference(UNDISTURBED)
+        return self._complete
 
     def _compared(
         self,
@@ -57,7 +69,9 @@ class Board:
 
     def _difference(self, name: str) -> str:
         assert self.reference is not None, f"run the step {UNDISTURBED} first"
-        return difference(outcome_of(self.stand, name), self.reference)
+        text = difference(outcome_of(self.stand, name), self.reference)
+        self._complete = name
+        return text
 
     def _main_job(self, name: str, *settings: str) -> None:
         self._ended(self._begin(name, *settings), name)
@@ -94,6 +108,14 @@ class Board:
 
     def _power_off(self) -> None:
         self.stand.remove(self.stand.training_machines()[0])
+
+    def _power_off_decoding(self) -> Machine:
+        """Ends a machine while a unit is in flight on it; returns which."""
+        self._wait_for(self.stand.decoding_machines, "a machine that decodes")
+        time.sleep(DECODING_SECONDS)
+        machine = self.stand.decoding_machines()[0]
+        self.stand.remove(machine)
+        return machine
 
     def _drain(self) -> None:
         machine = self.stand.training_machines()[0]

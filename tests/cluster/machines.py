@@ -10,6 +10,7 @@ The disk of the host is read-only in it, apart from its own /tmp; packages of th
 hidden. So two machines share nothing but what they send each other.
 """
 
+import json
 import os
 import shlex
 import signal
@@ -18,7 +19,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import distribution
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from tests.cluster.slow_link import SlowLink
 
@@ -27,7 +30,7 @@ HOST_ADDRESS = f"{NETWORK}.1"
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = "XKD_CLUSTER_FOLDER"
 """Environment variable with the folder of disks and logs, inside of the namespaces."""
-_HIDDEN = ("xkd_core", "pipelines", "ray_jobs", "conf")
+_PACKAGES = ("xkd_core", "pipelines", "ray_jobs", "conf")
 _INIT = """
 import os, time
 while True:
@@ -90,7 +93,7 @@ class Machine:
             f"mount --bind {shlex.quote(str(hosts))} /etc/hosts",
             f"mount --bind {shlex.quote(str(temporary))} /tmp",
             "mount -t tmpfs -o size=1g tmpfs /dev/shm",
-            *(f"mount -t tmpfs tmpfs {shlex.quote(str(REPOSITORY / one))}" for one in _HIDDEN),
+            *(f"mount -t tmpfs tmpfs {shlex.quote(str(folder))}" for folder in _hidden()),
             "mount -o remount,bind,ro /",
             "echo ready",
             f"exec {shlex.quote(sys.executable)} -c {shlex.quote(_INIT)}",
@@ -182,6 +185,15 @@ class Machine:
 
     def _inside(self, *command: str) -> None:
         subprocess.run([*self._enter(), *command], check=True)
+
+
+def _hidden() -> set[Path]:
+    """Returns the folders of XKD here, and of the checkout that the environment has installed."""
+    checkouts = {REPOSITORY}
+    installed = distribution("xkd").read_text("direct_url.json")
+    if installed is not None:
+        checkouts.add(Path(urlsplit(json.loads(installed)["url"]).path))
+    return {one / name for one in checkouts for name in _PACKAGES if (one / name).is_dir()}
 
 
 def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
+from pipelines.media.decoder.template import MODULE as DECODER
 from tests.cluster.autoscaler import AUTOSCALER
 from tests.cluster.machines import HOST_ADDRESS, REPOSITORY, Machine, make_network, wait_until
 from tests.cluster.tracking import start_mlflow
@@ -76,6 +77,8 @@ class Stand:
         os.environ |= self.environment
         self.head: Machine
         self.workers: list[Machine] = []
+        self.submissions: list[tuple[str, subprocess.Popen[bytes]]] = []
+        """Name of the log, and the process that submits and follows."""
 
     def wait_for_servers(self) -> None:
         """Waits for the store and MLflow, and makes the bucket."""
@@ -151,6 +154,10 @@ class Stand:
         """Returns the workers on which a training runs."""
         return [worker for worker in self.workers if worker.processes("RayTrainWorker")]
 
+    def decoding_machines(self) -> list[Machine]:
+        """Returns the workers on which media are decoded."""
+        return [worker for worker in self.workers if worker.processes(DECODER)]
+
     def remove(self, machine: Machine) -> None:
         """Powers a machine off."""
         machine.power_off()
@@ -161,7 +168,7 @@ class Stand:
         """Starts `xkd submit` here, whose output goes to a log of that name."""
         command = [sys.executable, "-m", "ray_jobs.cli.main", "submit", "--home", HOME, job]
         with (self._folder / f"{log}.log").open("ab") as file:
-            return subprocess.Popen(
+            submitted = subprocess.Popen(
                 [*command, *arguments],
                 cwd=REPOSITORY,
                 env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
@@ -169,6 +176,25 @@ class Stand:
                 stdout=file,
                 stderr=file,
             )
+        self.submissions.append((log, submitted))
+        return submitted
+
+    def machines(self) -> list[Machine]:
+        """Returns the head and the workers."""
+        return [self.head, *self.workers]
+
+    def restart(self, num_workers: int) -> None:
+        """Ends what runs, and starts a head and so many workers anew."""
+        for _, submitted in self.submissions:
+            submitted.kill()
+            submitted.wait()
+        for machine in self.machines():
+            machine.power_off()
+        self.workers.clear()
+        self.start_head()
+        for _ in range(num_workers):
+            self.add_worker()
+        self.wait_for_workers()
 
     def log(self, name: str) -> str:
         """Returns the output of a submission so far."""

@@ -3,9 +3,18 @@
 import json
 import os
 import signal
+import subprocess
 
 from pipelines.storage import path_of, size_of
-from tests.cluster.board import DISTURBED_AT, JOB_SECONDS, NEVER, STOPPED, UNDISTURBED, Board
+from tests.cluster.board import (
+    DISTURBED_AT,
+    JOB_SECONDS,
+    NEVER,
+    STOPPED,
+    UNDISTURBED,
+    USER_ERROR,
+    Board,
+)
 from tests.cluster.outcome import difference, outcome_of
 from tests.cluster.stand import HOME
 from tests.helpers.programs import TINY
@@ -19,14 +28,15 @@ class Steps(Board):
         self._main_job(UNDISTURBED)
         found = outcome_of(self.stand, UNDISTURBED)
         before, self.reference = self.reference, found
+        self._complete = UNDISTURBED
         again = f"; as before: {difference(found, before)}" if before else ""
         return f"{found.rows} rows, {len(found.losses)} losses{again}"
 
     def evaluate(self) -> str:
-        """Scores the undisturbed job's checkpoint once more, by a job of its own."""
-        self._need_undisturbed()
-        folder = f"runs/{UNDISTURBED}"
-        where = (f"checkpoint={folder}/pretrain/{UNDISTURBED}", f"dataset={folder}/clips")
+        """Scores the checkpoint of a main job once more, by a job of its own."""
+        name = self._complete_job()
+        folder = f"runs/{name}"
+        where = (f"checkpoint={folder}/pretrain/{name}", f"dataset={folder}/clips")
         self._submit("evaluate", "smoke", *where, "output=scores")
         there, here = (
             json.loads(path_of(f"{HOME}/{name}/scores.json").read_text())["modalities"]
@@ -37,10 +47,10 @@ class Steps(Board):
 
     def embed(self) -> str:
         """Embeds the clips, and the media themselves, with the registered model."""
-        self._need_undisturbed()
+        job = self._complete_job()
         counts = []
         for name, media in (("of-clips", "clips"), ("of-media", "videos")):
-            folder = f"input=runs/{UNDISTURBED}/{media}"
+            folder = f"input=runs/{job}/{media}"
             self._submit("embed", "smoke", folder, f"output={name}")
             manifest = json.loads(path_of(f"{HOME}/{name}/manifest.json").read_text())
             counts.append(manifest["clips"])
@@ -50,20 +60,20 @@ class Steps(Board):
 
     def dataset(self) -> str:
         """The page about the clips."""
-        self._need_undisturbed()
-        self._submit("dataset", f"{HOME}/runs/{UNDISTURBED}/clips", "output=page")
+        clips = f"{HOME}/runs/{self._complete_job()}/clips"
+        self._submit("dataset", clips, "output=page")
         sizes = {path.name: size_of(path) for path in path_of(f"{HOME}/page").glob("*.html")}
         assert sizes
         return f"a page in the bucket: {sizes}"
 
     def sweep(self) -> str:
         """A sweep of four trials, at most as many at once as there are machines."""
-        self._need_undisturbed()
+        job = self._complete_job()
         model = [one.removeprefix("pretrain.") for one in TINY if "model" in one]
         settings = [f"pretrain.{one}" for one in model]
         settings += ["search.num_trials=4", "search.startup_trials=2", "scoring.num_rungs=2"]
         settings += ["pretrain.batch_size=8", "name=sweep"]
-        where = (f"dataset=runs/{UNDISTURBED}/clips", "output=sweeps")
+        where = (f"dataset=runs/{job}/clips", "output=sweeps")
         self._submit("sweep", "smoke", *where, *settings)
         report = path_of(f"{HOME}/sweeps/sweep/report.html")
         return f"four trials, a report of {size_of(report):,} bytes"
@@ -75,13 +85,31 @@ class Steps(Board):
         return self._compared("killed", self._power_off)
 
     def killed_in_ingest(self) -> str:
-        """A machine loses its power while it decodes."""
+        """One of three machines loses its power while it decodes."""
+        self.stand.add_worker()
+        self.stand.wait_for_workers()
+        name, removed = "killed-in-ingest", []
 
         def disturb() -> None:
-            self._wait_for(lambda: self._has("killed-in-ingest/clips/clips"), "a shard")
-            self.stand.remove(self.stand.workers[0])
+            removed.append(self._power_off_decoding())
 
-        return self._compared("killed-in-ingest", disturb, at=None)
+        text = self._compared(name, disturb, at=None)
+        log = self.stand.log(name)
+        gone = [line for line in log.splitlines() if "is gone" in line or "was lost" in line]
+        return f"{removed[0].name} gone, {text}; lines: {'; '.join(gone)[:300]}"
+
+    def storm(self) -> str:
+        """In one job: a machine goes in ingest, then one in training and the bucket with it."""
+        name = "storm"
+        for _ in range(2):
+            self.stand.add_worker()
+        submitted = self._begin(name)
+        self._power_off_decoding()
+        self._wait_for_step(name, DISTURBED_AT)
+        self._power_off()
+        self._away(self.stand.store)
+        self._ended(submitted, name)
+        return self._difference(name)
 
     def drained(self) -> str:
         """A machine that trains is drained with 20 s left and then loses its power."""
@@ -103,14 +131,26 @@ class Steps(Board):
 
     def added(self) -> str:
         """A job that finds no machine waits; two machines join later."""
-        for worker in list(self.stand.workers):
-            self.stand.remove(worker)
-        name = "added"
-        submitted = self._submitted(name, "ray.wait_seconds=300")
+        self._remove_workers()
+        self._wait_for(lambda: self.stand.num_nodes() == 1, "a cluster of the head alone")
+        return self._goes_on_with_nodes("added", "ray.wait_seconds=300")
+
+    def emptied(self) -> str:
+        """All machines lose their power and a job begins before Ray knows; two join later."""
+        self._remove_workers()
+        return self._goes_on_with_nodes("emptied")
+
+    def _goes_on_with_nodes(self, name: str, *settings: str) -> str:
+        submitted = self._submitted(name, *settings)
         self._wait_for(lambda: "waiting for nodes" in self.stand.log(name), "the line")
         self._fill_up()
         self._ended(submitted, name)
-        return f"waited for nodes, then {self._difference(name)}"
+        line = next(x for x in self.stand.log(name).splitlines() if "waiting for nodes" in x)
+        return f"{line[:120]!r}, then {self._difference(name)}"
+
+    def _remove_workers(self) -> None:
+        for worker in list(self.stand.workers):
+            self.stand.remove(worker)
 
     def terminated(self) -> str:
         """SIGTERM to the raylet of a machine that trains."""
@@ -142,9 +182,13 @@ class Steps(Board):
     def stopped(self) -> str:
         """`xkd submit stop` while it trains, far from a checkpoint; the same command goes on."""
         name = "stopped"
-        submitted = self._begin(name, *NEVER)
+        return self._stop_and_go_on(name, self._begin(name, *NEVER))
+
+    def _stop_and_go_on(
+        self, name: str, submitted: "subprocess.Popen[bytes]", log: str = ""
+    ) -> str:
         self._wait_for_step(name, DISTURBED_AT)
-        lines = self.stand.log(name).splitlines()
+        lines = self.stand.log(log or name).splitlines()
         job = next(line.split()[1] for line in lines if line.startswith("submitted "))
         assert self.stand.submit("stop", job, log="stop").wait(JOB_SECONDS) == 0
         code = submitted.wait(JOB_SECONDS)
@@ -153,14 +197,17 @@ class Steps(Board):
         return f"exit code 75; later {self._difference(name)}"
 
     def twice(self) -> str:
-        """The same job is submitted twice at once."""
-        name = "twice"
-        both = [self._submitted(name), self.stand.submit("run", *self._job(name), log="second")]
-        codes = [one.wait(JOB_SECONDS) for one in both]
-        assert sorted(codes) == [0, 2], codes
-        loser = self.stand.log((name, "second")[codes.index(2)])
-        line = next(line for line in loser.splitlines() if "is being written by" in line)
-        return f"{self._difference(name)}; the other ended with 2: {line[:160]}"
+        """The same job is submitted twice at once; the one that runs is stopped and goes on."""
+        names = ("twice", "second")
+        job = self._job("twice", *NEVER)
+        both = {name: self.stand.submit("run", *job, log=name) for name in names}
+        self._wait_for(lambda: any(one.poll() is not None for one in both.values()), "one to end")
+        loser, winner = sorted(names, key=lambda name: both[name].poll() is None)
+        assert both[loser].returncode == USER_ERROR, self._tail(loser)
+        log = self.stand.log(loser).splitlines()
+        line = next(line for line in log if "is being written by" in line)
+        text = self._stop_and_go_on("twice", both[winner], log=winner)
+        return f"one ended with 2: {line[:160]}; the other, stopped: {text}"
 
     def from_zero(self) -> str:
         """Ingest, a training and a sweep on a cluster that an autoscaler grows from nothing."""
@@ -186,8 +233,7 @@ class Steps(Board):
 
     def slow(self) -> str:
         """One of two machines is behind a link of 50 ms that loses one packet in a hundred."""
-        for worker in list(self.stand.workers):
-            self.stand.remove(worker)
+        self._remove_workers()
         self.stand.add_worker()
         far = self.stand.add_worker(slow=True)
         self.stand.wait_for_workers()
@@ -204,7 +250,3 @@ class Steps(Board):
     def bucket_away(self) -> str:
         """The bucket is off the network for a minute."""
         return self._compared("bucket-away", lambda: self._away(self.stand.store))
-
-    def _need_undisturbed(self) -> None:
-        if not self._has(f"{UNDISTURBED}/report.html"):
-            self.undisturbed()

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,10 +13,12 @@ from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipelines import nodes
 from pipelines.errors import UserError
 from pipelines.ingest.unit_graph import run_units
 from pipelines.ingest.unit_runner import UnitOutcome
-from pipelines.nodes import draining_nodes, wait_for_nodes, working_nodes
+from pipelines.nodes import draining_nodes, wait_for_nodes, watched_nodes, working_nodes
+from pipelines.progress import ignore_progress, watched_board
 from tests.helpers.drains import drain
 from tests.helpers.training import wait_until
 
@@ -51,10 +53,14 @@ def cluster():
     cluster.shutdown()
 
 
-def one_cpu(nodes):
-    if not any(node.get("CPU", 0.0) >= 1 for node in nodes):
+def _node(*_):
+    return ray.get_runtime_context().get_node_id()
+
+
+def one_cpu(there):
+    if not any(node.get("CPU", 0.0) >= 1 for node in there):
         raise UserError("no CPU")
-    return len(nodes)
+    return len(there)
 
 
 def test_a_job_says_what_it_waits_for_and_goes_on_with_the_first_node(cluster, caplog):
@@ -83,6 +89,33 @@ def test_a_job_says_what_it_waits_for_and_goes_on_with_the_first_node(cluster, c
     ]
     states = {group["state"] for group in placement_group_table().values()}
     assert states == {"REMOVED"}
+
+
+def test_a_job_without_any_node_left_says_so_until_one_joins(cluster, caplog, monkeypatch):
+    monkeypatch.setattr(nodes, "_WATCH_SECONDS", 0.1)
+    monkeypatch.setattr(nodes, "_REMIND_SECONDS", 0.5)
+    line = "no node of Ray has a CPU for tasks; waiting for nodes"
+    wait_for_nodes(one_cpu, [{"CPU": 1}], 60.0)
+    with caplog.at_level(logging.WARNING), watched_nodes():
+        for node in cluster.worker_nodes.copy():
+            cluster.remove_node(node, allow_graceful=True)
+        wait_until(lambda: caplog.text.count(line) >= 2, 60)
+        assert "is gone; 1 node now" in caplog.text
+        cluster.add_node(**NODE)
+        wait_until(lambda: "has joined; 2 nodes now" in caplog.text, 60)
+        time.sleep(0.3)
+        told = caplog.text.count(line)
+        time.sleep(1.0)
+        assert caplog.text.count(line) == told
+
+
+def test_boards_are_on_the_node_of_their_reader(cluster):
+    """Other nodes of the job may go, and would take progress and warnings with them."""
+    wait_for_nodes(one_cpu, [{"CPU": 1}], 60.0)
+    with ExitStack() as stack:
+        boards = [stack.enter_context(watched_board(ignore_progress)) for _ in range(5)]
+        nodes_of_boards = ray.get([board.__ray_call__.remote(_node) for board in boards])
+    assert set(nodes_of_boards) == {_node()}
 
 
 @pytest.mark.slow
