@@ -275,7 +275,7 @@ class Cutter:
         if not any(track.start is not None for track in self._tracks):
             return DecodeError("undecodable", self._first_error or "the streams hold no frame")
         seconds = max(0.0, self._last_end - self._origin_tick / self._frame_rate)
-        held = self._selection.seconds
+        held = max(seconds, self._selection.seconds)
         num_damaged = self._selection.scan.num_damaged
         cause = self._first_error or (num_damaged and f"damaged parts of the file: {num_damaged}")
         why = f": {cause}" if cause else ""
