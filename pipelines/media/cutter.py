@@ -275,11 +275,13 @@ class Cutter:
         if not any(track.start is not None for track in self._tracks):
             return DecodeError("undecodable", self._first_error or "the streams hold no frame")
         seconds = max(0.0, self._last_end - self._origin_tick / self._frame_rate)
-        held = self._selection.seconds
-        why = f": {self._first_error}" if self._first_error else ""
+        held = max(seconds, self._selection.seconds)
+        num_damaged = self._selection.scan.num_damaged
+        cause = self._first_error or (num_damaged and f"damaged parts of the file: {num_damaged}")
+        why = f": {cause}" if cause else ""
         if seconds >= self.min_source_seconds:
             return DecodeError("undecodable", f"less than half of its {seconds:.2f} s decodes{why}")
-        if self._first_error and held >= self.min_source_seconds:
+        if num_damaged or (self._first_error and held >= self.min_source_seconds):
             return DecodeError("undecodable", f"{seconds:.2f} of its {held:.2f} s decode{why}")
         is_own = self.min_source_seconds != self.min_seconds
         name = "min_source_seconds" if is_own else "min_segment_seconds"

@@ -6,10 +6,10 @@ read for codecs whose decoders show a damaged picture or play damaged sound with
 Other codecs decode most damage to some picture or sound. It is known only where the container
 tells. That is counted, but rejects no source, because the number of damaged frames is unknown:
 
-    codec                               Ogg    Matroska by FFmpeg   MPEG-TS      others
-    VP8, VP9 (half of it), Vorbis,      page   cluster              lost or      unknown
-    Opus, MPEG audio, PCM, Theora,      sum    sum                  marked
-    FFV1 without checksums                                          packets
+    codec                               Ogg        Matroska by FFmpeg   MPEG-TS      others
+    VP8, VP9 (half of it), Vorbis,      checksum   checksum             lost or      unknown
+    Opus, MPEG audio, PCM, Theora,      of pages   of clusters          marked
+    FFV1 without checksums                                              packets
 
 The optional checksums of MPEG audio are not compared.
 """

@@ -32,11 +32,11 @@ MAX_SECONDS = 1e9
 """Timestamps further from zero than this (30 years) are damaged."""
 NO_TIME = float("nan")
 _DAMAGE = re.compile(
-    r"CRC mismatch|invalid as first byte of an EBML number|exceeds containing master element"
+    r"invalid as first byte of an EBML number|exceeds containing master element"
     r"|Sample size \d+ is too large"
 )
-"""What demuxers log of damage at which they go on, and of no intact file of real corpora: a page of
-Ogg whose checksum differs, elements of Matroska and samples of MP4 whose sizes are impossible."""
+"""What demuxers log of damage at which they go on, and of no intact file of real corpora: elements
+of Matroska and samples of MP4 whose sizes are impossible."""
 READ_TYPES = frozenset({"video", "audio"})
 STATING_FORMATS = frozenset({"asf", "flv", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"})
 """Formats whose headers state a duration, which FFmpeg estimates for others."""
@@ -91,7 +91,7 @@ class PacketScan:
     errors: list[Exception] = field(default_factory=list)
     """The error that ended reading before the end of the source, if any, or a missing end."""
     num_damaged: int = 0
-    """Number of damaged parts of the file that the demuxer noticed and skipped."""
+    """Number of damaged parts of the file, as far as the container tells."""
     restored: frozenset[int] = frozenset()
     """Streams whose times FFmpeg did not give, so that the start that it declares is wrong."""
 

@@ -2,10 +2,11 @@
 
     python tests/benchmarks/train_overhead.py [steps=40] [repeats=3] [short_side=48]
 
-In turns, on one thread a process: a bare loop over the feed, the views and `train_step`; the same
-training by Ray Train with one worker; and with two workers and twice the batch, so that each
+In turns, on one thread a process: a bare loop over the feed, the views and `train_step`; two such
+loops at the same time, which share nothing and so are what two CPUs of this machine can give; the
+same training by Ray Train with one worker; and with two workers and twice the batch, so that each
 worker has the same. Clips a second over all steps but the first; saving and logging are in Ray
-Train's figures and not in the loop's. The network is that of the smoke run.
+Train's figures and not in the loops'. The network is that of the smoke run.
 
 Beside clips a second stand CPU milliseconds a step, between two progress reports: of the bare
 loop's process, of the workers, and of all other processes of Ray and of this driver. They mean
@@ -54,7 +55,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 BATCH_SIZE = 16
 NUM_CLIPS = 64
 DEFAULTS = {"steps": "40", "repeats": "3", "short_side": "48"}
-WAYS = ("bare", "ray_1", "ray_2")
+WAYS = ("bare", "bare_2", "ray_1", "ray_2")
 Turn = dict[str, float]
 """Clips a second by way, the share of waiting by `WAY wait`, and CPU times by `WAY worker ms` and
 `WAY others ms`."""
@@ -90,8 +91,9 @@ def measure(home: Path, num_steps: int, repeats: int) -> list[Turn]:
         for way in WAYS:
             num_workers = 2 if way == "ray_2" else 1
             config = settings(home, f"{way}.{repeat}", num_workers, num_steps)
-            if way == "bare":
-                turn[way], turn["bare worker ms"] = in_a_process(config, home, num_steps)
+            if way.startswith("bare"):
+                num_loops = 2 if way == "bare_2" else 1
+                turn[way], turn[f"{way} worker ms"] = bare_loops(config, home, num_steps, num_loops)
             else:
                 use = CpuUse()
                 result = pretrain(config, on_progress=use.see)
@@ -174,21 +176,31 @@ def settings(home: Path, name: str, num_workers: int, num_steps: int) -> Pretrai
     return PretrainConfig.model_validate(smoke | changes)
 
 
-def in_a_process(config: PretrainConfig, home: Path, num_steps: int) -> tuple[float, float]:
-    """The bare loop, on one thread as a worker with one CPU is: clips/s, CPU ms a step."""
+def bare_loops(
+    config: PretrainConfig, home: Path, num_steps: int, num_loops: int
+) -> tuple[float, float]:
+    """Bare loops at the same time, each on one thread as a worker with one CPU is.
+
+    Returns:
+        Clips a second and CPU ms a step, of all loops together.
+    """
     file = home / "bare.json"
     file.write_text(config.model_dump_json())
     program = "import sys, train_overhead; train_overhead.bare(sys.argv[1], int(sys.argv[2]))"
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(file), str(num_steps)],
-        cwd=Path(__file__).parent,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    rate, milliseconds = done.stdout.split()[-2:]
-    return float(rate), float(milliseconds)
+    loops = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(file), str(num_steps)],
+            cwd=Path(__file__).parent,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(num_loops)
+    ]
+    said = [loop.communicate()[0].split()[-2:] for loop in loops]
+    assert all(loop.returncode == 0 for loop in loops)
+    rates, milliseconds = zip(*said, strict=True)
+    return sum(map(float, rates)), sum(map(float, milliseconds))
 
 
 def bare(file: str, num_steps: int) -> None:
@@ -227,7 +239,7 @@ def report(turns: list[Turn]) -> None:
     for way in WAYS:
         own = median_and_range([turn[f"{way} worker ms"] for turn in turns], 1)
         line = f"{way:6} {own} CPU ms a step of the workers"
-        if way != "bare":
+        if way.startswith("ray"):
             others = median_and_range([turn[f"{way} others ms"] for turn in turns], 1)
             line += f", {others} of other processes"
         print(line)
@@ -235,7 +247,11 @@ def report(turns: list[Turn]) -> None:
     print(f"Ray Train with one worker takes {cost} times the bare loop")
     gain = median_and_range([turn["ray_2"] / turn["ray_1"] for turn in turns], 3)
     print(f"two workers give {gain} times one worker's throughput")
-    for way in WAYS[1:]:
+    gain = median_and_range([turn["bare_2"] / turn["bare"] for turn in turns], 3)
+    print(f"two bare loops give {gain} times one's")
+    cost = median_and_range([turn["bare_2"] / turn["ray_2"] for turn in turns], 3)
+    print(f"Ray Train with two workers takes {cost} times two bare loops")
+    for way in WAYS[2:]:
         waits = median_and_range([turn[f"{way} wait"] for turn in turns], 4)
         print(f"{way} waits for data for {waits} of the time")
 

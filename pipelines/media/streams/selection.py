@@ -25,7 +25,7 @@ from pipelines.media.formats import Formats, is_common
 from pipelines.media.orientation import UPRIGHT
 from pipelines.media.packets import PacketScan, scan_packets
 from pipelines.media.picture import WHOLE, Crop
-from pipelines.media.streams import matroska
+from pipelines.media.streams import matroska, ogg
 from pipelines.media.streams.choice import Candidate, Choice, candidate, choose
 from pipelines.media.streams.declarations import Declarations, read_declarations
 from pipelines.media.streams.transport_stream import lacks_packets, scrambled_streams
@@ -115,7 +115,8 @@ def select_streams(
     scannable = [stream for stream in declared if stream.codec_context]
     keep_only(container, {stream.index for stream in scannable})
     declarations = read_declarations(container)
-    scan = matroska.checked(source, container, scan_packets(container, scannable))
+    scan = scan_packets(container, scannable)
+    scan = ogg.checked(source, container, matroska.checked(source, container, scan))
     candidates = [candidate(stream, scan.tables.get(stream.index)) for stream in declared]
     candidates.sort(key=lambda each: each.index)
     candidates, scan = _with_scrambled(container, source, candidates, scan)

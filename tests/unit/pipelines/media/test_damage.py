@@ -75,6 +75,17 @@ def test_damage_of_a_file_with_checksums_is_counted_whatever_the_codec(tmp_path,
         assert sum(segment.decode_errors for segment in decode(path)) > 0
 
 
+def test_a_file_whose_checksums_differ_almost_everywhere_says_so(tmp_path):
+    path = write_scene(tmp_path / "whole.ogg", 0, 10, codecs=("", "libopus"))
+    data = bytearray(path.read_bytes())
+    for at in range(len(data) // 7, len(data) * 17 // 20, len(data) // 40):
+        data[at] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DecodeError, match=r"decodes?: damaged parts of the file: 8") as caught:
+        decode(path)
+    assert caught.value.reason == "undecodable"
+
+
 def without_packets(path, share):
     """Removes packets of a transport stream, but none of its tables."""
     rng = random.Random(1)
