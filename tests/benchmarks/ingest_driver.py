@@ -3,9 +3,10 @@
     python tests/benchmarks/ingest_driver.py [sources=100000] [workers=2] [nodes=0]
 
 Logical sources: no file is there. Their units go through the real Ray Data graph to actors that
-decode nothing and write nothing, and only yield the outcome of each source. So what is measured is
-the graph, the reports and the progress. Planning is measured by `plan_list.py`. The workers are
-processes of one Ray, or of so many nodes of a cluster, each a raylet on this machine.
+decode nothing, write an empty file as the shard of each unit (a unit without one is run again), and
+only yield the outcome of each source. So what is measured is the graph, the reports and the
+progress. Planning is measured by `plan_list.py`. The workers are processes of one Ray, or of so
+many nodes of a cluster, each a raylet on this machine.
 """
 
 import hashlib
@@ -37,11 +38,17 @@ DEFAULTS = {"sources": "100000", "workers": "2", "nodes": "0"}
 class NoDecoder:
     """A worker that yields an outcome for each source and does nothing else."""
 
+    def __init__(self, shards: str) -> None:
+        self._shards = Path(shards)
+
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Reads the unit and yields its outcomes."""
         unit = Unit.from_json(row["unit"])
         for _ in unit.sources:
             yield asdict(UnitOutcome(unit.name, clips=1, seconds=5.0))
+        shard = self._shards / f"{unit.name}.parquet"
+        shard.parent.mkdir(parents=True, exist_ok=True)
+        shard.touch()
 
 
 def main() -> None:
@@ -61,7 +68,7 @@ def main() -> None:
         progress = run_units(
             taken(units),
             NoDecoder,
-            (),
+            (str(folder / "clips"),),
             num_workers=num_workers,
             output=folder,
             rows_folder="clips",
