@@ -31,6 +31,19 @@ _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable that Ray sets in a submitted job."""
 
 
+def without_dashboard() -> dict[str, Any]:
+    """Returns options of a Ray without a dashboard.
+
+    Ray records an address of its dashboard anyway, by default port 8265, where the dashboard of
+    another Ray may answer. Ray Train asks there whether a training's controller is alive, and ends
+    the training if the other Ray does not know it. Nothing answers at an unused port.
+    """
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port: int = unused.getsockname()[1]
+    return {"include_dashboard": False, "dashboard_port": port}
+
+
 @contextmanager
 def connected(config: RaySettings, *, dashboard: bool = False) -> Iterator[None]:
     """Connects to Ray while the block runs.
@@ -52,8 +65,8 @@ def connected(config: RaySettings, *, dashboard: bool = False) -> Iterator[None]
             "address": "local",
             "num_cpus": config.num_cpus,
             "object_store_memory": config.object_store_bytes,
-            "include_dashboard": dashboard,
             "runtime_env": dict(WORKER_SETUP),
+            **({"include_dashboard": True} if dashboard else without_dashboard()),
         }
     else:
         options["address"] = address

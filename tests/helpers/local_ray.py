@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import pytest
 import ray
 
+from ray_jobs.cli.cluster import without_dashboard
 from ray_jobs.cli.environment import ENVIRONMENT, WORKER_SETUP
 
 
@@ -46,7 +47,7 @@ def _start(object_store_memory: int) -> None:
     ray.init(
         address="local",
         num_cpus=2,
-        include_dashboard=False,
+        **without_dashboard(),
         object_store_memory=object_store_memory,
         log_to_driver=False,
         runtime_env=dict(WORKER_SETUP),

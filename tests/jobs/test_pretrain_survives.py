@@ -26,6 +26,7 @@ from pipelines.models.checkpoints import find_checkpoint, is_complete, load_tens
 from pipelines.tracking.runs import RunRef
 from pipelines.training.checks import check_pretrain
 from pipelines.training.pretrain import PretrainResult, pretrain
+from ray_jobs.cli.cluster import without_dashboard
 from ray_jobs.cli.environment import WORKER_SETUP
 from tests.helpers.clip_datasets import write_dataset
 from tests.helpers.drains import drain
@@ -453,7 +454,7 @@ def _cluster(num_cpus: Sequence[int]) -> Iterator[tuple[Cluster, list[object]]]:
     if ray.is_initialized():
         ray.shutdown()
     memory = {"object_store_memory": 100_000_000}
-    head = {"num_cpus": num_cpus[0], "include_dashboard": False, "gcs_server_port": unused_port()}
+    head = {"num_cpus": num_cpus[0], "gcs_server_port": unused_port(), **without_dashboard()}
     with job_environment():
         cluster = Cluster(initialize_head=True, head_node_args={**head, **memory})
         try:

@@ -100,7 +100,7 @@ def test_a_job_without_any_node_left_says_so_until_one_joins(cluster, caplog, mo
         for node in cluster.worker_nodes.copy():
             cluster.remove_node(node, allow_graceful=True)
         wait_until(lambda: caplog.text.count(line) >= 2, 60)
-        assert "is gone; 1 node now" in caplog.text
+        wait_until(lambda: "is gone; 1 node now" in caplog.text, 60)
         cluster.add_node(**NODE)
         wait_until(lambda: "has joined; 2 nodes now" in caplog.text, 60)
         time.sleep(0.3)

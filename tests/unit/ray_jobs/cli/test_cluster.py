@@ -148,3 +148,25 @@ with connected(RaySettings(num_cpus=1), dashboard=True):
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
     )
     assert done.stdout == "ALIVE\n", done.stderr
+
+
+@pytest.mark.ray
+def test_nothing_answers_where_a_ray_without_dashboard_records_one():
+    """At Ray's usual port, that of another Ray would, and would know none of its actors."""
+    program = """
+import socket
+import ray
+from ray.dashboard.utils import ray_address_to_api_server_url
+from pipelines.config.base import RaySettings
+from ray_jobs.cli.cluster import connected
+
+with connected(RaySettings(num_cpus=1)):
+    url = ray_address_to_api_server_url(ray.get_runtime_context().gcs_address)
+    host, port = url.removeprefix("http://").split(":")
+    with socket.socket() as client:
+        print(port == "8265", client.connect_ex((host, int(port))) == 0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "False False\n", done.stderr
