@@ -15,9 +15,10 @@ Source: https://parquet.apache.org/docs/file-format/data-pages/encodings/ (PLAIN
 
 from collections.abc import Sequence
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from pipelines.dataset.shards import one_value
 
 LENGTH_BYTES = 4
 
@@ -51,14 +52,14 @@ def mapped_column(
         data = mapped.read_buffer(num_bytes)  # a view, which keeps the mapping
     values, at = [], 0
     for size in sizes:
-        if size:
-            begin = at + LENGTH_BYTES
-            if int.from_bytes(data[at:begin], "little") != size:
-                return None
-            values.append(_value(data.slice(begin, size)))
-            at = begin + size
-        else:
-            values.append(pa.nulls(1, pa.large_binary()))
+        if not size:
+            values.append(one_value(None))
+            continue
+        begin = at + LENGTH_BYTES
+        if int.from_bytes(data[at:begin], "little") != size:
+            return None
+        values.append(one_value(data.slice(begin, size)))
+        at = begin + size
     return pa.chunked_array(values, pa.large_binary())
 
 
@@ -71,8 +72,3 @@ def _column_chunk(file: pq.ParquetFile, group: int, name: str) -> pq.ColumnChunk
             is_plain = chunk.compression == "UNCOMPRESSED" and not chunk.has_dictionary_page
             return chunk if is_plain else None
     return None
-
-
-def _value(data: pa.Buffer) -> pa.Array:
-    offsets = pa.py_buffer(np.array([0, data.size], np.int64))
-    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, data])

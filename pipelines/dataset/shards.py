@@ -185,10 +185,11 @@ def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array | pa.ChunkedAr
     """Builds an array of values; large values become chunks without a copy."""
     if not pa.types.is_large_binary(kind):
         return pa.array(values, kind)
-    return pa.chunked_array([_chunk(value) for value in values], kind)
+    return pa.chunked_array([one_value(value) for value in values], kind)
 
 
-def _chunk(value: bytes | pa.Buffer | None) -> pa.Array:
+def one_value(value: bytes | pa.Buffer | None) -> pa.Array:
+    """Returns an array of one large binary, which shares the memory of the value."""
     if value is None:
         return pa.nulls(1, pa.large_binary())
     data = pa.py_buffer(value)

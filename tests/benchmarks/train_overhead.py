@@ -41,6 +41,7 @@ from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.tracking.runs import RunRef
 from pipelines.training.feed import make_feed
 from pipelines.training.pretrain import pretrain
+from ray_jobs.cli.cluster import without_dashboard
 from ray_jobs.cli.environment import ENVIRONMENT
 from tests.helpers.clip_datasets import FRAME_RATE, SAMPLE_RATE, write_dataset
 from xkd_core.losses import initial_centers
@@ -85,7 +86,7 @@ def measure(home: Path, num_steps: int, repeats: int) -> list[Turn]:
     """Takes turns."""
     os.environ.update(ENVIRONMENT)
     turns: list[Turn] = []
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, log_to_driver=False, **without_dashboard())
     for repeat in range(repeats):
         turn: Turn = {}
         for way in WAYS:
