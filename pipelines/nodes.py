@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from pipelines.autoscaler import autoscaler_limits
 from pipelines.errors import UserError
 from pipelines.quantities import counted, duration
 
@@ -23,10 +24,12 @@ Resources = Mapping[str, float]
 _Found = TypeVar("_Found")
 
 _SCALING_SECONDS = 600.0
-"""Default patience with an autoscaler: machines of clouds take minutes to start."""
+"""Default patience where nodes may come: machines of clouds take minutes to start."""
 _POLL_SECONDS = 1.0
 _REMIND_SECONDS = 60.0
 _WATCH_SECONDS = 5.0
+_seen: set[str] = set()
+"""IDs of the nodes that were alive since `watched_nodes` began."""
 
 
 def working_nodes(leaving: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -46,11 +49,9 @@ def draining_nodes() -> list[str]:
     return list(ray._private.state.state.get_draining_nodes())  # Ray has no public call
 
 
-def most_resources() -> Mapping[str, float] | None:
-    """Returns what the autoscaler may grow the cluster to; None without an autoscaler."""
-    if ray.util.client.ray.is_connected():
-        return None
-    return ray._private.state.state.get_max_resources_from_cluster_config()
+def has_autoscaler() -> bool:
+    """Returns whether the cluster has an autoscaler; False through `ray://`."""
+    return not ray.util.client.ray.is_connected() and autoscaler_limits() is not None
 
 
 def wait_for_nodes(
@@ -64,7 +65,8 @@ def wait_for_nodes(
     Args:
         check: Called with the resources of each node; raises `UserError` if they do not suffice.
         bundles: What an autoscaler should make room for, each on one node.
-        seconds: How long to wait. None: `_SCALING_SECONDS` with an autoscaler, else not at all.
+        seconds: How long to wait. None: `_SCALING_SECONDS` with an autoscaler, or if a node was
+            lost since `watched_nodes` began, as another may take its place; else not at all.
         leaving: IDs of nodes that are known to leave.
 
     Returns:
@@ -74,7 +76,7 @@ def wait_for_nodes(
         UserError: If the check still fails after that time.
     """
     if seconds is None:
-        seconds = _SCALING_SECONDS if most_resources() else 0.0
+        seconds = _SCALING_SECONDS if has_autoscaler() or _has_lost_nodes() else 0.0
     until, remind_at = time.monotonic() + seconds, 0.0
     with ExitStack() as stack:
         while True:
@@ -101,12 +103,15 @@ def watched_nodes() -> Iterator[None]:
     what it waits for.
     """
     finished = threading.Event()
+    states = _states()
+    _seen.update(_alive(states))
 
     def watch() -> None:
-        before, remind_at = _states(), 0.0
+        before, remind_at = states, 0.0
         while not finished.wait(_WATCH_SECONDS):
             with suppress(Exception):  # a cluster that restarts answers again later
                 now = _states()
+                _seen.update(_alive(now))
                 for text in _changes(before, now):
                     logger.warning("%s", text)
                 before = now
@@ -123,6 +128,11 @@ def watched_nodes() -> Iterator[None]:
     finally:
         finished.set()
         thread.join(timeout=5)
+        _seen.clear()
+
+
+def _has_lost_nodes() -> bool:
+    return bool(_seen - {node["NodeID"] for node in ray.nodes() if node["Alive"]})
 
 
 def _has_cpu() -> bool:
@@ -139,6 +149,10 @@ def _states() -> dict[str, tuple[str, str]]:
         name = f"node {identity[:12]} ({node['NodeManagerHostname']} {node['NodeManagerAddress']})"
         states[identity] = name, state
     return states
+
+
+def _alive(states: Mapping[str, tuple[str, str]]) -> set[str]:
+    return {identity for identity, (_, state) in states.items() if state != "gone"}
 
 
 def _changes(

@@ -75,7 +75,7 @@ class RaySettings(Config):
     """CPUs of a Ray of the job's own. Default: all of the machine."""
     wait_seconds: NonNegativeFloat | None = None
     """How long a job waits for nodes that a cluster does not have yet. Default: 600 if the cluster
-    has an autoscaler, else 0. Seconds."""
+    has an autoscaler or lost a node during the job, else 0. Seconds."""
     object_store_bytes: PositiveInt = 500_000_000
     """Shared memory of a Ray of the job's own, bytes."""
 

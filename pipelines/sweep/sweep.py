@@ -18,7 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 from pipelines.config.sweep import SweepConfig
 from pipelines.dataset.joined import open_datasets
 from pipelines.errors import JobFailed
-from pipelines.nodes import most_resources, wait_for_nodes
+from pipelines.nodes import has_autoscaler, wait_for_nodes
 from pipelines.progress import OnProgress, ignore_progress
 from pipelines.redaction import one_line, redacted
 from pipelines.shared import check_shared
@@ -77,7 +77,7 @@ def sweep(config: SweepConfig, run: RunRef, *, on_progress: OnProgress) -> Sweep
     at_once = wait_for_nodes(
         lambda nodes: trials_at_once(config, nodes), trial_bundles(config), config.ray.wait_seconds
     )
-    if most_resources():  # the autoscaler adds nodes for the others
+    if has_autoscaler():  # the autoscaler adds nodes for the others
         at_once = max(at_once, config.max_concurrent_trials or at_once)
     check_shared(str(folder))
     folder.mkdir(parents=True, exist_ok=True)

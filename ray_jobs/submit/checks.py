@@ -1,17 +1,18 @@
 """Checks of a submission from the cluster itself, before anything is uploaded."""
 
+import inspect
 import json
 import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from pipelines import autoscaler
 from pipelines.config.base import JobConfig
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.run import RunConfig
@@ -45,14 +46,19 @@ def check_on_cluster(client: JobSubmissionClient, submission: Submission) -> Non
         print(f"note: the cluster runs Python {found['python']}")
 
 
+def probe_code() -> str:
+    """Returns the program of the small job: `probe.py`, and of XKD what it imports."""
+    sent, imported = inspect.getsource(autoscaler), inspect.getsource(probe)
+    return sent + imported.replace("from pipelines.autoscaler import autoscaler_limits\n", "")
+
+
 def _probed(
     client: JobSubmissionClient, asked: Sequence[Mapping[str, Any]], variables: Mapping[str, str]
 ) -> dict[str, Any]:
     question = json.dumps({"places": list(asked), "marker": HOME_OF_CLUSTER})
-    code = Path(probe.__file__).read_text()
     job = submit(
         client,
-        entrypoint=f"python -c {shlex.quote(code)} {shlex.quote(question)}",
+        entrypoint=f"python -c {shlex.quote(probe_code())} {shlex.quote(question)}",
         runtime_env={"env_vars": dict(variables)},
         metadata={"xkd.job": "probe"},
     )
@@ -118,7 +124,7 @@ def resource_mistakes(
     Args:
         config: Settings of the job.
         nodes: Resources of its nodes.
-        most: What its autoscaler can grow it to; None without one.
+        most: What its autoscaler can grow it to; None without one, empty if it does not say.
     """
     needed, check = _needs(config)
     try:
@@ -128,6 +134,8 @@ def resource_mistakes(
             return []
         if most is None:
             return [str(error)]
+        if not most:
+            return []
         kinds = {kind for bundle in needed for kind in bundle}
         sums = {kind: sum(bundle.get(kind, 0.0) for bundle in needed) for kind in kinds}
         short = [kind for kind in sorted(sums) if most.get(kind, 0.0) < sums[kind]]

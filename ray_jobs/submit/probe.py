@@ -1,6 +1,7 @@
 """Runs on the cluster before anything is uploaded, and prints what it finds there as JSON.
 
-It is sent as text to whatever Python the cluster has, so it imports nothing of XKD.
+It is sent as text to whatever Python the cluster has, so it imports nothing of XKD but a module
+that is sent with it.
 """
 
 import importlib.util
@@ -11,6 +12,8 @@ import sys
 import urllib.request
 import uuid
 from typing import Any
+
+from pipelines.autoscaler import autoscaler_limits
 
 MARK = "XKD-PROBE "
 _SECONDS = 10.0
@@ -32,7 +35,7 @@ def main(asked: str) -> None:
     }
     ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
     found["nodes"] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    found["most"] = ray._private.state.state.get_max_resources_from_cluster_config()
+    found["most"] = autoscaler_limits()
     print(MARK + json.dumps(found), flush=True)
 
 

@@ -1,6 +1,10 @@
 """Waiting for nodes that a cluster does not have yet, and nodes that are about to leave."""
 
+import json
 import logging
+import os
+import subprocess
+import sys
 import threading
 import time
 from contextlib import ExitStack, closing
@@ -19,6 +23,8 @@ from pipelines.ingest.unit_graph import run_units
 from pipelines.ingest.unit_runner import UnitOutcome
 from pipelines.nodes import draining_nodes, wait_for_nodes, watched_nodes, working_nodes
 from pipelines.progress import ignore_progress, watched_board
+from ray_jobs.cli.cluster import without_dashboard
+from tests.cluster.autoscaler import AUTOSCALER
 from tests.helpers.drains import drain
 from tests.helpers.training import wait_until
 
@@ -26,6 +32,17 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 NODE = {"num_cpus": 1, "object_store_memory": 80_000_000}
 UNIT_SECONDS = 1.0
+ASK = """
+import logging, sys, time
+import ray
+from pipelines.autoscaler import autoscaler_limits
+from pipelines.nodes import has_autoscaler
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.ERROR)
+end = time.monotonic() + 60
+while not has_autoscaler() and time.monotonic() < end:  # Ray's monitor begins after the head
+    time.sleep(0.2)
+print("LIMITS", autoscaler_limits(), has_autoscaler())
+"""
 
 
 class Slow:
@@ -63,6 +80,10 @@ def one_cpu(there):
     return len(there)
 
 
+def too_many(_):
+    raise UserError("no CPU")
+
+
 def test_a_job_says_what_it_waits_for_and_goes_on_with_the_first_node(cluster, caplog):
     with pytest.raises(UserError, match=r"^no CPU$"):
         wait_for_nodes(one_cpu, [{"CPU": 1}], None)
@@ -96,17 +117,43 @@ def test_a_job_without_any_node_left_says_so_until_one_joins(cluster, caplog, mo
     monkeypatch.setattr(nodes, "_REMIND_SECONDS", 0.5)
     line = "no node of Ray has a CPU for tasks; waiting for nodes"
     wait_for_nodes(one_cpu, [{"CPU": 1}], 60.0)
+    # By default, for a node in place of the lost one, though there is no autoscaler.
+    waiting = threading.Thread(target=wait_for_nodes, args=(one_cpu, [{"CPU": 1}], None))
     with caplog.at_level(logging.WARNING), watched_nodes():
         for node in cluster.worker_nodes.copy():
             cluster.remove_node(node, allow_graceful=True)
         wait_until(lambda: caplog.text.count(line) >= 2, 60)
         wait_until(lambda: "is gone; 1 node now" in caplog.text, 60)
+        waiting.start()
+        wait_until(lambda: "no CPU; waiting for nodes, 10 min 00 s left" in caplog.text, 60)
         cluster.add_node(**NODE)
+        waiting.join()
         wait_until(lambda: "has joined; 2 nodes now" in caplog.text, 60)
         time.sleep(0.3)
         told = caplog.text.count(line)
         time.sleep(1.0)
         assert caplog.text.count(line) == told
+    with pytest.raises(UserError, match=r"^no CPU$"):
+        wait_for_nodes(too_many, [{"CPU": 1}], None)
+
+
+def test_an_autoscaler_is_waited_for_though_it_does_not_say_how_far_it_goes(tmp_path):
+    """The first version of Ray's tells no limits; `cluster` has none, and is not waited for."""
+    config = tmp_path / "autoscaler.json"
+    config.write_text(json.dumps(AUTOSCALER))
+    port = without_dashboard()["dashboard_port"]
+    environment = os.environ | {"RAY_FAKE_CLUSTER": "1", "RAY_AUTH_MODE": "disabled"}
+    ray_start = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
+    ray_start += [f"--port={port}", "--num-cpus=0", "--include-dashboard=false"]
+    ray_start += ["--object-store-memory=80000000", f"--autoscaling-config={config}"]
+    head = subprocess.Popen(ray_start, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        asked = [sys.executable, "-c", ASK, f"{ray.util.get_node_ip_address()}:{port}"]
+        done = subprocess.run(asked, env=environment, capture_output=True, text=True, check=False)
+        assert done.stdout.splitlines()[-1:] == ["LIMITS {} True"], done.stderr
+    finally:
+        head.terminate()
+        head.wait(30)
 
 
 def test_boards_are_on_the_node_of_their_reader(cluster):

@@ -13,11 +13,10 @@ from pipelines.config.embed import EmbedConfig
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
-from pipelines.paths import PACKAGES
 from pipelines.tracking.code_version import CODE_VERSION, code_version
 from ray_jobs.cli.main import main
 from ray_jobs.submit import probe
-from ray_jobs.submit.checks import _place_mistakes, resource_mistakes
+from ray_jobs.submit.checks import _place_mistakes, probe_code, resource_mistakes
 from ray_jobs.submit.follow import listed
 from ray_jobs.submit.package import staged
 from ray_jobs.submit.places import HOME_OF_CLUSTER, places
@@ -176,6 +175,7 @@ def test_what_a_cluster_can_never_run_is_told(tmp_path):
     (now,) = resource_mistakes(gpus, head, None)
     assert "num_workers (2) needs 2 x 1 CPU and 2 x 1 GPU" in now
     assert resource_mistakes(gpus, head, {"CPU": 16, "GPU": 2}) == []
+    assert resource_mistakes(gpus, head, {}) == []
     (never,) = resource_mistakes(gpus, head, {"CPU": 16, "GPU": 1})
     assert "its autoscaler adds at most 1 GPU of 2" in never
     late = tiny_config(
@@ -231,8 +231,7 @@ def test_the_probe_writes_as_a_job_does(tmp_path):
 
 def test_the_probe_needs_nothing_of_xkd():
     code = "import sys; exec(sys.stdin.read().split('if __name__')[0]); print(MARK, main)"
-    text = (PACKAGES / "ray_jobs/submit/probe.py").read_text()
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code], input=text, capture_output=True, text=True
+        [sys.executable, "-I", "-S", "-c", code], input=probe_code(), capture_output=True, text=True
     )
     assert "XKD-PROBE" in done.stdout, done.stderr
