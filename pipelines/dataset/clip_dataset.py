@@ -35,10 +35,9 @@ from pipelines.dataset.schema import (
 )
 from pipelines.dataset.shards import AGAIN, READ_THREADS, open_parquet, read_columns
 from pipelines.errors import UserError
-from pipelines.filesystems import filesystem_of, is_folder, list_files
+from pipelines.filesystems import filesystem_of, is_folder, list_files, store_failure
 from pipelines.paths import is_uri
 from pipelines.quantities import counted
-from pipelines.redaction import one_line
 
 _TENSORS = ("frames", "waveform")
 
@@ -78,8 +77,12 @@ class ClipDataset:
             raise UserError(
                 f"dataset ({location}) is no clip dataset: {_missing(folder)}"
             ) from error
-        except (OSError, ValueError) as error:
-            raise UserError(f"dataset ({location}) cannot be read: {one_line(error)}") from error
+        except UserError:
+            raise
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UserError(
+                f"dataset ({location}) cannot be read: {store_failure(error)}"
+            ) from error
         version = manifest.get("format_version") if isinstance(manifest, dict) else None
         check_version(f"dataset ({location})", version)
         if lacking := {"dataset_id", "clips", "settings"} - manifest.keys():

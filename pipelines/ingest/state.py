@@ -101,6 +101,8 @@ def read_state(output: AnyPath, must: str) -> dict[str, Any] | None:
             raise ValueError("it must be an object")
     except OSError as error:
         raise UserError(f"output ({output}) cannot be read: {store_failure(error)}") from error
+    except UserError:  # of a store, whose files may be as they should
+        raise
     except ValueError as error:
         raise UserError(
             f"output ({output}): {file} is damaged: {one_line(error)}; take another output"
