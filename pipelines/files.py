@@ -8,7 +8,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -252,7 +252,7 @@ def check_writable(location: str) -> None:
 def _check_bucket(folder: RemotePath) -> None:
     """Makes sure that files may be written, listed and deleted: a lease needs all three."""
     probe = folder / f".{uuid.uuid4().hex[:12]}.tmp"
-    requests = {
+    requests: dict[str, Callable[[], object]] = {
         "is not writable": lambda: probe.write_bytes(b"may be removed\n"),
         "cannot be listed": lambda: list((folder / probe.stem).iterdir()),
         "does not let files be deleted": lambda: probe.unlink(missing_ok=True),

@@ -81,7 +81,7 @@ def _parsed(text: str, annotation: Any, override: str) -> Any:
     """Parses a value as YAML, or keeps it if the setting is a string (paths may look like YAML)."""
     options = set(get_args(annotation)) if is_union(annotation) else {annotation}
     is_null = text in ("null", "") and type(None) in options
-    is_list = text.startswith("[") and tuple in map(get_origin, options)
+    is_list = text.startswith("[") and any(get_origin(option) is tuple for option in options)
     if str in options and not is_null and not is_list:
         return text
     try:
