@@ -9,6 +9,7 @@ minute and a half. The first request of a process is repeated for some seconds o
 address may be wrong.
 """
 
+import logging
 import math
 import os
 import time
@@ -28,6 +29,8 @@ from pyarrow import fs as pafs
 from pipelines.errors import UserError
 from pipelines.paths import is_uri
 from pipelines.redaction import one_line
+
+logger = logging.getLogger(__name__)
 
 _AZURE = frozenset({"abfs", "abfss", "az"})
 _OF_PYARROW = frozenset({"hdfs", "viewfs", "file"})
@@ -258,6 +261,8 @@ def list_files(folder: str) -> Iterator[Entry]:
             if info.type == pafs.FileType.Directory:
                 if info.path.rstrip("/") != here:
                     waiting.append(info.path)
+                else:  # the client takes the empty name for the folder itself
+                    logger.warning("(%s//): keys with // are left out; rename them", prefix + here)
             elif info.type == pafs.FileType.File:
                 path = info.path.lstrip("/") if prefix else info.path
                 yield Entry(f"{prefix}{path}", info.size, info.mtime_ns or 0)

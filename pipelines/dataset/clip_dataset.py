@@ -33,7 +33,7 @@ from pipelines.dataset.schema import (
     STATE_FOLDER,
     check_version,
 )
-from pipelines.dataset.shards import AGAIN, READ_THREADS, open_parquet, read_columns
+from pipelines.dataset.shards import AGAIN, READ_THREADS, is_shard, open_parquet, read_columns
 from pipelines.errors import UserError
 from pipelines.filesystems import filesystem_of, is_folder, list_files, store_failure
 from pipelines.paths import is_uri
@@ -131,9 +131,7 @@ class ClipDataset:
         folder = f"{self.path}/{part}"
         if not is_folder(folder):
             return ()
-        return tuple(
-            sorted(entry.uri for entry in list_files(folder) if entry.uri.endswith(".parquet"))
-        )
+        return tuple(sorted(entry.uri for entry in list_files(folder) if is_shard(entry.uri)))
 
     @cached_property
     def index(self) -> ClipIndex:
