@@ -21,6 +21,7 @@ from pipelines.errors import JobFailed, UserError
 from pipelines.evaluation.outcomes import OUTCOMES_FILE, Outcomes
 from pipelines.evaluation.scores import Scores
 from pipelines.evaluation.scores_file import OlderScoresError, read_scores
+from pipelines.filesystems import store_failure
 from pipelines.models.checkpoints import TrainingInfo, find_checkpoint, load_model, read_info
 from pipelines.models.encoder_files import ClipSettings, EncoderInfo
 from pipelines.paths import moved_paths
@@ -69,7 +70,13 @@ def checkpoint_scores(config: PromoteConfig) -> Scores | None:
             f"scores ({config.scores}) was written by an older release, without intervals: "
             "evaluate the checkpoint again"
         ) from None
-    except (OSError, ValueError):
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"scores ({config.scores}) cannot be read: {store_failure(error)}"
+        ) from error
+    except ValueError:
         raise UserError(f"scores ({config.scores}) must be a scores.json of evaluate") from None
     _check_scores(scores, read_info(find_checkpoint(config.checkpoint)), config)
     return scores
@@ -86,7 +93,11 @@ def checkpoint_outcomes(config: PromoteConfig) -> Outcomes | None:
     file = path_of(config.scores).with_name(OUTCOMES_FILE)
     try:
         return Outcomes.read(file) if file.exists() else None
-    except (OSError, ValueError):
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"scores ({config.scores}): {file}: {store_failure(error)}") from error
+    except ValueError:
         raise UserError(
             f"scores ({config.scores}): {file} is damaged; evaluate the checkpoint again"
         ) from None

@@ -6,10 +6,14 @@ import time
 import pytest
 
 from pipelines import filesystems
+from pipelines.config.promote import PromoteConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
+from pipelines.evaluation.cache import _read_arrays
 from pipelines.files import check_writable
 from pipelines.ingest.state import read_state
+from pipelines.models.checkpoints import find_checkpoint
+from pipelines.registry.promote import checkpoint_outcomes, checkpoint_scores
 from pipelines.storage import path_of
 from ray_jobs.cli.main import main
 from tests.helpers.bucket import BUCKET, serving
@@ -110,3 +114,24 @@ def test_a_dry_run_shows_the_mistakes_of_mlflow(monkeypatch, capsys):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert main(["ingest", "smoke", "--dry-run"]) == 2
     assert "set MLFLOW_TRACKING_URI=http://HOST:5000" in capsys.readouterr().err
+
+
+def test_a_store_that_refuses_is_no_damage(server):
+    """Else somebody deletes what is as it should be, or a training begins anew."""
+    home = f"s3://{BUCKET}/a"
+    for name in ("cache/shard.npz", "scores.json", "outcomes.npz", "step/training.json"):
+        path_of(f"{home}/{name}").write_bytes(b"{}")
+    promotion = PromoteConfig(checkpoint=f"{home}/step", scores=f"{home}/scores.json")
+    server.refusing("AccessDenied")
+    for read in (
+        lambda: _read_arrays(path_of(f"{home}/cache/shard.npz")),
+        lambda: checkpoint_scores(promotion),
+        lambda: checkpoint_outcomes(promotion),
+        lambda: find_checkpoint(f"{home}/step"),
+        lambda: read_state(path_of(home), "be empty"),
+        lambda: ClipDataset.open(home),
+    ):
+        with pytest.raises((UserError, OSError), match=r"ACCESS_DENIED|does not allow") as error:
+            read()
+        assert "damaged" not in str(error.value)
+        assert "must be" not in str(error.value)
