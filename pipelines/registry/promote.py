@@ -5,6 +5,7 @@ compared without their runs. The alias moves only to a version that beats the pr
 same dataset. Registering the same encoder again finds the version that is there.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from pipelines.config.evaluate import EvaluateSettings
 from pipelines.config.ingest import IngestSettings
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.promote import PromoteConfig, PromoteSettings
-from pipelines.dataset.joined import open_datasets
+from pipelines.dataset.joined import JoinedDataset, open_datasets
 from pipelines.errors import JobFailed, UserError
 from pipelines.evaluation.outcomes import OUTCOMES_FILE, Outcomes
 from pipelines.evaluation.scores import Scores
@@ -37,6 +38,8 @@ from pipelines.registry.versions import (
 from pipelines.storage import AnyPath, path_of
 from pipelines.tracking.runs import RunRef
 from xkd_core.encoders import Encoder
+
+logger = logging.getLogger(__name__)
 
 _MAX_TAG = 1000
 """Characters of a reason on a version's tags."""
@@ -221,13 +224,22 @@ def _training_dataset(checkpoint: AnyPath, config: PretrainConfig) -> Datasets:
 
 def _clip_settings(dataset: Datasets, scores: Scores | None) -> ClipSettings:
     """How media are cut for the encoder: as the clips were that it was trained on."""
-    ingest = IngestSettings.model_validate(open_datasets(dataset).manifest["settings"])
-    num_windows = scores.num_windows if scores else EvaluateSettings().num_windows
+    opened = open_datasets(dataset)
+    parts = opened.parts if isinstance(opened, JoinedDataset) else (opened,)
+    most = sorted(parts, key=lambda part: -part.num_clips)
+    cut = [IngestSettings.model_validate(part.manifest["settings"]) for part in most]
+    for name in ("segment_seconds", "min_segment_seconds", "short_side"):
+        values = list(dict.fromkeys(getattr(one, name) for one in cut))
+        if len(values) > 1:
+            logger.warning(
+                "the datasets differ in %s (%s): the encoder takes %s, as the largest of them",
+                *(name, ", ".join(map(str, values)), values[0]),
+            )
     return ClipSettings(
-        segment_seconds=ingest.segment_seconds,
-        min_segment_seconds=ingest.min_segment_seconds,
-        short_side=ingest.short_side,
-        num_windows=num_windows,
+        segment_seconds=cut[0].segment_seconds,
+        min_segment_seconds=cut[0].min_segment_seconds,
+        short_side=cut[0].short_side,
+        num_windows=scores.num_windows if scores else EvaluateSettings().num_windows,
     )
 
 
