@@ -35,6 +35,11 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(name)
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file has the name of an unfinished one."""
+    return name.startswith(".") and name.endswith(".tmp")
+
+
 @contextmanager
 def replacing(path: AnyPath, scratch: AnyPath | None = None, *, last: str = "") -> Iterator[Path]:
     """Writes a file or a folder atomically.

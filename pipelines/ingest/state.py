@@ -10,6 +10,7 @@ from pipelines.config import changes
 from pipelines.config.ingest import IngestSettings
 from pipelines.dataset.schema import STATE_FOLDER, check_version
 from pipelines.errors import UserError
+from pipelines.files import is_temporary
 from pipelines.filesystems import store_failure
 from pipelines.redaction import one_line
 from pipelines.storage import AnyPath
@@ -107,7 +108,8 @@ def read_state(output: AnyPath, must: str) -> dict[str, Any] | None:
         raise UserError(
             f"output ({output}): {file} is damaged: {one_line(error)}; take another output"
         ) from error
-    if others := [name for name in names if name != STATE_FOLDER]:
+    # Killed checks and writers leave temporary files.
+    if others := [name for name in names if name != STATE_FOLDER and not is_temporary(name)]:
         raise UserError(f"output ({output}) must {must}, but holds {others[0]}")
     return None
 

@@ -12,8 +12,10 @@ import pytest
 from pipelines import leases
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.shards import shard_names
+from pipelines.errors import UserError
 from pipelines.files import locked
 from pipelines.filesystems import _s3, list_files
+from pipelines.ingest.state import read_state
 from pipelines.storage import path_of
 from tests.helpers.bucket import BUCKET, serving
 from tests.helpers.clip_datasets import write_dataset
@@ -44,6 +46,17 @@ def test_hidden_files_are_no_shards(server, tmp_path, where):
     (folder / "index.arrow").unlink(missing_ok=True)
     assert len(ClipDataset.open(folder).index) == 6
     assert shard_names(folder / "clips") == names
+
+
+@pytest.mark.parametrize("where", ["disk", "bucket"])
+def test_a_folder_in_which_a_check_was_killed_is_empty(server, tmp_path, where):
+    folder = path_of(f"s3://{BUCKET}/new" if where == "bucket" else tmp_path / "new")
+    folder.mkdir(exist_ok=True)
+    (folder / ".0123456789ab.tmp").write_bytes(b"may be removed")
+    assert read_state(folder, "be empty") is None
+    (folder / "notes.txt").write_bytes(b"of somebody")
+    with pytest.raises(UserError, match=r"must be empty, but holds notes\.txt"):
+        read_state(folder, "be empty")
 
 
 @pytest.mark.parametrize(
