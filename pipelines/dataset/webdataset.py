@@ -57,8 +57,8 @@ def check_export(config: ExportConfig) -> None:
         raise UserError(f"splits ({', '.join(unknown)}) must be of the dataset, which has {names}")
     output = path_of(config.output)
     is_folder = output.is_dir()
-    names = [path.name for path in output.iterdir()] if is_folder else []
-    if (output.exists() and not is_folder) or not all(map(is_temporary, names)):
+    there = [path.name for path in output.iterdir()] if is_folder else []
+    if (output.exists() and not is_folder) or not all(map(is_temporary, there)):
         raise UserError(f"output ({output}) must be a new or empty folder")
 
 

@@ -26,8 +26,9 @@ def places(config: JobConfig) -> list[dict[str, Any]]:
         for setting, place in _locations(config, ())
     ]
     uri = config.tracking.uri or MLFLOW_OF_CLUSTER
-    if sqlite_file(uri) is None:
-        found.append({"setting": "tracking.uri", "place": uri, "is_written": False})
+    file = sqlite_file(uri)
+    place = uri if file is None else str(file.parent)
+    found.append({"setting": "tracking.uri", "place": place, "is_written": False})
     return found
 
 

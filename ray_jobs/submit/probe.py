@@ -17,7 +17,7 @@ MARK = "XKD-PROBE "
 _SECONDS = 10.0
 _ATTEMPTS = 9
 _LONGEST = 300
-_MLFLOW = "MLFLOW_TRACKING_URI"
+_MLFLOW, _SQLITE = "MLFLOW_TRACKING_URI", "sqlite:///"
 _PACKAGES = ("torch", "mlflow", "av", "pyarrow", "omegaconf", "pydantic", "optuna")
 
 
@@ -67,10 +67,13 @@ def _problem_of_mlflow() -> tuple[str, str]:
     uri = os.environ.get(_MLFLOW, "")
     if not uri and "://" in os.environ.get("XKD_HOME", "").removeprefix("file://"):
         return "is set neither here nor on the cluster, and a bucket holds no SQLite file", ""
-    if not uri.startswith(("http://", "https://")):
+    place = uri
+    if uri.startswith(_SQLITE):
+        place = os.path.dirname(uri.removeprefix(_SQLITE)) or "/"
+    elif not uri.startswith(("http://", "https://")):
         return "", ""
-    problem, said = _problem({"place": uri, "is_written": False}, "no marker")
-    return problem, f"{said} ({uri})" if problem else ""
+    problem, said = _problem({"place": place, "is_written": False}, "no marker")
+    return problem, f"{said} ({uri})".strip() if problem else ""
 
 
 def _problem_of_path(path: str, is_written: bool) -> str:

@@ -158,17 +158,17 @@ def _seen_by_cluster(
     summary: JobSummary, argument: str, overrides: Sequence[str]
 ) -> tuple[str, list[str]]:
     """Makes paths on the command line absolute: those that start where the user is."""
-    paths = [argument, *overrides]
-    is_media = summary.media is not None and summary.is_path
-    if not is_media or argument in configuration_names(summary.name):
+    words = [argument, *overrides]
+    if summary.media is None or argument in configuration_names(summary.name):
         return argument, list(overrides)
-    is_target = summary.target is not None and overrides and "=" not in overrides[0]
-    for index in range(2 if is_target else 1):
-        path = os.path.expanduser(paths[index])
-        is_file = index == 0 and path.endswith((".yaml", ".yml"))
-        if not is_uri(path) and not is_file and (index == 1 or os.path.exists(path)):
-            paths[index] = os.path.abspath(path)
-    return paths[0], paths[1:]
+    expanded = os.path.expanduser(argument)
+    is_file = argument.endswith((".yaml", ".yml"))
+    if summary.is_path and not is_uri(argument) and not is_file and os.path.exists(expanded):
+        words[0] = os.path.abspath(expanded)
+    is_target = summary.target is not None and bool(overrides) and "=" not in overrides[0]
+    if is_target and not is_uri(overrides[0]):
+        words[1] = os.path.abspath(os.path.expanduser(overrides[0]))
+    return words[0], words[1:]
 
 
 def _configuration(summary: JobSummary, argument: str, overrides: Sequence[str]) -> Arguments:

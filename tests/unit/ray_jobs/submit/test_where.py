@@ -58,6 +58,8 @@ def test_the_target_of_an_export_is_where_it_would_be_here(tmp_path):
         "output": f"{tmp_path}/tars",
         "tracking.uri": "",
     }
+    made = submission("pull", "xkd-video@champion", "pulled")
+    assert made.command(None)[3:] == ["xkd-video@champion", f"{tmp_path}/pulled"]
     made = submission("dataset", "/mnt/clips", "output=page")
     assert found(made)["output"] == "/shared/page"
 
@@ -105,6 +107,13 @@ def test_mlflow_is_asked_from_the_cluster(monkeypatch):
     assert what.startswith("is set neither here nor on the cluster")
     assert problem(XKD_HOME="/shared") == problem(XKD_HOME="file:///shared") == ("", "")
     assert problem(XKD_HOME="s3://b/h", MLFLOW_TRACKING_URI="sqlite:////a.db") == ("", "")
+    here = "sqlite:////home/of nobody/mlflow.db"
+    assert problem(MLFLOW_TRACKING_URI=here) == ("does not exist on the cluster", f"({here})")
+    asked["place"] = found(submission("run", "smoke", "tracking.uri=sqlite:////gone/a.db"))[
+        "tracking.uri"
+    ]
+    assert problem()[0] == "does not exist on the cluster"
+    asked["place"] = MLFLOW_OF_CLUSTER
     address = f"http://127.0.0.1:{unused_port()}"
     what, said = problem(MLFLOW_TRACKING_URI=address)
     assert what == "cannot be reached from the cluster"
