@@ -139,11 +139,7 @@ def _make_contact(
         store: Name of the server and the bucket.
         first: Its filesystem, with the patience of the first request.
         bucket: The bucket.
-        signs: Texts in errors of a server that does not answer; by default any error.
-
-    Raises:
-        OSError: If it does not answer.
-        pyarrow.ArrowException: The same, from some clients.
+        signs: Texts in errors of a server that does not answer; by default any error is one.
     """
     moment, before = _away.get(store, (-math.inf, None))
     if before is not None and time.monotonic() - moment < _AWAY_SECONDS:
@@ -167,7 +163,6 @@ _REMEDIES = {
     "run on a machine with a service account",
     _NO_TOKEN[1]: "Azure's client finds no credentials: set AZURE_STORAGE_KEY, or run on a machine "
     "with an identity",
-    "PERMISSION_DENIED": "the store does not allow it",
     "NO_SUCH_BUCKET": "the bucket does not exist",
     "ACCESS_DENIED": "the store does not allow it; clients take credentials from the environment, "
     "such as AWS_ACCESS_KEY_ID",
@@ -180,7 +175,11 @@ _REMEDIES = {
     **dict.fromkeys(
         ("ExpiredToken", "InvalidToken"), "the store does not accept AWS_SESSION_TOKEN any more"
     ),
-    "HTTP status 403": "the store does not allow it",
+    **dict.fromkeys(
+        ("HTTP status 301", "PermanentRedirect", "AuthorizationHeaderMalformed"),
+        "the bucket is in another region than AWS_REGION says",
+    ),
+    **dict.fromkeys(("HTTP status 403", "PERMISSION_DENIED"), "the store does not allow it"),
     **dict.fromkeys(_AWAY, "the store does not answer; AWS_ENDPOINT_URL and AWS_REGION say where"),
 }
 """What to look at, by a sign in the text of an error."""

@@ -50,6 +50,13 @@ def test_a_permission_that_is_missing_is_named(server, request_kind, message):
         check_writable(f"s3://{BUCKET}/a b/")
 
 
+@pytest.mark.parametrize("code", ["PermanentRedirect", "AuthorizationHeaderMalformed"])
+def test_a_wrong_region_is_named(server, code):
+    server.refusing(code)
+    with pytest.raises(UserError, match="the bucket is in another region than AWS_REGION says"):
+        check_writable(f"s3://{BUCKET}/a")
+
+
 def test_google_without_credentials_is_named_soon(monkeypatch):
     """By default its client asks the server of credentials for a quarter of an hour."""
     monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{unused_port()}")
