@@ -89,6 +89,8 @@ class ClipDataset:
             raise UserError(
                 f"dataset ({location}): {MANIFEST} lacks {', '.join(sorted(lacking))}; {AGAIN}"
             )
+        if not isinstance(manifest["settings"], dict) or not isinstance(manifest["clips"], int):
+            raise UserError(f"dataset ({location}): {MANIFEST} is damaged; {AGAIN}")
         return cls(folder, manifest)
 
     @property

@@ -46,6 +46,8 @@ def check_same(
     state = read_state(output, "be empty or a clip dataset")
     if state is None:
         return None
+    if not isinstance(state.get("settings"), dict) or "input" not in state:
+        raise UserError(f"output ({output}) must be empty or a clip dataset, but holds embeddings")
     check_version(f"output ({output})", state.get("format_version", 1))
     now = fixed_settings(settings)
     # Settings that were added later have their default in older datasets.
