@@ -100,6 +100,8 @@ def submission_of(
             "MLFLOW_TRACKING_URI must hold no password, for Ray shows the variables of a job: set "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on the nodes"
         )
+    if environment != "image":
+        pinned_packages()  # before the cluster is asked anything
     argument, *overrides = arguments
     summary = JOBS[job]
     home = _home_of_cluster(home or os.environ.get("XKD_HOME"))

@@ -118,3 +118,10 @@ def test_mlflow_is_asked_from_the_cluster(monkeypatch):
     what, said = problem(MLFLOW_TRACKING_URI=address)
     assert what == "cannot be reached from the cluster"
     assert address in said
+
+
+@pytest.mark.parametrize("environment", ["pip", "uv"])
+def test_packages_without_a_checkout_are_refused_at_once(environment, monkeypatch, tmp_path):
+    monkeypatch.setattr("ray_jobs.submit.submission.PACKAGES", tmp_path)
+    with pytest.raises(UserError, match="need a checkout, whose constraints.txt pins"):
+        submission_of("run", ["smoke"], home="/shared", environment=environment)
