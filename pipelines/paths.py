@@ -56,7 +56,7 @@ def absolute_location(location: str) -> str:
         return _path_of_file_uri(location, rest)
     # One text for one location: stored settings are compared with those of later runs.
     scheme = _OTHER_NAMES.get(scheme.lower(), scheme.lower())
-    _check_no_password(scheme, rest)
+    check_password(f"{scheme}://{rest}")
     if scheme in _WEB:
         return location
     if scheme in _BUCKETS:
@@ -78,7 +78,13 @@ def _check_no_uri(location: str) -> None:
         )
 
 
-def _check_no_password(scheme: str, rest: str) -> None:
+def check_password(uri: str) -> None:
+    """Makes sure that a URI holds no password, which results would show.
+
+    Raises:
+        ValueError: If it does. The message does not show it.
+    """
+    scheme, _, rest = uri.partition("://")
     before, at, host = rest.partition("/")[0].rpartition("@")
     if not at:
         return

@@ -16,6 +16,7 @@ from pipelines.errors import UserError
 from pipelines.files import locked
 from pipelines.filesystems import _s3, list_files
 from pipelines.ingest.state import read_state
+from pipelines.sources.listing import list_sources
 from pipelines.storage import path_of
 from tests.helpers.bucket import BUCKET, serving
 from tests.helpers.clip_datasets import write_dataset
@@ -102,3 +103,17 @@ def test_keys_that_no_client_lists_are_told(monkeypatch, caplog):
     assert "(s3://bucket/in//): keys with // are left out" in caplog.text
     store.shutdown()
     store.server_close()
+
+
+@pytest.mark.parametrize("uri", ["s3://me:secret@bucket/a.mp4", "https://me:secret@host/a.mp4"])
+def test_a_list_with_passwords_is_refused_without_showing_them(tmp_path, uri):
+    (tmp_path / "list.csv").write_text(f"path\n{uri}\n")
+    with pytest.raises(UserError, match=r"row 1: \(\w+://\*\*\*\) must not hold") as error:
+        list_sources(str(tmp_path / "list.csv"), "auto")
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["none", "none.csv", "none/"])
+def test_media_that_are_not_in_the_bucket_are_said_not_to_be_there(server, name):
+    with pytest.raises(UserError, match=rf"input \(s3://{BUCKET}/{name}\) does not exist"):
+        list_sources(f"s3://{BUCKET}/{name}", "auto")
