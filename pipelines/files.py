@@ -8,7 +8,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,10 +17,10 @@ from typing import IO
 import pyarrow as pa
 
 from pipelines.errors import UserError
-from pipelines.filesystems import store_failure
+from pipelines.filesystems import is_web, store_failure
 from pipelines.leases import check_leases, leased, now_text
 from pipelines.redaction import one_line
-from pipelines.storage import AnyPath, RemotePath, remove_tree
+from pipelines.storage import AnyPath, RemotePath, path_of, remove_tree
 from pipelines.transfers import folder_on_disk, upload
 
 _UPLOADS = 8
@@ -33,6 +33,11 @@ def temporary_name(path: Path) -> Path:
     """Returns a hidden path beside `path` to write to."""
     name = f".{path.name[:100]}.{uuid.uuid4().hex[:12]}.tmp"  # file names are limited to 255 bytes
     return path.with_name(name)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file has the name of an unfinished one."""
+    return name.startswith(".") and name.endswith(".tmp")
 
 
 @contextmanager
@@ -226,3 +231,39 @@ def _is_taken(lock: IO[str]) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def check_writable(location: str) -> None:
+    """Makes sure that a folder is writable, or can be made; in a bucket by writing a file.
+
+    Raises:
+        UserError: If it cannot.
+    """
+    folder = path_of(location)
+    if is_web(location):
+        raise UserError(f"output ({location}) must be a folder or in a bucket, not on a web server")
+    if isinstance(folder, RemotePath):
+        _check_bucket(folder)
+        return
+    # Not Path.exists, which raises an error for what lies in a folder that may not be read.
+    while not os.path.exists(folder) and folder != folder.parent:
+        folder = folder.parent
+    if not os.path.isdir(folder):
+        raise UserError(f"output ({location}) must be a folder, but {folder} is a file")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"output ({location}) is not writable")
+
+
+def _check_bucket(folder: RemotePath) -> None:
+    """Makes sure that files may be written, listed and deleted: a lease needs all three."""
+    probe = folder / f".{uuid.uuid4().hex[:12]}.tmp"
+    requests: dict[str, Callable[[], object]] = {
+        "is not writable": lambda: probe.write_bytes(b"may be removed\n"),
+        "cannot be listed": lambda: list((folder / probe.stem).iterdir()),
+        "does not let files be deleted": lambda: probe.unlink(missing_ok=True),
+    }
+    for problem, request in requests.items():
+        try:
+            request()
+        except OSError as error:
+            raise UserError(f"output ({folder}) {problem}: {store_failure(error)}") from error

@@ -9,12 +9,14 @@ minute and a half. The first request of a process is repeated for some seconds o
 address may be wrong.
 """
 
+import logging
 import math
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import lru_cache
 from typing import Any, BinaryIO
 
@@ -28,6 +30,8 @@ from pipelines.errors import UserError
 from pipelines.paths import is_uri
 from pipelines.redaction import one_line
 
+logger = logging.getLogger(__name__)
+
 _AZURE = frozenset({"abfs", "abfss", "az"})
 _OF_PYARROW = frozenset({"hdfs", "viewfs", "file"})
 _WEB = frozenset({"http", "https"})
@@ -36,6 +40,8 @@ _FIRST_ATTEMPTS = 9
 _AWAY_SECONDS = 30.0
 _ATTEMPTS = 12
 """Of later requests: about 100 s in all."""
+_FIRST_SECONDS, _SECONDS = 13, 100
+"""The same for Google's client, which by default asks for a quarter of an hour."""
 _LOCAL = pafs.LocalFileSystem()
 
 
@@ -83,16 +89,17 @@ def filesystem_of(location: str) -> tuple[pafs.FileSystem, str]:
             bucket = rest.partition("/")[0]
             return _s3(bucket, _s3_endpoint()), rest.rstrip("/")
         if scheme.lower() in ("gs", "gcs"):
-            return _gcs(), rest.rstrip("/")
+            return _gcs(rest.partition("/")[0]), rest.rstrip("/")
         if scheme.lower() in _AZURE:
-            return _azure(os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")), rest.rstrip("/")
+            account = os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
+            return _azure(rest.partition("/")[0], account), rest.rstrip("/")
         if scheme.lower() in _OF_PYARROW:
             return pafs.FileSystem.from_uri(location)
         filesystem, path = url_to_fs(location)
     except (ImportError, ValueError, OSError, pa.ArrowException) as error:
-        raise UserError(
-            f"location ({location}) cannot be opened: {store_failure(error)}"
-        ) from error
+        # Not the whole location, so that several checks of one store give one message.
+        store = f"{scheme}://{rest.partition('/')[0]}"
+        raise UserError(f"location ({store}) cannot be opened: {store_failure(error)}") from error
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 
@@ -105,7 +112,8 @@ def _s3(bucket: str, endpoint: str | None) -> pafs.S3FileSystem:
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if region is None:
         region = "us-east-1" if endpoint else pafs.resolve_s3_region(bucket)
-    _make_contact(bucket, region, endpoint)
+    first = _s3_with(region, endpoint, _FIRST_ATTEMPTS)
+    _make_contact(f"s3://{bucket} {endpoint}", first, bucket, (*_AWAY, *_OTHER_CLOCK))
     return _s3_with(region, endpoint, _ATTEMPTS)
 
 
@@ -118,33 +126,43 @@ def _s3_with(region: str, endpoint: str | None, attempts: int) -> pafs.S3FileSys
     )
 
 
-_away: dict[tuple[str, str | None], tuple[float, OSError]] = {}
+_away: dict[str, tuple[float, Exception]] = {}
 """When a server did not answer, so that several checks do not all wait for it."""
 
 
-def _make_contact(bucket: str, region: str, endpoint: str | None) -> None:
-    """Makes sure that the server answers, whatever it says about the bucket.
+def _make_contact(
+    store: str, first: pafs.FileSystem, bucket: str, signs: tuple[str, ...] = ("",)
+) -> None:
+    """Makes sure that a server answers, whatever it says about the bucket.
 
-    Raises:
-        OSError: If it does not.
+    Args:
+        store: Name of the server and the bucket.
+        first: Its filesystem, with the patience of the first request.
+        bucket: The bucket.
+        signs: Texts in errors of a server that does not answer; by default any error is one.
     """
-    moment, before = _away.get((bucket, endpoint), (-math.inf, None))
+    moment, before = _away.get(store, (-math.inf, None))
     if before is not None and time.monotonic() - moment < _AWAY_SECONDS:
         raise before
     try:
         # Unlike a question for the bucket itself, a listing is refused with a reason.
-        nothing = pafs.FileSelector(f"{bucket}/.xkd-contact", allow_not_found=True)
-        _s3_with(region, endpoint, _FIRST_ATTEMPTS).get_file_info(nothing)
-    except OSError as error:
-        if any(sign in str(error) for sign in (*_AWAY, *_OTHER_CLOCK)):
-            _away[bucket, endpoint] = time.monotonic(), error
+        first.get_file_info(pafs.FileSelector(f"{bucket}/.xkd-contact", allow_not_found=True))
+    except (OSError, pa.ArrowException) as error:
+        if any(sign in str(error) for sign in signs):
+            _away[store] = time.monotonic(), error
             raise
 
 
 _AWAY = ("NETWORK_CONNECTION", "SERVICE_UNAVAILABLE", "SLOW_DOWN", "INTERNAL_FAILURE")
 _OTHER_CLOCK = ("REQUEST_TIME_TOO_SKEWED", "REQUEST_EXPIRED")
 """The client repeats these, too."""
+_NO_TOKEN = ("OAuth2 access token", "DefaultAzureCredential")
+_AWAY_GOOGLE = (*_NO_TOKEN, "UNAVAILABLE", "DEADLINE_EXCEEDED", "UNKNOWN")
 _REMEDIES = {
+    _NO_TOKEN[0]: "Google's client finds no credentials: set GOOGLE_APPLICATION_CREDENTIALS, or "
+    "run on a machine with a service account",
+    _NO_TOKEN[1]: "Azure's client finds no credentials: set AZURE_STORAGE_KEY, or run on a machine "
+    "with an identity",
     "NO_SUCH_BUCKET": "the bucket does not exist",
     "ACCESS_DENIED": "the store does not allow it; clients take credentials from the environment, "
     "such as AWS_ACCESS_KEY_ID",
@@ -157,7 +175,11 @@ _REMEDIES = {
     **dict.fromkeys(
         ("ExpiredToken", "InvalidToken"), "the store does not accept AWS_SESSION_TOKEN any more"
     ),
-    "HTTP status 403": "the store does not allow it",
+    **dict.fromkeys(
+        ("HTTP status 301", "PermanentRedirect", "AuthorizationHeaderMalformed"),
+        "the bucket is in another region than AWS_REGION says",
+    ),
+    **dict.fromkeys(("HTTP status 403", "PERMISSION_DENIED"), "the store does not allow it"),
     **dict.fromkeys(_AWAY, "the store does not answer; AWS_ENDPOINT_URL and AWS_REGION say where"),
 }
 """What to look at, by a sign in the text of an error."""
@@ -169,16 +191,20 @@ def store_failure(error: BaseException) -> str:
     return next((f"{remedy} ({text})" for sign, remedy in _REMEDIES.items() if sign in text), text)
 
 
-@lru_cache(maxsize=4)
-def _azure(account: str) -> pafs.AzureFileSystem:
+@lru_cache(maxsize=64)
+def _azure(container: str, account: str) -> pafs.AzureFileSystem:
     if not account:
         raise ValueError("set AZURE_STORAGE_ACCOUNT_NAME; the URI is abfs://CONTAINER/PATH")
-    return pafs.AzureFileSystem(account, account_key=os.environ.get("AZURE_STORAGE_KEY"))
+    found = pafs.AzureFileSystem(account, account_key=os.environ.get("AZURE_STORAGE_KEY"))
+    _make_contact(f"abfs://{container} {account}", found, container)
+    return found
 
 
-@lru_cache(maxsize=1)
-def _gcs() -> pafs.GcsFileSystem:
-    return pafs.GcsFileSystem()
+@lru_cache(maxsize=64)
+def _gcs(bucket: str) -> pafs.GcsFileSystem:
+    first = pafs.GcsFileSystem(retry_time_limit=timedelta(seconds=_FIRST_SECONDS))
+    _make_contact(f"gs://{bucket}", first, bucket, _AWAY_GOOGLE)
+    return pafs.GcsFileSystem(retry_time_limit=timedelta(seconds=_SECONDS))
 
 
 @contextmanager
@@ -234,6 +260,8 @@ def list_files(folder: str) -> Iterator[Entry]:
             if info.type == pafs.FileType.Directory:
                 if info.path.rstrip("/") != here:
                     waiting.append(info.path)
+                else:  # the client takes the empty name for the folder itself
+                    logger.warning("(%s//): keys with // are left out; rename them", prefix + here)
             elif info.type == pafs.FileType.File:
                 path = info.path.lstrip("/") if prefix else info.path
                 yield Entry(f"{prefix}{path}", info.size, info.mtime_ns or 0)

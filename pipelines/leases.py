@@ -26,7 +26,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -76,6 +76,19 @@ class Claim:
             started=_started(os.getpid()),
             number=number,
         )
+
+    @classmethod
+    def read(cls, text: str) -> "Claim":
+        """The claim of a file.
+
+        Raises:
+            ValueError: If it is not JSON, or a value has another type.
+            TypeError: If it has other keys.
+        """
+        claim = cls(**json.loads(text))
+        if not all(isinstance(getattr(claim, field.name), field.type) for field in fields(cls)):  # type: ignore[arg-type]
+            raise ValueError("a value has another type")
+        return claim
 
     @property
     def is_dead(self) -> bool:
@@ -242,10 +255,10 @@ def _claims(folder: RemotePath, known: Claim | None = None) -> dict[str, Claim]:
             found[file.stem] = known
             continue
         try:
-            found[file.stem] = Claim(**json.loads(file.read_text()))
+            found[file.stem] = Claim.read(file.read_text())
         except FileNotFoundError:
             continue
-        except (ValueError, TypeError):  # of another version
+        except (ValueError, TypeError):  # of another version, or garbage
             found[file.stem] = Claim(file.stem, "an unknown host", 0, "an unknown time", "", "")
     return found
 

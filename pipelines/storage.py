@@ -10,10 +10,9 @@ and writes results is the same for both. A bucket has no folders, renames or loc
     a folder of an ended run is renamed     the marker of that run is removed (`files`)
 """
 
-import os
 import shutil
-import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import UserError
 from pipelines.paths import is_uri
+from pipelines.redaction import one_line
 
 if TYPE_CHECKING:
     from pyarrow import fs as pafs
@@ -31,6 +31,21 @@ def _opened(uri: str) -> "tuple[pafs.FileSystem, str]":
     from pipelines.filesystems import filesystem_of
 
     return filesystem_of(uri)
+
+
+@contextmanager
+def _store_errors() -> Iterator[None]:
+    """Turns what clients raise beside OSError into one, as it would be on a disk."""
+    try:
+        yield
+    except (OSError, UserError):
+        raise
+    except Exception as error:
+        import pyarrow as pa
+
+        if isinstance(error, pa.ArrowException):
+            raise OSError(one_line(error)) from error
+        raise
 
 
 @dataclass(frozen=True, order=True)
@@ -127,6 +142,7 @@ class RemotePath:
     def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
         """Does nothing: a folder is there as soon as it holds a file."""
 
+    @_store_errors()
     def open(self, mode: str = "rb") -> Any:
         """Opens the file for reading bytes at any position."""
         assert mode == "rb"
@@ -148,6 +164,7 @@ class RemotePath:
             # between gives errors that depend on the store.
             return self._read_bytes()
 
+    @_store_errors()
     def _read_bytes(self) -> bytes:
         with self.open() as file:
             return bytes(file.read())
@@ -156,6 +173,7 @@ class RemotePath:
         """Reads the file as text."""
         return self.read_bytes().decode(encoding, errors)
 
+    @_store_errors()
     def write_bytes(self, data: bytes) -> None:
         """Writes the file in one request, whole or not at all."""
         filesystem, path = _opened(self.uri)
@@ -164,15 +182,19 @@ class RemotePath:
 
     def iterdir(self) -> Iterator["RemotePath"]:
         """Yields what the folder holds; nothing if it does not exist."""
-        filesystem, path = _opened(self.uri)
-        from pyarrow.fs import FileSelector
-
-        selector = FileSelector(path, allow_not_found=True)
-        names = {PurePosixPath(info.path).name for info in filesystem.get_file_info(selector)}
+        names = self._names()
         for name in sorted(names - {self.name}):
             yield self / name
         if self.name in names and (self / self.name).exists():
             yield self / self.name
+
+    @_store_errors()
+    def _names(self) -> set[str]:
+        filesystem, path = _opened(self.uri)
+        from pyarrow.fs import FileSelector
+
+        selector = FileSelector(path, allow_not_found=True)
+        return {PurePosixPath(info.path).name for info in filesystem.get_file_info(selector)}
 
     def glob(self, pattern: str) -> Iterator["RemotePath"]:
         """Yields what matches a pattern of names and slashes."""
@@ -181,6 +203,7 @@ class RemotePath:
             if fnmatchcase(path.name, first):
                 yield from path.glob(rest) if rest else (path,)
 
+    @_store_errors()
     def unlink(self, *, missing_ok: bool = False) -> None:
         """Removes the file."""
         filesystem, path = _opened(self.uri)
@@ -190,12 +213,14 @@ class RemotePath:
             if not missing_ok:
                 raise
 
+    @_store_errors()
     def rename(self, target: "RemotePath") -> "RemotePath":
         """Moves the file, replacing another one; the store copies it."""
         filesystem, path = _opened(self.uri)
         filesystem.move(path, _opened(target.uri)[1])
         return target
 
+    @_store_errors()
     def _info(self) -> "pafs.FileInfo":
         filesystem, path = _opened(self.uri)
         return filesystem.get_file_info(path)
@@ -232,6 +257,7 @@ def size_of(path: AnyPath) -> int:
     return path.size() if isinstance(path, RemotePath) else path.stat().st_size
 
 
+@_store_errors()
 def remove_tree(folder: AnyPath) -> None:
     """Removes a folder and all that it holds, if it exists."""
     if isinstance(folder, Path):
@@ -242,35 +268,3 @@ def remove_tree(folder: AnyPath) -> None:
         filesystem.delete_dir(path)
     except FileNotFoundError:
         return
-
-
-def check_writable(location: str) -> None:
-    """Makes sure that a folder is writable, or can be made; in a bucket by writing a file.
-
-    Raises:
-        UserError: If it cannot.
-    """
-    import pyarrow as pa
-
-    from pipelines.filesystems import is_web, store_failure
-
-    folder = path_of(location)
-    if is_web(location):
-        raise UserError(f"output ({location}) must be a folder or in a bucket, not on a web server")
-    if isinstance(folder, RemotePath):
-        probe = folder / f".{uuid.uuid4().hex[:12]}.tmp"
-        try:
-            probe.write_bytes(b"may be removed\n")
-            probe.unlink(missing_ok=True)
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(
-                f"output ({location}) is not writable: {store_failure(error)}"
-            ) from error
-        return
-    # Not Path.exists, which raises an error for what lies in a folder that may not be read.
-    while not os.path.exists(folder) and folder != folder.parent:
-        folder = folder.parent
-    if not os.path.isdir(folder):
-        raise UserError(f"output ({location}) must be a folder, but {folder} is a file")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"output ({location}) is not writable")

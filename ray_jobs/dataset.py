@@ -5,8 +5,9 @@ import sys
 from pipelines.config.dataset import DatasetConfig
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.dataset.review import review
+from pipelines.files import check_writable
 from pipelines.report.dataset_page import review_text, write_dataset_page
-from pipelines.storage import AnyPath, check_writable, path_of
+from pipelines.storage import AnyPath, path_of
 from ray_jobs.cli.checks import messages
 from ray_jobs.cli.cluster import check_ray, connected
 from ray_jobs.cli.console import StageProgress

@@ -4,8 +4,8 @@ import sys
 
 from pipelines.config.export import ExportConfig
 from pipelines.dataset.webdataset import check_export, export_webdataset
+from pipelines.files import check_writable
 from pipelines.quantities import counted
-from pipelines.storage import check_writable
 from ray_jobs.cli.checks import messages
 from ray_jobs.cli.console import StageProgress
 from ray_jobs.cli.job import Job, JobPlan, run_job

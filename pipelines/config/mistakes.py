@@ -1,6 +1,7 @@
 """Messages about values that do not fit a schema."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ from pipelines.quantities import counted
 
 _UNKNOWN = "extra_forbidden"
 _RENAMED = {"made": "synthetic"}
+_OPTION = re.compile(r"(function-\w+|tuple|list|dict|constrained-\w+)(\[|$)|constrained-\w+$")
+"""How pydantic names an option of a union in the path of a mistake."""
 
 
 class Mistake(NamedTuple):
@@ -33,7 +36,7 @@ def mistakes_in(values: Mapping[str, Any], schema: type[BaseModel]) -> list[str]
 
 def described_mistakes(error: ValidationError, schema: type[BaseModel]) -> list[Mistake]:
     """Returns the mistakes that a validation found."""
-    found = error.errors(include_url=False)
+    found = _of_one_option(error.errors(include_url=False))
     return [
         Mistake(
             tuple(str(part) for part in mistake["loc"]),
@@ -43,6 +46,34 @@ def described_mistakes(error: ValidationError, schema: type[BaseModel]) -> list[
         for mistake in found
         if not _is_consequence(mistake, found)
     ]
+
+
+def _of_one_option(found: Sequence[Any]) -> list[Any]:
+    """Keeps mistakes of the options of a union that have the type of the value.
+
+    A setting may be a text or a list of them. pydantic reports why a value is neither, and names
+    the option as a part of the path:
+
+        ("dataset", "function-after[...]") (s3://) must name a bucket    kept, as ("dataset",)
+        ("dataset", "tuple[...]") must be a list                         the value is no list
+    """
+    kept: list[Any] = []
+    for mistake in found:
+        path = mistake["loc"]
+        depth = next((depth for depth, part in enumerate(path) if _OPTION.match(str(part))), None)
+        if depth is None:
+            kept.append(mistake)
+            continue
+        others = [o for o in found if o["loc"][:depth] == path[:depth] and o is not mistake]
+        if _has_other_type(mistake, depth) and not all(_has_other_type(o, depth) for o in others):
+            continue
+        kept.append({**mistake, "loc": path[:depth] + path[depth + 1 :]})
+    return kept
+
+
+def _has_other_type(mistake: Any, depth: int) -> bool:
+    """Whether the option of a union at this depth of the path is for values of another type."""
+    return len(mistake["loc"]) == depth + 1 and str(mistake["type"]).endswith("_type")
 
 
 def _is_consequence(mistake: Any, found: Sequence[Any]) -> bool:

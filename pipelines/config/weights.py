@@ -13,7 +13,7 @@ _NO_STORE = re.compile(r"https?://|[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
 _REGISTERED = re.compile(r"models:/[^/@]+(?:@[^/@]+|/\d+)")
 
 
-def _weights(location: str) -> str:
+def weights_location(location: str) -> str:
     """Makes a path absolute and leaves the URI of a registered version unchanged."""
     if location.startswith(REGISTERED):
         if not _REGISTERED.fullmatch(location):
@@ -31,7 +31,7 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Weights = Annotated[str, Field(min_length=1), AfterValidator(_weights)]
+Weights = Annotated[str, Field(min_length=1), AfterValidator(weights_location)]
 """A registered version, or what `xkd pull` wrote of one; a checkpoint, or the folder of a run,
 whose last checkpoint is taken; a file of the published method."""
 WeightsList = Annotated[tuple[Weights, ...], BeforeValidator(_as_list)]

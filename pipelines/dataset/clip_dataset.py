@@ -33,12 +33,11 @@ from pipelines.dataset.schema import (
     STATE_FOLDER,
     check_version,
 )
-from pipelines.dataset.shards import AGAIN, READ_THREADS, open_parquet, read_columns
+from pipelines.dataset.shards import AGAIN, READ_THREADS, is_shard, open_parquet, read_columns
 from pipelines.errors import UserError
-from pipelines.filesystems import filesystem_of, is_folder, list_files
+from pipelines.filesystems import filesystem_of, is_folder, list_files, store_failure
 from pipelines.paths import is_uri
 from pipelines.quantities import counted
-from pipelines.redaction import one_line
 
 _TENSORS = ("frames", "waveform")
 
@@ -78,14 +77,20 @@ class ClipDataset:
             raise UserError(
                 f"dataset ({location}) is no clip dataset: {_missing(folder)}"
             ) from error
-        except (OSError, ValueError) as error:
-            raise UserError(f"dataset ({location}) cannot be read: {one_line(error)}") from error
+        except UserError:
+            raise
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UserError(
+                f"dataset ({location}) cannot be read: {store_failure(error)}"
+            ) from error
         version = manifest.get("format_version") if isinstance(manifest, dict) else None
         check_version(f"dataset ({location})", version)
         if lacking := {"dataset_id", "clips", "settings"} - manifest.keys():
             raise UserError(
                 f"dataset ({location}): {MANIFEST} lacks {', '.join(sorted(lacking))}; {AGAIN}"
             )
+        if not isinstance(manifest["settings"], dict) or not isinstance(manifest["clips"], int):
+            raise UserError(f"dataset ({location}): {MANIFEST} is damaged; {AGAIN}")
         return cls(folder, manifest)
 
     @property
@@ -128,9 +133,7 @@ class ClipDataset:
         folder = f"{self.path}/{part}"
         if not is_folder(folder):
             return ()
-        return tuple(
-            sorted(entry.uri for entry in list_files(folder) if entry.uri.endswith(".parquet"))
-        )
+        return tuple(sorted(entry.uri for entry in list_files(folder) if is_shard(entry.uri)))
 
     @cached_property
     def index(self) -> ClipIndex:

@@ -118,12 +118,20 @@ def shard_names(folder: AnyPath) -> list[str]:
     """
     if isinstance(folder, Path):
         files = [*folder.glob("*.parquet"), *folder.glob("*/*.parquet")]
-        return sorted(file.relative_to(folder).as_posix() for file in files)
+        return sorted(file.relative_to(folder).as_posix() for file in files if is_shard(file.name))
     if not folder.is_dir():
         return []
     begin = len(f"{folder}/")
-    names = (entry.uri[begin:] for entry in list_files(str(folder)))
-    return sorted(name for name in names if name.endswith(".parquet"))
+    return sorted(entry.uri[begin:] for entry in list_files(str(folder)) if is_shard(entry.uri))
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file is a shard by its name: other programs leave hidden files, as `._x.parquet`.
+
+    >>> is_shard("clips/0a1/0a1b.parquet"), is_shard("clips/._0a1b.parquet")
+    (True, False)
+    """
+    return name.endswith(".parquet") and not name.rpartition("/")[2].startswith(".")
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from pipelines.dataset.row_tensors import read_frames, read_waveform
 from pipelines.dataset.schema import CLIPS, MANIFEST, with_added
 from pipelines.dataset.shards import open_parquet
 from pipelines.errors import UserError
-from pipelines.files import replacing, write_failure, write_json
+from pipelines.files import is_temporary, replacing, write_failure, write_json
 from pipelines.progress import OnProgress
 from pipelines.storage import AnyPath, path_of
 
@@ -56,7 +56,9 @@ def check_export(config: ExportConfig) -> None:
         names = ", ".join(sorted(known - {""})) or "none"
         raise UserError(f"splits ({', '.join(unknown)}) must be of the dataset, which has {names}")
     output = path_of(config.output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    is_folder = output.is_dir()
+    there = [path.name for path in output.iterdir()] if is_folder else []
+    if (output.exists() and not is_folder) or not all(map(is_temporary, there)):
         raise UserError(f"output ({output}) must be a new or empty folder")
 
 

@@ -97,6 +97,10 @@ def check_same_output(output: AnyPath, identity: dict[str, Any]) -> None:
     """
     there = read_state(output, "be empty or hold embeddings")
     if there is not None:
+        if "model" not in there:
+            raise UserError(
+                f"output ({output}) must be empty or hold embeddings, but holds a clip dataset"
+            )
         # Settings that were added later have their default in older outputs.
         there = identity | there
         check_unchanged(f"output ({output}) holds something else", there, identity)

@@ -22,6 +22,7 @@ from pipelines.errors import UserError
 from pipelines.evaluation.embedder import Embedded
 from pipelines.evaluation.networks import EvaluatedEncoder
 from pipelines.files import replacing, write_json
+from pipelines.filesystems import store_failure
 from pipelines.storage import AnyPath
 from pipelines.transfers import on_disk
 
@@ -94,11 +95,7 @@ class FeatureCache:
         file = self.folder / f"{name}.npz"
         if not file.exists():
             return None
-        try:
-            with on_disk(file) as local, np.load(local, allow_pickle=False) as stored:
-                arrays = dict(stored.items())
-        except (OSError, ValueError, EOFError, BadZipFile) as error:
-            raise UserError(f"cache ({file}) is damaged: delete it") from error
+        arrays = _read_arrays(file)
         if str(arrays.get("encoder")) != self.encoder:
             raise UserError(
                 f"cache ({file}) holds features of encoder {str(arrays.get('encoder'))[:12]}, not "
@@ -132,6 +129,18 @@ class FeatureCache:
             arrays |= {"wanted": wanted, "logits": found.logits[wanted]}
         with replacing(self.folder / f"{name}.npz") as partial, partial.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
+
+
+def _read_arrays(file: AnyPath) -> dict[str, Array]:
+    try:
+        with on_disk(file) as local, np.load(local, allow_pickle=False) as stored:
+            return dict(stored.items())
+    except UserError:
+        raise
+    except OSError as error:  # of a disk or a store: the file may be as it should
+        raise UserError(f"cache ({file}) cannot be read: {store_failure(error)}") from error
+    except (ValueError, EOFError, BadZipFile) as error:
+        raise UserError(f"cache ({file}) is damaged: delete it") from error
 
 
 def _read_key(file: AnyPath) -> dict[str, Any]:

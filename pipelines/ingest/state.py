@@ -10,6 +10,7 @@ from pipelines.config import changes
 from pipelines.config.ingest import IngestSettings
 from pipelines.dataset.schema import STATE_FOLDER, check_version
 from pipelines.errors import UserError
+from pipelines.files import is_temporary
 from pipelines.filesystems import store_failure
 from pipelines.redaction import one_line
 from pipelines.storage import AnyPath
@@ -45,6 +46,8 @@ def check_same(
     state = read_state(output, "be empty or a clip dataset")
     if state is None:
         return None
+    if not isinstance(state.get("settings"), dict) or "input" not in state:
+        raise UserError(f"output ({output}) must be empty or a clip dataset, but holds embeddings")
     check_version(f"output ({output})", state.get("format_version", 1))
     now = fixed_settings(settings)
     # Settings that were added later have their default in older datasets.
@@ -101,11 +104,14 @@ def read_state(output: AnyPath, must: str) -> dict[str, Any] | None:
             raise ValueError("it must be an object")
     except OSError as error:
         raise UserError(f"output ({output}) cannot be read: {store_failure(error)}") from error
+    except UserError:  # of a store, whose files may be as they should
+        raise
     except ValueError as error:
         raise UserError(
             f"output ({output}): {file} is damaged: {one_line(error)}; take another output"
         ) from error
-    if others := [name for name in names if name != STATE_FOLDER]:
+    # Killed checks and writers leave temporary files.
+    if others := [name for name in names if name != STATE_FOLDER and not is_temporary(name)]:
         raise UserError(f"output ({output}) must {must}, but holds {others[0]}")
     return None
 

@@ -251,5 +251,7 @@ def _holds(file: AnyPath, values: Mapping[str, Any]) -> bool:
     """Whether a valid JSON file exists and holds exactly these values."""
     try:
         return bool(json.loads(file.read_text()) == values)
+    except UserError:  # of a store that is away
+        raise
     except (FileNotFoundError, ValueError):
         return False

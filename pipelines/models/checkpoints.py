@@ -119,6 +119,8 @@ def is_complete(folder: AnyPath) -> bool:
             return False
         # A store that is away must not make a training begin anew.
         raise UserError(f"({folder}) cannot be read: {store_failure(error)}") from error
+    except UserError:
+        raise
     except (ValueError, KeyError, TypeError):
         return False
 

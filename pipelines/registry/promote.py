@@ -5,6 +5,7 @@ compared without their runs. The alias moves only to a version that beats the pr
 same dataset. Registering the same encoder again finds the version that is there.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from pipelines.config.evaluate import EvaluateSettings
 from pipelines.config.ingest import IngestSettings
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.config.promote import PromoteConfig, PromoteSettings
-from pipelines.dataset.joined import open_datasets
+from pipelines.dataset.joined import JoinedDataset, open_datasets
 from pipelines.errors import JobFailed, UserError
 from pipelines.evaluation.outcomes import OUTCOMES_FILE, Outcomes
 from pipelines.evaluation.scores import Scores
 from pipelines.evaluation.scores_file import OlderScoresError, read_scores
+from pipelines.filesystems import store_failure
 from pipelines.models.checkpoints import TrainingInfo, find_checkpoint, load_model, read_info
 from pipelines.models.encoder_files import ClipSettings, EncoderInfo
 from pipelines.paths import moved_paths
@@ -36,6 +38,8 @@ from pipelines.registry.versions import (
 from pipelines.storage import AnyPath, path_of
 from pipelines.tracking.runs import RunRef
 from xkd_core.encoders import Encoder
+
+logger = logging.getLogger(__name__)
 
 _MAX_TAG = 1000
 """Characters of a reason on a version's tags."""
@@ -69,7 +73,13 @@ def checkpoint_scores(config: PromoteConfig) -> Scores | None:
             f"scores ({config.scores}) was written by an older release, without intervals: "
             "evaluate the checkpoint again"
         ) from None
-    except (OSError, ValueError):
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"scores ({config.scores}) cannot be read: {store_failure(error)}"
+        ) from error
+    except ValueError:
         raise UserError(f"scores ({config.scores}) must be a scores.json of evaluate") from None
     _check_scores(scores, read_info(find_checkpoint(config.checkpoint)), config)
     return scores
@@ -86,7 +96,11 @@ def checkpoint_outcomes(config: PromoteConfig) -> Outcomes | None:
     file = path_of(config.scores).with_name(OUTCOMES_FILE)
     try:
         return Outcomes.read(file) if file.exists() else None
-    except (OSError, ValueError):
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"scores ({config.scores}): {file}: {store_failure(error)}") from error
+    except ValueError:
         raise UserError(
             f"scores ({config.scores}): {file} is damaged; evaluate the checkpoint again"
         ) from None
@@ -210,13 +224,22 @@ def _training_dataset(checkpoint: AnyPath, config: PretrainConfig) -> Datasets:
 
 def _clip_settings(dataset: Datasets, scores: Scores | None) -> ClipSettings:
     """How media are cut for the encoder: as the clips were that it was trained on."""
-    ingest = IngestSettings.model_validate(open_datasets(dataset).manifest["settings"])
-    num_windows = scores.num_windows if scores else EvaluateSettings().num_windows
+    opened = open_datasets(dataset)
+    parts = opened.parts if isinstance(opened, JoinedDataset) else (opened,)
+    most = sorted(parts, key=lambda part: -part.num_clips)
+    cut = [IngestSettings.model_validate(part.manifest["settings"]) for part in most]
+    for name in ("segment_seconds", "min_segment_seconds", "short_side"):
+        values = list(dict.fromkeys(getattr(one, name) for one in cut))
+        if len(values) > 1:
+            logger.warning(
+                "the datasets differ in %s (%s): the encoder takes %s, as the largest of them",
+                *(name, ", ".join(map(str, values)), values[0]),
+            )
     return ClipSettings(
-        segment_seconds=ingest.segment_seconds,
-        min_segment_seconds=ingest.min_segment_seconds,
-        short_side=ingest.short_side,
-        num_windows=num_windows,
+        segment_seconds=cut[0].segment_seconds,
+        min_segment_seconds=cut[0].min_segment_seconds,
+        short_side=cut[0].short_side,
+        num_windows=scores.num_windows if scores else EvaluateSettings().num_windows,
     )
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pipelines.config.ingest import IngestSettings
 from pipelines.errors import UserError
-from pipelines.filesystems import is_folder, is_web
+from pipelines.filesystems import is_file, is_folder, is_web
 from pipelines.paths import is_uri
 from pipelines.sources.folders import list_folder
 from pipelines.sources.lists import list_notes, local_list, read_list
@@ -44,7 +44,7 @@ def _list(location: str, labels: Literal["auto", "folder", "none"], given: str) 
             )
     elif is_folder(location):
         return list_folder(location, labels)
-    elif not is_uri(location) and not os.path.exists(location):
+    elif not (is_file(location) if is_uri(location) else os.path.exists(location)):
         raise UserError(f"input ({given}) does not exist")
     elif not is_list:
         raise UserError(

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import UserError
 from pipelines.filesystems import opened
-from pipelines.paths import is_uri
+from pipelines.paths import check_password, is_uri
 from pipelines.quantities import counted
 from pipelines.redaction import one_line
 from pipelines.sources.source import SPLITS, Source, suffix_of, text_of, unique_labels
@@ -122,6 +122,7 @@ def _joined(base: str, text: str) -> str:
     if text.startswith("file://"):
         return os.path.abspath(unquote(text.removeprefix("file://")))
     if is_uri(text):
+        check_password(text)
         return text
     if is_uri(base) and not text.startswith("/"):
         return f"{base}/{text.removeprefix('./')}"

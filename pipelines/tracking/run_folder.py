@@ -16,8 +16,10 @@ from typing import Any
 
 from pipelines.config.base import JobConfig
 from pipelines.config.written import CONFIG_FILE, write_settings
+from pipelines.errors import UserError
 from pipelines.files import locked, write_json
 from pipelines.paths import moved_paths
+from pipelines.redaction import one_line
 from pipelines.storage import AnyPath
 from pipelines.tracking.runs import RunRef, open_run
 
@@ -49,9 +51,13 @@ class RunFolder:
 
     @property
     def began_with(self) -> dict[str, Any]:
-        """The content of `run.json`, with paths as they are now; empty if the run has not begun."""
+        """The content of `run.json`, with paths as they are now; empty if the run has not begun.
+
+        Raises:
+            UserError: If it is damaged.
+        """
         file = self.path / RUN_FILE
-        values: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+        values = _object_in(file) if file.exists() else {}
         config = values.get("config", {})
         if "output" in config and "name" in config and isinstance(self.path, Path):
             values["config"] = moved_paths(
@@ -91,3 +97,17 @@ class RunFolder:
         write_json(self.path / RUN_FILE, {"run_id": run.run_id, **(keep or {})})
         write_settings(self.path / CONFIG_FILE, config)
         return run
+
+
+def _object_in(file: AnyPath) -> dict[str, Any]:
+    text = file.read_text()
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        values = one_line(error)
+    if isinstance(values, dict) and isinstance(values.get("config", {}), dict):
+        return values
+    raise UserError(
+        f"({file}) is damaged: it must hold an object, and has {str(values)[:100]}. Restore it, or "
+        "delete it to continue with a new run in MLflow"
+    )

@@ -7,9 +7,9 @@ import torch
 
 from pipelines.config.base import DecoderSettings, JobConfig
 from pipelines.errors import UserError
+from pipelines.files import check_writable
 from pipelines.media.decoder.sandbox import SandboxError, available, check_required
 from pipelines.nodes import wait_for_nodes
-from pipelines.storage import check_writable
 from pipelines.tracking.server import check_tracking
 from ray_jobs.cli.cluster import check_ray, ray_address
 

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -129,7 +130,7 @@ def _plan_and_work(job: Job, arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         print(_dry_run(config, plan, uses_ray=job.uses_ray))
     if plan.mistakes:
-        mistakes = (*plan.mistakes, *misplaced(arguments.overrides))
+        mistakes = tuple(dict.fromkeys((*plan.mistakes, *misplaced(arguments.overrides))))
         raise UserError("\n  ".join(_counted(mistakes)))
     if not arguments.dry_run:
         try:
@@ -141,6 +142,7 @@ def _plan_and_work(job: Job, arguments: argparse.Namespace) -> None:
 def _outside_reason(error: Exception) -> str | None:
     """Returns the error of the system, MLflow or Ray; None if the code is at fault."""
     # Imported late: these take seconds, and MLflow depends on pipelines.tracking.server.
+    import pyarrow as pa
     from mlflow.exceptions import MlflowException
     from ray.exceptions import RayError, RayTaskError
 
@@ -148,7 +150,9 @@ def _outside_reason(error: Exception) -> str | None:
 
     if isinstance(error, RayTaskError):
         error = error.cause  # the exception that a worker raised
-    if not isinstance(error, (OSError, MlflowException, RayError)):
+    # The plain class has what clients of stores call an unknown error.
+    is_of_store = type(error) is pa.ArrowException
+    if not is_of_store and not isinstance(error, (OSError, MlflowException, RayError)):
         return None
     file = getattr(error, "filename", None)
     return store_failure(error).rstrip(".") + (f" ({file})" if file else "")
@@ -185,7 +189,8 @@ def _dry_run(config: JobConfig, plan: JobPlan, *, uses_ray: bool) -> str:
     lines = [settings, *(f"would read   {location}" for location in plan.reads)]
     lines += [f"would write  {location}" for location in plan.writes]
     lines += plan.notes()
-    lines.append(f"would log to {redacted(tracking_uri(config.tracking))}")
+    with suppress(ValueError):  # a mistake of the plan
+        lines.append(f"would log to {redacted(tracking_uri(config.tracking))}")
     if uses_ray:
         lines.append(f"would run on {ray_address(config.ray) or 'a Ray of its own'}")
     return "\n".join(lines)

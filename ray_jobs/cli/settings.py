@@ -5,7 +5,7 @@ OmegaConf reads and merges the files. pydantic validates the result against the 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -80,7 +80,9 @@ def _apply(values: dict[str, Any], override: str, schema: type[BaseModel]) -> Ke
 def _parsed(text: str, annotation: Any, override: str) -> Any:
     """Parses a value as YAML, or keeps it if the setting is a string (paths may look like YAML)."""
     options = set(get_args(annotation)) if is_union(annotation) else {annotation}
-    if str in options and not (text in ("null", "") and type(None) in options):
+    is_null = text in ("null", "") and type(None) in options
+    is_list = text.startswith("[") and any(get_origin(option) is tuple for option in options)
+    if str in options and not is_null and not is_list:
         return text
     try:
         return _plain(OmegaConf.create(f"value: {text}"))["value"]

@@ -6,23 +6,29 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import BaseModel
 
 from pipelines.config.base import JobConfig
+from pipelines.config.weights import REGISTERED, weights_location
 from pipelines.paths import absolute_location
 from pipelines.tracking.sqlite import sqlite_file
 
 HOME_OF_CLUSTER = "/XKD_HOME_OF_THE_CLUSTER"
 """Stands for the `XKD_HOME` of the cluster's image, which is not known here."""
-_WRITTEN = "output"
+MLFLOW_OF_CLUSTER = "MLFLOW_TRACKING_URI"
+"""Stands for that variable on the cluster."""
+_WRITTEN = ("output", "cache")
+_READERS = (absolute_location, weights_location)
+"""What reads the text of a location: any, or that of weights."""
 
 
 def places(config: JobConfig) -> list[dict[str, Any]]:
     """Returns what a job reads and writes: setting, place, and whether it is written."""
     found = [
-        {"setting": setting, "place": place, "is_written": setting.split(".")[-1] == _WRITTEN}
+        {"setting": setting, "place": place, "is_written": setting.split(".")[-1] in _WRITTEN}
         for setting, place in _locations(config, ())
     ]
-    uri = config.tracking.uri
-    if uri and sqlite_file(uri) is None:
-        found.append({"setting": "tracking.uri", "place": uri, "is_written": False})
+    uri = config.tracking.uri or MLFLOW_OF_CLUSTER
+    file = sqlite_file(uri)
+    place = uri if file is None else str(file.parent)
+    found.append({"setting": "tracking.uri", "place": place, "is_written": False})
     return found
 
 
@@ -33,14 +39,15 @@ def _locations(model: BaseModel, path: tuple[str, ...]) -> Iterator[tuple[str, s
             yield from _locations(value, (*path, name))
         elif _is_location(Annotated[field.annotation, *field.metadata, None]):
             for place in (value,) if isinstance(value, str) else value or ():
-                yield ".".join((*path, name)), place
+                if not place.startswith(REGISTERED):
+                    yield ".".join((*path, name)), place
 
 
 def _is_location(annotation: Any) -> bool:
     """Whether an annotation, or a part of it, is a `Location`."""
     if get_origin(annotation) is Annotated:
         inner, *metadata = get_args(annotation)
-        if any(getattr(one, "func", None) is absolute_location for one in metadata):
+        if any(getattr(one, "func", None) in _READERS for one in metadata):
             return True
         return _is_location(inner)
     return any(map(_is_location, get_args(annotation)))

@@ -4,6 +4,7 @@ It is sent as text to whatever Python the cluster has, so it imports nothing of 
 that is sent with it.
 """
 
+import datetime
 import importlib.util
 import json
 import logging
@@ -19,6 +20,7 @@ MARK = "XKD-PROBE "
 _SECONDS = 10.0
 _ATTEMPTS = 9
 _LONGEST = 300
+_MLFLOW, _SQLITE = "MLFLOW_TRACKING_URI", "sqlite:///"
 _PACKAGES = ("torch", "mlflow", "av", "pyarrow", "omegaconf", "pydantic", "optuna")
 
 
@@ -47,6 +49,8 @@ def _problem(asked: dict[str, Any], marker: str) -> tuple[str, str]:
         if not home:
             return "is relative, and XKD_HOME is set neither here nor on the cluster", ""
         place = home.rstrip("/") + place[len(marker) :]
+    if place == _MLFLOW:
+        return _problem_of_mlflow()
     try:
         if place.startswith(("http://", "https://")):
             urllib.request.urlopen(place, timeout=_SECONDS).close()
@@ -59,6 +63,20 @@ def _problem(asked: dict[str, Any], marker: str) -> tuple[str, str]:
         what = "written" if is_written else "reached"
         return f"cannot be {what} from the cluster", " ".join(str(error).split())[:_LONGEST]
     return _problem_of_path(place, is_written), ""
+
+
+def _problem_of_mlflow() -> tuple[str, str]:
+    """Returns why MLflow cannot be reached where the job's environment says that it is."""
+    uri = os.environ.get(_MLFLOW, "")
+    if not uri and "://" in os.environ.get("XKD_HOME", "").removeprefix("file://"):
+        return "is set neither here nor on the cluster, and a bucket holds no SQLite file", ""
+    place = uri
+    if uri.startswith(_SQLITE):
+        place = os.path.dirname(uri.removeprefix(_SQLITE)) or "/"
+    elif not uri.startswith(("http://", "https://")):
+        return "", ""
+    problem, said = _problem({"place": place, "is_written": False}, "no marker")
+    return problem, f"{said} ({uri})".strip() if problem else ""
 
 
 def _problem_of_path(path: str, is_written: bool) -> str:
@@ -80,6 +98,8 @@ def _problem_of_uri(uri: str, is_written: bool) -> str:
         file = f"{path}/.{uuid.uuid4().hex[:12]}.tmp"
         with filesystem.open_output_stream(file, compression=None) as stream:
             stream.write(b"may be removed\n")
+        # A job needs all three.
+        filesystem.get_file_info(fs.FileSelector(f"{file}.none", allow_not_found=True))
         filesystem.delete_file(file)
         return ""
     info = filesystem.get_file_info(path)
@@ -105,7 +125,7 @@ def _filesystem(uri: str) -> tuple[Any, str]:
         )
         return store, rest
     if scheme in ("gs", "gcs"):
-        return fs.GcsFileSystem(), rest
+        return fs.GcsFileSystem(retry_time_limit=datetime.timedelta(seconds=_SECONDS)), rest
     if scheme in ("abfs", "abfss", "az"):
         account = variable("AZURE_STORAGE_ACCOUNT_NAME", "")
         return fs.AzureFileSystem(account, account_key=variable("AZURE_STORAGE_KEY")), rest

@@ -5,19 +5,26 @@ import re
 import secrets
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.config.base import JobConfig
 from pipelines.errors import UserError
-from pipelines.paths import PACKAGES
+from pipelines.paths import PACKAGES, absolute_location, is_uri
 from pipelines.storage import AnyPath
 from pipelines.tracking.code_version import CODE_VERSION, code_version
-from ray_jobs.cli.configurations import find_configuration
+from ray_jobs.cli.configurations import (
+    Arguments,
+    configuration_folder,
+    configuration_names,
+    find_configuration,
+)
 from ray_jobs.cli.environment import STORES
-from ray_jobs.cli.jobs import JOBS
+from ray_jobs.cli.jobs import JOBS, JobSummary
+from ray_jobs.cli.own_media import run_name
 from ray_jobs.cli.settings import load_settings
 from ray_jobs.submit.places import HOME_OF_CLUSTER
 
@@ -93,19 +100,17 @@ def submission_of(
             "MLFLOW_TRACKING_URI must hold no password, for Ray shows the variables of a job: set "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on the nodes"
         )
+    if environment != "image":
+        pinned_packages()  # before the cluster is asked anything
     argument, *overrides = arguments
     summary = JOBS[job]
-    home = home or os.environ.get("XKD_HOME")
-    before = os.environ.get("XKD_HOME")
-    os.environ["XKD_HOME"] = home or HOME_OF_CLUSTER
-    try:
+    home = _home_of_cluster(home or os.environ.get("XKD_HOME"))
+    with _variable("XKD_HOME", home or HOME_OF_CLUSTER):
         is_file = argument.endswith((".yaml", ".yml"))
-        chosen = find_configuration(summary, argument, overrides, _media_of_cluster(job))
+        argument, overrides = _seen_by_cluster(summary, argument, overrides)
+        chosen = _configuration(summary, argument, overrides)
         config = load_settings(summary.schema(), chosen.file, chosen.overrides)
-    finally:
-        del os.environ["XKD_HOME"]
-        if before is not None:
-            os.environ["XKD_HOME"] = before
+    _check_suite(config)
     return Submission(
         id=_new_id(job, getattr(config, "name", None)),
         job=job,
@@ -119,13 +124,79 @@ def submission_of(
     )
 
 
-def _media_of_cluster(job: str) -> Any:
-    """Returns what chooses a configuration for media; the job decides again on the cluster."""
-    if job != "run":
-        return None
-    from ray_jobs.cli.own_media import arguments_for_media
+@contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    """Sets an environment variable while the block runs."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
-    return arguments_for_media
+
+def _home_of_cluster(home: str | None) -> str | None:
+    """Returns `XKD_HOME` of the job, which runs in another folder and maybe as another user.
+
+    Raises:
+        UserError: If it is relative or no folder.
+    """
+    if not home:
+        return None
+    if not is_uri(home) and not os.path.isabs(home) and not home.startswith("~"):
+        raise UserError(
+            f"--home ({home}) must be a path from / or a URI: the job runs in a temporary folder "
+            "of the cluster"
+        )
+    try:
+        return absolute_location(home)
+    except ValueError as error:
+        raise UserError(f"--home {error}") from error
+
+
+def _seen_by_cluster(
+    summary: JobSummary, argument: str, overrides: Sequence[str]
+) -> tuple[str, list[str]]:
+    """Makes paths on the command line absolute: those that start where the user is."""
+    words = [argument, *overrides]
+    if summary.media is None or argument in configuration_names(summary.name):
+        return argument, list(overrides)
+    expanded = os.path.expanduser(argument)
+    is_file = argument.endswith((".yaml", ".yml"))
+    if summary.is_path and not is_uri(argument) and not is_file and os.path.exists(expanded):
+        words[0] = os.path.abspath(expanded)
+    is_target = summary.target is not None and bool(overrides) and "=" not in overrides[0]
+    if is_target and not is_uri(overrides[0]):
+        words[1] = os.path.abspath(os.path.expanduser(overrides[0]))
+    return words[0], words[1:]
+
+
+def _configuration(summary: JobSummary, argument: str, overrides: Sequence[str]) -> Arguments:
+    """Finds the configuration without a look at media, which the cluster may see alone."""
+    is_known = argument.endswith((".yaml", ".yml")) or argument in configuration_names(summary.name)
+    if is_known or summary.media is None or not (is_uri(argument) or os.path.isabs(argument)):
+        return find_configuration(summary, argument, overrides)
+    if summary.name == "run":
+        # The cluster chooses between this one and that for a GPU.
+        file = configuration_folder() / summary.name / "laptop.yaml"
+        named = [f"name={run_name(argument)}", f"{summary.media}={argument}", *overrides]
+        return Arguments(file, named)
+    named = [f"{summary.media}={argument}", *overrides]
+    if summary.target is not None and overrides and "=" not in overrides[0]:
+        named[1] = f"{summary.target}={overrides[0]}"
+    return Arguments(None, named)
+
+
+def _check_suite(config: JobConfig) -> None:
+    """Refuses evaluations in files of this machine: only the suite itself is uploaded."""
+    for entry in getattr(config, "suite", ()):
+        if entry.config.endswith((".yaml", ".yml")) and not is_uri(entry.config):
+            raise UserError(
+                f"suite: config ({entry.config}) must be a short name, such as esc50, whose other "
+                "values `settings` replaces: files that a suite names are not uploaded"
+            )
 
 
 def _new_id(job: str, name: str | None) -> str:

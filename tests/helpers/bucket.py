@@ -49,6 +49,10 @@ class Server:
         """Refuses whatever would write."""
         self._control.write_text("read-only" if is_on else "")
 
+    def forbidding(self, what: str) -> None:
+        """Refuses one kind of request, `LIST` or a method; with an empty text, none."""
+        self._control.write_text(f"forbid {what}" if what else "")
+
     def refusing(self, code: str) -> None:
         """Refuses everything with a code of S3; with an empty one, nothing."""
         self._control.write_text(f"refuse {code}" if code else "")
@@ -118,6 +122,11 @@ def main(control_file: str, host: str = "127.0.0.1", port: str = "0") -> None:
             code = value if kind == "refuse" else "RequestTimeTooSkewed"
             head = environ["REQUEST_METHOD"] == "HEAD"
             return [] if head else [OVERLOADED.replace(b"SlowDown", code.encode())]
+        is_list = environ["REQUEST_METHOD"] == "GET" and "list-type" in environ["QUERY_STRING"]
+        asked = "LIST" if is_list else environ["REQUEST_METHOD"]
+        if (kind, value) == ("forbid", asked):
+            start_response("403 Forbidden", [("Content-Type", "application/xml")])
+            return [OVERLOADED.replace(b"SlowDown", b"AccessDenied")]
         if mode == "slow" and writes:
             time.sleep(0.5)
         if mode == "read-only" and writes:

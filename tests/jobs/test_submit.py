@@ -115,6 +115,7 @@ def test_a_job_runs_with_its_log_its_exit_code_and_its_lineage(ready, tmp_path):
     listed = submit("list", environment=ready)
     assert identity in listed.stdout
     assert "SUCCEEDED" in listed.stdout
+    assert "FAILED" not in listed.stdout  # what looks at the cluster first is no job of the user
     wrong = submit(
         *("--home", str(home), "ingest", "smoke", "max_reject_fraction=0.5", *size),
         f"output={home}/mlflow.db",
@@ -123,4 +124,4 @@ def test_a_job_runs_with_its_log_its_exit_code_and_its_lineage(ready, tmp_path):
     assert wrong.returncode == 2
     unknown = submit("stop", "nothing", environment=ready)
     assert unknown.returncode == 2
-    assert "no job nothing at http://127.0.0.1" in unknown.stderr
+    assert "no job 'nothing' at http://127.0.0.1" in unknown.stderr

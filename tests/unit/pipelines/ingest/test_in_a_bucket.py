@@ -14,10 +14,10 @@ import pytest
 from pipelines.config.ingest import IngestSettings
 from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
-from pipelines.files import locked
+from pipelines.files import check_writable, locked
 from pipelines.filesystems import _away, _s3, filesystem_of, list_files
 from pipelines.ingest.ingest import check_ingest, ingest
-from pipelines.storage import check_writable, path_of
+from pipelines.storage import path_of
 from tests.helpers.bucket import BUCKET, serving
 from tests.helpers.media import write_numbered
 
