@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from ray import train
@@ -33,6 +34,7 @@ from pipelines.storage import AnyPath, path_of, ray_storage
 from pipelines.tracking.code_version import code_version
 from pipelines.tracking.run_folder import RunFolder
 from pipelines.tracking.runs import RunRef, log_dataset, log_origins, tracked
+from pipelines.tracking.server import tracking_uri
 from pipelines.tracking.tracker import UNSENT_FILE
 from pipelines.training.checks import (
     checkpoint_mistakes,
@@ -40,6 +42,7 @@ from pipelines.training.checks import (
     knn_mistakes,
     run_mistakes,
 )
+from pipelines.training.completed import completed_outcome
 from pipelines.training.initial_weights import (
     InitialWeights,
     discard_weights,
@@ -105,7 +108,9 @@ def pretrain(
         dataset = open_datasets(config.dataset)
         _check_again(config, dataset)
         check_shared(str(run_folder.path))
-        scaling = _scaling(config)
+        uri = parent.uri if parent else tracking_uri(config.tracking)
+        outcome = None if rungs else completed_outcome(run_folder, uri)
+        scaling = _scaling(config) if outcome is None else None
         initial = _initial_weights(config, parent)
         with tracked(_open_run(config, run_folder, parent)) as run:
             log_dataset(
@@ -117,12 +122,14 @@ def pretrain(
             )
             if initial is not None:
                 log_origins(run, initial.origins)
-            with watched_board(on_progress) as board:
-                values = _worker_values(config, run, board, started, rungs, initial)
-                outcome = fit_unless_interrupted(
-                    lambda: _fit_where_nodes_stay(config, scaling, values, callbacks),
-                    board.ask_to_stop.remote,
-                )
+            if scaling is not None:
+                with watched_board(on_progress) as board:
+                    values = _worker_values(config, run, board, started, rungs, initial)
+                    outcome = fit_unless_interrupted(
+                        partial(_fit_where_nodes_stay, config, scaling, values, callbacks),
+                        board.ask_to_stop.remote,
+                    )
+            assert outcome is not None
             _warn_of_unsent(folder)
             check_outcome(outcome, config, folder)
             discard_weights(folder)

@@ -34,7 +34,8 @@ def with_scrambled_sound(path):
 
 def source_of(path, start=None, end=None):
     size = path.stat().st_size
-    return UnitSource(str(path), str(path), path.name, size, None, None, None, start, end)
+    named = {"start_seconds": start, "end_seconds": end}
+    return UnitSource(str(path), str(path), path.name, size, None, None, None, **named)
 
 
 def test_each_version_embeds_with_its_own_code(tmp_path, monkeypatch):

@@ -147,7 +147,7 @@ def test_the_password_of_the_server_is_not_written_down(tmp_path, monkeypatch):
         "watched_board": lambda _: nullcontext(
             SimpleNamespace(ask_to_stop=SimpleNamespace(remote=quiet))
         ),
-        "_scaling": quiet,
+        "_scaling": lambda _: SimpleNamespace(),
         "_fit": fit,
     }.items():
         monkeypatch.setattr(f"pipelines.training.pretrain.{name}", instead)
