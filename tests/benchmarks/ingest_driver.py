@@ -6,11 +6,14 @@ Logical sources: no file is there. Their units go through the real Ray Data grap
 decode nothing, write an empty file as the shard of each unit (a unit without one is run again), and
 only yield the outcome of each source. So what is measured is the graph, the reports and the
 progress. Planning is measured by `plan_list.py`. The workers are processes of one Ray, or of so
-many nodes of a cluster, each a raylet on this machine.
+many nodes of a cluster, each a raylet on this machine. Of Ray's agents, which take 130 MB a node,
+nodes get none but share the head's; so 200 nodes fit in 24 GiB, with 80 workers or so.
 """
 
 import hashlib
 import json
+import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,8 +21,10 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from program import environment, most_memory, options
+from ray._private import services
 from ray.cluster_utils import Cluster
 
 from pipelines.config.base import RaySettings
@@ -30,8 +35,24 @@ from pipelines.ingest.unit_graph import run_units
 from pipelines.ingest.unit_runner import UnitOutcome
 from pipelines.ingest.unit_shards import StoredUnits
 from pipelines.sources.source import Fingerprint, Source, SourceList
-from ray_jobs.cli.cluster import connected
+from ray_jobs.cli.cluster import connected, without_dashboard
 
+QUIET = {
+    "RAY_debug_dump_period_milliseconds": "0",
+    "RAY_event_stats": "0",
+    "RAY_gcs_pull_resource_loads_period_milliseconds": "10000",
+    "RAY_health_check_period_ms": "30000",
+    "RAY_io_context_event_loop_lag_collection_interval_ms": "0",
+    "RAY_io_context_monitor_probe_interval_ms": "10000",
+    "RAY_kill_idle_workers_interval_ms": "10000",
+    "RAY_local_fs_monitor_interval_ms": "60000",
+    "RAY_memory_monitor_refresh_ms": "0",
+    "RAY_metrics_report_interval_ms": "60000",
+    "RAY_object_manager_timer_freq_ms": "2000",
+    "RAY_raylet_check_for_unexpected_worker_disconnect_interval_ms": "10000",
+    "RAY_raylet_check_gc_period_milliseconds": "5000",
+}
+"""What a raylet does again and again takes 1 % of a CPU, so 200 on one machine would take two."""
 DEFAULTS = {"sources": "100000", "workers": "2", "nodes": "0"}
 
 
@@ -97,16 +118,39 @@ def ray_of(num_nodes: int, num_workers: int) -> Iterator[RaySettings]:
     if not num_nodes:
         yield RaySettings(address="local", num_cpus=num_workers)
         return
-    assert num_workers % num_nodes == 0, "workers must be a multiple of nodes"
-    node = {"object_store_memory": 80_000_000}
-    head = {**node, "num_cpus": 0, "include_dashboard": False}
+    os.environ.update(QUIET)
+    node: dict[str, Any] = {"object_store_memory": 80_000_000}
+    head = {**node, "num_cpus": 0, **without_dashboard()}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
-        for _ in range(num_nodes):
-            cluster.add_node(**node, num_cpus=num_workers // num_nodes)
+        with raylets_alone(cluster):
+            for _ in range(num_nodes):
+                cluster.add_node(**node, num_cpus=-(-num_workers // num_nodes))
         yield RaySettings(address=cluster.address)
     finally:
         cluster.shutdown()
+
+
+@contextmanager
+def raylets_alone(cluster: Cluster) -> Iterator[None]:
+    """Gives new nodes the runtime environments of the head's agent, and no agents of their own."""
+    head = cluster.head_node
+    assert head is not None
+    start, folder = services.start_ray_process, Path(head.get_session_dir_path())
+    # A raylet waits for these files of its agents; -1 is a service that the node has not.
+    ports = dict.fromkeys(("dashboard_agent_listen", "metrics_agent", "metrics_export"), "-1")
+    name = "runtime_env_agent"
+    ports[name] = (folder / f"{name}_port_{head.node_id}").read_text()
+
+    def start_alone(command: list[str], *args: Any, **settings: Any) -> Any:
+        if node := re.search(r"--node-id=(\w+)", " ".join(command)):
+            for name, port in ports.items():
+                (folder / f"{name}_port_{node[1]}").write_text(port)
+        alone = [re.sub(r"(?<=_agent_command=).*", "sleep infinity", part) for part in command]
+        return start(alone, *args, **settings)
+
+    with patch.object(services, "start_ray_process", start_alone):
+        yield
 
 
 def taken(units: list[Unit]) -> Iterator[dict[str, str]]:
