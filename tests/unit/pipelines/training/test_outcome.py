@@ -5,7 +5,7 @@ import pytest
 from pipelines.tracking.run_folder import RunFolder
 from pipelines.tracking.runs import close_run
 from pipelines.tracking.tracker import UNSENT_FILE
-from pipelines.training.completed import completed_outcome
+from pipelines.training.outcome import completed_outcome
 from tests.helpers.training import folder_of, leave_checkpoint, tiny_config
 
 
