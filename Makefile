@@ -17,8 +17,9 @@ run: install
 	$(BIN)/python -m ray_jobs.run conf/run/smoke.yaml
 
 # The order of the files is kept: those that start a Ray and run longest, tests/jobs, come first.
+# Hundreds of processes import the packages: their compiled files are kept.
 test: install lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

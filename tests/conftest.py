@@ -2,13 +2,19 @@
 
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+# Before `xkd_core`, whose type checks keep compiled files of their own of all that it is the first
+# to import: 1,900 modules, which would be compiled again.
+import timm  # noqa: F401
 import torch
+import torchaudio  # noqa: F401
 from hypothesis import settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
@@ -36,6 +42,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="renew the numbers in tests/golden.json instead of comparing with them",
     )
+
+
+def pytest_collection_finish() -> None:
+    if "mlflow" in sys.modules:  # a machine for GPU tests has none
+        from tests.helpers.mlflow_tables import migrate_once
+
+        migrate_once()
 
 
 @pytest.fixture

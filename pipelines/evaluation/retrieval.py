@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import hypergeom
 
 from pipelines.evaluation.intervals import Figure, difference_of, figure, mean_of, median_of
 from pipelines.evaluation.scores import RetrievalScore
@@ -123,6 +122,8 @@ def recalled_among(rank: Array, k: int, size: int) -> Array:
     Exact, without drawing: of the `rank - 1` better clips, at most `k - 1` may be among the
     `size - 1` others that are drawn of `len(rank) - 1`.
     """
+    from scipy.stats import hypergeom  # a second of imports, which no worker needs
+
     better = np.ceil(rank).astype(int) - 1
     values: Array = hypergeom.cdf(k - 1, len(rank) - 1, better, size - 1)
     return values

@@ -12,6 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -129,19 +130,25 @@ def traveling_files(packages: Path) -> list[Path]:
 
 def _imports(packages: Path, file: Path) -> Iterator[Path]:
     """The modules of this project that a module imports, by name or as a name of a package."""
-    for node in ast.walk(ast.parse((packages / file).read_bytes())):
-        names: list[str] = []
+    for name in _imported_names((packages / file).read_bytes()):
+        first, *rest = name.split(".")
+        module = Path(first, *rest)
+        if first in _PACKAGES and (packages / module.with_suffix(".py")).is_file():
+            yield module.with_suffix(".py")
+        elif first in _PACKAGES and (packages / module / "__init__.py").is_file():
+            yield module / "__init__.py"
+
+
+@lru_cache(maxsize=512)
+def _imported_names(source: bytes) -> tuple[str, ...]:
+    """What a module imports; the code of a second encoder is not parsed again."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        for name in names:
-            first, *rest = name.split(".")
-            module = Path(first, *rest)
-            if first in _PACKAGES and (packages / module.with_suffix(".py")).is_file():
-                yield module.with_suffix(".py")
-            elif first in _PACKAGES and (packages / module / "__init__.py").is_file():
-                yield module / "__init__.py"
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return tuple(names)
 
 
 def save_package(staged: Path, info: EncoderInfo, card: str, path: Path, model: Model) -> None:

@@ -10,6 +10,7 @@ original. Which text is an import and which a string is read from the syntax tre
 import ast
 import re
 from collections.abc import Iterator, Set
+from functools import lru_cache
 from itertools import accumulate
 
 _FROM = re.compile(rb"from(?:\s|\\\r?\n)+(?=\w)")
@@ -29,9 +30,15 @@ def renamed(source: bytes, package: str, modules: Set[str]) -> bytes:
     Raises:
         ValueError: If it names a module in a way that cannot be renamed; it says the line.
     """
-    for position in sorted(_insertions(source, modules), reverse=True):
+    for position in _positions(source, frozenset(modules)):
         source = source[:position] + package.encode() + b"." + source[position:]
     return source
+
+
+@lru_cache(maxsize=512)
+def _positions(source: bytes, modules: frozenset[str]) -> tuple[int, ...]:
+    """The same for every package: the code of a second encoder is not parsed again."""
+    return tuple(sorted(_insertions(source, modules), reverse=True))
 
 
 def _insertions(source: bytes, modules: Set[str]) -> Iterator[int]:

@@ -1,14 +1,23 @@
 """How a training ended: what rank 0 reports and how the driver judges it."""
 
+import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
 from pipelines.config.pretrain import PretrainConfig
 from pipelines.errors import JobFailed, Stopped, UserError
-from pipelines.models.checkpoints import find_checkpoint
+from pipelines.models.checkpoints import find_checkpoint, newest_checkpoint, read_info
 from pipelines.quantities import counted
 from pipelines.storage import AnyPath
+from pipelines.tracking.run_folder import RunFolder
+from pipelines.tracking.tracker import UNSENT_FILE
 from pipelines.training.stopping import Stop
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,3 +95,51 @@ def _last_checkpoint(folder: AnyPath) -> str:
         return f"the last good checkpoint is {find_checkpoint(str(folder))}"
     except UserError:
         return "there is no checkpoint yet"
+
+
+def warn_of_unsent(folder: AnyPath) -> None:
+    """Warns of metrics that MLflow did not receive."""
+    if (file := folder / UNSENT_FILE).exists():
+        logger.warning(
+            "MLflow did not receive all metrics; run the same command to send those in %s", file
+        )
+
+
+def completed_outcome(folder: RunFolder, uri: str) -> TrainOutcome | None:
+    """Returns the outcome of a complete training; None if workers have something to do.
+
+    The driver then starts none. More must be true than that the last step is saved:
+
+        last step saved | run FINISHED in MLflow | no unsent metrics  ->  complete
+        last step saved | the driver was killed while metrics were sent  ->  a worker sends them
+
+    Args:
+        folder: Folder of the run, whose settings are known to be the same.
+        uri: MLflow server of its run.
+    """
+    checkpoint = newest_checkpoint(folder.path)
+    if checkpoint is None or (folder.path / UNSENT_FILE).exists():
+        return None
+    info = read_info(checkpoint)
+    is_own = info.run_id == folder.run_id
+    if not is_own or info.next_step < info.total_steps or not _is_finished(uri, info.run_id):
+        return None
+    return TrainOutcome(
+        first_step=info.next_step,
+        next_step=info.next_step,
+        total_steps=info.total_steps,
+        clips_per_second=math.nan,
+        stop=int(Stop.NO),
+        not_finite=None,
+        has_failed=False,
+        failure="",
+    )
+
+
+def _is_finished(uri: str, run_id: str) -> bool:
+    """Whether MLflow has the run as the end of its training left it."""
+    try:
+        info = MlflowClient(uri).get_run(run_id).info
+    except MlflowException:  # away or deleted; opening the run deals with it
+        return False
+    return info.lifecycle_stage == "active" and info.status == "FINISHED"

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from ray import train
@@ -33,7 +34,7 @@ from pipelines.storage import AnyPath, path_of, ray_storage
 from pipelines.tracking.code_version import code_version
 from pipelines.tracking.run_folder import RunFolder
 from pipelines.tracking.runs import RunRef, log_dataset, log_origins, tracked
-from pipelines.tracking.tracker import UNSENT_FILE
+from pipelines.tracking.server import tracking_uri
 from pipelines.training.checks import (
     checkpoint_mistakes,
     clip_mistakes,
@@ -47,7 +48,13 @@ from pipelines.training.initial_weights import (
 )
 from pipelines.training.interrupts import fit_unless_interrupted
 from pipelines.training.loop import train_loop_per_worker
-from pipelines.training.outcome import TrainOutcome, check_outcome, leaving_text
+from pipelines.training.outcome import (
+    TrainOutcome,
+    check_outcome,
+    completed_outcome,
+    leaving_text,
+    warn_of_unsent,
+)
 from pipelines.training.resources import least_bundles, worker_resources
 from pipelines.training.stopping import StoppableTorchConfig
 
@@ -105,28 +112,40 @@ def pretrain(
         dataset = open_datasets(config.dataset)
         _check_again(config, dataset)
         check_shared(str(run_folder.path))
-        scaling = _scaling(config)
+        outcome = None if rungs else completed_outcome(run_folder, _server(config, parent))
+        scaling = _scaling(config) if outcome is None else None
         initial = _initial_weights(config, parent)
         with tracked(_open_run(config, run_folder, parent)) as run:
-            log_dataset(
-                run,
-                dataset_id=dataset.dataset_id,
-                path=dataset.path,
-                num_clips=dataset.num_clips,
-                context="training",
-            )
+            _log_clips(run, dataset)
             if initial is not None:
                 log_origins(run, initial.origins)
-            with watched_board(on_progress) as board:
-                values = _worker_values(config, run, board, started, rungs, initial)
-                outcome = fit_unless_interrupted(
-                    lambda: _fit_where_nodes_stay(config, scaling, values, callbacks),
-                    board.ask_to_stop.remote,
-                )
-            _warn_of_unsent(folder)
+            if scaling is not None:
+                with watched_board(on_progress) as board:
+                    values = _worker_values(config, run, board, started, rungs, initial)
+                    outcome = fit_unless_interrupted(
+                        partial(_fit_where_nodes_stay, config, scaling, values, callbacks),
+                        board.ask_to_stop.remote,
+                    )
+            assert outcome is not None
+            warn_of_unsent(folder)
             check_outcome(outcome, config, folder)
             discard_weights(folder)
             return _result(folder, run, outcome)
+
+
+def _server(config: PretrainConfig, parent: RunRef | None) -> str:
+    """Returns the MLflow server of the run."""
+    return parent.uri if parent else tracking_uri(config.tracking)
+
+
+def _log_clips(run: RunRef, dataset: ClipDataset) -> None:
+    log_dataset(
+        run,
+        dataset_id=dataset.dataset_id,
+        path=dataset.path,
+        num_clips=dataset.num_clips,
+        context="training",
+    )
 
 
 def _result(folder: AnyPath, run: RunRef, outcome: TrainOutcome) -> PretrainResult:
@@ -188,13 +207,6 @@ def _worker_values(
         "initial": initial.file if initial else None,
         "began_from": initial.origins if initial else None,
     }
-
-
-def _warn_of_unsent(folder: AnyPath) -> None:
-    if (file := folder / UNSENT_FILE).exists():
-        logger.warning(
-            "MLflow did not receive all metrics; run the same command to send those in %s", file
-        )
 
 
 def _open_run(config: PretrainConfig, folder: RunFolder, parent: RunRef | None) -> RunRef:

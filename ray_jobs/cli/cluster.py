@@ -20,7 +20,12 @@ from pipelines.errors import JobFailed, Terminated, UserError
 from pipelines.nodes import wait_for_nodes, watched_nodes
 from pipelines.paths import PACKAGES
 from pipelines.redaction import one_line
-from ray_jobs.cli.environment import WORKER_SETUP, submitted_environment, worker_environment
+from ray_jobs.cli.environment import (
+    OWN_SETUP,
+    WORKER_SETUP,
+    submitted_environment,
+    worker_environment,
+)
 
 _CONNECT_SECONDS = 5.0
 _MAX_PORT = 65_535
@@ -65,7 +70,7 @@ def connected(config: RaySettings, *, dashboard: bool = False) -> Iterator[None]
             "address": "local",
             "num_cpus": config.num_cpus,
             "object_store_memory": config.object_store_bytes,
-            "runtime_env": dict(WORKER_SETUP),
+            "runtime_env": dict(OWN_SETUP),
             **({"include_dashboard": True} if dashboard else without_dashboard()),
         }
     else:

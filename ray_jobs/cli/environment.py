@@ -40,6 +40,10 @@ ENVIRONMENT = {
 
 WORKER_SETUP = {"worker_process_setup_hook": "ray_jobs.cli.environment.set_address"}
 """Runtime environment of the workers of any Ray."""
+OWN_SETUP: dict[str, Any] = WORKER_SETUP | {
+    "env_vars": {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+}
+"""The same of a job's own Ray, whose only node never leaves: each training has a process less."""
 
 STORES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 """Where buckets are, if the driver says so."""

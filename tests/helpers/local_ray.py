@@ -7,7 +7,7 @@ import pytest
 import ray
 
 from ray_jobs.cli.cluster import without_dashboard
-from ray_jobs.cli.environment import ENVIRONMENT, WORKER_SETUP
+from ray_jobs.cli.environment import ENVIRONMENT, OWN_SETUP
 
 
 @contextmanager
@@ -50,5 +50,5 @@ def _start(object_store_memory: int) -> None:
         **without_dashboard(),
         object_store_memory=object_store_memory,
         log_to_driver=False,
-        runtime_env=dict(WORKER_SETUP),
+        runtime_env=dict(OWN_SETUP),
     )

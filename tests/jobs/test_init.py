@@ -30,10 +30,11 @@ def train(config) -> PretrainResult:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_workers_begin_from_the_version_that_the_alias_meant(tmp_path):
+def test_workers_begin_from_the_version_that_the_alias_means(tmp_path):
+    """An alias that moves later is for `test_initial_weights.py`."""
     dataset = write_dataset(tmp_path / "clips", 24, num_frames=10)
     model = tiny_config(tmp_path, dataset).model
-    first, second = some_networks(model, 5), some_networks(model, 6)
+    first = some_networks(model, 5)
     register(tmp_path, first, "video", model, alias="champion")
     config = tiny_config(
         tmp_path,
@@ -41,15 +42,10 @@ def test_workers_begin_from_the_version_that_the_alias_meant(tmp_path):
         init="models:/xkd-video@champion",
         objective=FROZEN,
         optimizer={**SLOW_START, "frozen_video_blocks": 1},
-        epochs=4,
-        max_seconds=1e-3,
+        epochs=2,
     )
-    with pytest.raises(Stopped):  # after its first step
-        train(config)
-    assert (folder_of(config) / TENSORS_FILE).exists()
-    register(tmp_path, second, "video", model, alias="champion")
-    result = train(config.model_copy(update={"max_seconds": None}))
-    assert 0 < result.first_step < result.total_steps == 24
+    result = train(config)
+    assert result.total_steps == 12
     assert not (folder_of(config) / TENSORS_FILE).exists()
     trained, given = load_tensors(result.checkpoint), model_tensors(first)
     for name, tensor in given.items():
@@ -96,6 +92,7 @@ def test_a_resumed_run_equals_one_that_was_not_stopped_without_its_source(tmp_pa
     halves = whole.model_copy(update={"name": "halves"})
     with pytest.raises(Stopped):
         train(halves.model_copy(update={"max_seconds": 1e-3}))
+    assert (folder_of(halves) / TENSORS_FILE).exists()
     shutil.rmtree(source)
     result = train(halves)
     assert 0 < result.first_step < result.total_steps

@@ -1,4 +1,4 @@
-"""A sweep of two trials as a user runs it: from a folder of its own, with relative paths."""
+"""A sweep as a user runs it: from a folder of its own, with relative paths."""
 
 import os
 import subprocess
@@ -15,16 +15,14 @@ from tests.jobs.test_sweep_survives import PRETRAIN, check_metrics, child_runs, 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
-@pytest.fixture(scope="module")
-def sweep_of_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
+def run_sweep(here: Path, epochs: list[float]) -> Done:
     """Clips that a tiny network finds alike, which three steps tell and two do not."""
-    here = tmp_path_factory.mktemp("here")
     file = write_sweep(
         here,
         dataset="clips",
         output="sweeps",
         pretrain={**PRETRAIN, "optimizer": {"warmup_epochs": 0}},
-        space={"epochs": {"choice": [0.4, 3]}},
+        space={"epochs": {"choice": epochs}},
         scoring={"num_rungs": 2, "neighbors": 3},
         search={"kind": "grid"},
         stopping={"kind": "none"},
@@ -40,26 +38,41 @@ def sweep_of_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
         timeout=560,
         check=False,
     )
-    return here, Done(done.returncode, done.stdout, done.stderr)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Done(done.returncode, done.stdout, done.stderr)
 
 
 def trials_of(here: Path) -> list[Trial]:
     return read_trials(here / "sweeps" / "tiny")
 
 
-def test_trials_log_where_the_sweep_does(sweep_of_two: tuple[Path, Done]):
-    here, done = sweep_of_two
-    assert done.code == 0, done.out + done.err
+def check_trials(here: Path, names: list[str]) -> None:
+    """Each trial has logged where the sweep did."""
     uri = f"sqlite:///{here}/mlflow.db"
     runs = {run.info.run_name: run.info.run_id for run in child_runs(uri)}
     trials = trials_of(here)
-    assert sorted(runs) == [trial.name for trial in trials] == ["trial-000", "trial-001"]
+    assert sorted(runs) == [trial.name for trial in trials] == names
     for trial in trials:
         check_metrics(MlflowClient(uri), runs[trial.name], trial, interrupted=False)
 
 
-def test_a_collapse_ends_its_trial_alone(sweep_of_two: tuple[Path, Done]):
-    here, done = sweep_of_two
+def test_a_trial_is_scored_logged_and_told(tmp_path: Path):
+    """One trial: a training costs a dozen processes."""
+    done = run_sweep(tmp_path, [0.4])
+    check_trials(tmp_path, ["trial-000"])
+    (trial,) = trials_of(tmp_path)
+    assert (trial.status, len(trial.rungs)) == ("completed", 3)
+    assert "best: trial-000" in done.out
+    assert "Configuration for experiment" not in done.out  # Tune's own table
+    assert (tmp_path / "sweeps/tiny/best.yaml").exists()
+    assert (tmp_path / "sweeps/tiny/report.html").exists()
+
+
+# `test_sweep.py` says what a collapse ends, and Tune's part of it.
+@pytest.mark.slow
+def test_a_collapse_ends_its_trial_alone(tmp_path: Path):
+    here, done = tmp_path, run_sweep(tmp_path, [0.4, 3])
+    check_trials(here, ["trial-000", "trial-001"])
     short, collapsed = trials_of(here)
     assert (short.status, len(short.rungs)) == ("completed", 3)
     assert (collapsed.status, collapsed.rungs[-1].rung) == ("collapsed", 1)

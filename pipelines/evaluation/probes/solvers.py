@@ -13,11 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.multiclass import OneVsRestClassifier
-from sklearn.preprocessing import StandardScaler
-from sklearn.svm import LinearSVC
 
 from xkd_core.classifiers.probes import Loss, fit_linear_layers, source_folds
 
@@ -143,6 +138,11 @@ def _loss(kind: Kind, scores: Array, targets: Array, seen: Array, is_multilabel:
 
 
 def _exact_path(kind: Kind, is_multilabel: bool) -> _Path:
+    # Here, since workers that fit nothing would import it for half a second too.
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.preprocessing import StandardScaler
+
     def along(rows: TrainingRows, test: Array, penalties: Sequence[float]) -> Iterator[Array]:
         train, asked = rows.features.astype(np.float64), test.astype(np.float64)
         if kind == "linear":
@@ -171,6 +171,9 @@ def _exact_path(kind: Kind, is_multilabel: bool) -> _Path:
 
 
 def _classifier(kind: Kind) -> Any:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.svm import LinearSVC
+
     if kind == "svm":
         return LinearSVC(max_iter=_SVM_ITERATIONS, random_state=0)
     return LogisticRegression(max_iter=_MAX_ITERATIONS, warm_start=True, tol=1e-5)

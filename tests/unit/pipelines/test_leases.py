@@ -94,7 +94,7 @@ def test_a_killed_holder_of_this_machine_is_followed_at_once(server):
 
 def test_a_holder_that_hangs_elsewhere_is_followed_and_commits_nothing(server, monkeypatch):
     folder = path_of(f"{HOME}/hangs")
-    holder = start(folder, 12, "late")
+    holder = start(folder, 4, "late")
     go(holder)
     assert holder.stdout.readline() == "holds\n"
     monkeypatch.setattr(leases, "_machine", lambda: "another machine")
@@ -126,7 +126,7 @@ def test_a_holder_elsewhere_that_renews_is_not_followed(server, monkeypatch):
 
 def test_of_many_that_start_together_one_at_a_time_writes(server):
     folder = path_of(f"{HOME}/many")
-    starters = [start(folder, 15, str(number)) for number in range(4)]
+    starters = [start(folder, 10, str(number)) for number in range(4)]
     for starter in starters:
         go(starter)
     said = [starter.communicate()[0] for starter in starters]

@@ -8,15 +8,23 @@ import copy
 import torch
 from torch._dynamo.utils import counters
 
-from tests.helpers.networks import micro_config, micro_model, micro_views
+from tests.helpers.networks import micro_config, micro_views
 from xkd_core.compilation import compile_blocks, uncompiled
+from xkd_core.config import TransformerConfig
 from xkd_core.losses import initial_centers, losses, teacher_temperatures
-from xkd_core.xkd import XKD
+from xkd_core.xkd import XKD, build_xkd
 
 
 def main() -> None:
     torch.manual_seed(0)
-    model, views, objective = micro_model(), micro_views(), micro_config().objective
+    settings = micro_config()
+    shallow = {name: getattr(settings.model, name).model_dump() for name in ("encoder", "decoder")}
+    config = settings.model.model_copy(
+        update={
+            name: TransformerConfig(**values | {"depth": 1}) for name, values in shallow.items()
+        }
+    )
+    model, views, objective = build_xkd(config), micro_views(), settings.objective
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     in_blocks = copy.deepcopy(model)
     compile_blocks(in_blocks, backend="eager")

@@ -1,15 +1,7 @@
-"""Two training steps, and alignment by itself, as one of several workers; a test starts this.
-
-Arguments: rank, number of workers, a file to meet at, a file for the result.
-"""
-
-import sys
+"""Two training steps, and alignment by itself, as one of several workers (`parallel_steps.py`)."""
 
 import torch
-import torch.distributed as dist
-from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from tests.helpers.networks import micro_config, micro_model, micro_views, train_state
 from xkd_core.alignment import alignment_distance, gather_rows
@@ -27,15 +19,6 @@ ALIGNMENTS = {
     "unbiased": {"mmd_bandwidth": "median", "mmd_unbiased": True},
     "coral": {"alignment": "coral"},
 }
-
-
-def main(rank: int, num_workers: int, meeting_file: str, result_file: str) -> None:
-    dist.init_process_group(
-        "gloo", init_method=f"file://{meeting_file}", rank=rank, world_size=num_workers
-    )
-    steps = run_steps(rank, num_workers, DistributedDataParallel)
-    save_file({**steps, **run_alignment(rank, num_workers)}, result_file)
-    dist.destroy_process_group()
 
 
 def run_steps(rank: int, num_workers: int, wrap) -> dict[str, Tensor]:
@@ -87,7 +70,3 @@ def share_of(views: Views, rank: int, num_workers: int) -> Views:
             for name, tensor in views._asdict().items()
         )
     )
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])

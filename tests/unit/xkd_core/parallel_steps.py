@@ -1,6 +1,7 @@
 """Training steps in every way to use several devices, as one of two workers.
 
-A program that a test starts. Arguments: rank, a file to meet at, a file for rank 0's results.
+A program that a test starts. Arguments: rank, a file to meet at, a folder for the results: those of
+each way by rank 0 and those of `distributed_steps.py` by both.
 """
 
 import sys
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.helpers.networks import micro_config, micro_model, micro_views, train_state
+from tests.unit.xkd_core import distributed_steps
 from xkd_core.config import ObjectiveConfig, OptimizerConfig
 from xkd_core.losses import Centers
 from xkd_core.sharding import load_optimizer_state, mapped_moments, shard, whole
@@ -36,14 +38,16 @@ WAYS = {
 }
 
 
-def main(rank: int, meeting_file: str, result_file: str) -> None:
+def main(rank: int, meeting_file: str, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{meeting_file}", rank=rank, world_size=2)
     results = {}
     for name, way in WAYS.items():
         for key, tensor in run_steps(rank, 2, **way).items():
             results[f"{name}: {key}"] = tensor.contiguous()
     if rank == 0:
-        save_file(results, result_file)
+        save_file(results, f"{folder}/ways")
+    steps = distributed_steps.run_steps(rank, 2, DistributedDataParallel)
+    save_file({**steps, **distributed_steps.run_alignment(rank, 2)}, f"{folder}/{rank}")
     dist.destroy_process_group()
 
 

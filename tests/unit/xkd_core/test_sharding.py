@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.helpers.networks import micro_config, micro_model, micro_views, train_state
+from tests.unit.xkd_core import distributed_steps
 from tests.unit.xkd_core.parallel_steps import WAYS, run_steps
 from xkd_core.config import ObjectiveConfig, OptimizerConfig
 from xkd_core.optim import build_optimizer
@@ -20,13 +21,13 @@ from xkd_core.xkd import model_tensors
 
 
 @pytest.fixture(scope="module")
-def sharded(tmp_path_factory):
-    """What two workers, in processes of their own, learn in each way."""
+def two_workers(tmp_path_factory):
+    """The folder of what two workers, in processes of their own, have found."""
     folder = tmp_path_factory.mktemp("workers")
     program = Path(__file__).with_name("parallel_steps.py")
     workers = [
         subprocess.Popen(
-            [sys.executable, program, str(rank), folder / "meeting", folder / "result"],
+            [sys.executable, program, str(rank), folder / "meeting", folder],
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -34,7 +35,19 @@ def sharded(tmp_path_factory):
     ]
     errors = [worker.communicate(timeout=200)[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], errors
-    return load_file(folder / "result")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sharded(two_workers):
+    """What they learn in each way."""
+    return load_file(two_workers / "ways")
+
+
+@pytest.fixture(scope="module")
+def of_two_workers(two_workers):
+    """What each of them gets from `distributed_steps.py`."""
+    return [load_file(two_workers / str(rank)) for rank in range(2)]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +74,25 @@ def test_two_workers_learn_what_one_process_learns(way, sharded, alone):
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=2e-4, msg=name)
+
+
+def test_two_workers_agree_on_mmd_centers_and_weights(of_two_workers):
+    """MMD over the rows of both, centres and weights."""
+    alone = distributed_steps.run_steps(0, 1, lambda model: model)
+    for together in of_two_workers:
+        for name, tensor in alone.items():
+            torch.testing.assert_close(together[name], tensor, atol=1e-6, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("name", distributed_steps.ALIGNMENTS)
+def test_alignment_over_two_workers_is_that_of_one_with_all_rows(of_two_workers, name):
+    alone, (first, second) = distributed_steps.run_alignment(0, 1), of_two_workers
+    for worker in (first, second):
+        torch.testing.assert_close(worker[f"value.{name}"], alone[f"value.{name}"])
+        assert abs(worker[f"own.{name}"] - alone[f"value.{name}"]) > 1e-3
+    gradient = torch.cat([first[f"gradient.{name}"], second[f"gradient.{name}"]])
+    torch.testing.assert_close(gradient, alone[f"gradient.{name}"], atol=1e-7, rtol=1e-5)
+    assert gradient.abs().max() > 1e-4
 
 
 def test_parts_of_a_batch_give_the_gradients_of_the_whole(alone):

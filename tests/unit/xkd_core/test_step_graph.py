@@ -15,7 +15,7 @@ from xkd_core.train_step import non_finite, train_step
 from xkd_core.views.views import Views
 from xkd_core.xkd import model_tensors
 
-STEPS = EAGER_STEPS + 4
+STEPS = EAGER_STEPS + 3
 PLAN = {"total_steps": 20, "steps_per_epoch": 2.0}
 """Temperatures change every other step, learning rate and momenta at every one."""
 

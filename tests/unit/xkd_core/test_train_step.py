@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from tests.helpers.networks import micro_config, micro_model, micro_views, train_state
-from tests.unit.xkd_core.distributed_steps import ALIGNMENTS, run_alignment, run_steps
 from xkd_core.config import ObjectiveConfig, OptimizerConfig
 from xkd_core.losses import Centers
 from xkd_core.train_step import non_finite, step_schedule, train_step
@@ -184,41 +182,3 @@ def test_the_model_compiles_to_one_graph():
         [sys.executable, str(program)], capture_output=True, text=True, timeout=200, check=False
     )
     assert result.returncode == 0, result.stderr
-
-
-@pytest.fixture(scope="module")
-def of_two_workers(tmp_path_factory):
-    """What each of two workers gets, in processes of their own, which meet through a file."""
-    program = Path(__file__).with_name("distributed_steps.py")
-    folder = tmp_path_factory.mktemp("workers")
-    results = [folder / f"{rank}.safetensors" for rank in range(2)]
-    workers = [
-        subprocess.Popen(
-            [sys.executable, program, str(rank), "2", folder / "meeting", result],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank, result in enumerate(results)
-    ]
-    errors = [worker.communicate(timeout=200)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], errors
-    return [load_file(result) for result in results]
-
-
-def test_two_workers_learn_what_one_worker_learns(of_two_workers):
-    """MMD over the rows of both, centres and weights."""
-    alone = run_steps(0, 1, lambda model: model)
-    for together in of_two_workers:
-        for name, tensor in alone.items():
-            torch.testing.assert_close(together[name], tensor, atol=1e-6, rtol=1e-4, msg=name)
-
-
-@pytest.mark.parametrize("name", ALIGNMENTS)
-def test_alignment_over_two_workers_is_that_of_one_with_all_rows(of_two_workers, name):
-    alone, (first, second) = run_alignment(0, 1), of_two_workers
-    for worker in (first, second):
-        torch.testing.assert_close(worker[f"value.{name}"], alone[f"value.{name}"])
-        assert abs(worker[f"own.{name}"] - alone[f"value.{name}"]) > 1e-3
-    gradient = torch.cat([first[f"gradient.{name}"], second[f"gradient.{name}"]])
-    torch.testing.assert_close(gradient, alone[f"gradient.{name}"], atol=1e-7, rtol=1e-5)
-    assert gradient.abs().max() > 1e-4

@@ -176,6 +176,8 @@ def test_stored_clips_give_the_same_as_their_media(tracking, media, tmp_path):
     check_embeddings(rows_of(tmp_path / "out"), model)
 
 
+# `test_worker.py` embeds a stretch and a source that fails, `ingest/test_plan.py` follows a list.
+@pytest.mark.slow
 def test_only_the_stretch_that_a_list_names_is_embedded_and_nothing_of_what_fails_half_way(
     tracking, media, tmp_path
 ):

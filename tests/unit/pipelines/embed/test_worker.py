@@ -16,6 +16,7 @@ from pipelines.registry.promote import promote
 from pipelines.registry.uri import resolve_model
 from pipelines.tracking.runs import open_run
 from tests.helpers.encoders import write_checkpoint, write_media
+from tests.helpers.media import write_growing
 from tests.helpers.registered_code import copy_code
 from tests.helpers.timed_scenes import write_scene
 
@@ -31,7 +32,14 @@ def with_scrambled_sound(path):
     return path
 
 
+def source_of(path, start=None, end=None):
+    size = path.stat().st_size
+    named = {"start_seconds": start, "end_seconds": end}
+    return UnitSource(str(path), str(path), path.name, size, None, None, None, **named)
+
+
 def test_each_version_embeds_with_its_own_code(tmp_path, monkeypatch):
+    """A whole film, one that cannot be read, a stretch of one, and one that fails half-way."""
     tracking = TrackingSettings(uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
     run = open_run(JobConfig(tracking=tracking), "promote", "test")
     checkpoint = write_checkpoint(tmp_path / "run")
@@ -42,10 +50,15 @@ def test_each_version_embeds_with_its_own_code(tmp_path, monkeypatch):
 
     film = write_media(tmp_path / "film.mkv", seconds=3.0)
     locked = with_scrambled_sound(write_scene(tmp_path / "locked.ts", 0, 3))
-    sources = tuple(
-        UnitSource(str(path), str(path), path.name, path.stat().st_size, None, None, None)
-        for path in (film, locked)
+    cut = write_media(tmp_path / "cut.mkv", seconds=3.0, seed=1)
+    write_growing(tmp_path / "grows.ts")
+    sources = (
+        source_of(film),
+        source_of(locked),
+        source_of(cut, 1.5, 3.0),
+        source_of(tmp_path / "grows.ts"),
     )
+    limits = LimitsSettings(max_pixels=20_000)
     row = {"name": "unit", "shard": "", "unit": Unit("unit", sources).to_json()}
     embeddings = []
     try:
@@ -55,7 +68,7 @@ def test_each_version_embeds_with_its_own_code(tmp_path, monkeypatch):
                 str(tmp_path),
                 run.uri,
                 resolve_model(f"models:/xkd-audio/{number}", tracking),
-                LimitsSettings().model_dump(),
+                limits.model_dump(),
                 DecoderSettings().model_dump(),
                 batch_size=2,
             )
@@ -64,8 +77,10 @@ def test_each_version_embeds_with_its_own_code(tmp_path, monkeypatch):
         for number, worker in enumerate(workers, start=1):
             (tmp_path / str(number) / "embeddings").mkdir(parents=True)
             outcomes = [(outcome["clips"], outcome["reason"]) for outcome in worker(row)]
-            assert outcomes == [(2, ""), (0, "encrypted")]
+            assert outcomes == [(2, ""), (0, "encrypted"), (1, ""), (0, "too_many_pixels")]
             table = pq.read_table(tmp_path / str(number) / "embeddings" / "unit.parquet")
+            assert table["start_seconds"].to_pylist() == [0.0, 1.5, 1.5]
+            assert table["stretch_end_seconds"].to_pylist() == [None, None, 3.0]
             embeddings.append(np.stack(table["embedding"].to_numpy()))
     finally:
         mlflow.set_tracking_uri(None)

@@ -176,7 +176,7 @@ def test_a_clock_that_is_off_by_20_minutes_is_named_soon(server, monkeypatch):
 
 
 def test_an_overloaded_bucket_is_waited_for(server, videos, local):
-    server.overloaded_for(6.0)
+    server.overloaded_for(3.0)
     assert run(videos, f"{OUTPUT}/overloaded").dataset_id == local[1].dataset_id
     assert rows(f"{OUTPUT}/overloaded") == rows(local[0])
 

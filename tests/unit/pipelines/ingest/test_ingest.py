@@ -236,19 +236,19 @@ def test_a_file_that_cannot_be_read_now_keeps_its_clips_and_is_tried_again_later
     assert {os.path.basename(row["source"]) for row in rows_of(output)[0]} == {"a.mp4", "b.mp4"}
 
 
-def test_two_runs_into_one_dataset_at_the_same_time_are_refused(local_ray, videos, tmp_path):
+def test_two_runs_into_one_dataset_at_the_same_time_are_refused(made, videos, tmp_path):
     output = tmp_path / "clips"
+    shutil.copytree(made[0], output)
     refused = []
 
     def begin_another(done, total, note):
-        if done and not refused:  # two units may be done at the first word
+        if not refused:
             with pytest.raises(UserError, match=rf"is being written by process {os.getpid()} on"):
                 run(videos, output)
             refused.append(True)
 
-    summary = run(videos, output, SEVERAL, on_progress=begin_another)
+    assert run(videos, output, on_progress=begin_another).dataset_id == made[1].dataset_id
     assert refused
-    assert run(videos, output).dataset_id == summary.dataset_id
 
 
 def test_a_damaged_shard_is_named_and_made_anew_when_it_is_deleted(made, videos, tmp_path):
@@ -580,6 +580,8 @@ def test_ctrl_c_leaves_a_dataset_that_the_next_run_completes(made, videos, tmp_p
     assert leftovers(output) == []
 
 
+# `test_unit_graph.py` says that a unit of a dead worker is done again and counted once.
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced_and_its_unit_done_again(made, videos, tmp_path):
     killed = []
 

@@ -69,14 +69,23 @@ def expected(folders, clips):
     return found
 
 
-def answers(program, folders, clips, tmp_path, modality):
-    return run_isolated(
-        program,
-        tmp_path,
-        str(folders[modality]),
-        str(clips[1] / f"{modality}.npy"),
-        COLUMN[modality],
-    )
+EACH = """
+program, found = sys.argv[1], {}
+for modality, arguments in json.loads(sys.argv[2]).items():
+    sys.argv[1:] = arguments
+    exec(program)
+    found[modality] = answer
+print(json.dumps(found))
+"""
+
+
+def answers(program, folders, clips, tmp_path):
+    """The `answer` of a program about each encoder, one after the other in one process."""
+    arguments = {
+        modality: [str(folders[modality]), str(clips[1] / f"{modality}.npy"), COLUMN[modality]]
+        for modality in MODALITIES
+    }
+    return run_isolated(EACH, tmp_path, program, json.dumps(arguments))
 
 
 PYFUNC = """
@@ -90,7 +99,7 @@ of_module = module(tensor).tolist()
 losses = fine_tuned(lambda: module(tensor), module.parameters())
 tuned = model.predict({sys.argv[3]: list(clips)})
 assert np.abs(tuned - module(tensor).detach().cpu().numpy()).max() < 1e-5
-print(json.dumps({"embeddings": [embeddings.tolist(), of_module], "losses": losses}))
+answer = {"embeddings": [embeddings.tolist(), of_module], "losses": losses}
 """
 
 MODULE = """
@@ -105,7 +114,7 @@ tokens = encoder.forward_features(clips)
 assert torch.allclose(tokens[:, 1:].mean(dim=1), embeddings, atol=1e-6)
 losses = fine_tuned(lambda: encoder(clips), encoder.parameters())
 assert "mlflow" not in sys.modules and "av" not in sys.modules
-print(json.dumps({"embeddings": [embeddings.tolist()], "losses": losses}))
+answer = {"embeddings": [embeddings.tolist()], "losses": losses}
 """
 
 TRANSFORMERS = """
@@ -115,18 +124,18 @@ processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
 inputs = processor(np.load(sys.argv[2]))
 embeddings = encoder(**inputs).pooler_output
 losses = fine_tuned(lambda: encoder(**inputs).pooler_output, encoder.parameters())
-encoder.save_pretrained("tuned")
-processor.save_pretrained("tuned")
-tuned = AutoModel.from_pretrained("tuned", trust_remote_code=True)
-again = AutoProcessor.from_pretrained("tuned", trust_remote_code=True)
+folder = f"tuned-{sys.argv[3]}"
+encoder.save_pretrained(folder)
+processor.save_pretrained(folder)
+tuned = AutoModel.from_pretrained(folder, trust_remote_code=True)
+again = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 assert torch.allclose(tuned(**again(np.load(sys.argv[2]))).pooler_output,
                       encoder(**inputs).pooler_output, atol=1e-6)
 assert not torch.allclose(encoder(**inputs).pooler_output, embeddings, atol=1e-3)
-print(json.dumps({"embeddings": [embeddings.tolist()], "losses": losses}))
+answer = {"embeddings": [embeddings.tolist()], "losses": losses}
 """
 
 
-@pytest.mark.parametrize("modality", MODALITIES)
 @pytest.mark.parametrize(
     "program",
     [
@@ -135,13 +144,11 @@ print(json.dumps({"embeddings": [embeddings.tolist()], "losses": losses}))
         pytest.param(TRANSFORMERS, id="transformers", marks=needs("transformers", extra="hf")),
     ],
 )
-def test_ways_to_fine_tune_give_the_same_embeddings(
-    program, folders, clips, expected, tmp_path, modality
-):
-    answer = answers(program, folders, clips, tmp_path, modality)
-    for embeddings in answer["embeddings"]:
-        np.testing.assert_allclose(embeddings, expected[modality], atol=1e-5)
-    assert answer["losses"][5] < answer["losses"][0]
+def test_ways_to_fine_tune_give_the_same_embeddings(program, folders, clips, expected, tmp_path):
+    for modality, answer in answers(program, folders, clips, tmp_path).items():
+        for embeddings in answer["embeddings"]:
+            np.testing.assert_allclose(embeddings, expected[modality], atol=1e-5, err_msg=modality)
+        assert answer["losses"][5] < answer["losses"][0], modality
 
 
 EXPORT = """
@@ -149,9 +156,9 @@ import sys
 from pathlib import Path
 from pipelines.models.encoder_export import export_onnx, export_program
 from pipelines.models.encoder_module import load_module
-folder = Path(sys.argv[1])
-export_program(load_module(folder), folder / "embeddings.pt2")
-export_onnx(load_module(folder), folder / "embeddings.onnx")
+for folder in map(Path, sys.argv[1:]):
+    export_program(load_module(folder), folder / "embeddings.pt2")
+    export_onnx(load_module(folder), folder / "embeddings.onnx")
 """
 
 EXPORTED = """
@@ -165,24 +172,23 @@ ways = [
 ]
 answers = [np.concatenate([way(clips[:1]), way(clips[1:])]).tolist() for way in ways]
 assert not any(name.startswith(("xkd_", "mlflow")) for name in sys.modules)
-print(json.dumps({"embeddings": answers}))
+answer = {"embeddings": answers}
 """
 
 
 @needs("onnx", "onnxscript", "onnxruntime", extra="onnx")
-@pytest.mark.parametrize("modality", MODALITIES)
-def test_exported_programs_give_the_same_embeddings(folders, clips, expected, tmp_path, modality):
+def test_exported_programs_give_the_same_embeddings(folders, clips, expected, tmp_path):
     # In a process whose types are not checked: sizes are symbols while a network is traced.
     subprocess.run(
-        [sys.executable, "-c", EXPORT, str(folders[modality])],
+        [sys.executable, "-c", EXPORT, *map(str, folders.values())],
         cwd=PACKAGES,
         env={**os.environ, "PYTHONPATH": str(PACKAGES)},
         check=True,
         capture_output=True,
     )
-    answer = answers(EXPORTED, folders, clips, tmp_path, modality)
-    for embeddings in answer["embeddings"]:
-        np.testing.assert_allclose(embeddings, expected[modality], atol=1e-4)
+    for modality, answer in answers(EXPORTED, folders, clips, tmp_path).items():
+        for embeddings in answer["embeddings"]:
+            np.testing.assert_allclose(embeddings, expected[modality], atol=1e-4, err_msg=modality)
 
 
 def test_a_program_of_torch_takes_any_number_of_clips(folders, clips, expected, tmp_path):

@@ -2,11 +2,19 @@
 
 import json
 
+import pytest
+
 from pipelines.tracking import tracker as tracking
 from pipelines.tracking.runs import RunRef, metric_histories
 from pipelines.tracking.tracker import Tracker
 from tests.helpers.tracking import run_at
 from tests.helpers.training import wait_until
+
+
+@pytest.fixture(autouse=True)
+def _give_up_at_once(monkeypatch):
+    """MLflow itself repeats a request to a server that is away, for seconds."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 
 def test_metrics_arrive_in_their_order(tmp_path):

@@ -5,11 +5,14 @@ import threading
 import pytest
 import torch
 
-from pipelines.config.evaluate import EvaluateConfig
+from pipelines.config.evaluate import EvaluateConfig, EvaluateSettings
+from pipelines.dataset.clip_dataset import ClipDataset
 from pipelines.errors import UserError
 from pipelines.evaluation.checks import networks_to_score
 from pipelines.evaluation.evaluate import evaluate
-from pipelines.evaluation.networks import checkpoint_source
+from pipelines.evaluation.features import features_of
+from pipelines.evaluation.networks import checkpoint_source, load_network
+from pipelines.evaluation.probes.folds import score_folds
 from pipelines.evaluation.scores_file import read_scores
 from pipelines.models.checkpoints import (
     MODEL_FILE,
@@ -19,6 +22,7 @@ from pipelines.models.checkpoints import (
     load_optimizer_state,
     load_tensors,
 )
+from pipelines.progress import ignore_progress
 from pipelines.storage import RemotePath, path_of
 from pipelines.tracking.run_folder import RunFolder
 from pipelines.training.checks import check_pretrain
@@ -79,9 +83,7 @@ def assert_equal(result, expected):
         assert torch.equal(torch.as_tensor(ours[name]), torch.as_tensor(value)), name
 
 
-def test_checkpoints_go_to_the_bucket_and_evaluation_reads_them(
-    server, datasets, undisturbed, tmp_path
-):
+def test_checkpoints_go_to_the_bucket_and_evaluation_reads_them(server, datasets, undisturbed):
     home, local_config, expected = undisturbed
     config = remote_config(home, datasets, "plain")
     result = train(config)
@@ -96,23 +98,29 @@ def test_checkpoints_go_to_the_bucket_and_evaluation_reads_them(
         train(config)
     assert "is being written by process" in str(error.value)
 
-    scores = []
-    for where, checkpoint in ((f"{HOME}/scores", result), (str(tmp_path / "s"), expected)):
-        given = str(checkpoint.checkpoint)
-        settings = EvaluateConfig(
-            checkpoint=given,
-            dataset=datasets[where.startswith("s3")],
-            output=where,
-            tracking=local_config.tracking,
-            untrained_baseline=False,
-            measures=("knn",),
-        )
-        source = checkpoint_source(checkpoint.checkpoint, given, settings.role)
-        evaluation = evaluate(
-            settings, networks_to_score(settings, (source,), ()), on_progress=lambda *_: None
-        )
-        scores.append(read_scores(evaluation.scores_file).found)
-    assert scores[0] == scores[1]
+    given = str(result.checkpoint)
+    settings = EvaluateConfig(
+        checkpoint=given,
+        dataset=datasets[1],
+        output=f"{HOME}/scores",
+        tracking=local_config.tracking,
+        untrained_baseline=False,
+        measures=("knn",),
+    )
+    source = checkpoint_source(result.checkpoint, given, settings.role)
+    networks = networks_to_score(settings, (source,), ())
+    evaluation = evaluate(settings, networks, on_progress=lambda *_: None)
+    assert str(evaluation.scores_file).startswith(f"{HOME}/scores/")
+    scores = read_scores(evaluation.scores_file).found
+    # The same network over the same clips on the disk, in this process.
+    source = checkpoint_source(expected.checkpoint, "", settings.role)
+    here = features_of(
+        {"trained": load_network((source,))},
+        ClipDataset.open(datasets[0]),
+        EvaluateSettings(untrained_baseline=False, measures=("knn",)),
+        ignore_progress,
+    )
+    assert scores.figures() == score_folds(here, settings)[0].figures()
     with pytest.raises(UserError, match="nowhere"):
         find_checkpoint(f"{HOME}/nowhere")
 

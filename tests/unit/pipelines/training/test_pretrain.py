@@ -16,8 +16,8 @@ from pipelines.tracking.runs import RunRef
 from pipelines.tracking.tracker import UNSENT_FILE
 from pipelines.training.checks import check_pretrain
 from pipelines.training.interrupts import fit_unless_interrupted
-from pipelines.training.outcome import TrainOutcome
-from pipelines.training.pretrain import _open_run, _warn_of_unsent, pretrain
+from pipelines.training.outcome import TrainOutcome, warn_of_unsent
+from pipelines.training.pretrain import _open_run, pretrain
 from pipelines.training.stopping import Stop
 from tests.helpers.training import folder_of, leave_checkpoint, tiny_config, tiny_dataset
 
@@ -84,10 +84,10 @@ def test_a_run_with_other_settings_is_not_taken_for_this_one(tmp_path):
 
 
 def test_metrics_that_mlflow_did_not_take_are_told(tmp_path, caplog):
-    _warn_of_unsent(tmp_path)
+    warn_of_unsent(tmp_path)
     assert not caplog.records
     (tmp_path / UNSENT_FILE).write_text("{}\n")
-    _warn_of_unsent(tmp_path)
+    warn_of_unsent(tmp_path)
     assert f"run the same command to send those in {tmp_path}" in caplog.text
 
 
@@ -147,7 +147,7 @@ def test_the_password_of_the_server_is_not_written_down(tmp_path, monkeypatch):
         "watched_board": lambda _: nullcontext(
             SimpleNamespace(ask_to_stop=SimpleNamespace(remote=quiet))
         ),
-        "_scaling": quiet,
+        "_scaling": lambda _: SimpleNamespace(),
         "_fit": fit,
     }.items():
         monkeypatch.setattr(f"pipelines.training.pretrain.{name}", instead)
