@@ -2,7 +2,7 @@
 
 from typing import Any
 
-_MAPPINGS = ("auth", "docker", "file_mounts")
+_MAPPINGS = ("docker", "file_mounts")
 _LISTS = (
     "initialization_commands",
     "setup_commands",
@@ -18,6 +18,7 @@ _LISTS = (
 AUTOSCALER: dict[str, Any] = {
     **{name: {} for name in _MAPPINGS},
     **{name: [] for name in _LISTS},
+    "auth": {"ssh_user": "nobody"},  # asked for when a node goes
     "file_mounts_sync_continuously": False,
     "cluster_name": "from-zero",
     "max_workers": 2,
