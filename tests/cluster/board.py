@@ -112,8 +112,9 @@ class Board:
     def _power_off_decoding(self) -> Machine:
         """Ends a machine while a unit is in flight on it; returns which."""
         self._wait_for(self.stand.decoding_machines, "a machine that decodes")
+        begun = self.stand.decoding_machines()
         time.sleep(DECODING_SECONDS)
-        machine = self.stand.decoding_machines()[0]
+        machine = (self.stand.decoding_machines() or begun)[0]
         self.stand.remove(machine)
         return machine
 

@@ -217,6 +217,7 @@ class Steps(Board):
         clips = "dataset=zero/clips"
         size = ("synthetic.num_clips=24", "sources_per_shard=6", "output=zero/clips")
         training = (clips, "output=zero/runs", "epochs=2", "batch_size=8", "num_workers=2", *model)
+        training += ("optimizer.warmup_epochs=1",)
         trials = ("search.num_trials=2", "search.startup_trials=1", "scoring.num_rungs=2")
         pretrain = (f"pretrain.{one}" for one in ("batch_size=8", *model))
         sweep = (clips, "output=zero/sweeps", "name=zero", *trials, *pretrain)
