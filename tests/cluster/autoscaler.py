@@ -18,13 +18,18 @@ _LISTS = (
 AUTOSCALER: dict[str, Any] = {
     **{name: {} for name in _MAPPINGS},
     **{name: [] for name in _LISTS},
-    "auth": {"ssh_user": "nobody"},  # asked for when a node goes
+    "auth": {"ssh_user": "nobody"},
     "file_mounts_sync_continuously": False,
     "cluster_name": "from-zero",
     "max_workers": 2,
     "upscaling_speed": 10.0,
     "idle_timeout_minutes": 0.5,
-    "provider": {"type": "fake_multinode"},
+    "provider": {
+        "type": "fake_multinode",
+        "use_node_id_as_ip": True,  # its nodes have one address
+        "disable_node_updaters": True,  # which would log in to them
+        "disable_launch_config_check": True,
+    },
     "head_node_type": "ray.head.default",
     "available_node_types": {
         "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
