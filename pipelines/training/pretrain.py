@@ -254,13 +254,14 @@ def _fit_where_nodes_stay(
     while outcome.may_move:
         where = leaving_text(outcome.drained)
         logger.warning(
-            "a node is about to leave (%s): %s; continuing elsewhere", where, outcome.summary_text()
+            "a node is about to leave (%s): %s; looking for others", where, outcome.summary_text()
         )
         try:
             scaling = _scaling(config, outcome.drained)
         except UserError as error:
             logger.warning("no other nodes: %s", error)
             break
+        logger.warning("continuing elsewhere")
         outcome = _fit(config, scaling, values, callbacks)
     return replace(outcome, first_step=first_step)
 
