@@ -26,9 +26,10 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import get_type_hints
 
 import pyarrow as pa
 
@@ -86,7 +87,9 @@ class Claim:
             TypeError: If it has other keys.
         """
         claim = cls(**json.loads(text))
-        if not all(isinstance(getattr(claim, field.name), field.type) for field in fields(cls)):  # type: ignore[arg-type]
+        if not all(
+            isinstance(getattr(claim, name), kind) for name, kind in get_type_hints(cls).items()
+        ):
             raise ValueError("a value has another type")
         return claim
 

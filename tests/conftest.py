@@ -1,5 +1,6 @@
 """Fixtures of all tests: where outside data lies, random numbers that no test leaks."""
 
+import importlib
 import json
 import os
 import sys
@@ -9,18 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-# Before `xkd_core`, whose type checks keep compiled files of their own of all that it is the first
-# to import: 1,900 modules, which would be compiled again.
-import timm  # noqa: F401
 import torch
-import torchaudio  # noqa: F401
 from hypothesis import settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
 import ray_jobs  # noqa: F401 - sets what MLflow and Ray read from the environment
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+# Before `xkd_core`, whose type checks keep compiled files of their own of all that it is the first
+# to import: 1,900 modules, which would be compiled again.
+for library in ("timm", "torchaudio"):
+    importlib.import_module(library)
 OWN_GOLDEN = Path(__file__).with_name("golden.json")
 
 # Programs that tests start import this checkout, and the tests' helpers.
